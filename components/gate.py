@@ -1,0 +1,30 @@
+from kfp.dsl import Artifact, Input, Model, Output
+
+from components.stage import ops_stage
+
+
+@ops_stage
+def decide(
+    evaluation: Input[Artifact],
+    drift: Input[Artifact],
+    student: Input[Model],
+    champion: str,
+    config: dict,
+    registry: dict,
+    verdict: Output[Artifact],
+) -> bool:
+    """Hold the student against the policy; return whether it may be promoted."""
+    from pathlib import Path
+
+    from distilrank import gate as stage
+    from distilrank.config import Gate, Registry
+
+    return stage.gate(
+        Gate(**config),
+        Registry(**registry),
+        evaluation=Path(evaluation.path),
+        drift=Path(drift.path),
+        student=Path(student.path),
+        champion=champion,
+        output=Path(verdict.path),
+    )

@@ -1,0 +1,37 @@
+from typing import NamedTuple
+
+from kfp.dsl import Artifact, Output
+
+from components.stage import ops_stage
+
+
+@ops_stage
+def check_inputs(
+    schedule_time: str,
+    data: dict,
+    window: dict,
+    preflight: dict,
+    compute: dict,
+    teacher: dict,
+    student: dict,
+    registry: dict,
+    resolved: Output[Artifact],
+) -> NamedTuple(
+    "Resolved",
+    [
+        ("data_digest", str),
+        ("code_digest", str),
+        ("reference_start", str),
+        ("newest_start", str),
+        ("newest_end", str),
+        ("champion", str),
+    ],
+):
+    """Resolve the log window, digest every outside input, and fail early if anything is missing."""
+    from pathlib import Path
+
+    from distilrank import config, preflight as stage
+
+    sections = dict(data=data, window=window, preflight=preflight, compute=compute, teacher=teacher, student=student)
+    checked = config.parse({**sections, "registry": registry}, "pipeline parameters")
+    return stage.check(checked, schedule_time=schedule_time, output=Path(resolved.path))

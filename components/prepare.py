@@ -1,0 +1,38 @@
+from typing import List
+
+from kfp.dsl import Artifact, Dataset, Output
+
+from components.stage import ops_stage
+
+
+@ops_stage
+def prepare_data(
+    reference_start: str,
+    newest_start: str,
+    newest_end: str,
+    data_digest: str,
+    config: dict,
+    data: dict,
+    judgements: Output[Dataset],
+    candidates: Output[Dataset],
+    traffic: Output[Dataset],
+    profile: Output[Artifact],
+) -> List[str]:
+    """Split judgements by query, mine candidates from the logs, shard them, profile it all; return the shards' names."""
+    from pathlib import Path
+
+    from distilrank import prepare as stage
+    from distilrank.config import Config, Prepare
+
+    return stage.prepare(
+        Prepare(**config),
+        Config(data=data).data,
+        reference_start=reference_start,
+        newest_start=newest_start,
+        newest_end=newest_end,
+        data_digest=data_digest,
+        judgements=Path(judgements.path),
+        candidates=Path(candidates.path),
+        traffic=Path(traffic.path),
+        profile=Path(profile.path),
+    )

@@ -1,0 +1,37 @@
+from kfp.dsl import Artifact, Dataset, Input, Model, Output
+
+from components.stage import ops_stage
+
+
+@ops_stage
+def promote_student(
+    student: Input[Model],
+    evaluation: Input[Artifact],
+    drift: Input[Artifact],
+    verdict: Input[Artifact],
+    report: Input[Artifact],
+    traffic: Input[Dataset],
+    champion: str,
+    data_digest: str,
+    code_digest: str,
+    config: dict,
+    promotion: Output[Artifact],
+) -> str:
+    """Publish the student as an immutable version and move the champion alias to it; return the version."""
+    from pathlib import Path
+
+    from distilrank import promote as stage
+    from distilrank.config import Registry
+
+    return stage.promote(
+        Registry(**config),
+        student=Path(student.path),
+        evaluation=Path(evaluation.path),
+        drift=Path(drift.path),
+        verdict=Path(verdict.path),
+        report=Path(report.path),
+        traffic=Path(traffic.path),
+        champion=champion,
+        lineage={"data": data_digest, "code": code_digest},
+        output=Path(promotion.path),
+    )

@@ -1,0 +1,43 @@
+from typing import List
+
+from kfp.dsl import HTML, Artifact, Dataset, Input, Model, Output
+
+from components.stage import ops_stage
+
+
+@ops_stage
+def render_report(
+    name: str,
+    profile: Input[Artifact],
+    judgements: Input[Dataset],
+    teacher: Input[Model],
+    labels: Input[List[Dataset]],
+    student: Input[Model],
+    evaluation: Input[Artifact],
+    drift: Input[Artifact],
+    verdict: Input[Artifact],
+    config: dict,
+    report: Output[Artifact],
+    page: Output[HTML],
+):
+    """Put everything that people need to judge the run on one page."""
+    import shutil
+    from pathlib import Path
+
+    from distilrank import report as stage
+    from distilrank.config import Report
+
+    stage.render(
+        Report(**config),
+        name=name,
+        profile=Path(profile.path),
+        judgements=Path(judgements.path),
+        teacher=Path(teacher.path),
+        labels=[Path(shard.path) for shard in labels],
+        student=Path(student.path),
+        evaluation=Path(evaluation.path),
+        drift=Path(drift.path),
+        verdict=Path(verdict.path),
+        output=Path(report.path),
+    )
+    shutil.copyfile(Path(report.path) / "report.html", page.path)

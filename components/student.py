@@ -1,0 +1,35 @@
+from typing import List
+
+from kfp.dsl import Dataset, Input, Metrics, Model, Output
+
+from components.stage import train_stage
+
+
+@train_stage
+def distil_student(
+    judgements: Input[Dataset],
+    candidates: Input[Dataset],
+    labels: Input[List[Dataset]],
+    teacher: Input[Model],
+    config: dict,
+    compute: dict,
+    student: Output[Model],
+    metrics: Output[Metrics],
+) -> float:
+    """Train the student on the teacher's margins; return its dev nDCG@10."""
+    from pathlib import Path
+
+    from distilrank import student as stage
+    from distilrank.config import Compute, Student
+
+    reached = stage.train(
+        Student(**config),
+        Compute(**compute),
+        judgements=Path(judgements.path),
+        candidates=Path(candidates.path),
+        labelled=[Path(shard.path) for shard in labels],
+        teacher=Path(teacher.path),
+        output=Path(student.path),
+    )
+    metrics.log_metric("dev_ndcg_at_10", reached)
+    return reached

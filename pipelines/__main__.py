@@ -1,0 +1,132 @@
+"""`python -m pipelines`: all that touches Kubeflow Pipelines."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from distilrank import artifacts, hardware
+from distilrank.config import load, parameters
+from distilrank.errors import InputError, RunStopped
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help=(
+        "Run and compile the distill pipeline.\n\n"
+        "[bold]python -m pipelines run --config configs/demo.yaml[/] trains, evaluates and decides on this machine.\n\n"
+        "[bold]python -m pipelines compile --config configs/paper.yaml --output distill.yaml[/] writes what Kubeflow takes.\n\n"
+        "Any knob can be set on the way: [bold]--set student.optimiser.epochs=5[/]; `distilrank config` lists them all."
+    ),
+)
+
+ConfigFile = Annotated[Path, typer.Option("--config", help="YAML file with what differs from the defaults.")]
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads the annotation
+    typer.Option("--set", metavar="KEY=VALUE", help="Set one knob, e.g. prepare.shards=4. Repeatable."),
+]
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    name: Annotated[str, typer.Option(help="Folder below --runs; default: the configuration's name and the time.")] = "",
+    runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
+    pipeline: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Run this compiled pipeline instead of the one in this source tree."),
+    ] = None,
+    cache: Annotated[bool, typer.Option(help="Take over stages of earlier runs that would do the same again.")] = True,
+    fail_on_refusal: Annotated[bool, typer.Option("--fail-on-refusal", help="Exit with 3 if the student is refused.")] = False,
+) -> None:
+    """Run the whole pipeline on this machine, a process a stage, and leave runs/NAME/ and runs/latest."""
+    from pipelines import local
+
+    console = Console(highlight=False)
+    fast = hardware.fast_bf16()
+    settings = load(config, overrides, fast_bf16=fast)
+    name = name or f"{settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    console.print(f"[bold]distill[/] {name}: {_describe_machine(fast)}")
+    if pipeline is not None and not pipeline.is_file():
+        raise InputError(f"--pipeline {pipeline}: no such file; `python -m pipelines compile` writes one")
+    folder = local.run(settings, name=name, runs=runs, cache=cache, pipeline=pipeline, console=console)
+    verdict = artifacts.read_json(folder / "verdict.json")
+    _summarise(console, folder, verdict)
+    if fail_on_refusal and not verdict["promoted"]:
+        raise typer.Exit(3)
+
+
+@app.command(name="compile")
+def compile_pipeline(
+    config: ConfigFile,
+    output: Annotated[Path, typer.Option(help="The file to write.")] = Path("distill.yaml"),
+    overrides: Overrides = None,
+) -> None:
+    """Compile the pipeline to YAML for Kubeflow, with the configuration as its parameters' defaults."""
+    from kfp import compiler
+
+    from pipelines.distill import distill
+
+    settings = load(config, overrides)
+    partial = output.with_name(f".{output.stem}.partial.yaml")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        compiler.Compiler().compile(distill, str(partial), pipeline_parameters=parameters(settings))
+        partial.replace(output)
+    except OSError as error:
+        raise InputError(f"--output {output}: cannot write ({error.strerror})") from error
+    Console(highlight=False).print(f"{output}: pipeline distill with {config}")
+
+
+def _describe_machine(fast: bool) -> str:
+    if hardware.has_gpu():
+        return f"{hardware.cores()} cores and a GPU"
+    unit = hardware.cpu_bf16()
+    how = f"bf16 by {unit}" if unit else "no fast bf16: fp32 and the smaller counts of `without_fast_bf16`"
+    return f"{hardware.cores()} cores, {how}"
+
+
+def _summarise(console: Console, folder: Path, verdict: dict) -> None:
+    metrics = artifacts.read_json(folder / "metrics.json")
+    shown = ("ndcg_at_10", "mrr", "pair_accuracy", "roc_auc", "recall_at_precision_95", "ece")
+    table = Table("system", *shown, box=None, header_style="bold")
+    for system, values in metrics["systems"].items():
+        table.add_row(system, *("-" if values[name] is None else f"{values[name]:.4f}" for name in shown))
+    console.print()
+    console.print(table)
+    console.print()
+    for check in verdict["checks"]:
+        mark = "[green]✓[/]" if check["passed"] else "[red]✗[/]"
+        console.print(f"{mark} {check['name']}: ", end="")
+        console.print(check["detail"], markup=False, soft_wrap=True)
+    seconds = artifacts.read_json(folder / "timings.json")
+    console.print(
+        f"\n[bold]{verdict['outcome'].replace('_', ' ')}[/] in {seconds['seconds']:.0f} s, "
+        f"at most {seconds['peak_memory_mib'] / 1024:.1f} GiB resident. Look at [bold]{folder / 'report.html'}[/]",
+        soft_wrap=True,
+    )
+
+
+def main() -> None:
+    """Run the command; bad input is one line and exit status 2, a stopped or failed run one line and 1."""
+    errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    try:
+        app()
+    except InputError as error:
+        errors.print(f"error: {error}")
+        raise SystemExit(2) from None
+    except (RunStopped, RuntimeError) as error:
+        errors.print(f"{'stopped' if isinstance(error, RunStopped) else 'failed'}: {error}")
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The `distill` pipeline: judgements and logs in, a promoted student out."""
+
+from kfp import dsl
+
+from components.drift import measure_drift
+from components.evaluate import evaluate_student
+from components.gate import decide
+from components.label import label_shard
+from components.preflight import check_inputs
+from components.prepare import prepare_data
+from components.promote import promote_student
+from components.report import render_report
+from components.student import distil_student
+from components.teacher import train_teacher
+
+
+@dsl.pipeline(name="distill", description="Distil an LLM's sense of relevance into a ranker, and promote it if it earned it.")
+def distill(
+    name: str,
+    data: dict,
+    window: dict,
+    preflight: dict,
+    prepare: dict,
+    compute: dict,
+    teacher: dict,
+    label: dict,
+    student: dict,
+    evaluate: dict,
+    drift: dict,
+    gate: dict,
+    report: dict,
+    registry: dict,
+):
+    """Each parameter is a section of the configuration, and each stage gets only those that it reads."""
+    checked = check_inputs(
+        schedule_time=dsl.PIPELINE_JOB_SCHEDULE_TIME_UTC_PLACEHOLDER,
+        data=data,
+        window=window,
+        preflight=preflight,
+        compute=compute,
+        teacher=teacher,
+        student=student,
+        registry=registry,
+    )
+    checked.set_caching_options(False).set_display_name("preflight")
+    champion = checked.outputs["champion"]
+
+    prepared = prepare_data(
+        reference_start=checked.outputs["reference_start"],
+        newest_start=checked.outputs["newest_start"],
+        newest_end=checked.outputs["newest_end"],
+        data_digest=checked.outputs["data_digest"],
+        config=prepare,
+        data=data,
+    ).set_display_name("prepare")
+    judgements = prepared.outputs["judgements"]
+    candidates = prepared.outputs["candidates"]
+    traffic = prepared.outputs["traffic"]
+
+    taught = train_teacher(judgements=judgements, config=teacher, compute=compute).set_display_name("teacher")
+
+    with dsl.ParallelFor(items=prepared.outputs["Output"]) as shard:
+        labelled = label_shard(
+            shard=shard, candidates=candidates, teacher=taught.outputs["teacher"], config=label, compute=compute
+        ).set_display_name("label")
+
+    distilled = distil_student(
+        judgements=judgements,
+        candidates=candidates,
+        labels=dsl.Collected(labelled.outputs["labels"]),
+        teacher=taught.outputs["teacher"],
+        config=student,
+        compute=compute,
+    ).set_display_name("student")
+
+    evaluated = evaluate_student(
+        judgements=judgements,
+        traffic=traffic,
+        teacher=taught.outputs["teacher"],
+        student=distilled.outputs["student"],
+        champion=champion,
+        config=evaluate,
+        compute=compute,
+        registry=registry,
+    ).set_display_name("evaluate")
+
+    drifted = measure_drift(
+        traffic=traffic,
+        evaluation=evaluated.outputs["evaluation"],
+        champion=champion,
+        config=drift,
+        registry=registry,
+    ).set_display_name("drift")
+
+    decided = decide(
+        evaluation=evaluated.outputs["evaluation"],
+        drift=drifted.outputs["drift"],
+        student=distilled.outputs["student"],
+        champion=champion,
+        config=gate,
+        registry=registry,
+    ).set_display_name("gate")
+
+    reported = render_report(
+        name=name,
+        profile=prepared.outputs["profile"],
+        judgements=judgements,
+        teacher=taught.outputs["teacher"],
+        labels=dsl.Collected(labelled.outputs["labels"]),
+        student=distilled.outputs["student"],
+        evaluation=evaluated.outputs["evaluation"],
+        drift=drifted.outputs["drift"],
+        verdict=decided.outputs["verdict"],
+        config=report,
+    ).set_display_name("report")
+
+    with dsl.If(decided.outputs["Output"] == True):  # noqa: E712 - KFP reads the comparison
+        promoted = promote_student(
+            student=distilled.outputs["student"],
+            evaluation=evaluated.outputs["evaluation"],
+            drift=drifted.outputs["drift"],
+            verdict=decided.outputs["verdict"],
+            report=reported.outputs["report"],
+            traffic=traffic,
+            champion=champion,
+            data_digest=checked.outputs["data_digest"],
+            code_digest=checked.outputs["code_digest"],
+            config=registry,
+        )
+        promoted.set_caching_options(False).set_display_name("promote")

@@ -1,0 +1,174 @@
+"""Run `distill` on this machine: KFP's local runner, one process a stage, the results gathered in one folder."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import psutil
+import yaml
+from kfp import components, local
+from rich.console import Console
+
+from distilrank import artifacts, hardware, label_manifest, preflight
+from distilrank.config import Config, parameters
+from distilrank.errors import InputError, RunStopped
+from pipelines.console import RunDisplay
+from pipelines.distill import distill
+
+CONCURRENT_LABELS = 2  # KFP's local runner runs at most two tasks of a ParallelFor at a time
+
+
+class _MemoryWatch:
+    """Samples the resident memory of this process and its children, for the peak of the run as a whole."""
+
+    def __init__(self) -> None:
+        self.peak_mib = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> _MemoryWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while not self._stop.wait(0.5):
+            total = 0
+            for process in [me, *me.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    total += process.memory_info().rss
+            self.peak_mib = max(self.peak_mib, total / 2**20)
+
+
+def _fitted(config: Config, runs: Path) -> Config:
+    """The configuration with what only this machine can know: threads of concurrent tasks, where progress is kept."""
+    label = config.label
+    if not label.threads and not config.compute.threads and config.prepare.shards > 1:
+        label = label.model_copy(update={"threads": max(hardware.cores() // CONCURRENT_LABELS, 1)})
+    if not label.resume:
+        label = label.model_copy(update={"resume": str((runs / ".progress").resolve())})
+    return config.model_copy(update={"label": label})
+
+
+def run(config: Config, *, name: str, runs: Path, cache: bool, pipeline: Path | None, console: Console) -> Path:
+    """Run the pipeline to its end and return the folder with its results.
+
+    Args:
+        config: validated configuration.
+        name: folder below `runs` that the results go to; it must not exist.
+        runs: holds all local runs; `runs/latest` points at the last one that finished.
+        cache: take over results of earlier runs whose stage, inputs and configuration are the same.
+        pipeline: a compiled pipeline to run in place of the one defined here.
+        console: where progress is shown.
+
+    Raises:
+        InputError: bad input, found by any stage.
+        RunStopped: a stage that ended the run on purpose.
+        RuntimeError: a stage that failed; the log tells.
+    """
+    folder = runs / name
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise InputError(f"{folder}: a run of this name is there already; choose another --name") from None
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror}), expected a writable folder for --runs") from None
+    config = _fitted(config, runs)
+    artifacts.write_text(folder / "config.yaml", yaml.safe_dump(parameters(config), sort_keys=False, allow_unicode=True))
+    root = runs / ".kfp"
+    before = set(root.glob("distill-*"))
+    started = time.monotonic()
+    runnable = components.load_component_from_file(str(pipeline)) if pipeline else distill
+    stages = {name: task.task_info.name for name, task in distill.pipeline_spec.root.dag.tasks.items()}
+    local.init(
+        local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(root),
+        enable_caching=cache,
+        # locally the image's name says nothing about the code, so the code's digest has to
+        cache_root=str(root / f"cache-{preflight.code_digest()[:16]}"),
+    )
+    warnings.filterwarnings("ignore", message="You may be attemping to run a task", category=RuntimeWarning)
+    logging.getLogger().setLevel(logging.INFO)
+    with _MemoryWatch() as memory, RunDisplay(folder / "run.log", console, stages) as display:
+        handler = logging.StreamHandler(display)
+        logging.getLogger().addHandler(handler)
+        try:
+            with contextlib.redirect_stdout(display):
+                runnable(**parameters(config))
+        except RuntimeError:
+            _raise_failure(display, folder)
+        finally:
+            logging.getLogger().removeHandler(handler)
+    made = set(root.glob("distill-*")) - before
+    if len(made) != 1:
+        raise RuntimeError(f"{root}: expected one new run folder, found {len(made)}")
+    _gather(made.pop(), folder, display.cached, time.monotonic() - started, memory.peak_mib)
+    _point(runs / "latest", folder)
+    return folder
+
+
+def _raise_failure(display: RunDisplay, folder: Path) -> None:
+    for event in display.failures:
+        if event.event == "bad input":
+            raise InputError(event.text) from None
+        raise RunStopped(event.text) from None
+    reason = f": {display.last_error}" if display.last_error else ""
+    raise RuntimeError(f"a stage failed{reason}; the log is {folder / 'run.log'}") from None
+
+
+def _gather(made: Path, folder: Path, cached: set[str], seconds: float, peak_mib: float) -> None:
+    """Copy what people and the next tools need from KFP's folders to the run's own."""
+    report = made / "render-report" / "report"
+    if not (report / "report.html").is_file():
+        raise RuntimeError(f"{report}: the report stage left no report.html")
+    inputs = {name: [Path(path) for path in paths] for name, paths in artifacts.read_json(report / "inputs.json").items()}
+    single = {name: paths[0] for name, paths in inputs.items()}
+    shutil.copyfile(report / "report.html", folder / "report.html")
+    for page in sorted(single["drift"].glob("*.html")):
+        shutil.copyfile(page, folder / page.name)
+    shutil.copyfile(single["drift"] / "drift.json", folder / "drift.json")
+    shutil.copyfile(single["evaluation"] / "metrics.json", folder / "metrics.json")
+    shutil.copyfile(single["verdict"] / "verdict.json", folder / "verdict.json")
+    shutil.copyfile(single["profile"] / "profile.json", folder / "profile.json")
+    artifacts.copy_tree(single["student"], folder / "student")
+    artifacts.copy_tree(single["evaluation"], folder / "evaluation")
+    artifacts.write_json(folder / "labels" / "manifest.json", label_manifest.combine(inputs["labels"]))
+    records = [artifacts.read_json(path) for path in made.rglob(artifacts.RECORD)]
+    known = {record["stage"] for record in records}
+    for paths in inputs.values():
+        for record in (artifacts.read_json(path / artifacts.RECORD) for path in paths if (path / artifacts.RECORD).exists()):
+            if record["stage"] not in known:
+                records.append(record | {"cached": True})
+    artifacts.write_json(
+        folder / "timings.json",
+        {
+            "seconds": round(seconds, 1),
+            "peak_memory_mib": round(peak_mib, 1),
+            "stages": {
+                record["stage"]: {
+                    "seconds": record["seconds"],
+                    "peak_memory_mib": record["peak_memory_mib"],
+                    "cached": record.get("cached", False),
+                }
+                for record in sorted(records, key=lambda record: record["started"])
+            },
+        },
+    )
+
+
+def _point(link: Path, folder: Path) -> None:
+    """Let `link` point at `folder`, in one step."""
+    partial = link.with_name(f".{link.name}.{os.getpid()}")
+    partial.symlink_to(folder.name)
+    partial.replace(link)

@@ -1,0 +1,178 @@
+"""Files and folders that stages hand to one another: atomic writes, content digests, and the record of a stage.
+
+A sealed folder holds `digest.json`, written last: its existence means that the folder is complete, and its content
+lets any reader verify every byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from distilrank import progress
+from distilrank.errors import InputError, RunStopped
+
+SEAL = "digest.json"
+RECORD = "stage.json"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` under a temporary name, then rename: readers see the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as readable JSON, atomically; floats must be finite."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not JSON ({error})") from None
+
+
+def digest_bytes(data: bytes) -> str:
+    """SHA-256 of `data`, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    """SHA-256 of a JSON value in canonical form (sorted keys, no spaces)."""
+    return digest_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _file_digests(folder: Path) -> dict[str, str]:
+    # The record of the stage holds timings, which differ between runs that made the same bytes.
+    own = {SEAL, RECORD}
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in own)
+    return {path.relative_to(folder).as_posix(): digest_file(path) for path in files}
+
+
+def seal(folder: Path) -> str:
+    """Write the digests of all files in `folder` and return the digest of them all."""
+    files = _file_digests(folder)
+    digest = digest_json(files)
+    write_json(folder / SEAL, {"digest": digest, "files": files})
+    return digest
+
+
+def sealed_digest(folder: Path) -> str:
+    """The digest with which `folder` was sealed, without hashing it again."""
+    return read_json(folder / SEAL)["digest"]
+
+
+def verify(folder: Path, only: list[str] | None = None) -> str:
+    """Check the bytes of a sealed folder (or of the files named by `only`) and return its digest.
+
+    Raises:
+        InputError: a file is missing, unexpected or differs from its digest.
+    """
+    sealed = read_json(folder / SEAL)
+    names = list(sealed["files"]) if only is None else only
+    for name in names:
+        path, expected = folder / name, sealed["files"].get(name)
+        if expected is None:
+            raise InputError(f"{path}: not listed in {folder / SEAL}")
+        if not path.is_file():
+            raise InputError(f"{path}: missing, although {folder / SEAL} lists it")
+        seen = digest_file(path)
+        if seen != expected:
+            raise InputError(f"{path}: digest {seen[:12]} differs from the recorded {expected[:12]}; the file is corrupt")
+    if only is None:
+        extra = sorted(set(_file_digests(folder)) - set(sealed["files"]))
+        if extra:
+            raise InputError(f"{folder / extra[0]}: not listed in {folder / SEAL}; the folder was changed")
+        if digest_json(sealed["files"]) != sealed["digest"]:
+            raise InputError(f"{folder / SEAL}: its digest does not match its own list of files")
+    return sealed["digest"]
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """Copy a folder to `target` under a temporary name, then rename; an existing `target` is replaced."""
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source, partial)
+    if target.exists():
+        shutil.rmtree(target)
+    partial.replace(target)
+
+
+def peak_memory_mib() -> float:
+    """Peak resident memory of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+@contextlib.contextmanager
+def stage(name: str, output: Path, *, config: Any, inputs: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Run the body as stage `name`: announce it, time it, and record it in `output/stage.json`, written last.
+
+    Args:
+        name: the stage, with its shard if it has one (`label-00003`).
+        output: the folder that the stage writes; made if missing.
+        config: pydantic model with the knobs that the stage was given.
+        inputs: digest of each input by name.
+
+    Yields:
+        A dictionary of facts worth keeping (row counts, precision), stored under `facts`.
+
+    Raises:
+        InputError: `output` cannot be written; and whatever the body raises, after one line that says so.
+    """
+    started = time.time()
+    facts: dict[str, Any] = {}
+    progress.announce(name, "started")
+    try:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            (output / RECORD).unlink(missing_ok=True)
+            yield facts
+            record = {
+                "stage": name,
+                "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+                "seconds": round(time.time() - started, 3),
+                "peak_memory_mib": round(peak_memory_mib(), 1),
+                "config": config.model_dump(mode="json"),
+                "inputs": dict(inputs),
+                "facts": facts,
+            }
+            write_json(output / RECORD, record)
+        except OSError as error:
+            if error.errno in progress.STORAGE_ERRORS:
+                raise InputError(f"{error.filename or output}: cannot write ({error.strerror})") from error
+            raise
+    except InputError as error:
+        progress.announce(name, "bad input", str(error))
+        raise
+    except RunStopped as error:
+        progress.announce(name, "stopped", str(error))
+        raise
+    progress.announce(name, "finished", f"{record['seconds']:.1f} s", f"peak {record['peak_memory_mib']:.0f} MiB")

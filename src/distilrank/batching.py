@@ -1,0 +1,47 @@
+"""Batches by token budget: units of similar length go together, so that little is spent on padding."""
+
+from __future__ import annotations
+
+import numpy as np
+
+CHUNK = 64  # batches whose units are sorted together when training: wide enough to save padding, random enough to learn
+
+
+def pack(order: np.ndarray, lengths: np.ndarray, rows: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Cut `order` into batches of at most `budget` tokens, padding included.
+
+    Args:
+        order: indices of units (pairs, or whole queries), shape (n,).
+        lengths: tokens of the longest row of each unit.
+        rows: rows of each unit.
+        budget: most tokens of a batch; a unit beyond it makes a batch of its own.
+    """
+    batches: list[np.ndarray] = []
+    start = longest = count = 0
+    for position, unit in enumerate(order):
+        longest_then, count_then = max(longest, int(lengths[unit])), count + int(rows[unit])
+        if position > start and longest_then * count_then > budget:
+            batches.append(order[start:position])
+            start, longest_then, count_then = position, int(lengths[unit]), int(rows[unit])
+        longest, count = longest_then, count_then
+    if len(order):
+        batches.append(order[start:])
+    return batches
+
+
+def by_length(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Batches of single rows, longest first (a batch that does not fit into memory shows at once)."""
+    order = np.argsort(-lengths, kind="stable")
+    return pack(order, lengths, np.ones_like(lengths), budget)
+
+
+def shuffled(lengths: np.ndarray, rows: np.ndarray, budget: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Batches for one epoch in random order: shuffled, then sorted by length within chunks of CHUNK batches."""
+    order = rng.permutation(len(lengths))
+    if not len(order):
+        return []
+    mean_tokens = max(float((lengths * rows).mean()), 1.0)
+    units = max(int(CHUNK * budget / mean_tokens), 1)
+    chunks = [order[start : start + units] for start in range(0, len(order), units)]
+    batches = [batch for chunk in chunks for batch in pack(chunk[np.argsort(lengths[chunk], kind="stable")], lengths, rows, budget)]
+    return [batches[index] for index in rng.permutation(len(batches))]

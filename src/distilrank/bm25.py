@@ -1,0 +1,100 @@
+"""BM25 over the catalogue: the baseline beside every model, and one of the ways to find candidates.
+
+bm25s with Lucene's formula and its defaults (k1 1.2, b 0.75), English stems (Snowball), no stop words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import bm25s
+import numpy as np
+import scipy.sparse as sp
+import Stemmer
+
+from distilrank import normalise
+
+
+class Index:
+    """BM25 scores of documents for queries; documents are known by their place, from 0.
+
+    Args:
+        documents: their texts; at least one word among them all.
+
+    Raises:
+        ValueError: no document has a word.
+    """
+
+    def __init__(self, documents: Iterable[str]) -> None:
+        self._stem = Stemmer.Stemmer("english").stemWord
+        self._terms: dict[str, int] = {}  # stem -> term
+        self._seen: dict[str, int] = {}  # word -> term, so that each word is stemmed once
+        terms = [[self._add(word) for word in normalise.words(text)] for text in documents]
+        if not self._terms:
+            raise ValueError("no document has a word")
+        self._bm25 = bm25s.BM25(k1=1.2, b=0.75, method="lucene")
+        self._bm25.index((terms, self._terms), create_empty_token=False, show_progress=False)
+        scores = self._bm25.scores
+        shape = (len(terms), len(self._terms))
+        # bm25s keeps a column for each term; the score of a given pair needs the row of its document.
+        self._by_document = sp.csc_matrix((scores["data"], scores["indices"], scores["indptr"]), shape=shape).tocsr()
+
+    def __len__(self) -> int:
+        return self._by_document.shape[0]
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of different stems."""
+        return len(self._terms)
+
+    def _add(self, word: str) -> int:
+        term = self._seen.get(word)
+        if term is None:
+            term = self._seen[word] = self._terms.setdefault(self._stem(word), len(self._terms))
+        return term
+
+    def _known(self, query: str) -> list[int]:
+        found = (self._terms.get(self._stem(word)) for word in normalise.words(query))
+        return [term for term in found if term is not None]
+
+    def unseen(self, query: str) -> float:
+        """Share of the words of `query` whose stem no document has, in [0, 1]; 0 for a query without words."""
+        total = len(normalise.words(query))
+        return 1 - len(self._known(query)) / total if total else 0.0
+
+    def top(self, query: str, count: int) -> np.ndarray:
+        """The best documents for `query`, best first, at most `count`; only such as share a word with it.
+
+        Ties go to the document that comes first.
+        """
+        terms = self._known(query)
+        if not terms or count < 1:
+            return np.empty(0, np.int64)
+        scores = self._bm25.get_scores_from_ids(terms)
+        found = np.flatnonzero(scores)
+        if len(found) > count:
+            least = np.partition(scores[found], -count)[-count]
+            found = found[scores[found] >= least]
+        return found[np.argsort(-scores[found], kind="stable")][:count]
+
+    def scores(self, queries: Sequence[str], query: np.ndarray, document: np.ndarray) -> np.ndarray:
+        """Scores of given pairs, float32, shape (pairs,); memory follows the pairs, not queries times documents.
+
+        Args:
+            queries: texts.
+            query: place of each pair's query in `queries`, shape (pairs,).
+            document: place of each pair's document, shape (pairs,).
+        """
+        known = [self._known(text) for text in queries]
+        starts = np.cumsum([0, *map(len, known)])
+        terms = np.fromiter((term for terms in known for term in terms), np.int32, starts[-1])
+        weights = sp.csr_matrix(
+            (np.ones(len(terms), np.float32), terms, starts), shape=(len(queries), len(self._terms))
+        )
+        weights.sum_duplicates()  # a word said twice counts twice
+        step = 1 << 18
+        parts = [
+            np.asarray(self._by_document[document[at : at + step]].multiply(weights[query[at : at + step]]).sum(axis=1))
+            for at in range(0, len(query), step)
+        ]
+        return np.concatenate([part.ravel() for part in parts]).astype(np.float32) if parts else np.empty(0, np.float32)

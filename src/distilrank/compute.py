@@ -1,0 +1,54 @@
+"""Device, precision and threads, decided once by the hardware and the configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from distilrank import hardware
+from distilrank.config import Compute
+from distilrank.errors import InputError
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a process computes with."""
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+
+    @property
+    def bf16(self) -> bool:
+        return self.dtype == torch.bfloat16
+
+    def describe(self) -> str:
+        """One line for people: `cpu, bf16 (the processor has avx512_bf16), 2 threads`."""
+        name = "bf16" if self.bf16 else "fp32"
+        return f"{self.device.type}, {name} ({self.reason}), {torch.get_num_threads()} threads"
+
+
+def setup(compute: Compute) -> Runtime:
+    """Choose device and precision, and set the number of threads.
+
+    Raises:
+        InputError: the configured device is not there.
+    """
+    torch.set_num_threads(compute.threads or hardware.cores())
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    name = next(name for name, there in available.items() if there) if compute.device == "auto" else compute.device
+    if not available[name]:
+        raise InputError(f"compute.device: {name!r} asked for, but torch sees none on this machine")
+    if compute.precision != "auto":
+        dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
+        return Runtime(torch.device(name), dtype, "configured")
+    if name == "cuda":
+        fast = torch.cuda.is_bf16_supported()
+        reason = f"{torch.cuda.get_device_name()} {'has' if fast else 'lacks'} bf16"
+    elif name == "cpu":
+        unit = hardware.cpu_bf16()
+        fast, reason = bool(unit), f"the processor has {unit}" if unit else "the processor lacks bf16 units"
+    else:
+        fast, reason = False, "fp32 is the safe choice there"
+    return Runtime(torch.device(name), torch.bfloat16 if fast else torch.float32, reason)

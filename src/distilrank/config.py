@@ -1,0 +1,480 @@
+"""Every knob, once: type, bound, default and one line on what it does.
+
+The YAML files hold only what differs from these defaults; the pipeline's parameters, the command line and the
+documentation follow from the models below. Needs pydantic and PyYAML only, so that compiling stays light.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from distilrank.errors import InputError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Lift = Annotated[float, Field(ge=-1, le=1)]
+ProductField = Literal["title", "product_type", "brand", "color", "gender", "description"]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+# Where the data comes from ----------------------------------------------------------------------------------------
+
+
+class Drifted(Section):
+    """How the demo shop's second period differs from its first; all zero: it does not."""
+
+    new_product_type: Share = Field(0.0, description="Share of second-period searches for a product type that is new.")
+    query_mix: Share = Field(0.0, description="Share of second-period searches moved from head to tail queries.")
+    seasonal_words: Share = Field(0.0, description="Share of second-period searches that carry a seasonal word.")
+
+
+class DemoShop(Section):
+    """The built-in, seeded shop: no download, known ground truth."""
+
+    source: Literal["demo_shop"]
+    seed: Count = Field(7, description="Seed of everything the shop generates.")
+    products: Positive = Field(1500, description="Products in the catalogue.")
+    queries: Positive = Field(600, description="Distinct queries, head to tail.")
+    judged_queries: Positive = Field(360, description="Queries that the raters judged.")
+    judged_per_query: Positive = Field(8, description="Products judged for each of them.")
+    raters: Positive = Field(3, description="Raters of each pair; their mean is the rating.")
+    rater_noise: Share = Field(0.12, description="Chance that a rater is off by one level.")
+    searches: Positive = Field(6000, description="Searches in the log, over both periods.")
+    days: Positive = Field(35, description="Days of log; the last 7 are the second period.")
+    drift: Drifted = Field(Drifted(), description="How the second period differs.")
+
+
+class HomeDepot(Section):
+    """The Home Depot product search relevance data (competition data: bring your own copy)."""
+
+    source: Literal["home_depot"]
+    path: str = Field(description="train.csv or train.csv.gz: id, product_uid, product_title, search_term, relevance.")
+    queries: Count = Field(0, description="Use only this many queries, chosen by hash; 0: all.")
+
+
+class Columns(Section):
+    """How the columns of your files are called; an empty name means that you have none."""
+
+    query: str = Field("query", min_length=1, description="The query text, in the judgements and in the logs.")
+    product_id: str = Field("product_id", min_length=1, description="The product's key, in all three files.")
+    rating: str = Field("rating", min_length=1, description="The rating of a judged pair.")
+    raters: str = Field("", description="How many raters the rating is the mean of; none: 1.")
+    title: str = Field("title", min_length=1, description="The product's title.")
+    product_type: str = Field("", description="The product's type.")
+    brand: str = Field("", description="The product's brand.")
+    color: str = Field("", description="The product's colour.")
+    gender: str = Field("", description="Whom the product is for.")
+    description: str = Field("", description="The long description.")
+    timestamp: str = Field("", description="When the impression happened (ISO 8601 or a Parquet timestamp).")
+    position: str = Field("", description="Rank at which the product was shown, from 1.")
+    clicked: str = Field("", description="Whether it was clicked (true/false or 1/0).")
+
+
+class Tables(Section):
+    """Your own CSV or Parquet files."""
+
+    source: Literal["tables"]
+    judgements: str = Field(description="File of judged pairs: query, product_id, rating.")
+    catalogue: str = Field(description="File of products: product_id, title and more.")
+    logs: str = Field("", description="File of impressions: query, product_id and more; empty: none.")
+    columns: Columns = Field(Columns(), description="How the columns are called.")
+    rating_min: float = Field(description="The lowest rating of the scale; its soft target is 0.")
+    rating_max: float = Field(description="The highest rating of the scale; its soft target is 1.")
+    relevant_from: float = Field(description="A pair counts as relevant from this rating on (MRR, AUC, recall).")
+
+    @model_validator(mode="after")
+    def _scale(self) -> Tables:
+        if not self.rating_min < self.relevant_from <= self.rating_max:
+            raise ValueError(
+                f"expected rating_min < relevant_from <= rating_max, "
+                f"got {self.rating_min}, {self.relevant_from}, {self.rating_max}"
+            )
+        return self
+
+
+Data = Annotated[Union[DemoShop, HomeDepot, Tables], Field(discriminator="source")]  # noqa: UP007 - pydantic reads it
+
+
+class Window(Section):
+    """Which days of log to learn from, and which count as the newest traffic."""
+
+    end: str = Field(
+        "latest", description="'latest' (newest row of the log), 'schedule' (the run's schedule time) or an ISO 8601 time."
+    )
+    days: Positive = Field(28, description="Days that candidates are mined from, up to the newest traffic.")
+    newest_days: Positive = Field(7, description="Days up to the end that count as the newest traffic, for drift.")
+
+
+class Preflight(Section):
+    """What is checked before any expensive work."""
+
+    free_disk_gib: Annotated[float, Field(ge=0)] = Field(2.0, description="Refuse to start with less free disk.")
+
+
+# Preparation ------------------------------------------------------------------------------------------------------
+
+
+class Prepare(Section):
+    """Splits, candidates and shards."""
+
+    salt: str = Field("distilrank", description="Salt of the hash that splits queries; never change it between runs.")
+    dev_share: Share = Field(0.15, description="Share of queries for dev (checkpoint choice, calibration).")
+    test_share: Share = Field(0.25, description="Share of queries for test.")
+    judged_pairs: Count = Field(
+        0, description="Keep this many judged training pairs; the others become unlabelled log. 0: all stay judged."
+    )
+    dev_queries: Count = Field(0, description="Use at most this many dev queries, by hash; 0: all.")
+    test_queries: Count = Field(0, description="Use at most this many test queries, by hash; 0: all.")
+    log_queries: Count = Field(0, description="Mine candidates for at most this many log queries, by frequency; 0: all.")
+    from_impressions: Count = Field(6, description="Candidates of a query taken from its impressions.")
+    from_bm25: Count = Field(4, description="Candidates of a query taken from the top of BM25.")
+    from_random: Count = Field(2, description="Candidates of a query drawn from the whole catalogue.")
+    shards: Positive = Field(2, description="Shards of candidates, each labelled by a task of its own.")
+    traffic_sample: Positive = Field(2000, description="Impressions of each window kept for drift.")
+    seed: Count = Field(13, description="Seed of every draw.")
+
+    @model_validator(mode="after")
+    def _shares(self) -> Prepare:
+        if self.dev_share + self.test_share >= 1:
+            raise ValueError(f"dev_share + test_share is {self.dev_share + self.test_share}, expected less than 1")
+        if not (self.from_impressions or self.from_bm25 or self.from_random):
+            raise ValueError("from_impressions, from_bm25 and from_random are all 0, expected at least one candidate")
+        return self
+
+
+# Models -----------------------------------------------------------------------------------------------------------
+
+
+class Compute(Section):
+    """How the numbers are made; `auto` follows the hardware and is printed."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where models run; auto: a GPU if any.")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="auto: bf16 where GPU or processor has units for it (AMX or AVX512-BF16), else fp32."
+    )
+    threads: Count = Field(0, description="Processor threads; 0: as many as this process may use.")
+
+
+class Text(Section):
+    """How a pair is shown to a model."""
+
+    fields: tuple[ProductField, ...] = Field(
+        ("title", "product_type", "brand", "color", "gender"), min_length=1, description="Product fields, in order."
+    )
+    separator: str = Field(" [SEP] ", description="Put between the product's fields; empty fields are left out.")
+    max_tokens: Annotated[int, Field(ge=16)] = Field(
+        192, description="Longest pair; beyond it the product is shortened, never the query."
+    )
+
+
+class TeacherText(Text):
+    """How a pair is shown to the teacher; an encoder teacher takes (query, product) and ignores the template."""
+
+    fields: tuple[ProductField, ...] = Field(
+        ("title", "product_type", "brand", "color", "gender", "description"),
+        min_length=1,
+        description="Product fields, in order; the teacher may see more than the student.",
+    )
+    separator: str = Field(" | ", description="Put between the product's fields; empty fields are left out.")
+    template: str = Field(
+        "query: {query}\nproduct: {product}\nquery: {query}",
+        description="The prompt. A decoder's last token must have seen the query after the product, hence the repeat.",
+    )
+    max_tokens: Annotated[int, Field(ge=16)] = Field(
+        256, description="Longest prompt; beyond it the product is shortened, never the query."
+    )
+
+    @model_validator(mode="after")
+    def _placeholders(self) -> TeacherText:
+        for name in ("{query}", "{product}"):
+            if name not in self.template:
+                raise ValueError(f"template {self.template!r} lacks {name}")
+        return self
+
+
+class Lora(Section):
+    """Low-rank adaptation (arXiv 2106.09685)."""
+
+    rank: Count = Field(16, description="Rank of the adapters; 0: train all weights.")
+    alpha: Positive = Field(32, description="Scale of the adapters, over the rank.")
+    dropout: Share = Field(0.0, description="Dropout before the adapters.")
+    targets: str | tuple[str, ...] = Field("all-linear", description="Modules that get adapters.")
+
+
+class Optimiser(Section):
+    """AdamW with linear warm-up and decay."""
+
+    epochs: Positive = Field(2, description="Passes over the training data.")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(5e-4, description="Peak rate.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="Decoupled weight decay.")
+    warmup: Share = Field(0.1, description="Share of steps with rising rate.")
+    clip: Annotated[float, Field(gt=0)] = Field(1.0, description="Largest gradient norm.")
+    batch_tokens: Positive = Field(1024, description="Most tokens, padding included, in one forward pass.")
+    accumulate: Positive = Field(1, description="Forward passes per step.")
+    evaluations: Positive = Field(4, description="Looks at dev over the whole training; the best one is kept.")
+    seed: Count = Field(17, description="Seed of order, dropout and new weights.")
+
+
+class StudentOptimiser(Optimiser):
+    """As for the teacher, with what suits a small encoder whose weights all train."""
+
+    epochs: Positive = Field(3, description="Passes over the training data.")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-4, description="Peak rate.")
+    batch_tokens: Positive = Field(2048, description="Most tokens, padding included, in one forward pass.")
+    evaluations: Positive = Field(6, description="Looks at dev over the whole training; the best one is kept.")
+
+
+class Teacher(Section):
+    """The LLM that is fine-tuned on judgements."""
+
+    model: str = Field("hub:mistralai/Mistral-7B-v0.1@main", description="Model reference, see docs/models.md.")
+    kind: Literal["auto", "decoder", "encoder"] = Field("auto", description="auto: told from the model's architecture.")
+    text: TeacherText = Field(TeacherText(), description="How a pair is shown to it.")
+    lora: Lora = Field(Lora(), description="Adapters.")
+    optimiser: Optimiser = Field(Optimiser(), description="Training.")
+    score_tokens: Positive = Field(4096, description="Most tokens in one forward pass without gradients.")
+    calibration: Literal["platt", "isotonic", "none"] = Field("platt", description="Logit to probability, fit on dev.")
+    lift_over_bm25: float = Field(
+        0.0, description="Stop before labelling unless dev nDCG@10 exceeds BM25's by more than this."
+    )
+
+
+class Label(Section):
+    """Scoring of the candidates by the teacher."""
+
+    part_rows: Positive = Field(512, description="Rows between two saves; a killed task repeats less than that.")
+    score_tokens: Positive = Field(4096, description="Most tokens in one forward pass.")
+    threads: Count = Field(0, description="Processor threads of one labelling task; 0: as `compute.threads` says.")
+    resume: str = Field(
+        "", description="Folder that outlives the task (a volume, say) for finished parts; empty: the task's own output."
+    )
+
+
+class Student(Section):
+    """The BERT cross-encoder that is shipped."""
+
+    model: str = Field("hub:google-bert/bert-base-uncased@main", description="Model reference, see docs/models.md.")
+    text: Text = Field(Text(), description="How a pair is shown to it.")
+    optimiser: StudentOptimiser = Field(StudentOptimiser(), description="Training.")
+    target: Literal["logit", "probability"] = Field(
+        "logit", description="Learn margins of the teacher's calibrated logits, or of its probabilities."
+    )
+    pointwise: Annotated[float, Field(ge=0)] = Field(
+        0.25, description="Weight of the pointwise term beside the margin loss (arXiv 2411.04539)."
+    )
+    human: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="Weight of the human judgements' soft-target cross-entropy; 0: they are not mixed in."
+    )
+    score_tokens: Positive = Field(8192, description="Most tokens in one forward pass without gradients.")
+    calibration: Literal["platt", "isotonic", "none"] = Field("platt", description="Score to probability, fit on dev.")
+
+
+# Decision ---------------------------------------------------------------------------------------------------------
+
+
+class Evaluate(Section):
+    """The protocol's free choices."""
+
+    bootstrap: Annotated[int, Field(ge=100)] = Field(2000, description="Resamples of queries for per-query measures.")
+    cluster_bootstrap: Annotated[int, Field(ge=50)] = Field(200, description="Resamples of queries for AUC-like measures.")
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, description="Level of the intervals.")
+    bins: Annotated[int, Field(ge=2)] = Field(10, description="Equal-width bins of ECE and the reliability diagram.")
+    seed: Count = Field(23, description="Seed of resampling and of the random ordering.")
+    latency_pairs: Positive = Field(256, description="Pairs on which the student's scoring is timed.")
+
+
+class Drift(Section):
+    """When a column counts as drifted; above about 1,000 rows the statistics are effect sizes."""
+
+    numeric: Annotated[float, Field(gt=0)] = Field(0.1, description="Normalised Wasserstein distance from which it has.")
+    categorical: Annotated[float, Field(gt=0)] = Field(0.1, description="Jensen-Shannon distance from which it has.")
+    score: Annotated[float, Field(gt=0)] = Field(0.1, description="Likewise for the student's scores (Wasserstein).")
+    chance: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.01,
+        description="Small samples differ by chance alone: a distance must also be one that shuffling rows between "
+        "the two samples reaches less often than this; 1: no such bar.",
+    )
+    share: Share = Field(0.5, description="Share of drifted columns from which the data set as a whole has drifted.")
+
+
+class Gate(Section):
+    """What a student must show to be promoted."""
+
+    metric: Literal["ndcg_at_5", "ndcg_at_10", "mrr", "pair_accuracy"] = Field(
+        "ndcg_at_10", description="The measure that decides."
+    )
+    min_queries: Count = Field(30, description="Fewest test queries that a decision may rest on.")
+    min_value: Share = Field(0.0, description="Lowest value of the measure; 0: none.")
+    lift_over_bm25: Lift = Field(
+        0.0, description="The lower end of the interval of student minus BM25 must exceed this; -1: any."
+    )
+    lift_over_random: Lift = Field(0.0, description="Likewise for student minus random; -1: any.")
+    champion_margin: Annotated[float, Field(ge=0)] = Field(
+        0.005, description="Non-inferiority: student minus champion may be this much below 0 at the lower end."
+    )
+    teacher_margin: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.1, description="Student minus teacher may be this much below 0 at the lower end; 1: any."
+    )
+    max_ece: Share = Field(0.2, description="Largest calibration error of the student; 1: any.")
+    max_drift_share: Share = Field(0.5, description="Largest share of drifted columns; 1: any.")
+
+    @model_validator(mode="after")
+    def _some_limit(self) -> Gate:
+        # min_queries bounds the evidence, not the student, and champion_margin does not hold for the first champion.
+        lifts = self.lift_over_bm25 > -1 or self.lift_over_random > -1
+        ceilings = self.teacher_margin < 1 or self.max_ece < 1 or self.max_drift_share < 1
+        if not (self.min_value > 0 or lifts or ceilings):
+            raise ValueError(
+                "every limit on the student is switched off, expected at least one of min_value, lift_over_bm25, "
+                "lift_over_random, teacher_margin, max_ece, max_drift_share"
+            )
+        return self
+
+
+class Report(Section):
+    """The page for people."""
+
+    title: str = Field("", description="Heading; empty: the run's name.")
+
+
+class Registry(Section):
+    """Where promoted students live."""
+
+    uri: str = Field("registry", description="A local folder.")
+
+
+class Config(Section):
+    """One run of the pipeline."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=60)] = Field(
+        "distill", description="Names the run's folder: lower-case letters, digits, hyphens."
+    )
+    data: Data = Field(description="Where judgements, catalogue and logs come from.")
+    window: Window = Field(Window(), description="Which days of log.")
+    preflight: Preflight = Field(Preflight(), description="Checks before the start.")
+    prepare: Prepare = Field(Prepare(), description="Splits, candidates, shards.")
+    compute: Compute = Field(Compute(), description="Device and precision.")
+    teacher: Teacher = Field(Teacher(), description="The LLM.")
+    label: Label = Field(Label(), description="Scoring of candidates.")
+    student: Student = Field(Student(), description="The model that ships.")
+    evaluate: Evaluate = Field(Evaluate(), description="Measurement.")
+    drift: Drift = Field(Drift(), description="Drift limits per column.")
+    gate: Gate = Field(Gate(), description="What it takes.")
+    report: Report = Field(Report(), description="The page for people.")
+    registry: Registry = Field(Registry(), description="Where versions live.")
+
+
+SLOW = "without_fast_bf16"
+"""Key of a configuration file: differences that apply where neither a GPU nor the processor computes in bf16."""
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _describe(error: ValidationError, model: type[BaseModel]) -> str:
+    first = error.errors()[0]
+    # The discriminated union puts the chosen source into the location; users never typed it.
+    sources = {"demo_shop", "home_depot", "tables"}
+    where = [str(part) for part in first["loc"] if part not in sources]
+    key = ".".join(where) or "(top level)"
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(model, where[:-1])
+        close = difflib.get_close_matches(where[-1], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}" if known else ""
+        return f"unknown key {key!r}; {hint}"
+    more = len(error.errors()) - 1
+    seen = "" if first["type"] == "missing" else f" (got {first['input']!r})"
+    return f"{key}: {first['msg']}{seen}" + (f"; and {more} more" if more else "")
+
+
+def _known_keys(model: Any, path: list[str]) -> list[str]:
+    """The keys of the section at `path`, looking through unions and Annotated."""
+    for part in path:
+        fields = [field.annotation for sub in _models(model) for name, field in sub.model_fields.items() if name == part]
+        if not fields:
+            return []
+        model = fields[0]
+    return sorted({name for sub in _models(model) for name in sub.model_fields})
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) in (Annotated, Union, types.UnionType):
+        return [model for part in typing.get_args(annotation) for model in _models(part)]
+    return []
+
+
+def parse(values: dict[str, Any], origin: str, model: type[BaseModel] = Config) -> Any:
+    """Validate `values` as `model`.
+
+    Raises:
+        InputError: naming `origin`, the key, the value seen and what was expected.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{origin}: {_describe(error, model)}") from None
+
+
+def load(path: Path, overrides: list[str] | None = None, fast_bf16: bool = True) -> Config:
+    """Read a configuration file; command line > file > defaults.
+
+    Args:
+        path: YAML file with what differs from the defaults.
+        overrides: `section.key=value` from the command line, values as in YAML.
+        fast_bf16: whether this machine computes in bf16; if not, the file's `without_fast_bf16` differences apply.
+
+    Raises:
+        InputError: the file is missing, is not a YAML mapping, or does not fit.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such configuration file") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a mapping of sections, got {type(values).__name__}")
+    slow = values.pop(SLOW, {})
+    if not isinstance(slow, dict):
+        raise InputError(f"{path}: {SLOW}: expected a mapping of sections, got {slow!r}")
+    if slow:  # a typo there must show on every machine
+        parse(_merge(values, slow), f"{path} with {SLOW}")
+    if not fast_bf16:
+        values = _merge(values, slow)
+    for override in overrides or []:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise InputError(f"--set {override}: expected section.key=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InputError(f"--set {override}: {text!r} is not a YAML value") from None
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        values = _merge(values, value)
+    return parse(values, f"{path} with --set" if overrides else str(path))
+
+
+def parameters(section: BaseModel) -> dict[str, Any]:
+    """A section as a pipeline parameter: plain JSON values."""
+    return section.model_dump(mode="json")

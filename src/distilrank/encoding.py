@@ -1,0 +1,132 @@
+"""How a (query, product) pair becomes the tokens that a model sees.
+
+An encoder takes the pair as two segments; a decoder takes a prompt made from a template. In both, special tokens
+that occur in raw text are neutralised, and a pair that is too long loses the end of its product, never of its query.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from distilrank.config import Text
+from distilrank.errors import InputError
+
+MIN_PRODUCT_TOKENS = 8  # what is left of a product beside a query that fills `max_tokens` by itself
+
+
+class Encoder(Protocol):
+    """Tokens of pairs."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def encode(self, queries: Sequence[str], products: Sequence[str]) -> list[dict[str, list[int]]]:
+        """Model inputs of each pair, without padding: `input_ids`, and `token_type_ids` where the model has them."""
+
+
+def is_encoder(folder: Any) -> bool:
+    """Whether the model in `folder` is of an encoder architecture (BERT and its like), by its configuration."""
+    return AutoConfig.from_pretrained(folder).model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """A pattern that finds the tokenizer's special tokens in raw text."""
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    tokens = sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True)
+    return re.compile("|".join(re.escape(token) for token in tokens))
+
+
+def neutralise(text: str, special: re.Pattern[str]) -> str:
+    """`text` with a blank within each special token, so that the tokenizer reads it as ordinary characters."""
+    previous = None
+    while previous != text:  # a blank may have brought another token together, in theory
+        previous, text = text, special.sub(lambda match: match[0][0] + " " + match[0][1:], text)
+    return text
+
+
+def render_products(table: pa.Table, text: Text, special: re.Pattern[str]) -> list[str]:
+    """One string a product: its non-empty fields in order, neutralised, joined by the separator."""
+    columns = [table.column(name).to_pylist() for name in text.fields if name in table.column_names]
+    return [
+        text.separator.join(neutralise(" ".join(value.split()), special) for value in row if value and value.strip())
+        for row in zip(*columns, strict=True)
+    ]
+
+
+class PairEncoder:
+    """(query, product) as two segments, for encoders."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, text: Text, limit: int) -> None:
+        self.tokenizer, self.max_tokens, self.limit = tokenizer, min(text.max_tokens, limit), limit
+
+    def encode(self, queries: Sequence[str], products: Sequence[str]) -> list[dict[str, list[int]]]:
+        batch = self.tokenizer(list(queries), list(products), truncation=False, return_attention_mask=False, verbose=False)
+        encoded = []
+        for row in range(len(queries)):
+            features = {name: batch[name][row] for name in batch}
+            excess = len(features["input_ids"]) - self.max_tokens
+            if excess > 0:
+                of_product = [at for at, part in enumerate(batch.sequence_ids(row)) if part == 1]
+                keep = max(len(of_product) - excess, min(MIN_PRODUCT_TOKENS, len(of_product)))
+                dropped = set(of_product[keep:])
+                features = {
+                    name: [value for at, value in enumerate(values) if at not in dropped]
+                    for name, values in features.items()
+                }
+            _refuse_long_query(queries[row], len(features["input_ids"]), self.limit)
+            encoded.append(features)
+        return encoded
+
+
+class PromptEncoder:
+    """A prompt whose last token judges the product, for decoders."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, text: Text, template: str, limit: int) -> None:
+        self.tokenizer, self.max_tokens, self.limit, self.template = tokenizer, min(text.max_tokens, limit), limit, template
+
+    def _prompt(self, query: str, product: str) -> str:
+        values = {"{query}": query, "{product}": product}
+        return re.sub(r"\{query\}|\{product\}", lambda match: values[match[0]], self.template)
+
+    def encode(self, queries: Sequence[str], products: Sequence[str]) -> list[dict[str, list[int]]]:
+        prompts = [self._prompt(*pair) for pair in zip(queries, products, strict=True)]
+        encoded = [{"input_ids": ids} for ids in self.tokenizer(prompts, verbose=False)["input_ids"]]
+        for row, features in enumerate(encoded):
+            if len(features["input_ids"]) > self.max_tokens:
+                features["input_ids"] = self._shortened(queries[row], products[row], len(features["input_ids"]))
+                _refuse_long_query(queries[row], len(features["input_ids"]), self.limit)
+        return encoded
+
+    def _shortened(self, query: str, product: str, tokens: int) -> list[int]:
+        ends = [
+            end
+            for _, end in self.tokenizer(product, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
+                "offset_mapping"
+            ]
+        ]
+        keep = len(ends)
+        while True:
+            # cutting at a token's end may change how the rest is split, hence the loop
+            keep = max(keep - max(tokens - self.max_tokens, 1), min(MIN_PRODUCT_TOKENS, len(ends)))
+            ids = self.tokenizer(self._prompt(query, product[: ends[keep - 1]] if keep else ""))["input_ids"]
+            tokens = len(ids)
+            if tokens <= self.max_tokens or keep <= MIN_PRODUCT_TOKENS:
+                return ids
+
+
+def _refuse_long_query(query: str, tokens: int, limit: int) -> None:
+    if tokens > limit:
+        raise InputError(
+            f"query {query[:60]!r}...: {tokens} tokens with its product shortened, the model takes at most {limit}"
+        )
+
+
+def lengths(encoded: Sequence[dict[str, list[int]]]) -> np.ndarray:
+    """Tokens of each pair, int64, shape (n,)."""
+    return np.fromiter((len(features["input_ids"]) for features in encoded), np.int64, len(encoded))

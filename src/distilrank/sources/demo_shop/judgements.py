@@ -1,0 +1,43 @@
+"""What raters of the demo shop were shown, and what they said."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from distilrank.sources.demo_shop.queries import GRADES, IRRELEVANT, SUBSTITUTE
+
+_AT_LEAST = (2, 1, 1, 1)
+_SHARES = (0.4, 0.2, 0.2, 0.2)
+"""Of the products picked for a query: fewest of each grade, irrelevant to exact, and shares of what is left."""
+_HARD = 0.75
+"""Share of them that a word match tends to order wrongly: those that a judgement tells most about."""
+
+
+def pick(grades: np.ndarray, lexical: np.ndarray, count: int, draw: np.random.Generator) -> np.ndarray:
+    """Rows of `count` products for the raters, ascending; all grades are among them as far as the catalogue goes.
+
+    Args:
+        grades: ground truth of every product for the query.
+        lexical: how well its words match, 0 to 1.
+    """
+    # Accessories and look-alikes with many of the query's words, good products with few of them.
+    misleading = np.where(grades >= SUBSTITUTE, -lexical, lexical)
+    noise = draw.gumbel(0, 0.1, len(grades))
+
+    def take(rows: np.ndarray, wanted: int) -> np.ndarray:
+        hard = draw.binomial(wanted, _HARD)
+        first = rows[np.argsort(-(misleading + noise)[rows])[:hard]]
+        return np.concatenate([first, draw.permutation(np.setdiff1d(rows, first))[: wanted - len(first)]])
+
+    fewest = np.minimum(_AT_LEAST, count // len(GRADES))
+    wanted = fewest + draw.multinomial(max(count - fewest.sum(), 0), _SHARES)
+    chosen = np.concatenate([take(np.flatnonzero(grades == grade), number) for grade, number in enumerate(wanted)])
+    rest = np.setdiff1d(np.flatnonzero(grades == IRRELEVANT), chosen)
+    return np.sort(np.concatenate([chosen, take(rest, count - len(chosen))]))
+
+
+def rate(grades: np.ndarray, raters: int, noise: float, draw: np.random.Generator) -> np.ndarray:
+    """The mean of `raters` ratings per pair; each is off by one level, up or down, with chance `noise`."""
+    shape = (len(grades), raters)
+    slips = np.where(draw.random(shape) < noise, draw.choice([-1, 1], shape), 0)
+    return np.clip(grades[:, None] + slips, 0, len(GRADES) - 1).mean(axis=1)

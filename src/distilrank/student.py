@@ -1,0 +1,153 @@
+"""Student stage: a small cross-encoder learns the teacher's margins between products of one query."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from distilrank import artifacts, batching, calibration, encoding, label_manifest, labels, losses, models, progress, records, training
+from distilrank import compute as computing
+from distilrank.config import Compute, Student
+from distilrank.scorer import DESCRIPTION, Scorer, collate, describe, load_encoder, load_model, score_encoded
+from distilrank.teacher import dev_ndcg
+
+
+class _Lists:
+    """Whole queries of either kind, teacher-labelled or human-judged, as rows and as units for batching."""
+
+    def __init__(self, table: pa.Table, target: np.ndarray, human: np.ndarray, encoded: list[dict[str, list[int]]]) -> None:
+        # A query may be labelled and judged: it is two lists then.
+        keys = [f"{kind:d}{query}" for kind, query in zip(human, table.column("query_id").to_pylist(), strict=True)]
+        _, self.query = np.unique(keys, return_inverse=True)
+        self.target, self.human, self.encoded = target, human, encoded
+        order = np.argsort(self.query, kind="stable")
+        self.rows = np.split(order, np.flatnonzero(np.diff(self.query[order])) + 1)
+        lengths = encoding.lengths(encoded)
+        self.longest = np.array([lengths[rows].max() for rows in self.rows])
+        self.sizes = np.array([len(rows) for rows in self.rows])
+
+
+def _targets(config: Student, teacher: Path, logits: np.ndarray) -> np.ndarray:
+    calibrated = artifacts.read_json(teacher / DESCRIPTION)["calibration"]
+    convert = calibration.calibrated_logit if config.target == "logit" else calibration.probability
+    return convert(calibrated, logits).astype(np.float32)
+
+
+def train(
+    config: Student,
+    compute: Compute,
+    *,
+    judgements: Path,
+    candidates: Path,
+    labelled: list[Path],
+    teacher: Path,
+    output: Path,
+) -> float:
+    """Distil, keep the best weights on dev, calibrate and save; return dev nDCG@10.
+
+    Args:
+        judgements: sealed folder; its dev split chooses the weights, its train split is mixed in by `config.human`.
+        candidates: sealed folder of shards.
+        labelled: the label stage's folders, one a shard.
+        teacher: sealed folder: its calibration turns the raw logits into targets.
+        output: gets the model as transformers and sentence-transformers load it, `distilrank.json`, `metrics.json`.
+
+    Raises:
+        InputError: labels that do not fit candidates or teacher, damaged files, a model that cannot be loaded.
+    """
+    inputs = {
+        "judgements": artifacts.verify(judgements),
+        "candidates": artifacts.sealed_digest(candidates),
+        "teacher": artifacts.sealed_digest(teacher),
+        "labels": artifacts.digest_json(label_manifest.combine(labelled)),
+    }
+    with artifacts.stage("student", output, config=config, inputs=inputs) as facts:
+        runtime = computing.setup(compute)
+        progress.announce("student", "note", runtime.describe())
+        scored = labels.read(labelled, candidates, teacher)
+        judged = records.read(judgements / "train.parquet", records.JUDGED)
+        dev = records.read(judgements / "dev.parquet", records.JUDGED)
+        folder = models.resolve(config.model)
+        training.seed_everything(config.optimiser.seed)
+        model = load_model(folder, runtime, torch.float32)  # fp32 master weights; the forward pass runs under autocast
+        encoder = load_encoder(folder, config.text, "encoder")
+        pad_token = model.config.pad_token_id
+        special = encoding.special_tokens(encoder.tokenizer)
+
+        def encode(table: pa.Table) -> list[dict[str, list[int]]]:
+            queries = [encoding.neutralise(query, special) for query in table.column("query").to_pylist()]
+            return encoder.encode(queries, encoding.render_products(table, config.text, special))
+
+        human = judged if config.human else judged.slice(0, 0)
+        pairs = pa.concat_tables([table.select(list(records.PAIR_COLUMNS)) for table in (scored, human)])
+        lists = _Lists(
+            pairs,
+            np.concatenate([_targets(config, teacher, scored.column("logit").to_numpy()), human.column("target").to_numpy()]),
+            np.repeat([False, True], [scored.num_rows, human.num_rows]),
+            encode(pairs),
+        )
+        dev_encoded = encode(dev)
+        rng = np.random.default_rng(config.optimiser.seed)
+        epochs = [
+            batching.shuffled(lists.longest, lists.sizes, config.optimiser.batch_tokens, rng)
+            for _ in range(config.optimiser.epochs)
+        ]
+
+        def loss(current: torch.nn.Module, units: np.ndarray) -> torch.Tensor:
+            rows = np.concatenate([lists.rows[unit] for unit in units])
+            inputs = collate([lists.encoded[row] for row in rows], pad_token, runtime.device)
+            logits = current(**inputs).logits[:, 0]
+            target = torch.from_numpy(lists.target[rows]).to(runtime.device)
+            query = torch.from_numpy(lists.query[rows]).to(runtime.device)
+            judged_rows = torch.from_numpy(lists.human[rows]).to(runtime.device)
+            share = float(np.mean([lists.human[lists.rows[unit][0]] for unit in units]))
+            total = logits.new_zeros((), dtype=torch.float32)
+            if share < 1:
+                score = logits if config.target == "logit" else logits.float().sigmoid()
+                taught = (score[~judged_rows], target[~judged_rows], query[~judged_rows])
+                distilled = losses.margin_loss(*taught) + config.pointwise * losses.pointwise_loss(*taught)
+                total = total + (1 - share) * distilled
+            if share > 0:
+                total = total + share * config.human * losses.soft_cross_entropy(logits[judged_rows], target[judged_rows])
+            return total
+
+        def evaluate(current: torch.nn.Module) -> float:
+            return dev_ndcg(dev, score_encoded(current, dev_encoded, pad_token, runtime.device, config.score_tokens))
+
+        outcome = training.fit(
+            "student", model, epochs=epochs, loss=loss, evaluate=evaluate, optimiser=config.optimiser, runtime=runtime
+        )
+        # sentence-transformers applies a sigmoid to one-logit models unless told otherwise
+        model.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
+        model.save_pretrained(output)
+        encoder.tokenizer.model_max_length = config.text.max_tokens
+        encoder.tokenizer.save_pretrained(output)
+        described: dict[str, Any] = {
+            "role": "student",
+            "kind": "encoder",
+            "text": config.text,
+            "tokens": config.score_tokens,
+            "base": config.model,
+        }
+        describe(output, **described, calibrated={"method": "none"})
+        logits = Scorer.load(output, compute).score(dev)  # what was saved is what is measured
+        calibrated = calibration.fit(config.calibration, logits, dev.column("target").to_numpy())
+        describe(output, **described, calibrated=calibrated)
+        reached = {"student": dev_ndcg(dev, logits), "bm25": dev_ndcg(dev, dev.column("bm25").to_numpy())}
+        artifacts.write_json(
+            output / "metrics.json",
+            {"curve": outcome.curve, "best_step": outcome.best_step, "dev": reached, "calibration": calibrated},
+        )
+        facts |= {
+            "runtime": runtime.describe(),
+            "pairs": pairs.num_rows,
+            "queries": len(lists.rows),
+            "tokens": int(encoding.lengths(lists.encoded).sum()),
+            "dev": reached,
+        }
+        artifacts.seal(output)
+    return reached["student"]

