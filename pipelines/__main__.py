@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Optional
@@ -50,7 +51,7 @@ def run(
     """Run the whole pipeline on this machine, a process a stage, and leave runs/NAME/ and runs/latest."""
     from pipelines import local
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, file=sys.stdout)  # the stream itself: standard output is redirected during the run
     fast = hardware.fast_bf16()
     settings = load(config, overrides, fast_bf16=fast)
     name = name or f"{settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -30,10 +30,14 @@ def distill(
     gate: dict,
     report: dict,
     registry: dict,
+    schedule_time: str = "",
 ):
-    """Each parameter is a section of the configuration, and each stage gets only those that it reads."""
+    """Each parameter is a section of the configuration, and each stage gets only those that it reads.
+
+    `schedule_time` (ISO 8601) is what `window.end: schedule` means; empty: the moment at which preflight runs.
+    """
     checked = check_inputs(
-        schedule_time=dsl.PIPELINE_JOB_SCHEDULE_TIME_UTC_PLACEHOLDER,
+        schedule_time=schedule_time,
         data=data,
         window=window,
         preflight=preflight,
@@ -112,7 +116,8 @@ def distill(
         drift=drifted.outputs["drift"],
         verdict=decided.outputs["verdict"],
         config=report,
-    ).set_display_name("report")
+    )
+    reported.set_caching_options(False).set_display_name("report")  # it names the run
 
     with dsl.If(decided.outputs["Output"] == True):  # noqa: E712 - KFP reads the comparison
         promoted = promote_student(

@@ -98,7 +98,7 @@ def run(config: Config, *, name: str, runs: Path, cache: bool, pipeline: Path | 
         # locally the image's name says nothing about the code, so the code's digest has to
         cache_root=str(root / f"cache-{preflight.code_digest()[:16]}"),
     )
-    warnings.filterwarnings("ignore", message="You may be attemping to run a task", category=RuntimeWarning)
+    warnings.filterwarnings("ignore", module=r"kfp\.local")  # settings that only a cluster heeds
     logging.getLogger().setLevel(logging.INFO)
     with _MemoryWatch() as memory, RunDisplay(folder / "run.log", console, stages) as display:
         handler = logging.StreamHandler(display)

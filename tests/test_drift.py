@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from scipy.stats import wasserstein_distance
 
-from distilrank import artifacts, drift, records
+from distilrank import artifacts, drift, records, registry
 from distilrank.config import Drift, Registry
 from distilrank.errors import InputError
 
@@ -145,6 +145,32 @@ def test_degenerate_columns_and_a_handful_of_rows(tmp_path: Path) -> None:
     assert part["share"] == pytest.approx(3 / 8)
 
 
+def test_the_champion_is_compared_with_its_own_reference(tmp_path: Path) -> None:
+    old, new = traffic(400, 1), traffic(400, 2, bm25=np.random.default_rng(3).gamma(2, 9, 400))
+    version = tmp_path / "version"
+    artifacts.write_text(version / "student" / "config.json", "{}")
+    champion = registry.version_id(artifacts.seal(version / "student"))
+    records.write(old, version / "traffic" / "reference.parquet", records.TRAFFIC)
+    scores = pa.table({"score": np.full(400, 0.9) + np.arange(400) / 1e4})
+    records.write(scores, version / "traffic" / "reference_scores.parquet", records.TRAFFIC_SCORES)
+    uri = str(tmp_path / "registry")
+    registry.open(uri).publish(version, champion)
+
+    paths = folders(tmp_path, new, new)
+    path = paths["evaluation"] / "traffic_scores" / "champion_current.parquet"
+    records.write(scores, path, records.TRAFFIC_SCORES)
+    artifacts.seal(paths["evaluation"])
+    result = measure(paths, champion=champion, uri=uri)
+    assert result["candidate"]["share"] == 0  # the candidate learned from traffic like the newest
+    columns = by_name(result["champion"])
+    assert {name for name, column in columns.items() if column["drifted"]} == {"bm25"}
+    assert columns["score"]["value"] == 0  # the champion's own scores on both sides, never the student's
+    assert (result["champion"]["version"], result["champion"]["rows"]["reference"]) == (champion, 400)
+    assert champion in (paths["output"] / "champion.html").read_text()
+    measure(paths)
+    assert not (paths["output"] / "champion.html").exists()
+
+
 def test_the_page_is_repeatable_needs_no_network_and_runs_no_text(tmp_path: Path) -> None:
     attack = "</script><script>alert(1)</script><!--"
     reference, current = (traffic(60, seed, brand=[attack] * 30 + ["b"] * 30) for seed in (1, 2))
@@ -166,6 +192,6 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     paths = folders(tmp_path / "b", traffic(0, 1), traffic(40, 2))
     with pytest.raises(InputError, match=r"reference\.parquet: no rows"):
         measure(paths)
-    (paths["traffic"] / "current.parquet").unlink()
-    with pytest.raises(InputError, match=r"current\.parquet: no such file"):
+    (paths["traffic"] / "current.parquet").write_bytes(b"half a file")
+    with pytest.raises(InputError, match=r"current\.parquet: .* the file is corrupt"):
         measure(paths)

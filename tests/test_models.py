@@ -72,8 +72,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def teacher_config(models: Path, **changes) -> Teacher:
     knobs = {
         "model": str(models / "decoder"),
-        "lora": Lora(rank=8, alpha=32),
-        "optimiser": Optimiser(epochs=15, learning_rate=1e-2, batch_tokens=400, evaluations=3),
+        "lora": Lora(rank=8, alpha=16),
+        "optimiser": Optimiser(epochs=15, learning_rate=3e-3, batch_tokens=400, evaluations=3),
         "lift_over_bm25": -1.0,
     }
     return Teacher(**knobs | changes)

@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -9,18 +10,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import sklearn.metrics
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+from transformers import AutoModelForSequenceClassification
 
 from distilrank import artifacts, measures, records, registry, relevance, significance, trec
 from distilrank.config import Compute, Evaluate, Registry, TeacherText, Text
 from distilrank.errors import InputError, RunStopped
 from distilrank.relevance import Judged, System, baselines, compare_systems
 from distilrank.scorer import Scorer, describe
+from tests.conftest import WORDS
 
+CPU = Compute(precision="fp32", device="cpu", threads=1)
 SMALL = Evaluate(bootstrap=200, cluster_bootstrap=50, latency_pairs=10)
-WORDS = ("red", "blue", "drill", "lamp", "chair", "garden", "steel", "oak")
 
 
 def judged_table(rows, **columns):
@@ -248,7 +251,9 @@ def test_ir_measures_on_the_files_gives_the_same_figures(tmp_path_factory, seed)
 
 
 def test_run_files_rank_from_one_in_trec_eval_order(tmp_path):
-    judged = Judged.read(judgements(tmp_path / "j", judged_table([("q 1", "a", 0), ("q 1", "c", 0.5), ("q 1", "b", 1)])))
+    judged = Judged.read(
+        judgements(tmp_path / "j", judged_table([("q 1", "a", 0), ("q 1", "c", 0.5), ("q 1", "b", 1)]))
+    )
     relevance.write_trec(tmp_path, judged, {"flat": System(np.zeros(3, np.float32))})
     lines = [line.split() for line in (tmp_path / "runs" / "flat.run").read_text().splitlines()]
     assert {(line[0], line[1], line[5]) for line in lines} == {("q%201", "Q0", "flat")}
@@ -265,7 +270,7 @@ def test_paired_intervals_cover_the_truth_about_as_often_as_they_say():
     for _ in range(10):  # 40 differences share the resamples of one call
         deltas = rng.normal(0.1, 0.5, (60, 40))
         sure = significance.paired(deltas, resamples=500, confidence=0.9, rng=rng)
-        covered += int(((sure.low <= 0.1) & (0.1 <= sure.high)).sum())
+        covered += int(((sure.low <= 0.1) & (sure.high >= 0.1)).sum())
     assert 0.85 < covered / 400 < 0.94
 
 
@@ -317,7 +322,15 @@ def test_clustered_bootstrap_of_a_mean_is_the_paired_one():
         rng=np.random.default_rng(9),
     )
     assert np.allclose(paired.low, clustered.low) and np.allclose(paired.high, clustered.high)
-    assert 0 < clustered.p_value[0] <= 1
+    mirrored = significance.clustered(
+        lambda drawn: -drawn @ deltas / len(deltas),
+        len(deltas),
+        resamples=300,
+        confidence=0.95,
+        rng=np.random.default_rng(9),
+    )
+    assert clustered.p_value.tolist() == mirrored.p_value.tolist(), "two-sided"
+    assert 0 < clustered.p_value[0] < 1
 
 
 def test_clustered_bootstrap_leaves_out_resamples_without_a_value():
@@ -349,10 +362,20 @@ def test_metrics_have_the_documented_form_and_finite_values(tmp_path):
     judged = Judged.read(judgements(tmp_path, judged_table(some_rows(40, rng))))
     systems = with_models(judged, rng)
     systems["champion"] = System(systems["student"].score.copy())
-    metrics, by_query = compare_systems(judged, systems, SMALL)
+    metrics, _ = compare_systems(judged, systems, SMALL)
     json.dumps(metrics, allow_nan=False)
     assert set(metrics) == {"protocol", "systems", "comparisons", "slices", "reliability", "scores"}
-    nine = {"ndcg_at_5", "ndcg_at_10", "mrr", "pair_accuracy", "roc_auc", "pr_auc", "recall_at_precision_95", "ece", "brier"}
+    nine = {
+        "ndcg_at_5",
+        "ndcg_at_10",
+        "mrr",
+        "pair_accuracy",
+        "roc_auc",
+        "pr_auc",
+        "recall_at_precision_95",
+        "ece",
+        "brier",
+    }
     assert all(set(values) == nine for values in metrics["systems"].values())
     assert metrics["systems"]["bm25"]["ece"] is None and metrics["systems"]["champion"]["brier"] is None
     assert metrics["systems"]["student"]["ece"] >= 0
@@ -372,6 +395,24 @@ def test_metrics_have_the_documented_form_and_finite_values(tmp_path):
             assert (one["delta"], one["ci_low"], one["ci_high"], one["p_value"]) == (0, 0, 0, 1)
         if (one["system"], one["baseline"]) == ("student", "random"):
             assert one["ci_low"] > 0 and one["p_value"] < 0.05
+
+
+def test_intervals_of_areas_resample_whole_queries(tmp_path):
+    rng = np.random.default_rng(15)
+    judged = Judged.read(judgements(tmp_path, judged_table(some_rows(30, rng))))
+    systems = with_models(judged, rng)
+    metrics, _ = compare_systems(judged, systems, Evaluate(bootstrap=100, cluster_bootstrap=400))
+    keys = ("student", "random", "roc_auc")
+    found = next(one for one in metrics["comparisons"] if (one["system"], one["baseline"], one["metric"]) == keys)
+    rows = [np.flatnonzero(judged.query == query) for query in range(30)]
+    deltas = []
+    for _ in range(200):
+        drawn = np.concatenate([rows[query] for query in rng.integers(30, size=30)])
+        areas = [sklearn.metrics.roc_auc_score(judged.relevant[drawn], systems[name].score[drawn]) for name in keys[:2]]
+        deltas.append(areas[0] - areas[1])
+    low, high = np.quantile(deltas, [0.025, 0.975])
+    assert high - low > 0.1
+    assert (found["ci_low"], found["ci_high"]) == pytest.approx((low, high), abs=0.05)
 
 
 def test_a_champion_changes_no_other_comparison(tmp_path):
@@ -480,23 +521,17 @@ def test_bad_judgements_are_one_clear_line(tmp_path, rows, relevant_from, messag
 # The stage --------------------------------------------------------------------------------------------------------
 
 
-def tiny_model(folder, seed, text, calibrated):
-    """A random two-layer BERT in the layout that the training stages write."""
-    import torch
-
-    folder.mkdir(parents=True)
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    (folder / "vocab.txt").write_text("\n".join([*specials, *WORDS]) + "\n")
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+def trained(base, folder, seed, kind, text, calibrated):
+    """A model with a random head in the layout that the training stages write."""
     torch.manual_seed(seed)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    config = BertConfig(
-        vocab_size=len(specials) + len(WORDS), num_labels=1, max_position_embeddings=64, initializer_range=0.5, **sizes
-    )
-    BertForSequenceClassification(config).save_pretrained(folder)
-    describe(folder, role="student", kind="encoder", text=text, tokens=512, calibrated=calibrated, base="tiny")
+    shutil.copytree(base, folder)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    model.config.pad_token_id = model.config.pad_token_id or 1
+    head = model.score if kind == "decoder" else model.classifier
+    torch.nn.init.normal_(head.weight)
+    model.save_pretrained(folder)
+    describe(folder, role="student", kind=kind, text=text, tokens=512, calibrated=calibrated, base=str(base))
     artifacts.seal(folder)
-    return folder
 
 
 def a_traffic_table(rng, rows):
@@ -517,27 +552,28 @@ def a_traffic_table(rng, rows):
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
+def inputs(tmp_path_factory, models):
     """Everything that the stage reads, small and real."""
     root, rng = tmp_path_factory.mktemp("inputs"), np.random.default_rng(14)
     rows = some_rows(12, rng)
-    texts = {"query": [f"{WORDS[int(row[0][1:]) % 8]} lamp" for row in rows]}
+    texts = {"query": [f"{WORDS[int(row[0][1:])]} lamp" for row in rows]}
     texts["title"] = [" ".join(rng.choice(WORDS, 4)) for _ in rows]
     judgements(root / "judgements", judged_table(rows, **texts))
     for name, size in (("reference", 30), ("current", 20)):
         records.write(a_traffic_table(rng, size), root / "traffic" / f"{name}.parquet", records.TRAFFIC)
     artifacts.seal(root / "traffic")
     platt = {"method": "platt", "slope": 0.5, "intercept": -0.25}
-    tiny_model(root / "teacher", 1, TeacherText(max_tokens=32), platt)
-    tiny_model(root / "student", 2, Text(max_tokens=32), platt)
-    tiny_model(root / "version" / "student", 3, Text(max_tokens=32), {"method": "none"})
+    trained(models / "decoder", root / "teacher", 1, "decoder", TeacherText(max_tokens=64), platt)
+    trained(models / "encoder", root / "student", 2, "encoder", Text(max_tokens=32), platt)
+    (root / "version").mkdir()
+    trained(models / "encoder", root / "version" / "student", 3, "encoder", Text(max_tokens=32), {"method": "none"})
     return root
 
 
 def run_stage(root, output, champion="", uri="unused"):
     return relevance.evaluate(
         SMALL,
-        Compute(precision="fp32", device="cpu"),
+        CPU,
         Registry(uri=str(uri)),
         judgements=root / "judgements",
         traffic=root / "traffic",
@@ -570,11 +606,12 @@ def test_the_stage_writes_a_sealed_folder_of_everything(inputs, tmp_path):
     assert 0 < timed["p50_ms"] <= timed["p95_ms"] and timed["pairs_per_second"] > 0 and timed["pairs_per_request"] >= 2
 
     pairs = records.read(output / "pair_scores.parquet", records.PAIR_SCORES).to_pandas()
-    scorer = Scorer.load(inputs / "student", Compute(precision="fp32", device="cpu"))
+    scorer = Scorer.load(inputs / "student", CPU)
     test = records.read(inputs / "judgements" / "test.parquet", records.JUDGED)
     expected = scorer.score(test)
     mine = pairs[pairs.system == "student"]
     assert np.allclose(mine.score, expected, atol=1e-5)
+    assert mine.score.nunique() > len(mine) / 2
     assert np.allclose(mine.probability, scorer.probability(expected), atol=1e-5)
     assert pairs[pairs.system == "bm25"].probability.isna().all()
     per_query = records.read(output / "per_query.parquet", records.PER_QUERY).to_pandas()
@@ -611,7 +648,7 @@ def test_the_champion_is_scored_again_on_the_same_rows(inputs, tmp_path):
     assert metrics["systems"]["champion"]["ece"] is None, "it was not calibrated"
     assert set(metrics["latency"]) == {"student", "champion"}
     pairs = records.read(output / "pair_scores.parquet", records.PAIR_SCORES).to_pandas()
-    scorer = Scorer.load(inputs / "version" / "student", Compute(precision="fp32", device="cpu"))
+    scorer = Scorer.load(inputs / "version" / "student", CPU)
     test = records.read(inputs / "judgements" / "test.parquet", records.JUDGED)
     assert np.allclose(pairs[pairs.system == "champion"].score, scorer.score(test), atol=1e-5)
     traffic = records.read(inputs / "traffic" / "current.parquet", records.TRAFFIC)

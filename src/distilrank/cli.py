@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from distilrank import __version__, config, hardware, knobs, progress
+from distilrank import __version__, artifacts, config, hardware, knobs, progress
 from distilrank import registry as registries
 from distilrank.errors import InputError, RunStopped
 
@@ -31,16 +31,22 @@ a Kubeflow cluster. This command holds what is around it.
 
 Look at your data and your settings before a run, score with what came out of it, manage what is in use:
 
-    distilrank demo-data --output shop               # files in the form that you would bring yourself
-    distilrank config gate                           # every knob of a section, with default and bound
-    distilrank preflight --config configs/demo.yaml  # would a run start?
+    # Files in the form that you would bring yourself
+    distilrank demo-data --output shop
+    # Every knob of a section, with its default and bound
+    distilrank config gate
+    # Would a run start?
+    distilrank preflight --config configs/demo.yaml
 
-    distilrank score --model champion --input pairs.csv --output scores.parquet
-    distilrank score --model runs/latest/student --input pairs.csv --output scores.csv
+    # Score (query, product) rows with what is in use, or with any student
+    distilrank score --model champion --input pairs.csv --output out.parquet
+    distilrank score --model runs/latest/student --input pairs.csv --output out.csv
 
-    distilrank registry list                         # what was promoted, and which one is in use
-    distilrank registry show champion                # why, by how much, made from what
-    distilrank registry rollback                     # back to the one before
+    # What was promoted, and which one is in use; why, and made from what
+    distilrank registry list
+    distilrank registry show champion
+    # Back to the one before
+    distilrank registry rollback
 
 Exit status: 0 done, 2 bad input or configuration, 1 a failure.
 """
@@ -105,9 +111,7 @@ def list_versions(registry: Uri = DEFAULT_URI, as_json: AsJson = False) -> None:
     champion = backend.champion()
     manifests = sorted((backend.manifest(version) for version in backend.versions()), key=_age)
     if as_json:
-        keys = ("id", "created", "metrics")
-        rows = [{key: manifest[key] for key in keys} | {"champion": manifest["id"] == champion} for manifest in manifests]
-        _print_json(rows)
+        _print_json([_summary(manifest) | {"champion": manifest["id"] == champion} for manifest in manifests])
         return
     if not manifests:
         print(f"registry {backend.uri}: no version yet; a run that passes the gate publishes one")
@@ -154,8 +158,10 @@ def show_version(
         checks.add_row(check["name"], "passed" if check["passed"] else "failed", check["detail"])
     console.print(checks)
     origins = Table("made from", "digest or model", title="Origin")
-    for name, value in {**manifest["digests"], **{f"{name} model": of for name, of in manifest["models"].items()}}.items():
-        origins.add_row(name, str(value))
+    for name, digest in manifest["digests"].items():
+        origins.add_row(name, digest)
+    for name, base in manifest["models"].items():
+        origins.add_row(f"{name} model", base)
     console.print(origins)
     moves = Table("when", "what", "version", "in place of", "by", title="History")
     for record in past:
@@ -194,7 +200,8 @@ def verify_versions(registry: Uri = DEFAULT_URI, as_json: AsJson = False) -> Non
             table.add_row(version, problems.get(version, "every digest matches"))
         _console().print(table)
     if problems:
-        raise InputError(f"registry {backend.uri}: {len(problems)} of {len(versions)} versions damaged: {', '.join(problems)}")
+        damaged = ", ".join(problems)
+        raise InputError(f"registry {backend.uri}: {len(problems)} of {len(versions)} versions damaged: {damaged}")
     if backend.champion():
         registries.resolve(backend, registries.CHAMPION)
 
@@ -247,15 +254,20 @@ def preflight(
     from distilrank import preflight as stage
 
     at = schedule_time or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    # The stage's own lines are for a pod's log; here the table and the error say the same.
-    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
-        resolved = stage.check(values, schedule_time=at, output=Path(scratch) / "preflight")
+    # In the working folder, where a run would write too: it is its free space that counts. The stage's own lines are
+    # for a pod's log; here the table and the error say the same.
+    with (
+        tempfile.TemporaryDirectory(prefix=".preflight-", dir=".") as scratch,
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        stage.check(values, schedule_time=at, output=Path(scratch))
+        resolved = artifacts.read_json(Path(scratch) / "preflight.json")
     if as_json:
-        _print_json(resolved._asdict())
+        _print_json(resolved)
         return
     table = Table("resolved", "value", title=f"{settings}: ready to run")
-    for name, value in resolved._asdict().items():
-        table.add_row(name.replace("_", " "), str(value) or "-")
+    for name, value in resolved.items():
+        table.add_row(name.replace("_", " "), _words(value))
     _console().print(table)
 
 
@@ -263,7 +275,7 @@ def preflight(
 def demo_data(
     output: Annotated[Path, typer.Option(help="Folder to write to.")],
     settings: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="Take the shop from its `data`; else: the default one.")
+        Path | None, typer.Option("--config", metavar="FILE", help="Take the shop from its `data`; else the default.")
     ] = None,
 ) -> None:
     """Write the demo shop's judgements, catalogue and log as files: what you would bring of your own.
@@ -279,8 +291,7 @@ def demo_data(
             raise InputError(f"{settings}: data.source is {data.source!r}, expected 'demo_shop'")
         shop = data
     demo_shop.export(demo_shop.open(shop), output)
-    for path in sorted(output.iterdir()):
-        print(path)
+    print(f"{output / 'config.yaml'}: reads judgements, catalogue and log beside it as data of your own")
 
 
 @app.command("config")
@@ -317,8 +328,26 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def _words(value: Any) -> str:
+    """A value of a report in one cell: what it holds, line by line."""
+    if isinstance(value, dict):
+        return "\n".join(f"{key}: {_words(inner)}" for key, inner in value.items()) or "-"
+    if isinstance(value, list):
+        return "\n".join(map(_words, value)) or "-"
+    return str(value) or "-"
+
+
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
+
+
+def _summary(manifest: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": manifest["id"],
+        "created": manifest["created"],
+        "outcome": manifest["verdict"]["outcome"],
+        "metrics": manifest["metrics"],
+    }
 
 
 def _age(manifest: dict[str, Any]) -> tuple[str, str]:

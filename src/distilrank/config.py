@@ -53,8 +53,14 @@ class DemoShop(Section):
     raters: Positive = Field(3, description="Raters of each pair; their mean is the rating.")
     rater_noise: Share = Field(0.12, description="Chance that a rater is off by one level.")
     searches: Positive = Field(6000, description="Searches in the log, over both periods.")
-    days: Positive = Field(35, description="Days of log; the last 7 are the second period.")
+    days: Annotated[int, Field(ge=8)] = Field(35, description="Days of log; the last 7 are the second period.")
     drift: Drifted = Field(Drifted(), description="How the second period differs.")
+
+    @model_validator(mode="after")
+    def _judged(self) -> DemoShop:
+        if self.judged_queries > self.queries:
+            raise ValueError(f"judged_queries is {self.judged_queries}, expected at most queries ({self.queries})")
+        return self
 
 
 class HomeDepot(Section):

@@ -55,6 +55,7 @@ CATEGORIES = 20
 """Categories kept apart, the most frequent of the reference; the others are one, so that a long tail is no drift."""
 
 OTHER, NONE = "(other)", "(none)"
+LESS = "\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}"
 SHUFFLES = 400
 SMALL = 30
 EXAMPLES = 20
@@ -93,7 +94,11 @@ def measure(
     Raises:
         InputError: a sample is missing, empty, damaged, or is not aligned with its scores.
     """
-    inputs = {"traffic": artifacts.sealed_digest(traffic), "evaluation": artifacts.sealed_digest(evaluation)}
+    scored = ["reference", "current", *(["champion_current"] if champion else [])]
+    inputs = {
+        "traffic": artifacts.verify(traffic),
+        "evaluation": artifacts.verify(evaluation, [f"traffic_scores/{name}.parquet" for name in scored]),
+    }
     with artifacts.stage("drift", output, config=config, inputs={**inputs, "champion": champion}) as facts:
         scores = evaluation / "traffic_scores"
         current = _sample(traffic / "current.parquet")
@@ -137,7 +142,9 @@ def _sample(path: Path) -> pa.Table:
 def _scored(sample: pa.Table, path: Path) -> pa.Table:
     scores = records.read(path, records.TRAFFIC_SCORES)
     if scores.num_rows != sample.num_rows:
-        raise InputError(f"{path}: {scores.num_rows} scores, expected one for each of the {sample.num_rows} traffic rows")
+        raise InputError(
+            f"{path}: {scores.num_rows} scores, expected one for each of the {sample.num_rows} traffic rows"
+        )
     return sample.append_column("score", scores["score"])
 
 
@@ -218,15 +225,17 @@ def _numeric(
     if not reference.size and not current.size:
         return Column(name, "numeric", reference, current, threshold, "no values, so not counted")
     if not reference.size or not current.size:
-        presence = [np.where(np.isfinite(values), "a value", NONE) for values in (all_reference, all_current)]
-        return Column(name, "categorical", *presence, categorical, "one side has no values: compared by having any")
+        before, after = (np.where(np.isfinite(values), "a value", NONE) for values in (all_reference, all_current))
+        return Column(name, "categorical", before, after, categorical, "one side has no values: compared by having any")
     constant = reference.min()
     if reference.max() == constant:
         if (current == constant).all():
             return Column(name, "numeric", reference, current, threshold, f"{constant:g} throughout")
-        sides = [np.where(values == constant, f"{constant:g}", "other values") for values in (reference, current)]
+        before, after = (
+            np.where(values == constant, f"{constant:g}", "other values") for values in (reference, current)
+        )
         note = f"{constant:g} throughout the reference: compared by the share of rows with another value"
-        return Column(name, "categorical", *sides, categorical, note)
+        return Column(name, "categorical", before, after, categorical, note)
     return Column(name, "numeric", reference, current, threshold, note)
 
 
@@ -235,13 +244,13 @@ def _categorical(name: str, threshold: float, reference: list[str | None], curre
         return Column(name, "categorical", np.array([]), np.array([]), threshold, "no values, so not counted")
     counts = Counter(value or NONE for value in reference)
     kept = set(sorted(counts, key=lambda value: (-counts[value], value))[:CATEGORIES])
-    sides = [
+    before, after = (
         np.array([value if value in kept else OTHER for value in (text or NONE for text in values)], dtype=object)
         for values in (reference, current)
-    ]
-    constant = set(sides[0]) | set(sides[1])
-    note = f"{constant.pop()!r} throughout" if len(constant) == 1 else ""
-    return Column(name, "categorical", *sides, threshold, note)
+    )
+    seen = set(before) | set(after)
+    note = f"{seen.pop()!r} throughout" if len(seen) == 1 else ""
+    return Column(name, "categorical", before, after, threshold, note)
 
 
 def _noise(column: Column, chance: float) -> float:
@@ -304,7 +313,7 @@ def _safe(column: Column, side: str) -> np.ndarray:
     values = getattr(column, side)
     if column.kind == "numeric":
         return values
-    return np.array([value.replace("<", "‹").replace("&", "＆") for value in values], dtype=object)
+    return np.array([value.replace("<", LESS) for value in values], dtype=object)
 
 
 def _page(body: str, title: str, caption: str, notes: list[str]) -> str:

@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart too; systems also differ by their labels.
@@ -27,11 +28,16 @@ COLOURS = {
 }
 INK, MUTED, LINE, FAINT, WORSE = "#1b1f24", "#5b6470", "#d5d9de", "#eef0f3", "#c4580a"
 
-STYLE = {
+MINUS = "\N{MINUS SIGN}"
+PIXELS_PER_INCH = 102.5  # 9.6 inches fill the page's 984 pixels
+
+QUARTERS = [0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"]
+
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 9.5,
     "axes.titlesize": 10.5,
-    "axes.titleweight": "semibold",
+    "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.titlepad": 9,
     "axes.labelsize": 9.5,
@@ -62,8 +68,8 @@ STYLE = {
 
 
 def _panels(width: float, height: float, columns: int, rows: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08, wspace=0.05, hspace=0.08)  # type: ignore[union-attr]
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.05, hspace=0.08)
+    figure = Figure(figsize=(width, height), layout=layout)
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     return figure, list(axes.flat)
 
@@ -79,12 +85,17 @@ def _svg(figure: Figure, name: str, description: str) -> str:
     opening, body = text.split(">", 1)
     box = re.search(r'viewBox="[^"]*"', opening)
     label = html.escape(description, quote=True)
-    body = re.sub(r'(id="|#)(?=[A-Za-z])', rf"\g<1>{name}-", body)
-    return f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {box[0] if box else ""} role="img" aria-label="{label}">{body}'
+    body = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", body)
+    # One scale for all plots, so that their text has one size.
+    width = f"max-width:{figure.get_figwidth() * PIXELS_PER_INCH:.0f}px"
+    namespace = "http://www.w3.org/1999/xlink"
+    return (
+        f'<svg xmlns:xlink="{namespace}" {box[0] if box else ""} style="{width}" role="img" aria-label="{label}">{body}'
+    )
 
 
 def _format(value: float, digits: int = 4) -> str:
-    return f"{value:+.{digits}f}".replace("-", "−")
+    return f"{value:+z.{digits}f}".replace("-", MINUS).replace("0.", ".", 1)
 
 
 def deltas(comparisons: Sequence[Mapping[str, Any]], metrics: Mapping[str, str], names: Mapping[str, str]) -> str:
@@ -110,13 +121,13 @@ def deltas(comparisons: Sequence[Mapping[str, Any]], metrics: Mapping[str, str],
                     ax.plot(entry["delta"], row, "o" if low > 0 or high < 0 else "D", color=colour, markersize=6)
                     ax.annotate(
                         _format(entry["delta"]), (entry["delta"], row), (0, 8), textcoords="offset points",
-                        ha="center", color=INK, fontsize=9,
+                        ha="center", color=INK, fontsize=9, bbox={"fc": "white", "ec": "none", "pad": 0.8},
                     )  # fmt: skip
             ax.set_title(title)
             ax.grid(axis="y", visible=False)
             ax.spines["left"].set_visible(False)
             ax.xaxis.set_major_locator(MaxNLocator(4))
-            ax.xaxis.set_major_formatter(lambda value, _: _format(value, 2).replace("+0.00", "0").replace("−0.00", "0"))
+            ax.xaxis.set_major_formatter(lambda value, _: _format(value, 2) if abs(value) > 1e-9 else "0")
             ax.set_ylim(-0.5, len(baselines) - 0.3)
             ax.set_yticks(range(len(baselines)), [f"vs {names[name]}" for name in reversed(baselines)])
             ax.tick_params(axis="y", labelcolor=INK)
@@ -156,6 +167,8 @@ def learning(curves: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) 
             lower.set_xlabel("step")
             lower.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             upper.margins(y=0.18)
+            upper.yaxis.set_major_formatter(lambda value, _: f"{value:.2f}".replace("0.", ".", 1))
+            upper.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         return _svg(figure, "learning", "Dev nDCG@10 and training loss over the steps, for teacher and student")
 
 
@@ -174,9 +187,11 @@ def reliability(diagrams: Mapping[str, Sequence[Mapping[str, Any]]], names: Mapp
             largest = max(part["count"] for part in bins)
             ax.plot(said, seen, color=COLOURS[name], linewidth=1.2, alpha=0.5)
             ax.scatter(said, seen, [12 + 110 * part["count"] / largest for part in bins], color=COLOURS[name], zorder=3)
-            ax.set(title=names[name], xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xlabel="probability given")
-            ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
-            ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
+            ax.set(
+                title=names[name], xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xlabel="probability given"
+            )
+            ax.set_xticks(*QUARTERS)
+            ax.set_yticks(*QUARTERS)
         axes[0].set_ylabel("mean judgement")
         return _svg(figure, "reliability", "Reliability diagrams: mean judgement against the probability given")
 
@@ -193,7 +208,8 @@ def scores(parts: Mapping[str, tuple[np.ndarray, np.ndarray]], names: Mapping[st
         figure, axes = _panels(4.8 * len(parts), 2.7, len(parts))
         for ax, (name, (relevant, others)) in zip(axes, parts.items(), strict=True):
             both = np.concatenate([relevant, others])
-            edges = np.histogram_bin_edges(both, 24, (0, 1) if 0 <= both.min() and both.max() <= 1 else None)
+            probabilities = both.min() >= 0 and both.max() <= 1
+            edges = np.histogram_bin_edges(both, 24, (0, 1) if probabilities else None).tolist()
             for values, colour, kind in ((others, MUTED, "not relevant"), (relevant, COLOURS[name], "relevant")):
                 ax.hist(
                     values, edges, weights=np.full(len(values), 1 / max(len(values), 1)), histtype="stepfilled",
@@ -202,7 +218,9 @@ def scores(parts: Mapping[str, tuple[np.ndarray, np.ndarray]], names: Mapping[st
             ax.set(title=names[name], xlabel=label)
             ax.yaxis.set_major_locator(MaxNLocator(4))
             ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-            ax.legend(loc="upper left", bbox_to_anchor=(0, 1.0))
+            ax.legend(loc="lower right", bbox_to_anchor=(1.02, 0.98), ncols=2, columnspacing=1.2, handlelength=1.4)
+            if probabilities:
+                ax.set_xticks(*QUARTERS)
         axes[0].set_ylabel("share of pairs")
         return _svg(figure, "scores", "Distributions of scores for relevant pairs and for others")
 
@@ -242,7 +260,7 @@ def targets(values: np.ndarray, relevant_from: float | None) -> str:
                 textcoords="offset points", va="top", color=MUTED, fontsize=9,
             )  # fmt: skip
         ax.set(xlabel="soft target", ylabel="share of pairs", xlim=(-0.05, 1.05))
-        ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
+        ax.set_xticks(*QUARTERS)
         ax.yaxis.set_major_locator(MaxNLocator(4))
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         return _svg(figure, "targets", "Distribution of the judgements' soft targets")

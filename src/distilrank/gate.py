@@ -168,7 +168,7 @@ class _Measured:
         row = self.comparisons.get(baseline, {})
         delta, low, high = (_number(row.get(key)) for key in ("delta", "ci_low", "ci_high"))
         if delta is None or low is None or high is None:
-            detail = f"the evaluation has no comparison of the student with {label} by {self.label}, so this cannot pass"
+            detail = f"the evaluation does not compare the student with {label} by {self.label}, so this cannot pass"
             return Check(name, False, None, bound, detail)
         passed = low > bound if strictly else low >= bound
         places = _places(low, bound)
@@ -223,9 +223,7 @@ def _drift(policy: Gate, drift: dict[str, Any]) -> Check:
         return Check("drift", bound == 1, None, bound, detail)
     names = [column["name"] for column in found.get("columns", []) if column["drifted"]]
     which = f" ({', '.join(names)})" if names else ""
-    detail = (
-        f"{100 * share:.3g} % of the columns{which} have drifted between the training window and the newest traffic; {rule}"
-    )
+    detail = f"{100 * share:.3g} % of the columns{which} have drifted from training window to newest traffic; {rule}"
     return Check("drift", share <= bound, share, bound, detail)
 
 

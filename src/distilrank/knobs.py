@@ -54,8 +54,8 @@ def markdown() -> str:
     lines = [
         "# Configuration",
         "",
-        "A configuration file holds only what differs from these defaults. The command line (`--set section.key=value`)",
-        "is stronger than the file, and the file is stronger than the defaults. What the file holds under",
+        "A configuration file holds only what differs from these defaults. `--set section.key=value` on the command",
+        "line is stronger than the file, and the file is stronger than the defaults. What the file holds under",
         "`without_fast_bf16` applies only where neither a GPU nor the processor computes in bf16.",
         "",
         "This page is the output of `distilrank config --markdown`.",

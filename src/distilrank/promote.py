@@ -66,10 +66,8 @@ def promote(
             artifacts.verify(evaluation, only=["metrics.json", "traffic_scores/reference.parquet"])
             artifacts.verify(drift, only=["drift.html"])
             artifacts.verify(traffic, only=["reference.parquet"])
-            stages = {
-                name: _record(folder)
-                for name, folder in (("student", student), ("evaluate", evaluation), ("drift", drift), ("gate", verdict))
-            }
+            recorded = {"student": student, "evaluate": evaluation, "drift": drift, "gate": verdict}
+            stages = {name: _record(folder) for name, folder in recorded.items()}
             with tempfile.TemporaryDirectory() as scratch:
                 content = Path(scratch)
                 _link(student, content / "student")
@@ -123,7 +121,7 @@ def _insist(decision: dict[str, Any], version: str, champion: str, path: Path) -
         raise RunStopped(f"{path}: is about {decision['candidate']['id']}, but the student is {version}")
     judged = decision["champion"]["id"] if decision["champion"] else ""
     if judged != champion:
-        raise RunStopped(f"{path}: compares with {judged or 'no champion'}, but the champion is {champion or 'not set'}")
+        raise RunStopped(f"{path}: compares with {judged or 'no champion'}, expected {champion or 'no champion'}")
 
 
 def _record(folder: Path) -> dict[str, Any]:
@@ -133,7 +131,7 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Put a file, or the files that a sealed folder lists, at `target`, as links: the registry copies the bytes once."""
+    """Put a file, or the files of a sealed folder, at `target` as links, so that the bytes are copied only once."""
     if source.is_dir():
         for name in [*artifacts.read_json(source / artifacts.SEAL)["files"], artifacts.SEAL]:
             _link(source / name, target / name)

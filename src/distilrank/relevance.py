@@ -25,7 +25,17 @@ from distilrank.errors import InputError, RunStopped
 from distilrank.measures import mean_ndcg
 from distilrank.scorer import Scorer
 
-__all__ = ["Evaluation", "Judged", "System", "baselines", "compare_systems", "evaluate", "latency", "mean_ndcg", "write_trec"]
+__all__ = [
+    "Evaluation",
+    "Judged",
+    "System",
+    "baselines",
+    "compare_systems",
+    "evaluate",
+    "latency",
+    "mean_ndcg",
+    "write_trec",
+]
 
 COMPARISONS = (
     ("student", "random"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
-from distilrank import artifacts, figures, measures, records, trec
+from distilrank import artifacts, figures, label_manifest, measures, records, trec
 from distilrank.config import Report
-from distilrank.errors import InputError
 
 SYSTEMS = {"random": "Random", "bm25": "BM25", "teacher": "Teacher", "champion": "Champion", "student": "Student"}
 BASELINES = {"random": "random order", "bm25": "BM25", "teacher": "its teacher", "champion": "the champion"}
@@ -56,7 +56,17 @@ CHECKS = {
     "new": "Differs from the champion",
 }
 
+PROFILED = (
+    "rows", "dropped", "queries", "impressions", "windows", "candidates", "strata", "lengths", "missing_fields",
+)  # fmt: skip
+"""The sections of profile.json that the page shows, in this order."""
+
+UNUSED = {"hidden": "judged, used as unlabelled", "over_cap": "left out by a cap"}
+"""What profile.json calls judged pairs that are on no side."""
+
 STRATA = ("head", "torso", "tail")
+ISO_TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d(?:Z|\+00:00)")
+DASH = "\N{EN DASH}"
 EXAMPLES = 3
 LISTED = 5
 TIED = 1e-9
@@ -76,7 +86,7 @@ def render(
     verdict: Path,
     output: Path,
 ) -> None:
-    """Write `report.html`, which links to a `drift.html` beside it.
+    """Write `report.html`, which links to a `drift.html` beside it, and `inputs.json`: the folders that it rests on.
 
     Args:
         name: the run's name, the heading unless `config.title` gives another.
@@ -92,13 +102,15 @@ def render(
         "judgements": judgements, "teacher": teacher, "student": student, "evaluation": evaluation, "drift": drift,
     }  # fmt: skip
     inputs = {key: artifacts.sealed_digest(folder) for key, folder in sealed.items()}
-    inputs["verdict"] = artifacts.digest_file(verdict / "verdict.json")
+    labelled = label_manifest.combine(labels)
+    inputs |= {"labels": artifacts.digest_json(labelled), "verdict": artifacts.digest_file(verdict / "verdict.json")}
     with artifacts.stage("report", output, config=config, inputs=inputs):
         decided = artifacts.read_json(verdict / "verdict.json")
         metrics = artifacts.read_json(evaluation / "metrics.json")
         drifted = artifacts.read_json(drift / "drift.json")
         trained = {
-            key: artifacts.read_json(folder / "metrics.json") for key, folder in (("teacher", teacher), ("student", student))
+            key: artifacts.read_json(folder / "metrics.json")
+            for key, folder in (("teacher", teacher), ("student", student))
         }
         judged = _judged(judgements)
         protocol = artifacts.read_json(judgements / "protocol.json")
@@ -114,11 +126,13 @@ def render(
             "calibration": _calibration(metrics, evaluation),
             "latency": _latency(metrics),
             "drift": _drift(drifted),
-            "data": _data(artifacts.read_json(profile / "profile.json"), judged, protocol),
+            "data": _data(artifacts.read_json(profile / "profile.json"), judged, protocol, labelled),
             "stages": _stages(stages),
             "protocol": metrics.get("protocol", {}),
         }
         artifacts.write_text(output / "report.html", _environment().get_template("report.html.j2").render(page))
+        folders = {"profile": [profile], **{key: [folder] for key, folder in sealed.items()}, "labels": labels, "verdict": [verdict]}
+        artifacts.write_json(output / "inputs.json", {key: [str(path) for path in paths] for key, paths in folders.items()})
 
 
 # Numbers for people -----------------------------------------------------------------------------------------------
@@ -126,45 +140,58 @@ def render(
 
 def measure_text(value: float | None, places: int = 3) -> str:
     """A measure as papers print it, .931, or a dash where there is none."""
-    return "–" if value is None else _bare(f"{value:.{places}f}")
+    return DASH if value is None else _bare(f"{value:.{places}f}")
 
 
 def delta_text(value: float | None, places: int = 4) -> str:
     """A difference with its sign, +.0131, or a dash."""
-    return "–" if value is None else _bare(f"{value:+z.{places}f}")
+    return DASH if value is None else _bare(f"{value:+z.{places}f}")
+
+
+def bound_text(value: Any) -> str:
+    """What a check was held to: numbers as papers print them; a version's id is told by the check's sentence."""
+    if isinstance(value, str) or value is None:
+        return DASH
+    return _bare(f"{value:.4g}") if isinstance(value, float) else figure_text(value)
 
 
 def _bare(text: str) -> str:
-    return text.replace("-", "−").replace("0.", ".", 1) if text.lstrip("+-").startswith("0.") else text.replace("-", "−")
+    """The number without its leading zero, and with a real minus."""
+    return re.sub(r"^([+-]?)0\.", r"\1.", text).replace("-", figures.MINUS)
 
 
 def figure_text(value: Any) -> str:
-    """Any value: whole numbers in groups of three digits, others to 4 significant digits."""
+    """Any value: whole numbers in groups of three digits, others to 4 significant digits, times without seconds."""
     if value is None or value == "":
-        return "–"
+        return DASH
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer() and abs(value) >= 1000):
-        return f"{int(value):,}".replace(",", "\u202f").replace("-", "−")
+        return f"{int(value):,}".replace(",", "\u202f").replace("-", figures.MINUS)
     if isinstance(value, float):
-        return f"{value:,.0f}".replace(",", "\u202f") if abs(value) >= 10000 else f"{value:.4g}".replace("-", "−")
+        return (
+            f"{value:,.0f}".replace(",", "\u202f")
+            if abs(value) >= 10000
+            else f"{value:.4g}".replace("-", figures.MINUS)
+        )
     if isinstance(value, list | tuple):
         return ", ".join(figure_text(part) for part in value)
-    return str(value)
+    return ISO_TIME.sub(r"\1 \2 UTC", str(value))
 
 
 def percent_text(value: float | None) -> str:
     """A share in [0, 1] as a percentage of up to 3 digits."""
     if value is None:
-        return "–"
+        return DASH
     percentage = 100 * value
-    return f"{percentage:.0f} %" if percentage >= 99.95 or percentage == round(percentage) else f"{percentage:.1f} %"
+    places = 0 if percentage >= 99.95 or percentage == round(percentage) else 1
+    return f"{percentage:.{places}f}\u00a0%"
 
 
 def duration_text(seconds: float | None) -> str:
     """Seconds as 4.2 s, 3 min 20 s or 1 h 5 min."""
     if seconds is None:
-        return "–"
+        return DASH
     if seconds < 100:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -180,8 +207,9 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        measure=measure_text, delta=delta_text, figure=figure_text, percent=percent_text, duration=duration_text
-    )
+        measure=measure_text, delta=delta_text, figure=figure_text, percent=percent_text, duration=duration_text,
+        bound=bound_text,
+    )  # fmt: skip
     return environment
 
 
@@ -332,7 +360,9 @@ def _queries(evaluation: Path, test: pa.Table) -> dict[str, Any] | None:
         **counts,
         "total": len(values),
         "figure": Markup(figures.query_deltas(values)),
-        "best": [_example(student, row, values[row], scores, test) for row in best_first[:EXAMPLES] if values[row] > TIED],
+        "best": [
+            _example(student, row, values[row], scores, test) for row in best_first[:EXAMPLES] if values[row] > TIED
+        ],
         "worst": [
             _example(student, row, values[row], scores, test) for row in worst_first[:EXAMPLES] if values[row] < -TIED
         ],
@@ -359,7 +389,13 @@ def _example(table: pa.Table, row: int, delta: float, scores: pa.Table, test: pa
                 ],
             }
         )
-    return {"query": query["query"], "stratum": query["stratum"], "pairs": query["pairs"], "delta": delta, "lists": lists}
+    return {
+        "query": query["query"],
+        "stratum": query["stratum"],
+        "pairs": query["pairs"],
+        "delta": delta,
+        "lists": lists,
+    }
 
 
 def _training(trained: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -406,7 +442,7 @@ def _calibration(metrics: Mapping[str, Any], evaluation: Path) -> dict[str, Any]
 
 def _latency(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     timed = metrics.get("latency", {})
-    return [{"label": SYSTEMS.get(name, name), **timed[name]} for name in (*SYSTEMS, *timed) if name in timed]
+    return [{"label": SYSTEMS[name], **timed[name]} for name in SYSTEMS if name in timed]
 
 
 def _drift(drifted: Mapping[str, Any]) -> dict[str, Any]:
@@ -433,7 +469,12 @@ def _drift_columns(part: Mapping[str, Any]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -1 if row["value"] is None else row["value"] / row["threshold"], reverse=True)
 
 
-def _data(profile: Mapping[str, Any], judged: Mapping[str, pa.Table], protocol: Mapping[str, Any]) -> dict[str, Any]:
+def _data(
+    profile: Mapping[str, Any],
+    judged: Mapping[str, pa.Table],
+    protocol: Mapping[str, Any],
+    labelled: Mapping[str, Any],
+) -> dict[str, Any]:
     splits = [
         {
             "name": name,
@@ -443,15 +484,19 @@ def _data(profile: Mapping[str, Any], judged: Mapping[str, pa.Table], protocol: 
         }
         for name, table in judged.items()
     ]
+    for key, label in UNUSED.items():
+        counts = profile.get("splits", {}).get(key)
+        if counts and counts["pairs"]:
+            splits.append({"name": label, **counts, "target": None})
     targets = np.concatenate([table["target"].to_numpy() for table in judged.values()])
     return {
         "splits": splits,
-        "pairs": sum(split["pairs"] for split in splits),
-        "queries": sum(split["queries"] for split in splits),
+        "pairs": sum(table.num_rows for table in judged.values()),
+        "queries": sum(len(table["query_id"].unique()) for table in judged.values()),
+        "labelled": {**labelled, "shards": len(labelled["shards"])},
         "source": protocol.get("source", ""),
         "targets": Markup(figures.targets(targets, protocol.get("relevant_from"))),
-        "tables": [_table(key, value) for key, value in profile.items() if isinstance(value, dict) and value],
-        "facts": [(_words(key), figure_text(value)) for key, value in profile.items() if not isinstance(value, dict)],
+        "tables": [_table(key, profile[key]) for key in PROFILED if profile.get(key)],
     }
 
 
@@ -460,16 +505,23 @@ def _words(key: str) -> str:
 
 
 def _table(key: str, value: Mapping[str, Any]) -> dict[str, Any]:
-    """A section of the profile as a table: a row a key; where the values are mappings too, a column a key of theirs."""
-    nested = all(isinstance(part, dict) for part in value.values())
-    if not nested:
-        rows = [(_words(name), [figure_text(part) if not isinstance(part, dict) else _flat(part)]) for name, part in value.items()]
-        return {"name": _words(key), "columns": [], "rows": rows}
-    columns = list(dict.fromkeys(column for part in value.values() for column in part))
-    rows = [
-        (_words(name), [_flat(part.get(column)) for column in columns]) for name, part in value.items()
-    ]
-    return {"name": _words(key), "columns": [_words(column) for column in columns], "rows": rows}
+    """A section of the profile as a table; where its values are mappings of one form, their keys are the columns."""
+    nested = [part for part in value.values() if isinstance(part, dict)]
+    columns = list(nested[0]) if len(nested) > 1 and all(list(part) == list(nested[0]) for part in nested) else []
+    rows, notes = [], []
+    for name, part in value.items():
+        if columns and isinstance(part, dict):
+            rows.append((_words(name), [figure_text(part[column]) for column in columns]))
+        elif columns:
+            notes.append(f"{_words(name)}: {figure_text(part)}")
+        else:
+            rows.append((_words(name), [_flat(part)]))
+    return {
+        "name": _words(key),
+        "columns": [_words(column) for column in columns],
+        "rows": rows,
+        "note": "; ".join(notes),
+    }
 
 
 def _flat(value: Any) -> str:

@@ -12,11 +12,16 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from distilrank import artifacts, batching, calibration, compute, encoding, progress, records, registry
 from distilrank.config import Compute, TeacherText, Text, parse
 from distilrank.errors import InputError
+
+# Its bars and its report of a head that we train anew tell our users nothing.
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
 
 DESCRIPTION = "distilrank.json"
 CHUNK_ROWS = 20_000  # rows whose tokens are held at a time

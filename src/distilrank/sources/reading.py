@@ -40,7 +40,7 @@ class File:
         encoding: of CSV text, as Python and Arrow both call it.
     """
 
-    def __init__(self, path: Path, columns: Mapping[str, str], encoding: str = "utf-8") -> None:
+    def __init__(self, path: Path, columns: Mapping[str, str], encoding: str = "utf8") -> None:
         self.path, self.columns, self.encoding = path, dict(columns), encoding
         self._table: pa.Table | None = None
 
@@ -62,10 +62,9 @@ class File:
             where = f"row {int(row[1]) - 1}: " if row else ""  # Arrow counts the header
             raise InputError(f"{self.path}: {where}not readable ({_ROW.sub('', reason)})") from None
 
-    def _text(self, magic: bytes, encoding: str) -> io.TextIOBase:
-        # latin-1 decodes every byte, which suits where only the structure matters.
+    def _text(self, magic: bytes, encoding: str, errors: str = "strict") -> io.TextIOBase:
         opener: Any = gzip.open if magic[:2] == b"\x1f\x8b" else open
-        return opener(self.path, "rt", encoding=encoding, newline="")
+        return opener(self.path, "rt", encoding=encoding, errors=errors, newline="")
 
     def is_utf8(self) -> bool:
         """Whether all of a CSV file is valid UTF-8."""
@@ -83,7 +82,8 @@ class File:
             if magic == b"PAR1":
                 names = pq.read_schema(self.path).names
             else:
-                with self._text(magic, "utf-8-sig" if self.encoding == "utf-8" else self.encoding) as handle:
+                encoding = "utf-8-sig" if self.encoding == "utf8" else self.encoding
+                with self._text(magic, encoding, errors="replace") as handle:
                     names = next(csv.reader(handle), [])
         if not names:
             raise InputError(f"{self.path}: empty, expected a header with {', '.join(self.columns.values())}")
@@ -114,7 +114,7 @@ class File:
     def _count_rows(self, magic: bytes) -> int:
         """Count the rows, strictly: a stray quote makes Arrow swallow line after line without a word."""
         rows = -1  # the header
-        with self._text(magic, "latin-1") as handle:
+        with self._text(magic, "latin-1") as handle:  # decodes every byte, and only the structure matters here
             try:
                 for row in csv.reader(handle, strict=True):
                     rows += bool(row)
@@ -229,9 +229,7 @@ class File:
             zoned = column if column.type.tz else pc.assume_timezone(column, "UTC")
             column = zoned.cast(utc, safe=False)  # finer than microseconds: cut off
         else:
-            text = pc.replace_substring_regex(
-                pc.utf8_trim_whitespace(self.text(name)), r"(\.\d{6})\d+", r"\1"
-            )
+            text = pc.replace_substring_regex(pc.utf8_trim_whitespace(self.text(name)), r"(\.\d{6})\d+", r"\1")
             has_zone = pc.match_substring_regex(text, _ZONED)
             zoned = self._convert(name, pc.if_else(has_zone, text, None), lambda part: part.cast(utc), expected)
             plain = pc.if_else(has_zone, None, text)

@@ -22,8 +22,8 @@ from distilrank import artifacts, records
 from distilrank.config import DemoShop
 from distilrank.errors import InputError
 from distilrank.sources import Source
-from distilrank.sources.demo_shop import catalogue as products
-from distilrank.sources.demo_shop import judgements, logs, queries
+from distilrank.sources.demo_shop import catalogue, judgements, logs, queries
+from distilrank.sources.demo_shop.catalogue import Catalogue
 from distilrank.sources.demo_shop.queries import GRADES, Query
 from distilrank.sources.demo_shop.vocabulary import KINDS, NEW_KIND, SEASONAL
 
@@ -36,13 +36,17 @@ _ZIPF = 0.8
 _NEVER_SEARCHED = 0.1
 """Share of the torso and tail queries that no log has; raters may still have judged them."""
 
+_EXPORTED = """\
+# Three CSV files in the form that your own data may have: replace them, and name your columns below.
+# judgements: a row a judged pair; catalogue: a row a product; logs: a row a product shown, and whether it was clicked.
+"""
+
 
 class Shop:
     """The demo shop as a source; everything is made when first asked for, from the seed alone."""
 
     rating_range = (0.0, float(len(GRADES) - 1))
-    # Between complement (1) and substitute (2) lies what a shopper could buy instead; a mean of 2 says that most
-    # raters saw at least a substitute.
+    # A substitute (2) is something to buy instead, a complement (1) is not: a mean of 2 is something that serves.
     relevant_from = 2.0
 
     def __init__(self, config: DemoShop) -> None:
@@ -51,6 +55,9 @@ class Shop:
     def files(self) -> list[Path]:
         """None: the shop is generated."""
         return []
+
+    def check(self) -> None:
+        """Nothing can be missing."""
 
     def digest(self) -> str:
         """Digest of the configuration and of the generator's version."""
@@ -67,9 +74,7 @@ class Shop:
             pairs["grade"].to_numpy(), self.config.raters, self.config.rater_noise, self._draw("ratings")
         )
         raters = pa.array(np.full(len(ratings), self.config.raters, dtype=np.int32))
-        return pa.table(
-            [pairs["query"], pairs["product_id"], pa.array(ratings), raters], schema=records.JUDGEMENTS
-        )
+        return pa.table([pairs["query"], pairs["product_id"], pa.array(ratings), raters], schema=records.JUDGEMENTS)
 
     def truth(self) -> pa.Table:
         """The judged pairs without the raters' noise: query, product_id, grade (int8; see GRADES)."""
@@ -82,14 +87,12 @@ class Shop:
         texts, rows, grades = [], [], []
         for number in np.sort(judged):
             query = self._queries[number]
-            truth = queries.grades(query, self._catalogue)
-            # Raters judged the catalogue as it was before the second period.
-            known = truth[: self.config.products]
-            picked = judgements.pick(known, self._words(query.text)[: len(known)], self.config.judged_per_query, draw)
+            truth = queries.grades(query, self._first)
+            picked = judgements.pick(truth, self._words(query.text), self.config.judged_per_query, draw)
             texts += [query.text] * len(picked)
             rows.append(picked)
             grades.append(truth[picked])
-        ids = self._catalogue.table["product_id"].combine_chunks().take(pa.array(np.concatenate(rows)))
+        ids = self._first.table["product_id"].combine_chunks().take(pa.array(np.concatenate(rows)))
         return pa.table({"query": pa.array(texts), "product_id": ids, "grade": pa.array(np.concatenate(grades))})
 
     def grade(self, query: str, product_id: str) -> int:
@@ -98,25 +101,29 @@ class Shop:
         Raises:
             KeyError: the shop does not know the query or the product.
         """
-        return int(queries.grades(self._known(query), self._catalogue)[self._rows[product_id]])
+        return int(queries.grades(self._wanted(query), self._catalogue)[self._rows[product_id]])
 
     def impressions(self) -> pa.Table:
         """The search log, as records.IMPRESSIONS, in order of time."""
-        drift, config = self.config.drift, self.config
-        moments = logs.times(config.searches, config.days, self._draw("times"))
+        moments = logs.times(self.config.searches, self.config.days, self._draw("times"))
         searched, texts = self._searches(np.flatnonzero(logs.second_period(moments)))
         draw = self._draw("results")
-        found = []
-        for query in self._queries:
-            # The shop's search has not taken up the new kind for words that it shares with others.
-            known = slice(config.products)
-            lexical, grades = self._words(query.text)[known], queries.grades(query, self._catalogue)[known]
-            found.append(logs.retrieve(lexical, grades, draw))
-        if drift.new_product_type:
-            for query in self._new_queries:
-                found.append(logs.retrieve(self._words(query.text), queries.grades(query, self._catalogue), draw))
+        # Only who asks for the new kind is shown it: what the first period's searches find stays as it is.
+        found = [
+            logs.retrieve(self._words(query.text), queries.grades(query, self._first), draw) for query in self._queries
+        ]
+        if self.config.drift.new_product_type:
+            words = _word_match(self._catalogue)
+            found += [
+                logs.retrieve(words(query.text), queries.grades(query, self._catalogue), draw)
+                for query in self._new_queries
+            ]
         ids = self._catalogue.table["product_id"].combine_chunks()
         return logs.show(moments, texts, searched, found, ids, self._draw("shown"))
+
+    def times(self) -> pa.ChunkedArray:
+        """The timestamps of the search log."""
+        return self.impressions()["timestamp"]
 
     def _searches(self, second: np.ndarray) -> tuple[np.ndarray, pa.Array]:
         """Number and text of each search's query; `second` holds the numbers of the searches of the second period."""
@@ -145,25 +152,33 @@ class Shop:
         return np.random.default_rng([self.config.seed, *stream.encode()])
 
     @cached_property
-    def _catalogue(self) -> products.Catalogue:
-        config = self.config
-        made = products.make(KINDS, config.products, f"{config.seed}/products", 1)
-        if config.drift.new_product_type:
-            count = max(logs.SHOWN, config.products // len(KINDS))
-            new = products.make([NEW_KIND], count, f"{config.seed}/new", config.products + 1)
-            made = products.join(made, new)
-        return made
+    def _first(self) -> Catalogue:
+        """What the shop sells in the first period, and the raters judged."""
+        return catalogue.make(KINDS, self.config.products, f"{self.config.seed}/products", 1)
+
+    @cached_property
+    def _new(self) -> Catalogue:
+        """The new kind's products, made whether or not the shop takes them up."""
+        count = max(logs.SHOWN, self.config.products // len(KINDS))
+        return catalogue.make([NEW_KIND], count, f"{self.config.seed}/new", self.config.products + 1)
+
+    @cached_property
+    def _catalogue(self) -> Catalogue:
+        return catalogue.join(self._first, self._new) if self.config.drift.new_product_type else self._first
 
     @cached_property
     def _queries(self) -> list[Query]:
         """All queries but those for the new kind: head, torso, tail."""
         config = self.config
         draw = random.Random(f"{config.seed}/queries")
-        sold = self._catalogue.products[: config.products]
-        kinds = [kind for kind in KINDS if kind.name in self._catalogue.members]
+        sold = self._first.products
+        kinds = [kind for kind in KINDS if kind.name in self._first.members]
         taken: set[str] = set()
-        names = [query for kind in kinds for query in queries.head(kind)]
-        draw.shuffle(names)
+        # Usual names before slang and plurals, by and large: the order is that of the frequencies.
+        ranked = [
+            (draw.random() + 0.25 * place, query) for kind in kinds for place, query in enumerate(queries.head(kind))
+        ]
+        names = [query for _, query in sorted(ranked, key=lambda one: one[0])]
         offered = iter(names)
         head = queries.distinct(lambda: next(offered, names[0]), round(_HEAD_SHARE * config.queries), taken)
         torso = queries.distinct(
@@ -180,41 +195,76 @@ class Shop:
 
     @cached_property
     def _new_queries(self) -> list[Query]:
-        """Queries for the new kind, made whether or not it is searched for."""
         draw = random.Random(f"{self.config.seed}/new queries")
-        sold = products.make([NEW_KIND], logs.SHOWN, f"{self.config.seed}/new", 1).products
         head = queries.head(NEW_KIND)
         taken = {query.text for query in [*self._queries, *head]}
-        return head + queries.distinct(lambda: queries.torso(draw.choice(sold), draw), 12, taken)
+        return head + queries.distinct(lambda: queries.torso(draw.choice(self._new.products), draw), 12, taken)
 
     @cached_property
     def _frequencies(self) -> np.ndarray:
         """Each query's share of the searches; heads come first among the queries, so ranks follow their order."""
         weights = 1 / np.arange(1, len(self._queries) + 1) ** _ZIPF
         rare = np.array([query.stratum != "head" for query in self._queries])
+        rare[0] = False  # however few there are, one is searched
         weights[rare & (self._draw("never searched").random(len(rare)) < _NEVER_SEARCHED)] = 0
         return weights / weights.sum()
 
     @cached_property
     def _words(self) -> logs.WordMatch:
-        table = self._catalogue.table.select(records.PRODUCT_FIELDS)
-        return logs.WordMatch([" ".join(filter(None, row.values())) for row in table.to_pylist()])
+        return _word_match(self._first)
 
     @cached_property
     def _rows(self) -> dict[str, int]:
         return {product: row for row, product in enumerate(self._catalogue.table["product_id"].to_pylist())}
 
-    def _known(self, text: str) -> Query:
-        known = {query.text: query for query in [*self._queries, *self._new_queries]}
+    @cached_property
+    def _by_text(self) -> dict[str, Query]:
+        return {query.text: query for query in [*self._queries, *self._new_queries]}
+
+    def _wanted(self, text: str) -> Query:
+        """The query that `text` is, or is with the season around it."""
         for form in ("{}", *SEASONAL):
             before, after = form.split("{}")
             if text.startswith(before) and text.endswith(after):
-                query = known.get(text[len(before) : len(text) - len(after)])
+                query = self._by_text.get(text[len(before) : len(text) - len(after)])
                 if query is not None:
                     return query
         raise KeyError(text)
 
 
+def _word_match(sold: Catalogue) -> logs.WordMatch:
+    rows = sold.table.select(records.PRODUCT_FIELDS).to_pylist()
+    return logs.WordMatch([" ".join(filter(None, row.values())) for row in rows])
+
+
 def open(data: DemoShop) -> Shop:
     """The shop that the configuration describes."""
     return Shop(data)
+
+
+def export(source: Source, folder: Path) -> None:
+    """Write the tables of `source` as the files that `source: tables` reads, with a configuration that names them.
+
+    `folder` gets judgements.csv, catalogue.csv, logs.csv (if there is a log) and config.yaml, whose paths start with
+    `folder` as given; files of these names are replaced.
+    """
+    rated, sold, log = source.judgements(), source.products(), source.impressions()
+    tables = {"judgements": rated, "catalogue": sold}
+    if log is not None:
+        iso = pc.strftime(log["timestamp"].cast(pa.timestamp("s", tz="UTC")), format="%Y-%m-%dT%H:%M:%SZ")
+        tables["logs"] = log.set_column(log.column_names.index("timestamp"), "timestamp", iso)
+    for name, table in tables.items():
+        text = io.BytesIO()
+        csv.write_csv(table, text, csv.WriteOptions(quoting_style="needed"))
+        artifacts.write_text(folder / f"{name}.csv", text.getvalue().decode())
+
+    low, high = source.rating_range
+    data = {
+        "source": "tables",
+        **{name: str(folder / f"{name}.csv") for name in tables},
+        "rating_min": low,
+        "rating_max": high,
+        "relevant_from": source.relevant_from,
+        "columns": {column: column for table in tables.values() for column in table.column_names},
+    }
+    artifacts.write_text(folder / "config.yaml", _EXPORTED + yaml.safe_dump({"data": data}, sort_keys=False))

@@ -117,7 +117,9 @@ def _spelled(value: str, draw: random.Random) -> str:
 
 def _capitalised(text: str) -> str:
     small = {"with", "and", "for", "in", "by", "to", "a", "the", "of", "x"}
-    return " ".join(word if word in small or not word[:1].islower() else word[0].upper() + word[1:] for word in text.split())
+    return " ".join(
+        word if word in small or not word[:1].islower() else word[0].upper() + word[1:] for word in text.split()
+    )
 
 
 def _fields(product: Product, draw: random.Random) -> dict[str, str | None]:

@@ -21,19 +21,28 @@ def pick(grades: np.ndarray, lexical: np.ndarray, count: int, draw: np.random.Ge
         lexical: how well its words match, 0 to 1.
     """
     # Accessories and look-alikes with many of the query's words, good products with few of them.
-    misleading = np.where(grades >= SUBSTITUTE, -lexical, lexical)
-    noise = draw.gumbel(0, 0.1, len(grades))
+    misleading = np.where(grades >= SUBSTITUTE, -lexical, lexical) + draw.gumbel(0, 0.1, len(grades))
+    whim = draw.random(len(grades))
+    left = np.ones(len(grades), dtype=bool)
 
-    def take(rows: np.ndarray, wanted: int) -> np.ndarray:
+    def take(grade: int, wanted: int) -> None:
         hard = draw.binomial(wanted, _HARD)
-        first = rows[np.argsort(-(misleading + noise)[rows])[:hard]]
-        return np.concatenate([first, draw.permutation(np.setdiff1d(rows, first))[: wanted - len(first)]])
+        for order, number in ((misleading, hard), (whim, wanted - hard)):
+            rows = np.flatnonzero(left & (grades == grade))
+            left[rows[highest(order[rows], number)]] = False
 
     fewest = np.minimum(_AT_LEAST, count // len(GRADES))
-    wanted = fewest + draw.multinomial(max(count - fewest.sum(), 0), _SHARES)
-    chosen = np.concatenate([take(np.flatnonzero(grades == grade), number) for grade, number in enumerate(wanted)])
-    rest = np.setdiff1d(np.flatnonzero(grades == IRRELEVANT), chosen)
-    return np.sort(np.concatenate([chosen, take(rest, count - len(chosen))]))
+    for grade, wanted in enumerate(fewest + draw.multinomial(max(count - fewest.sum(), 0), _SHARES)):
+        take(grade, int(wanted))
+    take(IRRELEVANT, count - int(np.count_nonzero(~left)))
+    return np.flatnonzero(~left)
+
+
+def highest(values: np.ndarray, count: int) -> np.ndarray:
+    """Places of the `count` highest values, in no order; all of them where there are fewer."""
+    if count >= len(values):
+        return np.arange(len(values))
+    return np.argpartition(values, len(values) - max(count, 1))[len(values) - count :]
 
 
 def rate(grades: np.ndarray, raters: int, noise: float, draw: np.random.Generator) -> np.ndarray:

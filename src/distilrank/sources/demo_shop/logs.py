@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from distilrank import records
+from distilrank.sources.demo_shop.judgements import highest
 from distilrank.sources.demo_shop.vocabulary import SEASONAL
 
 SHOWN = 10
@@ -19,7 +20,7 @@ SECOND_PERIOD_DAYS = 7
 END = np.datetime64("2025-12-01T00:00:00", "s")
 """The end of the log, exclusive, UTC."""
 
-_POOL_BY_WORDS, _POOL_BY_WORTH, _POOL_AT_RANDOM = 18, 8, 6
+_POOL_BY_WORDS, _POOL_BY_WORTH, _POOL_AT_RANDOM = 18, 4, 6
 _CLICKS = np.array([0.02, 0.06, 0.18, 0.40])
 """Chance of a click on a product that was looked at, by its grade."""
 _ETA = 0.9
@@ -62,11 +63,11 @@ class Results:
 def retrieve(lexical: np.ndarray, grades: np.ndarray, draw: np.random.Generator) -> Results:
     """Candidates by words mostly, some that another retrieval would find for their worth, some for no reason."""
     noise = draw.random((2, len(grades)))
-    by_words = np.argsort(-(lexical + 0.05 * noise[0]))[:_POOL_BY_WORDS]
-    by_worth = np.argsort(-(grades + 2.0 * noise[1]))[:_POOL_BY_WORTH]
+    by_words = highest(lexical + 0.05 * noise[0], _POOL_BY_WORDS)
+    by_worth = highest(grades + 2.0 * noise[1], _POOL_BY_WORTH)
     rows = np.concatenate([by_words, by_worth, draw.integers(0, len(grades), _POOL_AT_RANDOM)])
     rows = np.unique(rows)
-    return Results(rows, lexical[rows] + 0.2 * grades[rows], grades[rows])
+    return Results(rows, lexical[rows] + 0.03 * grades[rows], grades[rows])
 
 
 def times(searches: int, days: int, draw: np.random.Generator) -> np.ndarray:
@@ -108,17 +109,17 @@ def show(
     looked = 1 / np.arange(1, SHOWN + 1) ** _ETA
     parts = []
     for start in range(0, len(moments), _CHUNK):
-        number = searched[start : start + _CHUNK, None]
-        ranked = np.argsort(-(scores[number[:, 0]] + draw.gumbel(0, 0.1, (len(number), width))), axis=1)[:, :SHOWN]
-        chance = looked[: ranked.shape[1]] * _CLICKS[grades[number, ranked]]
+        query = searched[start : start + _CHUNK]
+        ranked = np.argsort(-(scores[query] + draw.gumbel(0, 0.15, (len(query), width))), axis=1)[:, :SHOWN]
+        chance = looked[: ranked.shape[1]] * _CLICKS[grades[query[:, None], ranked]]
         clicked = draw.random(ranked.shape) < chance
-        search, place = np.nonzero(np.isfinite(scores[number, ranked]))
+        search, place = np.nonzero(np.isfinite(scores[query[:, None], ranked]))
         parts.append(
             pa.table(
                 [
                     pa.array(moments[start + search], type=pa.timestamp("s")).cast(pa.timestamp("us", tz="UTC")),
                     texts.take(pa.array(start + search)),
-                    product_ids.take(pa.array(rows[number, ranked][search, place])),
+                    product_ids.take(pa.array(rows[query[:, None], ranked][search, place])),
                     pa.array((place + 1).astype(np.int32)),
                     pa.array(clicked[search, place]),
                 ],

@@ -20,6 +20,9 @@ _BY_NAME = {kind.name: kind for kind in (*KINDS, NEW_KIND)}
 _MISSES = {"gender": 2, "fits": 3}
 """How much a wrong value weighs; any other attribute weighs 1. A case for another phone serves nobody."""
 
+_PATIENCE = 500
+"""So many repetitions in a row say that there are hardly any new queries left."""
+
 
 @dataclass(frozen=True)
 class Query:
@@ -79,7 +82,7 @@ def grades(query: Query, catalogue: Catalogue) -> np.ndarray:
 
 
 def head(kind: Kind) -> list[Query]:
-    """The bare names of a kind, in the singular and the plural."""
+    """The bare names of a kind, the most common first: as its titles have them, slang, some plurals."""
     names = [noun.lower() for noun in (*kind.nouns, *kind.slang)]
     texts = dict.fromkeys(names + [_plural(name) for name in names[:2]])
     return [Query(text, "head", kind.name) for text in texts]
@@ -98,18 +101,20 @@ def tail(product: Product, draw: random.Random) -> Query:
     asks = _asks(product, draw, wishes)
     phrase = _for_use if draw.random() < 0.15 else _phrase
     query = phrase(product, draw, asks, "tail")
-    text = _mistyped(query.text, draw) if draw.random() < 0.25 else query.text
+    text = _mistyped(query.text) if draw.random() < 0.25 else query.text
     return Query(text, "tail", query.kind, query.asks)
 
 
 def distinct(make: Callable[[], Query], count: int, taken: set[str]) -> list[Query]:
     """Up to `count` queries from `make` whose texts are not in `taken`, which grows; fewer if they run out."""
     found: list[Query] = []
-    for _ in range(60 * count):
-        if len(found) == count:
-            break
+    repeated = 0
+    while len(found) < count and repeated < _PATIENCE:
         query = make()
-        if query.text not in taken:
+        if query.text in taken:
+            repeated += 1
+        else:
+            repeated = 0
             taken.add(query.text)
             found.append(query)
     return found
@@ -184,7 +189,8 @@ def _for_use(product: Product, draw: random.Random, asks: tuple[tuple[str, str],
     return Query(" ".join([*typed, text]), stratum, kind.name, asks)
 
 
-def _mistyped(text: str, draw: random.Random) -> str:
+def _mistyped(text: str) -> str:
+    draw = random.Random(text)  # one slip a text, so that slips do not multiply the queries
     words = text.split()
     long = [number for number, word in enumerate(words) if len(word) >= 5 and word.isalpha()]
     if not long:

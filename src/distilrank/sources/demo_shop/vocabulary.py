@@ -188,7 +188,8 @@ KINDS = (
         "loveseat", "Furniture", "Living Room Furniture", "furniture", "furniture",
         ("loveseat", "love seat"), palette="home",
         axes={"seats": ("2-seater",), "material": ("leather", "velvet", "linen", "faux leather")},
-        extras=("with tapered legs", "with two pillows", "easy assembly"), uses=("small apartment", "bedroom", "office"),
+        extras=("with tapered legs", "with two pillows", "easy assembly"),
+        uses=("small apartment", "bedroom", "office"),
         substitutes=("sofa",),
     ),
     Kind(
@@ -268,7 +269,8 @@ KINDS = (
         ("hiking boots", "walking boots", "trekking boots"), palette="leather", gendered=True,
         axes={"material": ("leather", "suede", "mesh"), "style": ("waterproof", "insulated", "ultralight"),
               "size": SHOE_SIZES},
-        extras=("mid height", "with ankle support", "with rubber toe cap"), uses=("mountains", "winter", "rocky trails"),
+        extras=("mid height", "with ankle support", "with rubber toe cap"),
+        uses=("mountains", "winter", "rocky trails"),
     ),
     Kind(
         "insoles", "Footwear", "Shoe Care", "footwear", "",
@@ -290,7 +292,8 @@ KINDS = (
         ("dress", "gown"), slang=("frock", "wedding guest outfit"), palette="clothes",
         axes={"length": ("mini", "below the knee", "floor length"), "material": ("satin", "cotton", "lace"),
               "size": CLOTHES_SIZES},
-        extras=("with pockets", "puff sleeve", "v neck", "wrap style"), uses=("wedding guest", "summer", "office party"),
+        extras=("with pockets", "puff sleeve", "v neck", "wrap style"),
+        uses=("wedding guest", "summer", "office party"),
     ),
     Kind(
         "skirt", "Apparel", "Women's Clothing", "apparel", "apparel",

@@ -1,0 +1,119 @@
+"""Which query is for what: a function of the query and a salt, so it survives new judgements and new logs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from distilrank import normalise
+from distilrank.config import Prepare
+from distilrank.errors import InputError, RunStopped
+
+SIDES = ("train", "dev", "test")
+TRAIN, DEV, TEST = range(3)
+STRATA = ("head", "torso", "tail")
+HEAD, TORSO, TAIL = range(3)
+
+CUT = (
+    "by impressions in the training window, most frequent queries first: head is the first third of all impressions, "
+    "torso the second, tail the rest; queries seen at most once are tail"
+)
+
+
+def hash_position(query_id: str, salt: str) -> float:
+    """Place of a query in hash order, in [0, 1): uniform over queries, a function of the query and the salt alone."""
+    digest = hashlib.sha256(f"{salt}:{query_id}".encode()).digest()
+    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
+
+
+def sides(position: np.ndarray, dev_share: float, test_share: float) -> np.ndarray:
+    """TRAIN, DEV or TEST for each position in hash order.
+
+    Test takes the low end and dev the high end, so that changing one share moves no query of the other.
+    """
+    return np.where(position < test_share, TEST, np.where(position >= 1 - dev_share, DEV, TRAIN))
+
+
+def strata(impressions: np.ndarray) -> np.ndarray:
+    """Place in STRATA of each query, from how often it was seen.
+
+    What counts is the share of impressions that goes to more frequent queries: less than a third, than two thirds, or
+    more. Queries seen equally often share a stratum; on average, half of the others among them come first.
+    """
+    often, group = np.unique(impressions, return_inverse=True)
+    queries = np.bincount(group)
+    mass = often * queries
+    ahead = mass[::-1].cumsum()[::-1] - mass + often * (queries - 1) / 2
+    code = np.searchsorted([1 / 3, 2 / 3], ahead / max(mass.sum(), 1), side="right")
+    code[often <= 1] = TAIL
+    return code[group]
+
+
+@dataclass(frozen=True)
+class Split:
+    """What the judgements are used for, by use: train, dev, test; `hidden`, train-side pairs whose ratings are
+    forgotten; `over_cap`, dev and test queries beyond the configured number, used for nothing."""
+
+    queries: dict[str, np.ndarray]
+    """Places of the queries."""
+    rows: dict[str, np.ndarray]
+    """Places of the judged pairs."""
+
+
+def split(pair_query: np.ndarray, position: np.ndarray, config: Prepare) -> Split:
+    """Share out the judged pairs, query by query and in hash order.
+
+    Args:
+        pair_query: place of each judged pair's query.
+        position: place in hash order of each query.
+        config: shares, caps and the budget of judged training pairs.
+
+    Raises:
+        InputError: train, dev or test has no query; says which share to change.
+    """
+    judged, pairs = np.unique(pair_query, return_counts=True)
+    order = np.argsort(position[judged], kind="stable")
+    judged, pairs = judged[order], pairs[order]
+    side = sides(position[judged], config.dev_share, config.test_share)
+    of = {name: side == code for code, name in enumerate(SIDES)}
+    for name, mask in of.items():
+        if not mask.any():
+            remedy = {
+                "train": f"lower prepare.dev_share ({config.dev_share}) or prepare.test_share ({config.test_share})",
+                "dev": f"raise prepare.dev_share ({config.dev_share})",
+                "test": f"raise prepare.test_share ({config.test_share})",
+            }
+            raise InputError(
+                f"none of the {len(judged)} judged queries falls into {name}; {remedy[name]} or bring more judgements"
+            )
+    queries = {name: judged[mask] for name, mask in of.items()}
+    budget = config.judged_pairs
+    kept = max(int((pairs[of["train"]].cumsum() <= budget).sum()), 1) if budget else len(queries["train"])
+    queries["train"], queries["hidden"] = np.split(queries["train"], [kept])
+    queries["dev"], dev_rest = np.split(queries["dev"], [config.dev_queries or len(queries["dev"])])
+    queries["test"], test_rest = np.split(queries["test"], [config.test_queries or len(queries["test"])])
+    queries["over_cap"] = np.concatenate([dev_rest, test_rest])
+    rows = {use: np.flatnonzero(np.isin(pair_query, chosen)) for use, chosen in queries.items()}
+    return Split(queries, rows)
+
+
+def check_leaks(queries: Mapping[str, Iterable[str]], config: Prepare) -> None:
+    """Hold what is about to be written against the split, told anew from the queries' texts.
+
+    Args:
+        queries: texts by use: train, dev, test, candidates.
+        config: the split.
+
+    Raises:
+        RunStopped: a query's side is not that of its use (candidates are for the train side).
+    """
+    for use, texts in queries.items():
+        allowed = "train" if use == "candidates" else use
+        for text in texts:
+            position = np.array(hash_position(normalise.query_id(text), config.salt))
+            side = SIDES[int(sides(position, config.dev_share, config.test_share))]
+            if side != allowed:
+                raise RunStopped(f"query {text!r} of the {side} side is among the {use} queries; nothing was written")

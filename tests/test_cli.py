@@ -1,0 +1,363 @@
+"""The `distilrank` command, run as people run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from distilrank import artifacts, cli, config, knobs, registry
+from distilrank.errors import RunStopped
+
+ROOT = Path(__file__).parent.parent
+HEAVY = {"torch", "transformers", "evidently", "pandas", "pyarrow", "numpy", "scipy", "sklearn", "kfp", "matplotlib"}
+
+
+class Ran:
+    """What one run of the command left: exit status, standard output, standard error."""
+
+    def __init__(self, status: Any, out: str, err: str) -> None:
+        self.status, self.out, self.err = status or 0, out, err
+
+    def json(self) -> Any:
+        assert self.status == 0, self.err
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> Ran:
+        with pytest.raises(SystemExit) as exit:
+            cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Ran(exit.value.code, captured.out, captured.err)
+
+    return call
+
+
+def complains(ran: Ran, *words: str, status: int = 2) -> None:
+    """The run failed with `status` and one line on standard error that has all `words`."""
+    assert ran.status == status
+    assert len(ran.err.strip().splitlines()) == 1 and ran.err.startswith("distilrank: "), ran.err
+    for word in words:
+        assert word in ran.err, ran.err
+
+
+def publish(folder: Path, weights: str, created: str, champion: dict[str, str] | None = None) -> str:
+    """Publish a small version into `folder`/registry and make it the champion."""
+    made = folder / f"made-{weights}"
+    artifacts.write_text(made / "student" / "model.safetensors", weights)
+    name = registry.version_id(artifacts.seal(made / "student"))
+    check = {"name": "lift_over_bm25", "passed": True, "value": 0.07, "bound": 0, "detail": "interval [+.071, +.108]"}
+    manifest = {
+        "id": name,
+        "created": created,
+        "digests": {"data": "d" * 64, "student": "s" * 64},
+        "models": {"student": "wheel:mini", "teacher": "t" * 64},
+        "metrics": {"ndcg_at_10": 0.931, "ece": None},
+        "verdict": {"outcome": "promoted" if champion else "cold_start", "checks": [check], "champion": champion},
+        "lineage": {},
+    }
+    artifacts.write_json(made / "manifest.json", manifest)
+    backend = registry.open(str(folder / "registry"))
+    backend.publish(made, name)
+    backend.move(registry.CHAMPION, name, backend.champion())
+    return name
+
+
+@pytest.fixture
+def versions(tmp_path: Path) -> list[str]:
+    """Two versions in ./registry, oldest first; the second is the champion."""
+    first = publish(tmp_path, "first", "2026-10-01T00:00:00Z")
+    return [first, publish(tmp_path, "second", "2026-11-01T00:00:00Z", champion={"id": first})]
+
+
+# The command itself -----------------------------------------------------------------------------------------------
+
+
+def test_help_and_registry_answer_without_anything_heavy(tmp_path: Path) -> None:
+    script = f"""
+import sys
+from distilrank import cli
+for arguments in (["--help"], ["config"], ["registry", "list"], ["registry", "verify"]):
+    try:
+        cli.main(arguments)
+    except SystemExit as exit:
+        assert not exit.code, exit.code
+loaded = {{name.split(".")[0] for name in sys.modules}} & {HEAVY!r}
+assert not loaded, loaded
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    ran = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_module_runs_as_the_command_and_errors_have_no_traceback(tmp_path: Path) -> None:
+    def module(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "distilrank", *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    assert module("--version").stdout.strip() == "0.1.0"
+    failed = module("registry", "list", "--registry", "gs://shop/models")
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert failed.stderr == (
+        "distilrank: registry 'gs://shop/models': no backend for gs://, expected a local folder (a path, or file://)\n"
+    )
+    assert module("registry", "burn").returncode == 2
+
+
+def test_help_teaches_by_example(run: Any) -> None:
+    text = run("--help").out
+    for example in (
+        "distilrank demo-data --output shop",
+        "distilrank preflight --config configs/demo.yaml",
+        "distilrank score --model champion --input pairs.csv --output out.parquet",
+        "distilrank registry rollback",
+        "Exit status: 0 done, 2 bad input or configuration, 1 a failure.",
+    ):
+        assert example in text
+    assert run().status == 2  # no command
+
+
+def test_a_stopped_run_and_a_refusing_disk_exit_as_documented(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(error: Exception) -> Ran:
+        def open(uri: str) -> None:
+            raise error
+
+        monkeypatch.setattr(registry, "open", open)
+        return run("registry", "list")
+
+    complains(fails(RunStopped("the teacher is\nnot worth it")), "the teacher is not worth it", status=1)
+    complains(fails(PermissionError(13, "Permission denied", "/x")), "/x: Permission denied")
+    with pytest.raises(OSError, match="Too many"):  # a failure of ours keeps its traceback
+        monkeypatch.setattr(registry, "open", lambda uri: (_ for _ in ()).throw(OSError(24, "Too many open files")))
+        cli.main(["registry", "list"])
+
+
+# Registry ---------------------------------------------------------------------------------------------------------
+
+
+def test_list_marks_the_champion(run: Any, versions: list[str]) -> None:
+    rows = run("registry", "list", "--json").json()
+    assert [(row["id"], row["champion"], row["outcome"]) for row in rows] == [
+        (versions[0], False, "cold_start"),
+        (versions[1], True, "promoted"),
+    ]
+    lines = run("registry", "list").out.splitlines()
+    [first] = [line for line in lines if line.startswith(f"│ {versions[0]} ")]
+    [second] = [line for line in lines if line.startswith(f"│ {versions[1]} ")]
+    assert "champion" in second and "champion" not in first
+    assert "0.9310" in second and versions[0] in second
+
+
+def test_an_empty_registry_lists_nothing(run: Any, tmp_path: Path) -> None:
+    assert run("registry", "list", "--json").json() == []
+    assert "no version yet" in run("registry", "list", "--registry", tmp_path / "elsewhere").out
+    complains(run("registry", "show"), "no champion yet")
+    complains(run("registry", "rollback"), "no champion yet")
+    assert list(tmp_path.rglob("*.json")) == []
+
+
+def test_show_tells_why_and_from_what(run: Any, versions: list[str]) -> None:
+    text = run("registry", "show").out
+    assert f"{versions[1]}, champion, created 2026-11-01T00:00:00Z" in text
+    for word in ("interval [+.071, +.108]", "d" * 64, "wheel:mini", "0.9310", "promote"):
+        assert word in text
+    shown = run("registry", "show", versions[0], "--json").json()
+    assert (shown["id"], shown["champion"]) == (versions[0], False)
+    assert [record["version"] for record in shown["history"]] == versions
+    complains(run("registry", "show", "v000000000000"), "no version 'v000000000000'", *versions)
+
+
+def test_rollback_goes_back_once(run: Any, versions: list[str]) -> None:
+    record = run("registry", "rollback", "--json").json()
+    assert (record["version"], record["previous"], record["action"]) == (versions[0], versions[1], "rollback")
+    complains(run("registry", "rollback"), "nothing to roll back to")
+    backend = registry.open("registry")
+    backend.move(registry.CHAMPION, versions[1], versions[0])
+    assert run("registry", "rollback").out == f"champion: {versions[0]}, before: {versions[1]}\n"
+
+
+def test_verify_reads_every_version_and_names_the_damaged_file(run: Any, versions: list[str], tmp_path: Path) -> None:
+    assert run("registry", "verify").out.count("every digest matches") == 2
+    damaged = tmp_path / "registry" / "versions" / versions[0] / "student" / "model.safetensors"
+    damaged.write_text("other")
+    ran = run("registry", "verify", "--json")
+    problems = {row["id"]: row["problem"] for row in json.loads(ran.out)}
+    assert str(damaged) in problems[versions[0]] and problems[versions[1]] is None
+    complains(ran, "1 of 2 versions damaged", versions[0])
+
+
+def test_verify_finds_a_champion_without_its_version(run: Any, versions: list[str], tmp_path: Path) -> None:
+    (tmp_path / "registry" / "versions" / versions[1]).rename(tmp_path / "taken-away")
+    complains(run("registry", "verify"), f"no version '{versions[1]}'")
+
+
+# Configuration ----------------------------------------------------------------------------------------------------
+
+
+def keys(model: type, path: str = "") -> set[str]:
+    """Keys of all knobs, found another way: by the JSON schema's references."""
+    schema = model.model_json_schema()  # type: ignore[attr-defined]
+
+    def walk(node: dict[str, Any], path: str) -> set[str]:
+        found = set()
+        for name, field in node.get("properties", {}).items():
+            options = [field, *field.get("oneOf", [])]
+            targets = [option["$ref"].rsplit("/", 1)[1] for option in options if "$ref" in option]
+            at = f"{path}.{name}" if path else name
+            inner = [walk(schema["$defs"][target], at) for target in targets]
+            found |= set().union(*inner) if inner else {at}
+        return found
+
+    return walk(schema, path)
+
+
+def test_every_knob_is_printed_once_with_its_default(run: Any) -> None:
+    page = run("config", "--markdown").out
+    listed = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert set(listed) == keys(config.Config)
+    assert [key for key in set(listed) if listed.count(key) > 1 and not key.startswith("data.")] == []
+    lines = page.splitlines()
+    assert (
+        "| `gate.min_queries` | whole number | `30` | ≥ 0 | Fewest test queries that a decision may rest on. |" in lines
+    )
+    assert '| `teacher.text.separator` | text | `" \\| "` |' in page
+    assert "| `data.path` | text | required |" in page
+    assert all(line.count(" | ") + line.count("|  |") >= 4 for line in lines if line.startswith("| `"))
+
+
+def test_defaults_are_those_that_a_run_gets() -> None:
+    values = config.Config(data={"source": "demo_shop"}).model_dump(mode="json")  # type: ignore[arg-type]
+    for group in knobs.groups():
+        for knob in group.knobs:
+            if knob.default == "required" or group.source not in ("", "source: demo_shop"):
+                continue
+            value = values
+            for part in knob.key.split("."):
+                value = value[part]
+            assert json.loads(knob.default) == value, knob.key
+
+
+def test_a_section_alone_is_a_table(run: Any) -> None:
+    text = run("config", "teacher").out
+    assert "teacher.lora.rank" in text and "student.model" not in text
+    assert '"all-linear"' in text
+    complains(run("config", "teach"), "no section 'teach'", "teacher.lora")
+
+
+# Around a run -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def student(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sealed student of random weights."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from distilrank import scorer
+
+    folder = tmp_path_factory.mktemp("student")
+    AutoModelForSequenceClassification.from_pretrained(models / "encoder", num_labels=1).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(models / "encoder").save_pretrained(folder)
+    calibrated = {"method": "none"}
+    scorer.describe(
+        folder, role="student", kind="encoder", text=config.Text(), tokens=512, calibrated=calibrated, base="encoder"
+    )
+    artifacts.seal(folder)
+    return folder
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    lines = [
+        "query,title,brand,note",
+        "red sofa,red leather couch,acme,1",
+        'drill,"bit, steel",,2',
+        "red sofa,lamp,acme,3",
+    ]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path / "pairs.csv"
+
+
+def test_score_by_folder_and_by_alias(run: Any, student: Path, pairs: Path, tmp_path: Path) -> None:
+    ran = run("score", "--model", student, "--input", pairs, "--output", "scores.parquet", "--precision", "fp32")
+    assert (ran.status, ran.out) == (0, "scores.parquet: 3 rows\n")
+    assert "distilrank | score" in ran.err
+    table = pq.read_table("scores.parquet")
+    assert table["note"].to_pylist() == ["1", "2", "3"]
+    scores = table["score"].to_numpy()
+    assert np.isfinite(scores).all() and len(set(scores.tolist())) == 3
+
+    backend = registry.open("registry")
+    name = registry.version_id(artifacts.sealed_digest(student))
+    artifacts.write_json(tmp_path / "version" / "manifest.json", {"id": name})
+    (tmp_path / "version" / "student").symlink_to(student)
+    backend.publish(tmp_path / "version", name)
+    backend.move(registry.CHAMPION, name, "")
+    assert run("score", "--model", "champion", "--input", pairs, "--output", "a.csv", "--precision", "fp32").status == 0
+    again = pa.csv.read_csv("a.csv")["score"].to_numpy()
+    np.testing.assert_allclose(again, scores, atol=1e-5)
+
+
+def test_score_names_what_is_wrong(run: Any, student: Path, pairs: Path, tmp_path: Path) -> None:
+    def score(model: object = student, source: object = pairs, output: str = "scores.csv", *more: str) -> Ran:
+        return run("score", "--model", model, "--input", source, "--output", output, *more)
+
+    complains(score(model="champion"), "champion", "no such")
+    complains(score(source="absent.csv"), "absent.csv: no such file")
+    complains(score(output="scores.txt"), "scores.txt: expected a .csv or .parquet file")
+    complains(score(student, pairs, "scores.csv", "--precision", "fp8"), "precision", "'bf16' or 'fp32'", "'fp8'")
+    assert not (tmp_path / "scores.csv").exists()
+    assert run("score", "--model", student).status == 2
+
+
+def settings(folder: Path, models: Path, **more: Any) -> Path:
+    shop = {"source": "demo_shop", "products": 200, "queries": 40, "judged_queries": 20, "searches": 300}
+    values = {
+        "data": shop,
+        "teacher": {"model": str(models / "decoder")},
+        "student": {"model": str(models / "encoder")},
+    }
+    artifacts.write_json(folder / "run.yaml", {**values, **more})  # JSON is YAML
+    return folder / "run.yaml"
+
+
+def test_preflight_prints_what_a_run_would_use(run: Any, models: Path, tmp_path: Path) -> None:
+    path = settings(tmp_path, models)
+    resolved = run("preflight", "--config", path, "--json").json()
+    assert len(resolved["data_digest"]) == 64 and resolved["champion"] == ""
+    narrower = run("preflight", "--config", path, "--json", "--set", "window.newest_days=3").json()
+    assert narrower["newest_start"] > resolved["newest_start"]
+    ran = run("preflight", "--config", path)
+    assert ran.status == 0 and resolved["data_digest"] in ran.out and "ready to run" in ran.out
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["registry", "run.yaml"]
+
+
+def test_preflight_names_what_is_wrong(run: Any, models: Path, tmp_path: Path) -> None:
+    path = settings(tmp_path, models)
+    complains(run("preflight", "--config", "absent.yaml"), "absent.yaml: no such configuration file")
+    complains(run("preflight", "--config", path, "--set", "gate.max_ec=1"), "unknown key 'gate.max_ec'", "'max_ece'")
+    complains(run("preflight", "--config", path, "--set", "student.model=nowhere"), "'nowhere'", "no such folder")
+    complains(run("preflight", "--config", path, "--set", "registry.uri=gs://x"), "gs://")
+
+
+def test_demo_data_writes_files_of_ones_own(run: Any, models: Path, tmp_path: Path) -> None:
+    ran = run("demo-data", "--output", "shop", "--config", settings(tmp_path, models))
+    assert ran.status == 0, ran.err
+    assert ran.out.startswith("shop/config.yaml: ")
+    chosen = ("--set", f"teacher.model={models / 'decoder'}", "--set", f"student.model={models / 'encoder'}")
+    resolved = run("preflight", "--config", "shop/config.yaml", "--json", *chosen).json()
+    assert {Path(file["path"]).name for file in resolved["files"]} == {"judgements.csv", "catalogue.csv", "logs.csv"}
+    other = settings(tmp_path, models, data={"source": "home_depot", "path": "train.csv"})
+    complains(run("demo-data", "--output", "shop", "--config", other), "data.source is 'home_depot'", "'demo_shop'")

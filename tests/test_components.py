@@ -1,0 +1,106 @@
+"""Components stay thin, install nothing, and compile without torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+COMPONENTS = sorted(path for path in (ROOT / "components").glob("*.py") if path.stem not in ("__init__", "stage"))
+STAGES = ("preflight", "prepare", "teacher", "label", "student", "evaluate", "drift", "gate", "report", "promote")
+
+
+def function(path: Path) -> ast.FunctionDef:
+    (found,) = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+    return found
+
+
+def test_every_stage_has_its_component() -> None:
+    assert {path.stem for path in COMPONENTS} == set(STAGES)
+
+
+@pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: path.stem)
+def test_a_component_only_translates(path: Path) -> None:
+    component = function(path)
+    body = component.body[1:]  # after the docstring
+    assert isinstance(component.body[0], ast.Expr) and ast.get_docstring(component)
+    assert len(body) <= 8
+    forbidden = (ast.If, ast.For, ast.While, ast.Try, ast.FunctionDef, ast.Lambda, ast.With, ast.IfExp)
+    assert not [node for statement in body for node in ast.walk(statement) if isinstance(node, forbidden)]
+
+
+@pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: path.stem)
+def test_a_signature_has_no_defaults_and_is_in_order(path: Path) -> None:
+    component = function(path)
+    arguments = component.args
+    assert not arguments.defaults and not arguments.kw_defaults and not arguments.vararg and not arguments.kwarg
+    kinds = [
+        2 if (text := ast.unparse(argument.annotation)).startswith("Output[") else 1 if text == "dict" else 0
+        for argument in arguments.args
+    ]
+    assert kinds == sorted(kinds), "expected inputs, then configuration, then outputs"
+    assert "from __future__" not in path.read_text()
+
+
+COMPILE = """
+import sys, json
+from kfp import compiler
+from pipelines.distill import distill
+compiler.Compiler().compile(distill, sys.argv[1])
+heavy = {"torch", "transformers", "evidently", "pandas", "pyarrow", "bm25s", "matplotlib", "sklearn"}
+print(json.dumps(sorted(heavy & set(sys.modules))))
+"""
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str]:
+    output = tmp_path_factory.mktemp("compiled") / "distill.yaml"
+    result = subprocess.run([sys.executable, "-c", COMPILE, str(output)], capture_output=True, text=True, cwd=ROOT, check=True)
+    return next(yaml.safe_load_all(output.read_text())), result.stdout.splitlines()[-1]
+
+
+def test_compiling_needs_no_heavy_library(compiled: tuple[dict, str]) -> None:
+    assert compiled[1] == "[]"
+
+
+def test_nothing_is_installed_at_run_time(compiled: tuple[dict, str]) -> None:
+    for name, executor in compiled[0]["deploymentSpec"]["executors"].items():
+        container = executor["container"]
+        text = " ".join(container["command"] + container.get("args", []))
+        assert "pip install" not in text and "packages_to_install" not in text, name
+        assert container["image"].split(":")[0] in ("distilrank/ops", "distilrank/train"), name
+        assert container["image"].split(":")[1] not in ("", "latest")
+
+
+def test_effects_are_never_cached_and_the_promotion_is_conditional(compiled: tuple[dict, str]) -> None:
+    spec = compiled[0]
+    tasks = spec["root"]["dag"]["tasks"]
+    never = {name for name, task in tasks.items() if not task.get("cachingOptions", {}).get("enableCache")}
+    assert never >= {"check-inputs", "render-report"}
+    (conditional,) = [task for task in tasks.values() if "triggerPolicy" in task]
+    assert "true" in conditional["triggerPolicy"]["condition"]
+    inner = spec["components"][conditional["componentRef"]["name"]]["dag"]["tasks"]
+    assert list(inner) == ["promote-student"] and not inner["promote-student"].get("cachingOptions", {}).get("enableCache")
+    assert "render-report" in conditional["dependentTasks"], "the report comes before the promotion"
+
+
+def test_each_stage_gets_only_its_own_sections(compiled: tuple[dict, str]) -> None:
+    tasks = compiled[0]["root"]["dag"]["tasks"]
+    sections = {
+        name: {
+            value["componentInputParameter"]
+            for value in task["inputs"].get("parameters", {}).values()
+            if "componentInputParameter" in value
+        }
+        for name, task in tasks.items()
+        if "inputs" in task
+    }
+    assert sections["prepare-data"] == {"prepare", "data"}
+    assert sections["train-teacher"] == {"teacher", "compute"}
+    assert sections["distil-student"] == {"student", "compute"}
+    assert sections["decide"] == {"gate", "registry"}

@@ -1,0 +1,93 @@
+"""The configuration refuses what it does not understand, in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from distilrank.config import Config, load, parameters, parse
+from distilrank.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("fast", [True, False])
+def test_shipped_configurations_are_valid_and_survive_the_pipeline(path: Path, fast: bool) -> None:
+    config = load(path, fast_bf16=fast)
+
+    def floats(value):  # what KFP makes of numbers in a dict parameter
+        if isinstance(value, dict):
+            return {key: floats(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [floats(inner) for inner in value]
+        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    values = parameters(config)
+    assert None not in _leaves(values), "KFP takes no null in a dict parameter"
+    assert Config(**floats(values)) == config
+
+
+def _leaves(value):
+    if isinstance(value, dict):
+        return [leaf for inner in value.values() for leaf in _leaves(inner)]
+    return [leaf for inner in value for leaf in _leaves(inner)] if isinstance(value, list) else [value]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: {source: demo_shop}\nstudnet: {}\n", r"run.yaml: unknown key 'studnet'; did you mean 'student'\?"),
+        (
+            "data: {source: demo_shop}\nteacher: {optimiser: {epoch: 3}}\n",
+            r"unknown key 'teacher.optimiser.epoch'; did you mean 'epochs'\?",
+        ),
+        ("data: {source: demo_shop, produts: 3}\n", r"unknown key 'data.produts'; did you mean 'products'\?"),
+        (
+            "data: {source: demo_shop}\nstudent: {optimiser: {batch_tokens: -5}}\n",
+            r"student.optimiser.batch_tokens: Input should be greater than or equal to 1 \(got -5\)",
+        ),
+        ("data: {source: demo_shop}\nteacher: {text: {template: 'x {query}'}}\n", r"teacher.text: .*lacks \{product\}"),
+        ("data: {source: demo_shop}\nprepare: {dev_share: 0.6, test_share: 0.5}\n", r"dev_share \+ test_share is 1.1"),
+        ("data: {source: nowhere}\n", r"'nowhere'.*'demo_shop', 'home_depot', 'tables'"),
+        ("name: x\n", r"run.yaml: data: Field required"),
+        ("- a\n", r"run.yaml: expected a mapping of sections, got list"),
+        ("data: {source: demo_shop\n", r"run.yaml: not readable as YAML"),
+        ("data: {source: demo_shop}\nwithout_fast_bf16: {label: {rows: 1}}\n", r"with without_fast_bf16: unknown key 'label.rows'"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        load(written(tmp_path, text))
+    assert "\n" not in str(error.value)
+
+
+def test_the_command_line_comes_before_the_file_and_the_file_before_the_defaults(tmp_path: Path) -> None:
+    path = written(tmp_path, "data: {source: demo_shop}\nstudent: {optimiser: {epochs: 7}}\n")
+    assert load(path).student.optimiser.epochs == 7
+    config = load(path, ["student.optimiser.epochs=9", "gate.max_ece=1"])
+    assert (config.student.optimiser.epochs, config.gate.max_ece) == (9, 1.0)
+    assert config.student.optimiser.learning_rate == Config(data={"source": "demo_shop"}).student.optimiser.learning_rate
+    for override, message in (("epochs", "expected section.key=value"), ("student.epochs=1", "unknown key 'student.epochs'")):
+        with pytest.raises(InputError, match=message):
+            load(path, [override])
+
+
+def test_slower_machines_get_the_smaller_counts(tmp_path: Path) -> None:
+    path = written(tmp_path, "data: {source: demo_shop}\nwithout_fast_bf16: {data: {searches: 11}}\n")
+    assert load(path, fast_bf16=False).data.searches == 11
+    assert load(path, fast_bf16=True).data.searches != 11
+
+
+def test_sections_are_immutable() -> None:
+    config = parse({"data": {"source": "demo_shop"}}, "here")
+    with pytest.raises(ValueError, match="frozen"):
+        config.student.pointwise = 3

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from distilrank import config, hardware, preflight, registry
+from distilrank.errors import InputError
+
+LOG = "query,product_id,when\n" + "".join(f"red sofa,p1,2026-03-{day:02d}T12:00:00Z\n" for day in range(1, 31))
+
+
+@pytest.fixture
+def setup(tmp_path: Path):
+    """Writes data and a model folder, and gives a function from overrides to a checked run."""
+    files = {
+        "judgements.csv": "query,product_id,rating\nred sofa,p1,2\n",
+        "catalogue.csv": "product_id,title\np1,Red sofa\n",
+        "log.csv": LOG,
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (model / name).write_text("{}")
+
+    def run(schedule_time: str = "", **overrides) -> preflight.Resolved:
+        data = {
+            "source": "tables",
+            "judgements": str(tmp_path / "judgements.csv"),
+            "catalogue": str(tmp_path / "catalogue.csv"),
+            "logs": str(tmp_path / "log.csv"),
+            "columns": {"timestamp": "when"},
+            "rating_min": 0,
+            "rating_max": 4,
+            "relevant_from": 3,
+            **overrides.pop("data", {}),
+        }
+        values = {
+            "data": data,
+            "teacher": {"model": str(model)},
+            "student": {"model": str(model)},
+            "registry": {"uri": str(tmp_path / "registry")},
+            "preflight": {"free_disk_gib": 0},
+            **overrides,
+        }
+        parsed = config.parse(values, "test")
+        return preflight.check(parsed, schedule_time=schedule_time, output=tmp_path / "out")
+
+    return run
+
+
+def test_latest_includes_the_newest_row(setup, tmp_path: Path) -> None:
+    resolved = setup(window={"days": 14, "newest_days": 7})
+    assert resolved.newest_end == "2026-03-30T12:00:01+00:00"
+    assert resolved.newest_start == "2026-03-23T12:00:01+00:00"
+    assert resolved.reference_start == "2026-03-09T12:00:01+00:00"
+    assert resolved.champion == ""
+    found = json.loads((tmp_path / "out" / "preflight.json").read_text())
+    assert {name: found[name] for name in resolved._fields} == resolved._asdict()
+    assert [Path(file["path"]).name for file in found["files"]] == ["judgements.csv", "catalogue.csv", "log.csv"]
+    stage = json.loads((tmp_path / "out" / "stage.json").read_text())
+    assert stage["stage"] == "preflight" and stage["facts"] == resolved._asdict()
+
+
+def test_window_ends_at_the_schedule_time_or_a_given_one(setup) -> None:
+    window = {"days": 10, "newest_days": 5}
+    scheduled = setup("2026-03-25T02:00:00+02:00", window={**window, "end": "schedule"})
+    given = setup(window={**window, "end": "2026-03-25"})
+    assert scheduled == given
+    assert given[2:5] == ("2026-03-10T00:00:00+00:00", "2026-03-20T00:00:00+00:00", "2026-03-25T00:00:00+00:00")
+
+
+@pytest.mark.parametrize(
+    ("window", "message"),
+    [
+        ({"end": "schedule"}, "window.end is 'schedule', but the run's schedule time is '', expected an ISO 8601 time"),
+        ({"end": "tomorrow"}, "window.end is 'tomorrow', expected an ISO 8601 time"),
+        ({"end": "2026-05-01"}, r"no impressions in the newest traffic \(2026-04-24.* the log runs from 2026-03-01T12"),
+        ({"end": "2026-03-05", "newest_days": 5}, "no impressions in the training window"),
+    ],
+)
+def test_a_window_without_rows_or_sense_is_an_error(setup, window: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        setup(window=window)
+
+
+@pytest.mark.parametrize("data", [{"logs": ""}, {"columns": {}}])
+def test_a_log_without_time_has_no_window(setup, data: dict, capsys: pytest.CaptureFixture) -> None:
+    resolved = setup(data=data, window={"end": "2026-03-25"})
+    assert resolved[2:5] == ("", "", "")
+    assert "window.end 2026-03-25 has no effect" in capsys.readouterr().out
+
+
+def test_digest_follows_data_and_not_the_gate(setup, tmp_path: Path) -> None:
+    first = setup()
+    assert setup(gate={"min_queries": 5}) == first
+    (tmp_path / "catalogue.csv").write_text("product_id,title\np1,Red sofas\n")
+    changed = setup()
+    assert changed.data_digest != first.data_digest
+    assert changed.code_digest == first.code_digest == preflight.code_digest()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"data": {"logs": "nowhere.csv"}}, r"nowhere\.csv: no such file"),
+        ({"data": {"columns": {"timestamp": "when", "brand": "maker"}}}, r"catalogue\.csv: missing column 'maker'"),
+        ({"student": {"model": "nowhere"}}, "model 'nowhere': no such folder"),
+        ({"preflight": {"free_disk_gib": 1e9}}, r"GiB free, expected at least 1e\+09 \(preflight.free_disk_gib\)"),
+        ({"registry": {"uri": "ftp://host/x"}}, "registry 'ftp://host/x': no backend"),
+    ],
+)
+def test_fails_early_by_name(setup, tmp_path: Path, overrides: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        setup(**overrides)
+    assert not (tmp_path / "out" / "preflight.json").exists()
+
+
+@pytest.mark.skipif(hardware.has_gpu(), reason="this machine has a GPU")
+def test_a_missing_gpu_is_an_error_except_in_a_cluster(setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(InputError, match=r"compute\.device: 'cuda' asked for, but this machine shows no NVIDIA GPU"):
+        setup(compute={"device": "cuda"})
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert setup(compute={"device": "cuda"}).data_digest
+
+
+def test_the_champion_is_read_from_the_registry(setup, tmp_path: Path) -> None:
+    backend = registry.open(str(tmp_path / "registry"))
+    version = registry.version_id("ab" * 32)
+    backend.check()
+    (tmp_path / "registry" / "aliases").mkdir(exist_ok=True)
+    alias = {"version": version, "since": "2026-03-01T00:00:00Z", "previous": ""}
+    (tmp_path / "registry" / "aliases" / "champion.json").write_text(json.dumps(alias))
+    assert setup().champion == version
+
+
+def test_damaged_registry_is_found_now(setup, tmp_path: Path) -> None:
+    (tmp_path / "registry" / "aliases").mkdir(parents=True)
+    (tmp_path / "registry" / "aliases" / "champion.json").write_text("{")
+    with pytest.raises(InputError, match=r"champion\.json"):
+        setup()
+
+
+def test_models_are_checked_without_loading(setup, tmp_path: Path) -> None:
+    (tmp_path / "model" / "config.json").unlink()
+    with pytest.raises(InputError, match=r"no config\.json beside the weights"):
+        setup()

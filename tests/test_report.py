@@ -1,0 +1,399 @@
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from scipy.special import expit
+
+from distilrank import artifacts, gate, records, relevance, report
+from distilrank.config import Evaluate, Gate, Report
+from distilrank.errors import InputError
+
+WORDS = ["cordless", "drill", "hammer", "saw", "blade", "ladder", "paint", "roller", "brush", "hose", "tap", "valve"]
+VERSION, CHAMPION = "v0123456789ab", "vba9876543210"
+
+
+def judgements(folder: Path, split: str, queries: int, seed: int, text: str = "") -> pa.Table:
+    """A split of a small shop's judgements; `text` is put into the first query and the first title."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number in range(queries):
+        words = rng.choice(WORDS, 2, replace=False).tolist()
+        for product in range(8):
+            target = float(rng.choice([0, 1 / 3, 2 / 3, 1], p=[0.3, 0.2, 0.2, 0.3]))
+            title = " ".join([*words[: 1 + round(target)], *rng.choice(WORDS, 4).tolist()]).capitalize()
+            first = number == 0
+            rows.append(
+                {
+                    "query_id": f"{split}{number:04d}",
+                    "query": f"{words[0]} {words[1]}{text if first else ''}",
+                    "product_id": f"p{product}",
+                    "title": f"{title}{text if first else ''}",
+                    "product_type": words[0],
+                    "brand": None,
+                    "color": None,
+                    "gender": None,
+                    "description": None,
+                    "target": target,
+                    "raters": 3,
+                    "stratum": ("head", "torso", "tail")[number % 3],
+                    "bm25": 6 * target + float(rng.normal(4, 4)),
+                }
+            )
+    table = pa.Table.from_pylist(rows)
+    records.write(table, folder / f"{split}.parquet", records.JUDGED)
+    return records.read(folder / f"{split}.parquet", records.JUDGED)
+
+
+def record(folder: Path, stage: str, seconds: float, **facts: object) -> None:
+    artifacts.write_json(
+        folder / artifacts.RECORD,
+        {
+            "stage": stage,
+            "started": "2026-11-20T08:15:00Z",
+            "seconds": seconds,
+            "peak_memory_mib": 300 + 8 * seconds,
+            "config": {"seed": 13},
+            "inputs": {"judgements": "0f" * 32},
+            "facts": facts,
+        },
+    )
+
+
+def drift_part(drifted: bool, text: str = "") -> dict:
+    return {
+        "share": 0.5 if drifted else 0.0,
+        "drifted": drifted,
+        "rows": {"reference": 2000, "current": 1800},
+        "columns": [
+            {
+                "name": "bm25", "kind": "numeric", "statistic": "Wasserstein", "value": 0.031, "threshold": 0.1,
+                "noise": 0.04, "drifted": False, "reference_mean": 6.312, "current_mean": 6.108,
+            },
+            {
+                "name": "product_type", "kind": "categorical", "statistic": "Jensen-Shannon",
+                "value": 0.213 if drifted else 0.071, "threshold": 0.1, "noise": 0.05, "drifted": drifted,
+                "moved": [{"value": f"snow shovel{text}", "reference": 0.0, "current": 0.118 if drifted else 0.011}],
+            },
+            {
+                "name": "color", "kind": "categorical", "statistic": "Jensen-Shannon", "value": None,
+                "threshold": 0.1, "noise": 0.0, "drifted": False, "moved": [], "note": "no values, so not counted",
+            },
+        ],
+        "new_queries": [f"snow shovel{text}", "ice melt", "window insulation"] if drifted else [],
+        "new_query_share": 0.146,
+        "new_product_types": [f"snow shovel{text}"] if drifted else [],
+        "note": "",
+    }  # fmt: skip
+
+
+def curve(steps: int, start: float, end: float, loss: float) -> list[dict]:
+    return [
+        {
+            "step": 40 * (look + 1), "epoch": 1 + look // 3, "loss": loss / (1 + 0.5 * look),
+            "dev_ndcg_at_10": end - (end - start) * 0.5**look + (0.002 if look == steps - 2 else 0),
+        }
+        for look in range(steps)
+    ]  # fmt: skip
+
+
+def folders(
+    root: Path, *, champion: bool = True, calibrated: bool = True, quality: float = 1.0, text: str = ""
+) -> dict:
+    """Everything that a run leaves, small: real measures of made-up scores, a real verdict.
+
+    Args:
+        quality: how well the student ranks; 0 is random.
+        text: put into a query, a title, a product type and a stage's configuration.
+    """
+    paths = {
+        name: root / name for name in ("profile", "judgements", "teacher", "student", "evaluation", "drift", "verdict")
+    }
+    for split, queries, seed in (("train", 90, 1), ("dev", 30, 2)):
+        judgements(paths["judgements"], split, queries, seed)
+    test = judgements(paths["judgements"], "test", 60, 3, text)
+    artifacts.write_json(paths["judgements"] / "protocol.json", {"source": "demo_shop", "relevant_from": 0.65})
+    artifacts.seal(paths["judgements"])
+
+    artifacts.write_json(
+        paths["profile"] / "profile.json",
+        {
+            "rows": {"products": 1500, "judgements": 1440, "impressions": 54120},
+            "dropped": {"impressions_of_unknown_products": 12},
+            "strata": {"cut": "by frequency", "queries": {"head": 12, "torso": 80, "tail": 508}},
+            "lengths": {
+                "query_words": {"min": 1.0, "p50": 3.0, "p95": 6.0, "max": 11.0, "mean": 3.1804},
+                "title_characters": {"min": 9.0, "p50": 64.0, "p95": 110.0, "max": 171.0, "mean": 66.8},
+            },
+        },
+    )
+    record(paths["profile"], "prepare", 6.4)
+
+    dev = {"student": 0.941, "teacher": 0.948, "bm25": 0.853, "random": 0.801}
+    for name, steps, loss in (("teacher", 5, 0.62), ("student", 6, 2.9)):
+        artifacts.write_json(
+            paths[name] / "metrics.json",
+            {
+                "curve": curve(steps, 0.84, dev[name], loss),
+                "best_step": 160,
+                "dev": dev,
+                "calibration": {"method": "platt"},
+            },
+        )
+        artifacts.seal(paths[name])
+        record(
+            paths[name],
+            name,
+            140.2 if name == "teacher" else 61.7,
+            runtime="cpu, bf16 (the processor has amx), 2 threads",
+        )
+    shards = [root / "labels" / f"shard-{number:05d}" for number in range(2)]
+    for folder in shards:
+        artifacts.write_json(
+            folder / "manifest.json", {"shard": folder.name, "rows": 3120, "queries": 260, "teacher": "ab" * 32}
+        )
+        record(
+            folder, folder.name.replace("shard", "label"), 43.0, runtime="cpu, bf16 (the processor has amx), 2 threads"
+        )
+
+    rng = np.random.default_rng(4)
+    judged = relevance.Judged.read(paths["judgements"])
+    systems = relevance.baselines(judged, Evaluate())
+    for name, noise, scale in (("teacher", 0.8, 1.1), ("student", 1.0, 0.9), ("champion", 1.1, 0.7)):
+        if name == "champion" and not champion:
+            continue
+        signal = (judged.target - 0.5) * 3 * (quality if name == "student" else 1)
+        score = signal + rng.normal(0, noise, len(signal))
+        systems[name] = relevance.System(score.astype(np.float32), expit(scale * score) if calibrated else None)
+    metrics, by_query = relevance.compare_systems(judged, systems, Evaluate(bootstrap=200, cluster_bootstrap=50))
+    metrics["latency"] = {
+        name: {"pairs_per_second": 1912.4, "p50_ms": 4.12, "p95_ms": 6.93, "pairs_per_request": 8.0}
+        for name in ("student", "champion")
+        if name in systems
+    }
+    artifacts.write_json(paths["evaluation"] / "metrics.json", metrics)
+    ranked = judged.ranked
+    shared = {
+        "query_id": judged.query_ids[ranked],
+        "query": judged.per_query("query")[ranked],
+        "stratum": judged.per_query("stratum")[ranked],
+        "pairs": np.full(len(ranked), 8),
+    }
+    parts = [pa.table({"system": [name] * len(ranked), **shared, **values}) for name, values in by_query.items()]
+    records.write(pa.concat_tables(parts), paths["evaluation"] / "per_query.parquet", records.PER_QUERY)
+    parts = [
+        pa.table(
+            {
+                "system": [name] * test.num_rows,
+                **{column: test[column] for column in ("query_id", "product_id", "target")},
+                "score": system.score,
+                "probability": pa.nulls(test.num_rows, pa.float32())
+                if system.probability is None
+                else system.probability,
+            },
+            schema=records.PAIR_SCORES,
+        )
+        for name, system in systems.items()
+    ]
+    records.write(pa.concat_tables(parts), paths["evaluation"] / "pair_scores.parquet", records.PAIR_SCORES)
+    artifacts.seal(paths["evaluation"])
+    record(paths["evaluation"], "evaluate", 18.9, config=text)
+
+    drift = {"candidate": drift_part(True, text), "champion": None}
+    if champion:
+        drift["champion"] = {**drift_part(False), "version": CHAMPION}
+    artifacts.write_json(paths["drift"] / "drift.json", drift)
+    artifacts.seal(paths["drift"])
+    record(paths["drift"], "drift", 2.1)
+
+    decided = gate.decide(
+        Gate(),
+        metrics=metrics,
+        drift=drift,
+        candidate={"id": VERSION},
+        champion={"id": CHAMPION} if champion else None,
+    )
+    artifacts.write_json(paths["verdict"] / "verdict.json", decided.to_json())
+    record(paths["verdict"], "gate", 0.2)
+    return {**paths, "labels": shards, "output": root / "report"}
+
+
+class Page(HTMLParser):
+    """The page's text, its tags and attributes; complains of tags that do not match."""
+
+    VOID = ("meta", "br", "img", "hr", "link", "input")
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(source)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"line {self.getpos()}: </{tag}>"
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def render(paths: dict, config: Report | None = None) -> tuple[str, Page]:
+    report.render(config or Report(), name="home-depot", **paths)
+    source = (paths["output"] / "report.html").read_text()
+    return source, Page(source)
+
+
+@pytest.fixture(scope="module")
+def promoted(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str, Page]:
+    paths = folders(tmp_path_factory.mktemp("run"), quality=1.5)
+    return paths, *render(paths)
+
+
+def test_the_verdict_comes_first_in_words(promoted: tuple[dict, str, Page]) -> None:
+    _, _, page = promoted
+    assert page.text.index("Promoted") < page.text.index("Checks")
+    assert f"This student, {VERSION}, replaces {CHAMPION} as the champion." in page.text
+    assert "Better than BM25" in page.text and "✕ failed" not in page.text
+
+
+def deltas(paths: dict) -> pd.Series:
+    """nDCG@10 of the student minus BM25's, by query."""
+    table = records.read(paths["evaluation"] / "per_query.parquet", records.PER_QUERY).to_pandas()
+    by_system = table.pivot(index="query_id", columns="system", values="ndcg_at_10")
+    return by_system["student"] - by_system["bm25"]
+
+
+def test_figures_are_those_of_the_files(promoted: tuple[dict, str, Page]) -> None:
+    paths, source, page = promoted
+    metrics = json.loads((paths["evaluation"] / "metrics.json").read_text())
+    for values in metrics["systems"].values():
+        for key in ("ndcg_at_10", "pair_accuracy", "roc_auc"):
+            assert f"{values[key]:.3f}".lstrip("0") in page.text
+    delta = deltas(paths)
+    assert f"the student orders {(delta > 1e-9).sum()} of {len(delta)} queries better" in page.text
+    assert "snow shovel 0 % → 11.8 %" in page.text and "mean 6.312 → 6.108" in page.text
+    best = max(values["ndcg_at_10"] for values in metrics["systems"].values())
+    assert f'<span class="best">{report.measure_text(best)}</span>' in source
+    assert "2 min 20 s" in page.text and "6 240 more pairs of 520 queries" in page.text
+
+
+def test_examples_show_how_both_systems_rank(promoted: tuple[dict, str, Page]) -> None:
+    paths, source, _ = promoted
+    best = deltas(paths).idxmax()
+    scores = records.read(paths["evaluation"] / "pair_scores.parquet", records.PAIR_SCORES).to_pandas()
+    top = (
+        scores[(scores["system"] == "student") & (scores["query_id"] == best)]
+        .sort_values("score", ascending=False)
+        .iloc[0]
+    )
+    test = records.read(paths["judgements"] / "test.parquet", records.JUDGED).to_pandas()
+    title = test[(test["query_id"] == best) & (test["product_id"] == top["product_id"])].iloc[0]["title"]
+    example = source[source.index('class="example"') :]
+    first = example[example.index("<li>") : example.index("</li>")]
+    assert title in first and report.measure_text(top["target"], 2) in first
+
+
+def test_the_page_stands_alone(promoted: tuple[dict, str, Page]) -> None:
+    _, source, page = promoted
+    assert not {tag for tag, _ in page.seen} & {"script", "link", "img", "iframe", "object"}
+    links = [values.get("href") or values.get("xlink:href") or "" for _, values in page.seen]
+    assert {link for link in links if link and not link.startswith("#")} == {"drift.html"}
+    assert "default-src 'none'" in source and "@import" not in source
+    for address in re.findall(r"(?:src=|url\()[\"']?([^\"')]*)", source):
+        assert address.startswith("#")
+    ids = [values["id"] for _, values in page.seen if values.get("id")]
+    assert len(ids) == len(set(ids))
+    assert {link[1:] for link in links if link.startswith("#")} <= set(ids)
+
+
+def test_plots_are_well_formed_with_real_text_and_a_description(promoted: tuple[dict, str, Page]) -> None:
+    _, source, _ = promoted
+    plots = [plot for plot in re.findall(r"<svg.*?</svg>", source, re.DOTALL) if 'role="img"' in plot]
+    assert len(plots) == 6
+    for plot in plots:
+        root = ET.fromstring(plot.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
+        assert len(root.attrib["aria-label"]) > 20
+        assert root.findall(".//{http://www.w3.org/2000/svg}text")
+
+
+def test_text_of_other_people_stays_text(tmp_path: Path) -> None:
+    attack = '<script>alert("x")</script>&amp;'
+    source, page = render(folders(tmp_path, text=attack), Report(title=f"Run {attack}"))
+    assert "<script" not in source
+    assert page.text.count(attack) >= 4  # title, new query, product type, moved category
+
+
+def test_a_refusal_says_why(tmp_path: Path) -> None:
+    _, page = render(folders(tmp_path, quality=0.1, champion=False))
+    assert "Refused" in page.text and "is not promoted, and there still is no champion." in page.text
+    assert "✕ failed" in page.text and "so not counted" in page.text
+    assert "worse than" in page.text
+
+
+def test_a_run_without_champion_or_calibration(tmp_path: Path) -> None:
+    paths = folders(tmp_path, champion=False, calibrated=False)
+    artifacts.write_json(paths["profile"] / "profile.json", {})
+    metrics = json.loads((paths["evaluation"] / "metrics.json").read_text())
+    del metrics["latency"], metrics["slices"], metrics["reliability"]
+    artifacts.write_json(paths["evaluation"] / "metrics.json", metrics)
+    _, page = render(paths)
+    assert "are no probabilities" in page.text
+    assert "Has traffic moved away" not in page.text and "Median request" not in page.text
+
+
+def test_the_same_run_gives_the_same_page(promoted: tuple[dict, str, Page]) -> None:
+    paths, source, _ = promoted
+    assert render(paths)[0] == source
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    paths = folders(tmp_path)
+    (paths["drift"] / "drift.json").unlink()
+    with pytest.raises(InputError, match=r"drift\.json: no such file"):
+        render(paths)
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (report.measure_text(0.93149), ".931"),
+        (report.measure_text(1.0), "1.000"),
+        (report.measure_text(None), report.DASH),
+        (report.delta_text(0.01312), "+.0131"),
+        (report.delta_text(-0.01312), "\N{MINUS SIGN}.0131"),
+        (report.delta_text(-0.000001), "+.0000"),
+        (report.figure_text(1234567), "1\u202f234\u202f567"),
+        (report.figure_text(0.123456), "0.1235"),
+        (report.figure_text(True), "yes"),
+        (report.figure_text(-0.05), "\N{MINUS SIGN}0.05"),
+        (report.percent_text(0.118), "11.8\u00a0%"),
+        (report.percent_text(1.0), "100\u00a0%"),
+        (report.figure_text("2026-11-20T08:15:00+00:00"), "2026-11-20 08:15 UTC"),
+        (report.duration_text(4.21), "4.2 s"),
+        (report.duration_text(200), "3 min 20 s"),
+        (report.duration_text(3900), "1 h 5 min"),
+    ],
+)
+def test_numbers_for_people(shown: str, expected: str) -> None:
+    assert shown == expected
