@@ -15,7 +15,7 @@ demo: $(READY) ## Run the whole pipeline on the built-in shop: minutes, no GPU, 
 	@$(BIN)/python -m pipelines run --config configs/demo.yaml
 
 test: $(READY) ## Run the tests
-	@$(BIN)/python -m pytest -n 2
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY) ## Check style and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

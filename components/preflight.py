@@ -16,7 +16,7 @@ def check_inputs(
     student: dict,
     registry: dict,
     resolved: Output[Artifact],
-) -> NamedTuple(
+) -> NamedTuple(  # type: ignore[valid-type]
     "Resolved",
     [
         ("data_digest", str),

@@ -39,19 +39,25 @@ Overrides = Annotated[
 def run(
     config: ConfigFile,
     overrides: Overrides = None,
-    name: Annotated[str, typer.Option(help="Folder below --runs; default: the configuration's name and the time.")] = "",
+    name: Annotated[
+        str, typer.Option(help="Folder below --runs; default: the configuration's name and the time.")
+    ] = "",
     runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
     pipeline: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Run this compiled pipeline instead of the one in this source tree."),
     ] = None,
     cache: Annotated[bool, typer.Option(help="Take over stages of earlier runs that would do the same again.")] = True,
-    fail_on_refusal: Annotated[bool, typer.Option("--fail-on-refusal", help="Exit with 3 if the student is refused.")] = False,
+    fail_on_refusal: Annotated[
+        bool, typer.Option("--fail-on-refusal", help="Exit with 3 if the student is refused.")
+    ] = False,
 ) -> None:
     """Run the whole pipeline on this machine, a process a stage, and leave runs/NAME/ and runs/latest."""
     from pipelines import local
 
-    console = Console(highlight=False, file=sys.stdout)  # the stream itself: standard output is redirected during the run
+    console = Console(
+        highlight=False, file=sys.stdout
+    )  # the stream itself: standard output is redirected during the run
     fast = hardware.fast_bf16()
     settings = load(config, overrides, fast_bf16=fast)
     name = name or f"{settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -108,7 +108,9 @@ class RunDisplay(io.TextIOBase):
             return
         if event.stage in self._bars:
             text = f"{count['done']}/{count['total']} {count['unit']}, " + (count["text"] or "").replace(" | ", ", ")
-            self._progress.update(self._bars[event.stage], total=int(count["total"]), completed=int(count["done"]), text=text)
+            self._progress.update(
+                self._bars[event.stage], total=int(count["total"]), completed=int(count["done"]), text=text
+            )
         elif time.monotonic() - self._shown.get(event.stage, 0) >= PLAIN_INTERVAL:
             self._shown[event.stage] = time.monotonic()
             self.console.print(f"  {event.stage:<12} {event.text.replace(' | ', ', ')}", markup=False, highlight=False)

@@ -14,7 +14,9 @@ from components.student import distil_student
 from components.teacher import train_teacher
 
 
-@dsl.pipeline(name="distill", description="Distil an LLM's sense of relevance into a ranker, and promote it if it earned it.")
+@dsl.pipeline(
+    name="distill", description="Distil an LLM's sense of relevance into a ranker, and promote it if it earned it."
+)
 def distill(
     name: str,
     data: dict,

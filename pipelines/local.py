@@ -83,9 +83,13 @@ def run(config: Config, *, name: str, runs: Path, cache: bool, pipeline: Path | 
     except FileExistsError:
         raise InputError(f"{folder}: a run of this name is there already; choose another --name") from None
     except OSError as error:
-        raise InputError(f"{folder}: cannot be made ({error.strerror}), expected a writable folder for --runs") from None
+        raise InputError(
+            f"{folder}: cannot be made ({error.strerror}), expected a writable folder for --runs"
+        ) from None
     config = _fitted(config, runs)
-    artifacts.write_text(folder / "config.yaml", yaml.safe_dump(parameters(config), sort_keys=False, allow_unicode=True))
+    artifacts.write_text(
+        folder / "config.yaml", yaml.safe_dump(parameters(config), sort_keys=False, allow_unicode=True)
+    )
     root = runs / ".kfp"
     before = set(root.glob("distill-*"))
     started = time.monotonic()
@@ -132,7 +136,9 @@ def _gather(made: Path, folder: Path, cached: set[str], seconds: float, peak_mib
     report = made / "render-report" / "report"
     if not (report / "report.html").is_file():
         raise RuntimeError(f"{report}: the report stage left no report.html")
-    inputs = {name: [Path(path) for path in paths] for name, paths in artifacts.read_json(report / "inputs.json").items()}
+    inputs = {
+        name: [Path(path) for path in paths] for name, paths in artifacts.read_json(report / "inputs.json").items()
+    }
     single = {name: paths[0] for name, paths in inputs.items()}
     shutil.copyfile(report / "report.html", folder / "report.html")
     for page in sorted(single["drift"].glob("*.html")):
@@ -147,7 +153,9 @@ def _gather(made: Path, folder: Path, cached: set[str], seconds: float, peak_mib
     records = [artifacts.read_json(path) for path in made.rglob(artifacts.RECORD)]
     known = {record["stage"] for record in records}
     for paths in inputs.values():
-        for record in (artifacts.read_json(path / artifacts.RECORD) for path in paths if (path / artifacts.RECORD).exists()):
+        for record in (
+            artifacts.read_json(path / artifacts.RECORD) for path in paths if (path / artifacts.RECORD).exists()
+        ):
             if record["stage"] not in known:
                 records.append(record | {"cached": True})
     artifacts.write_json(

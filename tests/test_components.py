@@ -60,7 +60,9 @@ print(json.dumps(sorted(heavy & set(sys.modules))))
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str]:
     output = tmp_path_factory.mktemp("compiled") / "distill.yaml"
-    result = subprocess.run([sys.executable, "-c", COMPILE, str(output)], capture_output=True, text=True, cwd=ROOT, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", COMPILE, str(output)], capture_output=True, text=True, cwd=ROOT, check=True
+    )
     return next(yaml.safe_load_all(output.read_text())), result.stdout.splitlines()[-1]
 
 
@@ -85,7 +87,9 @@ def test_effects_are_never_cached_and_the_promotion_is_conditional(compiled: tup
     (conditional,) = [task for task in tasks.values() if "triggerPolicy" in task]
     assert "true" in conditional["triggerPolicy"]["condition"]
     inner = spec["components"][conditional["componentRef"]["name"]]["dag"]["tasks"]
-    assert list(inner) == ["promote-student"] and not inner["promote-student"].get("cachingOptions", {}).get("enableCache")
+    assert list(inner) == ["promote-student"] and not inner["promote-student"].get("cachingOptions", {}).get(
+        "enableCache"
+    )
     assert "render-report" in conditional["dependentTasks"], "the report comes before the promotion"
 
 

@@ -61,7 +61,10 @@ def _leaves(value):
         ("name: x\n", r"run.yaml: data: Field required"),
         ("- a\n", r"run.yaml: expected a mapping of sections, got list"),
         ("data: {source: demo_shop\n", r"run.yaml: not readable as YAML"),
-        ("data: {source: demo_shop}\nwithout_fast_bf16: {label: {rows: 1}}\n", r"with without_fast_bf16: unknown key 'label.rows'"),
+        (
+            "data: {source: demo_shop}\nwithout_fast_bf16: {label: {rows: 1}}\n",
+            r"with without_fast_bf16: unknown key 'label.rows'",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -75,8 +78,13 @@ def test_the_command_line_comes_before_the_file_and_the_file_before_the_defaults
     assert load(path).student.optimiser.epochs == 7
     config = load(path, ["student.optimiser.epochs=9", "gate.max_ece=1"])
     assert (config.student.optimiser.epochs, config.gate.max_ece) == (9, 1.0)
-    assert config.student.optimiser.learning_rate == Config(data={"source": "demo_shop"}).student.optimiser.learning_rate
-    for override, message in (("epochs", "expected section.key=value"), ("student.epochs=1", "unknown key 'student.epochs'")):
+    assert (
+        config.student.optimiser.learning_rate == Config(data={"source": "demo_shop"}).student.optimiser.learning_rate
+    )
+    for override, message in (
+        ("epochs", "expected section.key=value"),
+        ("student.epochs=1", "unknown key 'student.epochs'"),
+    ):
         with pytest.raises(InputError, match=message):
             load(path, [override])
 

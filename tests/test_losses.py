@@ -40,7 +40,9 @@ def all_pairs(student: torch.Tensor, teacher: torch.Tensor, query: torch.Tensor)
 @given(queries, scale, seeds)
 def test_margin_loss_is_the_mean_over_all_pairs(sizes: list[int], scale: float, seed: int) -> None:
     student, teacher, query = batch(sizes, scale, seed)
-    assert float(margin_loss(student, teacher, query)) == pytest.approx(all_pairs(student, teacher, query), rel=1e-4, abs=1e-5)
+    assert float(margin_loss(student, teacher, query)) == pytest.approx(
+        all_pairs(student, teacher, query), rel=1e-4, abs=1e-5
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -94,7 +96,11 @@ def test_finite_in_bf16_with_gradients(loss) -> None:
 
 
 def test_single_product_queries_give_no_margin_but_a_pointwise_term() -> None:
-    student, teacher, query = torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([0.0, 0.0]), torch.tensor([0, 1])
+    student, teacher, query = (
+        torch.tensor([1.0, 2.0], requires_grad=True),
+        torch.tensor([0.0, 0.0]),
+        torch.tensor([0, 1]),
+    )
     margin = margin_loss(student, teacher, query)
     assert float(margin.detach()) == 0
     margin.backward()

@@ -70,8 +70,8 @@ def digest_file(path: Path) -> str:
 
 def _file_digests(folder: Path) -> dict[str, str]:
     # The record of the stage holds timings, which differ between runs that made the same bytes.
-    own = {SEAL, RECORD}
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in own)
+    own = {folder / SEAL, folder / RECORD}
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path not in own)
     return {path.relative_to(folder).as_posix(): digest_file(path) for path in files}
 
 
@@ -104,7 +104,9 @@ def verify(folder: Path, only: list[str] | None = None) -> str:
             raise InputError(f"{path}: missing, although {folder / SEAL} lists it")
         seen = digest_file(path)
         if seen != expected:
-            raise InputError(f"{path}: digest {seen[:12]} differs from the recorded {expected[:12]}; the file is corrupt")
+            raise InputError(
+                f"{path}: digest {seen[:12]} differs from the recorded {expected[:12]}; the file is corrupt"
+            )
     if only is None:
         extra = sorted(set(_file_digests(folder)) - set(sealed["files"]))
         if extra:

@@ -43,5 +43,9 @@ def shuffled(lengths: np.ndarray, rows: np.ndarray, budget: int, rng: np.random.
     mean_tokens = max(float((lengths * rows).mean()), 1.0)
     units = max(int(CHUNK * budget / mean_tokens), 1)
     chunks = [order[start : start + units] for start in range(0, len(order), units)]
-    batches = [batch for chunk in chunks for batch in pack(chunk[np.argsort(lengths[chunk], kind="stable")], lengths, rows, budget)]
+    batches = [
+        batch
+        for chunk in chunks
+        for batch in pack(chunk[np.argsort(lengths[chunk], kind="stable")], lengths, rows, budget)
+    ]
     return [batches[index] for index in rng.permutation(len(batches))]

@@ -118,7 +118,8 @@ class Window(Section):
     """Which days of log to learn from, and which count as the newest traffic."""
 
     end: str = Field(
-        "latest", description="'latest' (newest row of the log), 'schedule' (the run's schedule time) or an ISO 8601 time."
+        "latest",
+        description="'latest' (newest row of the log), 'schedule' (the run's schedule time) or an ISO 8601 time.",
     )
     days: Positive = Field(28, description="Days that candidates are mined from, up to the newest traffic.")
     newest_days: Positive = Field(7, description="Days up to the end that count as the newest traffic, for drift.")
@@ -144,7 +145,9 @@ class Prepare(Section):
     )
     dev_queries: Count = Field(0, description="Use at most this many dev queries, by hash; 0: all.")
     test_queries: Count = Field(0, description="Use at most this many test queries, by hash; 0: all.")
-    log_queries: Count = Field(0, description="Mine candidates for at most this many log queries, by frequency; 0: all.")
+    log_queries: Count = Field(
+        0, description="Mine candidates for at most this many log queries, by frequency; 0: all."
+    )
     from_impressions: Count = Field(6, description="Candidates of a query taken from its impressions.")
     from_bm25: Count = Field(4, description="Candidates of a query taken from the top of BM25.")
     from_random: Count = Field(2, description="Candidates of a query drawn from the whole catalogue.")
@@ -265,7 +268,8 @@ class Label(Section):
     score_tokens: Positive = Field(4096, description="Most tokens in one forward pass.")
     threads: Count = Field(0, description="Processor threads of one labelling task; 0: as `compute.threads` says.")
     resume: str = Field(
-        "", description="Folder that outlives the task (a volume, say) for finished parts; empty: the task's own output."
+        "",
+        description="Folder that outlives the task (a volume, say) for finished parts; empty: the task's own output.",
     )
 
 
@@ -295,7 +299,9 @@ class Evaluate(Section):
     """The protocol's free choices."""
 
     bootstrap: Annotated[int, Field(ge=100)] = Field(2000, description="Resamples of queries for per-query measures.")
-    cluster_bootstrap: Annotated[int, Field(ge=50)] = Field(200, description="Resamples of queries for AUC-like measures.")
+    cluster_bootstrap: Annotated[int, Field(ge=50)] = Field(
+        200, description="Resamples of queries for AUC-like measures."
+    )
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, description="Level of the intervals.")
     bins: Annotated[int, Field(ge=2)] = Field(10, description="Equal-width bins of ECE and the reliability diagram.")
     seed: Count = Field(23, description="Seed of resampling and of the random ordering.")
@@ -305,7 +311,9 @@ class Evaluate(Section):
 class Drift(Section):
     """When a column counts as drifted; above about 1,000 rows the statistics are effect sizes."""
 
-    numeric: Annotated[float, Field(gt=0)] = Field(0.1, description="Normalised Wasserstein distance from which it has.")
+    numeric: Annotated[float, Field(gt=0)] = Field(
+        0.1, description="Normalised Wasserstein distance from which it has."
+    )
     categorical: Annotated[float, Field(gt=0)] = Field(0.1, description="Jensen-Shannon distance from which it has.")
     score: Annotated[float, Field(gt=0)] = Field(0.1, description="Likewise for the student's scores (Wasserstein).")
     chance: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -414,7 +422,9 @@ def _describe(error: ValidationError, model: type[BaseModel]) -> str:
 def _known_keys(model: Any, path: list[str]) -> list[str]:
     """The keys of the section at `path`, looking through unions and Annotated."""
     for part in path:
-        fields = [field.annotation for sub in _models(model) for name, field in sub.model_fields.items() if name == part]
+        fields = [
+            field.annotation for sub in _models(model) for name, field in sub.model_fields.items() if name == part
+        ]
         if not fields:
             return []
         model = fields[0]

@@ -66,7 +66,9 @@ class PairEncoder:
         self.tokenizer, self.max_tokens, self.limit = tokenizer, min(text.max_tokens, limit), limit
 
     def encode(self, queries: Sequence[str], products: Sequence[str]) -> list[dict[str, list[int]]]:
-        batch = self.tokenizer(list(queries), list(products), truncation=False, return_attention_mask=False, verbose=False)
+        batch = self.tokenizer(
+            list(queries), list(products), truncation=False, return_attention_mask=False, verbose=False
+        )
         encoded = []
         for row in range(len(queries)):
             features = {name: batch[name][row] for name in batch}
@@ -88,7 +90,12 @@ class PromptEncoder:
     """A prompt whose last token judges the product, for decoders."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, text: Text, template: str, limit: int) -> None:
-        self.tokenizer, self.max_tokens, self.limit, self.template = tokenizer, min(text.max_tokens, limit), limit, template
+        self.tokenizer, self.max_tokens, self.limit, self.template = (
+            tokenizer,
+            min(text.max_tokens, limit),
+            limit,
+            template,
+        )
 
     def _prompt(self, query: str, product: str) -> str:
         values = {"{query}": query, "{product}": product}

@@ -48,7 +48,9 @@ def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teac
     with artifacts.stage(name, output, config=config, inputs=inputs) as facts:
         rows = records.read(candidates / f"{shard}.parquet", records.CANDIDATES)
         shard_digest = artifacts.read_json(candidates / artifacts.SEAL)["files"][f"{shard}.parquet"]
-        key = artifacts.digest_json({"shard": shard_digest, "teacher": inputs["teacher"], "part": config.part_rows})[:16]
+        key = artifacts.digest_json({"shard": shard_digest, "teacher": inputs["teacher"], "part": config.part_rows})[
+            :16
+        ]
         parts = Path(config.resume) / f"{shard}-{key}" if config.resume else output / "parts"
         counter = progress.Counter(name, rows.num_rows, "pairs")
         scorer: Scorer | None = None
@@ -101,7 +103,9 @@ def read(folders: list[Path], candidates: Path, teacher: Path) -> pa.Table:
     """
     manifest = combine(folders)
     if manifest["teacher"] != artifacts.sealed_digest(teacher):
-        raise InputError(f"labels by the teacher {manifest['teacher'][:12]}, expected {artifacts.sealed_digest(teacher)[:12]}")
+        raise InputError(
+            f"labels by the teacher {manifest['teacher'][:12]}, expected {artifacts.sealed_digest(teacher)[:12]}"
+        )
     sealed = artifacts.read_json(candidates / artifacts.SEAL)["files"]
     by_shard = {artifacts.read_json(folder / MANIFEST)["shard"]: folder for folder in folders}
     expected = sorted(name.removesuffix(".parquet") for name in sealed if name.endswith(".parquet"))

@@ -78,7 +78,9 @@ def _scheme(reference: str) -> str:
     if separator and head in ("hub", "wheel"):
         return head
     if separator and len(head) > 1 and "/" not in head:
-        raise InputError(f"model reference {reference!r}: unknown scheme {head!r}, expected hub:, gs://, wheel: or a folder")
+        raise InputError(
+            f"model reference {reference!r}: unknown scheme {head!r}, expected hub:, gs://, wheel: or a folder"
+        )
     return "folder"
 
 
@@ -127,7 +129,9 @@ def _check_hub(reference: str) -> None:
     try:
         info = huggingface_hub.model_info(repository, revision=revision, timeout=20)
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise InputError(f"model {reference!r}: the hub has no such model or revision ({type(error).__name__})") from None
+        raise InputError(
+            f"model {reference!r}: the hub has no such model or revision ({type(error).__name__})"
+        ) from None
     except (HfHubHTTPError, OSError, ConnectionError) as error:
         if isinstance(huggingface_hub.try_to_load_from_cache(repository, "config.json", revision=revision), str):
             return  # offline, but it was downloaded before

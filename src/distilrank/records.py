@@ -20,7 +20,7 @@ PRODUCT_FIELDS = ("title", "product_type", "brand", "color", "gender", "descript
 """The product fields that a model may be shown, in the paper's order (arXiv 2505.07105)."""
 
 PRODUCTS = pa.schema(
-    [pa.field("product_id", pa.string(), nullable=False)] + [pa.field(name, pa.string()) for name in PRODUCT_FIELDS]
+    [pa.field("product_id", pa.string(), nullable=False), *(pa.field(name, pa.string()) for name in PRODUCT_FIELDS)]
 )
 
 JUDGEMENTS = pa.schema(
@@ -52,8 +52,8 @@ PAIR = [
 ]
 
 JUDGED = pa.schema(
-    PAIR
-    + [
+    [
+        *PAIR,
         pa.field("target", pa.float32(), nullable=False),  # soft target in [0, 1], also the linear gain
         pa.field("raters", pa.int32(), nullable=False),
         pa.field("stratum", pa.string(), nullable=False),  # head | torso | tail, by frequency in the logs
@@ -62,8 +62,8 @@ JUDGED = pa.schema(
 )
 
 CANDIDATES = pa.schema(
-    PAIR
-    + [
+    [
+        *PAIR,
         pa.field("provenance", pa.string(), nullable=False),  # impression | bm25 | random
         pa.field("impressions", pa.int32(), nullable=False),
         pa.field("clicks", pa.int32(), nullable=False),
@@ -72,8 +72,8 @@ CANDIDATES = pa.schema(
 )
 
 TRAFFIC = pa.schema(
-    PAIR
-    + [
+    [
+        *PAIR,
         pa.field("query_words", pa.int32(), nullable=False),
         pa.field("query_characters", pa.int32(), nullable=False),
         pa.field("unseen_words", pa.float32(), nullable=False),  # share of the query's words absent from the catalogue
@@ -146,7 +146,9 @@ def conform(table: pa.Table, schema: pa.Schema, origin: str) -> pa.Table:
         try:
             column = column.cast(field.type)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise InputError(f"{origin}: column {field.name!r} is {column.type}, expected {field.type} ({error})") from None
+            raise InputError(
+                f"{origin}: column {field.name!r} is {column.type}, expected {field.type} ({error})"
+            ) from None
         if not field.nullable and column.null_count:
             row = column.is_null().to_pylist().index(True)
             raise InputError(f"{origin}: column {field.name!r} is empty in row {row + 1}, expected a {field.type}")

@@ -131,8 +131,15 @@ def render(
             "protocol": metrics.get("protocol", {}),
         }
         artifacts.write_text(output / "report.html", _environment().get_template("report.html.j2").render(page))
-        folders = {"profile": [profile], **{key: [folder] for key, folder in sealed.items()}, "labels": labels, "verdict": [verdict]}
-        artifacts.write_json(output / "inputs.json", {key: [str(path) for path in paths] for key, paths in folders.items()})
+        folders = {
+            "profile": [profile],
+            **{key: [folder] for key, folder in sealed.items()},
+            "labels": labels,
+            "verdict": [verdict],
+        }
+        artifacts.write_json(
+            output / "inputs.json", {key: [str(path) for path in paths] for key, paths in folders.items()}
+        )
 
 
 # Numbers for people -----------------------------------------------------------------------------------------------

@@ -176,7 +176,12 @@ class Scorer:
         pad_token = self.model.config.pad_token_id
         scores = [
             score_encoded(
-                self.model, self.encode(table.slice(start, CHUNK_ROWS)), pad_token, self.runtime.device, self.tokens, counter
+                self.model,
+                self.encode(table.slice(start, CHUNK_ROWS)),
+                pad_token,
+                self.runtime.device,
+                self.tokens,
+                counter,
             )
             for start in range(0, table.num_rows, CHUNK_ROWS)
         ]
@@ -216,7 +221,9 @@ def find_model(model: str, registry_uri: str) -> Path:
     backend = registry.open(registry_uri)
     version = backend.champion() if model == "champion" else model
     if not version or version not in backend.versions():
-        raise InputError(f"--model {model}: no such folder, and no such alias or version in the registry {registry_uri}")
+        raise InputError(
+            f"--model {model}: no such folder, and no such alias or version in the registry {registry_uri}"
+        )
     return backend.fetch(version) / "student"
 
 
@@ -229,7 +236,9 @@ def read_pairs(path: Path) -> pa.Table:
     try:
         if path.name.endswith((".csv", ".csv.gz")):
             names = pa.csv.open_csv(path).schema.names
-            options = pa.csv.ConvertOptions(column_types={name: pa.string() for name in names}, strings_can_be_null=True)
+            options = pa.csv.ConvertOptions(
+                column_types={name: pa.string() for name in names}, strings_can_be_null=True
+            )
             parsing = pa.csv.ParseOptions(newlines_in_values=True)
             table = pa.csv.read_csv(path, convert_options=options, parse_options=parsing)
         elif path.suffix == ".parquet":

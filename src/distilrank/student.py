@@ -9,7 +9,19 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from distilrank import artifacts, batching, calibration, encoding, label_manifest, labels, losses, models, progress, records, training
+from distilrank import (
+    artifacts,
+    batching,
+    calibration,
+    encoding,
+    label_manifest,
+    labels,
+    losses,
+    models,
+    progress,
+    records,
+    training,
+)
 from distilrank import compute as computing
 from distilrank.config import Compute, Student
 from distilrank.scorer import DESCRIPTION, Scorer, collate, describe, load_encoder, load_model, score_encoded
@@ -19,7 +31,9 @@ from distilrank.teacher import dev_ndcg
 class _Lists:
     """Whole queries of either kind, teacher-labelled or human-judged, as rows and as units for batching."""
 
-    def __init__(self, table: pa.Table, target: np.ndarray, human: np.ndarray, encoded: list[dict[str, list[int]]]) -> None:
+    def __init__(
+        self, table: pa.Table, target: np.ndarray, human: np.ndarray, encoded: list[dict[str, list[int]]]
+    ) -> None:
         # A query may be labelled and judged: it is two lists then.
         keys = [f"{kind:d}{query}" for kind, query in zip(human, table.column("query_id").to_pylist(), strict=True)]
         _, self.query = np.unique(keys, return_inverse=True)
@@ -86,7 +100,9 @@ def train(
         pairs = pa.concat_tables([table.select(list(records.PAIR_COLUMNS)) for table in (scored, human)])
         lists = _Lists(
             pairs,
-            np.concatenate([_targets(config, teacher, scored.column("logit").to_numpy()), human.column("target").to_numpy()]),
+            np.concatenate(
+                [_targets(config, teacher, scored.column("logit").to_numpy()), human.column("target").to_numpy()]
+            ),
             np.repeat([False, True], [scored.num_rows, human.num_rows]),
             encode(pairs),
         )
@@ -112,7 +128,9 @@ def train(
                 distilled = losses.margin_loss(*taught) + config.pointwise * losses.pointwise_loss(*taught)
                 total = total + (1 - share) * distilled
             if share > 0:
-                total = total + share * config.human * losses.soft_cross_entropy(logits[judged_rows], target[judged_rows])
+                total = total + share * config.human * losses.soft_cross_entropy(
+                    logits[judged_rows], target[judged_rows]
+                )
             return total
 
         def evaluate(current: torch.nn.Module) -> float:

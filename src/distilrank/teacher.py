@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -61,7 +61,9 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, output: Path) 
         RunStopped: the teacher does not beat BM25 on dev by `lift_over_bm25`: its labels are not worth their cost.
         InputError: damaged judgements, a model that cannot be loaded, a device that is not there.
     """
-    with artifacts.stage("teacher", output, config=config, inputs={"judgements": artifacts.verify(judgements)}) as facts:
+    with artifacts.stage(
+        "teacher", output, config=config, inputs={"judgements": artifacts.verify(judgements)}
+    ) as facts:
         runtime = computing.setup(compute)
         progress.announce("teacher", "note", runtime.describe())
         fitting = records.read(judgements / "train.parquet", records.JUDGED)
@@ -106,8 +108,13 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, output: Path) 
             merged = model.merge_and_unload()  # the adapters' small matmuls would cost scoring more than the model
         merged.to(runtime.dtype).save_pretrained(output)
         encoder.tokenizer.save_pretrained(output)
-        kind = "encoder" if isinstance(encoder, encoding.PairEncoder) else "decoder"
-        described = {"role": "teacher", "kind": kind, "text": config.text, "tokens": config.score_tokens, "base": config.model}
+        described: dict[str, Any] = {
+            "role": "teacher",
+            "kind": "encoder" if isinstance(encoder, encoding.PairEncoder) else "decoder",
+            "text": config.text,
+            "tokens": config.score_tokens,
+            "base": config.model,
+        }
         describe(output, **described, calibrated={"method": "none"})
 
         scorer = Scorer.load(output, compute)  # what was saved is what is measured
@@ -124,7 +131,12 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, output: Path) 
             output / "metrics.json",
             {"curve": outcome.curve, "best_step": outcome.best_step, "dev": reached, "calibration": calibrated},
         )
-        facts |= {"runtime": runtime.describe(), "pairs": fitting.num_rows, "tokens": int(lengths.sum()), "dev": reached}
+        facts |= {
+            "runtime": runtime.describe(),
+            "pairs": fitting.num_rows,
+            "tokens": int(lengths.sum()),
+            "dev": reached,
+        }
         lift = reached["teacher"] - reached["bm25"]
         if lift <= config.lift_over_bm25:
             raise RunStopped(
@@ -132,6 +144,7 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, output: Path) 
                 f"{config.lift_over_bm25:g} before labelling: give it more judgements, epochs or a larger model "
                 "(teacher.optimiser, teacher.model), or lower teacher.lift_over_bm25"
             )
-        progress.announce("teacher", "note", f"dev nDCG@10 {reached['teacher']:.4f}, BM25 {reached['bm25']:.4f}")
+        compared = f"dev nDCG@10 {reached['teacher']:.4f}, BM25 {reached['bm25']:.4f}, random {reached['random']:.4f}"
+        progress.announce("teacher", "note", compared)
         artifacts.seal(output)
     return TeacherResult(reached["teacher"], lift)

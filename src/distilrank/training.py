@@ -73,7 +73,9 @@ def fit(
             accelerator.backward(value)  # which divides by the passes that a step accumulates
             losses.append(float(value.detach()))
             if not math.isfinite(losses[-1]):
-                raise FloatingPointError(f"{stage}: the loss became {losses[-1]} at step {step + 1}; lower the learning rate")
+                raise FloatingPointError(
+                    f"{stage}: the loss became {losses[-1]} at step {step + 1}; lower the learning rate"
+                )
             if at % optimiser.accumulate == 0 or at == len(batches):
                 accelerator.clip_grad_norm_(trainable, optimiser.clip)
                 adamw.step()
@@ -82,7 +84,12 @@ def fit(
                 step += 1
                 if step in looks:
                     score = evaluate(wrapped)
-                    row: dict[str, Any] = {"step": step, "epoch": epoch, "loss": float(np.mean(losses)), "dev_ndcg_at_10": score}
+                    row: dict[str, Any] = {
+                        "step": step,
+                        "epoch": epoch,
+                        "loss": float(np.mean(losses)),
+                        "dev_ndcg_at_10": score,
+                    }
                     outcome.curve.append(row)
                     progress.announce(
                         stage, "note", f"step {step}/{steps}: loss {row['loss']:.4f}, dev nDCG@10 {score:.4f}"

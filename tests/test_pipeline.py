@@ -1,0 +1,203 @@
+"""The whole pipeline on this machine with tiny models: one run that promotes, and runs that must not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from distilrank import artifacts
+
+ROOT = Path(__file__).parent.parent
+PROMISED = (
+    "report.html",
+    "drift.html",
+    "metrics.json",
+    "verdict.json",
+    "labels/manifest.json",
+    "timings.json",
+    "student",
+)
+STAGES = {
+    "preflight",
+    "prepare",
+    "teacher",
+    "label-00000",
+    "label-00001",
+    "student",
+    "evaluate",
+    "drift",
+    "gate",
+    "report",
+    "promote",
+}
+
+
+class Shop:
+    """A folder with a configuration, in which `python -m pipelines` is called as a user would."""
+
+    def __init__(self, folder: Path, models: Path) -> None:
+        self.folder, self.runs, self.registry = folder, folder / "runs", folder / "registry"
+        self.config = folder / "tiny.yaml"
+        values = {
+            "name": "tiny",
+            "data": {"source": "demo_shop", "products": 300, "queries": 90, "judged_queries": 70, "searches": 500},
+            "compute": {"device": "cpu", "precision": "fp32", "threads": 1},
+            "prepare": {"traffic_sample": 200, "from_impressions": 3, "from_bm25": 2, "from_random": 1},
+            "registry": {"uri": str(self.registry)},
+            "teacher": {
+                "model": str(models / "decoder"),
+                "lift_over_bm25": -1,  # random weights cannot beat it
+                "lora": {"rank": 4},
+                "optimiser": {"epochs": 1, "evaluations": 1},
+            },
+            "student": {"model": str(models / "encoder"), "optimiser": {"epochs": 1, "evaluations": 1}},
+            "evaluate": {"bootstrap": 200, "cluster_bootstrap": 50, "latency_pairs": 32},
+            "gate": {
+                "lift_over_bm25": -1,
+                "lift_over_random": -0.99,
+                "teacher_margin": 1,
+                "max_ece": 1,
+                "min_queries": 3,
+            },
+        }
+        self.config.write_text(yaml.safe_dump(values))
+
+    def __call__(self, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "pipelines", command, "--config", str(self.config), *arguments],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | {"COLUMNS": "200"},
+        )
+
+    def run(self, name: str, *settings: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+        overrides = [part for setting in settings for part in ("--set", setting)]
+        return self("run", "--runs", str(self.runs), "--name", name, *overrides, *options)
+
+
+@pytest.fixture(scope="module")
+def shop(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    return Shop(tmp_path_factory.mktemp("shop"), models)
+
+
+@pytest.fixture(scope="module")
+def promoted(shop: Shop) -> Path:
+    result = shop.run("first")
+    log = shop.runs / "first" / "run.log"
+    assert result.returncode == 0, result.stdout + result.stderr + (log.read_text()[-3000:] if log.exists() else "")
+    return shop.runs / "first"
+
+
+def test_a_run_leaves_what_it_promises_and_promotes(promoted: Path, shop: Shop) -> None:
+    assert not [name for name in PROMISED if not (promoted / name).exists()]
+    assert (shop.runs / "latest").resolve() == promoted
+    verdict = json.loads((promoted / "verdict.json").read_text())
+    assert verdict["outcome"] == "cold_start" and verdict["promoted"] and verdict["champion"] is None
+    assert all(set(check) == {"name", "passed", "value", "bound", "detail"} for check in verdict["checks"])
+    alias = json.loads((shop.registry / "aliases" / "champion.json").read_text())
+    assert alias["version"] == verdict["candidate"]["id"]
+    version = shop.registry / "versions" / alias["version"]
+    assert artifacts.verify(version / "student") == artifacts.verify(promoted / "student")
+    metrics = json.loads((promoted / "metrics.json").read_text())
+    assert set(metrics["systems"]) == {"random", "bm25", "teacher", "student"}
+    timings = json.loads((promoted / "timings.json").read_text())
+    assert set(timings["stages"]) == STAGES and timings["peak_memory_mib"] > 100
+    manifest = json.loads((promoted / "labels" / "manifest.json").read_text())
+    profile = json.loads((promoted / "profile.json").read_text())
+    assert manifest["rows"] == profile["candidates"]["pairs"] == sum(shard["rows"] for shard in manifest["shards"])
+
+
+def test_ir_measures_on_the_files_gives_the_figures_of_the_run(promoted: Path) -> None:
+    import ir_measures
+    from ir_measures import RR, nDCG
+
+    metrics = json.loads((promoted / "metrics.json").read_text())
+    relevant = metrics["protocol"]["relevant_grade"]
+    evaluation = promoted / "evaluation"
+    qrels = list(ir_measures.read_trec_qrels(str(evaluation / "qrels.txt")))
+    for system, values in metrics["systems"].items():
+        run = list(ir_measures.read_trec_run(str(evaluation / "runs" / f"{system}.run")))
+        measured = ir_measures.calc_aggregate([nDCG @ 5, nDCG @ 10, RR(rel=relevant)], qrels, run)
+        for measure, name in ((nDCG @ 5, "ndcg_at_5"), (nDCG @ 10, "ndcg_at_10"), (RR(rel=relevant), "mrr")):
+            assert measured[measure] == pytest.approx(values[name], abs=1e-6), (system, name)
+
+
+def test_the_same_again_meets_the_champion_and_has_nothing_to_promote(promoted: Path, shop: Shop) -> None:
+    alias = (shop.registry / "aliases" / "champion.json").read_bytes()
+    result = shop.run("second", options=("--fail-on-refusal",))
+    assert result.returncode == 3, result.stdout + result.stderr
+    verdict = json.loads((shop.runs / "second" / "verdict.json").read_text())
+    failed = [check["name"] for check in verdict["checks"] if not check["passed"]]
+    assert (verdict["outcome"], verdict["promoted"], failed) == ("refused", False, ["new"])
+    assert verdict["champion"]["id"] == verdict["candidate"]["id"]
+    assert (shop.registry / "aliases" / "champion.json").read_bytes() == alias
+    metrics = json.loads((shop.runs / "second" / "metrics.json").read_text())
+    assert metrics["systems"]["champion"]["ndcg_at_10"] == metrics["systems"]["student"]["ndcg_at_10"]
+    timings = json.loads((shop.runs / "second" / "timings.json").read_text())["stages"]
+    assert {name for name, stage in timings.items() if stage["cached"]} == {
+        "prepare", "teacher", "label-00000", "label-00001", "student",
+    }  # fmt: skip
+    assert "promote" not in timings
+    assert not [name for name in PROMISED if not (shop.runs / "second" / name).exists()]
+
+
+def test_a_student_below_the_policy_is_refused_and_not_registered(promoted: Path, shop: Shop) -> None:
+    result = shop.run("strict", "gate.min_value=0.999", f"registry.uri={shop.folder / 'fresh'}")
+    assert result.returncode == 0, result.stdout + result.stderr
+    verdict = json.loads((shop.runs / "strict" / "verdict.json").read_text())
+    assert verdict["outcome"] == "refused" and not verdict["promoted"]
+    assert "min_value" in [check["name"] for check in verdict["checks"] if not check["passed"]]
+    assert (
+        not list((shop.folder / "fresh").glob("versions/*"))
+        and not (shop.folder / "fresh/aliases/champion.json").exists()
+    )
+    assert "refused" in result.stdout and (shop.runs / "strict" / "report.html").exists()
+
+
+def test_the_compiled_pipeline_runs_too(promoted: Path, shop: Shop) -> None:
+    output = shop.folder / "compiled.yaml"
+    assert shop("compile", "--output", str(output)).returncode == 0
+    result = shop.run("compiled", options=("--pipeline", str(output)))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (
+        json.loads((shop.runs / "compiled" / "verdict.json").read_text())["outcome"] == "refused"
+    )  # it is the champion
+
+
+def test_a_teacher_not_worth_labelling_with_stops_the_run(promoted: Path, shop: Shop) -> None:
+    result = shop.run("hopeless", "teacher.lift_over_bm25=0.9")
+    assert result.returncode == 1
+    assert result.stderr.startswith("stopped: teacher: dev nDCG@10") and len(result.stderr.splitlines()) == 1
+    assert (shop.runs / "latest").resolve().name != "hopeless"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            "teacher.model=models/absent",
+            "error: model 'models/absent': no such folder, expected one with safetensors and config.json",
+        ),
+        ("data.searchs=5", "unknown key 'data.searchs'; did you mean 'searches'?"),
+        ("registry.uri=/proc/registry", "/proc/registry"),
+        ("prepare.test_share=0.0001", "test"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(shop: Shop, setting: str, message: str) -> None:
+    result = shop.run(f"bad-{abs(hash(setting))}", setting)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert message in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_a_run_does_not_overwrite_another(promoted: Path, shop: Shop) -> None:
+    before = (promoted / "verdict.json").read_bytes()
+    result = shop.run("first")
+    assert result.returncode == 2 and "choose another --name" in result.stderr
+    assert (promoted / "verdict.json").read_bytes() == before
