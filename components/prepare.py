@@ -18,7 +18,7 @@ def prepare_data(
     traffic: Output[Dataset],
     profile: Output[Artifact],
 ) -> List[str]:
-    """Split judgements by query, mine candidates from the logs, shard them, profile it all; return the shards' names."""
+    """Split judgements by query, mine candidates from the logs, shard and profile them; return the shards' names."""
     from pathlib import Path
 
     from distilrank import prepare as stage

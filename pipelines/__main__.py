@@ -23,7 +23,8 @@ app = typer.Typer(
     help=(
         "Run and compile the distill pipeline.\n\n"
         "[bold]python -m pipelines run --config configs/demo.yaml[/] trains, evaluates and decides on this machine.\n\n"
-        "[bold]python -m pipelines compile --config configs/paper.yaml --output distill.yaml[/] writes what Kubeflow takes.\n\n"
+        "[bold]python -m pipelines compile --config configs/paper.yaml --output distill.yaml[/] "
+        "writes what Kubeflow takes.\n\n"
         "Any knob can be set on the way: [bold]--set student.optimiser.epochs=5[/]; `distilrank config` lists them all."
     ),
 )

@@ -99,3 +99,9 @@ def test_sections_are_immutable() -> None:
     config = parse({"data": {"source": "demo_shop"}}, "here")
     with pytest.raises(ValueError, match="frozen"):
         config.student.pointwise = 3
+
+
+def test_the_documentation_of_the_knobs_is_current() -> None:
+    from distilrank.knobs import markdown
+
+    assert (ROOT / "docs" / "configuration.md").read_text() == markdown(), "distilrank config --markdown > docs/configuration.md"

@@ -36,8 +36,8 @@ def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teac
         teacher: sealed folder of the teacher stage.
         output: gets `labels.parquet` (raw logits, in the shard's order) and, last, `manifest.json`.
 
-    Parts of `config.part_rows` rows are kept in `config.resume` under a key of shard and teacher, so that a later attempt
-    takes them over and other inputs never mix with them.
+    Parts of `config.part_rows` rows are kept in `config.resume` under a key of shard and teacher, so that a later
+    attempt takes them over and other inputs never mix with them.
 
     Raises:
         InputError: a shard or teacher whose bytes do not match their digest.

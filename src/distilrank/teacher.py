@@ -140,8 +140,8 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, output: Path) 
         lift = reached["teacher"] - reached["bm25"]
         if lift <= config.lift_over_bm25:
             raise RunStopped(
-                f"teacher: dev nDCG@10 {reached['teacher']:.4f} against BM25's {reached['bm25']:.4f}, expected a lift above "
-                f"{config.lift_over_bm25:g} before labelling: give it more judgements, epochs or a larger model "
+                f"teacher: dev nDCG@10 {reached['teacher']:.4f} against BM25's {reached['bm25']:.4f}, expected a lift "
+                f"above {config.lift_over_bm25:g} before labelling: give it more judgements, epochs or a larger model "
                 "(teacher.optimiser, teacher.model), or lower teacher.lift_over_bm25"
             )
         compared = f"dev nDCG@10 {reached['teacher']:.4f}, BM25 {reached['bm25']:.4f}, random {reached['random']:.4f}"

@@ -14,6 +14,7 @@ from transformers import get_linear_schedule_with_warmup, set_seed
 
 from distilrank import compute, progress
 from distilrank.config import Optimiser
+from distilrank.errors import RunStopped
 
 
 @dataclass
@@ -71,11 +72,10 @@ def fit(
         for at, batch in enumerate(batches, start=1):
             value = loss(wrapped, batch)
             accelerator.backward(value)  # which divides by the passes that a step accumulates
-            losses.append(float(value.detach()))
-            if not math.isfinite(losses[-1]):
-                raise FloatingPointError(
-                    f"{stage}: the loss became {losses[-1]} at step {step + 1}; lower the learning rate"
-                )
+            current = float(value.detach())
+            losses.append(current)
+            if not math.isfinite(current):
+                raise RunStopped(f"{stage}: the loss became {current} at step {step + 1}; lower the learning rate")
             if at % optimiser.accumulate == 0 or at == len(batches):
                 accelerator.clip_grad_norm_(trainable, optimiser.clip)
                 adamw.step()
@@ -102,7 +102,7 @@ def fit(
                             for name, parameter in model.named_parameters()
                             if parameter.requires_grad
                         }
-            counter.add(1, f"loss {losses[-1]:.4f}" if losses else "")
+            counter.add(1, f"loss {current:.4f}")
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # the autocast wrapper must not outlive the training
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -9,7 +9,7 @@ from distilrank.sources.demo_shop.queries import GRADES, IRRELEVANT, SUBSTITUTE
 _AT_LEAST = (2, 1, 1, 1)
 _SHARES = (0.4, 0.2, 0.2, 0.2)
 """Of the products picked for a query: fewest of each grade, irrelevant to exact, and shares of what is left."""
-_HARD = 0.75
+_HARD = 0.9
 """Share of them that a word match tends to order wrongly: those that a judgement tells most about."""
 
 
