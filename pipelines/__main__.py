@@ -29,6 +29,16 @@ app = typer.Typer(
     ),
 )
 
+SHOWN = {
+    "ndcg_at_10": "nDCG@10",
+    "mrr": "MRR",
+    "pair_accuracy": "pair accuracy",
+    "roc_auc": "ROC-AUC",
+    "recall_at_precision_95": "recall at P .95",
+    "ece": "ECE",
+}
+"""The measures that the summary of a run shows; the report has all."""
+
 ConfigFile = Annotated[Path, typer.Option("--config", help="YAML file with what differs from the defaults.")]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads the annotation
@@ -104,17 +114,15 @@ def _describe_machine(fast: bool) -> str:
 
 def _summarise(console: Console, folder: Path, verdict: dict) -> None:
     metrics = artifacts.read_json(folder / "metrics.json")
-    shown = ("ndcg_at_10", "mrr", "pair_accuracy", "roc_auc", "recall_at_precision_95", "ece")
-    table = Table("system", *shown, box=None, header_style="bold")
+    table = Table("system", *SHOWN.values(), box=None, header_style="bold")
     for system, values in metrics["systems"].items():
-        table.add_row(system, *("-" if values[name] is None else f"{values[name]:.4f}" for name in shown))
+        table.add_row(system, *("-" if values[name] is None else f"{values[name]:.4f}" for name in SHOWN))
     console.print()
     console.print(table)
     console.print()
     for check in verdict["checks"]:
-        mark = "[green]✓[/]" if check["passed"] else "[red]✗[/]"
-        console.print(f"{mark} {check['name']}: ", end="")
-        console.print(check["detail"], markup=False, soft_wrap=True)
+        if not check["passed"]:
+            console.print(f"✗ {check['name']}: {check['detail']}", style="red", markup=False, soft_wrap=True)
     seconds = artifacts.read_json(folder / "timings.json")
     console.print(
         f"\n[bold]{verdict['outcome'].replace('_', ' ')}[/] in {seconds['seconds']:.0f} s, "

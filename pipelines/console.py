@@ -55,7 +55,8 @@ class RunDisplay(io.TextIOBase):
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._progress.stop() if self.console.is_terminal else None
+        if self.console.is_terminal:
+            self._progress.stop()
         self._log.close()
 
     def write(self, text: str) -> int:
@@ -91,7 +92,9 @@ class RunDisplay(io.TextIOBase):
         elif event.event == "finished":
             self._finish(event.stage, event.text.replace(" | ", ", "))
         elif event.event == "note":
-            self.console.print(f"  {event.stage:<12} {event.text}", style="dim", markup=False, highlight=False)
+            self.console.print(
+                f"  {event.stage:<12} {event.text}", style="dim", markup=False, highlight=False, soft_wrap=True
+            )
         else:
             self._advance(event)
 
@@ -99,7 +102,7 @@ class RunDisplay(io.TextIOBase):
         if self.console.is_terminal:
             self._bars[stage] = self._progress.add_task(stage, total=None, text="")
         else:
-            self.console.print(f"  {stage:<12} started", markup=False, highlight=False)
+            self.console.print(f"  {stage:<12} started", markup=False, highlight=False, soft_wrap=True)
         self._shown[stage] = time.monotonic()
 
     def _advance(self, event: progress.Event) -> None:
@@ -113,7 +116,9 @@ class RunDisplay(io.TextIOBase):
             )
         elif time.monotonic() - self._shown.get(event.stage, 0) >= PLAIN_INTERVAL:
             self._shown[event.stage] = time.monotonic()
-            self.console.print(f"  {event.stage:<12} {event.text.replace(' | ', ', ')}", markup=False, highlight=False)
+            self.console.print(
+                f"  {event.stage:<12} {event.text.replace(' | ', ', ')}", markup=False, highlight=False, soft_wrap=True
+            )
 
     def _finish(self, stage: str, text: str) -> None:
         if self.console.is_terminal:
@@ -122,4 +127,4 @@ class RunDisplay(io.TextIOBase):
             self._progress.update(self._bars[stage], total=1, completed=1, text=text)
             self._progress.stop_task(self._bars[stage])
         else:
-            self.console.print(f"✓ {stage:<12} {text}", markup=False, highlight=False)
+            self.console.print(f"✓ {stage:<12} {text}", markup=False, highlight=False, soft_wrap=True)

@@ -104,4 +104,6 @@ def test_sections_are_immutable() -> None:
 def test_the_documentation_of_the_knobs_is_current() -> None:
     from distilrank.knobs import markdown
 
-    assert (ROOT / "docs" / "configuration.md").read_text() == markdown(), "distilrank config --markdown > docs/configuration.md"
+    assert (ROOT / "docs" / "configuration.md").read_text() == markdown(), (
+        "distilrank config --markdown > docs/configuration.md"
+    )

@@ -127,6 +127,13 @@ class PromptEncoder:
                 return ids
 
 
+def encode_table(encoder: Encoder, table: pa.Table, text: Text) -> list[dict[str, list[int]]]:
+    """Tokens of each row's pair, from the column `query` and the product fields that `text` names."""
+    special = special_tokens(encoder.tokenizer)
+    queries = [neutralise(query, special) for query in table.column("query").to_pylist()]
+    return encoder.encode(queries, render_products(table, text, special))
+
+
 def _refuse_long_query(query: str, tokens: int, limit: int) -> None:
     if tokens > limit:
         raise InputError(

@@ -461,7 +461,7 @@ def evaluate(
         evaluation = Evaluation(
             figures["student"]["ndcg_at_10"], figures["student"]["ndcg_at_10"] - figures["bm25"]["ndcg_at_10"]
         )
-        facts.update(evaluation._asdict())
+        facts.update(evaluation._asdict(), runtime=shipped["student"].runtime.describe())
         facts.update({name: metrics["protocol"][name] for name in ("pairs", "queries", "ranked_queries")})
         for name, values in figures.items():
             line = (f"{metric} {values[metric]:.4f}" for metric in ("ndcg_at_10", "pair_accuracy"))

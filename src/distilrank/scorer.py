@@ -129,7 +129,6 @@ class Scorer:
     ) -> None:
         self.model, self.encoder, self.text, self.calibration = model, encoder, text, calibrated
         self.runtime, self.tokens = runtime, tokens
-        self._special = encoding.special_tokens(encoder.tokenizer)
 
     @classmethod
     def load(cls, folder: Path, compute_config: Compute, tokens: int = 0) -> Scorer:
@@ -156,14 +155,9 @@ class Scorer:
             tokens or description["score_tokens"],
         )
 
-    def encode(self, table: pa.Table) -> list[dict[str, list[int]]]:
-        """Tokens of each row's pair; see `score` for the columns."""
-        queries = [encoding.neutralise(query, self._special) for query in table.column("query").to_pylist()]
-        return self.encoder.encode(queries, self.render(table))
-
     def render(self, table: pa.Table) -> list[str]:
         """Each row's product as the one string that the model is shown: pair it with the query anywhere else."""
-        return encoding.render_products(table, self.text, self._special)
+        return encoding.render_products(table, self.text, encoding.special_tokens(self.encoder.tokenizer))
 
     def score(self, table: pa.Table, counter: progress.Counter | None = None) -> np.ndarray:
         """Raw logits, float32, in row order.
@@ -177,7 +171,7 @@ class Scorer:
         scores = [
             score_encoded(
                 self.model,
-                self.encode(table.slice(start, CHUNK_ROWS)),
+                encoding.encode_table(self.encoder, table.slice(start, CHUNK_ROWS), self.text),
                 pad_token,
                 self.runtime.device,
                 self.tokens,
@@ -194,19 +188,30 @@ class Scorer:
         return calibration.probability(self.calibration, logits)
 
 
-def describe(folder: Path, *, role: str, kind: str, text: Text, tokens: int, calibrated: dict, base: str) -> None:
-    """Write what `Scorer.load` needs beyond what transformers saves."""
+def describe(folder: Path, *, role: str, encoder: encoding.Encoder, text: Text, tokens: int, base: str) -> None:
+    """Write what `Scorer.load` needs beyond what transformers saves; the model is not calibrated yet."""
     artifacts.write_json(
         folder / DESCRIPTION,
         {
             "role": role,
-            "kind": kind,
+            "kind": "encoder" if isinstance(encoder, encoding.PairEncoder) else "decoder",
             "base": base,
             "text": text.model_dump(mode="json"),
             "score_tokens": tokens,
-            "calibration": calibrated,
+            "calibration": {"method": "none"},
         },
     )
+
+
+def calibrate(folder: Path, dev: pa.Table, method: str, compute_config: Compute) -> np.ndarray:
+    """Fit the calibration of the model saved in `folder` on judged pairs, keep it there, and return their raw logits.
+
+    What was saved is what is measured: the folder is loaded as any reader will load it.
+    """
+    logits = Scorer.load(folder, compute_config).score(dev)
+    fitted = calibration.fit(method, logits, dev.column("target").to_numpy())
+    artifacts.write_json(folder / DESCRIPTION, artifacts.read_json(folder / DESCRIPTION) | {"calibration": fitted})
+    return logits
 
 
 def find_model(model: str, registry_uri: str) -> Path:

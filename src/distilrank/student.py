@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +23,7 @@ from distilrank import (
 )
 from distilrank import compute as computing
 from distilrank.config import Compute, Student
-from distilrank.scorer import DESCRIPTION, Scorer, collate, describe, load_encoder, load_model, score_encoded
+from distilrank.scorer import DESCRIPTION, calibrate, collate, describe, load_encoder, load_model, score_encoded
 from distilrank.teacher import dev_ndcg
 
 
@@ -90,12 +89,6 @@ def train(
         model = load_model(folder, runtime, torch.float32)  # fp32 master weights; the forward pass runs under autocast
         encoder = load_encoder(folder, config.text, "encoder")
         pad_token = model.config.pad_token_id
-        special = encoding.special_tokens(encoder.tokenizer)
-
-        def encode(table: pa.Table) -> list[dict[str, list[int]]]:
-            queries = [encoding.neutralise(query, special) for query in table.column("query").to_pylist()]
-            return encoder.encode(queries, encoding.render_products(table, config.text, special))
-
         human = judged if config.human else judged.slice(0, 0)
         pairs = pa.concat_tables([table.select(list(records.PAIR_COLUMNS)) for table in (scored, human)])
         lists = _Lists(
@@ -104,9 +97,9 @@ def train(
                 [_targets(config, teacher, scored.column("logit").to_numpy()), human.column("target").to_numpy()]
             ),
             np.repeat([False, True], [scored.num_rows, human.num_rows]),
-            encode(pairs),
+            encoding.encode_table(encoder, pairs, config.text),
         )
-        dev_encoded = encode(dev)
+        dev_encoded = encoding.encode_table(encoder, dev, config.text)
         rng = np.random.default_rng(config.optimiser.seed)
         epochs = [
             batching.shuffled(lists.longest, lists.sizes, config.optimiser.batch_tokens, rng)
@@ -144,21 +137,14 @@ def train(
         model.save_pretrained(output)
         encoder.tokenizer.model_max_length = config.text.max_tokens
         encoder.tokenizer.save_pretrained(output)
-        described: dict[str, Any] = {
-            "role": "student",
-            "kind": "encoder",
-            "text": config.text,
-            "tokens": config.score_tokens,
-            "base": config.model,
-        }
-        describe(output, **described, calibrated={"method": "none"})
-        logits = Scorer.load(output, compute).score(dev)  # what was saved is what is measured
-        calibrated = calibration.fit(config.calibration, logits, dev.column("target").to_numpy())
-        describe(output, **described, calibrated=calibrated)
+        describe(
+            output, role="student", encoder=encoder, text=config.text, tokens=config.score_tokens, base=config.model
+        )
+        logits = calibrate(output, dev, config.calibration, compute)
         reached = {"student": dev_ndcg(dev, logits), "bm25": dev_ndcg(dev, dev.column("bm25").to_numpy())}
         artifacts.write_json(
             output / "metrics.json",
-            {"curve": outcome.curve, "best_step": outcome.best_step, "dev": reached, "calibration": calibrated},
+            {"curve": outcome.curve, "best_step": outcome.best_step, "dev": reached},
         )
         facts |= {
             "runtime": runtime.describe(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -11,11 +11,11 @@ import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import PreTrainedModel
 
-from distilrank import artifacts, batching, calibration, encoding, losses, measures, models, progress, records, training
+from distilrank import artifacts, batching, encoding, losses, measures, models, progress, records, training
 from distilrank import compute as computing
 from distilrank.config import Compute, Lora, Teacher
 from distilrank.errors import RunStopped
-from distilrank.scorer import Scorer, collate, describe, load_encoder, load_model, score_encoded
+from distilrank.scorer import calibrate, collate, describe, load_encoder, load_model, score_encoded
 
 
 class TeacherResult(NamedTuple):
@@ -76,14 +76,7 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, output: Path) 
         pad_token = base.config.pad_token_id = encoder.tokenizer.pad_token_id
         model = add_adapters(base, config.lora)
 
-        special = encoding.special_tokens(encoder.tokenizer)
-        encoded, dev_encoded = (
-            encoder.encode(
-                [encoding.neutralise(query, special) for query in table.column("query").to_pylist()],
-                encoding.render_products(table, config.text, special),
-            )
-            for table in (fitting, dev)
-        )
+        encoded, dev_encoded = (encoding.encode_table(encoder, table, config.text) for table in (fitting, dev))
         targets = torch.from_numpy(fitting.column("target").to_numpy().copy())
         lengths = encoding.lengths(encoded)
         rng = np.random.default_rng(config.optimiser.seed)
@@ -108,19 +101,10 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, output: Path) 
             merged = model.merge_and_unload()  # the adapters' small matmuls would cost scoring more than the model
         merged.to(runtime.dtype).save_pretrained(output)
         encoder.tokenizer.save_pretrained(output)
-        described: dict[str, Any] = {
-            "role": "teacher",
-            "kind": "encoder" if isinstance(encoder, encoding.PairEncoder) else "decoder",
-            "text": config.text,
-            "tokens": config.score_tokens,
-            "base": config.model,
-        }
-        describe(output, **described, calibrated={"method": "none"})
-
-        scorer = Scorer.load(output, compute)  # what was saved is what is measured
-        logits = scorer.score(dev)
-        calibrated = calibration.fit(config.calibration, logits, dev.column("target").to_numpy())
-        describe(output, **described, calibrated=calibrated)
+        describe(
+            output, role="teacher", encoder=encoder, text=config.text, tokens=config.score_tokens, base=config.model
+        )
+        logits = calibrate(output, dev, config.calibration, compute)
         random = np.random.default_rng(config.optimiser.seed).random(dev.num_rows)
         reached = {
             "teacher": dev_ndcg(dev, logits),
@@ -129,7 +113,7 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, output: Path) 
         }
         artifacts.write_json(
             output / "metrics.json",
-            {"curve": outcome.curve, "best_step": outcome.best_step, "dev": reached, "calibration": calibrated},
+            {"curve": outcome.curve, "best_step": outcome.best_step, "dev": reached},
         )
         facts |= {
             "runtime": runtime.describe(),
