@@ -39,7 +39,7 @@ def check(config: Config, *, schedule_time: str, output: Path) -> Resolved:
 
     Args:
         config: the whole configuration.
-        schedule_time: the run's schedule time, ISO 8601; used where `window.end` is `schedule`.
+        schedule_time: the run's schedule time, ISO 8601, empty for now; used where `window.end` is `schedule`.
         output: folder for preflight.json.
 
     Raises:
@@ -120,7 +120,8 @@ def _window(window: Window, schedule_time: str, times: np.ndarray) -> tuple[str,
     if window.end == "latest":
         end = last.replace(microsecond=0) + timedelta(seconds=1)
     elif window.end == "schedule":
-        end = _time(schedule_time, "window.end is 'schedule', but the run's schedule time")
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        end = _time(schedule_time or now, "window.end is 'schedule', but the run's schedule time")
     else:
         end = _time(window.end, "window.end")
     newest_start = end - timedelta(days=window.newest_days)

@@ -224,12 +224,10 @@ def find_model(model: str, registry_uri: str) -> Path:
     if folder.is_dir():
         return folder
     backend = registry.open(registry_uri)
-    version = backend.champion() if model == "champion" else model
-    if not version or version not in backend.versions():
-        raise InputError(
-            f"--model {model}: no such folder, and no such alias or version in the registry {registry_uri}"
-        )
-    return backend.fetch(version) / "student"
+    try:
+        return backend.fetch(registry.resolve(backend, model)) / "student"
+    except InputError as error:
+        raise InputError(f"--model {model}: no such folder, and {error}") from None
 
 
 def read_pairs(path: Path) -> pa.Table:
