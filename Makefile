@@ -24,7 +24,9 @@ types: $(READY) ## Check types
 	@$(BIN)/mypy
 
 compile: $(READY) ## Compile the pipeline of each configuration to build/
-	@for name in demo paper; do $(BIN)/python -m pipelines compile --config configs/$$name.yaml --output build/distill-$$name.yaml; done
+	@for config in configs/*.yaml; do \
+		$(BIN)/python -m pipelines compile --config $$config --output build/distill-$$(basename $$config) || exit; \
+	done
 
 check: lint types compile test ## All of lint, types, compile and test
 

@@ -142,6 +142,9 @@ def main() -> None:
     except (RunStopped, RuntimeError) as error:
         errors.print(f"{'stopped' if isinstance(error, RunStopped) else 'failed'}: {error}")
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        errors.print("interrupted: the same command takes over what is finished")
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import threading
 import time
 import warnings
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 import yaml
@@ -61,6 +63,14 @@ def _fitted(config: Config, runs: Path) -> Config:
     return config.model_copy(update={"label": label})
 
 
+def _stop_children(signum: int, frame: object) -> NoReturn:
+    """On SIGTERM, end the stages too: a stage whose parent is gone would work on for nobody."""
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            child.terminate()
+    raise KeyboardInterrupt
+
+
 def run(config: Config, *, name: str, runs: Path, cache: bool, pipeline: Path | None, console: Console) -> Path:
     """Run the pipeline to its end and return the folder with its results.
 
@@ -102,6 +112,7 @@ def run(config: Config, *, name: str, runs: Path, cache: bool, pipeline: Path | 
         # locally the image's name says nothing about the code, so the code's digest has to
         cache_root=str(root / f"cache-{preflight.code_digest()[:16]}"),
     )
+    signal.signal(signal.SIGTERM, _stop_children)
     warnings.filterwarnings("ignore", module=r"kfp\.local")  # settings that only a cluster heeds
     logging.getLogger().setLevel(logging.INFO)
     with _MemoryWatch() as memory, RunDisplay(folder / "run.log", console, stages) as display:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Tests run side by side; threads that spin against each other would slow all of them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 WORDS = (
     "red blue green black white leather cotton sofa couch chair table lamp phone case charger drill bit shoe sneaker "

@@ -69,7 +69,7 @@ def publish(folder: Path, weights: str, created: str, champion: dict[str, str] |
         "lineage": {},
     }
     artifacts.write_json(made / "manifest.json", manifest)
-    backend = registry.open(str(folder / "registry"))
+    backend = registry.open(str(folder / "runs" / "registry"))
     backend.publish(made, name)
     backend.move(registry.CHAMPION, name, backend.champion())
     return name

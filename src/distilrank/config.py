@@ -367,7 +367,7 @@ class Report(Section):
 class Registry(Section):
     """Where promoted students live."""
 
-    uri: str = Field("registry", description="A local folder.")
+    uri: str = Field("runs/registry", description="A local folder.")
 
 
 class Config(Section):
