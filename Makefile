@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Options for pip, e.g. an index that offers CPU-only builds of torch.
 PIP_OPTIONS ?=
 
-.PHONY: demo test lint types compile check home-depot clean help
+.PHONY: demo test lint types compile check clean help
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,7 +30,7 @@ compile: $(READY) ## Compile the pipeline of each configuration to build/
 
 check: lint types compile test ## All of lint, types, compile and test
 
-clean: ## Remove runs and builds; the environment stays
+clean: ## Remove runs (the demo's registry is among them) and builds; the environment stays
 	rm -rf runs build
 
 # Everything is pinned; the stamp is written last, so that an interrupted installation starts again.

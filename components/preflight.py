@@ -21,6 +21,8 @@ def check_inputs(
     [
         ("data_digest", str),
         ("code_digest", str),
+        ("teacher_digest", str),
+        ("student_digest", str),
         ("reference_start", str),
         ("newest_start", str),
         ("newest_end", str),

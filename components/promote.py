@@ -5,6 +5,8 @@ from components.stage import ops_stage
 
 @ops_stage
 def promote_student(
+    profile: Input[Artifact],
+    teacher: Input[Model],
     student: Input[Model],
     evaluation: Input[Artifact],
     drift: Input[Artifact],
@@ -25,6 +27,8 @@ def promote_student(
 
     return stage.promote(
         Registry(**config),
+        profile=Path(profile.path),
+        teacher=Path(teacher.path),
         student=Path(student.path),
         evaluation=Path(evaluation.path),
         drift=Path(drift.path),

@@ -11,6 +11,7 @@ def distil_student(
     candidates: Input[Dataset],
     labels: Input[List[Dataset]],
     teacher: Input[Model],
+    model_digest: str,
     config: dict,
     compute: dict,
     student: Output[Model],
@@ -29,6 +30,7 @@ def distil_student(
         candidates=Path(candidates.path),
         labelled=[Path(shard.path) for shard in labels],
         teacher=Path(teacher.path),
+        model_digest=model_digest,
         output=Path(student.path),
     )
     metrics.log_metric("dev_ndcg_at_10", reached)

@@ -5,7 +5,12 @@ from components.stage import train_stage
 
 @train_stage
 def train_teacher(
-    judgements: Input[Dataset], config: dict, compute: dict, teacher: Output[Model], metrics: Output[Metrics]
+    judgements: Input[Dataset],
+    model_digest: str,
+    config: dict,
+    compute: dict,
+    teacher: Output[Model],
+    metrics: Output[Metrics],
 ) -> float:
     """Fine-tune the LLM on the judgements; return its dev nDCG@10."""
     from pathlib import Path
@@ -14,7 +19,11 @@ def train_teacher(
     from distilrank.config import Compute, Teacher
 
     result = stage.train(
-        Teacher(**config), Compute(**compute), judgements=Path(judgements.path), output=Path(teacher.path)
+        Teacher(**config),
+        Compute(**compute),
+        judgements=Path(judgements.path),
+        model_digest=model_digest,
+        output=Path(teacher.path),
     )
     metrics.log_metric("dev_ndcg_at_10", result.dev_ndcg_at_10)
     metrics.log_metric("lift_over_bm25", result.lift_over_bm25)

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from distilrank import artifacts, hardware
+from distilrank import artifacts, hardware, progress
 from distilrank.config import load, parameters
 from distilrank.errors import InputError, RunStopped
 
@@ -101,7 +101,13 @@ def compile_pipeline(
         partial.replace(output)
     except OSError as error:
         raise InputError(f"--output {output}: cannot write ({error.strerror})") from error
-    Console(highlight=False).print(f"{output}: pipeline distill with {config}")
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{output}: pipeline distill with {config}")
+    if not Path(settings.registry.uri).is_absolute():
+        console.print(
+            f"note: registry.uri is {settings.registry.uri!r}, a folder of whichever pod looks at it; "
+            "on a cluster name one on a volume that all of them mount"
+        )
 
 
 def _describe_machine(fast: bool) -> str:
@@ -142,6 +148,11 @@ def main() -> None:
     except (RunStopped, RuntimeError) as error:
         errors.print(f"{'stopped' if isinstance(error, RunStopped) else 'failed'}: {error}")
         raise SystemExit(1) from None
+    except OSError as error:
+        if error.errno not in progress.STORAGE_ERRORS:
+            raise
+        errors.print(f"error: {error.filename or 'the output'}: cannot be used ({error.strerror})")
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         errors.print("interrupted: the same command takes over what is finished")
         raise SystemExit(130) from None

@@ -33,7 +33,6 @@ class RunDisplay(io.TextIOBase):
         """
         self.console, self.stages = console, stages
         self.failures: list[progress.Event] = []
-        self.cached: set[str] = set()
         self.last_error = ""
         self._log: TextIO = log.open("a", encoding="utf-8")
         self._pending = threading.local()
@@ -78,9 +77,7 @@ class RunDisplay(io.TextIOBase):
             if event:
                 self._show(event)
             elif hit:
-                stage = self.stages.get(hit["task"], hit["task"])
-                self.cached.add(stage)
-                self._finish(stage, "taken over from an earlier run")
+                self._finish(self.stages.get(hit["task"], hit["task"]), "taken over from an earlier run")
             elif re.match(r"\s*[\w.]*(Error|Exception|Interrupt|Killed)\b", line):
                 self.last_error = line.strip()
 

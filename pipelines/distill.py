@@ -63,7 +63,12 @@ def distill(
     candidates = prepared.outputs["candidates"]
     traffic = prepared.outputs["traffic"]
 
-    taught = train_teacher(judgements=judgements, config=teacher, compute=compute).set_display_name("teacher")
+    taught = train_teacher(
+        judgements=judgements,
+        model_digest=checked.outputs["teacher_digest"],
+        config=teacher,
+        compute=compute,
+    ).set_display_name("teacher")
 
     with dsl.ParallelFor(items=prepared.outputs["Output"]) as shard:
         labelled = label_shard(
@@ -75,6 +80,7 @@ def distill(
         candidates=candidates,
         labels=dsl.Collected(labelled.outputs["labels"]),
         teacher=taught.outputs["teacher"],
+        model_digest=checked.outputs["student_digest"],
         config=student,
         compute=compute,
     ).set_display_name("student")
@@ -123,6 +129,8 @@ def distill(
 
     with dsl.If(decided.outputs["Output"] == True):  # noqa: E712 - KFP reads the comparison
         promoted = promote_student(
+            profile=prepared.outputs["profile"],
+            teacher=taught.outputs["teacher"],
             student=distilled.outputs["student"],
             evaluation=evaluated.outputs["evaluation"],
             drift=drifted.outputs["drift"],

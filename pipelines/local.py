@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 import signal
 import threading
@@ -24,6 +25,7 @@ from distilrank.errors import InputError, RunStopped
 from pipelines.console import RunDisplay
 from pipelines.distill import distill
 
+NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 CONCURRENT_LABELS = 2  # KFP's local runner runs at most two tasks of a ParallelFor at a time
 
 
@@ -88,10 +90,13 @@ def run(config: Config, *, name: str, runs: Path, cache: bool, pipeline: Path | 
         RuntimeError: a stage that failed; the log tells.
     """
     folder = runs / name
+    if NAME.fullmatch(name) is None or name == "latest":
+        raise InputError(f"--name {name}: expected lower-case letters, digits and hyphens, and not latest")
+    if (folder / "verdict.json").exists():
+        raise InputError(f"{folder}: a run of this name is there already; choose another --name")
     try:
+        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that did not come to a verdict
         folder.mkdir(parents=True)
-    except FileExistsError:
-        raise InputError(f"{folder}: a run of this name is there already; choose another --name") from None
     except OSError as error:
         raise InputError(
             f"{folder}: cannot be made ({error.strerror}), expected a writable folder for --runs"
@@ -100,17 +105,18 @@ def run(config: Config, *, name: str, runs: Path, cache: bool, pipeline: Path | 
     artifacts.write_text(
         folder / "config.yaml", yaml.safe_dump(parameters(config), sort_keys=False, allow_unicode=True)
     )
-    root = runs / ".kfp"
+    root = runs / ".kfp" / name
     before = set(root.glob("distill-*"))
     started = time.monotonic()
     runnable = components.load_component_from_file(str(pipeline)) if pipeline else distill
-    stages = {name: task.task_info.name for name, task in distill.pipeline_spec.root.dag.tasks.items()}
+    groups = [distill.pipeline_spec.root, *distill.pipeline_spec.components.values()]
+    stages = {name: task.task_info.name for group in groups for name, task in group.dag.tasks.items()}
     local.init(
         local.SubprocessRunner(use_venv=False),
         pipeline_root=str(root),
         enable_caching=cache,
         # locally the image's name says nothing about the code, so the code's digest has to
-        cache_root=str(root / f"cache-{preflight.code_digest()[:16]}"),
+        cache_root=str(runs / ".kfp" / f"cache-{preflight.code_digest()[:16]}"),
     )
     signal.signal(signal.SIGTERM, _stop_children)
     warnings.filterwarnings("ignore", module=r"kfp\.local")  # settings that only a cluster heeds
@@ -120,7 +126,7 @@ def run(config: Config, *, name: str, runs: Path, cache: bool, pipeline: Path | 
         logging.getLogger().addHandler(handler)
         try:
             with contextlib.redirect_stdout(display):
-                runnable(**parameters(config))
+                runnable(**parameters(config) | {"name": name})
         except RuntimeError:
             _raise_failure(display, folder)
         finally:
@@ -128,7 +134,7 @@ def run(config: Config, *, name: str, runs: Path, cache: bool, pipeline: Path | 
     made = set(root.glob("distill-*")) - before
     if len(made) != 1:
         raise RuntimeError(f"{root}: expected one new run folder, found {len(made)}")
-    _gather(made.pop(), folder, display.cached, time.monotonic() - started, memory.peak_mib)
+    _gather(made.pop(), folder, time.monotonic() - started, memory.peak_mib)
     _point(runs / "latest", folder)
     return folder
 
@@ -142,7 +148,7 @@ def _raise_failure(display: RunDisplay, folder: Path) -> None:
     raise RuntimeError(f"a stage failed{reason}; the log is {folder / 'run.log'}") from None
 
 
-def _gather(made: Path, folder: Path, cached: set[str], seconds: float, peak_mib: float) -> None:
+def _gather(made: Path, folder: Path, seconds: float, peak_mib: float) -> None:
     """Copy what people and the next tools need from KFP's folders to the run's own."""
     report = made / "render-report" / "report"
     if not (report / "report.html").is_file():

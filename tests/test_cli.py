@@ -69,7 +69,7 @@ def publish(folder: Path, weights: str, created: str, champion: dict[str, str] |
         "lineage": {},
     }
     artifacts.write_json(made / "manifest.json", manifest)
-    backend = registry.open(str(folder / "runs" / "registry"))
+    backend = registry.open(str(folder / "registry"))
     backend.publish(made, name)
     backend.move(registry.CHAMPION, name, backend.champion())
     return name
@@ -270,10 +270,8 @@ def student(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("student")
     AutoModelForSequenceClassification.from_pretrained(models / "encoder", num_labels=1).save_pretrained(folder)
     AutoTokenizer.from_pretrained(models / "encoder").save_pretrained(folder)
-    calibrated = {"method": "none"}
-    scorer.describe(
-        folder, role="student", kind="encoder", text=config.Text(), tokens=512, calibrated=calibrated, base="encoder"
-    )
+    encoder = scorer.load_encoder(folder, config.Text())
+    scorer.describe(folder, role="student", encoder=encoder, text=config.Text(), tokens=512, base="encoder")
     artifacts.seal(folder)
     return folder
 

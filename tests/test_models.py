@@ -82,7 +82,9 @@ def teacher_config(models: Path, **changes) -> Teacher:
 @pytest.fixture(scope="module")
 def taught(prepared: Path, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("taught") / "teacher"
-    teacher.train(teacher_config(models), COMPUTE, judgements=prepared / "judgements", output=output)
+    teacher.train(
+        teacher_config(models), COMPUTE, judgements=prepared / "judgements", model_digest="d" * 64, output=output
+    )
     return output
 
 
@@ -111,6 +113,7 @@ def distilled(prepared: Path, taught: Path, labelled: list[Path], models: Path, 
         candidates=prepared / "candidates",
         labelled=labelled,
         teacher=taught,
+        model_digest="d" * 64,
         output=output,
     )
     return output
@@ -212,20 +215,22 @@ def test_the_student_loads_in_sentence_transformers_and_transformers_with_equal_
 
 def test_score_file_keeps_order_and_columns(distilled: Path, tmp_path: Path) -> None:
     source = tmp_path / "pairs.csv"
-    source.write_text('sku,query,title\n7,red sofa,"red sofa, large"\n3,red sofa,blue lamp\n')
+    source.write_text('sku,query,title,country\n7,red sofa,"red sofa, large",NA\n3,nan,blue lamp,\n')
     for name in ("scores.parquet", "scores.csv"):
         scorer.score_file(str(distilled), source, tmp_path / name, "registry", COMPUTE)
     table = pq.read_table(tmp_path / "scores.parquet")
-    assert table.column_names == ["sku", "query", "title", "score"] and table["sku"].to_pylist() == ["7", "3"]
-    assert (tmp_path / "scores.csv").read_text().startswith('"sku","query","title","score"\n"7","red sofa"')
+    assert table.column_names == ["sku", "query", "title", "country", "score"]
+    assert table["sku"].to_pylist() == ["7", "3"] and table["country"].to_pylist() == ["NA", ""]
+    assert (tmp_path / "scores.csv").read_text().startswith('"sku","query","title","country","score"\n"7","red sofa"')
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("query,name\nsofa,x\n", r"pairs.csv: missing column 'title'; it has query, name"),
-        ("query,title\nsofa,x\n ,y\n", r"pairs.csv: row 2: query is blank"),
-        ("query,title\nsofa,x\nsofa\n", r"pairs.csv: not readable"),
+        ("query,title\nsofa,x\n ,y\n", r"pairs.csv: row 2: query is empty, expected a value in each row"),
+        ('query,title\nsofa,"x\nlamp,y\n', r"pairs.csv: row \d: .*quote"),
+        ("query,title\nsofa,x\nsofa\n", r"pairs.csv: row 2: title is empty|not readable"),
     ],
 )
 def test_score_file_names_what_is_wrong_and_writes_nothing(
@@ -261,13 +266,17 @@ def test_the_teacher_learns_and_is_saved_whole(taught: Path) -> None:
 def test_a_teacher_that_does_not_beat_bm25_stops_the_run(prepared: Path, models: Path, tmp_path: Path) -> None:
     config = teacher_config(models, lift_over_bm25=0.99, optimiser=Optimiser(epochs=1, evaluations=1))
     with pytest.raises(RunStopped, match=r"dev nDCG@10 0\.\d+ against BM25's 0\.\d+, expected a lift above 0.99"):
-        teacher.train(config, COMPUTE, judgements=prepared / "judgements", output=tmp_path / "teacher")
+        teacher.train(
+            config, COMPUTE, judgements=prepared / "judgements", model_digest="d" * 64, output=tmp_path / "teacher"
+        )
     assert not (tmp_path / "teacher" / artifacts.SEAL).exists()
 
 
 def test_an_encoder_can_be_the_teacher(prepared: Path, models: Path, tmp_path: Path) -> None:
     config = teacher_config(models, model=str(models / "encoder"), lora=Lora(rank=0), calibration="isotonic")
-    teacher.train(config, COMPUTE, judgements=prepared / "judgements", output=tmp_path / "teacher")
+    teacher.train(
+        config, COMPUTE, judgements=prepared / "judgements", model_digest="d" * 64, output=tmp_path / "teacher"
+    )
     loaded = scorer.Scorer.load(tmp_path / "teacher", COMPUTE)
     probability = loaded.probability(loaded.score(pairs(3, 4, 8)))
     assert probability is not None and probability.min() >= 0 and probability.max() <= 1
@@ -334,7 +343,7 @@ def test_a_corrupt_shard_is_named_before_any_scoring(prepared: Path, taught: Pat
             teacher=taught,
             output=tmp_path / "out",
         )
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_labels_of_two_teachers_do_not_mix(prepared: Path, labelled: list[Path], taught: Path, tmp_path: Path) -> None:
@@ -379,7 +388,11 @@ def test_model_references_say_what_is_wrong(tmp_path: Path, models: Path) -> Non
     assert models_resolve(str(models / "encoder")) == models / "encoder"
 
 
-models_check, models_resolve = models.check, models.resolve  # the fixture `models` shadows the module
+models_check, models_resolve, models_digest = (
+    models.check,
+    models.resolve,
+    models.digest,
+)  # the fixture `models` shadows the module
 
 
 def test_a_model_in_google_cloud_storage_is_fetched_once(models: Path, tmp_path: Path, monkeypatch) -> None:
@@ -404,4 +417,15 @@ def test_a_model_in_google_cloud_storage_is_fetched_once(models: Path, tmp_path:
                 models_check(reference)
         bucket.blob("small/encoder/model.safetensors").upload_from_string(b"other")
         assert models_resolve("gs://models/small/encoder") != folder, "other content is another model"
-    assert artifacts.digest_file(folder / "model.safetensors") == artifacts.digest_file(models / "encoder/model.safetensors")
+    assert artifacts.digest_file(folder / "model.safetensors") == artifacts.digest_file(
+        models / "encoder/model.safetensors"
+    )
+
+
+def test_the_digest_of_a_model_follows_its_content(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "encoder", tmp_path / "copy")
+    before = models_digest(str(tmp_path / "copy"))
+    assert before == models_digest(str(models / "encoder"))
+    weights = tmp_path / "copy" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert models_digest(str(tmp_path / "copy")) != before

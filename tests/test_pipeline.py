@@ -201,3 +201,34 @@ def test_a_run_does_not_overwrite_another(promoted: Path, shop: Shop) -> None:
     result = shop.run("first")
     assert result.returncode == 2 and "choose another --name" in result.stderr
     assert (promoted / "verdict.json").read_bytes() == before
+
+
+def test_a_damaged_champion_is_named_before_the_teacher_trains(promoted: Path, shop: Shop) -> None:
+    verdict = json.loads((promoted / "verdict.json").read_text())
+    weights = shop.registry / "versions" / verdict["candidate"]["id"] / "student" / "model.safetensors"
+    whole = weights.read_bytes()
+    try:
+        weights.chmod(0o644)
+        weights.write_bytes(whole[:-1] + b"x")
+        result = shop.run("damaged")
+    finally:
+        weights.write_bytes(whole)
+    assert result.returncode == 2 and "model.safetensors: digest" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_corrupt_shard_is_one_line_and_status_2(promoted: Path, shop: Shop) -> None:
+    (shard,) = shop.runs.glob(".kfp/first/distill-*/prepare-data/candidates/shard-00001.parquet")
+    whole = shard.read_bytes()
+    try:
+        shard.write_bytes(whole[:-20])
+        result = shop.run("corrupt", "label.part_rows=300")  # another setting, so that labels are made again
+    finally:
+        shard.write_bytes(whole)
+    assert result.returncode == 2 and "shard-00001.parquet: digest" in result.stderr, result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_split_that_would_test_the_champion_on_its_training_queries_is_refused(promoted: Path, shop: Shop) -> None:
+    result = shop.run("resalted", "prepare.salt=other")
+    assert result.returncode == 2 and "prepare.salt is 'other', but the champion" in result.stderr, result.stderr

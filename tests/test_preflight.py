@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from distilrank import config, hardware, preflight, registry
+from distilrank import artifacts, config, hardware, preflight, registry
 from distilrank.errors import InputError
 
 LOG = "query,product_id,when\n" + "".join(f"red sofa,p1,2026-03-{day:02d}T12:00:00Z\n" for day in range(1, 31))
@@ -70,13 +70,13 @@ def test_window_ends_at_the_schedule_time_or_a_given_one(setup) -> None:
     scheduled = setup("2026-03-25T02:00:00+02:00", window={**window, "end": "schedule"})
     given = setup(window={**window, "end": "2026-03-25"})
     assert scheduled == given
-    assert given[2:5] == ("2026-03-10T00:00:00+00:00", "2026-03-20T00:00:00+00:00", "2026-03-25T00:00:00+00:00")
+    assert given[4:7] == ("2026-03-10T00:00:00+00:00", "2026-03-20T00:00:00+00:00", "2026-03-25T00:00:00+00:00")
 
 
 @pytest.mark.parametrize(
     ("window", "message"),
     [
-        ({"end": "schedule"}, r"no impressions in the newest traffic \(20"),  # empty: now, long after the log's end
+        ({"end": "schedule"}, "no impressions in the training window"),  # empty: now, long after the log's end
         ({"end": "tomorrow"}, "window.end is 'tomorrow', expected an ISO 8601 time"),
         ({"end": "2026-05-01"}, r"no impressions in the newest traffic \(2026-04-24.* the log runs from 2026-03-01T12"),
         ({"end": "2026-03-05", "newest_days": 5}, "no impressions in the training window"),
@@ -90,7 +90,7 @@ def test_a_window_without_rows_or_sense_is_an_error(setup, window: dict, message
 @pytest.mark.parametrize("data", [{"logs": ""}, {"columns": {}}])
 def test_a_log_without_time_has_no_window(setup, data: dict, capsys: pytest.CaptureFixture) -> None:
     resolved = setup(data=data, window={"end": "2026-03-25"})
-    assert resolved[2:5] == ("", "", "")
+    assert resolved[4:7] == ("", "", "")
     assert "window.end 2026-03-25 has no effect" in capsys.readouterr().out
 
 
@@ -128,14 +128,20 @@ def test_a_missing_gpu_is_an_error_except_in_a_cluster(setup, monkeypatch: pytes
     assert setup(compute={"device": "cuda"}).data_digest
 
 
-def test_the_champion_is_read_from_the_registry(setup, tmp_path: Path) -> None:
+def test_the_champion_is_read_from_the_registry_and_checked(setup, tmp_path: Path) -> None:
     backend = registry.open(str(tmp_path / "registry"))
-    version = registry.version_id("ab" * 32)
-    backend.check()
-    (tmp_path / "registry" / "aliases").mkdir(exist_ok=True)
-    alias = {"version": version, "since": "2026-03-01T00:00:00Z", "previous": ""}
-    (tmp_path / "registry" / "aliases" / "champion.json").write_text(json.dumps(alias))
+    content = tmp_path / "content"
+    artifacts.write_text(content / "student" / "model.safetensors", "weights")
+    version = registry.version_id(artifacts.seal(content / "student"))
+    artifacts.write_json(content / "manifest.json", {"id": version, "created": "2026-03-01T00:00:00Z"})
+    backend.publish(content, version)
+    backend.move(registry.CHAMPION, version, expected="")
     assert setup().champion == version
+    weights = tmp_path / "registry" / "versions" / version / "student" / "model.safetensors"
+    weights.chmod(0o644)
+    weights.write_text("Weights")
+    with pytest.raises(InputError, match=r"model\.safetensors: digest \w+ differs"):
+        setup()
 
 
 def test_damaged_registry_is_found_now(setup, tmp_path: Path) -> None:

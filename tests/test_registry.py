@@ -359,10 +359,14 @@ def stages(root: Path, weights: str = "a", champion: dict[str, Any] | None = Non
     artifacts.write_json(root / "drift" / "drift.json", {"candidate": {"share": 0.1}, "champion": None})
     artifacts.write_text(root / "drift" / "drift.html", "<p>drift</p>")
     artifacts.write_text(root / "report" / "report.html", "<p>report</p>")
-    for name in ("traffic", "evaluation", "drift"):
+    artifacts.write_json(root / "teacher" / "distilrank.json", {"base": "wheel:large"})
+    artifacts.write_json(root / "profile" / "stage.json", {"config": {"salt": "s"}, "inputs": {}})
+    for name in ("traffic", "evaluation", "drift", "teacher"):
         artifacts.seal(root / name)
         artifacts.write_json(root / name / "stage.json", {"config": {"of": name}, "inputs": {}})
-    folders = {name: root / name for name in ("evaluation", "drift", "report", "traffic", "verdict")}
+    folders = {
+        name: root / name for name in ("evaluation", "drift", "report", "traffic", "verdict", "teacher", "profile")
+    }
     folders["student"] = student(root, weights)
     given = {name: folders[name] for name in ("evaluation", "drift", "student")}
     where = Registry(uri=str(root / "registry"))
@@ -403,7 +407,8 @@ def test_promotion_publishes_a_version_that_tells_what_it_is(tmp_path: Path) -> 
     manifest = backend.manifest(name)
     assert manifest["digests"]["data"] == "d" * 64 and manifest["digests"]["code"] == "c" * 64
     assert manifest["digests"]["student"] == artifacts.sealed_digest(folders["student"])
-    assert manifest["models"] == {"student": "wheel:mini", "teacher": "t" * 64}
+    assert manifest["models"] == {"student": "wheel:mini", "teacher": "wheel:large"}
+    assert manifest["lineage"]["stages"]["prepare"]["config"] == {"salt": "s"}
     assert manifest["metrics"]["ndcg_at_10"] == 0.9
     assert manifest["verdict"] == artifacts.read_json(tmp_path / "verdict" / "verdict.json")
     assert manifest["lineage"]["run"] == "demo"

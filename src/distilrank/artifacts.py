@@ -14,7 +14,8 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,16 @@ def seal(folder: Path) -> str:
     return digest
 
 
+def _seal(folder: Path) -> dict[str, Any]:
+    sealed = read_json(folder / SEAL)
+    if not isinstance(sealed, dict) or not isinstance(sealed.get("files"), dict) or "digest" not in sealed:
+        raise InputError(f"{folder / SEAL}: damaged, expected an object with digest and files")
+    return sealed
+
+
 def sealed_digest(folder: Path) -> str:
     """The digest with which `folder` was sealed, without hashing it again."""
-    return read_json(folder / SEAL)["digest"]
+    return _seal(folder)["digest"]
 
 
 def verify(folder: Path, only: list[str] | None = None) -> str:
@@ -94,7 +102,7 @@ def verify(folder: Path, only: list[str] | None = None) -> str:
     Raises:
         InputError: a file is missing, unexpected or differs from its digest.
     """
-    sealed = read_json(folder / SEAL)
+    sealed = _seal(folder)
     names = list(sealed["files"]) if only is None else only
     for name in names:
         path, expected = folder / name, sealed["files"].get(name)
@@ -133,43 +141,57 @@ def peak_memory_mib() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
+@dataclass
+class Record:
+    """What a stage remembers of itself."""
+
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Digest of each input, by name."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What else is worth keeping: row counts, the precision that was used."""
+
+
 @contextlib.contextmanager
-def stage(name: str, output: Path, *, config: Any, inputs: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+def stage(name: str, output: Path, *, config: Any) -> Iterator[Record]:
     """Run the body as stage `name`: announce it, time it, and record it in `output/stage.json`, written last.
+
+    Inputs are checked in the body too, so that whatever is wrong with them is announced.
 
     Args:
         name: the stage, with its shard if it has one (`label-00003`).
         output: the folder that the stage writes; made if missing.
         config: pydantic model with the knobs that the stage was given.
-        inputs: digest of each input by name.
 
     Yields:
-        A dictionary of facts worth keeping (row counts, precision), stored under `facts`.
+        The record to fill in.
 
     Raises:
-        InputError: `output` cannot be written; and whatever the body raises, after one line that says so.
+        InputError: the storage refuses; and whatever the body raises, after one line that says so.
     """
     started = time.time()
-    facts: dict[str, Any] = {}
+    record = Record()
     progress.announce(name, "started")
     try:
         try:
             output.mkdir(parents=True, exist_ok=True)
             (output / RECORD).unlink(missing_ok=True)
-            yield facts
-            record = {
-                "stage": name,
-                "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-                "seconds": round(time.time() - started, 3),
-                "peak_memory_mib": round(peak_memory_mib(), 1),
-                "config": config.model_dump(mode="json"),
-                "inputs": dict(inputs),
-                "facts": facts,
-            }
-            write_json(output / RECORD, record)
+            yield record
+            seconds, peak = round(time.time() - started, 3), round(peak_memory_mib(), 1)
+            write_json(
+                output / RECORD,
+                {
+                    "stage": name,
+                    "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+                    "seconds": seconds,
+                    "peak_memory_mib": peak,
+                    "config": config.model_dump(mode="json"),
+                    "inputs": record.inputs,
+                    "facts": record.facts,
+                },
+            )
         except OSError as error:
             if error.errno in progress.STORAGE_ERRORS:
-                raise InputError(f"{error.filename or output}: cannot write ({error.strerror})") from error
+                raise InputError(f"{error.filename or output}: cannot be used ({error.strerror})") from error
             raise
     except InputError as error:
         progress.announce(name, "bad input", str(error))
@@ -177,4 +199,4 @@ def stage(name: str, output: Path, *, config: Any, inputs: Mapping[str, str]) ->
     except RunStopped as error:
         progress.announce(name, "stopped", str(error))
         raise
-    progress.announce(name, "finished", f"{record['seconds']:.1f} s", f"peak {record['peak_memory_mib']:.0f} MiB")
+    progress.announce(name, "finished", f"{seconds:.1f} s", f"peak {peak:.0f} MiB")

@@ -26,7 +26,7 @@ from distilrank.errors import InputError, RunStopped
 
 HELP = """Distil an LLM's sense of product relevance into a small, fast ranker.
 
-Training and promotion are a pipeline: `python -m pipelines run --config configs/demo.yaml` on this machine, `submit` on
+Training and promotion are a pipeline: `python -m pipelines run --config configs/demo.yaml` here, `compile` for
 a Kubeflow cluster. This command holds what is around it.
 
 Look at your data and your settings before a run, score with what came out of it, manage what is in use:

@@ -329,7 +329,7 @@ class Drift(Section):
         description="Small samples differ by chance alone: a distance must also be one that shuffling rows between "
         "the two samples reaches less often than this; 1: no such bar.",
     )
-    share: Share = Field(0.5, description="Share of drifted columns from which the data set as a whole has drifted.")
+    share: Share = Field(0.5, description="Share of drifted columns above which the data set as a whole has drifted.")
 
 
 class Gate(Section):
@@ -375,7 +375,7 @@ class Report(Section):
 class Registry(Section):
     """Where promoted students live."""
 
-    uri: str = Field("runs/registry", description="A local folder.")
+    uri: str = Field("registry", description="A local folder; each shop needs one of its own.")
 
 
 class Config(Section):
@@ -414,7 +414,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def _describe(error: ValidationError, model: type[BaseModel]) -> str:
     first = error.errors()[0]
     # The discriminated union puts the chosen source into the location; users never typed it.
-    sources = {"demo_shop", "home_depot", "tables"}
+    sources = {typing.get_args(source.model_fields["source"].annotation)[0] for source in _models(Data)}
     where = [str(part) for part in first["loc"] if part not in sources]
     key = ".".join(where) or "(top level)"
     if first["type"] == "extra_forbidden":
@@ -481,10 +481,7 @@ def load(path: Path, overrides: list[str] | None = None, fast_bf16: bool = True)
     slow = values.pop(SLOW, {})
     if not isinstance(slow, dict):
         raise InputError(f"{path}: {SLOW}: expected a mapping of sections, got {slow!r}")
-    if slow:  # a typo there must show on every machine
-        parse(_merge(values, slow), f"{path} with {SLOW}")
-    if not fast_bf16:
-        values = _merge(values, slow)
+    given: dict[str, Any] = {}
     for override in overrides or []:
         key, separator, text = override.partition("=")
         if not separator or not key:
@@ -495,7 +492,10 @@ def load(path: Path, overrides: list[str] | None = None, fast_bf16: bool = True)
             raise InputError(f"--set {override}: {text!r} is not a YAML value") from None
         for part in reversed(key.split(".")):
             value = {part: value}
-        values = _merge(values, value)
+        given = _merge(given, value)
+    if slow:  # a typo there must show on every machine
+        parse(_merge(_merge(values, slow), given), f"{path} with {SLOW}")
+    values = _merge(values if fast_bf16 else _merge(values, slow), given)
     return parse(values, f"{path} with --set" if overrides else str(path))
 
 

@@ -95,11 +95,12 @@ def measure(
         InputError: a sample is missing, empty, damaged, or is not aligned with its scores.
     """
     scored = ["reference", "current", *(["champion_current"] if champion else [])]
-    inputs = {
-        "traffic": artifacts.verify(traffic),
-        "evaluation": artifacts.verify(evaluation, [f"traffic_scores/{name}.parquet" for name in scored]),
-    }
-    with artifacts.stage("drift", output, config=config, inputs={**inputs, "champion": champion}) as facts:
+    with artifacts.stage("drift", output, config=config) as record:
+        record.inputs |= {
+            "traffic": artifacts.verify(traffic),
+            "evaluation": artifacts.verify(evaluation, [f"traffic_scores/{name}.parquet" for name in scored]),
+            "champion": champion,
+        }
         scores = evaluation / "traffic_scores"
         current = _sample(traffic / "current.parquet")
         candidate = _compare(
@@ -126,7 +127,7 @@ def measure(
             against_champion["version"] = champion
         artifacts.write_json(output / "drift.json", {"candidate": candidate, "champion": against_champion})
         artifacts.seal(output)
-        facts.update(candidate["rows"], share=candidate["share"])
+        record.facts.update(candidate["rows"], share=candidate["share"])
         drifted = [column["name"] for column in candidate["columns"] if column["drifted"]]
         progress.announce("drift", "note", f"drifted: {', '.join(drifted) or 'no column'}")
         return candidate["share"]
@@ -188,7 +189,7 @@ def _compare(
     new_queries = _new(reference, current, "query_id")
     return {
         "share": share,
-        "drifted": share >= config.share,
+        "drifted": share > config.share,
         "rows": {"reference": reference.num_rows, "current": current.num_rows},
         "columns": measured,
         "new_queries": [query for query, _ in new_queries[:EXAMPLES]],

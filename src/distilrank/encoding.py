@@ -38,7 +38,10 @@ def is_encoder(folder: Any) -> bool:
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     """A pattern that finds the tokenizer's special tokens in raw text."""
     added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    tokens = sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True)
+    # a token of one character has no inside to put a blank into
+    tokens = sorted(
+        (token for token in added | set(tokenizer.all_special_tokens) if len(token) > 1), key=len, reverse=True
+    )
     return re.compile("|".join(re.escape(token) for token in tokens))
 
 

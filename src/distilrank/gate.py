@@ -117,11 +117,12 @@ def gate(
     Raises:
         InputError: a file is missing or damaged, or the registry has no such champion.
     """
-    inputs = {
-        name: artifacts.sealed_digest(folder)
-        for name, folder in (("evaluation", evaluation), ("drift", drift), ("student", student))
-    }
-    with artifacts.stage("gate", output, config=config, inputs={**inputs, "champion": champion}) as facts:
+    with artifacts.stage("gate", output, config=config) as record:
+        digests = {
+            name: artifacts.sealed_digest(folder)
+            for name, folder in (("evaluation", evaluation), ("drift", drift), ("student", student))
+        }
+        record.inputs |= {**digests, "champion": champion}
         artifacts.verify(evaluation, only=["metrics.json"])
         artifacts.verify(drift, only=["drift.json"])
         replaced = registries.open(registry.uri).manifest(champion) if champion else None
@@ -129,14 +130,16 @@ def gate(
             config,
             metrics=artifacts.read_json(evaluation / "metrics.json"),
             drift=artifacts.read_json(drift / "drift.json"),
-            candidate={"id": registries.version_id(inputs["student"]), "digest": inputs["student"]},
+            candidate={"id": registries.version_id(digests["student"]), "digest": digests["student"]},
             champion=replaced and {"id": replaced["id"], "created": replaced["created"]},
         )
         artifacts.write_json(output / "verdict.json", verdict.to_json())
         for check in verdict.checks:
             progress.announce("gate", "note", "passed" if check.passed else "FAILED", check.name, check.detail)
         progress.announce("gate", "note", f"{verdict.candidate['id']}: {verdict.outcome.replace('_', ' ')}")
-        facts.update(outcome=verdict.outcome, failed=[check.name for check in verdict.checks if not check.passed])
+        record.facts.update(
+            outcome=verdict.outcome, failed=[check.name for check in verdict.checks if not check.passed]
+        )
         return verdict.promoted
 
 

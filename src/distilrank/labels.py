@@ -36,21 +36,27 @@ def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teac
         teacher: sealed folder of the teacher stage.
         output: gets `labels.parquet` (raw logits, in the shard's order) and, last, `manifest.json`.
 
-    Parts of `config.part_rows` rows are kept in `config.resume` under a key of shard and teacher, so that a later
-    attempt takes them over and other inputs never mix with them.
+    Parts of `config.part_rows` rows are kept in `config.resume` under a key of all that decides the logits, so that a
+    later attempt takes them over and other inputs never mix with them.
 
     Raises:
         InputError: a shard or teacher whose bytes do not match their digest.
         RunStopped: all logits are equal: the teacher has collapsed.
     """
     name = shard.replace("shard", "label")
-    inputs = {"candidates": artifacts.verify(candidates, [f"{shard}.parquet"]), "teacher": artifacts.verify(teacher)}
-    with artifacts.stage(name, output, config=config, inputs=inputs) as facts:
+    with artifacts.stage(name, output, config=config) as record:
+        record.inputs["candidates"] = artifacts.verify(candidates, [f"{shard}.parquet"])
+        record.inputs["teacher"] = artifacts.verify(teacher)
         rows = records.read(candidates / f"{shard}.parquet", records.CANDIDATES)
         shard_digest = artifacts.read_json(candidates / artifacts.SEAL)["files"][f"{shard}.parquet"]
-        key = artifacts.digest_json({"shard": shard_digest, "teacher": inputs["teacher"], "part": config.part_rows})[
-            :16
-        ]
+        # what the logits depend on, and how they are cut into parts
+        parts_of = {
+            "shard": shard_digest,
+            "teacher": record.inputs["teacher"],
+            "compute": compute.model_dump(include={"device", "precision"}),
+            "rows": config.part_rows,
+        }
+        key = artifacts.digest_json(parts_of)[:16]
         parts = Path(config.resume) / f"{shard}-{key}" if config.resume else output / "parts"
         counter = progress.Counter(name, rows.num_rows, "pairs")
         scorer: Scorer | None = None
@@ -64,9 +70,13 @@ def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teac
                 if scorer is None:
                     threads = config.threads or compute.threads
                     scorer = Scorer.load(teacher, compute.model_copy(update={"threads": threads}), config.score_tokens)
-                    facts["runtime"] = scorer.runtime.describe()
-                logits = pa.array(scorer.score(batch, counter))
-                part = pa.table([batch.column("query_id"), batch.column("product_id"), logits], schema=records.LABELS)
+                    record.facts["runtime"] = scorer.runtime.describe()
+                logits = scorer.score(batch, counter)
+                broken = int((~np.isfinite(logits)).sum())
+                if broken:
+                    raise RunStopped(f"{name}: {broken} of {len(logits)} logits are not finite; the teacher is broken")
+                columns = [batch.column("query_id"), batch.column("product_id"), pa.array(logits)]
+                part = pa.table(columns, schema=records.LABELS)
                 records.write(part, path, records.LABELS)
             tables.append(records.read(path, records.LABELS))
         labels = pa.concat_tables(tables)
@@ -78,7 +88,7 @@ def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teac
             "shard": shard,
             "rows": labels.num_rows,
             "queries": len(set(labels.column("query_id").to_pylist())),
-            "teacher": inputs["teacher"],
+            "teacher": record.inputs["teacher"],
             "candidates": shard_digest,
             "labels": artifacts.digest_file(output / "labels.parquet"),
             "logits": {
@@ -90,8 +100,8 @@ def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teac
             },
         }
         artifacts.write_json(output / MANIFEST, manifest)
-        facts |= {"pairs": labels.num_rows, "resumed": counter.resumed}
-        shutil.rmtree(parts)
+        record.facts |= {"pairs": labels.num_rows, "resumed": counter.resumed}
+        shutil.rmtree(parts, ignore_errors=True)  # another attempt may have been quicker
     return labels.num_rows
 
 

@@ -53,6 +53,26 @@ def check(reference: str) -> None:
         _check_folder(reference, Path(reference))
 
 
+def digest(reference: str) -> str:
+    """Digest of the weights and files that `reference` leads to today, checked as by `check`, without downloading.
+
+    A hub's is that of the commit that the revision names, a bucket's that of its objects' checksums.
+
+    Raises:
+        InputError: as `check` does.
+    """
+    check(reference)
+    scheme = _scheme(reference)
+    if scheme == "hub":
+        return artifacts.digest_json([reference, _hub_commit(reference)])
+    if scheme == "gs":
+        return artifacts.digest_json(sorted([blob.name, blob.md5_hash or blob.crc32c] for blob in _blobs(reference)))
+    path = _wheel_path(reference) if scheme == "wheel" else Path(reference)
+    if path.is_file():
+        return artifacts.digest_file(path)
+    return artifacts.digest_json({file.name: artifacts.digest_file(file) for file in path.iterdir() if file.is_file()})
+
+
 def resolve(reference: str) -> Path:
     """The local folder of `reference`: fetched or converted once, then taken from the cache.
 
@@ -122,21 +142,44 @@ def _hub_parts(reference: str) -> tuple[str, str]:
 
 
 def _check_hub(reference: str) -> None:
+    import httpx2  # what huggingface_hub talks with, and whose errors it lets through
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     repository, revision = _hub_parts(reference)
     try:
         info = huggingface_hub.model_info(repository, revision=revision, timeout=20)
+        huggingface_hub.auth_check(repository)  # a gated model shows its information to all
+    except GatedRepoError:
+        raise InputError(f"model {reference!r}: gated; accept its licence on the hub and set HF_TOKEN") from None
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise InputError(
             f"model {reference!r}: the hub has no such model or revision ({type(error).__name__})"
         ) from None
-    except (HfHubHTTPError, OSError, ConnectionError) as error:
-        if isinstance(huggingface_hub.try_to_load_from_cache(repository, "config.json", revision=revision), str):
+    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+        if _downloaded(repository, revision):
             return  # offline, but it was downloaded before
         raise InputError(f"model {reference!r}: the hub cannot be reached ({type(error).__name__})") from None
     _check_names(reference, (file.rfilename for file in info.siblings or []))
+
+
+def _downloaded(repository: str, revision: str) -> Path | None:
+    import huggingface_hub
+
+    config = huggingface_hub.try_to_load_from_cache(repository, "config.json", revision=revision)
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def _hub_commit(reference: str) -> str:
+    import httpx2
+    import huggingface_hub
+
+    repository, revision = _hub_parts(reference)
+    try:
+        return str(huggingface_hub.model_info(repository, revision=revision, timeout=20).sha)
+    except (httpx2.HTTPError, OSError):
+        folder = _downloaded(repository, revision)  # snapshots are kept under the commit's name
+        return folder.name if folder else revision
 
 
 def _fetch_hub(reference: str) -> Path:

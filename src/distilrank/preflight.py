@@ -27,6 +27,9 @@ class Resolved(NamedTuple):
 
     data_digest: str
     code_digest: str
+    teacher_digest: str
+    """Of the pretrained models, not of the trained ones."""
+    student_digest: str
     reference_start: str
     newest_start: str
     newest_end: str
@@ -45,15 +48,18 @@ def check(config: Config, *, schedule_time: str, output: Path) -> Resolved:
     Raises:
         InputError: data, columns, models, registry, GPU, disk or log window are not as the configuration says.
     """
-    with artifacts.stage(STAGE, output, config=config, inputs={}) as facts:
+    with artifacts.stage(STAGE, output, config=config) as record:
         free = _check_disk(config.preflight.free_disk_gib, output)
         device = _check_device(config.compute.device)
         backend = registry.open(config.registry.uri)
         backend.check()
         source = sources.open(config.data)
         source.check()
-        for reference in dict.fromkeys((config.teacher.model, config.student.model)):
-            models.check(reference)
+        champion = backend.champion()
+        if champion:
+            backend.fetch(champion)  # damage shows now, not after the teacher
+        with progress.timed(STAGE, "digested the models"):
+            bases = {reference: models.digest(reference) for reference in (config.teacher.model, config.student.model)}
         times = source.times()
         bounds = "", "", ""
         if times is not None:
@@ -62,7 +68,9 @@ def check(config: Config, *, schedule_time: str, output: Path) -> Resolved:
             progress.announce(STAGE, "note", f"window.end {config.window.end} has no effect: the log has no time")
         with progress.timed(STAGE, "digested the data"):
             data_digest = source.digest()
-        resolved = Resolved(data_digest, code_digest(), *bounds, backend.champion())
+        resolved = Resolved(
+            data_digest, code_digest(), bases[config.teacher.model], bases[config.student.model], *bounds, champion
+        )
         files = [{"path": str(path), "bytes": path.stat().st_size} for path in source.files()]
         found: dict[str, Any] = {
             **resolved._asdict(),
@@ -74,10 +82,9 @@ def check(config: Config, *, schedule_time: str, output: Path) -> Resolved:
             "free_disk_gib": round(free, 1),
         }
         artifacts.write_json(output / "preflight.json", found)
-        facts.update(resolved._asdict())
+        record.facts.update(resolved._asdict())
         window = f"window {bounds[0]} to {bounds[2]}" if times is not None else "no times"
-        champion = resolved.champion or "none"
-        progress.announce(STAGE, "note", f"data {data_digest[:12]}, {window}, champion {champion}")
+        progress.announce(STAGE, "note", f"data {data_digest[:12]}, {window}, champion {champion or 'none'}")
         return resolved
 
 
@@ -85,7 +92,7 @@ def check(config: Config, *, schedule_time: str, output: Path) -> Resolved:
 def code_digest() -> str:
     """Digest of the library's own files, templates included: an image's tag alone would not tell what it computes."""
     package = Path(__file__).parent
-    files = (path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    files = (path for pattern in ("*.py", "*.j2") for path in package.rglob(pattern))
     return artifacts.digest_json({path.relative_to(package).as_posix(): artifacts.digest_file(path) for path in files})
 
 

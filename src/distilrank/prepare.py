@@ -64,7 +64,8 @@ def prepare(
         InputError: the data is unusable; a split, a window or the candidates are empty.
         RunStopped: a query is on two sides.
     """
-    with artifacts.stage(STAGE, profile, config=config, inputs={"data": data_digest}) as facts:
+    with artifacts.stage(STAGE, profile, config=config) as record:
+        record.inputs["data"] = data_digest
         source = sources.open(data)
         with progress.timed(STAGE, "read the data"):
             corpus = read(source, config, reference_start, newest_start, newest_end)
@@ -103,7 +104,9 @@ def prepare(
             "traffic": {"basis": basis, "rows": {name: len(sample.query) for name, sample in samples.items()}},
         }
         artifacts.write_json(profile / "profile.json", summary)
-        facts.update(splits=summary["splits"], candidates=len(mined.query), shards=len(names), merged=corpus.merged)
+        record.facts.update(
+            splits=summary["splits"], candidates=len(mined.query), shards=len(names), merged=corpus.merged
+        )
         pairs = ", ".join(f"{side} {len(split.rows[side])}" for side in SIDES)
         progress.announce(
             STAGE, "note", f"judged pairs: {pairs}; {len(mined.query)} candidates of {len(used['candidates'])} queries"

@@ -19,6 +19,8 @@ LINEAGE = ("data", "code")
 def promote(
     config: Registry,
     *,
+    profile: Path,
+    teacher: Path,
     student: Path,
     evaluation: Path,
     drift: Path,
@@ -35,7 +37,8 @@ def promote(
     again: the version keeps the evidence of its first time.
 
     Args:
-        student, evaluation, drift, traffic: the sealed folders of those stages.
+        profile: folder with the record of the prepare stage.
+        teacher, student, evaluation, drift, traffic: the sealed folders of those stages.
         verdict: folder with the gate's `verdict.json` on this student.
         report: folder with `report.html`.
         champion: the version that the verdict compared with and that the alias must still name; empty: none.
@@ -50,9 +53,10 @@ def promote(
         RunStopped: the verdict does not promote this very student over this champion, or the alias has moved.
         InputError: an input is damaged or incomplete, or the registry cannot be written.
     """
-    folders = {"student": student, "evaluation": evaluation, "drift": drift, "traffic": traffic}
-    digests = {name: artifacts.sealed_digest(folder) for name, folder in folders.items()}
-    with artifacts.stage("promote", output, config=config, inputs={**digests, "champion": champion}) as facts:
+    folders = {"teacher": teacher, "student": student, "evaluation": evaluation, "drift": drift, "traffic": traffic}
+    with artifacts.stage("promote", output, config=config) as record:
+        digests = {name: artifacts.sealed_digest(folder) for name, folder in folders.items()}
+        record.inputs |= {**digests, "champion": champion}
         lacking = [name for name in LINEAGE if name not in lineage]
         if lacking:
             raise InputError(f"lineage: {lacking[0]!r} is missing; it has {', '.join(sorted(lineage)) or 'nothing'}")
@@ -66,7 +70,14 @@ def promote(
             artifacts.verify(evaluation, only=["metrics.json", "traffic_scores/reference.parquet"])
             artifacts.verify(drift, only=["drift.html"])
             artifacts.verify(traffic, only=["reference.parquet"])
-            recorded = {"student": student, "evaluate": evaluation, "drift": drift, "gate": verdict}
+            recorded = {
+                "prepare": profile,
+                "teacher": teacher,
+                "student": student,
+                "evaluate": evaluation,
+                "drift": drift,
+                "gate": verdict,
+            }
             stages = {name: _record(folder) for name, folder in recorded.items()}
             with tempfile.TemporaryDirectory() as scratch:
                 content = Path(scratch)
@@ -91,7 +102,7 @@ def promote(
                     },
                     "models": {
                         "student": artifacts.read_json(student / "distilrank.json")["base"],
-                        "teacher": stages["student"]["inputs"]["teacher"],
+                        "teacher": artifacts.read_json(teacher / "distilrank.json")["base"],
                     },
                     "metrics": artifacts.read_json(evaluation / "metrics.json")["systems"]["student"],
                     "verdict": decision,
@@ -107,7 +118,7 @@ def promote(
             output / "promotion.json",
             {"version": version, "previous": champion, "registry": config.uri, "outcome": decision["outcome"]},
         )
-        facts.update(version=version, published_now=published_now)
+        record.facts.update(version=version, published_now=published_now)
         progress.announce("promote", "note", f"champion: {version}, before: {champion or 'none'}, in {config.uri}")
         return version
 

@@ -6,6 +6,7 @@ with `write` and read with `read`, which check them against the declaration.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -159,7 +160,7 @@ def conform(table: pa.Table, schema: pa.Schema, origin: str) -> pa.Table:
 def write(table: pa.Table, path: Path, schema: pa.Schema) -> None:
     """Write `table` as `schema` to `path`, under a temporary name first, so that a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     pq.write_table(conform(table, schema, str(path)), partial, compression="zstd")
     partial.replace(path)
 

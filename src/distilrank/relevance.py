@@ -412,14 +412,14 @@ def evaluate(
         InputError: an input is missing or damaged, or the test split has nothing to rank.
         RunStopped: a model gives scores that are not numbers.
     """
-    inputs = {
-        "judgements": artifacts.sealed_digest(judgements),
-        "traffic": artifacts.sealed_digest(traffic),
-        "teacher": artifacts.sealed_digest(teacher),
-        "student": artifacts.sealed_digest(student),
-        "champion": champion,
-    }
-    with artifacts.stage("evaluate", output, config=config, inputs=inputs) as facts:
+    with artifacts.stage("evaluate", output, config=config) as record:
+        record.inputs |= {
+            "judgements": artifacts.sealed_digest(judgements),
+            "traffic": artifacts.sealed_digest(traffic),
+            "teacher": artifacts.sealed_digest(teacher),
+            "student": artifacts.sealed_digest(student),
+            "champion": champion,
+        }
         for name in ("runs", "traffic_scores"):  # an earlier attempt may have had a champion
             shutil.rmtree(output / name, ignore_errors=True)
         judged = Judged.read(judgements)
@@ -429,7 +429,9 @@ def evaluate(
         }
         folders = {"teacher": teacher, "student": student}
         if champion:
-            folders["champion"] = registries.open(registry.uri).fetch(champion) / "student"
+            version = registries.open(registry.uri).fetch(champion)
+            _check_champion(champion, version, judged.protocol)
+            folders["champion"] = version / "student"
         sampled = windows["reference"].num_rows + windows["current"].num_rows * (2 if champion else 1)
         counter = progress.Counter("evaluate", len(folders) * len(judged.query) + sampled, "pairs")
 
@@ -461,12 +463,28 @@ def evaluate(
         evaluation = Evaluation(
             figures["student"]["ndcg_at_10"], figures["student"]["ndcg_at_10"] - figures["bm25"]["ndcg_at_10"]
         )
-        facts.update(evaluation._asdict(), runtime=shipped["student"].runtime.describe())
-        facts.update({name: metrics["protocol"][name] for name in ("pairs", "queries", "ranked_queries")})
+        record.facts.update(evaluation._asdict(), runtime=shipped["student"].runtime.describe())
+        record.facts.update({name: metrics["protocol"][name] for name in ("pairs", "queries", "ranked_queries")})
         for name, values in figures.items():
             line = (f"{metric} {values[metric]:.4f}" for metric in ("ndcg_at_10", "pair_accuracy"))
             progress.announce("evaluate", "note", f"{name}: {', '.join(line)} ({len(judged.ranked)} queries)")
     return evaluation
+
+
+def _check_champion(version: str, folder: Path, protocol: dict[str, Any]) -> None:
+    """Refuse to test a champion on queries that it may have learned from, because the split has changed since."""
+    before = artifacts.read_json(folder / "metrics.json")["protocol"].get("split", {})
+    now = protocol.get("split", {})
+    if before.get("salt") != now.get("salt"):
+        raise InputError(
+            f"prepare.salt is {now.get('salt')!r}, but the champion {version} was trained with {before.get('salt')!r}: "
+            "the test queries would be among those that it learned from; restore the salt or use another registry"
+        )
+    if before.get("test_share", 0) < now.get("test_share", 0):
+        raise InputError(
+            f"prepare.test_share is {now['test_share']:g}, but the champion {version} was trained with "
+            f"{before['test_share']:g}: it learned from some of the test queries; lower it or use another registry"
+        )
 
 
 def _write_traffic(output: Path, name: str, scorer: Scorer, window: pa.Table, counter: progress.Counter) -> None:

@@ -101,10 +101,11 @@ def render(
     sealed = {
         "judgements": judgements, "teacher": teacher, "student": student, "evaluation": evaluation, "drift": drift,
     }  # fmt: skip
-    inputs = {key: artifacts.sealed_digest(folder) for key, folder in sealed.items()}
-    labelled = label_manifest.combine(labels)
-    inputs |= {"labels": artifacts.digest_json(labelled), "verdict": artifacts.digest_file(verdict / "verdict.json")}
-    with artifacts.stage("report", output, config=config, inputs=inputs):
+    with artifacts.stage("report", output, config=config) as record:
+        labelled = label_manifest.combine(labels)
+        record.inputs |= {key: artifacts.sealed_digest(folder) for key, folder in sealed.items()}
+        record.inputs["labels"] = artifacts.digest_json(labelled)
+        record.inputs["verdict"] = artifacts.digest_file(verdict / "verdict.json")
         decided = artifacts.read_json(verdict / "verdict.json")
         metrics = artifacts.read_json(evaluation / "metrics.json")
         drifted = artifacts.read_json(drift / "drift.json")
@@ -557,5 +558,5 @@ def _stages(folders: Sequence[Path]) -> dict[str, Any]:
         "rows": rows,
         "total": sum(row["seconds"] for row in rows),
         "peak": max(row["peak_memory_mib"] for row in rows),
-        "started": min(row["started"] for row in rows),
+        "started": max(row["started"] for row in rows),
     }

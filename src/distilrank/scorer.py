@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from distilrank import artifacts, batching, calibration, compute, encoding, progress, records, registry
 from distilrank.config import Compute, TeacherText, Text, parse
 from distilrank.errors import InputError
+from distilrank.sources.reading import File
 
 # Its bars and its report of a head that we train anew tell our users nothing.
 transformers.utils.logging.set_verbosity_error()
@@ -230,42 +232,23 @@ def find_model(model: str, registry_uri: str) -> Path:
         raise InputError(f"--model {model}: no such folder, and {error}") from None
 
 
-def read_pairs(path: Path) -> pa.Table:
-    """Read the rows to score from CSV (.csv, .csv.gz) or Parquet: `query`, `title` and any other product field.
+def read_pairs(path: Path) -> tuple[pa.Table, pa.Table]:
+    """Read the rows to score from CSV (plain or gzip) or Parquet.
+
+    Returns:
+        All of the file's columns as they are, and those that the model is shown: `query` and the product fields.
 
     Raises:
-        InputError: the file cannot be read, lacks a column, or a row has no query or no title.
+        InputError: the file cannot be read, lacks `query` or `title`, or a row has no query or no title.
     """
-    try:
-        if path.name.endswith((".csv", ".csv.gz")):
-            names = pa.csv.open_csv(path).schema.names
-            options = pa.csv.ConvertOptions(
-                column_types={name: pa.string() for name in names}, strings_can_be_null=True
-            )
-            parsing = pa.csv.ParseOptions(newlines_in_values=True)
-            table = pa.csv.read_csv(path, convert_options=options, parse_options=parsing)
-        elif path.suffix == ".parquet":
-            table = pa.parquet.read_table(path)
-        else:
-            raise InputError(f"{path}: expected a .csv, .csv.gz or .parquet file")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: not readable ({str(error).splitlines()[0]})") from None
-    for name in ("query", "title"):
-        if name not in table.column_names:
-            raise InputError(f"{path}: missing column {name!r}; it has {', '.join(table.column_names)}")
-    for name in ("query", *(field for field in records.PRODUCT_FIELDS if field in table.column_names)):
-        at = table.column_names.index(name)
-        try:
-            table = table.set_column(at, name, table.column(name).cast(pa.string()))
-        except pa.ArrowNotImplementedError:
-            raise InputError(f"{path}: column {name!r} is {table.column(name).type}, expected text") from None
-    for name in ("query", "title"):
-        for row, value in enumerate(table.column(name).to_pylist(), start=1):
-            if not value or not value.strip():
-                raise InputError(f"{path}: row {row}: {name} is blank ({value!r}), expected text")
-    return table
+    file = File(path, {"query": "query", "title": "title"})
+    file.check()
+    names = file.names()
+    file = File(path, {name: name for name in names})
+    table = file.table()
+    shown = {"query": file.query("query"), "title": file.key("title")}
+    shown |= {name: file.text(name) for name in records.PRODUCT_FIELDS if name in names and name != "title"}
+    return table, pa.table(shown)
 
 
 def score_file(model: str, input: Path, output: Path, registry: str, compute: Compute) -> int:
@@ -279,20 +262,26 @@ def score_file(model: str, input: Path, output: Path, registry: str, compute: Co
     """
     if not output.name.endswith((".csv", ".parquet")):
         raise InputError(f"{output}: expected a .csv or .parquet file to write")
-    table = read_pairs(input)
+    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()  # an output that cannot be written shows before the work, not after
+        partial.unlink()
+    except OSError as error:
+        raise InputError(f"{output}: cannot write ({error.strerror})") from error
+    table, shown = read_pairs(input)
     scorer = Scorer.load(find_model(model, registry), compute)
-    scores = pa.array(scorer.score(table, progress.Counter("score", table.num_rows, "pairs")), pa.float32())
+    scores = pa.array(scorer.score(shown, progress.Counter("score", table.num_rows, "pairs")), pa.float32())
     if "score" in table.column_names:
         table = table.drop_columns(["score"])
     table = table.append_column("score", scores)
-    partial = output.with_name(f".{output.name}.partial")
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
         if output.suffix == ".csv":
             pa.csv.write_csv(table, partial)
         else:
             pa.parquet.write_table(table, partial, compression="zstd")
         partial.replace(output)
     except OSError as error:
+        partial.unlink(missing_ok=True)
         raise InputError(f"{output}: cannot write ({error.strerror})") from error
     return table.num_rows

@@ -58,6 +58,7 @@ def train(
     candidates: Path,
     labelled: list[Path],
     teacher: Path,
+    model_digest: str,
     output: Path,
 ) -> float:
     """Distil, keep the best weights on dev, calibrate and save; return dev nDCG@10.
@@ -67,18 +68,20 @@ def train(
         candidates: sealed folder of shards.
         labelled: the label stage's folders, one a shard.
         teacher: sealed folder: its calibration turns the raw logits into targets.
+        model_digest: digest of the pretrained model that `config.model` names, as preflight resolved it.
         output: gets the model as transformers and sentence-transformers load it, `distilrank.json`, `metrics.json`.
 
     Raises:
         InputError: labels that do not fit candidates or teacher, damaged files, a model that cannot be loaded.
     """
-    inputs = {
-        "judgements": artifacts.verify(judgements),
-        "candidates": artifacts.sealed_digest(candidates),
-        "teacher": artifacts.sealed_digest(teacher),
-        "labels": artifacts.digest_json(label_manifest.combine(labelled)),
-    }
-    with artifacts.stage("student", output, config=config, inputs=inputs) as facts:
+    with artifacts.stage("student", output, config=config) as record:
+        record.inputs |= {
+            "judgements": artifacts.verify(judgements),
+            "candidates": artifacts.sealed_digest(candidates),
+            "teacher": artifacts.sealed_digest(teacher),
+            "labels": artifacts.digest_json(label_manifest.combine(labelled)),
+            "model": model_digest,
+        }
         runtime = computing.setup(compute)
         progress.announce("student", "note", runtime.describe())
         scored = labels.read(labelled, candidates, teacher)
@@ -146,7 +149,7 @@ def train(
             output / "metrics.json",
             {"curve": outcome.curve, "best_step": outcome.best_step, "dev": reached},
         )
-        facts |= {
+        record.facts |= {
             "runtime": runtime.describe(),
             "pairs": pairs.num_rows,
             "queries": len(lists.rows),

@@ -50,20 +50,20 @@ def dev_ndcg(dev: pa.Table, scores: np.ndarray) -> float:
     )
 
 
-def train(config: Teacher, compute: Compute, *, judgements: Path, output: Path) -> TeacherResult:
+def train(config: Teacher, compute: Compute, *, judgements: Path, model_digest: str, output: Path) -> TeacherResult:
     """Fine-tune, keep the best weights on dev, calibrate, and save adapter and merged model.
 
     Args:
         judgements: sealed folder of the prepare stage.
+        model_digest: digest of the pretrained model that `config.model` names, as preflight resolved it.
         output: gets the merged model (safetensors, tokenizer), `adapter/`, `distilrank.json` and `metrics.json`.
 
     Raises:
         RunStopped: the teacher does not beat BM25 on dev by `lift_over_bm25`: its labels are not worth their cost.
         InputError: damaged judgements, a model that cannot be loaded, a device that is not there.
     """
-    with artifacts.stage(
-        "teacher", output, config=config, inputs={"judgements": artifacts.verify(judgements)}
-    ) as facts:
+    with artifacts.stage("teacher", output, config=config) as record:
+        record.inputs |= {"judgements": artifacts.verify(judgements), "model": model_digest}
         runtime = computing.setup(compute)
         progress.announce("teacher", "note", runtime.describe())
         fitting = records.read(judgements / "train.parquet", records.JUDGED)
@@ -115,7 +115,7 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, output: Path) 
             output / "metrics.json",
             {"curve": outcome.curve, "best_step": outcome.best_step, "dev": reached},
         )
-        facts |= {
+        record.facts |= {
             "runtime": runtime.describe(),
             "pairs": fitting.num_rows,
             "tokens": int(lengths.sum()),

@@ -71,7 +71,11 @@ def fit(
     for epoch, batches in enumerate(epochs, start=1):
         for at, batch in enumerate(batches, start=1):
             value = loss(wrapped, batch)
-            accelerator.backward(value)  # which divides by the passes that a step accumulates
+            # accelerate divides by `accumulate`, which is too much for a last group that is shorter
+            short = optimiser.accumulate / min(
+                optimiser.accumulate, len(batches) - (at - 1) // optimiser.accumulate * optimiser.accumulate
+            )
+            accelerator.backward(value * short)
             current = float(value.detach())
             losses.append(current)
             if not math.isfinite(current):

@@ -76,8 +76,8 @@ class File:
                 return False
         return True
 
-    def check(self) -> None:
-        """Raise InputError if the file or a wanted column is missing or there twice; reads the header only."""
+    def names(self) -> list[str]:
+        """The names of all columns that the file has, from its header."""
         with self._reading() as magic:
             if magic == b"PAR1":
                 names = pq.read_schema(self.path).names
@@ -85,6 +85,11 @@ class File:
                 encoding = "utf-8-sig" if self.encoding == "utf8" else self.encoding
                 with self._text(magic, encoding, errors="replace") as handle:
                     names = next(csv.reader(handle), [])
+        return names
+
+    def check(self) -> None:
+        """Raise InputError if the file or a wanted column is missing or there twice; reads the header only."""
+        names = self.names()
         if not names:
             raise InputError(f"{self.path}: empty, expected a header with {', '.join(self.columns.values())}")
         for name in self.columns.values():
