@@ -11,6 +11,7 @@ def check_inputs(
     data: dict,
     window: dict,
     preflight: dict,
+    prepare: dict,
     compute: dict,
     teacher: dict,
     student: dict,
@@ -35,5 +36,5 @@ def check_inputs(
     from distilrank import config, preflight as stage
 
     sections = dict(data=data, window=window, preflight=preflight, compute=compute, teacher=teacher, student=student)
-    checked = config.parse({**sections, "registry": registry}, "pipeline parameters")
+    checked = config.parse({**sections, "prepare": prepare, "registry": registry}, "pipeline parameters")
     return stage.check(checked, schedule_time=schedule_time, output=Path(resolved.path))

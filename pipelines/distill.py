@@ -43,6 +43,7 @@ def distill(
         data=data,
         window=window,
         preflight=preflight,
+        prepare=prepare,
         compute=compute,
         teacher=teacher,
         student=student,

