@@ -19,7 +19,7 @@ from distilrank import artifacts, measures, records, registry, relevance, signif
 from distilrank.config import Compute, Evaluate, Registry, TeacherText, Text
 from distilrank.errors import InputError, RunStopped
 from distilrank.relevance import Judged, System, baselines, compare_systems
-from distilrank.scorer import Scorer, describe
+from distilrank.scorer import Scorer, describe, load_encoder
 from tests.conftest import WORDS
 
 CPU = Compute(precision="fp32", device="cpu", threads=1)
@@ -530,7 +530,10 @@ def trained(base, folder, seed, kind, text, calibrated):
     head = model.score if kind == "decoder" else model.classifier
     torch.nn.init.normal_(head.weight)
     model.save_pretrained(folder)
-    describe(folder, role="student", kind=kind, text=text, tokens=512, calibrated=calibrated, base=str(base))
+    encoder = load_encoder(folder, text, kind)
+    describe(folder, role="student", encoder=encoder, text=text, tokens=512, base=str(base))
+    described = artifacts.read_json(folder / "distilrank.json")
+    artifacts.write_json(folder / "distilrank.json", described | {"calibration": calibrated})
     artifacts.seal(folder)
 
 
