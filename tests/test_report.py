@@ -318,7 +318,7 @@ def test_the_page_stands_alone(promoted: tuple[dict, str, Page]) -> None:
     _, source, page = promoted
     assert not {tag for tag, _ in page.seen} & {"script", "link", "img", "iframe", "object"}
     links = [values.get("href") or values.get("xlink:href") or "" for _, values in page.seen]
-    assert {link for link in links if link and not link.startswith("#")} == {"drift.html"}
+    assert {link for link in links if link and not link.startswith("#")} == {"drift.html", "champion.html"}
     assert "default-src 'none'" in source and "@import" not in source
     for address in re.findall(r"(?:src=|url\()[\"']?([^\"')]*)", source):
         assert address.startswith("#")
