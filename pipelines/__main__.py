@@ -75,7 +75,11 @@ def run(
     console.print(f"[bold]distill[/] {name}: {_describe_machine(fast)}")
     if pipeline is not None and not pipeline.is_file():
         raise InputError(f"--pipeline {pipeline}: no such file; `python -m pipelines compile` writes one")
-    folder = local.run(settings, name=name, runs=runs, cache=cache, pipeline=pipeline, console=console)
+    try:
+        folder = local.run(settings, name=name, runs=runs, cache=cache, pipeline=pipeline, console=console)
+    except KeyboardInterrupt:  # SIGTERM too
+        console.print("interrupted: the same command takes over what is finished")
+        raise typer.Exit(130) from None
     verdict = artifacts.read_json(folder / "verdict.json")
     _summarise(console, folder, verdict)
     if fail_on_refusal and not verdict["promoted"]:
@@ -153,9 +157,6 @@ def main() -> None:
             raise
         errors.print(f"error: {error.filename or 'the output'}: cannot be used ({error.strerror})")
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        errors.print("interrupted: the same command takes over what is finished")
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -232,3 +234,25 @@ def test_a_corrupt_shard_is_one_line_and_status_2(promoted: Path, shop: Shop) ->
 def test_a_split_that_would_test_the_champion_on_its_training_queries_is_refused(promoted: Path, shop: Shop) -> None:
     result = shop.run("resalted", "prepare.salt=other")
     assert result.returncode == 2 and "prepare.salt is 'other', but the champion" in result.stderr, result.stderr
+
+
+def test_a_run_that_is_told_to_stop_takes_its_stages_along(shop: Shop) -> None:
+    command = [sys.executable, "-m", "pipelines", "run", "--config", str(shop.config), "--runs", str(shop.runs)]
+    process = subprocess.Popen(
+        [*command, "--name", "stopped", "--no-cache"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "teacher" in line and "started" in line:
+            stages = psutil.Process(process.pid).children(recursive=True)
+            process.send_signal(signal.SIGTERM)
+            break
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in rest
+    _, alive = psutil.wait_procs(stages, timeout=10)
+    assert stages and not alive
+    assert not (shop.runs / "stopped" / "verdict.json").exists()
