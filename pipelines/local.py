@@ -92,7 +92,8 @@ def run(config: Config, *, name: str, runs: Path, cache: bool, pipeline: Path | 
     folder = runs / name
     if NAME.fullmatch(name) is None or name == "latest":
         raise InputError(f"--name {name}: expected lower-case letters, digits and hyphens, and not latest")
-    if (folder / "verdict.json").exists():
+    failed = (folder / "run.log").is_file() and not (folder / "verdict.json").exists()
+    if folder.exists() and not failed:  # another run, or no run at all: a registry, say
         raise InputError(f"{folder}: a run of this name is there already; choose another --name")
     try:
         shutil.rmtree(folder, ignore_errors=True)  # of an attempt that did not come to a verdict
