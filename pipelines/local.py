@@ -62,7 +62,10 @@ def _fitted(config: Config, runs: Path) -> Config:
         label = label.model_copy(update={"threads": max(hardware.cores() // CONCURRENT_LABELS, 1)})
     if not label.resume:
         label = label.model_copy(update={"resume": str((runs / ".progress").resolve())})
-    return config.model_copy(update={"label": label})
+    prepare = config.prepare
+    if not prepare.store:
+        prepare = prepare.model_copy(update={"store": str((runs / ".log").resolve())})
+    return config.model_copy(update={"label": label, "prepare": prepare})
 
 
 def _stop_children(signum: int, frame: object) -> NoReturn:
@@ -164,7 +167,8 @@ def _gather(made: Path, folder: Path, seconds: float, peak_mib: float) -> None:
     shutil.copyfile(single["drift"] / "drift.json", folder / "drift.json")
     shutil.copyfile(single["evaluation"] / "metrics.json", folder / "metrics.json")
     shutil.copyfile(single["verdict"] / "verdict.json", folder / "verdict.json")
-    shutil.copyfile(single["profile"] / "profile.json", folder / "profile.json")
+    for name in ("profile.json", "profile.html"):
+        shutil.copyfile(single["profile"] / name, folder / name)
     artifacts.copy_tree(single["student"], folder / "student")
     artifacts.copy_tree(single["evaluation"], folder / "evaluation")
     artifacts.write_json(folder / "labels" / "manifest.json", label_manifest.combine(inputs["labels"]))

@@ -356,6 +356,7 @@ def test_demo_data_writes_files_of_ones_own(run: Any, models: Path, tmp_path: Pa
     assert ran.out.startswith("shop/config.yaml: ")
     chosen = ("--set", f"teacher.model={models / 'decoder'}", "--set", f"student.model={models / 'encoder'}")
     resolved = run("preflight", "--config", "shop/config.yaml", "--json", *chosen).json()
-    assert {Path(file["path"]).name for file in resolved["files"]} == {"judgements.csv", "catalogue.csv", "logs.csv"}
+    assert {Path(file).name for file in resolved["files"]} == {"judgements.csv", "catalogue.csv"}
+    assert [Path(file).name for file in resolved["log"]] == ["logs.csv"]
     other = settings(tmp_path, models, data={"source": "home_depot", "path": "train.csv"})
     complains(run("demo-data", "--output", "shop", "--config", other), "data.source is 'home_depot'", "'demo_shop'")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,8 +16,9 @@ import pytest
 from sklearn.feature_extraction import FeatureHasher
 from sklearn.linear_model import Ridge
 
-from distilrank import bm25, config, measures, normalise, records, sources
+from distilrank import bm25, config, logstore, measures, normalise, records, sources
 from distilrank.errors import InputError
+from distilrank.problems import Problems
 from distilrank.sources import demo_shop
 from distilrank.sources.demo_shop import logs, queries
 from distilrank.sources.demo_shop.queries import GRADES, Query
@@ -33,6 +35,22 @@ def default() -> demo_shop.Shop:
     return shop()
 
 
+def sold(source: demo_shop.Shop) -> pa.Table:
+    return pa.Table.from_batches(source.products(Problems()), records.PRODUCTS)
+
+
+def judged_by(source: demo_shop.Shop) -> pa.Table:
+    return source.judgements(Problems())
+
+
+def events(source: sources.Source) -> pa.Table:
+    with duckdb.connect() as connection:
+        logstore.create_events(connection)
+        for part in source.log().parts:
+            part.load(connection, Problems())
+        return connection.sql("SELECT * FROM events").to_arrow_table()
+
+
 def periods(log: pa.Table) -> tuple[pa.Table, pa.Table]:
     second = pc.greater_equal(log["timestamp"], SECOND)
     return log.filter(pc.invert(second)), log.filter(second)
@@ -43,7 +61,7 @@ def searched(log: pa.Table) -> list[str]:
 
 
 def test_tables_fit_their_schemas_and_one_another(default):
-    products, judged, log = default.products(), default.judgements(), default.impressions()
+    products, judged, log = sold(default), judged_by(default), default.impressions()
     assert (products.schema, judged.schema, log.schema) == (
         records.PRODUCTS,
         records.JUDGEMENTS,
@@ -65,17 +83,19 @@ def test_tables_fit_their_schemas_and_one_another(default):
 
 def test_open_is_what_sources_open_gives(default):
     source = sources.open(config.DemoShop(source="demo_shop"))
-    source.check()
+    source.check(Problems())
     assert source.files() == []
-    assert source.products().equals(default.products())
+    assert sold(source).equals(sold(default))
 
 
 def test_the_seed_decides_everything_in_any_process(default):
     program = """
 import hashlib
 from distilrank import config, sources
+from distilrank.problems import Problems
 shop = sources.open(config.DemoShop(source="demo_shop"))
-for table in (shop.products(), shop.judgements(), shop.impressions()):
+tables = [*shop.products(Problems()), shop.judgements(Problems()), shop.impressions()]
+for table in tables:
     print(hashlib.sha256(repr(table.to_pydict()).encode()).hexdigest())
 """
     digests = {
@@ -90,12 +110,12 @@ for table in (shop.products(), shop.judgements(), shop.impressions()):
     }
     assert len(digests) == 1
     other = shop(seed=8)
-    assert not other.products().equals(default.products())
+    assert not sold(other).equals(sold(default))
     assert other.digest() != default.digest() == shop().digest()
 
 
 def test_titles_read_like_titles_and_fields_have_gaps(default):
-    products = default.products()
+    products = sold(default)
     words = np.array([len(title.split()) for title in products["title"].to_pylist()])
     assert words.max() <= 14
     assert np.quantile(words, 0.1) >= 6
@@ -185,19 +205,19 @@ def test_every_list_is_discriminative(default):
 
 def test_ratings_are_the_truth_seen_by_noisy_raters(default):
     grade = default.truth()["grade"].to_numpy()
-    rating = default.judgements()["rating"].to_numpy()
+    rating = judged_by(default)["rating"].to_numpy()
     assert 0.02 < (rating != grade).mean() < 0.5
     assert np.abs(rating - grade).mean() < 0.15
     exact = shop(rater_noise=0.0)
-    assert np.array_equal(exact.judgements()["rating"].to_numpy(), exact.truth()["grade"].to_numpy())
+    assert np.array_equal(judged_by(exact)["rating"].to_numpy(), exact.truth()["grade"].to_numpy())
     noisy = shop(raters=1, rater_noise=1.0)
-    assert set(np.abs(noisy.judgements()["rating"].to_numpy() - noisy.truth()["grade"].to_numpy())) <= {0, 1}
+    assert set(np.abs(judged_by(noisy)["rating"].to_numpy() - noisy.truth()["grade"].to_numpy())) <= {0, 1}
 
 
 def test_few_judged_products_are_as_many_as_asked_for():
     for count in (1, 3, 5, 20):
         small = shop(products=300, queries=60, judged_queries=20, judged_per_query=count, searches=10)
-        assert small.judgements().num_rows == 20 * count
+        assert judged_by(small).num_rows == 20 * count
 
 
 def cross_words(query: str, title: str) -> list[str]:
@@ -206,13 +226,13 @@ def cross_words(query: str, title: str) -> list[str]:
 
 
 def test_words_alone_do_not_solve_it_but_reading_them_does(default):
-    products = {row["product_id"]: row for row in default.products().to_pylist()}
+    products = {row["product_id"]: row for row in sold(default).to_pylist()}
     place = {product: number for number, product in enumerate(products)}
     index = bm25.Index(
         " ".join(filter(None, (row[name] for name in ("title", "product_type", "brand", "color"))))
         for row in products.values()
     )
-    judged = default.judgements()
+    judged = judged_by(default)
     texts, query = np.unique(judged["query"].to_pylist(), return_inverse=True)
     product = judged["product_id"].to_pylist()
     gain = judged["rating"].to_numpy() / 3
@@ -249,7 +269,22 @@ def test_a_search_shows_ten_products_once_each_at_one_moment(default):
     by_search = log.groupby(search)
     assert (by_search[["timestamp", "query"]].nunique() == 1).all(axis=None)
     assert (by_search["product_id"].nunique() == logs.SHOWN).all()
-    assert default.times().equals(default.impressions()["timestamp"])
+
+
+def test_the_log_is_one_part_of_impressions(default):
+    log, shown = default.log(), default.impressions()
+    assert log.timed and not log.clients
+    (part,) = log.parts
+    other = shop(seed=8).log().parts[0]
+    assert part.key() != other.key() and part.digest() != other.digest()
+    assert sum(part.days().values()) == len(shown) and len(part.days()) == default.config.days
+    found = events(default)
+    assert found["clicked"].to_pylist() == [int(click) for click in shown["clicked"].to_pylist()]
+    assert found["at"].cast(pa.timestamp("us", tz="UTC")).equals(shown["timestamp"])
+    for name in ("query", "product_id", "position"):
+        assert found[name].equals(shown[name])
+    assert found["shown"].unique().to_pylist() == [1]
+    assert found["client"].null_count == found["search"].null_count == len(shown)
 
 
 def test_clicks_follow_position_and_worth(default):
@@ -267,7 +302,7 @@ def test_few_queries_make_most_searches_and_some_are_never_searched(default):
     log = searched(default.impressions())
     counts = np.sort(np.unique(log, return_counts=True)[1])[::-1]
     assert counts[: len(counts) // 5].sum() > 0.5 * len(log)
-    judged = set(default.judgements()["query"].to_pylist())
+    judged = set(judged_by(default)["query"].to_pylist())
     assert 0.8 < len(judged & set(log)) / len(judged) < 1
 
 
@@ -290,7 +325,7 @@ def test_each_way_to_drift_does_what_it_says_and_leaves_the_rest(default):
         source = shop(drift=knobs)
         first, second = periods(source.impressions())
         assert first.equals(before)
-        assert source.judgements().equals(default.judgements())
+        assert judged_by(source).equals(judged_by(default))
         return source, searched(second), second
 
     source, texts, _ = drifted(query_mix=0.3)
@@ -304,8 +339,8 @@ def test_each_way_to_drift_does_what_it_says_and_leaves_the_rest(default):
     source, texts, second = drifted(new_product_type=0.25)
     new = {query.text for query in source._new_queries}
     assert np.mean([text in new for text in texts]) == pytest.approx(0.25, abs=0.01)
-    added = source.products().slice(default.config.products)["product_id"].to_pylist()
-    assert source.products().slice(0, default.config.products).equals(default.products())
+    added = sold(source).slice(default.config.products)["product_id"].to_pylist()
+    assert sold(source).slice(0, default.config.products).equals(sold(default))
     shown = second.filter(pc.is_in(second["query"], value_set=pa.array(sorted(new))))["product_id"].to_pylist()
     assert len(added) >= logs.SHOWN
     assert np.mean([product in set(added) for product in shown]) > 0.5
@@ -317,7 +352,7 @@ def test_each_way_to_drift_does_what_it_says_and_leaves_the_rest(default):
 def test_more_queries_than_the_shop_can_give_is_an_input_error():
     greedy = shop(products=1, queries=3000, judged_queries=2)
     with pytest.raises(InputError, match=r"data\.queries: 3000 asked for, but 1 products give only \d+ distinct"):
-        greedy.judgements()
+        judged_by(greedy)
 
 
 @pytest.mark.parametrize(
@@ -334,10 +369,12 @@ def test_impossible_sizes_are_refused(knobs, message):
 
 def test_exported_files_give_the_same_tables(default, tmp_path: Path):
     demo_shop.export(default, tmp_path / "shop")
-    data = config.load(tmp_path / "shop" / "config.yaml").data
-    tables = sources.open(data)
-    tables.check()
+    written = config.load(tmp_path / "shop" / "config.yaml")
+    assert written.prepare.privacy.min_clients == 1, "the shop does not tell who searched"
+    tables = sources.open(written.data)
+    tables.check(Problems())
     assert (tables.rating_range, tables.relevant_from) == (default.rating_range, default.relevant_from)
-    assert tables.products().equals(default.products())
-    assert tables.judgements().equals(default.judgements())
-    assert tables.impressions().equals(default.impressions())
+    assert pa.Table.from_batches(tables.products(Problems())).equals(sold(default))
+    assert judged_by(tables).equals(judged_by(default))
+    assert events(tables).equals(events(default))
+    assert tables.log().parts[0].days() == default.log().parts[0].days()

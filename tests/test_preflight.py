@@ -52,15 +52,16 @@ def setup(tmp_path: Path):
     return run
 
 
-def test_latest_includes_the_newest_row(setup, tmp_path: Path) -> None:
+def test_latest_includes_the_newest_day(setup, tmp_path: Path) -> None:
     resolved = setup(window={"days": 14, "newest_days": 7})
-    assert resolved.newest_end == "2026-03-30T12:00:01+00:00"
-    assert resolved.newest_start == "2026-03-23T12:00:01+00:00"
-    assert resolved.reference_start == "2026-03-09T12:00:01+00:00"
+    assert resolved.newest_end == "2026-03-31T00:00:00+00:00"
+    assert resolved.newest_start == "2026-03-24T00:00:00+00:00"
+    assert resolved.reference_start == "2026-03-10T00:00:00+00:00"
     assert resolved.champion == ""
     found = json.loads((tmp_path / "out" / "preflight.json").read_text())
     assert {name: found[name] for name in resolved._fields} == resolved._asdict()
-    assert [Path(file["path"]).name for file in found["files"]] == ["judgements.csv", "catalogue.csv", "log.csv"]
+    assert [Path(file).name for file in found["files"]] == ["judgements.csv", "catalogue.csv"]
+    assert [Path(file).name for file in found["log"]] == ["log.csv"]
     stage = json.loads((tmp_path / "out" / "stage.json").read_text())
     assert stage["stage"] == "preflight" and stage["facts"] == resolved._asdict()
 
@@ -78,7 +79,7 @@ def test_window_ends_at_the_schedule_time_or_a_given_one(setup) -> None:
     [
         ({"end": "schedule"}, "no impressions in the training window"),  # empty: now, long after the log's end
         ({"end": "tomorrow"}, "window.end is 'tomorrow', expected an ISO 8601 time"),
-        ({"end": "2026-05-01"}, r"no impressions in the newest traffic \(2026-04-24.* the log runs from 2026-03-01T12"),
+        ({"end": "2026-05-01"}, r"no impressions in the newest traffic \(2026-04-24.* the log runs from 2026-03-01 to"),
         ({"end": "2026-03-05", "newest_days": 5}, "no impressions in the training window"),
     ],
 )

@@ -210,6 +210,7 @@ class Prepared:
     def __init__(self, folder: Path, data: Tables | HomeDepot, window: dict[str, str], **knobs) -> None:
         parts = {name: folder / name for name in ("judgements", "candidates", "traffic", "profile")}
         self.folder = folder
+        knobs.setdefault("privacy", {"min_clients": 1})
         self.names = prepare.prepare(Prepare(**knobs), data, data_digest="d", **window, **parts)
         self.judged = {
             side: records.read(folder / "judgements" / f"{side}.parquet", records.JUDGED) for side in splits.SIDES
@@ -305,26 +306,31 @@ def test_candidates_come_from_impressions_then_bm25_then_chance(made: tuple[Shop
             assert row["title"] == shop.products["title"][int(row["product_id"][1:])]
 
 
-def test_impressions_at_the_top_count_more(shop: Shop, tmp_path: Path) -> None:
-    rows = [
-        ("red sofa", "p01", 1),
-        ("red sofa", "p02", 2),
-        ("red sofa", "p03", 9),
-        ("red sofa", "p03", 9),
-        ("red sofa", "p04", 40),
-    ]
+def test_every_rank_counts_as_if_it_were_seen_alike(shop: Shop, tmp_path: Path) -> None:
+    # Fifty queries show p01 and p02 at the top; one list in five goes on to rank 9, where p03 stands.
+    rows = [(f"red sofa {at}", product, rank) for at in range(50) for product, rank in (("p01", 1), ("p02", 2))]
+    rows += [(f"red sofa {at}", "p03", 9) for at in range(0, 50, 5)]
+    # p04 has as many impressions as p05 in all, but at the rank that a fifth of the lists reach.
+    many = [f"blue rug {at}" for at in range(300)]
+    rows += [(query, product, rank) for query in many for product, rank in (("p04", 9), ("p05", 1), ("p06", 1))]
+    rows += [(query, "p07", 1) for query in many for _ in range(12)]
     shop.log = {
-        "query": [row[0] for row in rows] + ["blue lamp"],
-        "product_id": [row[1] for row in rows] + ["p01"],
-        "rank": [row[2] for row in rows] + [1],
-        "click": [None] * (len(rows) + 1),
+        "query": [row[0] for row in rows],
+        "product_id": [row[1] for row in rows],
+        "rank": [row[2] for row in rows],
+        "click": [None] * len(rows),
     }
-    assert 0.15 <= splits.hash_position(normalise.query_id("red sofa"), "distilrank") < 0.85
-    out = Prepared(
-        tmp_path / "out", shop.data(timed=False), NO_WINDOW, from_impressions=3, dev_share=0.15, test_share=0.15
+    out = Prepared(tmp_path / "out", shop.data(timed=False), NO_WINDOW, from_impressions=1, from_bm25=0, from_random=0)
+    drawn = Counter(
+        rows[0]["product_id"] for query, rows in by_query(out.candidates).items() if query.startswith("blue rug")
     )
-    kept = {row["product_id"] for row in by_query(out.candidates)["red sofa"] if row["provenance"] == "impression"}
-    assert kept == {"p01", "p02", "p03"}  # 1, 0.63, 2 x 0.30 against 0.19
+    at_1 = 50 + 300 * (1 + 1 + 12)
+    weight = {"p04": at_1 / (10 + 300), "p05": 1, "p06": 1, "p07": 12}
+    queries = sum(drawn.values())
+    assert queries > 150
+    for product, value in weight.items():
+        share = value / sum(weight.values())
+        assert drawn[product] / queries == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / queries))
 
 
 def test_shards_hold_whole_queries_and_balance(made: tuple[Shop, Prepared]) -> None:
@@ -332,9 +338,9 @@ def test_shards_hold_whole_queries_and_balance(made: tuple[Shop, Prepared]) -> N
     assert out.names == ["shard-00000", "shard-00001", "shard-00002"]
     of = [set(shard.column("query_id").to_pylist()) for shard in out.shards]
     assert not of[0] & of[1] and not of[0] & of[2] and not of[1] & of[2]
-    largest = max(len(rows) for rows in by_query(out.candidates).values())
-    sizes = [shard.num_rows for shard in out.shards]
-    assert max(sizes) - min(sizes) <= largest
+    tokens = [shard["tokens"] for shard in out.profile["shards"]]
+    per_query = sum(tokens) / sum(shard["queries"] for shard in out.profile["shards"])
+    assert max(tokens) - min(tokens) <= 2 * per_query
     for shard in out.shards:
         order = list(zip(shard.column("query_id").to_pylist(), shard.column("product_id").to_pylist(), strict=True))
         assert order == sorted(order)
@@ -467,6 +473,7 @@ def test_spellings_are_one_query(shop: Shop, tmp_path: Path) -> None:
         "judgements_of_other_spellings": 1,
         "ratings_averaged_over_spellings": 1,
         "spellings": 1,
+        "products_told_twice": 0,
     }
 
 
@@ -492,10 +499,11 @@ def test_unknown_products_and_other_times_are_counted(shop: Shop, tmp_path: Path
         }.items():
             shop.log[name].append(value)
     out = Prepared(tmp_path / "out", shop.data(), WINDOW)
-    assert out.profile["dropped"] == [
-        {"rows": 1, "of": "impressions", "why": "the product is not in the catalogue"},
-        {"rows": 2, "of": "impressions", "why": "outside the log window"},
-    ]
+    dropped = {row["what"]: (row["rows"], row["examples"]) for row in out.profile["dropped"]}
+    assert dropped == {
+        "impressions of products that are not in the catalogue": (1, ["product 'gone'"]),
+        "rows outside the log window, in files that reach into it": (2, []),
+    }
     kept = out.profile["impressions"]["training_window"] + out.profile["impressions"]["newest_traffic"]
     assert kept == len(shop.log["when"]) - 3
 

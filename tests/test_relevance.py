@@ -36,6 +36,7 @@ def judged_table(rows, **columns):
         **{name: [None] * len(rows) for name in records.PRODUCT_FIELDS},
         "title": [f"title {product}" for product in product_ids],
         "target": targets,
+        "gain": targets,
         "raters": [3] * len(rows),
         "stratum": ["head"] * len(rows),
         "bm25": [float(len(product)) for product in product_ids],

@@ -42,6 +42,7 @@ def judgements(folder: Path, split: str, queries: int, seed: int, text: str = ""
                     "gender": None,
                     "description": None,
                     "target": target,
+                    "gain": target,
                     "raters": 3,
                     "stratum": ("head", "torso", "tail")[number % 3],
                     "bm25": 6 * target + float(rng.normal(4, 4)),
@@ -126,7 +127,7 @@ def folders(
         paths["profile"] / "profile.json",
         {
             "rows": {"products": 1500, "judgements": 1440, "impressions": 54120},
-            "dropped": {"impressions_of_unknown_products": 12},
+            "dropped": [{"where": "log", "what": "impressions of unknown products", "rows": 12, "examples": []}],
             "strata": {"cut": "by frequency", "queries": {"head": 12, "torso": 80, "tail": 508}},
             "lengths": {
                 "query_words": {"min": 1.0, "p50": 3.0, "p95": 6.0, "max": 11.0, "mean": 3.1804},

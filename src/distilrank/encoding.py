@@ -53,13 +53,38 @@ def neutralise(text: str, special: re.Pattern[str]) -> str:
     return text
 
 
-def render_products(table: pa.Table, text: Text, special: re.Pattern[str]) -> list[str]:
-    """One string a product: its non-empty fields in order, neutralised, joined by the separator."""
-    columns = [table.column(name).to_pylist() for name in text.fields if name in table.column_names]
-    return [
-        text.separator.join(neutralise(" ".join(value.split()), special) for value in row if value and value.strip())
-        for row in zip(*columns, strict=True)
-    ]
+def render_products(table: pa.Table, text: Text, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """One string a product: its non-empty fields in order, neutralised, within budget, joined by the separator."""
+    special = special_tokens(tokenizer)
+    columns = []
+    for name in text.fields:
+        if name not in table.column_names:
+            continue
+        values = [
+            neutralise(" ".join(value.split()), special) if value and value.strip() else ""
+            for value in table.column(name).to_pylist()
+        ]
+        columns.append(_within(values, text.budgets[name], tokenizer) if name in text.budgets else values)
+    return [text.separator.join(filter(None, row)) for row in zip(*columns, strict=True)]
+
+
+def _within(values: list[str], budget: int, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Each text cut after its first `budget` tokens."""
+    long = [row for row, value in enumerate(values) if len(value) > budget]  # no token is shorter than a character
+    if not long:
+        return values
+    found = tokenizer(
+        [values[row] for row in long],
+        add_special_tokens=False,
+        truncation=True,
+        max_length=budget,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+    )["offset_mapping"]
+    kept = list(values)
+    for row, offsets in zip(long, found, strict=True):
+        kept[row] = values[row][: offsets[-1][1]].rstrip() if offsets else ""
+    return kept
 
 
 class PairEncoder:
@@ -134,7 +159,7 @@ def encode_table(encoder: Encoder, table: pa.Table, text: Text) -> list[dict[str
     """Tokens of each row's pair, from the column `query` and the product fields that `text` names."""
     special = special_tokens(encoder.tokenizer)
     queries = [neutralise(query, special) for query in table.column("query").to_pylist()]
-    return encoder.encode(queries, render_products(table, text, special))
+    return encoder.encode(queries, render_products(table, text, encoder.tokenizer))
 
 
 def _refuse_long_query(query: str, tokens: int, limit: int) -> None:

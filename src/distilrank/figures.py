@@ -264,3 +264,95 @@ def targets(values: np.ndarray, relevant_from: float | None) -> str:
         ax.yaxis.set_major_locator(MaxNLocator(4))
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         return _svg(figure, "targets", "Distribution of the judgements' soft targets")
+
+
+# The data profile -------------------------------------------------------------------------------------------------
+
+
+def _grouped(value: float) -> str:
+    return f"{value:,.0f}".replace(",", "\u202f")
+
+
+def frequency(curve: Sequence[Mapping[str, float]], torso_from: float, tail_from: float) -> str:
+    """How often the query of each rank was seen, and the share of all impressions down to it; ranks on a log scale.
+
+    Args:
+        curve: entries with rank, impressions and share, ranks ascending.
+        torso_from: share of impressions at which the torso begins.
+        tail_from: likewise the tail.
+    """
+    ranks, impressions, share = ([entry[key] for entry in curve] for key in ("rank", "impressions", "share"))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _panels(9.6, 3.0, 2)
+        titles = "Impressions of the query at each rank", "Share of all impressions down to it"
+        for ax, values, title in zip(axes, (impressions, share), titles, strict=True):
+            ax.plot(ranks, values, "o-", color=COLOURS["student"], markersize=4.5, linewidth=1.8, clip_on=False)
+            ax.set(title=title, xlabel="rank of the query, most frequent first", xscale="log")
+            ax.set_xlim(0.9, max(ranks[-1], 10) * 1.1)
+            ax.xaxis.set_major_formatter(lambda value, _: _grouped(value))
+            ax.minorticks_off()
+        axes[0].set_yscale("log")
+        axes[0].set_ylim(0.8, 10 ** np.ceil(np.log10(max(impressions[0], 10))) * 1.1)
+        axes[0].yaxis.set_major_formatter(lambda value, _: _grouped(value))
+        axes[0].minorticks_off()
+        axes[1].set_ylim(0, 1.03)
+        axes[1].set_yticks(QUARTERS[0])
+        axes[1].yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        for bound, name in ((torso_from, "torso"), (tail_from, "tail")):
+            axes[1].axhline(bound, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+            axes[1].annotate(
+                f"{name} from here", (0, bound), (5, 4), xycoords=("axes fraction", "data"),
+                textcoords="offset points", color=MUTED, fontsize=9,
+            )  # fmt: skip
+        return _svg(figure, "frequency", "Impressions by rank of the query, and their cumulative share, on log scales")
+
+
+def ratings(counts: Mapping[str, int]) -> str:
+    """How many judged pairs have each rating, as bars; rating by rating if there are few, else to scale.
+
+    Args:
+        counts: pairs by rating, a number as text, ascending.
+    """
+    few = len(counts) <= 20
+    with matplotlib.rc_context(STYLE):
+        figure, (ax,) = _panels(9.6, 2.5, 1)
+        values = np.array([float(rating) for rating in counts])
+        places = np.arange(len(values)) if few else values
+        labels = [f"{value:.4g}" for value in values]
+        width = 0.68 if few else 0.8 * float(np.diff(values).min())
+        ax.bar(places, list(counts.values()), width=width, color=COLOURS["student"])
+        if few:
+            ax.set_xticks(places, labels if len(set(labels)) == len(counts) else list(counts))
+            ax.set_xlim(-0.6, max(len(counts), 5) - 0.4)
+            for place, count in zip(places, counts.values(), strict=True):
+                ax.annotate(
+                    _grouped(count), (place, count), (0, 3), textcoords="offset points", ha="center", fontsize=9
+                )
+        ax.grid(axis="x", visible=False)
+        ax.set(xlabel="rating, on the source's scale", ylabel="judged pairs")
+        ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        ax.yaxis.set_major_formatter(lambda value, _: _grouped(value))
+        ax.margins(y=0.14)
+        return _svg(figure, "ratings", "Number of judged pairs with each rating")
+
+
+def target_tenths(sides: Mapping[str, Mapping[str, Any]]) -> str:
+    """Soft targets of the judged pairs in each tenth of [0, 1], a panel a side.
+
+    Args:
+        sides: `mean` and `tenths`, the number of pairs in each tenth, by side.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _panels(9.6, 2.3, len(sides), sharey=True)
+        for ax, (side, distribution) in zip(axes, sides.items(), strict=True):
+            tenths = np.array(distribution["tenths"])
+            ax.bar(np.arange(10) / 10 + 0.05, tenths / max(tenths.sum(), 1), width=0.085, color=COLOURS["student"])
+            ax.axvline(distribution["mean"], color=WORSE, linewidth=1.6)
+            mean = f"{distribution['mean']:.3f}".replace("0.", ".", 1)
+            ax.set(title=f"{side.capitalize()}: mean {mean}", xlabel="soft target", xlim=(-0.01, 1.01))
+            ax.set_xticks(*QUARTERS)
+            ax.grid(axis="x", visible=False)
+            ax.yaxis.set_major_locator(MaxNLocator(4))
+            ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axes[0].set_ylabel("share of pairs")
+        return _svg(figure, "targets-by-side", "Distribution of the judgements' soft targets, by side of the split")

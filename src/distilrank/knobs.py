@@ -108,8 +108,12 @@ def _knob(key: str, schema: dict[str, Any], field: FieldInfo, default: Any) -> K
 def _type(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
         return " or ".join(_type(option) for option in schema["anyOf"])
-    if schema["type"] == "array":
+    if schema.get("type") == "array":
         return f"list of {_type(schema['items'])}"
+    if schema.get("type") == "object":
+        return f"mapping to {_type(schema['additionalProperties'])}"
+    if "type" not in schema:  # a choice among values of several types
+        return "choice"
     return TYPES[schema["type"]]
 
 

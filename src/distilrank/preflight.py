@@ -5,19 +5,24 @@ Never cached: the digests and the window found here are what tells the cached st
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
-from datetime import UTC, datetime, timedelta
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from distilrank import artifacts, hardware, models, progress, registry, sources
 from distilrank.config import Config, Prepare, Window
+from distilrank.corpus import least_clients
 from distilrank.errors import InputError
+from distilrank.logstore import UNTIMED, LogStore
+from distilrank.problems import Problems
 
 STAGE = "preflight"
 
@@ -54,28 +59,39 @@ def check(config: Config, *, schedule_time: str, output: Path) -> Resolved:
         backend = registry.open(config.registry.uri)
         backend.check()
         source = sources.open(config.data)
-        source.check()
+        source.check(Problems())
+        log = source.log()
+        if log is not None:
+            least_clients(log, config.prepare)
         champion = backend.champion()
         if champion:
             _check_split(config.prepare, champion, backend.fetch(champion))  # damage shows now, not after the teacher
         with progress.timed(STAGE, "digested the models"):
             bases = {reference: models.digest(reference) for reference in (config.teacher.model, config.student.model)}
-        times = source.times()
+        if config.prepare.retriever.model not in bases:
+            models.check(config.prepare.retriever.model)
         bounds = "", "", ""
-        if times is not None:
-            bounds = _window(config.window, schedule_time, times.to_numpy().astype("datetime64[us]"))
-        elif config.window.end != "latest":
-            progress.announce(STAGE, "note", f"window.end {config.window.end} has no effect: the log has no time")
-        with progress.timed(STAGE, "digested the data"):
-            data_digest = source.digest()
+        with progress.timed(STAGE, "digested the data"), _store(config.prepare, output) as store:
+            if log is not None and log.timed:
+                bounds = resolve_window(config.window, schedule_time, days_of(store, log))
+            elif config.window.end != "latest":
+                progress.announce(STAGE, "note", f"window.end {config.window.end} has no effect: the log has no time")
+            data_digest = artifacts.digest_json(
+                {
+                    "source": source.digest(),
+                    "log": [log.settings, store.digests(log, bounds[0][:10], bounds[2][:10])] if log else None,
+                    "retriever": models.digest(config.prepare.retriever.model),
+                }
+            )
         resolved = Resolved(
             data_digest, code_digest(), bases[config.teacher.model], bases[config.student.model], *bounds, champion
         )
-        files = [{"path": str(path), "bytes": path.stat().st_size} for path in source.files()]
+        parts = [part.name for part in log.parts] if log is not None else []
         found: dict[str, Any] = {
             **resolved._asdict(),
             "schedule_time": schedule_time,
-            "files": files,
+            "files": source.files(),
+            "log": parts,
             "models": {"teacher": config.teacher.model, "student": config.student.model},
             "device": device,
             "registry": config.registry.uri,
@@ -83,7 +99,7 @@ def check(config: Config, *, schedule_time: str, output: Path) -> Resolved:
         }
         artifacts.write_json(output / "preflight.json", found)
         record.facts.update(resolved._asdict())
-        window = f"window {bounds[0]} to {bounds[2]}" if times is not None else "no times"
+        window = f"window {bounds[0]} to {bounds[2]}" if bounds[2] else "no times"
         progress.announce(STAGE, "note", f"data {data_digest[:12]}, {window}, champion {champion or 'none'}")
         return resolved
 
@@ -95,6 +111,11 @@ def _check_split(prepare: Prepare, version: str, folder: Path) -> None:
         raise InputError(
             f"prepare.salt is {prepare.salt!r}, but the champion {version} was trained with {before['salt']!r}: the "
             "test queries would be among those that it learned from; restore the salt or use another registry"
+        )
+    if before.get("plurals", "apart") != prepare.plurals:
+        raise InputError(
+            f"prepare.plurals is {prepare.plurals!r}, but the champion {version} was trained with "
+            f"{before.get('plurals', 'apart')!r}: the split is another one; restore it or use another registry"
         )
     if before["test_share"] < prepare.test_share:
         raise InputError(
@@ -133,31 +154,63 @@ def _check_device(device: str) -> str:
     return device
 
 
-def _window(window: Window, schedule_time: str, times: np.ndarray) -> tuple[str, str, str]:
-    """Reference start, newest start and newest end; each window starts inclusive, ends exclusive, and holds rows.
+@contextlib.contextmanager
+def _store(prepare: Prepare, output: Path) -> Iterator[LogStore]:
+    """The store of the log, or one for this check alone."""
+    if prepare.store:
+        yield LogStore(Path(prepare.store))
+    else:
+        with tempfile.TemporaryDirectory(prefix=".log-", dir=output) as folder:
+            yield LogStore(Path(folder))
 
-    `latest` ends at the first whole second after the newest row, so that it is part of the window.
+
+def days_of(store: LogStore, log: sources.Log) -> dict[date, int]:
+    """Rows of each day of the log.
+
+    Raises:
+        InputError: no row has a time.
     """
-    first, last = (np.datetime64(time, "us").item().replace(tzinfo=UTC) for time in (times.min(), times.max()))
+    days: Counter[date] = Counter()
+    for part in log.parts:
+        for day, rows in store.summary(part)["days"].items():
+            if day != UNTIMED:
+                days[date.fromisoformat(day)] += rows
+    if not days:
+        raise InputError(f"log: none of its {len(log.parts)} files has a row with a time, expected some")
+    return dict(days)
+
+
+def resolve_window(window: Window, schedule_time: str, days: dict[date, int]) -> tuple[str, str, str]:
+    """Reference start, newest start and newest end, all midnights; a window starts inclusive, ends exclusive.
+
+    `latest` ends with the newest day of the log, `schedule` before the day of the schedule time, which is not over.
+    """
+    first, last = min(days), max(days)
     if window.end == "latest":
-        end = last.replace(microsecond=0) + timedelta(seconds=1)
+        end = last + timedelta(days=1)
     elif window.end == "schedule":
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        end = _time(schedule_time or now, "window.end is 'schedule', but the run's schedule time")
+        end = _time(schedule_time or now, "window.end is 'schedule', but the run's schedule time").date()
     else:
-        end = _time(window.end, "window.end")
+        end = _time(window.end, "window.end").date()
     newest_start = end - timedelta(days=window.newest_days)
     reference_start = newest_start - timedelta(days=window.days)
-    bounds = reference_start, newest_start, end
-    at = np.searchsorted(np.sort(times), [np.datetime64(time.replace(tzinfo=None), "us") for time in bounds])
-    spans = {"training window": bounds[:2], "newest traffic": bounds[1:]}
-    for (name, (start, stop)), rows in zip(spans.items(), np.diff(at), strict=True):
-        if not rows:
+    spans = {"training window": (reference_start, newest_start), "newest traffic": (newest_start, end)}
+    for name, (start, stop) in spans.items():
+        if not any(start <= day < stop for day in days):
             raise InputError(
-                f"window: no impressions in the {name} ({start.isoformat()} to {stop.isoformat()}); "
-                f"the log runs from {first.isoformat()} to {last.isoformat()}"
+                f"window: no impressions in the {name} ({start} to {stop}, exclusive); "
+                f"the log runs from {first} to {last}"
             )
-    return reference_start.isoformat(), newest_start.isoformat(), end.isoformat()
+    missing = [
+        day
+        for number in range(window.days + window.newest_days)
+        if (day := reference_start + timedelta(days=number)) not in days and first < day
+    ]
+    if missing:
+        some = ", ".join(map(str, missing[:5])) + (" and more" if len(missing) > 5 else "")
+        progress.announce(STAGE, "note", f"the log has no row on {len(missing)} days of the window: {some}")
+    return tuple(f"{day}T00:00:00+00:00" for day in (reference_start, newest_start, end))  # type: ignore[return-value]
 
 
 def _time(text: str, what: str) -> datetime:

@@ -1,12 +1,18 @@
 """From judgements, catalogue and logs to what the models learn from: splits, candidates, shards, traffic, a profile.
 
 Queries of the dev and test sides never become candidates, not even those that nobody has judged yet: a student that
-had learned from their products in the log would be tested on what it knows.
+had learned from their products in the log would be tested on what it knows. Memory follows the catalogue's short
+fields, the judged pairs and the distinct queries, never the rows of the log.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +20,46 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distilrank import artifacts, bm25, data_profile, normalise, progress, records, sources, splits
-from distilrank.candidates import PROVENANCES, Mined, into_shards, mine
+from distilrank import (
+    artifacts,
+    bm25,
+    data_profile,
+    logstore,
+    models,
+    normalise,
+    profile_page,
+    progress,
+    records,
+    sources,
+    splits,
+)
+from distilrank.candidates import PROVENANCES, Balance, Embedded, Mined, Miner
+from distilrank.catalogue import SHORT_FIELDS
 from distilrank.config import Data, Prepare
-from distilrank.corpus import Corpus, Pairs, read, soft_targets
+from distilrank.corpus import Corpus, read, soft_targets
 from distilrank.errors import InputError
+from distilrank.pool import Pairs
+from distilrank.problems import Problems
+from distilrank.retriever import Neighbours, Retriever, Tokens
 from distilrank.splits import SIDES, STRATA, TRAIN
 
 STAGE = "prepare"
 HELD_OUT = "held-out queries (dev and test side) stand in for the newest traffic"
+_ROWS = 1 << 14  # pairs that are written at a time, with their descriptions
+_TOKENS_SEEN = 256  # of a description, by any teacher in sight
+
+
+class _Clock:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 2)
 
 
 def prepare(
@@ -48,7 +85,8 @@ def prepare(
     Args:
         config: the knobs.
         data: where the data comes from.
-        reference_start: ISO 8601; the training window is [reference_start, newest_start). Empty: the log has no time.
+        reference_start: ISO 8601, a midnight; the training window is [reference_start, newest_start). Empty: the log
+            has no time.
         newest_start: the newest traffic is [newest_start, newest_end); empty likewise.
         newest_end: see above.
         data_digest: digest of the outside data, for the record.
@@ -64,66 +102,128 @@ def prepare(
         InputError: the data is unusable; a split, a window or the candidates are empty.
         RunStopped: a query is on two sides.
     """
-    with artifacts.stage(STAGE, profile, config=config) as record:
+    with (
+        artifacts.stage(STAGE, profile, config=config) as record,
+        tempfile.TemporaryDirectory(prefix=".prepare-", dir=profile) as folder,
+        logstore.connect(Path(folder)) as connection,
+    ):
+        scratch, problems, clock = Path(folder), Problems(), _Clock()
         record.inputs["data"] = data_digest
         source = sources.open(data)
-        with progress.timed(STAGE, "read the data"):
-            corpus = read(source, config, reference_start, newest_start, newest_end)
+        with clock.phase("read"):
+            corpus = read(
+                source, config, reference_start, newest_start, newest_end,
+                connection=connection, scratch=scratch, problems=problems,
+            )  # fmt: skip
+        for problem in problems:
+            progress.announce(STAGE, "note", f"left out or odd: {problem.line()}")
         split = splits.split(corpus.judged.query, corpus.position, config)
-        with progress.timed(STAGE, f"indexed {corpus.products.num_rows} products"):
-            index = _index(corpus.products)
-        mined = mine(corpus, split, index, config)
-        used = {**{side: split.queries[side] for side in SIDES}, "candidates": np.unique(mined.query)}
-        splits.check_leaks({use: [corpus.queries[at] for at in places] for use, places in used.items()}, config)
-        shards = into_shards(mined, config.shards)
-        names = [f"shard-{number:05d}" for number in range(len(shards))]
-        samples, basis = _sample_traffic(corpus, config)
+        with progress.timed(STAGE, f"indexed {len(corpus.catalogue)} products"), clock.phase("index"):
+            index = _index(corpus)
+        with clock.phase("embed"):
+            embedded = _embedded(corpus, config, scratch)
+        tokens = Tokens(config.retriever.model)
 
-        for folder in (judgements, candidates, traffic):
-            _clear(folder)
-        for side in SIDES:
-            _write_judged(corpus, split.rows[side], index, judgements / f"{side}.parquet")
-        artifacts.write_json(judgements / "protocol.json", _protocol(source, data, config, corpus, basis))
-        artifacts.seal(judgements)
-        for name, rows in zip(names, shards, strict=True):
-            _write_candidates(corpus, mined, rows, candidates / f"{name}.parquet")
-        artifacts.seal(candidates)
-        for name, sample in samples.items():
-            _write_traffic(corpus, index, sample, traffic / f"{name}.parquet")
-        artifacts.seal(traffic)
-
-        summary = {
-            "source": data.model_dump(mode="json"),
-            "data_digest": data_digest,
-            "windows": {"reference_start": reference_start, "newest_start": newest_start, "newest_end": newest_end},
-            **data_profile.describe(corpus, split, index, mined),
-            "shards": [
-                {"name": name, "rows": len(rows), "queries": len(np.unique(mined.query[rows]))}
-                for name, rows in zip(names, shards, strict=True)
-            ],
-            "traffic": {"basis": basis, "rows": {name: len(sample.query) for name, sample in samples.items()}},
-        }
-        artifacts.write_json(profile / "profile.json", summary)
+        for output in (judgements, candidates, traffic):
+            _clear(output)
+        with clock.phase("traffic"):
+            samples, basis = _sample_traffic(corpus, config)
+            for name, sample in samples.items():
+                _write_traffic(corpus, index, sample, traffic / f"{name}.parquet")
+            artifacts.seal(traffic)
+        with clock.phase("judged"):
+            used = {side: _texts(corpus, split.queries[side]) for side in SIDES}
+            splits.check_leaks(used, config)
+            for side in SIDES:
+                _write_judged(corpus, split.rows[side], index, judgements / f"{side}.parquet")
+            artifacts.write_json(judgements / "protocol.json", _protocol(source, data, config, corpus, basis))
+            artifacts.seal(judgements)
+        with clock.phase("candidates"):
+            miner = Miner(corpus, split, index, embedded, config)
+            used["candidates"] = _texts(corpus, miner.queries)
+            splits.check_leaks({"candidates": used["candidates"]}, config)
+            tally = data_profile.Tally(len(corpus.catalogue))
+            shards = _write_candidates(corpus, miner, tokens, config.shards, candidates, tally)
+            artifacts.seal(candidates)
+        for name, seconds in miner.seconds.items():
+            clock.seconds[f"candidates_{name}"] = round(seconds, 2)
+        with clock.phase("profile"):
+            near = splits.near_duplicates(used, index.stem)
+            summary = {
+                "source": data.model_dump(mode="json"),
+                "data_digest": data_digest,
+                "windows": {
+                    "reference_start": reference_start,
+                    "newest_start": newest_start,
+                    "newest_end": newest_end,
+                },
+                **data_profile.describe(corpus, split, index, tally, tokens, problems, config),
+                "near_duplicates": near,
+                "shards": shards,
+                "traffic": {"basis": basis, "rows": {name: len(sample.query) for name, sample in samples.items()}},
+            }
+            artifacts.write_json(profile / "profile.json", summary)
+            artifacts.write_text(profile / "profile.html", profile_page.render(summary))
         record.facts.update(
-            splits=summary["splits"], candidates=len(mined.query), shards=len(names), merged=corpus.merged
+            splits=summary["splits"],
+            candidates=tally.pairs,
+            shards=len(shards),
+            merged=corpus.merged,
+            seconds=clock.seconds,
         )
         pairs = ", ".join(f"{side} {len(split.rows[side])}" for side in SIDES)
         progress.announce(
-            STAGE, "note", f"judged pairs: {pairs}; {len(mined.query)} candidates of {len(used['candidates'])} queries"
+            STAGE, "note", f"judged pairs: {pairs}; {tally.pairs} candidates of {len(miner.queries)} queries"
         )
-        return names
+        return [shard["name"] for shard in shards]
 
 
-def _index(products: pa.Table) -> bm25.Index:
-    fields = [products[name] for name in ("title", "product_type", "brand", "color", "gender")]
-    texts = pc.binary_join_element_wise(*fields, " ", null_handling="skip").to_pylist()
+def _texts(corpus: Corpus, places: np.ndarray) -> list[str]:
+    return corpus.queries.take(pa.array(places)).to_pylist()
+
+
+def _index(corpus: Corpus) -> bm25.Index:
     try:
-        return bm25.Index(texts)
+        return bm25.Index(_product_texts(corpus))
     except ValueError:
-        raise InputError(f"catalogue: none of {len(texts)} products has a word in its title") from None
+        raise InputError(f"catalogue: none of {len(corpus.catalogue)} products has a word in its title") from None
+
+
+def _product_texts(corpus: Corpus) -> Iterator[str]:
+    for start in range(0, len(corpus.catalogue), _ROWS):
+        yield from corpus.catalogue.texts(np.arange(start, min(start + _ROWS, len(corpus.catalogue))))
+
+
+def _embedded(corpus: Corpus, config: Prepare, scratch: Path) -> Embedded | None:
+    """The catalogue as the embedding retriever sees it; with a store, embedded again only when it changes."""
+    if not config.from_disagreement:
+        return None
+    knobs = config.retriever
+    retriever = Retriever(knobs.model, max_tokens=knobs.max_tokens, precision=knobs.precision)
+    content = hashlib.sha256()
+    for text in _product_texts(corpus):
+        content.update(text.encode() + b"\0")
+    settings = [models.digest(knobs.model), knobs.max_tokens, knobs.precision]
+    key = artifacts.digest_json([*settings, content.hexdigest()])
+    folder = Path(config.store) if config.store else scratch
+    path = folder / "vectors" / f"{key[:32]}.npy"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        shape = len(corpus.catalogue), retriever.dimension
+        vectors = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
+        counter = progress.Counter(STAGE, len(vectors), "products embedded")
+        for start in range(0, len(vectors), _ROWS):
+            places = np.arange(start, min(start + _ROWS, len(vectors)))
+            vectors[places] = retriever.embed(corpus.catalogue.texts(places))
+            counter.add(len(places))
+        vectors.flush()
+        partial.replace(path)
+    return Embedded(retriever, Neighbours(np.load(path, mmap_mode="r")))
 
 
 def _protocol(source: sources.Source, data: Data, config: Prepare, corpus: Corpus, basis: str) -> dict[str, Any]:
+    own = not np.array_equal(corpus.gains, corpus.targets)
     return {
         "source": data.source,
         "rating_range": list(source.rating_range),
@@ -131,13 +231,14 @@ def _protocol(source: sources.Source, data: Data, config: Prepare, corpus: Corpu
         "split": {
             "by": "query in normal form, salted SHA-256",
             "salt": config.salt,
+            "plurals": config.plurals,
             "dev_share": config.dev_share,
             "test_share": config.test_share,
         },
         "ties": "broken by product id, ascending",
-        "gain": "soft target, linear",
+        "gain": "the source's own, linear" if own else "soft target, linear",
         "bm25": "whole catalogue; title, product type, brand, colour, gender; k1 1.2, b 0.75, English stems",
-        "strata": splits.CUT if corpus.log is not None else "there is no log: all queries are tail",
+        "strata": splits.CUT if corpus.logged else "there is no log: all queries are tail",
         "traffic": basis,
     }
 
@@ -147,28 +248,31 @@ def _protocol(source: sources.Source, data: Data, config: Prepare, corpus: Corpu
 
 def _sample_traffic(corpus: Corpus, config: Prepare) -> tuple[dict[str, Pairs], str]:
     """The reference and current samples, and one line on what they are."""
-    if corpus.newest is not None and corpus.log is not None:
-        whole = {"reference": corpus.log.pairs, "current": corpus.newest.pairs}
-        basis = "impressions of the training window against those of the newest traffic"
-        for window, pairs in zip(("training window", "newest traffic"), whole.values(), strict=True):
-            if not len(pairs.query):
+    draw = np.random.default_rng([config.seed, 1])
+    size = config.traffic_sample
+    if corpus.timed:
+        samples = {
+            name: corpus.log.sample(newest, size, draw, None)
+            for name, newest in (("reference", False), ("current", True))
+        }
+        for window, sample in zip(("training window", "newest traffic"), samples.values(), strict=True):
+            if not len(sample.query):
                 raise InputError(
                     f"log: no impressions in the {window}, expected some; see `window` in the configuration"
                 )
-    else:
-        # Both from one kind of pair: judged products differ from shown ones without any drift.
-        pairs, why = corpus.judged, "there is no log"
-        if corpus.log is not None and len(np.unique(corpus.side[corpus.log.pairs.query] == TRAIN)) == 2:
-            pairs, why = corpus.log.pairs, "the log has no time"
-        held_out = corpus.side[pairs.query] != TRAIN
-        whole = {"reference": pairs.take(~held_out), "current": pairs.take(held_out)}
-        basis = f"{HELD_OUT}: {why}"
-    draw = np.random.default_rng([config.seed, 1])
+        return samples, "impressions of the training window against those of the newest traffic"
+    # Both from one kind of pair: judged products differ from shown ones without any drift.
+    held_out = corpus.side != TRAIN
+    seen = corpus.impressions > 0
+    sides = {"reference": ~held_out, "current": held_out}
+    if all((seen & side).any() for side in sides.values()):
+        samples = {name: corpus.log.sample(None, size, draw, np.flatnonzero(side)) for name, side in sides.items()}
+        return samples, f"{HELD_OUT}: the log has no time"
     samples = {}
-    for name, pairs in whole.items():
-        size = min(config.traffic_sample, len(pairs.query))
-        samples[name] = pairs.take(np.sort(draw.choice(len(pairs.query), size, replace=False)))
-    return samples, basis
+    for name, side in sides.items():
+        rows = np.flatnonzero(side[corpus.judged.query])
+        samples[name] = corpus.judged.take(np.sort(draw.choice(rows, min(size, len(rows)), replace=False)))
+    return samples, f"{HELD_OUT}: there is no log"
 
 
 # Writing ----------------------------------------------------------------------------------------------------------
@@ -182,54 +286,120 @@ def _clear(folder: Path) -> None:
 
 
 def _pair_columns(corpus: Corpus, pairs: Pairs) -> dict[str, Any]:
-    rows = pa.array(pairs.product)
+    rows = pa.array(pairs.query)
     return {
-        "query_id": [corpus.query_ids[place] for place in pairs.query],
-        "query": [corpus.queries[place] for place in pairs.query],
-        **{name: corpus.products[name].take(rows) for name in ("product_id", *records.PRODUCT_FIELDS)},
+        "query_id": corpus.query_ids.take(rows),
+        "query": corpus.queries.take(rows),
+        **corpus.catalogue.take(pairs.product),
     }
-
-
-def _by_product(table: pa.Table) -> pa.Table:
-    return table.sort_by([("query_id", "ascending"), ("product_id", "ascending")])
 
 
 def _names(codes: np.ndarray, names: Sequence[str]) -> pa.Array:
     return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), list(names)).cast(pa.string())
 
 
+def _by_product_id(corpus: Corpus, pairs: Pairs) -> np.ndarray:
+    """The order of rows by query, then product id; places of queries ascend with their ids."""
+    keys = corpus.catalogue.column("product_id").take(pa.array(pairs.product))
+    table = pa.table({"query": pairs.query, "product_id": keys})
+    return pc.sort_indices(table, [("query", "ascending"), ("product_id", "ascending")]).to_numpy()
+
+
 def _scores(index: bm25.Index, corpus: Corpus, pairs: Pairs) -> np.ndarray:
     queries, query = np.unique(pairs.query, return_inverse=True)
-    return index.scores([corpus.queries[place] for place in queries], query, pairs.product)
+    return index.scores(_texts(corpus, queries), query, pairs.product)
 
 
 def _write_judged(corpus: Corpus, rows: np.ndarray, index: bm25.Index, path: Path) -> None:
-    pairs = corpus.judged.take(rows)
-    columns = {
-        **_pair_columns(corpus, pairs),
-        "target": corpus.targets[rows],
-        "raters": corpus.raters[rows],
-        "stratum": _names(corpus.stratum[pairs.query], STRATA),
-        "bm25": _scores(index, corpus, pairs),
-    }
-    records.write(_by_product(pa.table(columns)), path, records.JUDGED)
+    rows = rows[_by_product_id(corpus, corpus.judged.take(rows))]
+    with records.Writer(path, records.JUDGED) as writer:
+        for start in range(0, len(rows), _ROWS):
+            some = rows[start : start + _ROWS]
+            pairs = corpus.judged.take(some)
+            columns = {
+                **_pair_columns(corpus, pairs),
+                "target": corpus.targets[some],
+                "gain": corpus.gains[some],
+                "raters": corpus.raters[some],
+                "stratum": _names(corpus.stratum[pairs.query], STRATA),
+                "bm25": _scores(index, corpus, pairs),
+            }
+            writer.write(pa.table(columns))
 
 
-def _write_candidates(corpus: Corpus, mined: Mined, rows: np.ndarray, path: Path) -> None:
+def _write_candidates(
+    corpus: Corpus, miner: Miner, tokens: Tokens, most: int, folder: Path, tally: data_profile.Tally
+) -> list[dict[str, Any]]:
+    """Mine and write the shards, queries one after the other, each to the shard with the fewest tokens so far."""
+    count = max(min(most, len(miner.queries)), 1)
+    balance = Balance(count)
+    lengths = _Lengths(corpus, tokens)
+    shards = [{"name": f"shard-{number:05d}", "rows": 0, "queries": 0, "tokens": 0} for number in range(count)]
+    with contextlib.ExitStack() as stack:
+        writers = [
+            stack.enter_context(records.Writer(folder / f"{shard['name']}.parquet", records.CANDIDATES))
+            for shard in shards
+        ]
+        for mined in miner.mine():
+            tally.add(mined)
+            length = lengths.of(mined)
+            place = balance.assign(mined.query, length)
+            order = _by_product_id(corpus, mined)
+            for number, (shard, writer) in enumerate(zip(shards, writers, strict=True)):
+                rows = order[place[order] == number]
+                shard["queries"] += len(np.unique(mined.query[rows]))
+                shard["tokens"] += int(length[rows].sum())
+                for start in range(0, len(rows), _ROWS):
+                    some = rows[start : start + _ROWS]
+                    writer.write(_candidate_rows(corpus, mined, some))
+        for shard, writer in zip(shards, writers, strict=True):
+            shard["rows"] = writer.rows
+    empty = [shard for shard in shards if not shard["rows"]]  # fewer queries have candidates than there are shards
+    for shard in empty:
+        (folder / f"{shard['name']}.parquet").unlink()
+    return [shard for shard in shards if shard["rows"]]
+
+
+def _candidate_rows(corpus: Corpus, mined: Mined, rows: np.ndarray) -> pa.Table:
     pairs = mined.take(rows)
-    columns = {
-        **_pair_columns(corpus, pairs),
-        "provenance": _names(mined.provenance[rows], PROVENANCES),
-        "impressions": mined.impressions[rows],
-        "clicks": mined.clicks[rows],
-        "stratum": _names(corpus.stratum[pairs.query], STRATA),
-    }
-    records.write(_by_product(pa.table(columns)), path, records.CANDIDATES)
+    return pa.table(
+        {
+            **_pair_columns(corpus, pairs),
+            "provenance": _names(mined.provenance[rows], PROVENANCES),
+            "impressions": mined.impressions[rows],
+            "clicks": mined.clicks[rows],
+            "stratum": _names(corpus.stratum[pairs.query], STRATA),
+        }
+    )
+
+
+class _Lengths:
+    """Tokens of pairs, each product counted once: what a shard costs to label."""
+
+    def __init__(self, corpus: Corpus, tokens: Tokens) -> None:
+        self.corpus, self.tokens = corpus, tokens
+        self.known = np.full(len(corpus.catalogue), -1, np.int32)
+
+    def of(self, pairs: Pairs) -> np.ndarray:
+        """Tokens of query and product of each pair, int64, shape (pairs,)."""
+        new = np.unique(pairs.product[self.known[pairs.product] < 0])
+        for start in range(0, len(new), _ROWS):
+            some = new[start : start + _ROWS]
+            taken = self.corpus.catalogue.take(some)
+            total = np.zeros(len(some), np.int64)
+            for name in SHORT_FIELDS:
+                total += self.tokens.count(pc.fill_null(taken[name], "").to_pylist())
+            # No word piece is shorter than a character, and few are longer than eight.
+            starts = pc.utf8_slice_codeunits(pc.fill_null(taken["description"], ""), 0, 8 * _TOKENS_SEEN)
+            total += np.minimum(self.tokens.count(starts.to_pylist()), _TOKENS_SEEN)
+            self.known[some] = total
+        queries, query = np.unique(pairs.query, return_inverse=True)
+        return self.tokens.count(_texts(self.corpus, queries))[query] + self.known[pairs.product]
 
 
 def _write_traffic(corpus: Corpus, index: bm25.Index, sample: Pairs, path: Path) -> None:
     queries, query = np.unique(sample.query, return_inverse=True)
-    texts = [corpus.queries[place] for place in queries]
+    texts = _texts(corpus, queries)
     columns = _pair_columns(corpus, sample)
     features = {
         "query_words": np.array([len(normalise.words(text)) for text in texts])[query],

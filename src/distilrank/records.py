@@ -30,8 +30,23 @@ JUDGEMENTS = pa.schema(
         pa.field("product_id", pa.string(), nullable=False),
         pa.field("rating", pa.float64(), nullable=False),  # mean over the raters, on the source's scale
         pa.field("raters", pa.int32(), nullable=False),
+        pa.field("gain", pa.float64()),  # in [0, 1]; null where it is the soft target
     ]
 )
+
+EVENTS = pa.schema(
+    [
+        pa.field("at", pa.timestamp("us")),  # UTC; null where the log has no time
+        pa.field("search", pa.string()),  # key of the search that the row belongs to
+        pa.field("query", pa.string()),  # null: that of the search
+        pa.field("product_id", pa.string()),  # null: the row tells of the search alone
+        pa.field("position", pa.int32()),  # 1 is the top of the list
+        pa.field("shown", pa.int32(), nullable=False),  # impressions and clicks that the row stands for
+        pa.field("clicked", pa.int32(), nullable=False),
+        pa.field("client", pa.string()),
+    ]
+)
+"""What a source gives of a log; ids of clients and searches go no further than the aggregates of `logstore`."""
 
 IMPRESSIONS = pa.schema(
     [
@@ -55,7 +70,10 @@ PAIR = [
 JUDGED = pa.schema(
     [
         *PAIR,
-        pa.field("target", pa.float32(), nullable=False),  # soft target in [0, 1], also the linear gain
+        pa.field("target", pa.float32(), nullable=False),  # soft target in [0, 1], what the models learn
+        pa.field(
+            "gain", pa.float32(), nullable=False
+        ),  # linear gain of nDCG in [0, 1]; the target unless the source differs
         pa.field("raters", pa.int32(), nullable=False),
         pa.field("stratum", pa.string(), nullable=False),  # head | torso | tail, by frequency in the logs
         pa.field("bm25", pa.float32(), nullable=False),
@@ -65,7 +83,7 @@ JUDGED = pa.schema(
 CANDIDATES = pa.schema(
     [
         *PAIR,
-        pa.field("provenance", pa.string(), nullable=False),  # impression | bm25 | random
+        pa.field("provenance", pa.string(), nullable=False),  # impression | bm25 | disagreement | popular | random
         pa.field("impressions", pa.int32(), nullable=False),
         pa.field("clicks", pa.int32(), nullable=False),
         pa.field("stratum", pa.string(), nullable=False),
@@ -163,6 +181,34 @@ def write(table: pa.Table, path: Path, schema: pa.Schema) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     pq.write_table(conform(table, schema, str(path)), partial, compression="zstd")
     partial.replace(path)
+
+
+class Writer:
+    """Writes a table piece by piece, so that memory does not follow its rows; the file appears when it is complete.
+
+    Use as a context manager: what was written is discarded if the body fails.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path, self.schema, self.rows = path, schema, 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        self._writer = pq.ParquetWriter(self._partial, schema, compression="zstd")
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows; checked against the schema as by `conform`."""
+        self._writer.write_table(conform(table, self.schema, str(self.path)))
+        self.rows += table.num_rows
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._writer.close()
+        if kind is None:
+            self._partial.replace(self.path)
+        else:
+            self._partial.unlink()
 
 
 def read(path: Path, schema: pa.Schema, columns: Iterable[str] | None = None) -> pa.Table:

@@ -51,7 +51,7 @@ REQUEST_PRODUCTS = 32  # most products that one timed request scores
 
 PROTOCOL = {
     "evaluated": "judged products of the test queries; the split is by query",
-    "gain": "soft target, linear, in whole hundredths (the integer grades of qrels.txt)",
+    "gain": "linear, in whole hundredths (the grades of qrels.txt); the soft target unless the source has its own",
     "relevant": "grade of at least relevant_grade (mrr, roc_auc, pr_auc, recall_at_precision_95)",
     "left_out": "queries whose products all have the same gain: not in ndcg, mrr, pair_accuracy, qrels.txt and runs/",
     "ties": "scores are compared as 32-bit floats; of equal ones the product id that is larger as a word of ASCII"
@@ -95,8 +95,11 @@ class Judged:
     target: np.ndarray
     """Soft target, float64, shape (rows,)."""
     grade: np.ndarray
-    """Soft target in whole hundredths, shape (rows,)."""
+    """Gain in whole hundredths, shape (rows,)."""
+    relevant: np.ndarray
+    """Whether each row counts as relevant, by its soft target."""
     relevant_grade: int
+    """The least grade of a relevant row, above that of any other."""
     ranked: np.ndarray
     """Indices of the queries whose gains differ, ascending."""
     protocol: dict[str, Any]
@@ -129,13 +132,20 @@ class Judged:
                 f"{path}: query {twice['query']!r} and product {twice['product_id']!r} are judged more than once,"
                 " expected one row a pair"
             )
-        grade = measures.grades(target)
+        grade = measures.grades(table.column("gain").to_numpy())
+        relevant = measures.grades(target) >= measures.grades([start])[0]
+        least = int(grade[relevant].min()) if relevant.any() else int(measures.grades([start])[0])
+        if (grade[~relevant] >= least).any():
+            raise InputError(
+                f"{path}: a pair that is not relevant gains {grade[~relevant].max() / 100:g}, a relevant one "
+                f"{least / 100:g}, expected relevant pairs to gain more"
+            )
         ranked = np.flatnonzero(measures.rankable(query, grade))
         if not len(ranked):
             raise InputError(
                 f"{path}: none of {len(query_ids)} queries has products of different rating, expected some to rank"
             )
-        return cls(table, query_ids, query, target, grade, int(measures.grades([start])[0]), ranked, protocol)
+        return cls(table, query_ids, query, target, grade, relevant, least, ranked, protocol)
 
     @cached_property
     def rows(self) -> np.ndarray:
@@ -149,10 +159,6 @@ class Judged:
     @cached_property
     def tie(self) -> np.ndarray:
         return trec.tie_ranks(self.product_ids)
-
-    @cached_property
-    def relevant(self) -> np.ndarray:
-        return self.grade >= self.relevant_grade
 
     def per_query(self, column: str) -> np.ndarray:
         """A column that is the same in all rows of a query, for each query, shape (queries,)."""

@@ -56,10 +56,8 @@ CHECKS = {
     "new": "Differs from the champion",
 }
 
-PROFILED = (
-    "rows", "dropped", "queries", "impressions", "windows", "candidates", "strata", "lengths", "missing_fields",
-)  # fmt: skip
-"""The sections of profile.json that the page shows, in this order."""
+PROFILED = ("rows", "queries", "impressions", "windows", "candidates", "lengths")
+"""The sections of profile.json that the page shows, in this order; profile.html shows them all."""
 
 UNUSED = {"hidden": "judged, used as unlabelled", "over_cap": "left out by a cap"}
 """What profile.json calls judged pairs that are on no side."""
@@ -505,6 +503,7 @@ def _data(
         "source": protocol.get("source", ""),
         "targets": Markup(figures.targets(targets, protocol.get("relevant_from"))),
         "tables": [_table(key, profile[key]) for key in PROFILED if profile.get(key)],
+        "left_out": [(f"{each['where']}: {each['what']}", each["rows"]) for each in profile.get("dropped", [])],
     }
 
 

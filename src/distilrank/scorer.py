@@ -159,7 +159,7 @@ class Scorer:
 
     def render(self, table: pa.Table) -> list[str]:
         """Each row's product as the one string that the model is shown: pair it with the query anywhere else."""
-        return encoding.render_products(table, self.text, encoding.special_tokens(self.encoder.tokenizer))
+        return encoding.render_products(table, self.text, self.encoder.tokenizer)
 
     def score(self, table: pa.Table, counter: progress.Counter | None = None) -> np.ndarray:
         """Raw logits, float32, in row order.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -100,6 +101,50 @@ def split(pair_query: np.ndarray, position: np.ndarray, config: Prepare) -> Spli
     return Split(queries, rows)
 
 
+def near_duplicates(texts: Mapping[str, Sequence[str]], stem: Callable[[str], str]) -> dict[str, Any]:
+    """Queries on different sides that say the same in another order, number or spacing.
+
+    Two queries are near duplicates if their words have the same set of stems, or the same letters and digits
+    in the same order. They are reported and left where they are: moving them would move queries from run to run.
+
+    Args:
+        texts: queries by use: train, dev, test, candidates; dev and test are held against the others and each other.
+        stem: gives the stem of a word.
+
+    Returns:
+        `pairs`: for each pair of uses how many queries of the first have a near duplicate in the second;
+        `examples`: some of them, first come first.
+    """
+    forms: dict[str, dict[str, str]] = {}
+    pairs: dict[str, int] = {}
+    examples: list[dict[str, str]] = []
+    for use, queries in texts.items():
+        forms[use] = {form: query for query in queries for form in _forms(query, stem)}
+    for use, other in (
+        ("test", "train"),
+        ("test", "candidates"),
+        ("test", "dev"),
+        ("dev", "train"),
+        ("dev", "candidates"),
+    ):
+        found = [
+            (query, forms[other][form])
+            for query in texts[use]
+            for form in [next((form for form in _forms(query, stem) if form in forms[other]), None)]
+            if form is not None
+        ]
+        pairs[f"{use} and {other}"] = len(found)
+        examples += [{"uses": f"{use} and {other}", use: query, other: twin} for query, twin in found[:5]]
+    return {"pairs": pairs, "examples": examples}
+
+
+def _forms(query: str, stem: Callable[[str], str]) -> tuple[str, str]:
+    words = normalise.words(query)
+    # Numbers have an order of their own: 2 x 4 is not 4 x 2.
+    order = [word for word in words if word[0].isdigit()]
+    return " ".join([*sorted({stem(word) for word in words}), *order]), "".join(words)
+
+
 def check_leaks(queries: Mapping[str, Iterable[str]], config: Prepare) -> None:
     """Hold what is about to be written against the split, told anew from the queries' texts.
 
@@ -113,7 +158,7 @@ def check_leaks(queries: Mapping[str, Iterable[str]], config: Prepare) -> None:
     for use, texts in queries.items():
         allowed = "train" if use == "candidates" else use
         for text in texts:
-            position = np.array(hash_position(normalise.query_id(text), config.salt))
+            position = np.array(hash_position(normalise.split_key(text, config.plurals), config.salt))
             side = SIDES[int(sides(position, config.dev_share, config.test_share))]
             if side != allowed:
                 raise RunStopped(f"query {text!r} of the {side} side is among the {use} queries; nothing was written")

@@ -46,7 +46,7 @@ def add_adapters(model: PreTrainedModel, lora: Lora) -> torch.nn.Module:
 def dev_ndcg(dev: pa.Table, scores: np.ndarray) -> float:
     """nDCG@10 of `scores` on the dev judgements, mean over queries."""
     return measures.mean_ndcg(
-        dev.column("query_id").to_numpy(), dev.column("product_id").to_numpy(), dev.column("target").to_numpy(), scores
+        dev.column("query_id").to_numpy(), dev.column("product_id").to_numpy(), dev.column("gain").to_numpy(), scores
     )
 
 

@@ -1,20 +1,62 @@
-"""One module per input format; each gives the same three tables."""
+"""One module per input format; each gives the same catalogue, judgements and log."""
 
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, Protocol
 
+import duckdb
 import pyarrow as pa
 
-from distilrank.config import DemoShop, HomeDepot, Tables
+from distilrank.config import Section
+from distilrank.problems import Problems
+
+
+class Part(Protocol):
+    """A piece of a log that is read as a whole: a file, as a rule."""
+
+    name: str
+    """Path or URI, for messages."""
+
+    def key(self) -> str:
+        """What changes whenever the part does, told without reading it: path, size and time, or a generation."""
+
+    def digest(self) -> str:
+        """SHA-256 of the content."""
+
+    def days(self) -> dict[date | None, int]:
+        """Rows of each UTC day, by the timestamps alone; None: rows without one."""
+
+    def load(self, connection: duckdb.DuckDBPyConnection, problems: Problems) -> None:
+        """Append the part to the table `events` of `connection`, which has the columns of records.EVENTS.
+
+        Rows that are left out are added to `problems`, not fatal; what stops the run is.
+        """
+
+
+@dataclass(frozen=True)
+class Log:
+    """A search log in parts, not read yet."""
+
+    parts: Sequence[Part]
+    timed: bool
+    """Whether its rows tell when they happened."""
+    clients: bool
+    """Whether its rows tell who searched."""
+    settings: Any
+    """JSON value: whatever else decides what `load` gives (actions, names of columns)."""
+    people: bool = True
+    """Whether people typed it; if not, nobody's privacy is at stake."""
 
 
 class Source(Protocol):
     """Where judgements, catalogue and logs come from.
 
-    `open` does not read data; the tables are read, and their problems raised as InputError, when asked for.
+    `open` does not read data. The tables are read when asked for; what is wrong with them is added to the `problems`
+    that the caller gives, which raises an InputError at the first fatal one unless it collects them.
     """
 
     rating_range: tuple[float, float]
@@ -23,29 +65,30 @@ class Source(Protocol):
     relevant_from: float
     """Rating from which a pair counts as relevant."""
 
-    def files(self) -> list[Path]:
-        """The outside files that the tables are read from; empty for generated data."""
+    def files(self) -> list[str]:
+        """Paths or URIs of the files behind catalogue and judgements; empty for generated data."""
 
-    def check(self) -> None:
-        """Raise InputError if a file or a column is missing, without reading the rows."""
+    def check(self, problems: Problems) -> None:
+        """Find out whether every file and column is there, the log's included, without reading the rows."""
 
     def digest(self) -> str:
-        """Digest of everything that the tables depend on."""
+        """Digest of everything that catalogue and judgements depend on."""
 
-    def products(self) -> pa.Table:
-        """The catalogue, as records.PRODUCTS."""
+    def products(self, problems: Problems) -> Iterator[pa.RecordBatch]:
+        """The catalogue, as records.PRODUCTS, texts and repeated ids as they stand in the source."""
 
-    def judgements(self) -> pa.Table:
+    def judgements(self, problems: Problems) -> pa.Table:
         """The judged pairs, as records.JUDGEMENTS."""
 
-    def impressions(self) -> pa.Table | None:
-        """The search log, as records.IMPRESSIONS, or None where there is none."""
-
-    def times(self) -> pa.ChunkedArray | None:
-        """The timestamps of the search log alone, without nulls, or None where it has no time."""
+    def log(self) -> Log | None:
+        """The search log, or None where there is none."""
 
 
-def open(data: DemoShop | HomeDepot | Tables) -> Source:
-    """The source that the configuration names; its module is imported only now."""
-    module = importlib.import_module(f"distilrank.sources.{data.source}")
-    return module.open(data)
+def module_of(data: Section) -> Any:
+    """The module of the source that the configuration names, imported only now."""
+    return importlib.import_module(f"distilrank.sources.{data.source}")  # type: ignore[attr-defined]
+
+
+def open(data: Section) -> Source:
+    """The source that the configuration names."""
+    return module_of(data).open(data)

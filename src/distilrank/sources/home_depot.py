@@ -6,15 +6,18 @@ match). https://www.kaggle.com/c/home-depot-product-search-relevance
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distilrank import artifacts, normalise, records
+from distilrank import artifacts, normalise
 from distilrank.config import HomeDepot
-from distilrank.sources.reading import File, judgements
+from distilrank.problems import EXAMPLES, Problems
+from distilrank.sources.reading import File, judgements, product_batches
+from distilrank.sources.storage import LocalFile
 
 COLUMNS = {"query": "search_term", "product_id": "product_uid", "title": "product_title", "rating": "relevance"}
 RATERS = 3
@@ -41,28 +44,40 @@ class HomeDepotSource:
     @cached_property
     def _file(self) -> File:
         file = File(Path(self.data.path), COLUMNS)
-        return file if file.is_utf8() else File(file.path, COLUMNS, encoding="latin-1")
+        return file if file.is_utf8() else File(Path(self.data.path), COLUMNS, encoding="latin-1")
 
-    def files(self) -> list[Path]:
-        return [Path(self.data.path)]
+    def files(self) -> list[str]:
+        return [self.data.path]
 
-    def check(self) -> None:
-        self._file.check()
+    def check(self, problems: Problems) -> None:
+        File(Path(self.data.path), COLUMNS).check(problems)
 
     def digest(self) -> str:
-        self.check()
-        contents = [artifacts.digest_file(path) for path in self.files()]
-        return artifacts.digest_json({"data": self.data.model_dump(mode="json"), "files": contents})
+        content = LocalFile(Path(self.data.path)).digest()
+        return artifacts.digest_json({"data": self.data.model_dump(mode="json"), "files": [content]})
 
-    def products(self) -> pa.Table:
-        table = pa.table({"product_id": self._file.key("product_id"), "title": self._file.text("title")})
-        first = table.group_by("product_id", use_threads=False).aggregate([("title", "first")])
-        empty = {name: pa.nulls(first.num_rows, pa.string()) for name in records.PRODUCT_FIELDS}
-        columns = {**empty, "product_id": first["product_id"], "title": first["title_first"]}
-        return pa.table(columns, schema=records.PRODUCTS)
+    def products(self, problems: Problems) -> Iterator[pa.RecordBatch]:
+        told = [
+            rows.keep(product_id=rows.key("product_id"), title=rows.text("title"))
+            for rows in self._file.batches(problems)
+        ]
+        if not told:
+            return
+        wordings = pa.concat_tables(told).group_by(["product_id", "title"], use_threads=False).aggregate([])
+        first = wordings.group_by("product_id", use_threads=False).aggregate([("title", "first")])
+        twice = pc.value_counts(wordings["product_id"])
+        twice = twice.filter(pc.greater(twice.field("counts"), 1)).field("values").slice(0, EXAMPLES).to_pylist()
+        problems.add(
+            self._file.name,
+            "left out, other wordings of a product's title; the first one stands",
+            rows=len(wordings) - len(first),
+            examples=[f"product {product!r}" for product in twice],
+            fatal=False,
+        )
+        yield from product_batches(first.rename_columns({"title_first": "title"}))
 
-    def judgements(self) -> pa.Table:
-        table = judgements(self._file, self.rating_range, RATERS)
+    def judgements(self, problems: Problems) -> pa.Table:
+        table = judgements([self._file], self._file.name, self.rating_range, RATERS, problems)
         if not self.data.queries:
             return table
         raw = pc.unique(table["query"]).to_pylist()
@@ -71,8 +86,5 @@ class HomeDepotSource:
         wanted = pa.array([text for text in raw if keys[text] in kept], pa.string())
         return table.filter(pc.is_in(table["query"], value_set=wanted))
 
-    def impressions(self) -> None:
-        return None
-
-    def times(self) -> None:
+    def log(self) -> None:
         return None

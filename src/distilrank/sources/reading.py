@@ -1,7 +1,8 @@
-"""CSV and Parquet files from outside: nothing is lost silently, and errors name file, row and column.
+"""CSV and Parquet files from outside: nothing is lost silently, and problems name file, row and column.
 
-CSV is UTF-8 (RFC 4180, comma, double quotes), gzipped or not, and all of it is read as text first. Rows are counted
-from 1 after the header; blank lines are no rows. The format is told from the file's first bytes, not from its name.
+CSV is UTF-8 (RFC 4180, comma or another delimiter, double quotes), gzipped or not, and all of it is read as text
+first. Rows are counted from 1 after the header; blank lines are no rows. The format is told from the file's first
+bytes, not from its name. Files are read in batches, so memory does not follow their size.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ import csv
 import gzip
 import io
 import math
-import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -25,193 +26,447 @@ import pyarrow.parquet as pq
 
 from distilrank import normalise, records
 from distilrank.errors import InputError
+from distilrank.problems import EXAMPLES, Problems
+from distilrank.sources import storage
+from distilrank.sources.storage import LocalFile, StoredFile
 
-_ROW = re.compile(r"Row #(\d+): ")
-_ZONED = r"[T ].*(Z|[+-]\d\d(:?\d\d)?)$"
+BATCH_ROWS = 1 << 14
+"""Rows of a batch of Parquet."""
+_BLOCK_BYTES = 1 << 24  # of CSV; longer than any row
+
 _UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error, pa.ArrowException)
+_OTHER_FORMATS = {b"PK": "a zip archive or a spreadsheet", b"\xff\xfe": "UTF-16 text", b"\xfe\xff": "UTF-16 text"}
+
+_ZONED = r"[T ].*(Z|[+-]\d\d(:?\d\d)?)$"
+_FROM, _TO = 946_684_800, 4_102_444_800  # 2000-01-01 and 2100-01-01 in seconds since 1970
+_TIME = "an ISO 8601 time such as 2026-03-31T12:00:00Z, or whole seconds or milliseconds since 1970"
+_RANGE_BYTES = 1 << 20  # of a column of Parquet, read at once
+_AT_ONCE = 8  # headers that are looked at side by side; far away, each takes its time
+_EXACT = 2**53  # whole numbers below it survive as 64-bit floats
 
 
 class File:
     """One file, of whose columns some are wanted.
 
     Args:
-        path: the file.
+        file: found by `storage.files`, or the path of a local one.
         columns: our name of each wanted column -> its name in the file.
         encoding: of CSV text, as Python and Arrow both call it.
+        delimiter: what separates the values of CSV.
     """
 
-    def __init__(self, path: Path, columns: Mapping[str, str], encoding: str = "utf8") -> None:
-        self.path, self.columns, self.encoding = path, dict(columns), encoding
-        self._table: pa.Table | None = None
+    def __init__(
+        self, file: StoredFile | Path, columns: Mapping[str, str], *, encoding: str = "utf8", delimiter: str = ","
+    ) -> None:
+        self.stored: StoredFile = LocalFile(file) if isinstance(file, Path) else file
+        self.name = self.stored.name
+        self.columns, self.encoding, self.delimiter = dict(columns), encoding, delimiter
+        self._whole: list[Rows] | None = None
 
     # Opening ------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _reading(self) -> Iterator[bytes]:
-        """Yield the file's first bytes; what goes wrong in the body becomes an InputError about this file."""
+    def _readable(self) -> Iterator[None]:
+        """What goes wrong in the body becomes an InputError about this file."""
         try:
-            with self.path.open("rb") as handle:
-                yield handle.read(4)
+            yield
         except FileNotFoundError:
-            raise InputError(f"{self.path}: no such file") from None
+            raise InputError(f"{self.name}: no such file") from None
         except IsADirectoryError:
-            raise InputError(f"{self.path}: is a folder, expected a CSV or Parquet file") from None
+            raise InputError(f"{self.name}: is a folder, expected a CSV or Parquet file") from None
         except _UNREADABLE as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            row = _ROW.search(reason)
-            where = f"row {int(row[1]) - 1}: " if row else ""  # Arrow counts the header
-            raise InputError(f"{self.path}: {where}not readable ({_ROW.sub('', reason)})") from None
+            raise InputError(f"{self.name}: not readable ({reason})") from None
 
-    def _text(self, magic: bytes, encoding: str, errors: str = "strict") -> io.TextIOBase:
-        opener: Any = gzip.open if magic[:2] == b"\x1f\x8b" else open
-        return opener(self.path, "rt", encoding=encoding, errors=errors, newline="")
+    def _lines(self, handle: BinaryIO, magic: bytes, encoding: str, errors: str = "strict") -> io.TextIOWrapper:
+        data: Any = gzip.GzipFile(fileobj=handle) if magic[:2] == b"\x1f\x8b" else handle
+        return io.TextIOWrapper(data, encoding=encoding, errors=errors, newline="")
 
     def is_utf8(self) -> bool:
         """Whether all of a CSV file is valid UTF-8."""
-        with self._reading() as magic, self._text(magic, "utf-8") as handle:
+        with self._readable(), self.stored.open_local() as path, path.open("rb") as handle:
             try:
-                for _ in handle:
-                    pass
+                with self._lines(handle, _magic(handle), "utf-8") as lines:
+                    for _ in lines:
+                        pass
             except UnicodeDecodeError:
                 return False
         return True
 
     def names(self) -> list[str]:
-        """The names of all columns that the file has, from its header."""
-        with self._reading() as magic:
+        """The names of all columns that the file has, from its header.
+
+        Raises:
+            InputError: the file is missing, or neither CSV nor Parquet.
+        """
+        with self._readable(), self.stored.open_ranges() as handle:
+            magic = _magic(handle)
             if magic == b"PAR1":
-                names = pq.read_schema(self.path).names
-            else:
-                encoding = "utf-8-sig" if self.encoding == "utf8" else self.encoding
-                with self._text(magic, encoding, errors="replace") as handle:
-                    names = next(csv.reader(handle), [])
-        return names
+                return pq.read_schema(handle).names
+            for start, other in _OTHER_FORMATS.items():
+                if magic.startswith(start):
+                    raise InputError(f"{self.name}: is {other}, expected CSV in UTF-8 or Parquet")
+            encoding = "utf-8-sig" if self.encoding == "utf8" else self.encoding
+            with self._lines(handle, magic, encoding, errors="replace") as lines:
+                return next(csv.reader(lines, delimiter=self.delimiter), [])
 
-    def check(self) -> None:
-        """Raise InputError if the file or a wanted column is missing or there twice; reads the header only."""
-        names = self.names()
+    def check(self, problems: Problems | None = None) -> bool:
+        """Add to the problems if the file or a wanted column is missing or there twice; reads the header only.
+
+        Returns:
+            Whether all is well.
+
+        Raises:
+            InputError: at the first problem, unless `problems` collects them.
+        """
+        problems = Problems() if problems is None else problems
+        try:
+            names = self.names()
+        except InputError as error:
+            self.complain(problems, error)
+            return False
         if not names:
-            raise InputError(f"{self.path}: empty, expected a header with {', '.join(self.columns.values())}")
-        for name in self.columns.values():
-            if name not in names:
-                raise InputError(f"{self.path}: missing column {name!r}; it has {', '.join(names)}")
-            if names.count(name) > 1:
-                raise InputError(f"{self.path}: column {name!r} is there {names.count(name)} times, expected once")
+            problems.add(self.name, f"empty, expected a header with {', '.join(self.columns.values())}")
+            return False
+        wanted = set(self.columns.values())
+        for name in sorted(wanted - set(names)):
+            problems.add(self.name, f"missing column {name!r}; it has {', '.join(names)}")
+        twice = [name for name in sorted(wanted) if names.count(name) > 1]
+        for name in twice:
+            problems.add(self.name, f"column {name!r} is there {names.count(name)} times, expected once")
+        return not twice and wanted <= set(names)
 
-    def table(self) -> pa.Table:
-        """The wanted columns under our names: text from CSV, the file's own types from Parquet."""
-        if self._table is None:
-            self.check()
-            with self._reading() as magic:
-                wanted = list(dict.fromkeys(self.columns.values()))
-                if magic == b"PAR1":
-                    table = pq.read_table(self.path, columns=wanted)
-                else:
-                    rows = self._count_rows(magic)
-                    table = self._read_csv(magic, wanted)
-                    if table.num_rows != rows:
-                        raise InputError(f"{self.path}: quoting is unclear ({table.num_rows} of {rows} rows were read)")
-            self._table = pa.table({ours: table.column(theirs) for ours, theirs in self.columns.items()})
-            if not self._table.num_rows:
-                raise InputError(f"{self.path}: no rows after the header")
-        return self._table
+    def complain(self, problems: Problems, error: InputError) -> None:
+        """Add an InputError about this file to the problems."""
+        problems.add(self.name, str(error).removeprefix(f"{self.name}: "))
 
-    def _count_rows(self, magic: bytes) -> int:
-        """Count the rows, strictly: a stray quote makes Arrow swallow line after line without a word."""
-        rows = -1  # the header
-        with self._text(magic, "latin-1") as handle:  # decodes every byte, and only the structure matters here
+    # Reading ------------------------------------------------------------------------------------------------------
+
+    def batches(self, problems: Problems, *, lenient: Collection[str] = (), ranges: bool = False) -> Iterator[Rows]:
+        """The rows in order, batch by batch; after a problem with the file as a whole there are no more.
+
+        Args:
+            problems: gets what is wrong, and raises an InputError at the first that is fatal unless it collects.
+            lenient: our names of columns whose bad values are not fatal; their rows are left out and counted.
+            ranges: fetch the wanted columns alone of Parquet that lies far away, rather than the whole file; what
+                comes is then not checked against the store's checksum.
+        """
+        if not self.check(problems):
+            return
+        try:
+            with self._readable():
+                if ranges:
+                    with self.stored.open_ranges() as handle:
+                        if _magic(handle) == b"PAR1":
+                            yield from self._parquet(handle, problems, lenient)
+                            return
+                with self.stored.open_local() as path:
+                    with path.open("rb") as handle:
+                        magic = _magic(handle)
+                    if magic == b"PAR1":
+                        yield from self._parquet(path, problems, lenient)
+                    else:
+                        yield from self._csv(path, problems, lenient)
+        except InputError as error:
+            if not problems.collect:
+                raise
+            self.complain(problems, error)
+
+    def _parquet(self, file: BinaryIO | Path, problems: Problems, lenient: Collection[str]) -> Iterator[Rows]:
+        start = 1
+        wanted = list(dict.fromkeys(self.columns.values()))
+        # Otherwise whole columns of a row group would be held, which may have a million rows.
+        with pq.ParquetFile(file, pre_buffer=False, buffer_size=_RANGE_BYTES) as parquet:
+            for batch in parquet.iter_batches(BATCH_ROWS, columns=wanted, use_threads=False):
+                yield self._rows(batch, np.arange(start, start + batch.num_rows), problems, lenient)
+                start += batch.num_rows
+
+    def _csv(self, path: Path, problems: Problems, lenient: Collection[str]) -> Iterator[Rows]:
+        rows = self._count_rows(path, problems)
+        if rows is None:
+            return
+        with path.open("rb") as handle:
+            gzipped = _magic(handle)[:2] == b"\x1f\x8b"
+        odd: list[tuple[int, int, int]] = []  # row, values that it has, values that it should have
+        noted = 0
+
+        def skip(row: pyarrow.csv.InvalidRow) -> str:
+            odd.append((row.number - 1, row.actual_columns, row.expected_columns))  # Arrow counts the header
+            return "skip"
+
+        def note() -> None:
+            nonlocal noted
+            new, noted = odd[noted:], len(odd)
+            for number, actual, expected in new:
+                example = f"row {number}: not readable, its number of values is {actual}"
+                problems.add(self.name, f"expected {expected}", examples=[example])
+
+        wanted = list(dict.fromkeys(self.columns.values()))
+        read = 0
+        with pa.input_stream(str(path), compression="gzip" if gzipped else None) as stream:
             try:
-                for row in csv.reader(handle, strict=True):
+                reader = pyarrow.csv.open_csv(
+                    stream,
+                    # One thread, because only then does Arrow number the rows that it skips.
+                    read_options=pyarrow.csv.ReadOptions(
+                        use_threads=False, block_size=_BLOCK_BYTES, encoding=self.encoding
+                    ),
+                    parse_options=pyarrow.csv.ParseOptions(
+                        delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=skip
+                    ),
+                    convert_options=pyarrow.csv.ConvertOptions(
+                        include_columns=wanted,
+                        column_types=dict.fromkeys(wanted, pa.binary()),  # text once it is known to be UTF-8
+                        strings_can_be_null=False,
+                    ),
+                )
+            except pa.ArrowInvalid as error:
+                if "Empty CSV file" in str(error):  # a header without a line feed
+                    return
+                raise
+            for batch in reader:
+                note()
+                skipped = np.array([number for number, _, _ in odd], np.int64)
+                # The n-th row that was read is the first number with n numbers before it that were not skipped.
+                place = np.arange(read, read + batch.num_rows)
+                numbers = place + 1 + np.searchsorted(skipped - np.arange(len(skipped)) - 1, place, side="right")
+                read += batch.num_rows
+                yield self._rows(batch, numbers, problems, lenient)
+        note()
+        if rows >= 0 and read + len(odd) != rows:
+            problems.add(self.name, f"quoting is unclear ({read + len(odd)} of {rows} rows were read)")
+
+    def _count_rows(self, path: Path, problems: Problems) -> int | None:
+        """Count the rows, strictly, since a stray quote makes Arrow swallow line after line without a word.
+
+        Returns:
+            -1 where no quote is in the file, None where they are wrong.
+        """
+        latin = "latin-1"  # decodes every byte; only the structure matters
+        with path.open("rb") as handle, self._lines(handle, _magic(handle), latin) as lines:
+            if not any('"' in part for part in iter(lambda: lines.read(1 << 20), "")):
+                return -1
+        rows = -1  # the header
+        with path.open("rb") as handle, self._lines(handle, _magic(handle), latin) as lines:
+            try:
+                for row in csv.reader(lines, delimiter=self.delimiter, strict=True):
                     rows += bool(row)
             except csv.Error as error:
-                raise InputError(
-                    f"{self.path}: row {rows + 1}: {error}; quote a value that holds a quote, and double the quote"
-                ) from None
+                problems.add(
+                    self.name,
+                    "quote a value that holds a quote, and double the quote",
+                    examples=[f"row {rows + 1}: {str(error).replace(chr(9), 'a tab')}"],
+                )
+                return None
         return rows
 
-    def _read_csv(self, magic: bytes, wanted: list[str]) -> pa.Table:
-        compression = "gzip" if magic[:2] == b"\x1f\x8b" else None
-        with pa.input_stream(str(self.path), compression=compression) as stream:
-            return pyarrow.csv.read_csv(
-                stream,
-                # One thread, because only then do Arrow's errors name the row; blocks longer than any row.
-                read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=1 << 24, encoding=self.encoding),
-                parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-                convert_options=pyarrow.csv.ConvertOptions(
-                    include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=False
-                ),
-            )
+    def _rows(self, batch: pa.RecordBatch, numbers: np.ndarray, problems: Problems, lenient: Collection[str]) -> Rows:
+        rows = Rows(self, numbers, problems, lenient)
+        for ours, theirs in self.columns.items():
+            rows.set_column(ours, batch.column(theirs))
+        return rows
+
+    # The whole file -----------------------------------------------------------------------------------------------
+
+    def _all(self) -> list[Rows]:
+        if self._whole is None:
+            self._whole = [rows for rows in self.batches(Problems()) if len(rows)]
+            if not self._whole:
+                raise InputError(f"{self.name}: no rows after the header")
+        return self._whole
+
+    def table(self) -> pa.Table:
+        """All rows, the wanted columns under our names: text from CSV, the file's own types from Parquet.
+
+        Raises:
+            InputError: as for `batches`, or there are no rows.
+        """
+        return pa.concat_tables([pa.table(rows.columns) for rows in self._all()], promote_options="permissive")
+
+    def text(self, name: str) -> pa.ChunkedArray:
+        """As `Rows.text`, of all rows."""
+        return pa.chunked_array([rows.text(name) for rows in self._all()], pa.string())
+
+    def key(self, name: str) -> pa.ChunkedArray:
+        """As `Rows.key`, of all rows."""
+        return pa.chunked_array([rows.key(name) for rows in self._all()], pa.string())
+
+    def query(self, name: str) -> pa.ChunkedArray:
+        """As `Rows.query`, of all rows."""
+        return pa.chunked_array([rows.query(name) for rows in self._all()], pa.string())
+
+
+def _magic(handle: BinaryIO) -> bytes:
+    magic = handle.read(4)
+    handle.seek(0)
+    return magic
+
+
+class Rows:
+    """Some rows of a file, and which of them are good so far.
+
+    The methods named after a kind of value check a column and return it, a value a row, null where it is blank or bad.
+    Bad ones are added to the problems, and `keep` leaves their rows out.
+    """
+
+    def __init__(self, file: File, numbers: np.ndarray, problems: Problems, lenient: Collection[str] = ()) -> None:
+        self.file, self.numbers, self.problems, self.lenient = file, numbers, problems, lenient
+        self.columns: dict[str, pa.Array] = {}
+        self.good = np.ones(len(numbers), bool)
+        self._bad: dict[str, np.ndarray] = {}
+        self.left_out = 0
+        """Rows that are not good for a column whose bad values are not fatal."""
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def set_column(self, name: str, column: pa.Array) -> None:
+        """Take `column` as our column `name`; text that is no UTF-8 is bad."""
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if _is_text(column.type):
+            # Arrow checks the bytes of binary columns only.
+            column, good = self._try(name, column.cast(pa.binary()), lambda part: part.cast(pa.string()), "text")
+            if good is not None:
+                self.columns[name] = column
+                self.require(name, good, "UTF-8 text", seen="other bytes")
+        self.columns[name] = column
+
+    def where(self, chosen: pa.Array) -> Rows:
+        """The rows for which `chosen` is true; what is wrong with the others no longer matters."""
+        mask = pc.fill_null(chosen, False)
+        places = mask.to_numpy(zero_copy_only=False)
+        rows = Rows(self.file, self.numbers[places], self.problems, self.lenient)
+        rows.good = self.good[places]
+        rows._bad = {name: bad[places] for name, bad in self._bad.items()}
+        rows.columns = {name: column.filter(mask) for name, column in self.columns.items()}
+        return rows
+
+    def keep(self, **columns: pa.Array) -> pa.Table:
+        """`columns` without the rows that are bad."""
+        return pa.table(columns).filter(pa.array(self.good))
+
+    # Judging ------------------------------------------------------------------------------------------------------
+
+    def require(self, name: str, good: pa.Array, expected: str, column: pa.Array | None = None, seen: str = "") -> None:
+        """Note the rows of our column `name` that are not `good` (null is not), unless they were noted for it before.
+
+        Args:
+            name: our column.
+            good: boolean, a value a row.
+            expected: what a good value is, in words.
+            column: what to show of bad rows; None: the column as it was read.
+            seen: what to show of all of them instead.
+        """
+        before = self._bad.setdefault(name, np.zeros(len(self), bool))
+        bad = ~pc.fill_null(good, False).to_numpy(zero_copy_only=False) & ~before
+        fatal = name not in self.lenient
+        if not fatal:
+            bad &= self.good  # one row is left out for one reason
+        if not bad.any():
+            return
+        before |= bad
+        theirs, values = self.file.columns[name], self.columns[name] if column is None else column
+        examples = [
+            f"row {self.numbers[row]}: {theirs} is {seen or _shown(values[row].as_py())}"
+            for row in np.flatnonzero(bad)[:EXAMPLES]
+        ]
+        rows = int(bad.sum())
+        self.good &= ~bad
+        self.left_out += 0 if fatal else rows
+        what = f"expected {expected} in column {theirs}"
+        self.problems.add(
+            self.file.name, what if fatal else f"left out, {what}", rows=rows, examples=examples, fatal=fatal
+        )
+
+    def _try(
+        self, name: str, column: pa.Array, convert: Callable[[pa.Array], pa.Array], expected: str
+    ) -> tuple[pa.Array, pa.Array | None]:
+        """`column` converted, null where that fails, and where it does not; None: it never does."""
+        try:
+            return convert(column), None
+        except pa.ArrowNotImplementedError:
+            what = f"column {self.file.columns[name]!r} is {column.type}, expected {expected}"
+            self.problems.add(self.file.name, what, rows=len(column))
+            self.good[:] = False
+            self._bad[name] = np.ones(len(self), bool)
+            return convert(pa.nulls(len(column))), None
+        except pa.ArrowInvalid:
+            good = pa.array(_convertible(column, convert))
+            return convert(pc.if_else(good, column, pa.scalar(None, column.type))), good
+
+    def _convert(self, name: str, column: pa.Array, convert: Callable[[pa.Array], pa.Array], expected: str) -> pa.Array:
+        converted, good = self._try(name, column, convert, expected)
+        if good is not None:
+            self.require(name, good, expected, column)
+        return converted
 
     # Columns ------------------------------------------------------------------------------------------------------
 
-    def fail(self, name: str, row: int, expected: str) -> NoReturn:
-        """Raise the InputError about our column `name` in 0-based `row`."""
-        value = self.table().column(name)[row].as_py()
-        seen = "empty" if value is None or not str(value).strip() else repr(value)
-        raise InputError(f"{self.path}: row {row + 1}: {self.columns[name]} is {seen}, expected {expected}")
-
-    def require(self, name: str, good: pa.ChunkedArray, expected: str) -> None:
-        """Raise the InputError about the first row of our column `name` that is not `good`."""
-        row = pc.index(pc.fill_null(good, False), False).as_py()
-        if row >= 0:
-            self.fail(name, row, expected)
-
-    def _convert(self, name: str, column: pa.ChunkedArray, convert: Callable, expected: str) -> pa.ChunkedArray:
-        try:
-            return convert(column)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            low, high = 0, len(column)  # rows before `low` convert; those before `high` do not
-            while high - low > 1:
-                middle = (low + high) // 2
-                try:
-                    convert(column.slice(low, middle - low))
-                    low = middle
-                except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-                    high = middle
-            self.fail(name, low, expected)
-
-    def text(self, name: str) -> pa.ChunkedArray:
+    def text(self, name: str) -> pa.Array:
         """A column as text, as it stands; blank values are null."""
-        column = self._convert(name, self.table().column(name), lambda part: part.cast(pa.string()), "text")
+        column = self.columns[name]
+        if pa.types.is_floating(column.type):
+            column = pc.if_else(pc.is_nan(column), None, column)
+        column = self._convert(name, column, lambda part: part.cast(pa.string()), "text")
         return pc.if_else(pc.equal(pc.utf8_trim_whitespace(column), ""), None, column)
 
-    def key(self, name: str) -> pa.ChunkedArray:
-        """A column of which each row must have a value."""
-        column = self.text(name)
+    def identifier(self, name: str) -> pa.Array:
+        """A column of ids as text, as it stands; whole numbers become their digits; blank values are null."""
+        column = self.columns[name]
+        if not (pa.types.is_floating(column.type) or pa.types.is_decimal(column.type)):
+            return self.text(name)
+        numbers = column.cast(pa.float64())
+        present = pc.and_kleene(numbers.is_valid(), pc.invert(pc.fill_null(pc.is_nan(numbers), True)))
+        whole = pc.and_(pc.equal(pc.floor(numbers), numbers), pc.less(pc.abs(numbers), _EXACT))
+        good = pc.or_(pc.invert(present), pc.fill_null(whole, False))
+        self.require(name, good, "an id as text, or a whole number below 2^53")
+        self.problems.add(
+            self.file.name,
+            f"column {self.file.columns[name]} holds ids as {column.type}: leading zeros, if there were any, are lost",
+            rows=int(pc.sum(present).as_py() or 0),
+            fatal=False,
+        )
+        return pc.if_else(pc.and_(present, good), numbers, None).cast(pa.int64()).cast(pa.string())
+
+    def key(self, name: str) -> pa.Array:
+        """A column of ids of which each row must have one."""
+        column = self.identifier(name)
         self.require(name, column.is_valid(), "a value in each row")
         return column
 
-    def query(self, name: str) -> pa.ChunkedArray:
+    def query(self, name: str) -> pa.Array:
         """A column of query texts, none blank."""
-        column = self.key(name)
-        distinct = pc.unique(column)
-        blank = [not normalise.normal_form(text) for text in distinct.to_pylist()]
-        if any(blank):
-            self.require(name, pc.invert(pc.is_in(column, value_set=distinct.filter(pa.array(blank)))), "a query")
+        column = self.text(name)
+        self.require(name, column.is_valid(), "a value in each row")
+        # A letter or digit outlives normalisation; what has none needs a closer look.
+        doubtful = pc.unique(column.filter(pc.invert(pc.match_substring_regex(column, r"[\p{L}\p{N}]"))))
+        blank = [text for text in doubtful.to_pylist() if text is not None and not normalise.normal_form(text)]
+        if blank:
+            good = pc.invert(pc.is_in(column, value_set=pa.array(blank)))
+            self.require(name, pc.or_(good, column.is_null()), "a query")
         return column
 
-    def number(self, name: str, lowest: float, highest: float = math.inf, *, whole: bool = False) -> pa.ChunkedArray:
-        """A column of numbers, float64; blank values are null.
-
-        Raises:
-            InputError: naming the first value that is no number, outside the range, or not `whole`.
-        """
+    def number(
+        self, name: str, lowest: float, highest: float = math.inf, *, whole: bool = False, required: bool = False
+    ) -> pa.Array:
+        """A column of numbers from `lowest` to `highest`, float64; blank values are null, and bad if `required`."""
         kind = "a whole number" if whole else "a number"
         expected = f"{kind} from {lowest:g}" + (f" to {highest:g}" if highest < math.inf else "")
-        column = self.table().column(name)
-        if not pa.types.is_floating(column.type) and not pa.types.is_integer(column.type):
+        column = self.columns[name]
+        if _is_text(column.type):
             column = pc.utf8_trim_whitespace(self.text(name))
         column = self._convert(name, column, lambda part: part.cast(pa.float64()), expected)
         good = pc.and_(pc.greater_equal(column, lowest), pc.less_equal(column, highest))  # false for NaN
         good = pc.and_(good, pc.is_finite(column))
         if whole:
             good = pc.and_(good, pc.equal(pc.floor(column), column))
-        self.require(name, pc.fill_null(good, True), expected)
-        return column
+        self.require(name, good if required else pc.fill_null(good, True), expected)
+        return pc.if_else(good, column, None)
 
-    def boolean(self, name: str) -> pa.ChunkedArray:
+    def boolean(self, name: str) -> pa.Array:
         """A column of true/false or 1/0; blank values are null."""
-        column = self.table().column(name)
+        column = self.columns[name]
         if pa.types.is_boolean(column.type):
             return column
         text = pc.utf8_lower(pc.utf8_trim_whitespace(self.text(name)))
@@ -221,62 +476,200 @@ class File:
         self.require(name, pc.or_(text.is_null(), known), "true, false, 1 or 0")
         return pc.if_else(text.is_null(), None, is_true)
 
-    def timestamp(self, name: str) -> pa.ChunkedArray:
-        """A column of times in UTC, microseconds; a time without a zone is taken as UTC.
+    def timestamp(self, name: str) -> pa.Array:
+        """A column of times in UTC, microseconds, without a zone; a time that names no zone is taken as UTC.
 
-        Raises:
-            InputError: naming the first value that is blank or no ISO 8601 time.
+        Whole numbers are seconds, milli-, micro- or nanoseconds since 1970, whichever lies between 2000 and 2100.
         """
-        expected = "an ISO 8601 time such as 2026-03-31T12:00:00Z"
-        utc = pa.timestamp("us", tz="UTC")
-        column = self.table().column(name)
+        column = self.columns[name]
         if pa.types.is_timestamp(column.type):
-            zoned = column if column.type.tz else pc.assume_timezone(column, "UTC")
-            column = zoned.cast(utc, safe=False)  # finer than microseconds: cut off
+            at = column.cast(pa.timestamp("us", tz=column.type.tz), safe=False)  # finer than that: cut off
+            at = at.cast(pa.timestamp("us"))  # Arrow keeps zoned times in UTC
+        elif pa.types.is_date(column.type):
+            at = column.cast(pa.timestamp("us"))
+        elif _is_text(column.type):
+            at = self._parse_times(name)
         else:
-            text = pc.replace_substring_regex(pc.utf8_trim_whitespace(self.text(name)), r"(\.\d{6})\d+", r"\1")
-            has_zone = pc.match_substring_regex(text, _ZONED)
-            zoned = self._convert(name, pc.if_else(has_zone, text, None), lambda part: part.cast(utc), expected)
-            plain = pc.if_else(has_zone, None, text)
-            plain = self._convert(name, plain, lambda part: part.cast(pa.timestamp("us")), expected)
-            column = pc.coalesce(zoned, pc.assume_timezone(plain, "UTC"))
-        self.require(name, column.is_valid(), expected)
-        return column
+            at = _since_1970(self._try(name, column, lambda part: part.cast(pa.int64()), _TIME)[0])
+        self.require(name, at.is_valid(), _TIME)
+        return at
+
+    def _parse_times(self, name: str) -> pa.Array:
+        text = pc.utf8_trim_whitespace(self.text(name))
+        text = pc.replace_substring_regex(text, r" ?UTC$", "Z")  # as BigQuery writes it
+        text = pc.replace_substring_regex(text, r"(\.\d{6})\d+", r"\1")
+
+        def parse(kind: pa.DataType, chosen: pa.Array) -> pa.Array:
+            picked = pc.if_else(chosen, text, None)
+            good = _convertible(picked, lambda part: part.cast(kind))
+            return pc.if_else(pa.array(good), picked, None).cast(kind)
+
+        digits = pc.match_substring_regex(text, r"^\d{9,19}$")
+        zoned = pc.match_substring_regex(text, _ZONED)
+        plain = pc.invert(pc.or_(digits, zoned))
+        return pc.coalesce(
+            parse(pa.timestamp("us", tz="UTC"), zoned).cast(pa.timestamp("us")),
+            parse(pa.timestamp("us"), plain),
+            _since_1970(parse(pa.int64(), digits)),
+        )
 
 
-def judgements(file: File, rating_range: tuple[float, float], raters: int) -> pa.Table:
-    """The judged pairs of `file` as records.JUDGEMENTS, in file order.
+def joined(first: pa.Array, second: pa.Array) -> pa.Array:
+    """Two texts of a row as one, a line each; null where both are."""
+    return pc.coalesce(pc.binary_join_element_wise(first, second, "\n"), first, second)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return binary or pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _shown(value: Any) -> str:
+    if value is None or (not isinstance(value, bytes) and not str(value).strip()):
+        return "empty"
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def _convertible(column: pa.Array, convert: Callable[[pa.Array], pa.Array]) -> np.ndarray:
+    """Which rows `convert` takes: halves that it refuses are halved again."""
+    good = np.ones(len(column), bool)
+    pending = [(0, len(column))]
+    while pending:
+        start, stop = pending.pop()
+        try:
+            convert(column.slice(start, stop - start))
+        except pa.ArrowInvalid:
+            if stop - start == 1:
+                good[start] = False
+            else:
+                middle = (start + stop) // 2
+                pending += [(start, middle), (middle, stop)]
+    return good
+
+
+def _since_1970(numbers: pa.Array) -> pa.Array:
+    """Whole numbers as times: the unit that puts them between 2000 and 2100; null if none does."""
+    values = pc.fill_null(numbers, 0).to_numpy(zero_copy_only=False)
+    at, known = np.zeros(len(values), np.int64), np.zeros(len(values), bool)
+    for unit in (1, 10**3, 10**6, 10**9):  # to a second; no number fits two of them
+        fits = (values >= _FROM * unit) & (values < _TO * unit)
+        at[fits] = values[fits] * (10**6 // unit) if unit <= 10**6 else values[fits] // (unit // 10**6)
+        known |= fits
+    return pa.array(at, mask=~known).cast(pa.timestamp("us"))
+
+
+# Tables of several files --------------------------------------------------------------------------------------------
+
+
+def files(
+    reference: str, suffixes: Sequence[str], columns: Mapping[str, str], problems: Problems, *, delimiter: str = ","
+) -> list[File]:
+    """The files that `reference` leads to (see `storage.files`), all with the same columns."""
+    return [File(stored, columns, delimiter=delimiter) for stored in storage.files(reference, suffixes, problems)]
+
+
+def check_headers(files: Sequence[File], problems: Problems) -> None:
+    """Add to the problems what the headers of `files` lack, in order."""
+
+    def look(file: File) -> Problems:
+        found = Problems(collect=True)
+        file.check(found)
+        return found
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for found in pool.map(look, files):
+            problems.extend(found)
+
+
+def product_batches(table: pa.Table) -> list[pa.RecordBatch]:
+    """`table` as batches of records.PRODUCTS; product fields that it lacks are null."""
+    for name in set(records.PRODUCTS.names) - set(table.column_names):
+        table = table.append_column(name, pa.nulls(len(table), pa.string()))
+    return table.select(records.PRODUCTS.names).cast(records.PRODUCTS).to_batches()
+
+
+def judgements(
+    files: Sequence[File], where: str, rating_range: tuple[float, float], raters: int, problems: Problems
+) -> pa.Table:
+    """The judged pairs of `files` as records.JUDGEMENTS, in file order, gain null.
 
     Args:
-        file: with the columns query, product_id, rating and perhaps raters.
+        files: with the columns query, product_id, rating and perhaps raters.
+        where: what to call them all in problems.
         rating_range: lowest and highest rating.
-        raters: how many raters a rating is the mean of where the file does not say.
-
-    Raises:
-        InputError: naming file and row of a blank query, a rating outside the scale, or two ratings of one pair.
+        raters: how many raters a rating is the mean of where the files do not say.
+        problems: gets blank queries, ratings outside the scale, and pairs with two ratings.
     """
-    query, product, rating = file.query("query"), file.key("product_id"), file.number("rating", *rating_range)
-    file.require("rating", rating.is_valid(), f"a number from {rating_range[0]:g} to {rating_range[1]:g}")
-    counts = pa.chunked_array([pa.array(np.full(len(query), raters, np.int32))])
-    if "raters" in file.columns:
-        counts = file.number("raters", 1, whole=True)
-        file.require("raters", counts.is_valid(), "a whole number from 1")
-    table = pa.table({"query": query, "product_id": product, "rating": rating, "raters": counts.cast(pa.int32())})
-    groups = table.group_by(["query", "product_id"]).aggregate([("rating", "min"), ("rating", "max")])
-    split = groups.filter(pc.not_equal(groups["rating_min"], groups["rating_max"]))
-    if split.num_rows:
-        _fail_conflict(file, table, split)
-    return table.cast(records.JUDGEMENTS)
+    parts = []
+    for number, file in enumerate(files):
+        for rows in file.batches(problems):
+            columns = {
+                "query": rows.query("query"),
+                "product_id": rows.key("product_id"),
+                "rating": rows.number("rating", *rating_range, required=True),
+                "raters": pa.array(np.full(len(rows), raters, np.int32)),
+                "gain": pa.nulls(len(rows), pa.float64()),
+            }
+            if "raters" in file.columns:
+                columns["raters"] = rows.number("raters", 1, 2**31 - 1, whole=True, required=True).cast(pa.int32())
+            parts.append(rows.keep(**columns, **origin(rows, number)))
+    return one_rating(parts, files, where, problems)
 
 
-def _fail_conflict(file: File, table: pa.Table, split: pa.Table) -> NoReturn:
-    """Name the first rows of `table` that rate a pair of `split` differently."""
-    rows = table.append_column("row", pa.array(np.arange(1, table.num_rows + 1)))
-    rows = rows.join(split.select(["query", "product_id"]), ["query", "product_id"], join_type="inner").sort_by("row")
-    first = rows.slice(0, 1).to_pylist()[0]
-    same = pc.and_(pc.equal(rows["query"], first["query"]), pc.equal(rows["product_id"], first["product_id"]))
-    other = rows.filter(pc.and_(same, pc.not_equal(rows["rating"], first["rating"]))).slice(0, 1).to_pylist()[0]
-    raise InputError(
-        f"{file.path}: rows {first['row']} and {other['row']} rate product {first['product_id']!r} for query "
-        f"{first['query']!r} {first['rating']:g} and {other['rating']:g}, expected one rating"
-    )
+def expect_rows(where: str, read: int, expected: int, problems: Problems) -> None:
+    """Add to the problems that `where` had another number of rows than `expected`; 0: any will do."""
+    if expected and 0 < read != expected:
+        what = f"{read} rows, expected {expected} (data.expected_rows); the download may be incomplete"
+        problems.add(where, what)
+
+
+def origin(rows: Rows, file: int) -> dict[str, pa.Array]:
+    """The columns file (place in a list of files) and row that `one_rating` needs."""
+    return {"file": pa.array(np.full(len(rows), file)), "row": pa.array(rows.numbers)}
+
+
+def one_rating(
+    parts: Sequence[pa.Table], files: Sequence[File], where: str, problems: Problems, *, fatal: bool = True
+) -> pa.Table:
+    """`parts` as one records.JUDGEMENTS, without the pairs that are rated differently in several rows.
+
+    Args:
+        parts: the columns of records.JUDGEMENTS and of `origin`.
+        files, where, problems: see `judgements`.
+        fatal: whether such pairs stop the run.
+    """
+    if not sum(map(len, parts)):
+        if not problems.fatal:
+            problems.add(where, "no rows after the header")
+        return records.JUDGEMENTS.empty_table()
+    table = pa.concat_tables(parts)
+    # Places of strings instead of the strings: a tenth of the memory.
+    query, product = (table[name].dictionary_encode().combine_chunks() for name in ("query", "product_id"))
+    pair = query.indices.to_numpy().astype(np.int64) * len(product.dictionary) + product.indices.to_numpy()
+    order = np.argsort(pair, kind="stable")
+    rating = table["rating"].to_numpy()[order]
+    unlike = (pair[order][1:] == pair[order][:-1]) & (rating[1:] != rating[:-1])
+    if unlike.any():
+        split = np.isin(pair, pair[order][1:][unlike])
+        told: dict[tuple[str, str], list[dict]] = {}
+        for row in table.filter(pa.array(split)).slice(0, 1000).to_pylist():
+            told.setdefault((row["query"], row["product_id"]), []).append(row)
+        examples = [text for same in told.values() for text in _tell_apart(same, files)]
+        what = "expected one rating" if fatal else "left out, expected one rating"
+        problems.add(where, what, rows=int(split.sum()), examples=examples[:EXAMPLES], fatal=fatal)
+        table = table.filter(pa.array(~split))
+    return table.select(records.JUDGEMENTS.names).cast(records.JUDGEMENTS)
+
+
+def _tell_apart(same: list[dict], files: Sequence[File]) -> list[str]:
+    """One line on the first two rows that rate a pair differently."""
+    first = same[0]
+    for other in same[1:]:
+        if other["rating"] != first["rating"]:
+            both = f"rows {first['row']} and {other['row']}"
+            if len(files) > 1:
+                both = " and ".join(f"row {one['row']} of {files[one['file']].name}" for one in (first, other))
+            rated = f"product {first['product_id']!r} for query {first['query']!r}"
+            return [f"{both} rate {rated} {first['rating']:g} and {other['rating']:g}"]
+    return []

@@ -1,17 +1,38 @@
-"""Your own judgements, catalogue and search log, as CSV (gzipped or not) or Parquet."""
+"""Your own judgements, catalogue and search log, as CSV (gzipped or not) or Parquet.
+
+Each is a file, a folder of files, or a gs:// prefix. A folder is read file by file, so that neither disk nor memory
+need hold all of it.
+"""
 
 from __future__ import annotations
 
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from datetime import date
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from distilrank import artifacts, records
-from distilrank.config import Tables
-from distilrank.errors import InputError
-from distilrank.sources.reading import File, judgements
+from distilrank.config import Judged, Tables
+from distilrank.problems import Problems
+from distilrank.sources import Log, reading, storage
+from distilrank.sources.reading import File
+from distilrank.sources.storage import StoredFile
+
+SUFFIXES = (".csv", ".csv.gz", ".parquet")
+"""How the names of the files in a folder end."""
+
+UNUSABLE = 0.01
+"""Share of a log file's rows without a query, a product id or a readable time from which on something is wrong."""
+
+READING = 1
+"""Goes up with any change of what a log file gives."""
+
+_JUDGEMENTS = ("query", "product_id", "rating", "raters")
+_CATALOGUE = ("product_id", *records.PRODUCT_FIELDS)
+_LOG = ("query", "product_id", "timestamp", "position", "clicked", "client")
+_LENIENT = ("query", "product_id", "timestamp")
 
 
 def open(data: Tables) -> TablesSource:
@@ -19,90 +40,135 @@ def open(data: Tables) -> TablesSource:
     return TablesSource(data)
 
 
-class TablesSource:
-    """Three files; see `distilrank.sources.Source`.
+class JudgedFiles:
+    """Judgements and catalogue in files of one's own; the part of a source that more than one format needs.
 
-    Column names that `data.columns` leaves empty are not looked for. A product without a title is kept: what is
-    missing is counted in the data profile.
+    Column names that `data.columns` leaves empty are not looked for.
     """
 
-    def __init__(self, data: Tables) -> None:
+    def __init__(self, data: Judged) -> None:
         self.data = data
         self.rating_range = (data.rating_min, data.rating_max)
         self.relevant_from = data.relevant_from
-        self._judgements = self._file(data.judgements, "query", "product_id", "rating", "raters")
-        self._catalogue = self._file(data.catalogue, "product_id", *records.PRODUCT_FIELDS)
-        self._log = None
-        if data.logs:
-            self._log = self._file(data.logs, "query", "product_id", "timestamp", "position", "clicked")
 
-    def _file(self, path: str, *names: str) -> File:
+    def _columns(self, names: Sequence[str]) -> dict[str, str]:
         columns = {name: getattr(self.data.columns, name) for name in names}
-        return File(Path(path), {name: column for name, column in columns.items() if column})
+        return {name: column for name, column in columns.items() if column}
 
-    def _files(self) -> list[File]:
-        return [file for file in (self._judgements, self._catalogue, self._log) if file]
+    def _files(self, reference: str, names: Sequence[str], problems: Problems) -> list[File]:
+        return reading.files(reference, SUFFIXES, self._columns(names), problems)
 
-    def files(self) -> list[Path]:
-        return [file.path for file in self._files()]
+    def _tables(self, problems: Problems) -> list[File]:
+        return [
+            *self._files(self.data.judgements, _JUDGEMENTS, problems),
+            *self._files(self.data.catalogue, _CATALOGUE, problems),
+        ]
 
-    def check(self) -> None:
-        for file in self._files():
-            file.check()
+    def files(self) -> list[str]:
+        """See `Source.files`."""
+        return [file.name for file in self._tables(Problems())]
+
+    def check(self, problems: Problems) -> None:
+        """See `Source.check`."""
+        reading.check_headers(self._tables(problems), problems)
 
     def digest(self) -> str:
-        self.check()
-        contents = [artifacts.digest_file(path) for path in self.files()]
-        return artifacts.digest_json({"data": self.data.model_dump(mode="json"), "files": contents})
+        """See `Source.digest`."""
+        return artifacts.digest_json(
+            {
+                "columns": self._columns([*_JUDGEMENTS, *_CATALOGUE]),
+                "scale": [*self.rating_range, self.relevant_from],
+                "files": [file.stored.digest() for file in self._tables(Problems())],
+            }
+        )
 
-    @cached_property
-    def _products(self) -> pa.Table:
-        file = self._catalogue
-        product = file.key("product_id")
-        empty = pa.nulls(len(product), pa.string())
-        fields = {name: file.text(name) if name in file.columns else empty for name in records.PRODUCT_FIELDS}
-        table = pa.table({"product_id": product, **fields}, schema=records.PRODUCTS)
-        if pc.count_distinct(product).as_py() == len(product):
-            return table
-        # The same row twice says nothing new; two products under one key would.
-        distinct = table.group_by(table.column_names, use_threads=False).aggregate([]).select(table.column_names)
-        counts = pc.value_counts(distinct["product_id"])
-        twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
-        if len(twice):
-            rows = [row + 1 for row, key in enumerate(product.to_pylist()) if key == twice[0].as_py()]
-            raise InputError(
-                f"{file.path}: rows {', '.join(map(str, rows[:5]))} describe product {twice[0].as_py()!r} differently, "
-                "expected one description"
+    def products(self, problems: Problems) -> Iterator[pa.RecordBatch]:
+        """See `Source.products`. A product without a title is kept: what is missing is counted in the data profile."""
+        found = False
+        for file in self._files(self.data.catalogue, _CATALOGUE, problems):
+            for rows in file.batches(problems):
+                fields = {name: rows.text(name) for name in records.PRODUCT_FIELDS if name in file.columns}
+                found = found or len(rows) > 0
+                yield from reading.product_batches(rows.keep(product_id=rows.key("product_id"), **fields))
+        if not found and not problems.fatal:
+            problems.add(self.data.catalogue, "no rows after the header")
+
+    def judgements(self, problems: Problems) -> pa.Table:
+        """See `Source.judgements`."""
+        files = self._files(self.data.judgements, _JUDGEMENTS, problems)
+        return reading.judgements(files, self.data.judgements, self.rating_range, 1, problems)
+
+
+class TablesSource(JudgedFiles):
+    """Judgements, catalogue and perhaps a log; see `distilrank.sources.Source`."""
+
+    def __init__(self, data: Tables) -> None:
+        super().__init__(data)
+        self.logs = data.logs
+
+    def check(self, problems: Problems) -> None:
+        super().check(problems)
+        if self.logs:
+            reading.check_headers(self._files(self.logs, _LOG, problems), problems)
+
+    def log(self) -> Log | None:
+        if not self.logs:
+            return None
+        columns = self._columns(_LOG)
+        return Log(
+            parts=[LogFile(stored, columns) for stored in storage.files(self.logs, SUFFIXES)],
+            timed="timestamp" in columns,
+            clients="client" in columns,
+            settings={"reading": READING, "columns": columns},
+        )
+
+
+class LogFile:
+    """A file of a log, a row an impression; see `distilrank.sources.Part`."""
+
+    def __init__(self, stored: StoredFile, columns: dict[str, str]) -> None:
+        self.name, self.stored, self.columns = stored.name, stored, columns
+
+    def key(self) -> str:
+        return self.stored.key()
+
+    def digest(self) -> str:
+        return self.stored.digest()
+
+    def days(self) -> dict[date | None, int]:
+        name = "timestamp" if "timestamp" in self.columns else "product_id"
+        file = File(self.stored, {name: self.columns[name]})
+        counts: dict[date | None, int] = {}
+        for rows in file.batches(Problems(), lenient=[name], ranges=True):
+            day = rows.timestamp(name).cast(pa.date32()) if name == "timestamp" else pa.nulls(len(rows), pa.date32())
+            for count in pc.value_counts(day).to_pylist():
+                counts[count["values"]] = counts.get(count["values"], 0) + count["counts"]
+        return counts
+
+    def load(self, connection: duckdb.DuckDBPyConnection, problems: Problems) -> None:
+        file = File(self.stored, self.columns)
+        read = left_out = 0
+        for rows in file.batches(problems, lenient=_LENIENT):
+            values = {field.name: pa.nulls(len(rows), field.type) for field in records.EVENTS}
+            values["query"], values["product_id"] = rows.query("query"), rows.key("product_id")
+            values["shown"] = pa.repeat(pa.scalar(1, pa.int32()), len(rows))
+            values["clicked"] = pa.repeat(pa.scalar(0, pa.int32()), len(rows))
+            if "timestamp" in file.columns:
+                values["at"] = rows.timestamp("timestamp")
+            if "position" in file.columns:
+                values["position"] = rows.number("position", 1, 2**31 - 1, whole=True).cast(pa.int32())
+            if "clicked" in file.columns:
+                values["clicked"] = pc.fill_null(rows.boolean("clicked"), False).cast(pa.int32())
+            if "client" in file.columns:
+                values["client"] = rows.identifier("client")
+            connection.from_arrow(rows.keep(**values)).insert_into("events")
+            read, left_out = read + len(rows), left_out + rows.left_out
+        if left_out > UNUSABLE * read:
+            problems.add(
+                self.name,
+                f"{left_out} of {read} rows ({left_out / read:.1%}) lack a query, a product id or a time that can be "
+                f"read, expected at most {UNUSABLE:.0%}",
+                examples=[
+                    each for one in problems if one.where == self.name and not one.fatal for each in one.examples
+                ],
             )
-        return distinct.cast(records.PRODUCTS)
-
-    def products(self) -> pa.Table:
-        return self._products
-
-    def judgements(self) -> pa.Table:
-        table = judgements(self._judgements, self.rating_range, raters=1)
-        known = pc.is_in(table["product_id"], value_set=self._products["product_id"].combine_chunks())
-        row = pc.index(known, False).as_py()
-        if row >= 0:
-            self._judgements.fail("product_id", row, f"a product of {self._catalogue.path}")
-        return table
-
-    def impressions(self) -> pa.Table | None:
-        file = self._log
-        if file is None:
-            return None
-        rows = file.table().num_rows
-        empty = {field.name: pa.nulls(rows, field.type) for field in records.IMPRESSIONS}
-        found = {"query": file.query("query"), "product_id": file.key("product_id")}
-        if "timestamp" in file.columns:
-            found["timestamp"] = file.timestamp("timestamp")
-        if "position" in file.columns:
-            found["position"] = file.number("position", 1, 2**31 - 1, whole=True).cast(pa.int32())
-        if "clicked" in file.columns:
-            found["clicked"] = file.boolean("clicked")
-        return pa.table({**empty, **found}, schema=records.IMPRESSIONS)
-
-    def times(self) -> pa.ChunkedArray | None:
-        if not self.data.logs or not self.data.columns.timestamp:
-            return None
-        return self._file(self.data.logs, "timestamp").timestamp("timestamp")

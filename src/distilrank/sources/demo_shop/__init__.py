@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import io
 import random
+from collections.abc import Iterator
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,7 +24,8 @@ from pyarrow import csv
 from distilrank import artifacts, records
 from distilrank.config import DemoShop
 from distilrank.errors import InputError
-from distilrank.sources import Source
+from distilrank.problems import Problems
+from distilrank.sources import Log
 from distilrank.sources.demo_shop import catalogue, judgements, logs, queries
 from distilrank.sources.demo_shop.catalogue import Catalogue
 from distilrank.sources.demo_shop.queries import GRADES, Query
@@ -52,29 +56,32 @@ class Shop:
     def __init__(self, config: DemoShop) -> None:
         self.config = config
 
-    def files(self) -> list[Path]:
+    def files(self) -> list[str]:
         """None: the shop is generated."""
         return []
 
-    def check(self) -> None:
+    def check(self, problems: Problems) -> None:
         """Nothing can be missing."""
 
     def digest(self) -> str:
         """Digest of the configuration and of the generator's version."""
         return artifacts.digest_json({"generator": GENERATOR, **self.config.model_dump(mode="json")})
 
-    def products(self) -> pa.Table:
+    def products(self, problems: Problems) -> Iterator[pa.RecordBatch]:
         """The catalogue, as records.PRODUCTS; a new kind's products, if any, come last."""
-        return self._catalogue.table
+        yield from self._catalogue.table.to_batches()
 
-    def judgements(self) -> pa.Table:
+    def judgements(self, problems: Problems) -> pa.Table:
         """The judged pairs, as records.JUDGEMENTS."""
         pairs = self.truth()
         ratings = judgements.rate(
             pairs["grade"].to_numpy(), self.config.raters, self.config.rater_noise, self._draw("ratings")
         )
         raters = pa.array(np.full(len(ratings), self.config.raters, dtype=np.int32))
-        return pa.table([pairs["query"], pairs["product_id"], pa.array(ratings), raters], schema=records.JUDGEMENTS)
+        gain = pa.nulls(len(ratings), pa.float64())
+        return pa.table(
+            [pairs["query"], pairs["product_id"], pa.array(ratings), raters, gain], schema=records.JUDGEMENTS
+        )
 
     def truth(self) -> pa.Table:
         """The judged pairs without the raters' noise: query, product_id, grade (int8; see GRADES)."""
@@ -103,8 +110,16 @@ class Shop:
         """
         return int(queries.grades(self._wanted(query), self._catalogue)[self._rows[product_id]])
 
+    def log(self) -> Log:
+        """The search log in one part, without clients."""
+        return Log(parts=[GeneratedLog(self)], timed=True, clients=False, settings={}, people=False)
+
     def impressions(self) -> pa.Table:
         """The search log, as records.IMPRESSIONS, in order of time."""
+        return self._impressions
+
+    @cached_property
+    def _impressions(self) -> pa.Table:
         moments = logs.times(self.config.searches, self.config.days, self._draw("times"))
         searched, texts = self._searches(np.flatnonzero(logs.second_period(moments)))
         draw = self._draw("results")
@@ -120,10 +135,6 @@ class Shop:
             ]
         ids = self._catalogue.table["product_id"].combine_chunks()
         return logs.show(moments, texts, searched, found, ids, self._draw("shown"))
-
-    def times(self) -> pa.ChunkedArray:
-        """The timestamps of the search log."""
-        return self.impressions()["timestamp"]
 
     def _searches(self, second: np.ndarray) -> tuple[np.ndarray, pa.Array]:
         """Number and text of each search's query; `second` holds the numbers of the searches of the second period."""
@@ -232,6 +243,38 @@ class Shop:
         raise KeyError(text)
 
 
+class GeneratedLog:
+    """The log of a shop; see `distilrank.sources.Part`."""
+
+    name = "the demo shop's log"
+
+    def __init__(self, shop: Shop) -> None:
+        self.shop = shop
+
+    def key(self) -> str:
+        return self.shop.digest()
+
+    def digest(self) -> str:
+        return self.shop.digest()
+
+    def days(self) -> dict[date | None, int]:
+        days = pc.value_counts(self.shop.impressions()["timestamp"].cast(pa.date32()))
+        return {day["values"]: day["counts"] for day in days.to_pylist()}
+
+    def load(self, connection: duckdb.DuckDBPyConnection, problems: Problems) -> None:
+        shown = self.shop.impressions()
+        nothing = pa.nulls(len(shown), pa.string())
+        columns = {
+            "at": shown["timestamp"].cast(pa.timestamp("us")),
+            "search": nothing,
+            **{name: shown[name] for name in ("query", "product_id", "position")},
+            "shown": pa.array(np.ones(len(shown), np.int32)),
+            "clicked": shown["clicked"].cast(pa.int32()),
+            "client": nothing,
+        }
+        connection.from_arrow(pa.table(columns, schema=records.EVENTS)).insert_into("events")
+
+
 def _word_match(sold: Catalogue) -> logs.WordMatch:
     rows = sold.table.select(records.PRODUCT_FIELDS).to_pylist()
     return logs.WordMatch([" ".join(filter(None, row.values())) for row in rows])
@@ -242,29 +285,33 @@ def open(data: DemoShop) -> Shop:
     return Shop(data)
 
 
-def export(source: Source, folder: Path) -> None:
-    """Write the tables of `source` as the files that `source: tables` reads, with a configuration that names them.
+def export(shop: Shop, folder: Path) -> None:
+    """Write the tables of `shop` as the files that `source: tables` reads, with a configuration that names them.
 
-    `folder` gets judgements.csv, catalogue.csv, logs.csv (if there is a log) and config.yaml, whose paths start with
-    `folder` as given; files of these names are replaced.
+    `folder` gets judgements.csv, catalogue.csv, logs.csv and config.yaml, whose paths start with `folder` as given;
+    files of these names are replaced.
     """
-    rated, sold, log = source.judgements(), source.products(), source.impressions()
-    tables = {"judgements": rated, "catalogue": sold}
-    if log is not None:
-        iso = pc.strftime(log["timestamp"].cast(pa.timestamp("s", tz="UTC")), format="%Y-%m-%dT%H:%M:%SZ")
-        tables["logs"] = log.set_column(log.column_names.index("timestamp"), "timestamp", iso)
+    problems, log = Problems(), shop.impressions()
+    iso = pc.strftime(log["timestamp"].cast(pa.timestamp("s", tz="UTC")), format="%Y-%m-%dT%H:%M:%SZ")
+    tables = {
+        "judgements": shop.judgements(problems).drop_columns(["gain"]),
+        "catalogue": pa.Table.from_batches(shop.products(problems), records.PRODUCTS),
+        "logs": log.set_column(log.column_names.index("timestamp"), "timestamp", iso),
+    }
     for name, table in tables.items():
         text = io.BytesIO()
         csv.write_csv(table, text, csv.WriteOptions(quoting_style="needed"))
         artifacts.write_text(folder / f"{name}.csv", text.getvalue().decode())
 
-    low, high = source.rating_range
+    low, high = shop.rating_range
     data = {
         "source": "tables",
         **{name: str(folder / f"{name}.csv") for name in tables},
         "rating_min": low,
         "rating_max": high,
-        "relevant_from": source.relevant_from,
+        "relevant_from": shop.relevant_from,
         "columns": {column: column for table in tables.values() for column in table.column_names},
     }
-    artifacts.write_text(folder / "config.yaml", _EXPORTED + yaml.safe_dump({"data": data}, sort_keys=False))
+    # The shop's log does not tell who searched.
+    values = {"data": data, "prepare": {"privacy": {"min_clients": 1}}}
+    artifacts.write_text(folder / "config.yaml", _EXPORTED + yaml.safe_dump(values, sort_keys=False))

@@ -1,0 +1,204 @@
+"""The catalogue, cleaned: short fields in memory, descriptions on disk, so that millions of products fit a laptop."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from selectolax.lexbor import LexborHTMLParser
+
+from distilrank import normalise, records
+from distilrank.problems import EXAMPLES, Problems
+
+SHORT_FIELDS = tuple(name for name in records.PRODUCT_FIELDS if name != "description")
+
+# A tag, a comment or an entity; a lone < or & is none ("5 < 6", "black & decker").
+_MARKUP = r"<[A-Za-z/!]|&(#\d+|#[xX][0-9a-fA-F]+|[A-Za-z]+\d*);"
+_IS_MARKUP = re.compile(_MARKUP)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_BREAKS = re.compile(r"(?i)<(?=/?(?:br|p|div|li|ul|ol|tr|td|th|h[1-6]|table|section|hr)\b)")
+_MARKS = re.compile("[\u2122\u00ae\u00a9\u2120]")  # NFKC would make letters of them
+
+
+def clean(text: str) -> str:
+    """A product's text for models: HTML as text, Unicode NFKC with plain quotes and dashes, white space collapsed.
+
+    Case stays. Marks such as the trademark sign go.
+    """
+    if _IS_MARKUP.search(text):
+        # Block elements separate words, inline ones do not.
+        tree = LexborHTMLParser(_BREAKS.sub(" <", text))
+        tree.strip_tags(["script", "style"], recursive=True)
+        text = tree.text(deep=True)
+    if not text.isascii():
+        text = normalise.compatible(_MARKS.sub("", text))
+    return " ".join(_CONTROL.sub(" ", text).split())
+
+
+def clean_column(column: pa.Array) -> pa.Array:
+    """`clean` for each text, string; what is left blank is null."""
+    plain = pc.and_(pc.string_is_ascii(column), pc.invert(pc.match_substring_regex(column, _MARKUP)))
+    squeezed = pc.utf8_trim_whitespace(pc.replace_substring_regex(column, r"[ \x00-\x1f\x7f]+", " "))
+    rows = np.flatnonzero(~pc.fill_null(plain, True).to_numpy(zero_copy_only=False))
+    if len(rows):
+        mask = np.zeros(len(column), bool)
+        mask[rows] = True
+        cleaned = pa.array([clean(text) for text in column.take(pa.array(rows)).to_pylist()], pa.string())
+        squeezed = pc.replace_with_mask(squeezed, pa.array(mask), cleaned)
+    return pc.if_else(pc.equal(squeezed, ""), pa.scalar(None, pa.string()), squeezed)
+
+
+class Spool:
+    """Texts on disk, in order of their coming; memory follows their number, not their length."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w+b")
+        self._ends = [np.zeros(1, np.int64)]
+        self._bounds: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return sum(map(len, self._ends)) - 1
+
+    def add(self, column: pa.Array) -> None:
+        """Append texts; a null is kept as an empty one."""
+        if not len(column):
+            return
+        filled = pc.fill_null(column, "").cast(pa.large_binary())
+        lengths = pc.binary_length(filled).to_numpy().astype(np.int64)
+        offset, data = np.frombuffer(filled.buffers()[1], np.int64), filled.buffers()[2]
+        first, last = offset[filled.offset], offset[filled.offset + len(filled)]
+        if data is not None:
+            self._file.write(data[first:last])
+        self._ends.append(self._ends[-1][-1] + np.cumsum(lengths))
+        self._bounds = None
+
+    def take(self, rows: np.ndarray) -> pa.Array:
+        """The texts at `rows`, string; empty ones are null."""
+        bounds = self._finish()
+        starts, ends = bounds[rows], bounds[rows + 1]
+        found: list[bytes | None] = []
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            if start == end:
+                found.append(None)
+            else:
+                self._file.seek(start)
+                found.append(self._file.read(end - start))
+        return pa.array(found, pa.binary()).cast(pa.string())
+
+    def empty(self) -> np.ndarray:
+        """Which texts are empty, bool."""
+        return np.diff(self._finish()) == 0
+
+    def _finish(self) -> np.ndarray:
+        if self._bounds is None:
+            self._bounds = np.concatenate(self._ends)
+            self._ends = [self._bounds]
+            self._file.flush()
+        return self._bounds
+
+
+class Catalogue:
+    """The products, by place.
+
+    Args:
+        batches: as records.PRODUCTS.
+        scratch: folder for what does not fit memory; it must outlive the catalogue.
+        problems: gets repeated ids that describe different products, and ids that differ by leading zeros alone.
+    """
+
+    def __init__(self, batches: Iterable[pa.RecordBatch], scratch: Path, problems: Problems) -> None:
+        self.descriptions = Spool(scratch / "descriptions")
+        short: list[pa.RecordBatch] = []
+        schema = pa.schema([records.PRODUCTS.field(name) for name in ("product_id", *SHORT_FIELDS)])
+        for batch in batches:
+            columns = [clean_column(batch.column(name)) for name in SHORT_FIELDS]
+            self.descriptions.add(clean_column(batch.column("description")))
+            short.append(pa.record_batch([batch.column("product_id"), *columns], schema=schema))
+        self.rows = sum(batch.num_rows for batch in short)
+        self._table = pa.Table.from_batches(short, schema)
+        self._places: np.ndarray | None = None
+        self._merge(problems)
+        self.keys = self._table["product_id"].combine_chunks()
+        if isinstance(self.keys, pa.ChunkedArray):  # more than 2 GiB of keys
+            raise MemoryError("catalogue: the product ids exceed 2 GiB")
+        if not len(self.keys):
+            problems.add("catalogue", "no products, expected some")
+        self._find_lost_zeros(problems)
+
+    def __len__(self) -> int:
+        return self._table.num_rows
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A short field, or product_id, of all products."""
+        return self._table[name]
+
+    @property
+    def missing_descriptions(self) -> int:
+        """Products without a description."""
+        empty = self.descriptions.empty()
+        return int((empty if self._places is None else empty[self._places]).sum())
+
+    def take(self, places: np.ndarray) -> dict[str, pa.Array | pa.ChunkedArray]:
+        """product_id and all product fields of the products at `places`."""
+        rows = pa.array(places)
+        columns = {name: self._table[name].take(rows) for name in ("product_id", *SHORT_FIELDS)}
+        spooled = places if self._places is None else self._places[places]
+        return {**columns, "description": self.descriptions.take(spooled)}
+
+    def texts(self, places: np.ndarray, fields: Iterable[str] = SHORT_FIELDS) -> list[str]:
+        """One string for each product at `places`: its fields, those that it has, separated by blanks."""
+        rows = pa.array(places)
+        columns = [self._table[name].take(rows) for name in fields]
+        # Not "skip": that drops rows without any field.
+        joined = pc.binary_join_element_wise(*columns, " ", null_handling="replace", null_replacement="")
+        return [" ".join(text.split()) for text in joined.to_pylist()]
+
+    def _merge(self, problems: Problems) -> None:
+        """Make one of rows that say the same; note rows that describe one product differently."""
+        keys = self._table["product_id"]
+        distinct = pc.count_distinct(keys).as_py()
+        if distinct == len(keys):
+            return
+        codes = keys.dictionary_encode().combine_chunks().indices.to_numpy()
+        first = np.unique(codes, return_index=True)[1]
+        leader = first[codes]
+        again = np.flatnonzero(leader != np.arange(len(codes)))
+        same = np.ones(len(again), bool)
+        one, other = self.take(again), self.take(leader[again])
+        for name in records.PRODUCT_FIELDS:
+            left, right = (pc.fill_null(column[name], "") for column in (one, other))
+            same &= (
+                pc.equal(left, right).to_numpy(zero_copy_only=False)
+                if isinstance(left, pa.Array)
+                else np.array(pc.equal(left, right))
+            )
+        rows = again[~same]
+        problems.add(
+            "catalogue",
+            "product ids that describe several products, expected one description each",
+            rows=len(rows),
+            examples=[f"rows {leader[row] + 1} and {row + 1}: {keys[row].as_py()!r}" for row in rows[:EXAMPLES]],
+        )
+        self._places = np.sort(first)
+        self._table = self._table.take(pa.array(self._places))
+
+    def _find_lost_zeros(self, problems: Problems) -> None:
+        padded = self.keys.filter(pc.match_substring_regex(self.keys, r"^0+\d+$"))
+        bare = pc.utf8_ltrim(padded, "0")
+        twins = padded.filter(pc.is_in(bare, value_set=self.keys))
+        problems.add(
+            "catalogue",
+            "product ids that differ from another one by leading zeros alone; they are kept apart",
+            rows=len(twins),
+            examples=[repr(key) for key in twins[:EXAMPLES].to_pylist()],
+            fatal=False,
+        )
+
+
+def bare_ids(ids: pa.Array) -> pa.Array:
+    """Product ids without what text-to-number conversions change: leading zeros and a decimal `.0`."""
+    return pc.utf8_ltrim(pc.replace_substring_regex(pc.utf8_trim_whitespace(ids), r"^(\d+)\.0$", r"\1"), "0")

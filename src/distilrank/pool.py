@@ -1,0 +1,160 @@
+"""What a log showed for its queries in the two windows, by place, in DuckDB: memory does not follow the log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+CHUNK = 4096
+"""Queries that are looked at together."""
+
+_UNIT = 1000  # weights are whole numbers, so that their sums do not depend on the order of adding
+_LARGEST = 100 * _UNIT  # a rank that a hundredth of the lists reaches; rarer ones would drown out the others
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Query-product pairs as places in Corpus.query_ids and Corpus.catalogue, a row each."""
+
+    query: np.ndarray
+    product: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Pairs:
+        """The pairs at `rows` (places or a mask)."""
+        return Pairs(self.query[rows], self.product[rows])
+
+
+@dataclass(frozen=True)
+class Shown(Pairs):
+    """Pairs of some queries with what the training window says of them, ascending by query, then product."""
+
+    impressions: np.ndarray
+    clicks: np.ndarray
+    weight: np.ndarray
+    """Impressions as they would be if every rank were seen alike (`Pool.prepare`)."""
+
+
+class Pool:
+    """Impressions of the training window and of the newest traffic.
+
+    Args:
+        connection: with the table `impressions`: query, product (places), position, shown, clicked, newest (bool).
+    """
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._connection = connection
+
+    def _column(self, statement: str, size: int) -> np.ndarray:
+        """A sum by place, int64, shape (size,), from a statement that gives places and sums."""
+        found = self._connection.execute(statement).fetchnumpy()
+        place, value = found.values()
+        column = np.zeros(size, np.int64)
+        column[np.asarray(place, np.int64)] = np.asarray(value, np.int64)
+        return column
+
+    def by_query(self, newest: bool, queries: int) -> np.ndarray:
+        """Impressions of each query in one window, int64, shape (queries,)."""
+        return self._column(
+            f"SELECT query, sum(shown) FROM impressions WHERE newest = {newest} GROUP BY query", queries
+        )
+
+    def totals(self, newest: bool) -> tuple[int, int]:
+        """Impressions and clicks of one window."""
+        statement = (
+            f"SELECT coalesce(sum(shown), 0), coalesce(sum(clicked), 0) FROM impressions WHERE newest = {newest}"
+        )
+        shown, clicked = self._connection.execute(statement).fetchall()[0]
+        return int(shown), int(clicked)
+
+    def prepare(self, train: np.ndarray, hidden: Pairs) -> None:
+        """Make ready what candidates may come from: the training window of some queries, and hidden judgements.
+
+        An impression at a rank weighs as many times more as that rank is shown less often than the most shown one
+        (inverse propensity, at most 100): a product on the second page counts as if all had turned it. Unknown ranks
+        weigh 1. A hidden judgement counts as one impression of unknown rank.
+
+        Args:
+            train: for each query whether it is of the train side, shape (queries,).
+            hidden: pairs whose ratings are forgotten.
+        """
+        self._connection.register("train_side", pa.table({"query": np.flatnonzero(train).astype(np.int32)}))
+        self._connection.register(
+            "hidden", pa.table({"query": hidden.query.astype(np.int32), "product": hidden.product.astype(np.int32)})
+        )
+        self._connection.execute("SET preserve_insertion_order = true")  # the table is to be sorted by query
+        self._connection.execute(
+            f"""CREATE TABLE pool AS
+            WITH ranks AS (SELECT position, sum(shown) AS total FROM impressions
+                WHERE NOT newest AND position IS NOT NULL GROUP BY position),
+            weights AS (SELECT position,
+                least({_LARGEST}, {_UNIT} * (SELECT max(total) FROM ranks) // total)::BIGINT AS weight FROM ranks),
+            shown AS (SELECT i.query, i.product, i.shown, i.clicked,
+                    i.shown * coalesce(w.weight, {_UNIT}) AS weight
+                FROM impressions i SEMI JOIN train_side USING (query) LEFT JOIN weights w USING (position)
+                WHERE NOT i.newest
+                UNION ALL SELECT query, product, 1, 0, {_UNIT} FROM hidden)
+            SELECT query, product, sum(shown)::BIGINT AS shown, sum(clicked)::BIGINT AS clicked,
+                sum(weight)::BIGINT AS weight
+            FROM shown GROUP BY query, product ORDER BY query, product"""
+        )
+        self._connection.execute("SET preserve_insertion_order = false")
+
+    def queries(self) -> np.ndarray:
+        """Places of the queries in the pool, ascending."""
+        found = self._connection.execute("SELECT DISTINCT query FROM pool ORDER BY query").fetchnumpy()
+        return np.asarray(found["query"], np.int64)
+
+    def chunks(self, chosen: np.ndarray) -> Iterator[tuple[np.ndarray, Shown]]:
+        """Go through `chosen` (places, ascending) CHUNK at a time, each time with what was shown for these queries."""
+        for start in range(0, len(chosen), CHUNK):
+            some = chosen[start : start + CHUNK]
+            found = self._connection.execute(
+                "SELECT query, product, shown, clicked, weight FROM pool WHERE query BETWEEN ? AND ? "
+                "ORDER BY query, product",
+                [int(some[0]), int(some[-1])],
+            ).fetchnumpy()
+            query, product, shown, clicks, weight = (np.asarray(column, np.int64) for column in found.values())
+            among = np.isin(query, some)
+            yield some, Shown(query[among], product[among], shown[among], clicks[among], weight[among] / _UNIT)
+
+    def popularity(self, products: int) -> tuple[np.ndarray, np.ndarray]:
+        """Clicks and impressions of each product in the pool, int64, shape (products,) each."""
+        statement = "SELECT product, sum({}) FROM pool GROUP BY product"
+        return self._column(statement.format("clicked"), products), self._column(statement.format("shown"), products)
+
+    def sample(self, newest: bool | None, size: int, draw: np.random.Generator, queries: np.ndarray | None) -> Pairs:
+        """At most `size` impressions, drawn without replacement, ascending by query and product.
+
+        Args:
+            newest: of which window; None: of both.
+            queries: places of the queries that count; None: all.
+        """
+        where = "true" if newest is None else f"newest = {newest}"
+        if queries is not None:
+            self._connection.register("chosen", pa.table({"query": queries.astype(np.int32)}))
+            where += " AND query IN (SELECT query FROM chosen)"
+        self._connection.execute(
+            f"""CREATE OR REPLACE TEMP TABLE sampled AS SELECT query, product, sum(shown)::BIGINT AS shown
+            FROM impressions WHERE {where} GROUP BY query, product"""
+        )
+        (total,) = self._connection.execute("SELECT coalesce(sum(shown), 0)::BIGINT FROM sampled").fetchall()[0]
+        drawn = np.sort(draw.choice(total, min(size, total), replace=False, shuffle=False)) if total else np.empty(0)
+        found: list[Pairs] = []
+        before = 0
+        reader = self._connection.sql("SELECT * FROM sampled ORDER BY query, product").to_arrow_reader(1 << 17)
+        for batch in reader:
+            query, product, shown = (column.to_numpy(zero_copy_only=False) for column in batch.columns)
+            ends = before + np.cumsum(shown)
+            here = drawn[(drawn >= before) & (drawn < ends[-1])]
+            rows = np.searchsorted(ends, here, side="right")
+            found.append(Pairs(query[rows].astype(np.int64), product[rows].astype(np.int64)))
+            before = ends[-1]
+        empty = np.empty(0, np.int64)
+        return Pairs(
+            np.concatenate([empty, *(pairs.query for pairs in found)]),
+            np.concatenate([empty, *(pairs.product for pairs in found)]),
+        )

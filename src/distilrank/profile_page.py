@@ -1,0 +1,459 @@
+"""The data profile as one self-contained page that needs no network and runs no script."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from distilrank import figures
+from distilrank.report import DASH, figure_text, percent_text
+from distilrank.splits import SIDES, STRATA
+
+USES = {
+    "train": "what the teacher learns from, and the student's human term",
+    "dev": "for the choice of checkpoints and for calibration",
+    "test": "for the measures of the report, and nothing else",
+    "hidden": "train queries beyond the budget: their ratings are forgotten, their products join the log",
+    "over_cap": "dev and test queries beyond the cap: used for nothing",
+}
+"""What the judgements are used for, by use."""
+
+PROVENANCES = {
+    "impression": "drawn from what the query's searches showed",
+    "bm25": "the best of BM25",
+    "disagreement": "ranked high by one of BM25 and the embedding retriever, missed by the other",
+    "popular": "the most clicked of the product type that the query finds",
+    "random": "drawn from the whole catalogue",
+}
+"""How candidates were found, by provenance."""
+
+KINDS = {
+    "email": "e-mail address",
+    "phone": "phone number",
+    "card": "payment card or bank account",
+    "digits": "other long number",
+    "url": "link",
+    "id_number": "identity number",
+    "token": "token or key",
+}
+"""Kinds of personal data as readers know them."""
+
+MERGED = {
+    "products_told_twice": "rows of the catalogue that repeat another one word for word",
+    "spellings": "spellings of a query that are another one's normal form",
+    "identical_judgements": "judgements that repeat another one: same query, product and rating",
+    "judgements_of_other_spellings": "judgements of a pair that was judged under another spelling too",
+    "ratings_averaged_over_spellings": "of the pairs so made, those with several ratings: their mean counts",
+}
+"""What became one of several, by what the profile calls it."""
+
+SAMPLES = {"reference": "what drift is measured from", "current": "what is held against it"}
+"""The samples of traffic, by name."""
+
+
+def render(summary: Mapping[str, Any]) -> str:
+    """The page of a data profile.
+
+    Args:
+        summary: what the prepare stage writes as profile.json.
+
+    Returns:
+        HTML; all text of the data is escaped.
+    """
+    logged = summary["rows"]["log"] > 0
+    page = {
+        "source": summary["source"]["source"].replace("_", " "),
+        "logged": logged,
+        "tiles": _tiles(summary),
+        "windows": _windows(summary),
+        "notices": _notices(summary, logged),
+        "dropped": summary["dropped"],
+        "privacy": _privacy(summary["privacy"]),
+        "judgements": _judgements(summary),
+        "splits": _splits(summary, logged),
+        "near": _near_duplicates(summary),
+        "queries": _queries(summary),
+        "traffic": [
+            {"name": name, "what": SAMPLES.get(name, ""), "rows": rows}
+            for name, rows in summary["traffic"]["rows"].items()
+        ],
+        "basis": summary["traffic"]["basis"],
+        "catalogue": _catalogue(summary),
+        "candidates": _candidates(summary),
+        "shards": _shards(summary["shards"]),
+        "strata": STRATA,
+        "settings": list(_flat(summary["source"])),
+        "digest": summary["data_digest"],
+    }
+    return _environment().get_template("profile.html.j2").render(page)
+
+
+def share_text(part: float, whole: float) -> str:
+    """A part of a whole as a percentage that is 0 or 100 % only if it is exactly that; a dash if there is no whole."""
+    if not whole:
+        return DASH
+    share = part / whole
+    if 0 < share < 0.0005:
+        return "<\u202f0.1\u00a0%"
+    if 0.9995 <= share < 1:
+        return ">\u202f99.9\u00a0%"
+    return percent_text(share)
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """The number and what is counted: `1 query`, `2 queries`; `many` if it is not `one` with an s."""
+    return f"{figure_text(number)} {one if number == 1 else many or one + 's'}"
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,  # queries and product ids are other people's text
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(figure=figure_text, counted=counted)
+    return environment
+
+
+def _listing(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+# The parts of the page --------------------------------------------------------------------------------------------
+
+
+def _tiles(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    rows, queries, candidates = (summary[key] for key in ("rows", "queries", "candidates"))
+    shown = summary["impressions"]
+    window, clicks = shown["training_window"], shown["clicks_in_training_window"]
+    judged_pairs = sum(use["pairs"] for use in summary["splits"].values())
+    of_log = f"{figure_text(queries['training_window'])} in the training window"
+    clicked = f"{share_text(clicks, window)} clicked in the training window" if window else "no log"
+    return [
+        {
+            "label": "Products",
+            "value": figure_text(_products(summary)),
+            "note": f"{counted(summary['vocabulary'], 'different word')}",
+        },
+        {
+            "label": "Judged pairs",
+            "value": figure_text(judged_pairs),
+            "note": f"of {counted(queries['judged'], 'query', 'queries')}",
+        },
+        {
+            "label": "Queries",
+            "value": figure_text(queries["distinct"]),
+            "note": of_log if rows["log"] else "all of them judged",
+        },
+        {"label": "Impressions", "value": figure_text(window + shown["newest_traffic"]), "note": clicked},
+        {
+            "label": "Candidates",
+            "value": figure_text(candidates["pairs"]),
+            "note": f"of {counted(candidates['queries'], 'query', 'queries')}, to be labelled by the teacher",
+        },
+    ]
+
+
+def _products(summary: Mapping[str, Any]) -> int:
+    return summary["rows"]["products"] - summary["merged"]["products_told_twice"]
+
+
+def _windows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Training window and newest traffic with their days; empty for a log without time."""
+    bounds = [summary["windows"][key][:10] for key in ("reference_start", "newest_start", "newest_end")]
+    if not all(bounds):
+        return []
+    days = [date.fromisoformat(bound) for bound in bounds]
+    parts = []
+    for at, (key, label) in enumerate((("training_window", "training window"), ("newest_traffic", "newest traffic"))):
+        begin, end = days[at], days[at + 1]
+        parts.append(
+            {
+                "name": key,
+                "label": label,
+                "first": begin.isoformat(),
+                "last": date.fromordinal(end.toordinal() - 1).isoformat(),
+                "days": (end - begin).days,
+                "impressions": summary["impressions"][key],
+                "queries": summary["queries"][key],
+            }
+        )
+    return parts
+
+
+def _notices(summary: Mapping[str, Any], logged: bool) -> list[dict[str, str]]:
+    """What a reader should know first: a line each, with its tone and the section that has more."""
+    notices = []
+
+    def note(tone: str, section: str, text: str) -> None:
+        notices.append({"tone": tone, "section": section, "text": text})
+
+    dropped = summary["dropped"]
+    if dropped:
+        largest = max(dropped, key=lambda problem: problem["rows"])
+        several = f"{len(dropped)} kinds of rows left out, or odd, the most frequent"
+        kinds = several if len(dropped) > 1 else "Left out, or odd"
+        note(
+            "note",
+            "left-out",
+            f"{kinds}: {largest['what'].removeprefix('left out, ')} ({counted(largest['rows'], 'row')}).",
+        )
+    else:
+        note("good", "left-out", "Nothing was left out, and nothing looked odd.")
+    privacy = summary["privacy"]
+    if not logged:
+        note("good", "privacy", "There is no log, so no shopper's search was read.")
+    else:
+        found = [KINDS.get(kind, kind) for kind in privacy["scrubbed"]]
+        scrubbed = f"Taken out of queries: {_listing(found)}." if found else "Nothing was taken out of queries."
+        if privacy["min_clients"] > 1:
+            rare = (
+                f"{counted(privacy['dropped_queries'], 'query', 'queries')} of fewer than {privacy['min_clients']} "
+                f"clients dropped."
+            )
+            note("note", "privacy", f"{scrubbed} {rare}")
+        else:
+            note("warn", "privacy", f"{scrubbed} Queries that a single client typed were kept.")
+    if len(summary["ratings"] or ()) == 1:
+        note(
+            "warn", "judgements", "All judged pairs have one and the same rating: there is nothing to learn from them."
+        )
+    strata = summary["strata"]
+    for side in ("dev", "test") if logged else ():
+        absent = [name for name in STRATA if strata["queries"][name] and not strata[side][name]]
+        if absent:
+            note(
+                "warn",
+                "splits",
+                f"No {' or '.join(absent)} query is on the {side} side: its measures say nothing about them.",
+            )
+    pairs = {uses: count for uses, count in summary["near_duplicates"]["pairs"].items() if count}
+    if pairs:
+        found = [f"{figure_text(count)} between {uses}" for uses, count in pairs.items()]
+        note("note", "near-duplicates", f"Queries that nearly repeat one of another side: {_listing(found)}.")
+    else:
+        note("good", "near-duplicates", "No dev or test query nearly repeats a query of another side.")
+    queries = summary["queries"]
+    if queries["newest_traffic"]:
+        new = queries["newest_traffic_not_in_training_window"]
+        note(
+            "note",
+            "queries",
+            f"{figure_text(new)} of {counted(queries['newest_traffic'], 'query', 'queries')} of the newest traffic "
+            f"({share_text(new, queries['newest_traffic'])}) {'was' if new == 1 else 'were'} not seen in the training "
+            "window.",
+        )
+    else:
+        note("note", "queries", f"For drift, {summary['traffic']['basis']}.")
+    return notices
+
+
+def _privacy(privacy: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **privacy,
+        "kinds": [
+            {"label": KINDS.get(kind, kind.replace("_", " ")), **counts} for kind, counts in privacy["scrubbed"].items()
+        ],
+    }
+
+
+def _judgements(summary: Mapping[str, Any]) -> dict[str, Any]:
+    counts = summary["ratings"]
+    raters = summary["raters"]
+    same = raters["min"] == raters["max"]
+    common = ""
+    if counts:
+        rating, most = max(counts.items(), key=lambda item: item[1])
+        total = sum(counts.values())
+        common = (
+            f"All {counted(total, 'judged pair')} are rated {rating}."
+            if len(counts) == 1
+            else f"{figure_text(len(counts))} different ratings; the most frequent is {rating}, of "
+            f"{counted(most, 'pair')} ({share_text(most, total)})."
+        )
+    merged = [
+        {"label": MERGED.get(name, name.replace("_", " ")), "count": count} for name, count in summary["merged"].items()
+    ]
+    if same:
+        common = f"{common} Every rating is the mean of {counted(int(raters['max']), 'rater')}.".strip()
+    return {
+        "rows": summary["rows"]["judgements"],
+        "common": common,
+        "figure": Markup(figures.ratings(counts)) if counts else "",
+        "raters": [] if same else _spreads({"raters of a pair": raters}),
+        "merged": merged if any(row["count"] for row in merged) else [],
+    }
+
+
+def _splits(summary: Mapping[str, Any], logged: bool) -> dict[str, Any]:
+    splits, strata = summary["splits"], summary["strata"]
+    total = sum(use["pairs"] for use in splits.values())
+    uses = [
+        {
+            "name": name,
+            "label": name.replace("_", " "),
+            "what": USES.get(name, ""),
+            **counts,
+            "share": share_text(counts["pairs"], total),
+            "told": counts["pairs"] > total * (len(name) + 1) / 100,  # a letter takes a hundredth of the page
+        }
+        for name, counts in splits.items()
+    ]
+    groups = [
+        ("Traffic and candidates", "impressions of the training window", strata["impressions"]),
+        ("", "queries, judged or logged", strata["queries"]),
+        ("", "queries with candidates", summary["candidates"]["strata"]),
+        *(("Judged queries" if side == SIDES[0] else "", side, strata[side]) for side in SIDES),
+        *(("Judged pairs" if side == SIDES[0] else "", side, strata["pairs"][side]) for side in SIDES),
+    ]
+    return {
+        "uses": uses,
+        "total": total,
+        "targets": Markup(figures.target_tenths(summary["targets"])),
+        "words": _spreads(strata["query_words"]),
+        "strata": [{"group": group, "label": label, **_stack(counts)} for group, label, counts in groups]
+        if logged
+        else [],
+        "cut": strata["cut"],
+    }
+
+
+def _stack(counts: Mapping[str, int]) -> dict[str, Any]:
+    """A stacked bar of the strata: the parts, those that are wide enough with their share."""
+    total = sum(counts.values())
+    return {
+        "parts": [
+            {
+                "name": name,
+                "count": counts[name],
+                "share": share_text(counts[name], total),
+                "told": bool(total) and counts[name] / total >= 0.15,
+            }
+            for name in STRATA
+        ],
+        "told": ", ".join(f"{name} {share_text(counts[name], total)}" for name in STRATA),
+    }
+
+
+def _near_duplicates(summary: Mapping[str, Any]) -> dict[str, Any]:
+    found, splits = summary["near_duplicates"], summary["splits"]
+    rows = []
+    for uses, count in found["pairs"].items():
+        use, _, other = uses.partition(" and ")
+        rows.append(
+            {
+                "use": use,
+                "other": other,
+                "count": count,
+                "queries": splits[use]["queries"],
+                "share": share_text(count, splits[use]["queries"]),
+                "examples": [(row[use], row[other]) for row in found["examples"] if row["uses"] == uses],
+            }
+        )
+    return {"rows": rows, "any": any(row["count"] for row in rows)}
+
+
+def _queries(summary: Mapping[str, Any]) -> dict[str, Any]:
+    curve = summary["frequency"]
+    return {
+        **summary["queries"],
+        "figure": Markup(figures.frequency(curve, 1 / 3, 2 / 3)) if curve else "",
+        "top": curve[0] if curve else None,
+        "top_share": percent_text(curve[0]["share"]) if curve else "",
+    }
+
+
+def _catalogue(summary: Mapping[str, Any]) -> dict[str, Any]:
+    products = _products(summary)
+    lengths = {
+        ("query, in words" if name == "query_words" else name.removesuffix("_tokens").replace("_", " ")): spread
+        for name, spread in summary["lengths"].items()
+    }
+    return {
+        "products": products,
+        "lengths": _spreads(lengths),
+        "fields": [
+            {
+                "label": name.replace("_", " "),
+                "missing": missing,
+                "share": share_text(missing, products),
+                "reach": _reach(missing, products),
+            }
+            for name, missing in summary["missing_fields"].items()
+        ],
+    }
+
+
+def _candidates(summary: Mapping[str, Any]) -> dict[str, Any]:
+    candidates = summary["candidates"]
+    provenance = candidates["provenance"]
+    largest = max(provenance.values())
+    return {
+        **candidates,
+        "ways": [
+            {
+                "label": name.replace("bm25", "BM25"),
+                "what": PROVENANCES.get(name, ""),
+                "count": count,
+                "share": share_text(count, candidates["pairs"]),
+                "reach": _reach(count, largest),
+            }
+            for name, count in provenance.items()
+        ],
+        "spread": []
+        if candidates["per_query"]["min"] == candidates["per_query"]["max"]
+        else _spreads({"candidates of a query": candidates["per_query"]}),
+        "products_share": share_text(candidates["products"], _products(summary)),
+    }
+
+
+def _shards(shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    tokens = [shard["tokens"] for shard in shards]
+    return {
+        "rows": [{**shard, "reach": _reach(shard["tokens"], max(tokens))} for shard in shards],
+        "tokens": sum(tokens),
+        "pairs": sum(shard["rows"] for shard in shards),
+        "spread": share_text(max(tokens) - min(tokens), min(tokens)),
+    }
+
+
+def _reach(part: float, largest: float) -> float:
+    """Length of a bar in percent; what is not nothing can be seen."""
+    return max(round(100 * part / largest, 2), 0.5) if part and largest else 0
+
+
+def _spreads(rows: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+    """Spreads with the places, in percent, at which to draw them on a scale that they share: log(1 + value)."""
+    largest = max(spread["max"] for spread in rows.values())
+
+    def place(value: float) -> float:
+        return round(100 * math.log1p(value) / math.log1p(largest), 2) if largest > 0 else 0
+
+    return [
+        {
+            "label": label,
+            **spread,
+            "from": place(spread["min"]),
+            "to": place(spread["max"]),
+            "median": place(spread["p50"]),
+            "high": place(spread["p95"]),
+        }
+        for label, spread in rows.items()
+    ]
+
+
+def _flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by dotted key, as the configuration spells them."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks import prepare
+from distilrank import artifacts
+
+ROOT = Path(__file__).parents[1]
+TINY = replace(
+    prepare.QUICK,
+    queries=200,
+    products=300,
+    judged_queries=20,
+    esci_examples=3000,
+    esci_products=4000,
+    esci_queries=150,
+)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): artifacts.digest_file(path) for path in files}
+
+
+def _lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for path in sorted(folder.glob("*.ndjson")) for line in path.read_text().splitlines()]
+
+
+def test_a_generated_log_has_the_asked_events_and_the_same_bytes_again(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        prepare.write_shop(str(tmp_path / name), 2000, TINY)
+    assert _digests(tmp_path / "one") == _digests(tmp_path / "two")
+    shop = tmp_path / "one"
+    events, queries = _lines(shop / "events"), {row["query_id"]: row for row in _lines(shop / "queries")}
+    assert len(events) == 2000
+    assert len(_lines(shop / "later" / "events")) == 2000 // prepare.DAYS
+    assert {path.stem for path in (shop / "events").iterdir()} == {row["timestamp"][:10] for row in events}
+    shown = set()
+    for row in events:
+        search, attributes = queries[row["query_id"]], row["event_attributes"]
+        pair = row["query_id"], attributes["object"]["object_id"], attributes["position"]["ordinal"]
+        assert (row["client_id"], row["timestamp"][:10]) == (search["client_id"], search["timestamp"][:10])
+        assert pair[1] in search["query_response_hit_ids"]
+        # What is clicked has been shown.
+        assert row["action_name"] == ("click" if pair in shown else "impression")
+        shown.add(pair)
+    products = pq.read_table(shop / "catalogue.parquet")["product_id"]
+    judged = pq.read_table(shop / "judgements.parquet")
+    assert len(products) == len(pc.unique(products)) == TINY.products
+    assert pc.all(pc.is_in(judged["product_id"], value_set=products.combine_chunks())).as_py()
+    assert len(judged.group_by(["query", "product_id"]).aggregate([])) == len(judged)
+
+
+def test_generated_esci_files_have_the_asked_rows_and_the_same_bytes_again(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        prepare.write_esci(str(tmp_path / name), TINY)
+    assert _digests(tmp_path / "one") == _digests(tmp_path / "two")
+    examples, products = (pq.read_table(tmp_path / "one" / f"{name}.parquet") for name in ("examples", "products"))
+    assert (len(examples), len(products)) == (TINY.esci_examples, TINY.esci_products)
+    assert set(examples["esci_label"].to_pylist()) == set("ESCI")
+    key = ["product_locale", "product_id"]
+    assert len(products.group_by(key).aggregate([])) == len(products)
+    assert len(examples.group_by(["query", *key]).aggregate([])) == len(examples)
+    assert len(examples.join(products.select(key), keys=key, join_type="inner")) == len(examples)
+
+
+def test_generated_esci_files_have_the_columns_of_the_real_ones(tmp_path: Path) -> None:
+    real = ROOT.parent / "shared/data/esci-sample/examples.parquet"
+    if not real.exists():
+        pytest.skip(f"{real} is not there")
+    prepare.write_esci(str(tmp_path), TINY)
+    fields = {field.name: field.type for field in pq.read_schema(real) if not field.name.startswith("__")}
+    assert {field.name: field.type for field in pq.read_schema(tmp_path / "examples.parquet")} == fields
+
+
+def test_the_last_line_is_the_result(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.prepare", "--quick", "--only", "scrub", "--work", str(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    result = json.loads(ended.stdout.splitlines()[-1])
+    assert result["benchmark"] == "prepare" and result["machine"]["cores"] >= 1
+    bars = {bar["name"]: bar for bar in result["bars"]}
+    assert bars["scrub_found"] == {"name": "scrub_found", "value": 1.0, "bound": 1, "holds": True}
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distilrank import bm25, candidates, normalise, pool, splits
+from distilrank.config import Prepare
+from distilrank.errors import InputError
+from distilrank.retriever import Neighbours, Retriever
+from tests.test_prepare import NO_WINDOW, START, WINDOW, Prepared, Shop, by_query
+
+MODEL = Prepare().retriever.model
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    return Shop(tmp_path)
+
+
+def of_kind(rows: list[dict], kind: str) -> list[str]:
+    return [row["product_id"] for row in rows if row["provenance"] == kind]
+
+
+def test_disagreement_is_what_one_retriever_finds_and_the_other_misses(shop: Shop, tmp_path: Path) -> None:
+    names = [title.removesuffix(" deluxe") for title in shop.products["title"]]
+    shop.products["title"] = [f"{name} couch" if "sofa" in name else name for name in names]
+    depth = 8
+    out = Prepared(
+        tmp_path / "out", shop.data(), WINDOW, from_impressions=0, from_bm25=2, from_random=0, from_disagreement=4,
+        retriever={"depth": depth},
+    )  # fmt: skip
+    index = bm25.Index(shop.products["title"])
+    retriever = Retriever(MODEL)
+    vectors = retriever.embed(shop.products["title"]).astype(np.float16)
+    for query, rows in by_query(out.candidates).items():
+        lexical = index.top(query, depth).tolist()
+        near = Neighbours(vectors).top(retriever.embed([query]), depth)[0][0].tolist()
+        ours = set(near) ^ set(lexical)
+        found = [int(product[1:]) for product in of_kind(rows, "disagreement")]
+        assert set(found) <= ours - set(lexical[:2])
+        assert len(found) == min(4, len(ours - set(lexical[:2])))
+        if set(near) - set(lexical):
+            assert next(place for place in near if place not in lexical) in found, "the retriever's best comes first"
+
+
+def test_alternating_begins_with_the_embedding_retriever() -> None:
+    near, hits = np.array([5, 1, 7, 9]), np.array([1, 2, 3, 4, 6])
+    assert candidates._alternate(near, hits, 3).tolist() == [5, 2, 7, 3, 9]
+    assert candidates._alternate(near, hits[:0], 3).tolist() == [5, 1, 7, 9]
+
+
+def test_vectors_are_kept_with_the_store_until_the_catalogue_changes(shop: Shop, tmp_path: Path) -> None:
+    knobs = {"from_disagreement": 2, "store": str(tmp_path / "store")}
+    first = Prepared(tmp_path / "one", shop.data(), WINDOW, **knobs)
+    (vectors,) = (tmp_path / "store" / "vectors").iterdir()
+    written = vectors.stat().st_mtime_ns
+    again = Prepared(tmp_path / "two", shop.data(), WINDOW, **knobs)
+    assert vectors.stat().st_mtime_ns == written and again.candidates == first.candidates
+    shop.products["title"][0] += " indeed"
+    Prepared(tmp_path / "three", shop.data(), WINDOW, **knobs)
+    assert len(list((tmp_path / "store" / "vectors").iterdir())) == 2
+
+
+def test_popular_products_are_of_the_type_that_the_query_finds(shop: Shop, tmp_path: Path) -> None:
+    types = [title.split()[0] for title in shop.products["title"]]
+    data = shop.data()
+    shop.products["type"] = types
+    data = shop.data().model_copy(update={"columns": data.columns.model_copy(update={"product_type": "type"})})
+    out = Prepared(tmp_path / "out", data, WINDOW, from_impressions=0, from_bm25=0, from_random=0, from_popular=3)
+    end, knobs = START + timedelta(days=28), Prepare()
+    clicks, seen, per_query = Counter(), Counter(), {}
+    for when, query, product, click in zip(*(shop.log[name] for name in ("when", "query", "product_id", "click"))):
+        place = splits.hash_position(normalise.query_id(query), knobs.salt)
+        if when < end and knobs.test_share <= place < 1 - knobs.dev_share:
+            clicks[product] += click
+            seen[product] += 1
+            per_query.setdefault(query, Counter())[types[int(product[1:])]] += 1
+    checked = 0
+    for query, rows in by_query(out.candidates).items():
+        (best, most), *others = per_query[query].most_common()
+        if others and others[0][1] == most:
+            continue  # the weights of ranks decide
+        ranked = sorted((p for p in seen if types[int(p[1:])] == best), key=lambda p: (-clicks[p], -seen[p], p))
+        assert set(of_kind(rows, "popular")) == set(ranked[:3])
+        checked += 1
+    assert checked > 3
+
+
+def test_a_fixed_size_is_filled_and_cut(shop: Shop, tmp_path: Path) -> None:
+    full = Prepared(tmp_path / "full", shop.data(), WINDOW, from_bm25=1, from_random=1, per_query=15)
+    assert {len(rows) for rows in by_query(full.candidates).values()} == {15}
+    kinds = Counter(full.candidates.column("provenance").to_pylist())
+    assert kinds["bm25"] > 2 * len(by_query(full.candidates)), "BM25 fills first"
+    cut = Prepared(tmp_path / "cut", shop.data(), WINDOW, per_query=4)
+    assert {len(rows) for rows in by_query(cut.candidates).values()} == {4}
+    assert set(cut.candidates.column("provenance").to_pylist()) == {"impression", "bm25"}
+
+
+def test_strata_have_quotas_in_hash_order(shop: Shop, tmp_path: Path) -> None:
+    everything = Prepared(tmp_path / "all", shop.data(), WINDOW)
+    out = Prepared(tmp_path / "out", shop.data(), WINDOW, head_queries=1, torso_queries=2, tail_queries=3)
+    of = {stratum: {} for stratum in splits.STRATA}
+    for row in everything.candidates.to_pylist():
+        of[row["stratum"]][row["query_id"]] = splits.hash_position(row["query_id"], "distilrank")
+    expected = {
+        key
+        for stratum, most in zip(splits.STRATA, (1, 2, 3))
+        for key in sorted(of[stratum], key=of[stratum].get)[:most]
+    }
+    assert all(len(of[stratum]) > most for stratum, most in zip(splits.STRATA, (0, 1, 3)))
+    assert set(out.candidates.column("query_id").to_pylist()) == expected
+    assert out.profile["candidates"]["strata"]["tail"] == 3
+
+
+def test_new_days_do_not_reshuffle_a_querys_draw(shop: Shop, tmp_path: Path) -> None:
+    for name, values in {"when": START, "query": "red sofa", "rank": 1, "click": False}.items():
+        shop.log[name] += [values] * 30
+    shop.log["product_id"] += [f"p{at:02d}" for at in range(10, 40)]
+    before = Prepared(tmp_path / "one", shop.data(), WINDOW, from_impressions=4)
+    for name, values in {"when": START, "query": "blue lamp", "product_id": "p00", "rank": 1, "click": False}.items():
+        shop.log[name].append(values)
+    after = Prepared(tmp_path / "two", shop.data(), WINDOW, from_impressions=4)
+    first, second = (by_query(out.candidates)["red sofa"] for out in (before, after))
+    assert of_kind(first, "impression") == of_kind(second, "impression")
+
+
+def test_shards_are_shared_out_by_tokens() -> None:
+    balance = candidates.Balance(2)
+    query = np.array([3, 3, 5, 7, 7, 9])
+    assert balance.assign(query, np.array([10, 10, 5, 5, 5, 1])).tolist() == [0, 0, 1, 1, 1, 1]
+    assert balance.assign(np.array([11]), np.array([4])).tolist() == [1]
+    assert balance.tokens.tolist() == [20, 20]
+    assert balance.assign(np.zeros(0, np.int64), np.zeros(0, np.int64)).tolist() == []
+
+
+def test_no_candidate_at_all_says_what_to_raise(shop: Shop, tmp_path: Path) -> None:
+    shop.judgements["query"] = [f"zzz {query}" for query in shop.judgements["query"]]
+    shop.products["title"] = ["?", *["word"] * 39]
+    with pytest.raises(InputError, match=r"no candidate for any of \d+ queries; raise prepare.from_random"):
+        Prepared(tmp_path / "out", shop.data(logs=False), NO_WINDOW, from_random=0)
+
+
+def test_chunks_go_through_all_queries_in_order(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Prepared(tmp_path / "one", shop.data(), WINDOW, shards=1)
+    monkeypatch.setattr(pool, "CHUNK", 3)
+    parts = Prepared(tmp_path / "two", shop.data(), WINDOW, shards=1)
+    assert parts.candidates == whole.candidates
+
+
+# Who searched -----------------------------------------------------------------------------------------------------
+
+
+def with_clients(shop: Shop, clients: list[str]):
+    shop.log["who"] = clients
+    data = shop.data()
+    return data.model_copy(update={"columns": data.columns.model_copy(update={"client": "who"})})
+
+
+def test_queries_of_few_clients_are_dropped_and_counted(shop: Shop, tmp_path: Path) -> None:
+    # Queries on white things are typed by two people, over and over; all others by many.
+    who = [f"w{at % 2}" if "white" in query else f"c{at % 50}" for at, query in enumerate(shop.log["query"])]
+    data = with_clients(shop, who)
+    out = Prepared(tmp_path / "out", data, WINDOW, privacy={"min_clients": 3})
+    clients = {query: {c for q, c in zip(shop.log["query"], who) if q == query} for query in shop.log["query"]}
+    rare = {query for query, names in clients.items() if len(names) < 3}
+    assert any("white" in query for query in rare) and len(rare) < len(clients)
+    assert not rare & set(out.candidates.column("query").to_pylist())
+    for table in out.traffic.values():
+        assert not rare & set(table.column("query").to_pylist())
+    dropped = sum(query in rare for query in shop.log["query"])
+    assert out.profile["privacy"] == {
+        "min_clients": 3, "dropped_queries": len(rare), "dropped_impressions": dropped, "scrubbed": {},
+    }  # fmt: skip
+    assert {row["what"]: row["rows"] for row in out.profile["dropped"]} == {
+        "impressions of queries with fewer than 3 clients": dropped
+    }
+    judged = {query for side in splits.SIDES for query in out.judged[side].column("query").to_pylist()}
+    assert any("white" in query for query in judged), "judgements are not the log's"
+    kept = Prepared(tmp_path / "kept", data, WINDOW, privacy={"min_clients": 1})
+    assert kept.profile["privacy"]["dropped_queries"] == 0
+
+
+def test_no_client_id_leaves_the_stage(shop: Shop, tmp_path: Path) -> None:
+    data = with_clients(shop, [f"secret-{at % 40}" for at in range(len(shop.log["query"]))])
+    out = Prepared(tmp_path / "out", data, WINDOW, store=str(tmp_path / "store"))
+    for folder in (out.folder, tmp_path / "store"):
+        for path in (path for path in folder.rglob("*") if path.is_file()):
+            assert b"secret-" not in path.read_bytes()
+
+
+def test_a_log_that_does_not_tell_who_searched(shop: Shop, tmp_path: Path) -> None:
+    out = Prepared(tmp_path / "out", shop.data(), WINDOW, privacy={"min_clients": 3})
+    (note,) = (row for row in out.profile["dropped"] if "does not tell who searched" in row["what"])
+    assert "data.columns.client" in note["what"] and out.profile["privacy"]["min_clients"] == 1
+    with pytest.raises(InputError, match=r"min_clients is 3, but the log does not tell who searched: name the column"):
+        Prepared(tmp_path / "refused", shop.data(), WINDOW, privacy={"min_clients": 3, "unknown_clients": "refuse"})
+
+
+def test_ids_that_lost_their_zeros_are_hinted_at(shop: Shop, tmp_path: Path) -> None:
+    shop.products["product_id"] = [f"{at:05d}" for at in range(40)]
+    shop.judgements["product_id"] = [f"{int(key[1:]):05d}" for key in shop.judgements["product_id"]]
+    shop.log["product_id"] = [key.replace("p", "") for key in shop.log["product_id"]]
+    with pytest.raises(InputError, match="no impressions in the training window"):
+        Prepared(tmp_path / "out", shop.data(), WINDOW)
+    shop.log["product_id"][:200] = [f"{int(key):05d}" for key in shop.log["product_id"][:200]]
+    out = Prepared(tmp_path / "out", shop.data(), WINDOW)
+    (note,) = (row for row in out.profile["dropped"] if "not in the catalogue" in row["what"])
+    assert "differ from one by leading zeros or type alone: keep ids as text" in note["what"]
+    shop.judgements["product_id"][0] = "0"
+    with pytest.raises(InputError, match=r"judgements: product '0', .*1 of 1 differ from one by leading zeros"):
+        Prepared(tmp_path / "out", shop.data(), WINDOW)
+
+
+# Splits -----------------------------------------------------------------------------------------------------------
+
+
+def test_plurals_fall_on_one_side(shop: Shop, tmp_path: Path) -> None:
+    shop.judgements["query"] += [f"{query}s" for query in shop.judgements["query"]]
+    shop.judgements["product_id"] *= 2
+    shop.judgements["rating"] *= 2
+
+    def sides(out: Prepared) -> dict[str, str]:
+        return {query: side for side in splits.SIDES for query in out.judged[side].column("query").to_pylist()}
+
+    together = sides(Prepared(tmp_path / "one", shop.data(), WINDOW, plurals="together"))
+    assert all(together[query] == together[f"{query}s"] for query in together if not query.endswith("s"))
+    apart = sides(Prepared(tmp_path / "two", shop.data(), WINDOW))
+    assert any(apart[query] != apart[f"{query}s"] for query in apart if f"{query}s" in apart)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("red sofas", "red sofa"),
+        ("batteries aa", "battery aa"),
+        ("glass shelves", "glass shelve"),
+        ("bus", "bus"),
+        ("is", "is"),
+        ("shoes", "shoe"),
+        ("6' hoses", "6' hose"),
+    ],
+)
+def test_singular(text: str, expected: str) -> None:
+    assert normalise.singular(text) == expected
+
+
+def test_near_duplicates_across_sides_are_reported() -> None:
+    index = bm25.Index(["word"])
+    texts = {
+        "train": ["rubber mulch", "2 x 4 stud", "door knob self locking"],
+        "dev": ["oak bench"],
+        "test": ["rubbermulch", "4 x 2 stud", "self-locking door knobs", "benches oak", "new"],
+        "candidates": ["bench, oak"],
+    }
+    found = splits.near_duplicates(texts, index.stem)
+    assert found["pairs"] == {
+        "test and train": 2, "test and candidates": 1, "test and dev": 1, "dev and train": 0, "dev and candidates": 1,
+    }  # fmt: skip
+    assert {"uses": "test and train", "test": "rubbermulch", "train": "rubber mulch"} in found["examples"]

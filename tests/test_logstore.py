@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections import Counter
+from dataclasses import replace
+from datetime import date, datetime, timedelta
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pytest
+
+from distilrank import artifacts, logstore, records
+from distilrank.config import Privacy
+from distilrank.problems import Problems
+from distilrank.sources import Log
+
+DAY = datetime(2026, 11, 1, 10)
+
+
+class Rows:
+    """A part of a log, from rows of (time, search, query, product_id, position, shown, clicked, client)."""
+
+    def __init__(self, name: str, rows: list[tuple]) -> None:
+        self.name, self.rows, self.loads = name, rows, 0
+
+    def key(self) -> str:
+        return artifacts.digest_json([list(map(str, row)) for row in self.rows])
+
+    def digest(self) -> str:
+        return self.key()
+
+    def days(self) -> dict[date | None, int]:
+        return dict(Counter(row[0].date() if row[0] else None for row in self.rows))
+
+    def load(self, connection: duckdb.DuckDBPyConnection, problems: Problems) -> None:
+        self.loads += 1
+        columns = [pa.array(list(column), field.type) for column, field in zip(zip(*self.rows), records.EVENTS)]
+        connection.register("rows", pa.table(columns, schema=records.EVENTS))
+        connection.execute("INSERT INTO events SELECT * FROM rows")
+        connection.unregister("rows")
+
+
+def shown(query: str, product: str, client: str, day: int = 0, rank: int = 1, click: int = 0) -> tuple:
+    return DAY + timedelta(days=day), None, query, product, rank, 1, click, client
+
+
+def log(*parts: Rows) -> Log:
+    return Log(parts, timed=True, clients=True, settings={})
+
+
+def ingest(
+    folder: Path, *parts: Rows, start: str = "2026-10-01", end: str = "2026-12-01", **privacy
+) -> tuple[list[logstore.Kept], Problems]:
+    problems = Problems()
+    return logstore.LogStore(folder).ingest(log(*parts), Privacy(**privacy), start, end, problems), problems
+
+
+def content(kept: list[logstore.Kept], table: str, start: str = "", end: str = "") -> list[dict]:
+    files = [path for part in kept for path in part.files(table, start, end)]
+    if not files:
+        return []
+    reading = f"read_parquet({files}, hive_partitioning = true, hive_types = {{'day': VARCHAR}})"
+    with duckdb.connect() as connection:
+        return connection.sql(f"SELECT * FROM {reading} ORDER BY ALL").to_arrow_table().to_pylist()
+
+
+def text_of(folder: Path) -> bytes:
+    """Every byte of a store, its Parquet tables as text."""
+    found = b""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if path.suffix == ".parquet":
+            found += str(duckdb.sql(f"FROM '{path}'").fetchall()).encode()
+        else:
+            found += path.read_bytes()
+    return found
+
+
+def test_a_part_becomes_day_aggregates(tmp_path: Path) -> None:
+    rows = [
+        shown("Red  Sofa", "p1", "anna", click=1),
+        shown("red sofa", "p1", "bob"),
+        shown("red sofa", "p2", "bob", 1, 4),
+    ]
+    kept, problems = ingest(tmp_path, Rows("a", rows))
+    query = "085966c4bdab14f6"
+    assert content(kept, "pairs") == [
+        {"query_id": query, "product_id": "p1", "position": 1, "shown": 2, "clicked": 1, "day": "2026-11-01"},
+        {"query_id": query, "product_id": "p2", "position": 4, "shown": 1, "clicked": 0, "day": "2026-11-02"},
+    ]
+    typed = {(row["text"], row["day"]): row["typed"] for row in content(kept, "queries")}
+    assert typed == {("Red Sofa", "2026-11-01"): 1, ("red sofa", "2026-11-01"): 1, ("red sofa", "2026-11-02"): 1}
+    clients = content(kept, "clients")
+    assert sorted(row["day"] for row in clients) == ["2026-11-01", "2026-11-01", "2026-11-02"]
+    assert len({row["client"] for row in clients}) == 2, "a client's hash is the same on every day"
+    assert not len(problems)
+    assert content(kept, "pairs", "2026-11-02", "2026-11-03")[0]["product_id"] == "p2"
+
+
+def test_no_id_and_no_personal_data_reaches_the_store(tmp_path: Path) -> None:
+    rows = [
+        (DAY, "search-77", "sofa for bob@example.com", None, None, 0, 0, "client-55"),
+        (DAY, "search-77", None, "p1", 1, 1, 0, "client-55"),
+        (DAY, None, "4111 1111 1111 1111", "p1", 1, 1, 0, "client-66"),
+    ]
+    kept, problems = ingest(tmp_path, Rows("a", rows))
+    everything = text_of(tmp_path)
+    assert b"sofa for" in everything
+    for secret in (b"client-55", b"search-77", b"example.com", b"4111"):
+        assert secret not in everything
+    assert kept[0].facts["scrubbed"] == {"card": {"rows": 1, "queries": 1}, "email": {"rows": 1, "queries": 1}}
+    assert [(problem.rows, problem.what) for problem in problems] == [
+        (1, "rows whose query is blank, or nothing but personal data")
+    ]
+    # Another store has another salt, so that hashes of two shops, or of one at two times, cannot be joined.
+    other, _ = ingest(tmp_path / "other", Rows("a", rows))
+    assert content(other, "clients") != content(kept, "clients")
+    assert (tmp_path / "salt").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_is_no_query_is_left_out_by_reason(tmp_path: Path) -> None:
+    rows = [
+        *(shown(query, "p1", "c") for query in ("sofa", " ", "\u200b", "x" * 501, "y" * 500)),
+        (DAY, "s1", "z" * 600, None, None, 0, 0, "c"),
+        (DAY, "s1", None, "p2", 1, 1, 0, "c"),
+        (DAY, "s2", None, "p2", 1, 1, 0, "c"),
+    ]
+    kept, problems = ingest(tmp_path, Rows("a", rows))
+    assert {problem.what: problem.rows for problem in problems} == {
+        "rows of a search that no query record tells of": 1,
+        "rows whose query is blank, or nothing but personal data": 2,
+        "rows whose query has more than 500 characters": 2,
+    }
+    assert sorted(row["text"] for row in content(kept, "queries")) == ["sofa", "y" * 500]
+
+
+def test_scrubbing_can_be_switched_off(tmp_path: Path) -> None:
+    kept, _ = ingest(tmp_path, Rows("a", [shown("sofa bob@example.com", "p1", "c")]), scrub=False)
+    assert content(kept, "queries")[0]["text"] == "sofa bob@example.com"
+
+
+def test_as_many_clients_are_kept_as_prove_the_bound(tmp_path: Path) -> None:
+    rows = [shown("sofa", "p1", f"c{number}", day) for day in (0, 1) for number in range(50)]
+    kept, _ = ingest(tmp_path, Rows("a", rows), min_clients=4)
+    assert Counter(row["day"] for row in content(kept, "clients")) == {"2026-11-01": 4, "2026-11-02": 4}
+
+
+def test_a_new_day_reads_only_its_own_part(tmp_path: Path) -> None:
+    first = Rows("1", [shown("sofa", "p1", "c")])
+    second = Rows("2", [shown("sofa", "p1", "c", day=1)])
+    before, _ = ingest(tmp_path, first)
+    after, _ = ingest(tmp_path, first, second)
+    assert (first.loads, second.loads) == (1, 1)
+    assert [part.folder for part in after][:1] == [part.folder for part in before]
+    # A part outside the window is not read at all.
+    late = Rows("3", [shown("sofa", "p1", "c", day=60)])
+    kept, _ = ingest(tmp_path, first, second, late)
+    assert len(kept) == 2 and late.loads == 0
+    # What a part's rows were left out for is told again, though it is not read again.
+    odd = Rows("4", [shown("bob@example.com", "p1", "c")])
+    assert [len(ingest(tmp_path, odd)[1]) for _ in range(2)] == [1, 1] and odd.loads == 1
+
+
+def test_another_content_or_reading_is_read_again(tmp_path: Path) -> None:
+    part = Rows("a", [shown("sofa", "p1", "c")])
+    ingest(tmp_path, part)
+    ingest(tmp_path, part, min_clients=5)
+    assert part.loads == 2
+    logstore.LogStore(tmp_path).ingest(replace(log(part), settings={"click": "x"}), Privacy(), "", "", Problems())
+    assert part.loads == 3
+    part.rows = [shown("sofa", "p9", "c")]
+    kept, _ = ingest(tmp_path, part)
+    assert content(kept, "pairs")[0]["product_id"] == "p9"
+
+
+def test_searches_are_known_across_parts_and_midnight(tmp_path: Path) -> None:
+    evening = Rows("1", [(DAY, "s1", "blue lamp", None, None, 0, 0, "c")])
+    morning = Rows("2", [(DAY + timedelta(days=1), "s1", None, "p1", 1, 1, 1, "c"),
+                         (DAY + timedelta(days=1), "s2", None, "p2", 1, 1, 0, "c")])  # fmt: skip
+    kept, problems = ingest(tmp_path, evening, morning)
+    assert [row["product_id"] for row in content(kept, "pairs")] == ["p1"]
+    assert [(p.where, p.rows, p.what) for p in problems] == [("2", 1, "rows of a search that no query record tells of")]
+    # The file that tells of the other search comes late: the rows that waited for it are found again.
+    late = Rows("0", [(DAY, "s2", "red rug", None, None, 0, 0, "c")])
+    kept, problems = ingest(tmp_path, late, evening, morning)
+    assert {row["product_id"] for row in content(kept, "pairs")} == {"p1", "p2"}
+    assert not len(problems) and evening.loads == 1 and morning.loads == 2
+    ingest(tmp_path, late, evening, morning)
+    assert morning.loads == 2
+
+
+def test_a_click_stands_for_an_impression_that_was_not_logged(tmp_path: Path) -> None:
+    rows = [
+        (DAY, None, "sofa", "p1", 3, 0, 1, "c"),
+        (DAY, None, "sofa", "p2", 1, 1, 0, "c"),
+        (DAY, None, "sofa", "p2", 1, 0, 1, "c"),
+    ]
+    kept, _ = ingest(tmp_path, Rows("a", rows))
+    assert [(row["product_id"], row["shown"], row["clicked"]) for row in content(kept, "pairs")] == [
+        ("p1", 1, 1),
+        ("p2", 1, 1),
+    ]
+
+
+def test_a_log_without_times_is_one_day(tmp_path: Path) -> None:
+    kept, _ = ingest(tmp_path, Rows("a", [(None, None, "sofa", "p1", None, 1, 0, None)]), start="", end="")
+    assert kept[0].days == {"none": 1}
+    assert content(kept, "pairs")[0]["position"] is None and content(kept, "clients") == []
+
+
+SLOWLY = """
+    import sys, time
+    from pathlib import Path
+    from distilrank import logstore
+    from tests.test_logstore import Rows, ingest, shown
+    aggregate = logstore._aggregate
+    def slow(*arguments):
+        done = aggregate(*arguments)
+        print("aggregated", flush=True)
+        time.sleep(60)
+        return done
+    logstore._aggregate = slow
+    ingest(Path(sys.argv[1]), Rows("a", [shown("sofa", "p1", "c")]))
+"""
+
+
+def test_a_killed_reading_leaves_no_half_part(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SLOWLY), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": f"{root}:{os.environ.get('PYTHONPATH', '')}"},
+    )
+    assert any(line == "aggregated\n" for line in process.stdout)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not list(tmp_path.glob("parts/*/part.json"))
+    part = Rows("a", [shown("sofa", "p1", "c")])
+    kept, _ = ingest(tmp_path, part)
+    assert part.loads == 1 and len(content(kept, "pairs")) == 1
+    whole, _ = ingest(tmp_path / "whole", Rows("a", part.rows))
+    assert content(kept, "pairs") == content(whole, "pairs") and content(kept, "queries") == content(whole, "queries")
+
+
+def test_summaries_are_remembered_until_the_part_changes(tmp_path: Path) -> None:
+    class Counted(Rows):
+        counted = 0
+
+        def days(self):
+            Counted.counted += 1
+            return super().days()
+
+    part = Counted("a", [shown("sofa", "p1", "c")])
+    store = logstore.LogStore(tmp_path)
+    assert store.summary(part)["days"] == {"2026-11-01": 1}
+    assert logstore.LogStore(tmp_path).summary(part) == store.summary(part)
+    assert Counted.counted == 1
+    part.rows = [*part.rows, shown("sofa", "p1", "c", day=1)]
+    assert store.summary(part)["days"] == {"2026-11-01": 1, "2026-11-02": 1} and Counted.counted == 2
+    assert json.loads(next((tmp_path / "files").iterdir()).read_text())["days"] == store.summary(part)["days"]
+    assert store.digests(log(part), "2026-11-02", "2026-11-03") == [part.digest()]
+    assert store.digests(log(part), "2026-12-02", "2026-12-03") == []
+
+
+@pytest.mark.parametrize("ask", [["2026-11-01", "2026-11-02"], ["", ""]])
+def test_a_window_is_a_choice_of_days(tmp_path: Path, ask: list[str]) -> None:
+    part = Rows("a", [shown("sofa", f"p{day}", "c", day) for day in range(3)])
+    kept, _ = ingest(tmp_path, part, start=ask[0], end=ask[1])
+    assert [row["product_id"] for row in content(kept, "pairs", *ask)] == (["p0"] if ask[0] else ["p0", "p1", "p2"])
