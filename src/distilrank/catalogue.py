@@ -89,9 +89,9 @@ class Spool:
                 found.append(self._file.read(end - start))
         return pa.array(found, pa.binary()).cast(pa.string())
 
-    def empty(self) -> np.ndarray:
-        """Which texts are empty, bool."""
-        return np.diff(self._finish()) == 0
+    def sizes(self) -> np.ndarray:
+        """The length of each text in bytes, int64; 0 for null."""
+        return np.diff(self._finish())
 
     def _finish(self) -> np.ndarray:
         if self._bounds is None:
@@ -139,7 +139,7 @@ class Catalogue:
     @property
     def missing_descriptions(self) -> int:
         """Products without a description."""
-        empty = self.descriptions.empty()
+        empty = self.descriptions.sizes() == 0
         return int((empty if self._places is None else empty[self._places]).sum())
 
     def take(self, places: np.ndarray) -> dict[str, pa.Array | pa.ChunkedArray]:
@@ -148,6 +148,15 @@ class Catalogue:
         columns = {name: self._table[name].take(rows) for name in ("product_id", *SHORT_FIELDS)}
         spooled = places if self._places is None else self._places[places]
         return {**columns, "description": self.descriptions.take(spooled)}
+
+    def characters(self, places: np.ndarray, longest: int) -> np.ndarray:
+        """Characters of all fields of the products at `places`, of a description at most `longest` bytes; int64."""
+        rows = pa.array(places)
+        total = np.zeros(len(places), np.int64)
+        for name in SHORT_FIELDS:
+            total += pc.fill_null(pc.utf8_length(self._table[name].take(rows)), 0).to_numpy()
+        spooled = places if self._places is None else self._places[places]
+        return total + np.minimum(self.descriptions.sizes()[spooled], longest)
 
     def texts(self, places: np.ndarray, fields: Iterable[str] = SHORT_FIELDS) -> list[str]:
         """One string for each product at `places`: its fields, those that it has, separated by blanks."""

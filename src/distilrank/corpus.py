@@ -83,14 +83,9 @@ def read(
     Raises:
         InputError: a table does not fit its schema, or judges what the catalogue lacks.
     """
-    with progress.timed("prepare", "read the catalogue"):
-        catalogue = Catalogue(source.products(problems), scratch, problems)
-    with progress.timed("prepare", "read the judgements"):
-        table = records.conform(source.judgements(problems), records.JUDGEMENTS, "judgements")
-        table = _of_known_products(table, catalogue, problems)
     kept: list[Kept] = []
     log = source.log()
-    if log is not None:
+    if log is not None:  # first, while the catalogue does not take up memory beside it
         if log.people and not log.clients and least_clients(log, config) < config.privacy.min_clients:
             problems.add(
                 "log",
@@ -100,6 +95,11 @@ def read(
             )
         store = LogStore(Path(config.store) if config.store else scratch / "log")
         kept = store.ingest(log, config.privacy, reference_start[:10], newest_end[:10], problems)
+    with progress.timed("prepare", "read the catalogue"):
+        catalogue = Catalogue(source.products(problems), scratch, problems)
+    with progress.timed("prepare", "read the judgements"):
+        table = records.conform(source.judgements(problems), records.JUDGEMENTS, "judgements")
+        table = _of_known_products(table, catalogue, problems)
     return _assemble(
         source, config, (reference_start[:10], newest_start[:10], newest_end[:10]), catalogue, table, log, kept,
         connection, problems,

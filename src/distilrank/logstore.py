@@ -22,7 +22,9 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -43,8 +45,8 @@ FORMAT = 1
 UNTIMED = "none"
 """The day of rows without a time."""
 
-MEMORY = "768MB"
-"""What DuckDB may hold before it spills; two of its threads need some hundred MiB to be fast."""
+MEMORY_MIB = 192
+"""What a database may hold before it spills: it fills what it gets, and more made nothing faster."""
 
 _TABLES = ("events", "mapped", "found", "searches", "resolved")
 _MAX_POSITION = 1000  # deeper ones count as this one
@@ -57,14 +59,18 @@ _LEFT_OUT = {
 
 
 @contextlib.contextmanager
-def connect(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A DuckDB database in a file of its own below `scratch`, deleted afterwards, with bounded memory."""
+def connect(scratch: Path, share: int = 1) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A DuckDB database in a file of its own below `scratch`, deleted afterwards, with bounded memory.
+
+    Args:
+        share: how many such databases work at once; each gets its part of the threads.
+    """
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".duckdb-") as folder:
         connection = duckdb.connect(str(Path(folder) / "work.duckdb"))
         try:
-            connection.execute(f"SET memory_limit = '{MEMORY}'")
+            connection.execute(f"SET memory_limit = '{MEMORY_MIB}MiB'")
             connection.execute(f"SET temp_directory = '{_quoted(folder)}'")
-            connection.execute(f"SET threads = {hardware.cores()}")
+            connection.execute(f"SET threads = {max(hardware.cores() // share, 1)}")
             connection.execute("SET preserve_insertion_order = false")
             connection.execute("SET enable_progress_bar = false")
             connection.execute("SET TimeZone = 'UTC'")
@@ -145,10 +151,18 @@ class LogStore:
         artifacts.write_json(path, found)
         return found
 
+    def summaries(self, log: Log) -> list[dict[str, Any]]:
+        """`summary` of each part of `log`."""
+        with ThreadPoolExecutor(hardware.cores()) as pool:
+            return list(pool.map(self.summary, log.parts))
+
     def digests(self, log: Log, start: str, end: str) -> list[str]:
         """Digests of the parts that have rows in the window, in their order; of all parts if the window is empty."""
-        summaries = [self.summary(part) for part in log.parts]
-        return [found["digest"] for found in summaries if not end or any(start <= day < end for day in found["days"])]
+        return [
+            found["digest"]
+            for found in self.summaries(log)
+            if not end or any(start <= day < end for day in found["days"])
+        ]
 
     # Reading ------------------------------------------------------------------------------------------------------
 
@@ -161,58 +175,54 @@ class LogStore:
             start, end: days (YYYY-MM-DD), the end exclusive; both empty: everything.
             problems: gets what the parts' rows were left out for, also those of parts read earlier.
         """
-        scrubber = Scrubber(privacy.phone_regions) if privacy.scrub else None
-        parts = [(part, self.summary(part)) for part in log.parts]
-        wanted = [(part, found) for part, found in parts if not end or any(start <= day < end for day in found["days"])]
+        summaries = self.summaries(log)
+        wanted = [
+            (part, found)
+            for part, found in zip(log.parts, summaries, strict=True)
+            if not end or any(start <= day < end for day in found["days"])
+        ]
         counter = progress.Counter("prepare", sum(sum(found["days"].values()) for _, found in wanted), "log rows")
+        readings: list[_Reading] = []
+        for part, found in wanted:
+            settings = [FORMAT, found["digest"], log.settings, privacy.model_dump(mode="json")]
+            folder = self.folder / "parts" / artifacts.digest_json(settings)[:32]
+            near = [earlier for earlier in readings if _near(earlier.days, found["days"])]
+            readings.append(_Reading(part, folder, found["days"], near))
+        scrubber = Scrubber(privacy.phone_regions) if privacy.scrub else None
         kept: list[Kept] = []
-        with connect(self.folder) as connection:
-            for part, found in wanted:
-                settings = [FORMAT, found["digest"], log.settings, privacy.model_dump(mode="json")]
-                key = artifacts.digest_json(settings)[:32]
-                rows = sum(found["days"].values())
-                known = self._open(key)
-                neighbours = [other for other in kept if _near(other.days, found["days"])]
-                if known and not self._may_find_more(known, neighbours):
-                    counter.skip(rows)
-                else:
-                    listed = Problems(collect=problems.collect)
-                    known = self._read(part, key, found["days"], privacy, scrubber, neighbours, connection, listed)
-                    counter.add(rows)
-                    if listed.fatal:  # a part that a run would stop at is not kept
-                        problems.extend(listed)
-                        continue
+        with _Workers(self.folder, len(readings)) as workers:
+
+            def read(reading: _Reading) -> tuple[Kept, Problems]:
+                known = _open(reading.folder)
+                if known and not _may_find_more(known, reading.near):
+                    reading.searches.set_result(known.facts["searches"])
+                    return known, Problems()
+                found = Problems(collect=problems.collect)
+                return self._read(reading, privacy, scrubber, workers.connection(), found), found
+
+            # A part waits for earlier ones only; those are begun first, so that no two wait for each other.
+            for reading in readings:
+                reading.done = workers.submit(_settle, reading, read)
+            for reading in readings:
+                known, seen = reading.done.result()
+                counter.add(sum(reading.days.values()))
+                if seen.fatal:  # a part that a run would stop at is not kept
+                    problems.extend(seen)
+                    continue
                 kept.append(known)
                 problems.extend(known.problems)
         return kept
 
-    def _open(self, key: str) -> Kept | None:
-        folder = self.folder / "parts" / key
-        if not (folder / "part.json").exists():
-            return None
-        found = artifacts.read_json(folder / "part.json")
-        listed = [Problem(**value | {"examples": tuple(value["examples"])}) for value in found["problems"]]
-        return Kept(folder, found["name"], found["days"], found["facts"], listed)
-
-    def _may_find_more(self, kept: Kept, neighbours: Sequence[Kept]) -> bool:
-        """Whether searches that were unknown may be told by parts that have come since."""
-        return bool(kept.facts["unknown_searches"]) and sorted(
-            other.folder.name for other in neighbours if other.folder != kept.folder
-        ) != sorted(kept.facts["looked_in"])
-
     def _read(
         self,
-        part: Part,
-        key: str,
-        days: dict[str, int],
+        reading: _Reading,
         privacy: Privacy,
         scrubber: Scrubber | None,
-        neighbours: Sequence[Kept],
         connection: duckdb.DuckDBPyConnection,
         found: Problems,
     ) -> Kept:
-        target = self.folder / "parts" / key
-        partial = target.with_name(f".{key}.{os.getpid()}.partial")
+        part, target = reading.part, reading.folder
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         facts: dict[str, Any] = {}
@@ -220,10 +230,10 @@ class LogStore:
             create_events(connection)
             part.load(connection, found)
             if not found.fatal:
-                facts = _aggregate(connection, part.name, partial, privacy, scrubber, self._salt, neighbours, found)
+                facts = _aggregate(connection, reading, partial, privacy, scrubber, self._salt, found)
                 listed = [problem.to_json() for problem in found]
                 artifacts.write_json(
-                    partial / "part.json", {"name": part.name, "days": days, "facts": facts, "problems": listed}
+                    partial / "part.json", {"name": part.name, "days": reading.days, "facts": facts, "problems": listed}
                 )
                 shutil.rmtree(target, ignore_errors=True)
                 partial.replace(target)
@@ -231,7 +241,81 @@ class LogStore:
             for table in _TABLES:
                 connection.execute(f"DROP TABLE IF EXISTS {table}")
             shutil.rmtree(partial, ignore_errors=True)
-        return Kept(target, part.name, days, facts, list(found))
+        return Kept(target, part.name, reading.days, facts, list(found))
+
+
+class _Reading:
+    """A part that is being read, beside others."""
+
+    def __init__(self, part: Part, folder: Path, days: dict[str, int], near: list[_Reading]) -> None:
+        self.part, self.folder, self.days, self.near = part, folder, days, near
+        self.searches: Future[int] = Future()
+        """How many searches the part tells of; known long before the part is done."""
+        self.done: Future[tuple[Kept, Problems]]
+
+    def searches_nearby(self) -> list[str]:
+        """The files in which earlier parts around the same days tell of searches; waits for those that do."""
+        found = []
+        for other in self.near:
+            if other.folder != self.folder and other.searches.result():
+                other.done.result()
+                found.append(str(other.folder / "searches.parquet"))
+        return found
+
+
+def _settle(reading: _Reading, read: Callable[[_Reading], tuple[Kept, Problems]]) -> tuple[Kept, Problems]:
+    """Read a part, and let nobody wait for its searches if that fails."""
+    try:
+        return read(reading)
+    finally:
+        if not reading.searches.done():
+            reading.searches.set_result(0)
+
+
+class _Workers:
+    """Threads that read parts, each with a database of its own: files of one day are too small to keep two cores busy.
+
+    Args:
+        scratch: folder for the databases.
+        most: how many parts there are.
+    """
+
+    def __init__(self, scratch: Path, most: int) -> None:
+        self._scratch, self._share = scratch, max(min(hardware.cores(), most), 1)
+        self._own, self._stack, self._lock = threading.local(), contextlib.ExitStack(), threading.Lock()
+        self._pool = ThreadPoolExecutor(self._share)
+        self.submit = self._pool.submit
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        """The database of this thread."""
+        if not hasattr(self._own, "connection"):
+            with self._lock:
+                self._own.connection = self._stack.enter_context(connect(self._scratch, self._share))
+        return self._own.connection
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self._stack.close()
+
+
+def _open(folder: Path) -> Kept | None:
+    if not (folder / "part.json").exists():
+        return None
+    found = artifacts.read_json(folder / "part.json")
+    listed = [Problem(**value | {"examples": tuple(value["examples"])}) for value in found["problems"]]
+    return Kept(folder, found["name"], found["days"], found["facts"], listed)
+
+
+def _may_find_more(kept: Kept, near: Sequence[_Reading]) -> bool:
+    """Whether searches that were unknown may be told by parts that have come since."""
+    return bool(kept.facts["unknown_searches"]) and _names(near) != kept.facts["looked_in"]
+
+
+def _names(near: Sequence[_Reading]) -> list[str]:
+    return sorted(other.folder.name for other in near)
 
 
 def _day(day: date | None) -> str:
@@ -249,12 +333,11 @@ def _near(left: Iterable[str], right: Iterable[str]) -> bool:
 
 def _aggregate(
     connection: duckdb.DuckDBPyConnection,
-    name: str,
+    reading: _Reading,
     folder: Path,
     privacy: Privacy,
     scrubber: Scrubber | None,
     salt: str,
-    neighbours: Sequence[Kept],
     problems: Problems,
 ) -> dict[str, Any]:
     """Write the aggregates of the table `events` to `folder` and return the facts about it."""
@@ -273,7 +356,12 @@ def _aggregate(
             f"""COPY (SELECT {salted.format("search")} AS search, query_id, text, why FROM searches)
             TO '{_quoted(folder / "searches.parquet")}' (FORMAT parquet, COMPRESSION zstd)"""
         )
-    others = [str(path) for other in neighbours for path in [other.folder / "searches.parquet"] if path.exists()]
+    reading.searches.set_result(told)
+    (waiting,) = connection.execute(
+        """SELECT count(*) FROM events e ANTI JOIN searches s USING (search)
+        WHERE e.query IS NULL AND e.search IS NOT NULL"""
+    ).fetchall()[0]
+    others = reading.searches_nearby() if waiting else []
     if others:
         connection.execute(
             f"""INSERT INTO searches SELECT u.search, any_value(o.query_id), any_value(o.text), any_value(o.why)
@@ -295,13 +383,13 @@ def _aggregate(
         FROM events e LEFT JOIN mapped m ON m.query = e.query LEFT JOIN searches s ON s.search = e.search"""
     )
     connection.execute("DROP TABLE events")
-    left_out = connection.execute(
+    by_reason = connection.execute(
         """SELECT why, count(*) FROM resolved
         WHERE why = 'unknown' OR (why IS NOT NULL AND product_id IS NOT NULL) GROUP BY why"""
     ).fetchall()
-    left_out = dict(left_out)
+    left_out: dict[str, int] = dict(by_reason)
     for why, what in _LEFT_OUT.items():
-        problems.add(name, what, rows=left_out.get(why, 0), fatal=False)
+        problems.add(reading.part.name, what, rows=left_out.get(why, 0), fatal=False)
     selections = {
         "pairs": """SELECT day, query_id, product_id, position,
                 greatest(sum(shown), sum(clicked))::INTEGER AS shown, sum(clicked)::INTEGER AS clicked
@@ -323,7 +411,8 @@ def _aggregate(
     kinds = connection.execute("SELECT kind, sum(rows), count(*) FROM found GROUP BY kind").fetchall()
     return {
         "unknown_searches": left_out.get("unknown", 0),
-        "looked_in": [other.folder.name for other in neighbours],
+        "looked_in": _names(reading.near),
+        "searches": told,
         "scrubbed": {kind: {"rows": int(rows), "queries": queries} for kind, rows, queries in sorted(kinds)},
     }
 

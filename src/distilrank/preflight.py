@@ -171,8 +171,8 @@ def days_of(store: LogStore, log: sources.Log) -> dict[date, int]:
         InputError: no row has a time.
     """
     days: Counter[date] = Counter()
-    for part in log.parts:
-        for day, rows in store.summary(part)["days"].items():
+    for found in store.summaries(log):
+        for day, rows in found["days"].items():
             if day != UNTIMED:
                 days[date.fromisoformat(day)] += rows
     if not days:

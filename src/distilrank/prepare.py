@@ -34,7 +34,6 @@ from distilrank import (
     splits,
 )
 from distilrank.candidates import PROVENANCES, Balance, Embedded, Mined, Miner
-from distilrank.catalogue import SHORT_FIELDS
 from distilrank.config import Data, Prepare
 from distilrank.corpus import Corpus, read, soft_targets
 from distilrank.errors import InputError
@@ -47,6 +46,8 @@ STAGE = "prepare"
 HELD_OUT = "held-out queries (dev and test side) stand in for the newest traffic"
 _ROWS = 1 << 14  # pairs that are written at a time, with their descriptions
 _TOKENS_SEEN = 256  # of a description, by any teacher in sight
+_SEEN = 4 * _TOKENS_SEEN  # in characters, of which a token has four or so
+_COUNTED = 1000  # products whose tokens are counted to learn how many characters a token has
 
 
 class _Clock:
@@ -334,7 +335,9 @@ def _write_candidates(
     count = max(min(most, len(miner.queries)), 1)
     balance = Balance(count)
     lengths = _Lengths(corpus, tokens)
-    shards = [{"name": f"shard-{number:05d}", "rows": 0, "queries": 0, "tokens": 0} for number in range(count)]
+    shards: list[dict[str, Any]] = [
+        {"name": f"shard-{number:05d}", "rows": 0, "queries": 0, "tokens": 0} for number in range(count)
+    ]
     with contextlib.ExitStack() as stack:
         writers = [
             stack.enter_context(records.Writer(folder / f"{shard['name']}.parquet", records.CANDIDATES))
@@ -374,27 +377,33 @@ def _candidate_rows(corpus: Corpus, mined: Mined, rows: np.ndarray) -> pa.Table:
 
 
 class _Lengths:
-    """Tokens of pairs, each product counted once: what a shard costs to label."""
+    """Tokens of pairs, estimated: what a shard costs to label.
+
+    Counting the tokens of every text takes longer than finding the candidates, so characters are counted, and how many
+    of them make a token is found from a sample.
+    """
 
     def __init__(self, corpus: Corpus, tokens: Tokens) -> None:
-        self.corpus, self.tokens = corpus, tokens
-        self.known = np.full(len(corpus.catalogue), -1, np.int32)
+        self.corpus = corpus
+        count = len(corpus.catalogue)
+        some = np.unique(np.linspace(0, count - 1, min(count, _COUNTED), dtype=np.int64))
+        products = self._characters(some)
+        texts = corpus.catalogue.texts(some)
+        descriptions = pc.fill_null(corpus.catalogue.take(some)["description"], "").to_pylist()
+        counted = tokens.count(texts) + np.minimum(tokens.count([text[:_SEEN] for text in descriptions]), _TOKENS_SEEN)
+        self.per_character = float(counted.sum() / max(products.sum(), 1))
+        self.known = np.full(count, -1, np.int32)
+
+    def _characters(self, products: np.ndarray) -> np.ndarray:
+        return self.corpus.catalogue.characters(products, longest=_SEEN)
 
     def of(self, pairs: Pairs) -> np.ndarray:
         """Tokens of query and product of each pair, int64, shape (pairs,)."""
         new = np.unique(pairs.product[self.known[pairs.product] < 0])
-        for start in range(0, len(new), _ROWS):
-            some = new[start : start + _ROWS]
-            taken = self.corpus.catalogue.take(some)
-            total = np.zeros(len(some), np.int64)
-            for name in SHORT_FIELDS:
-                total += self.tokens.count(pc.fill_null(taken[name], "").to_pylist())
-            # No word piece is shorter than a character, and few are longer than eight.
-            starts = pc.utf8_slice_codeunits(pc.fill_null(taken["description"], ""), 0, 8 * _TOKENS_SEEN)
-            total += np.minimum(self.tokens.count(starts.to_pylist()), _TOKENS_SEEN)
-            self.known[some] = total
+        self.known[new] = self._characters(new)
         queries, query = np.unique(pairs.query, return_inverse=True)
-        return self.tokens.count(_texts(self.corpus, queries))[query] + self.known[pairs.product]
+        typed = pc.utf8_length(self.corpus.queries.take(pa.array(queries))).to_numpy()
+        return np.ceil((typed[query] + self.known[pairs.product]) * self.per_character).astype(np.int64)
 
 
 def _write_traffic(corpus: Corpus, index: bm25.Index, sample: Pairs, path: Path) -> None:

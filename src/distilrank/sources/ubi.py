@@ -14,7 +14,7 @@ import math
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import date
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ READING = 1
 
 _KEYS = ("query_id", "action_name", "user_query")
 _FIELDS = (*_KEYS, "client_id", "timestamp", "application", "event_attributes", "query_response_hit_ids")
+_NESTED = ("event_attributes", "query_response_hit_ids")
 _BULK = ("index", "create", "update", "delete")
 
 _GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
@@ -49,6 +50,7 @@ _DAMAGED = (OSError, EOFError, zlib.error, pa.ArrowException, duckdb.IOException
 _JSON_TYPES = {list: "array", str: "string", bool: "boolean", type(None): "null"}
 
 _LISTS = (".json", ".json.gz")
+_LONGEST_LINE = 1 << 21  # bytes; each thread's buffer is twice as long
 _HEAD_BYTES, _HEAD_LINES = 1 << 20, 100
 _NAMED_ACTIONS = 20
 _SHORT = 60
@@ -150,12 +152,12 @@ class UbiPart:
                 _check_lines(_unpacked(head, whole=not handle.read(1)))
 
     def days(self) -> dict[date | None, int]:
-        with self._reading(), self.stored.open_local() as path, duckdb.connect() as connection:
+        with self._reading(), self.stored.open_local() as path, _memory().cursor() as connection:
             found = connection.execute(
                 f"""SELECT {_at("stamp")}::DATE, count(*) FROM (
                     SELECT stamp, {_clock("stamp")} AS clock FROM (
-                        SELECT {_text("timestamp")} AS stamp FROM ({_fields(connection, path)}) WHERE NOT nothing
-                    )
+                        SELECT {_text("timestamp")} AS stamp FROM ({_fields(connection, path, ["timestamp"])})
+                    ) WHERE stamp IS NOT NULL
                 ) GROUP BY 1"""
             ).fetchall()
         return dict(found)
@@ -244,7 +246,7 @@ class UbiPart:
             note(
                 "query records with hits that are no ids",
                 f"""kind = 'query' AND left_out IS NULL
-                AND len(list_filter(hits, lambda hit: {_text("hit")} IS NULL)) > 0""",
+                AND len(list_filter(hits, lambda hit: {_id("json_extract_string(hit, '$')")} IS NULL)) > 0""",
             )
         (others,) = _one(
             connection,
@@ -278,6 +280,12 @@ class UbiPart:
             problems.add(self.name, what, rows=rows, examples=examples, fatal=False)
 
 
+@cache
+def _memory() -> duckdb.DuckDBPyConnection:
+    """A database for scans that keep nothing; opening one takes longer than scanning a small file."""
+    return duckdb.connect()
+
+
 def _one(connection: duckdb.DuckDBPyConnection, statement: str, values: Sequence[str] = ()) -> tuple[Any, ...]:
     return connection.execute(statement, values).fetchall()[0]
 
@@ -306,10 +314,15 @@ def _quoted(value: object) -> str:
 
 
 def _text(value: str) -> str:
-    """A JSON string or number as text, null if blank or anything else; 3.0, as some exports write a 3, is 3."""
-    text = f"json_extract_string({value}, '$')"
-    return f"""CASE WHEN starts_with({value}, '"') THEN CASE WHEN regexp_matches({text}, '\\S') THEN {text} END
-        WHEN regexp_matches({value}, '^-?[0-9]') THEN regexp_replace({text}, '\\.0+$', '') END"""
+    """A text, null if blank, or if it is an object or an array, which DuckDB hands over as JSON."""
+    return f"""CASE WHEN {value} IS NULL OR {value} = '' OR {value}[1] IN ('{{', '[') THEN NULL
+        WHEN ord({value}) > 32 OR regexp_matches({value}, '\\S') THEN {value} END"""
+
+
+def _id(value: str) -> str:
+    """A text or a number as text; 3.0, as some exports write a 3, is 3."""
+    return f"""CASE WHEN suffix({value}, '.0') AND regexp_matches({value}, '^-?[0-9]+\\.0+$')
+        THEN regexp_replace({value}, '\\.0+$', '') ELSE {_text(value)} END"""
 
 
 def _nested(value: str) -> str:
@@ -319,8 +332,14 @@ def _nested(value: str) -> str:
 
 
 def _clock(text: str) -> str:
-    """The parts of an ISO 8601 time."""
-    return f"regexp_extract({text}, {_quoted(_CLOCK)}, ['local', 'sign', 'hours', 'minutes'])"
+    """The parts of an ISO 8601 time, null for one that `_at` reads at once."""
+    parts = f"regexp_extract({text}, {_quoted(_CLOCK)}, ['local', 'sign', 'hours', 'minutes'])"
+    return f"CASE WHEN NOT {_plain(text)} THEN {parts} END"
+
+
+def _plain(text: str) -> str:
+    """Whether a time has the one form that nearly all have: 2026-03-31T12:00:00.000Z."""
+    return f"(suffix({text}, 'Z') AND {text}[11] = 'T' AND length({text}) BETWEEN 20 AND 27)"
 
 
 def _at(text: str) -> str:
@@ -332,6 +351,7 @@ def _at(text: str) -> str:
     number = f"try_cast({text} AS DOUBLE)"
     offset = "to_minutes(60 * try_cast(clock.hours AS INTEGER) + coalesce(try_cast(clock.minutes AS INTEGER), 0))"
     return f"""CASE
+        WHEN {_plain(text)} THEN try_cast({text} AS TIMESTAMP)
         WHEN clock.sign = '+' THEN try_cast(clock.local AS TIMESTAMP) - {offset}
         WHEN clock.sign = '-' THEN try_cast(clock.local AS TIMESTAMP) + {offset}
         WHEN clock.local <> '' THEN try_cast(clock.local AS TIMESTAMP)
@@ -356,8 +376,8 @@ def _verify(path: Path) -> None:
                 pass
 
 
-def _fields(connection: duckdb.DuckDBPyConnection, path: Path) -> str:
-    """Selects _FIELDS of each line or row as JSON, `bulk` and `nothing`, which a line that cannot be read is.
+def _fields(connection: duckdb.DuckDBPyConnection, path: Path, names: Sequence[str] = _FIELDS) -> str:
+    """Selects fields of each line or row, as text or JSON, `bulk` and `nothing`, which a line that cannot be read is.
 
     Raises:
         InputError: a Parquet file lacks a column.
@@ -365,15 +385,21 @@ def _fields(connection: duckdb.DuckDBPyConnection, path: Path) -> str:
     magic = _magic(path)
     file = _quoted("".join(f"[{letter}]" if letter in "*?[" else letter for letter in str(path)))  # it is a pattern
     if magic != _PARQUET:
-        columns = ", ".join(f"{_quoted(name)}: 'JSON'" for name in (*_FIELDS, *_BULK))
-        return f"""SELECT *, coalesce({", ".join(_FIELDS)}) IS NULL AS nothing,
+        kinds = {name: "JSON" if name in _NESTED else "VARCHAR" for name in (*names, *_BULK)}
+        columns = ", ".join(f"{_quoted(name)}: '{kind}'" for name, kind in kinds.items())
+        return f"""SELECT *, coalesce({", ".join(f"{name}::VARCHAR" for name in names)}) IS NULL AS nothing,
                 coalesce({", ".join(f'"{name}"' for name in _BULK)}) IS NOT NULL AS bulk
             FROM read_ndjson({file}, columns = {{{columns}}}, ignore_errors = true, hive_partitioning = false,
+                maximum_object_size = {_LONGEST_LINE},
                 compression = '{"gzip" if magic.startswith(_GZIP) else "none"}')"""
     table = f"read_parquet({file}, binary_as_string = true, hive_partitioning = false)"
     types = {row[0]: row[1] for row in connection.execute(f"DESCRIBE FROM {table}").fetchall()}
     _check_columns(list(types))
-    columns = ", ".join(f"to_json({_utc(name, types.get(name, ''))}) AS {name}" for name in _FIELDS)
+    columns = ", ".join(
+        f"{'to_json' if name in _NESTED else ''}({_utc(name, types.get(name, ''))})"
+        f"{'' if name in _NESTED else '::VARCHAR'} AS {name}"
+        for name in names
+    )
     return f"SELECT {columns}, FALSE AS nothing, FALSE AS bulk FROM {table}"
 
 
@@ -395,16 +421,16 @@ def _records(connection: duckdb.DuckDBPyConnection, path: Path, data: Ubi) -> st
     attributes = "['$.object.object_id', '$.object.object_id_field', '$.position.ordinal']"
     return f"""
         WITH texts AS (
-            SELECT nothing, bulk, {_text("query_id")} AS search, {_text("user_query")} AS query,
-                {_text("client_id")} AS client, {_text("action_name")} AS action,
+            SELECT nothing, bulk, {_id("query_id")} AS search, {_text("user_query")} AS query,
+                {_id("client_id")} AS client, {_text("action_name")} AS action,
                 {_text("application")} AS application, {_text("timestamp")} AS stamp,
                 {_nested("query_response_hit_ids")} AS hits,
-                json_extract({_nested("event_attributes")}, {attributes}) AS attributes
+                json_extract_string({_nested("event_attributes")}, {attributes}) AS attributes
             FROM ({_fields(connection, path)})
         ), clocks AS (
             SELECT *, {_clock("stamp")} AS clock, {shown} AS shown, {clicked} AS clicked,
-                {_text("attributes[1]")} AS product_id, {_text("attributes[2]")} AS field,
-                try_cast({_text("attributes[3]")} AS DOUBLE) AS ordinal, nullif(attributes[3]::VARCHAR, 'null') AS place
+                {_id("attributes[1]")} AS product_id, {_text("attributes[2]")} AS field,
+                try_cast(attributes[3] AS DOUBLE) AS ordinal, attributes[3] AS place
             FROM texts
         ), kinds AS (
             SELECT * REPLACE (
@@ -437,10 +463,11 @@ def _events(data: Ubi) -> str:
     searches = "FROM ubi_records WHERE kind = 'query' AND left_out IS NULL"
     if data.impressions == "hits":
         shown = "0"
-        hits = f"""UNION ALL SELECT utc, search, query, {_text("hit")} AS product_id, position, 1, 0, client FROM (
-                SELECT utc, search, query, client, unnest(hits) AS hit, generate_subscripts(hits, 1) AS position
+        hits = f"""UNION ALL SELECT utc, search, query, {_id("hit")} AS product_id, position, 1, 0, client FROM (
+                SELECT utc, search, query, client, json_extract_string(unnest(hits), '$') AS hit,
+                    generate_subscripts(hits, 1) AS position
                 {searches}
-            ) WHERE {_text("hit")} IS NOT NULL"""
+            ) WHERE {_id("hit")} IS NOT NULL"""
     # Applications that share a file number their ranks each in its own way.
     return f"""
         SELECT utc AS "at", search, query, product_id,
