@@ -173,7 +173,8 @@ def test_queries_of_few_clients_are_dropped_and_counted(shop: Shop, tmp_path: Pa
         assert not rare & set(table.column("query").to_pylist())
     dropped = sum(query in rare for query in shop.log["query"])
     assert out.profile["privacy"] == {
-        "min_clients": 3, "dropped_queries": len(rare), "dropped_impressions": dropped, "scrubbed": {},
+        "scrub": True, "min_clients": 3, "kept_all": "", "dropped_queries": len(rare),
+        "dropped_impressions": dropped, "scrubbed": {},
     }  # fmt: skip
     assert {row["what"]: row["rows"] for row in out.profile["dropped"]} == {
         "impressions of queries with fewer than 3 clients": dropped

@@ -59,7 +59,7 @@ def test_a_missing_file_or_column_ends_the_check(shop: Shop) -> None:
 
 
 def test_what_the_split_or_the_window_refuses_is_a_problem_too(shop: Shop) -> None:
-    few = data_check.check(settings(shop, prepare={"test_share": 0.0}), full=True)
+    few = data_check.check(settings(shop, prepare={"test_share": 1e-9}), full=True)
     assert any("raise prepare.test_share" in problem.line() for problem in few.problems)
     late = data_check.check(settings(shop, window={"end": "2027-01-01"}), full=True)
     assert any("no impressions in the training window" in problem.line() for problem in late.problems)

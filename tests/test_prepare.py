@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import math
@@ -526,8 +527,8 @@ def test_profile_adds_up(made: tuple[Shop, Prepared]) -> None:
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"dev_share": 0.0}, r"none of the 40 judged queries falls into dev; raise prepare.dev_share \(0.0\)"),
-        ({"test_share": 0.0}, r"falls into test; raise prepare.test_share \(0.0\)"),
+        ({"dev_share": 1e-9}, r"none of the 40 judged queries falls into dev; raise prepare.dev_share \(1e-09\)"),
+        ({"test_share": 1e-9}, r"falls into test; raise prepare.test_share \(1e-09\)"),
         ({"dev_share": 0.499, "test_share": 0.5}, r"falls into train; lower prepare.dev_share"),
     ],
 )
@@ -555,3 +556,43 @@ def test_home_depot_for_real(tmp_path: Path) -> None:
     assert len(by_query(out.candidates)) == 1000
     per_query = [len(rows) for rows in by_query(out.candidates).values()]
     assert max(per_query) == 6 + 4 + 2 and min(per_query) >= 3
+
+
+def test_a_side_may_be_left_empty_on_purpose(shop: Shop, tmp_path: Path) -> None:
+    out = Prepared(tmp_path / "out", shop.data(), WINDOW, dev_share=0, test_share=0)
+    assert out.judged["train"].num_rows == 160
+    assert out.judged["dev"].num_rows == out.judged["test"].num_rows == 0
+    assert "<html" in (out.folder / "profile" / "profile.html").read_text()
+
+
+ESCI = ROOT.parent / "shared" / "data" / "esci-sample"
+
+
+@pytest.mark.skipif(not ESCI.exists(), reason=f"needs the ESCI sample at {ESCI}")
+def test_the_esci_sample_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from distilrank import data_check
+
+    monkeypatch.chdir(tmp_path)
+    with gzip.open(ESCI / "products.vespa.jsonl.gz", "rt") as lines:
+        fields = [json.loads(line)["fields"] for line in lines]
+    names = {"id": "id", "title": "title", "description": "description", "bullets": "bullet_point", "brand": "brand",
+             "color": "color", "locale": "locale"}  # fmt: skip
+    columns = {f"product_{theirs}": [row.get(name) for row in fields] for name, theirs in names.items()}
+    pq.write_table(pa.table(columns), tmp_path / "products.parquet")
+    data = {
+        "source": "esci",
+        "examples": str(ESCI / "examples.parquet"),
+        "products": str(tmp_path / "products.parquet"),
+    }
+    # The sample is one query: it can only be on one side.
+    knobs = {"dev_share": 0, "test_share": 0, "from_random": 2}
+    checked = data_check.check(config.parse({"data": data, "prepare": knobs}, "test"), full=True)
+    assert not checked.problems.fatal, [problem.line() for problem in checked.problems]
+    assert checked.facts["rows"]["judgements"] == 16 and "official script" in checked.facts["gain mappings"]
+    out = Prepared(tmp_path / "out", config.parse({"data": data}, "test").data, NO_WINDOW, **knobs)
+    examples = pq.read_table(ESCI / "examples.parquet").to_pylist()
+    expected = {row["product_id"]: {"E": 1, "S": 0.1, "C": 0.01, "I": 0}[row["esci_label"]] for row in examples}
+    rows = out.judged["train"].to_pylist()
+    assert {row["product_id"]: round(row["target"], 6) for row in rows} == expected
+    assert all("<br>" not in (text or "") for text in out.judged["train"].column("description").to_pylist())
+    assert {row["query"] for row in out.candidates.to_pylist()} == {examples[0]["query"]}

@@ -83,7 +83,10 @@ def bare() -> dict[str, Any]:
             "newest_traffic_not_in_training_window": 0, "judged_and_logged": 0,
         },
         "impressions": {"training_window": 0, "newest_traffic": 0, "clicks_in_training_window": 0},
-        "privacy": {"min_clients": 1, "dropped_queries": 0, "dropped_impressions": 0, "scrubbed": {}},
+        "privacy": {
+            "scrub": True, "min_clients": 1, "kept_all": "no_log", "dropped_queries": 0, "dropped_impressions": 0,
+            "scrubbed": {},
+        },
         "frequency": [],
         "splits": {**sides, "hidden": none, "over_cap": none},
         "ratings": {"3": 24},
@@ -145,7 +148,7 @@ def full(text: str = "") -> dict[str, Any]:
         },
         "impressions": {"training_window": 1_000_000, "newest_traffic": 200_000, "clicks_in_training_window": 87_000},
         "privacy": {
-            "min_clients": 3, "dropped_queries": 370, "dropped_impressions": 5676,
+            "scrub": True, "kept_all": "", "min_clients": 3, "dropped_queries": 370, "dropped_impressions": 5676,
             "scrubbed": {kind: {"rows": 1000 + at, "queries": 10 + at} for at, kind in enumerate(KINDS)},
         },
         "frequency": [
@@ -292,10 +295,16 @@ def test_privacy_names_every_kind_in_words(rich: tuple[str, Page]) -> None:
 
 def test_a_log_of_unknown_clients_is_a_warning() -> None:
     found = full()
-    found["privacy"] = {"min_clients": 1, "dropped_queries": 0, "dropped_impressions": 0, "scrubbed": {}}
+    found["privacy"] |= {"min_clients": 1, "kept_all": "unknown_clients", "scrubbed": {}}
     page = Page(profile_page.render(found))
-    assert "!Nothing was taken out of queries. Queries that a single client typed were kept." in page.of("")
-    assert "no least number of clients was asked for" in page.of("privacy")
+    assert "!Nothing was taken out of queries. All queries were kept: the log does not tell who searched" in page.of("")
+    assert "None: the log does not tell who searched" in page.of("privacy")
+    found["privacy"] |= {"kept_all": "made_up", "scrub": False}
+    page = Page(profile_page.render(found))
+    assert "✓Personal data in queries was not looked for. All queries were kept: its shoppers are made up" in page.of(
+        ""
+    )
+    assert "scrubbing is switched off" in page.of("privacy")
 
 
 def test_judgements_alone_read_well(sparse: Page) -> None:

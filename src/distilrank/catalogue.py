@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ SHORT_FIELDS = tuple(name for name in records.PRODUCT_FIELDS if name != "descrip
 # A tag, a comment or an entity; a lone < or & is none ("5 < 6", "black & decker").
 _MARKUP = r"<[A-Za-z/!]|&(#\d+|#[xX][0-9a-fA-F]+|[A-Za-z]+\d*);"
 _IS_MARKUP = re.compile(_MARKUP)
+_ODD = r"[^ -~]|  |[<&]|^ | $"  # what a text has that `clean` may change; all others are left alone in one sweep
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _BREAKS = re.compile(r"(?i)<(?=/?(?:br|p|div|li|ul|ol|tr|td|th|h[1-6]|table|section|hr)\b)")
 _MARKS = re.compile("[\u2122\u00ae\u00a9\u2120]")  # NFKC would make letters of them
@@ -36,20 +38,18 @@ def clean(text: str) -> str:
         text = tree.text(deep=True)
     if not text.isascii():
         text = normalise.compatible(_MARKS.sub("", text))
-    return " ".join(_CONTROL.sub(" ", text).split())
+    if _CONTROL.search(text):
+        text = _CONTROL.sub(" ", text)
+    return " ".join(text.split())
 
 
 def clean_column(column: pa.Array) -> pa.Array:
     """`clean` for each text, string; what is left blank is null."""
-    plain = pc.and_(pc.string_is_ascii(column), pc.invert(pc.match_substring_regex(column, _MARKUP)))
-    squeezed = pc.utf8_trim_whitespace(pc.replace_substring_regex(column, r"[ \x00-\x1f\x7f]+", " "))
-    rows = np.flatnonzero(~pc.fill_null(plain, True).to_numpy(zero_copy_only=False))
-    if len(rows):
-        mask = np.zeros(len(column), bool)
-        mask[rows] = True
-        cleaned = pa.array([clean(text) for text in column.take(pa.array(rows)).to_pylist()], pa.string())
-        squeezed = pc.replace_with_mask(squeezed, pa.array(mask), cleaned)
-    return pc.if_else(pc.equal(squeezed, ""), pa.scalar(None, pa.string()), squeezed)
+    odd = pc.fill_null(pc.match_substring_regex(column, _ODD), False)
+    if pc.any(odd).as_py():
+        cleaned = pa.array([clean(text) for text in column.filter(odd).to_pylist()], pa.string())
+        column = pc.replace_with_mask(column, odd, cleaned)
+    return pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
 
 
 class Spool:
@@ -114,7 +114,7 @@ class Catalogue:
         self.descriptions = Spool(scratch / "descriptions")
         short: list[pa.RecordBatch] = []
         schema = pa.schema([records.PRODUCTS.field(name) for name in ("product_id", *SHORT_FIELDS)])
-        for batch in batches:
+        for batch in _ahead(batches):
             columns = [clean_column(batch.column(name)) for name in SHORT_FIELDS]
             self.descriptions.add(clean_column(batch.column("description")))
             short.append(pa.record_batch([batch.column("product_id"), *columns], schema=schema))
@@ -206,6 +206,16 @@ class Catalogue:
             examples=[repr(key) for key in twins[:EXAMPLES].to_pylist()],
             fatal=False,
         )
+
+
+def _ahead(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The batches, the next one read while the last one is worked on: Arrow reads on another core."""
+    source = iter(batches)
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, source, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, source, None)
+            yield batch
 
 
 def bare_ids(ids: pa.Array) -> pa.Array:

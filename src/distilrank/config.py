@@ -148,7 +148,8 @@ class Ubi(Judged):
         "", description="Use only events whose object_id_field has this value; empty: whatever it says."
     )
     first_position: Literal["auto", 0, 1] = Field(
-        "auto", description="The ordinal of the top of the list; auto: 0 where a file has an ordinal of 0, else 1."
+        "auto",
+        description="The ordinal of the top of the list; auto: 0 for an application that has an ordinal of 0, else 1.",
     )
     malformed_lines: Share = Field(0.01, description="Stop at a file with a larger share of unreadable lines.")
 
@@ -277,8 +278,8 @@ class Prepare(Section):
         "apart",
         description="together: queries that differ by a plural s fall on one side of the split; never change it.",
     )
-    dev_share: Share = Field(0.15, description="Share of queries for dev (checkpoint choice, calibration).")
-    test_share: Share = Field(0.25, description="Share of queries for test.")
+    dev_share: Share = Field(0.15, description="Share of queries for dev (checkpoint choice, calibration); 0: none.")
+    test_share: Share = Field(0.25, description="Share of queries for test; 0: none.")
     judged_pairs: Count = Field(
         0, description="Keep this many judged training pairs; the others become unlabelled log. 0: all stay judged."
     )

@@ -95,6 +95,12 @@ def read(
             )
         store = LogStore(Path(config.store) if config.store else scratch / "log")
         kept = store.ingest(log, config.privacy, reference_start[:10], newest_end[:10], problems)
+        if kept and not any(part.files("pairs", "", "") for part in kept):
+            told = next((problem.line() for problem in problems if problem.what.startswith("no impressions")), "")
+            rows = sum(sum(part.days.values()) for part in kept)
+            raise InputError(
+                f"log: no impressions among its {rows} rows, expected some" + (f"; {told}" if told else "")
+            )
     with progress.timed("prepare", "read the catalogue"):
         catalogue = Catalogue(source.products(problems), scratch, problems)
     with progress.timed("prepare", "read the judgements"):
@@ -119,6 +125,17 @@ def least_clients(log: Log, config: Prepare) -> int:
             "column in data.columns.client, or set prepare.privacy.unknown_clients to keep"
         )
     return privacy.min_clients if log.people and log.clients else 1
+
+
+def _why_all(log: Log | None, config: Prepare) -> str:
+    """Why queries of a single client are kept; empty if they are not."""
+    if log is None:
+        return "no_log"
+    if not log.people:
+        return "made_up"
+    if config.privacy.min_clients == 1:
+        return "configured"
+    return "" if log.clients else "unknown_clients"
 
 
 def _of_known_products(table: pa.Table, catalogue: Catalogue, problems: Problems) -> pa.Table:
@@ -298,7 +315,9 @@ def _log_tables(
             for name, value in counts.items():
                 total[name] += value
     return {
+        "scrub": config.privacy.scrub,
         "min_clients": enough,
+        "kept_all": _why_all(log, config),
         "dropped_queries": rare_queries,
         "dropped_impressions": rare_rows,
         "scrubbed": scrubbed,

@@ -151,11 +151,14 @@ def _tally(codes: np.ndarray, names: Sequence[str]) -> dict[str, int]:
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:
-    """Least, median, 95th percentile, largest and mean of at least one value."""
+    """Least, median, 95th percentile, largest and mean; all 0 without any value."""
+    if not len(values):
+        return dict.fromkeys(("min", "p50", "p95", "max", "mean"), 0.0)
     least, median, high, largest = np.percentile(values, [0, 50, 95, 100]).tolist()
     return {"min": least, "p50": median, "p95": high, "max": largest, "mean": round(float(np.mean(values)), 4)}
 
 
 def _distribution(targets: np.ndarray) -> dict[str, Any]:
     """Mean of soft targets, and how many lie in each tenth of [0, 1]."""
-    return {"mean": round(float(targets.mean()), 4), "tenths": np.histogram(targets, 10, (0, 1))[0].tolist()}
+    mean = round(float(targets.mean()), 4) if len(targets) else 0.0
+    return {"mean": mean, "tenths": np.histogram(targets, 10, (0, 1))[0].tolist()}

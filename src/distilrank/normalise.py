@@ -18,7 +18,9 @@ _PLAIN = {
     **dict.fromkeys("\u200b\ufeff\u00ad", ""),  # zero-width space, byte order mark, soft hyphen
 }
 _TYPOGRAPHIC = re.compile(f"[{''.join(_PLAIN)}]")  # ten times as fast as str.translate on text without any
-_MIXED_FRACTION = re.compile(r"(?<=\d)(?=[\u00bc-\u00be\u2150-\u215e])")
+_FRACTIONS = "\u00bc-\u00be\u2150-\u215e"
+_MIXED_FRACTION = re.compile(rf"(?<=\d)(?=[{_FRACTIONS}])")
+_SPECIAL = re.compile(f"[{''.join(_PLAIN)}{_FRACTIONS}]")
 _SENTENCE_END = re.compile(r"[.,;:!?]+(?=\s|$)")
 _WORD = re.compile(r"\d+(?:[.,/]\d+)*|[^\W\d_]+")
 
@@ -43,8 +45,10 @@ def compatible(text: str) -> str:
     """
     if text.isascii():
         return text
-    # Before NFKC, which would make 11/2 of 1½ and two single primes of a double one.
-    return _plain(unicodedata.normalize("NFKC", _plain(_MIXED_FRACTION.sub(" ", text))))
+    if _SPECIAL.search(text):
+        # Before NFKC, which would make 11/2 of 1½ and two single primes of a double one.
+        text = _plain(_MIXED_FRACTION.sub(" ", text))
+    return text if unicodedata.is_normalized("NFKC", text) else _plain(unicodedata.normalize("NFKC", text))
 
 
 def _plain(text: str) -> str:

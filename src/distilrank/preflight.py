@@ -54,6 +54,9 @@ def check(config: Config, *, schedule_time: str, output: Path) -> Resolved:
         InputError: data, columns, models, registry, GPU, disk or log window are not as the configuration says.
     """
     with artifacts.stage(STAGE, output, config=config) as record:
+        for name in ("dev_share", "test_share"):
+            if not getattr(config.prepare, name):
+                raise InputError(f"prepare.{name} is 0, expected more: a run needs such queries to judge its models by")
         free = _check_disk(config.preflight.free_disk_gib, output)
         device = _check_device(config.compute.device)
         backend = registry.open(config.registry.uri)
@@ -187,6 +190,11 @@ def resolve_window(window: Window, schedule_time: str, days: dict[date, int]) ->
     """
     first, last = min(days), max(days)
     if window.end == "latest":
+        # A shop's clock may be ahead of ours by some hours; a row of next year is a mistake, and no newest day.
+        tomorrow = datetime.now(UTC).date() + timedelta(days=1)
+        last = max((day for day in days if day <= tomorrow), default=last)
+        if max(days) > last:
+            progress.announce(STAGE, "note", f"the log has days in the future, up to {max(days)}: they are left out")
         end = last + timedelta(days=1)
     elif window.end == "schedule":
         now = datetime.now(UTC).isoformat(timespec="seconds")

@@ -33,6 +33,13 @@ PROVENANCES = {
 }
 """How candidates were found, by provenance."""
 
+KEPT_ALL = {
+    "configured": "the configuration asks for no least number of clients (prepare.privacy.min_clients)",
+    "unknown_clients": "the log does not tell who searched (data.columns.client)",
+    "made_up": "its shoppers are made up",
+}
+"""Why queries of a single client were kept."""
+
 KINDS = {
     "email": "e-mail address",
     "phone": "phone number",
@@ -214,6 +221,8 @@ def _notices(summary: Mapping[str, Any], logged: bool) -> list[dict[str, str]]:
     else:
         found = [KINDS.get(kind, kind) for kind in privacy["scrubbed"]]
         scrubbed = f"Taken out of queries: {_listing(found)}." if found else "Nothing was taken out of queries."
+        if not privacy["scrub"]:
+            scrubbed = "Personal data in queries was not looked for."
         if privacy["min_clients"] > 1:
             rare = (
                 f"{counted(privacy['dropped_queries'], 'query', 'queries')} of fewer than {privacy['min_clients']} "
@@ -221,7 +230,8 @@ def _notices(summary: Mapping[str, Any], logged: bool) -> list[dict[str, str]]:
             )
             note("note", "privacy", f"{scrubbed} {rare}")
         else:
-            note("warn", "privacy", f"{scrubbed} Queries that a single client typed were kept.")
+            kind = "good" if privacy["kept_all"] == "made_up" else "warn"
+            note(kind, "privacy", f"{scrubbed} All queries were kept: {KEPT_ALL[privacy['kept_all']]}.")
     if len(summary["ratings"] or ()) == 1:
         note(
             "warn", "judgements", "All judged pairs have one and the same rating: there is nothing to learn from them."
@@ -259,6 +269,7 @@ def _notices(summary: Mapping[str, Any], logged: bool) -> list[dict[str, str]]:
 def _privacy(privacy: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **privacy,
+        "why_all": KEPT_ALL.get(privacy["kept_all"], ""),
         "kinds": [
             {"label": KINDS.get(kind, kind.replace("_", " ")), **counts} for kind, counts in privacy["scrubbed"].items()
         ],

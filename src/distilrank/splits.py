@@ -73,15 +73,16 @@ def split(pair_query: np.ndarray, position: np.ndarray, config: Prepare) -> Spli
         config: shares, caps and the budget of judged training pairs.
 
     Raises:
-        InputError: train, dev or test has no query; says which share to change.
+        InputError: train has no query, or dev or test has none although its share is not 0; says which to change.
     """
     judged, pairs = np.unique(pair_query, return_counts=True)
     order = np.argsort(position[judged], kind="stable")
     judged, pairs = judged[order], pairs[order]
     side = sides(position[judged], config.dev_share, config.test_share)
     of = {name: side == code for code, name in enumerate(SIDES)}
+    wanted = {"train": 1.0, "dev": config.dev_share, "test": config.test_share}
     for name, mask in of.items():
-        if not mask.any():
+        if wanted[name] and not mask.any():
             remedy = {
                 "train": f"lower prepare.dev_share ({config.dev_share}) or prepare.test_share ({config.test_share})",
                 "dev": f"raise prepare.dev_share ({config.dev_share})",
