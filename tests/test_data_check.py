@@ -84,6 +84,19 @@ def test_a_sample_says_what_it_left_unread(shop: Shop, monkeypatch: pytest.Monke
     assert data_check.check(settings(shop), full=True).facts["rows"]["products"] == 40
 
 
+def test_a_damaged_log_file_does_not_end_the_check(shop: Shop) -> None:
+    data = shop.data().model_dump(mode="json")
+    folder = shop.folder / "logs"
+    folder.mkdir()
+    (shop.folder / "logs.parquet").rename(folder / "good.parquet")
+    (folder / "bad.csv").write_text("when,query,product_id,rank,click\n2026-03-01,sofa,p00,1,0,and,more\n")
+    shop.judgements["rating"][3] = 9.0
+    checked = data_check.check(settings(shop, data={**data, "logs": str(folder)}), full=True)
+    lines = [problem.line() for problem in checked.problems if problem.fatal]
+    assert any("bad.csv" in line for line in lines), lines
+    assert checked.facts["rows"]["log"] == len(shop.log["query"])
+
+
 def test_the_command_lists_problems_and_exits_with_2(shop: Shop, capsys: pytest.CaptureFixture) -> None:
     from distilrank import cli
 

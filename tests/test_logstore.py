@@ -109,6 +109,7 @@ def test_no_id_and_no_personal_data_reaches_the_store(tmp_path: Path) -> None:
         (DAY, None, "4111 1111 1111 1111", "p1", 1, 1, 0, "client-66"),
     ]
     kept, problems = ingest(tmp_path, Rows("a", rows))
+    assert not list(tmp_path.glob(".*")), "no database is left"
     everything = text_of(tmp_path)
     assert b"sofa for" in everything
     for secret in (b"client-55", b"search-77", b"example.com", b"4111"):
@@ -194,7 +195,7 @@ def test_searches_are_known_across_parts_and_midnight(tmp_path: Path) -> None:
     assert morning.loads == 2
 
 
-def test_a_click_stands_for_an_impression_that_was_not_logged(tmp_path: Path) -> None:
+def test_clicks_and_impressions_are_counted_apart(tmp_path: Path) -> None:
     rows = [
         (DAY, None, "sofa", "p1", 3, 0, 1, "c"),
         (DAY, None, "sofa", "p2", 1, 1, 0, "c"),
@@ -202,7 +203,7 @@ def test_a_click_stands_for_an_impression_that_was_not_logged(tmp_path: Path) ->
     ]
     kept, _ = ingest(tmp_path, Rows("a", rows))
     assert [(row["product_id"], row["shown"], row["clicked"]) for row in content(kept, "pairs")] == [
-        ("p1", 1, 1),
+        ("p1", 0, 1),
         ("p2", 1, 1),
     ]
 
@@ -242,9 +243,11 @@ def test_a_killed_reading_leaves_no_half_part(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not list(tmp_path.glob("parts/*/part.json"))
+    assert list(tmp_path.glob(".scratch-*")), "what was killed leaves its database"
     part = Rows("a", [shown("sofa", "p1", "c")])
     kept, _ = ingest(tmp_path, part)
     assert part.loads == 1 and len(content(kept, "pairs")) == 1
+    assert not list(tmp_path.glob(".scratch-*")), "and the next run removes it, with the ids in it"
     whole, _ = ingest(tmp_path / "whole", Rows("a", part.rows))
     assert content(kept, "pairs") == content(whole, "pairs") and content(kept, "queries") == content(whole, "queries")
 
@@ -259,12 +262,12 @@ def test_summaries_are_remembered_until_the_part_changes(tmp_path: Path) -> None
 
     part = Counted("a", [shown("sofa", "p1", "c")])
     store = logstore.LogStore(tmp_path)
-    assert store.summary(part)["days"] == {"2026-11-01": 1}
-    assert logstore.LogStore(tmp_path).summary(part) == store.summary(part)
+    assert store.summary(part, {})["days"] == {"2026-11-01": 1}
+    assert logstore.LogStore(tmp_path).summary(part, {}) == store.summary(part, {})
     assert Counted.counted == 1
     part.rows = [*part.rows, shown("sofa", "p1", "c", day=1)]
-    assert store.summary(part)["days"] == {"2026-11-01": 1, "2026-11-02": 1} and Counted.counted == 2
-    assert json.loads(next((tmp_path / "files").iterdir()).read_text())["days"] == store.summary(part)["days"]
+    assert store.summary(part, {})["days"] == {"2026-11-01": 1, "2026-11-02": 1} and Counted.counted == 2
+    assert json.loads(next((tmp_path / "files").iterdir()).read_text())["days"] == store.summary(part, {})["days"]
     assert store.digests(log(part), "2026-11-02", "2026-11-03") == [part.digest()]
     assert store.digests(log(part), "2026-12-02", "2026-12-03") == []
 
@@ -274,3 +277,59 @@ def test_a_window_is_a_choice_of_days(tmp_path: Path, ask: list[str]) -> None:
     part = Rows("a", [shown("sofa", f"p{day}", "c", day) for day in range(3)])
     kept, _ = ingest(tmp_path, part, start=ask[0], end=ask[1])
     assert [row["product_id"] for row in content(kept, "pairs", *ask)] == (["p0"] if ask[0] else ["p0", "p1", "p2"])
+
+
+def test_the_same_content_twice_counts_once(tmp_path: Path) -> None:
+    rows = [shown("sofa", "p1", "c")]
+    kept, problems = ingest(tmp_path, Rows("a", rows), Rows("b", rows), Rows("c", [shown("sofa", "p2", "c")]))
+    assert len(kept) == 2 and len(content(kept, "pairs")) == 2
+    assert [(p.where, p.rows, p.what, p.fatal) for p in problems] == [
+        ("b", 1, "has the same content as a: counted once", False)
+    ]
+
+
+def test_a_window_that_moves_on_changes_nothing_in_what_stays(tmp_path: Path) -> None:
+    evening = Rows("1", [(DAY, "s1", "blue lamp", None, None, 0, 0, "c")])
+    morning = Rows("2", [(DAY + timedelta(days=1), "s1", None, "p1", 1, 1, 1, "c")])
+    window = {"start": "2026-11-02", "end": "2026-11-03"}
+    fresh, _ = ingest(tmp_path / "fresh", evening, morning, **window)
+    ingest(tmp_path / "old", evening, morning)
+    old, _ = ingest(tmp_path / "old", evening, morning, **window)
+    for kept in (fresh, old):
+        assert [row["product_id"] for row in content(kept, "pairs", "2026-11-02", "2026-11-03")] == ["p1"]
+    ingest(tmp_path / "old", morning, start="2026-11-02", end="2026-11-03")
+    assert morning.loads == 2, "a part that knew more is not read again"
+
+
+def test_nobodys_searches_can_be_put_together(tmp_path: Path) -> None:
+    kept, _ = ingest(tmp_path, Rows("a", [shown("sofa", "p1", "u"), shown("lamp", "p1", "u")]))
+    assert len({row["client"] for row in content(kept, "clients")}) == 2
+
+
+def test_a_damaged_part_is_read_again(tmp_path: Path) -> None:
+    part = Rows("a", [shown("sofa", "p1", "c")])
+    ingest(tmp_path, part)
+    next(tmp_path.glob("parts/*/pairs/day=*/*.parquet")).unlink()
+    kept, _ = ingest(tmp_path, part)
+    assert part.loads == 2 and len(content(kept, "pairs")) == 1
+    next(tmp_path.glob("parts/*/part.json")).write_text("{}")
+    kept, _ = ingest(tmp_path, part)
+    assert part.loads == 3 and len(content(kept, "pairs")) == 1
+
+
+def test_a_file_without_any_time_in_a_log_with_times_is_not_passed_over(tmp_path: Path) -> None:
+    timeless = Rows("b", [(None, None, "sofa", "p1", 1, 1, 0, "c")])
+    kept, _ = ingest(tmp_path, Rows("a", [shown("sofa", "p1", "c")]), timeless)
+    assert timeless.loads == 1 and [part.days for part in kept] == [{"2026-11-01": 1}, {"none": 1}]
+
+
+def test_the_first_search_of_a_reused_key_stands(tmp_path: Path) -> None:
+    rows = [
+        (DAY, "s1", "blue lamp", None, None, 0, 0, "c"),
+        (DAY - timedelta(hours=1), "s1", "red rug", None, None, 0, 0, "c"),
+        (DAY - timedelta(hours=2), "s1", " ", None, None, 0, 0, "c"),
+        (DAY, "s1", None, "p1", 1, 1, 0, "c"),
+    ]
+    kept, _ = ingest(tmp_path, Rows("a", rows))
+    typed = {row["query_id"]: row["text"] for row in content(kept, "queries")}
+    assert [typed[row["query_id"]] for row in content(kept, "pairs")] == ["red rug"]

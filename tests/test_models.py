@@ -18,7 +18,7 @@ import pytest
 
 from distilrank import artifacts, labels, models, records, scorer, student, teacher
 from distilrank.config import Compute, Label, Lora, Optimiser, Student, StudentOptimiser, Teacher, TeacherText, Text
-from distilrank.encoding import PairEncoder, PromptEncoder, neutralise, special_tokens
+from distilrank.encoding import PairEncoder, PromptEncoder, neutralise, render_products, special_tokens
 from distilrank.errors import InputError, RunStopped
 
 COMPUTE = Compute(device="cpu", precision="fp32", threads=1)
@@ -156,6 +156,19 @@ def test_truncation_shortens_the_product_and_never_the_query(models: Path, kind:
     if len(query_tokens) < 10:
         assert size <= 40 and size >= 36  # the room is used
     assert len(short["input_ids"]) < size or len(query_tokens) > 10
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_a_field_has_a_budget_of_tokens(models: Path, kind: str) -> None:
+    tokenizer = scorer.load_encoder(models / kind, TeacherText()).tokenizer
+    rows = {"title": ["red sofa " * 30, "lamp", None], "brand": ["blue", "blue", "blue"]}
+    table = pa.table({**rows, "query": ["q"] * 3})
+    whole = render_products(table, Text(fields=("title", "brand"), separator=" | "), tokenizer)
+    cut = render_products(table, Text(fields=("title", "brand"), separator=" | ", budgets={"title": 5}), tokenizer)
+    assert whole[0].startswith("red sofa red sofa red sofa red") and whole[1:] == cut[1:] == ["lamp | blue", "blue"]
+    title, brand = cut[0].split(" | ")
+    assert brand == "blue" and whole[0].startswith(title)
+    assert len(tokenizer(title, add_special_tokens=False)["input_ids"]) == 5
 
 
 def test_a_query_beyond_the_model_is_refused_by_name(models: Path) -> None:

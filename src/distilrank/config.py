@@ -320,6 +320,8 @@ class Prepare(Section):
     def _shares(self) -> Prepare:
         if self.dev_share + self.test_share >= 1:
             raise ValueError(f"dev_share + test_share is {self.dev_share + self.test_share}, expected less than 1")
+        if "://" in self.store:
+            raise ValueError(f"store is {self.store!r}, expected a folder, mounted if it is to outlive a pod")
         quotas = {name: getattr(self, name) for name in Prepare.model_fields if name.startswith("from_")}
         if not any(quotas.values()) and not self.per_query:
             raise ValueError(f"{', '.join(quotas)} and per_query are all 0, expected at least one candidate")

@@ -18,7 +18,7 @@ from distilrank.errors import InputError
 from distilrank.logstore import Kept, LogStore
 from distilrank.pool import Pairs, Pool
 from distilrank.problems import EXAMPLES, Problems
-from distilrank.sources import Log, Source
+from distilrank.sources import NO_IMPRESSIONS, Log, Source
 from distilrank.splits import TAIL, hash_position, sides, strata
 
 
@@ -96,7 +96,7 @@ def read(
         store = LogStore(Path(config.store) if config.store else scratch / "log")
         kept = store.ingest(log, config.privacy, reference_start[:10], newest_end[:10], problems)
         if kept and not any(part.files("pairs", "", "") for part in kept):
-            told = next((problem.line() for problem in problems if problem.what.startswith("no impressions")), "")
+            told = next((problem.line() for problem in problems if problem.what.startswith(NO_IMPRESSIONS)), "")
             rows = sum(sum(part.days.values()) for part in kept)
             raise InputError(
                 f"log: no impressions among its {rows} rows, expected some" + (f"; {told}" if told else "")
@@ -154,7 +154,7 @@ def _of_known_products(table: pa.Table, catalogue: Catalogue, problems: Problems
 
 def _hint(strangers: pa.Array, catalogue: Catalogue) -> str:
     """What to say if ids would match without leading zeros or as whole numbers."""
-    bare = pa.array(set(bare_ids(catalogue.keys).to_pylist()))
+    bare = pa.array(set(bare_ids(catalogue.keys).to_pylist()), pa.string())
     alike = pc.sum(pc.is_in(bare_ids(strangers), value_set=bare)).as_py() or 0
     return f"; {alike} of {len(strangers)} differ from one by leading zeros or type alone: keep ids as text" * bool(
         alike
@@ -280,6 +280,11 @@ def _log_tables(
         f"""CREATE TABLE of_window AS SELECT query_id, product_id, position, sum(shown)::INTEGER AS shown,
             sum(clicked)::INTEGER AS clicked, {f"day >= '{middle}'" if middle else "false"} AS newest
         FROM {pairs} GROUP BY ALL"""
+    )
+    # Not every click has its impression in the log, and not always at the same rank: who clicked has seen.
+    connection.execute(
+        """INSERT INTO of_window SELECT query_id, product_id, NULL, (sum(clicked) - sum(shown))::INTEGER, 0, newest
+        FROM of_window GROUP BY query_id, product_id, newest HAVING sum(clicked) > sum(shown)"""
     )
     count = (
         "SELECT count(DISTINCT query_id), coalesce(sum(shown), 0)::BIGINT FROM of_window {} JOIN rare USING (query_id)"

@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,42 +34,60 @@ class Checked:
     """Counts, and what a sample left unseen, as JSON values."""
 
 
-class _Sample:
-    """The first products of a source, its judgements of them, and the newest files of its log."""
+class _Part:
+    """A part of a source: the first products, its judgements of them, and some files of its log.
 
-    def __init__(self, source: sources.Source) -> None:
-        self._source = source
-        self.left_out: list[str] = []
-        self._cut: set[str] | None = None
+    Args:
+        source: the whole.
+        log: the files to look at, in place of its own.
+        most: products; 0: all.
+    """
+
+    def __init__(self, source: sources.Source, log: sources.Log | None, most: int) -> None:
+        self._source, self._log, self._most = source, log, most
+        self.seen: set[str] | None = None
+        """The products that were read, if not all were."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)
 
+    def log(self) -> sources.Log | None:
+        return self._log
+
     def products(self, problems: Problems) -> Iterator[pa.RecordBatch]:
         keys: set[str] = set()
         for batch in self._source.products(problems):
-            if len(keys) >= SAMPLE:
-                self.left_out.append(f"products after the first {len(keys)}, and with them judgements of such products")
-                self._cut = keys
+            if self._most and len(keys) >= self._most:
+                self.seen = keys
                 return
             keys.update(batch.column("product_id").to_pylist())
             yield batch
 
     def judgements(self, problems: Problems) -> pa.Table:
         table = self._source.judgements(problems)
-        if self._cut is None:
+        if self.seen is None:
             return table
-        known = pa.array([key in self._cut for key in table["product_id"].to_pylist()], pa.bool_())
+        known = pa.array([key in self.seen for key in table["product_id"].to_pylist()], pa.bool_())
         return table.filter(known)
 
-    def log(self) -> sources.Log | None:
-        log = self._source.log()
-        if log is None or len(log.parts) <= FEW:
-            return log
-        # Files are named by day as a rule, so the last one of each folder is the newest.
-        newest = list({part.name.rpartition("/")[0]: part for part in log.parts}.values())
-        self.left_out.append(f"{len(log.parts) - len(newest)} of {len(log.parts)} files of the log")
-        return replace(log, parts=newest)
+
+def _newest(log: sources.Log, data: Any) -> sources.Log:
+    """The last files of each place that the configuration names: files are named by day as a rule."""
+    places = [place for name in ("queries", "events", "logs") if (place := getattr(data, name, ""))]
+    chosen = [part for place in places for part in [part for part in log.parts if part.name.startswith(place)][-1:]]
+    return replace(log, parts=chosen or log.parts[-1:])
+
+
+def _readable(log: sources.Log, store: logstore.LogStore, problems: Problems) -> sources.Log:
+    """The log without the files that cannot be read, which become problems."""
+    good = []
+    for part in log.parts:
+        try:
+            store.summary(part, log.settings)
+            good.append(part)
+        except InputError as error:
+            problems.add(part.name, str(error).removeprefix(f"{part.name}: "))
+    return replace(log, parts=good)
 
 
 def check(config: Config, *, full: bool, schedule_time: str = "") -> Checked:
@@ -100,33 +118,39 @@ def _check(
     source.check(problems)
     if problems.fatal:
         return  # a file or a column is missing: nothing that could be read would tell more
-    if not full:
-        source = _Sample(source)
     prepare = config.prepare
     bounds = "", "", ""
     log = source.log()
-    whole_log = full or not source.left_out
+    whole_log = log is None or full or len(log.parts) <= FEW
+    not_read: list[str] = []
     if log is not None:
         facts["log_files"] = len(log.parts)
-    if log is not None and log.timed:
+        if not whole_log:
+            files = len(log.parts)
+            log = _newest(log, config.data)
+            not_read.append(f"{files - len(log.parts)} of {files} files of the log")
         store = logstore.LogStore(Path(prepare.store) if prepare.store else folder / "log")
+        log = _readable(log, store, problems)
+        if not log.parts:
+            log = None
+    if log is not None and log.timed:
         days = preflight.days_of(store, log)
-        facts["log_days"] = {
-            "first": str(min(days)),
-            "last": str(max(days)),
-            "days": len(days),
-            "rows": sum(days.values()),
-        }
+        first, last = min(days), max(days)
+        facts["log_days"] = {"first": str(first), "last": str(last), "days": len(days), "rows": sum(days.values())}
         if whole_log:
             bounds = preflight.resolve_window(config.window, schedule_time, days)
         else:  # the days of these files are all that there is to see
-            bounds = _midnight(min(days)), _midnight(max(days)), _midnight(date.fromordinal(max(days).toordinal() + 1))
+            bounds = _midnight(first), _midnight(last), _midnight(last + timedelta(days=1))
+    source = _Part(source, log, 0 if full else SAMPLE)
     with logstore.connect(folder) as connection:
         corpus = read(source, prepare, *bounds, connection=connection, scratch=folder, problems=problems)
         _describe(corpus, config, facts)
-        if not full and source.left_out:
-            facts["read"], facts["not_read"] = "a sample", source.left_out
-        if corpus.logged and not corpus.impressions.any() and not corpus.newest.any():
+        if source.seen is not None:
+            not_read.append(f"products after the first {len(source.seen)}, and with them judgements of such products")
+            problems.discard("log", "impressions of products that are not in the catalogue")
+        if not_read:
+            facts["read"], facts["not_read"] = "a sample", not_read
+        elif corpus.logged and not corpus.impressions.any() and not corpus.newest.any():
             problems.add("log", "no impression of a known product by a query that may be kept, expected some")
         split = splits.split(corpus.judged.query, corpus.position, prepare)
         facts["splits"] = {use: len(places) for use, places in split.queries.items()}

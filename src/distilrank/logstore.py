@@ -18,12 +18,13 @@ A store is a folder:
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -34,7 +35,9 @@ import duckdb
 import pyarrow as pa
 
 from distilrank import artifacts, hardware, normalise, progress, records
+from distilrank import privacy as privacy_module
 from distilrank.config import Privacy
+from distilrank.errors import InputError
 from distilrank.privacy import Scrubber
 from distilrank.problems import Problem, Problems
 from distilrank.sources import Log, Part
@@ -45,10 +48,12 @@ FORMAT = 1
 UNTIMED = "none"
 """The day of rows without a time."""
 
-MEMORY_MIB = 192
+MEMORY_MIB = 160
 """What a database may hold before it spills: it fills what it gets, and more made nothing faster."""
 
-_TABLES = ("events", "mapped", "found", "searches", "resolved")
+_SCRATCH = ".scratch-"
+_MOST_WORKERS = 4  # each holds MEMORY_MIB, and scrubbing keeps no more busy
+_TABLES = ("events", "mapped", "found", "searches", "resolved", "who", "clients")
 _MAX_POSITION = 1000  # deeper ones count as this one
 _LONGEST = 500  # characters of a query; what is longer was pasted by accident, and takes long to scrub
 _LEFT_OUT = {
@@ -59,14 +64,35 @@ _LEFT_OUT = {
 
 
 @contextlib.contextmanager
-def connect(scratch: Path, share: int = 1) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A DuckDB database in a file of its own below `scratch`, deleted afterwards, with bounded memory.
+def scratch(base: Path) -> Iterator[Path]:
+    """A folder of its own below `base`, deleted afterwards; what killed runs left there goes first.
+
+    It may hold queries as they were typed and ids of clients, so nothing of it may outlive the run.
+    """
+    base.mkdir(parents=True, exist_ok=True)
+    for left in base.glob(f"{_SCRATCH}*"):
+        with contextlib.suppress(OSError), (left / "lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its owner lives
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=".new-", dir=base))
+    with (folder / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        owned = folder.rename(base / f"{_SCRATCH}{folder.name.removeprefix('.new-')}")
+        try:
+            yield owned
+        finally:
+            shutil.rmtree(owned, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def connect(base: Path, share: int = 1) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A DuckDB database in a file of its own below `base`, deleted afterwards, with bounded memory.
 
     Args:
         share: how many such databases work at once; each gets its part of the threads.
     """
-    with tempfile.TemporaryDirectory(dir=scratch, prefix=".duckdb-") as folder:
-        connection = duckdb.connect(str(Path(folder) / "work.duckdb"))
+    with scratch(base) as folder:
+        connection = duckdb.connect(str(folder / "work.duckdb"))
         try:
             connection.execute(f"SET memory_limit = '{MEMORY_MIB}MiB'")
             connection.execute(f"SET temp_directory = '{_quoted(folder)}'")
@@ -138,13 +164,17 @@ class LogStore:
 
     # What is there ------------------------------------------------------------------------------------------------
 
-    def summary(self, part: Part) -> dict[str, Any]:
-        """Digest and days of `part`, remembered until it changes: {"key", "digest", "days": {day: rows}}."""
+    def summary(self, part: Part, settings: Any) -> dict[str, Any]:
+        """Digest and days of `part`, remembered until it changes: {"key", "digest", "days": {day: rows}}.
+
+        Args:
+            settings: those of its log, which decide what is a time.
+        """
         path = self.folder / "files" / f"{artifacts.digest_bytes(part.name.encode())[:32]}.json"
-        key = part.key()
+        key = artifacts.digest_json([FORMAT, settings, part.key()])
         if path.exists():
             known = artifacts.read_json(path)
-            if known["key"] == key:
+            if known.get("key") == key:
                 return known
         days = {_day(day): rows for day, rows in sorted(part.days().items(), key=lambda item: str(item[0]))}
         found = {"key": key, "digest": part.digest(), "days": days}
@@ -154,20 +184,19 @@ class LogStore:
     def summaries(self, log: Log) -> list[dict[str, Any]]:
         """`summary` of each part of `log`."""
         with ThreadPoolExecutor(hardware.cores()) as pool:
-            return list(pool.map(self.summary, log.parts))
+            return list(pool.map(lambda part: self.summary(part, log.settings), log.parts))
 
     def digests(self, log: Log, start: str, end: str) -> list[str]:
-        """Digests of the parts that have rows in the window, in their order; of all parts if the window is empty."""
-        return [
-            found["digest"]
-            for found in self.summaries(log)
-            if not end or any(start <= day < end for day in found["days"])
-        ]
+        """Digests of the parts that `ingest` looks at, in their order."""
+        return [found["digest"] for found in self.summaries(log) if _matters(found["days"], start, end)]
 
     # Reading ------------------------------------------------------------------------------------------------------
 
     def ingest(self, log: Log, privacy: Privacy, start: str, end: str, problems: Problems) -> list[Kept]:
-        """Read the parts of `log` with rows in the window that the store does not have yet; return them all.
+        """Read the parts of `log` that matter to the window and that the store does not have yet; return them all.
+
+        Those of the day before the window are read too, for the searches that its first clicks belong to. Parts with
+        the same content count once.
 
         Args:
             log: its parts in an order in which those that tell of searches come first.
@@ -175,35 +204,39 @@ class LogStore:
             start, end: days (YYYY-MM-DD), the end exclusive; both empty: everything.
             problems: gets what the parts' rows were left out for, also those of parts read earlier.
         """
-        summaries = self.summaries(log)
         wanted = [
             (part, found)
-            for part, found in zip(log.parts, summaries, strict=True)
-            if not end or any(start <= day < end for day in found["days"])
+            for part, found in zip(log.parts, self.summaries(log), strict=True)
+            if _matters(found["days"], start, end)
         ]
         counter = progress.Counter("prepare", sum(sum(found["days"].values()) for _, found in wanted), "log rows")
-        readings: list[_Reading] = []
+        reading_code = [artifacts.digest_file(Path(module.__file__ or "")) for module in (normalise, privacy_module)]
+        options = [privacy.min_clients, privacy.scrub, *privacy.phone_regions]
+        readings: dict[str, _Reading] = {}
         for part, found in wanted:
-            settings = [FORMAT, found["digest"], log.settings, privacy.model_dump(mode="json")]
-            folder = self.folder / "parts" / artifacts.digest_json(settings)[:32]
-            near = [earlier for earlier in readings if _near(earlier.days, found["days"])]
-            readings.append(_Reading(part, folder, found["days"], near))
-        scrubber = Scrubber(privacy.phone_regions) if privacy.scrub else None
+            key = artifacts.digest_json([FORMAT, reading_code, found["digest"], log.settings, options])[:32]
+            if key in readings:
+                what = f"has the same content as {readings[key].part.name}: counted once"
+                problems.add(part.name, what, rows=sum(found["days"].values()), fatal=False)
+                continue
+            near = [earlier for earlier in readings.values() if _near(earlier.days, found["days"])]
+            readings[key] = _Reading(part, key, found["days"], near)
+        scrubber = make_scrubber(privacy)
         kept: list[Kept] = []
         with _Workers(self.folder, len(readings)) as workers:
 
             def read(reading: _Reading) -> tuple[Kept, Problems]:
-                known = _open(reading.folder)
-                if known and not _may_find_more(known, reading.near):
+                known = self._find(reading)
+                if known:
                     reading.searches.set_result(known.facts["searches"])
                     return known, Problems()
                 found = Problems(collect=problems.collect)
                 return self._read(reading, privacy, scrubber, workers.connection(), found), found
 
             # A part waits for earlier ones only; those are begun first, so that no two wait for each other.
-            for reading in readings:
+            for reading in readings.values():
                 reading.done = workers.submit(_settle, reading, read)
-            for reading in readings:
+            for reading in readings.values():
                 known, seen = reading.done.result()
                 counter.add(sum(reading.days.values()))
                 if seen.fatal:  # a part that a run would stop at is not kept
@@ -221,46 +254,59 @@ class LogStore:
         connection: duckdb.DuckDBPyConnection,
         found: Problems,
     ) -> Kept:
-        part, target = reading.part, reading.folder
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        part, target = reading.part, self.folder / "parts" / reading.key
+        if _open(target):  # another run may be looking at it
+            target = target.with_name(f"{reading.key}-{artifacts.digest_json(reading.names())[:8]}")
+        partial = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
         facts: dict[str, Any] = {}
         try:
             create_events(connection)
             part.load(connection, found)
             if not found.fatal:
                 facts = _aggregate(connection, reading, partial, privacy, scrubber, self._salt, found)
-                listed = [problem.to_json() for problem in found]
-                artifacts.write_json(
-                    partial / "part.json", {"name": part.name, "days": reading.days, "facts": facts, "problems": listed}
-                )
-                shutil.rmtree(target, ignore_errors=True)
-                partial.replace(target)
+                record = {
+                    "name": part.name,
+                    "days": reading.days,
+                    "facts": facts,
+                    "problems": [problem.to_json() for problem in found],
+                    "files": _sizes(partial),
+                }
+                artifacts.write_json(partial / "part.json", record)
+                if _open(target) is None:  # else another run was faster
+                    shutil.rmtree(target, ignore_errors=True)
+                    partial.rename(target)
         finally:
             for table in _TABLES:
                 connection.execute(f"DROP TABLE IF EXISTS {table}")
             shutil.rmtree(partial, ignore_errors=True)
         return Kept(target, part.name, reading.days, facts, list(found))
 
+    def _find(self, reading: _Reading) -> Kept | None:
+        """What is kept of a part, unless searches that were unknown may be told by parts that were not there then."""
+        for folder in sorted((self.folder / "parts").glob(f"{reading.key}*")):
+            known = _open(folder)
+            if known and not (known.facts["unknown_searches"] and set(reading.names()) - set(known.facts["looked_in"])):
+                return known
+        return None
+
 
 class _Reading:
     """A part that is being read, beside others."""
 
-    def __init__(self, part: Part, folder: Path, days: dict[str, int], near: list[_Reading]) -> None:
-        self.part, self.folder, self.days, self.near = part, folder, days, near
+    def __init__(self, part: Part, key: str, days: dict[str, int], near: list[_Reading]) -> None:
+        self.part, self.key, self.days, self.near = part, key, days, near
         self.searches: Future[int] = Future()
         """How many searches the part tells of; known long before the part is done."""
         self.done: Future[tuple[Kept, Problems]]
 
+    def names(self) -> list[str]:
+        """The earlier parts around the same days."""
+        return sorted(other.key for other in self.near)
+
     def searches_nearby(self) -> list[str]:
-        """The files in which earlier parts around the same days tell of searches; waits for those that do."""
-        found = []
-        for other in self.near:
-            if other.folder != self.folder and other.searches.result():
-                other.done.result()
-                found.append(str(other.folder / "searches.parquet"))
-        return found
+        """The files in which these tell of searches; waits for those that do."""
+        tell = [other for other in self.near if other.searches.result()]
+        return [str(other.done.result()[0].folder / "searches.parquet") for other in tell]
 
 
 def _settle(reading: _Reading, read: Callable[[_Reading], tuple[Kept, Problems]]) -> tuple[Kept, Problems]:
@@ -281,7 +327,7 @@ class _Workers:
     """
 
     def __init__(self, scratch: Path, most: int) -> None:
-        self._scratch, self._share = scratch, max(min(hardware.cores(), most), 1)
+        self._scratch, self._share = scratch, max(min(hardware.cores(), most, _MOST_WORKERS), 1)
         self._own, self._stack, self._lock = threading.local(), contextlib.ExitStack(), threading.Lock()
         self._pool = ThreadPoolExecutor(self._share)
         self.submit = self._pool.submit
@@ -301,21 +347,40 @@ class _Workers:
         self._stack.close()
 
 
+def _sizes(folder: Path) -> dict[str, int]:
+    files = sorted(path for path in folder.rglob("*.parquet"))
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
 def _open(folder: Path) -> Kept | None:
+    """What `folder` keeps of a part; None if it is not there as it was written."""
     if not (folder / "part.json").exists():
         return None
     found = artifacts.read_json(folder / "part.json")
+    if found.keys() != {"name", "days", "facts", "problems", "files"} or found["files"] != _sizes(folder):
+        return None
     listed = [Problem(**value | {"examples": tuple(value["examples"])}) for value in found["problems"]]
     return Kept(folder, found["name"], found["days"], found["facts"], listed)
 
 
-def _may_find_more(kept: Kept, near: Sequence[_Reading]) -> bool:
-    """Whether searches that were unknown may be told by parts that have come since."""
-    return bool(kept.facts["unknown_searches"]) and _names(near) != kept.facts["looked_in"]
+def make_scrubber(privacy: Privacy) -> Scrubber | None:
+    """The scrubber that the configuration asks for.
+
+    Raises:
+        InputError: a phone region that nobody knows.
+    """
+    try:
+        return Scrubber(privacy.phone_regions) if privacy.scrub else None
+    except ValueError as error:
+        raise InputError(f"prepare.privacy.phone_regions: {error}") from None
 
 
-def _names(near: Sequence[_Reading]) -> list[str]:
-    return sorted(other.folder.name for other in near)
+def _matters(days: dict[str, int], start: str, end: str) -> bool:
+    """Whether a part has rows in the window or on the day before it, or no time at all, which is to be said."""
+    if not end or not days.keys() - {UNTIMED}:
+        return True
+    before = date.fromordinal(date.fromisoformat(start).toordinal() - 1).isoformat()
+    return any(before <= day < end for day in days if day != UNTIMED)
 
 
 def _day(day: date | None) -> str:
@@ -342,18 +407,17 @@ def _aggregate(
 ) -> dict[str, Any]:
     """Write the aggregates of the table `events` to `folder` and return the facts about it."""
     _map_queries(connection, scrubber)
-    salted = f"md5_number_lower('{_quoted(salt)}' || {{}})"
+    salted = f"md5_number_lower('{_quoted(salt)}search' || {{}})"
     connection.execute(
-        """CREATE TABLE searches AS
-        SELECT e.search, arg_min(m.query_id, coalesce(e."at", TIMESTAMP '1970-01-01')) AS query_id,
-            arg_min(m.text, coalesce(e."at", TIMESTAMP '1970-01-01')) AS text,
-            CASE WHEN count(m.text) = 0 THEN min(m.why) END AS why
-        FROM events e JOIN mapped m USING (query) WHERE e.search IS NOT NULL GROUP BY e.search"""
+        """CREATE TABLE searches AS SELECT search, told.query_id, told.text, told.why, told."at" FROM (
+            SELECT e.search, min({'blank': m.text IS NULL, 'at': coalesce(e."at", TIMESTAMP '1970-01-01'),
+                'query': e.query, 'query_id': m.query_id, 'text': m.text, 'why': m.why}) AS told
+            FROM events e JOIN mapped m USING (query) WHERE e.search IS NOT NULL GROUP BY e.search)"""
     )
     (told,) = connection.execute("SELECT count(*) FROM searches").fetchall()[0]
     if told:
         connection.execute(
-            f"""COPY (SELECT {salted.format("search")} AS search, query_id, text, why FROM searches)
+            f"""COPY (SELECT {salted.format("search")} AS search, query_id, text, why, "at" FROM searches)
             TO '{_quoted(folder / "searches.parquet")}' (FORMAT parquet, COMPRESSION zstd)"""
         )
     reading.searches.set_result(told)
@@ -364,10 +428,12 @@ def _aggregate(
     others = reading.searches_nearby() if waiting else []
     if others:
         connection.execute(
-            f"""INSERT INTO searches SELECT u.search, any_value(o.query_id), any_value(o.text), any_value(o.why)
-            FROM (SELECT DISTINCT e.search FROM events e ANTI JOIN searches s USING (search)
-                WHERE e.query IS NULL AND e.search IS NOT NULL) u
-            JOIN read_parquet({others}) o ON o.search = {salted.format("u.search")} GROUP BY u.search"""
+            f"""INSERT INTO searches SELECT search, told.query_id, told.text, told.why, told."at" FROM (
+                SELECT u.search, min({{'blank': o.text IS NULL, 'at': o."at", 'query_id': o.query_id, 'text': o.text,
+                    'why': o.why}}) AS told
+                FROM (SELECT DISTINCT e.search FROM events e ANTI JOIN searches s USING (search)
+                    WHERE e.query IS NULL AND e.search IS NOT NULL) u
+                JOIN read_parquet({others}) o ON o.search = {salted.format("u.search")} GROUP BY u.search)"""
         )
     connection.execute(
         f"""CREATE TABLE resolved AS SELECT
@@ -379,7 +445,7 @@ def _aggregate(
             e.product_id,
             CASE WHEN e.position > {_MAX_POSITION} THEN {_MAX_POSITION} ELSE e.position END AS position,
             e.shown, e.clicked,
-            {salted.format("e.client")} AS client
+            e.client
         FROM events e LEFT JOIN mapped m ON m.query = e.query LEFT JOIN searches s ON s.search = e.search"""
     )
     connection.execute("DROP TABLE events")
@@ -392,16 +458,14 @@ def _aggregate(
         problems.add(reading.part.name, what, rows=left_out.get(why, 0), fatal=False)
     selections = {
         "pairs": """SELECT day, query_id, product_id, position,
-                greatest(sum(shown), sum(clicked))::INTEGER AS shown, sum(clicked)::INTEGER AS clicked
+                sum(shown)::INTEGER AS shown, sum(clicked)::INTEGER AS clicked
             FROM resolved WHERE query_id IS NOT NULL AND product_id IS NOT NULL AND shown + clicked > 0
             GROUP BY day, query_id, product_id, position""",
         "queries": """SELECT day, query_id, text, count(*)::INTEGER AS typed
             FROM resolved WHERE query_id IS NOT NULL GROUP BY day, query_id, text""",
-        # As many hashes as the bound asks for prove that it is reached, on this day and in any window around it.
-        "clients": f"""SELECT day, query_id, unnest(min(client, {privacy.min_clients})) AS client FROM (
-                SELECT DISTINCT day, query_id, client FROM resolved WHERE query_id IS NOT NULL AND client IS NOT NULL
-            ) GROUP BY day, query_id""",
+        "clients": "SELECT day, query_id, client FROM clients",
     }
+    _keep_clients(connection, salt, privacy.min_clients)
     for table, selection in selections.items():
         (folder / table).mkdir()
         connection.execute(
@@ -411,10 +475,34 @@ def _aggregate(
     kinds = connection.execute("SELECT kind, sum(rows), count(*) FROM found GROUP BY kind").fetchall()
     return {
         "unknown_searches": left_out.get("unknown", 0),
-        "looked_in": _names(reading.near),
+        "looked_in": reading.names(),
         "searches": told,
         "scrubbed": {kind: {"rows": int(rows), "queries": queries} for kind, rows, queries in sorted(kinds)},
     }
+
+
+def _keep_clients(connection: duckdb.DuckDBPyConnection, salt: str, least: int) -> None:
+    """Make `clients`: for each day and query the smallest hashes of those who typed it, at most `least`.
+
+    As many as the bound asks for prove that it is reached, on this day and in any window around it. The query is part
+    of what is hashed, so that nobody's searches can be put together.
+    """
+    connection.execute(
+        f"""CREATE TABLE who AS SELECT DISTINCT day, query_id,
+            md5_number_lower('{_quoted(salt)}client' || query_id || chr(0) || client) AS client
+        FROM resolved WHERE query_id IS NOT NULL AND client IS NOT NULL"""
+    )
+    connection.execute(
+        "CREATE TABLE clients AS SELECT day, query_id, min(client) AS client FROM who GROUP BY day, query_id"
+    )
+    # One pass for each hash: an aggregate of the smallest several does not spill.
+    for _ in range(least - 1):
+        connection.execute(
+            """INSERT INTO clients SELECT w.day, w.query_id, min(w.client) FROM who w
+            JOIN (SELECT day, query_id, max(client) AS last FROM clients GROUP BY day, query_id) c
+                ON c.day = w.day AND c.query_id = w.query_id AND w.client > c.last
+            GROUP BY w.day, w.query_id"""
+        )
 
 
 def _map_queries(connection: duckdb.DuckDBPyConnection, scrubber: Scrubber | None) -> None:
@@ -435,7 +523,7 @@ def _map_queries(connection: duckdb.DuckDBPyConnection, scrubber: Scrubber | Non
             elif scrubber is not None:
                 scrubbed = scrubber(query)
                 text = scrubbed.text
-                kinds += [(kind, count) for kind in scrubbed.kinds]
+                kinds += [(kind, count) for kind in sorted(set(scrubbed.kinds))]
             text = " ".join(text.split())
             if not text.isascii() and not normalise.normal_form(text):
                 text = ""  # nothing but characters that nobody sees

@@ -21,7 +21,7 @@ from distilrank import artifacts, hardware, models, progress, registry, sources
 from distilrank.config import Config, Prepare, Window
 from distilrank.corpus import least_clients
 from distilrank.errors import InputError
-from distilrank.logstore import UNTIMED, LogStore
+from distilrank.logstore import UNTIMED, LogStore, make_scrubber
 from distilrank.problems import Problems
 
 STAGE = "preflight"
@@ -66,6 +66,7 @@ def check(config: Config, *, schedule_time: str, output: Path) -> Resolved:
         log = source.log()
         if log is not None:
             least_clients(log, config.prepare)
+            make_scrubber(config.prepare.privacy)
         champion = backend.champion()
         if champion:
             _check_split(config.prepare, champion, backend.fetch(champion))  # damage shows now, not after the teacher

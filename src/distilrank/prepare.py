@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -105,10 +104,10 @@ def prepare(
     """
     with (
         artifacts.stage(STAGE, profile, config=config) as record,
-        tempfile.TemporaryDirectory(prefix=".prepare-", dir=profile) as folder,
-        logstore.connect(Path(folder)) as connection,
+        logstore.scratch(Path(config.store) if config.store else profile) as scratch,
+        logstore.connect(scratch) as connection,
     ):
-        scratch, problems, clock = Path(folder), Problems(), _Clock()
+        problems, clock = Problems(), _Clock()
         record.inputs["data"] = data_digest
         source = sources.open(data)
         with clock.phase("read"):

@@ -78,6 +78,12 @@ class Problems:
         if fatal and not self.collect:
             raise InputError(problem.line())
 
+    def discard(self, where: str, what: str) -> None:
+        """Forget the problems of `where` that begin with `what`: in a sample, they say nothing of the whole."""
+        self._found = {
+            key: problem for key, problem in self._found.items() if not (key[0] == where and key[1].startswith(what))
+        }
+
     def extend(self, problems: Iterable[Problem]) -> None:
         """Add each of `problems`, as `add` does."""
         for problem in problems:

@@ -120,7 +120,7 @@ def near_duplicates(texts: Mapping[str, Sequence[str]], stem: Callable[[str], st
     pairs: dict[str, int] = {}
     examples: list[dict[str, str]] = []
     for use, queries in texts.items():
-        forms[use] = {form: query for query in queries for form in _forms(query, stem)}
+        forms[use] = {form: query for query in queries for form in _forms(query, stem) if form}
     for use, other in (
         ("test", "train"),
         ("test", "candidates"),

@@ -14,6 +14,9 @@ import pyarrow as pa
 from distilrank.config import Section
 from distilrank.problems import Problems
 
+NO_IMPRESSIONS = "no impressions"
+"""How `Problem.what` begins for a part in which nothing was shown; its examples say what there is instead."""
+
 
 class Part(Protocol):
     """A piece of a log that is read as a whole: a file, as a rule."""

@@ -411,8 +411,11 @@ class Rows:
         column = self._convert(name, column, lambda part: part.cast(pa.string()), "text")
         return pc.if_else(pc.equal(pc.utf8_trim_whitespace(column), ""), None, column)
 
-    def identifier(self, name: str) -> pa.Array:
-        """A column of ids as text, as it stands; whole numbers become their digits; blank values are null."""
+    def identifier(self, name: str, seen: str = "") -> pa.Array:
+        """A column of ids as text, as it stands; whole numbers become their digits; blank values are null.
+
+        `seen` stands for the values in messages, where they are not to be repeated.
+        """
         column = self.columns[name]
         if not (pa.types.is_floating(column.type) or pa.types.is_decimal(column.type)):
             return self.text(name)
@@ -420,7 +423,7 @@ class Rows:
         present = pc.and_kleene(numbers.is_valid(), pc.invert(pc.fill_null(pc.is_nan(numbers), True)))
         whole = pc.and_(pc.equal(pc.floor(numbers), numbers), pc.less(pc.abs(numbers), _EXACT))
         good = pc.or_(pc.invert(present), pc.fill_null(whole, False))
-        self.require(name, good, "an id as text, or a whole number below 2^53")
+        self.require(name, good, "an id as text, or a whole number below 2^53", seen=seen)
         self.problems.add(
             self.file.name,
             f"column {self.file.columns[name]} holds ids as {column.type}: leading zeros, if there were any, are lost",

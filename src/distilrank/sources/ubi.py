@@ -27,15 +27,12 @@ from distilrank import normalise, records
 from distilrank.config import Ubi
 from distilrank.errors import InputError
 from distilrank.problems import EXAMPLES, Problems
-from distilrank.sources import Log, reading, storage, tables
+from distilrank.sources import NO_IMPRESSIONS, Log, reading, storage, tables
 from distilrank.sources.reading import File, Rows
 from distilrank.sources.storage import StoredFile
 
 SUFFIXES = (".ndjson", ".ndjson.gz", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 """How the names of log files end."""
-
-NO_IMPRESSIONS = "no impressions"
-"""How `Problem.what` begins for a part in which nothing was shown; its examples say what there is instead."""
 
 READING = 1
 """Goes up with any change of what a log file gives."""
