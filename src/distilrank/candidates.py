@@ -138,20 +138,27 @@ class Miner:
                 "popular": (self._popular_of(shown.product[span], shown.weight[span], hits), config.from_popular),
                 "random": (drawn, config.from_random),
             }  # fmt: skip
-            chosen = {"impression": taken}
+            picked = {name: [] for name in PROVENANCES} | {"impression": taken.tolist()}
+            seen = set(picked["impression"])  # for a dozen products, a set is faster than numpy
+
+            def pick(name: str, most: int, offered: np.ndarray, picked=picked, seen=seen) -> None:
+                for product in offered.tolist() if most > 0 else ():
+                    if product not in seen:
+                        seen.add(product)
+                        picked[name].append(product)
+                        most -= 1
+                        if not most:
+                            return
+
             for name, (offered, most) in offers.items():
-                chosen[name] = offered[~np.isin(offered, taken)][:most]
-                taken = np.concatenate([taken, chosen[name]])
+                pick(name, most, offered)
             if config.per_query:
                 for name in ("bm25", "random"):
-                    offered = offers[name][0]
-                    more = offered[~np.isin(offered, taken)][: max(config.per_query - len(taken), 0)]
-                    chosen[name] = np.concatenate([chosen[name], more])
-                    taken = np.concatenate([taken, more])
-            both = np.concatenate([chosen[name] for name in PROVENANCES])[: config.per_query or None]
-            lengths = np.minimum(np.cumsum([len(chosen[name]) for name in PROVENANCES]), len(both))
+                    pick(name, config.per_query - len(seen), offers[name][0])
+            both = [product for name in PROVENANCES for product in picked[name]][: config.per_query or None]
+            lengths = np.minimum(np.cumsum([len(picked[name]) for name in PROVENANCES]), len(both))
             sizes[row] = np.diff(lengths, prepend=0)
-            parts.append(both)
+            parts.append(np.array(both, np.int64))
             counter.add(1)
 
         of, what = np.repeat(queries, sizes.sum(axis=1)), np.concatenate([np.zeros(0, np.int64), *parts])

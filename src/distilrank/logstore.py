@@ -53,7 +53,7 @@ MEMORY_MIB = 160
 
 _SCRATCH = ".scratch-"
 _MOST_WORKERS = 4  # each holds MEMORY_MIB, and scrubbing keeps no more busy
-_TABLES = ("events", "mapped", "found", "searches", "resolved", "who", "clients")
+_TABLES = ("events", "mapped", "found", "searches", "resolved", "who", "clients", "told_elsewhere")
 _MAX_POSITION = 1000  # deeper ones count as this one
 _LONGEST = 500  # characters of a query; what is longer was pasted by accident, and takes long to scrub
 _LEFT_OUT = {
@@ -409,15 +409,16 @@ def _aggregate(
     _map_queries(connection, scrubber)
     salted = f"md5_number_lower('{_quoted(salt)}search' || {{}})"
     connection.execute(
-        """CREATE TABLE searches AS SELECT search, told.query_id, told.text, told.why, told."at" FROM (
+        """CREATE TEMP TABLE searches AS SELECT search, told.id AS id, told."at" AS "at" FROM (
             SELECT e.search, min({'blank': m.text IS NULL, 'at': coalesce(e."at", TIMESTAMP '1970-01-01'),
-                'query': e.query, 'query_id': m.query_id, 'text': m.text, 'why': m.why}) AS told
+                'query': e.query, 'id': m.id}) AS told
             FROM events e JOIN mapped m USING (query) WHERE e.search IS NOT NULL GROUP BY e.search)"""
     )
     (told,) = connection.execute("SELECT count(*) FROM searches").fetchall()[0]
     if told:
         connection.execute(
-            f"""COPY (SELECT {salted.format("search")} AS search, query_id, text, why, "at" FROM searches)
+            f"""COPY (SELECT {salted.format("search")} AS search, query_id, text, why, "at"
+                FROM searches JOIN mapped USING (id))
             TO '{_quoted(folder / "searches.parquet")}' (FORMAT parquet, COMPRESSION zstd)"""
         )
     reading.searches.set_result(told)
@@ -428,44 +429,46 @@ def _aggregate(
     others = reading.searches_nearby() if waiting else []
     if others:
         connection.execute(
-            f"""INSERT INTO searches SELECT search, told.query_id, told.text, told.why, told."at" FROM (
+            f"""CREATE TEMP TABLE told_elsewhere AS
+            SELECT search, told, (SELECT count(*) FROM mapped) + row_number() OVER () AS id FROM (
                 SELECT u.search, min({{'blank': o.text IS NULL, 'at': o."at", 'query_id': o.query_id, 'text': o.text,
                     'why': o.why}}) AS told
                 FROM (SELECT DISTINCT e.search FROM events e ANTI JOIN searches s USING (search)
                     WHERE e.query IS NULL AND e.search IS NOT NULL) u
                 JOIN read_parquet({others}) o ON o.search = {salted.format("u.search")} GROUP BY u.search)"""
         )
+        connection.execute("INSERT INTO mapped SELECT NULL, id, told.query_id, told.text, told.why FROM told_elsewhere")
+        connection.execute('INSERT INTO searches SELECT search, id, told."at" FROM told_elsewhere')
     connection.execute(
-        f"""CREATE TABLE resolved AS SELECT
-            coalesce(strftime(e."at", '%Y-%m-%d'), '{UNTIMED}') AS day,
-            CASE WHEN e.query IS NULL THEN s.query_id ELSE m.query_id END AS query_id,
-            CASE WHEN e.query IS NULL THEN s.text ELSE m.text END AS text,
-            CASE WHEN e.query IS NULL AND s.search IS NULL THEN 'unknown' WHEN e.query IS NULL THEN s.why ELSE m.why END
-                AS why,
-            e.product_id,
+        f"""CREATE TEMP TABLE resolved AS SELECT e."at"::DATE AS day, e.product_id,
+            CASE WHEN e.query IS NULL THEN s.id ELSE m.id END AS id,
             CASE WHEN e.position > {_MAX_POSITION} THEN {_MAX_POSITION} ELSE e.position END AS position,
-            e.shown, e.clicked,
-            e.client
+            e.shown, e.clicked, e.client
         FROM events e LEFT JOIN mapped m ON m.query = e.query LEFT JOIN searches s ON s.search = e.search"""
     )
     connection.execute("DROP TABLE events")
-    by_reason = connection.execute(
-        """SELECT why, count(*) FROM resolved
-        WHERE why = 'unknown' OR (why IS NOT NULL AND product_id IS NOT NULL) GROUP BY why"""
-    ).fetchall()
-    left_out: dict[str, int] = dict(by_reason)
+    left_out = dict(
+        connection.execute(
+            """SELECT CASE WHEN r.id IS NULL THEN 'unknown' ELSE m.why END AS reason, count(*)
+            FROM resolved r LEFT JOIN mapped m USING (id)
+            WHERE r.id IS NULL OR (m.why IS NOT NULL AND r.product_id IS NOT NULL) GROUP BY reason"""
+        ).fetchall()
+    )
     for why, what in _LEFT_OUT.items():
         problems.add(reading.part.name, what, rows=left_out.get(why, 0), fatal=False)
-    selections = {
-        "pairs": """SELECT day, query_id, product_id, position,
-                sum(shown)::INTEGER AS shown, sum(clicked)::INTEGER AS clicked
-            FROM resolved WHERE query_id IS NOT NULL AND product_id IS NOT NULL AND shown + clicked > 0
-            GROUP BY day, query_id, product_id, position""",
-        "queries": """SELECT day, query_id, text, count(*)::INTEGER AS typed
-            FROM resolved WHERE query_id IS NOT NULL GROUP BY day, query_id, text""",
-        "clients": "SELECT day, query_id, client FROM clients",
-    }
     _keep_clients(connection, salt, privacy.min_clients)
+    day = f"coalesce(strftime(day, '%Y-%m-%d'), '{UNTIMED}') AS day"
+    selections = {
+        "pairs": f"""SELECT {day}, query_id, product_id, position, sum(shown)::INTEGER AS shown,
+                sum(clicked)::INTEGER AS clicked
+            FROM (SELECT day, id, product_id, position, sum(shown) AS shown, sum(clicked) AS clicked FROM resolved
+                WHERE product_id IS NOT NULL AND shown + clicked > 0 GROUP BY day, id, product_id, position)
+            JOIN mapped USING (id) WHERE query_id IS NOT NULL GROUP BY ALL""",
+        "queries": f"""SELECT {day}, query_id, text, sum(typed)::INTEGER AS typed
+            FROM (SELECT day, id, count(*) AS typed FROM resolved GROUP BY day, id)
+            JOIN mapped USING (id) WHERE query_id IS NOT NULL GROUP BY ALL""",
+        "clients": f"SELECT {day}, query_id, client FROM clients",
+    }
     for table, selection in selections.items():
         (folder / table).mkdir()
         connection.execute(
@@ -488,42 +491,44 @@ def _keep_clients(connection: duckdb.DuckDBPyConnection, salt: str, least: int) 
     of what is hashed, so that nobody's searches can be put together.
     """
     connection.execute(
-        f"""CREATE TABLE who AS SELECT DISTINCT day, query_id,
+        f"""CREATE TEMP TABLE who AS SELECT DISTINCT day, query_id,
             md5_number_lower('{_quoted(salt)}client' || query_id || chr(0) || client) AS client
-        FROM resolved WHERE query_id IS NOT NULL AND client IS NOT NULL"""
+        FROM (SELECT DISTINCT day, id, client FROM resolved WHERE client IS NOT NULL)
+        JOIN mapped USING (id) WHERE query_id IS NOT NULL"""
     )
     connection.execute(
-        "CREATE TABLE clients AS SELECT day, query_id, min(client) AS client FROM who GROUP BY day, query_id"
+        "CREATE TEMP TABLE clients AS SELECT day, query_id, min(client) AS client FROM who GROUP BY day, query_id"
     )
     # One pass for each hash: an aggregate of the smallest several does not spill.
     for _ in range(least - 1):
         connection.execute(
             """INSERT INTO clients SELECT w.day, w.query_id, min(w.client) FROM who w
             JOIN (SELECT day, query_id, max(client) AS last FROM clients GROUP BY day, query_id) c
-                ON c.day = w.day AND c.query_id = w.query_id AND w.client > c.last
+                ON c.day IS NOT DISTINCT FROM w.day AND c.query_id = w.query_id AND w.client > c.last
             GROUP BY w.day, w.query_id"""
         )
 
 
 def _map_queries(connection: duckdb.DuckDBPyConnection, scrubber: Scrubber | None) -> None:
-    """Make `mapped` (query as typed, query_id and text as kept, or why nothing is) and `found` (kinds)."""
-    connection.execute("CREATE TABLE mapped (query VARCHAR, query_id VARCHAR, text VARCHAR, why VARCHAR)")
+    """Make `mapped` (query as typed, a number, query_id and text as kept, or why nothing is) and `found` (kinds)."""
+    connection.execute("CREATE TABLE mapped (query VARCHAR, id BIGINT, query_id VARCHAR, text VARCHAR, why VARCHAR)")
     connection.execute("CREATE TABLE found (kind VARCHAR, rows BIGINT)")
     typed = "SELECT query, count(*) FROM events WHERE query IS NOT NULL GROUP BY query"
     reader = connection.cursor().sql(typed).to_arrow_reader(1 << 16)  # a cursor: the loop inserts meanwhile
+    count = 0
     for batch in reader:
         queries, rows = (column.to_pylist() for column in batch.columns)
         texts: list[str | None] = []
         reasons: list[str | None] = []
         kinds: list[tuple[str, int]] = []
-        for query, count in zip(queries, rows, strict=True):
+        for query, often in zip(queries, rows, strict=True):
             text, why = query, None
             if len(query) > _LONGEST:
                 text, why = "", "long"
             elif scrubber is not None:
                 scrubbed = scrubber(query)
                 text = scrubbed.text
-                kinds += [(kind, count) for kind in sorted(set(scrubbed.kinds))]
+                kinds += [(kind, often) for kind in sorted(set(scrubbed.kinds))]
             text = " ".join(text.split())
             if not text.isascii() and not normalise.normal_form(text):
                 text = ""  # nothing but characters that nobody sees
@@ -531,9 +536,14 @@ def _map_queries(connection: duckdb.DuckDBPyConnection, scrubber: Scrubber | Non
             reasons.append(None if text else why or "blank")
         keys = [normalise.query_id(text) if text else None for text in texts]
         table = pa.table(
-            [batch.column(0), *(pa.array(values, pa.string()) for values in (keys, texts, reasons))],
-            names=["query", "query_id", "text", "why"],
+            [
+                batch.column(0),
+                pa.array(range(count + 1, count + 1 + len(queries)), pa.int64()),
+                *(pa.array(values, pa.string()) for values in (keys, texts, reasons)),
+            ],
+            names=["query", "id", "query_id", "text", "why"],
         )
+        count += len(queries)
         connection.register("batch_of_queries", table)
         connection.execute("INSERT INTO mapped SELECT * FROM batch_of_queries")
         connection.unregister("batch_of_queries")

@@ -312,8 +312,9 @@ def _quoted(value: object) -> str:
 
 def _text(value: str) -> str:
     """A text, null if blank, or if it is an object or an array, which DuckDB hands over as JSON."""
-    return f"""CASE WHEN {value} IS NULL OR {value} = '' OR {value}[1] IN ('{{', '[') THEN NULL
-        WHEN ord({value}) > 32 OR regexp_matches({value}, '\\S') THEN {value} END"""
+    first = f"ord({value})"  # of an empty text it is 0
+    return f"""CASE WHEN {first} > 32 THEN CASE WHEN {first} NOT IN ({ord("{")}, {ord("[")}) THEN {value} END
+        WHEN {first} > 0 AND regexp_matches({value}, '\\S') THEN {value} END"""
 
 
 def _id(value: str) -> str:
@@ -336,7 +337,7 @@ def _clock(text: str) -> str:
 
 def _plain(text: str) -> str:
     """Whether a time has the one form that nearly all have: 2026-03-31T12:00:00.000Z."""
-    return f"(suffix({text}, 'Z') AND {text}[11] = 'T' AND length({text}) BETWEEN 20 AND 27)"
+    return f"(suffix({text}, 'Z') AND strlen({text}) BETWEEN 20 AND 27)"
 
 
 def _at(text: str) -> str:
@@ -440,8 +441,11 @@ def _records(connection: duckdb.DuckDBPyConnection, path: Path, data: Ubi) -> st
                     WHEN query IS NOT NULL THEN 'query' ELSE 'neither' END AS kind
             FROM clocks
         )
-        SELECT kind, search, query, client, action, application, stamp, utc, product_id, field, ordinal, place, shown,
-            clicked, CASE WHEN kind = 'query' THEN hits END AS hits,
+        -- what is only there to be quoted is kept where something is wrong with it
+        SELECT kind, search, query, client, action, application, utc, product_id, ordinal, shown, clicked,
+            CASE WHEN utc IS NULL THEN stamp END AS stamp, CASE WHEN {elsewhere} THEN field END AS field,
+            CASE WHEN ordinal IS NULL OR ordinal < 1 THEN place END AS place,
+            CASE WHEN kind = 'query' THEN hits END AS hits,
             CASE WHEN kind NOT IN ('event', 'query') THEN kind
                 WHEN kind = 'event' AND {elsewhere} THEN 'field'
                 WHEN kind = 'event' AND {unused} THEN 'hits'
