@@ -24,6 +24,7 @@ import secrets
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -76,7 +77,8 @@ def scratch(base: Path) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=".new-", dir=base))
     with (folder / "lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a file system without locks: then nothing is taken for left behind
+            fcntl.flock(lock, fcntl.LOCK_EX)
         owned = folder.rename(base / f"{_SCRATCH}{folder.name.removeprefix('.new-')}")
         try:
             yield owned
@@ -149,6 +151,10 @@ class LogStore:
         self.folder = folder
         for name in ("files", "parts"):
             (folder / name).mkdir(parents=True, exist_ok=True)
+        for left in (folder / "parts").glob(".new-*"):  # of killed runs: no part takes a day to read
+            with contextlib.suppress(FileNotFoundError):  # another run may tidy up too
+                if left.stat().st_mtime < time.time() - 86400:
+                    shutil.rmtree(left, ignore_errors=True)
         self._salt = self._read_salt()
 
     def _read_salt(self) -> str:
