@@ -86,7 +86,7 @@ def read(
     kept: list[Kept] = []
     log = source.log()
     if log is not None:  # first, while the catalogue does not take up memory beside it
-        if log.people and not log.clients and least_clients(log, config) < config.privacy.min_clients:
+        if log.people and least_clients(log, config) < config.privacy.min_clients:
             problems.add(
                 "log",
                 "does not tell who searched, so rare queries are kept; name the column in data.columns.client to drop "
@@ -311,7 +311,9 @@ def _log_tables(
             examples=[f"product {key!r}" for key in keys[:EXAMPLES].to_pylist()],
             fatal=False,
         )
-    outside = sum(rows for part in kept for day, rows in part.days.items() if end and not start <= day < end)
+    # A file of the day before alone is there for its searches.
+    reaching = [part for part in kept if not all(day < start for day in part.days)]
+    outside = sum(rows for part in reaching for day, rows in part.days.items() if end and not start <= day < end)
     problems.add("log", "rows outside the log window, in files that reach into it", rows=outside, fatal=False)
     scrubbed: dict[str, dict[str, int]] = {}
     for part in kept:
