@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distilrank import config, records, sources
+from distilrank import config, logstore, records, sources
 from distilrank.config import Ubi
 from distilrank.errors import InputError
 from distilrank.problems import Problems
@@ -105,6 +105,7 @@ def load(source: ubi.UbiSource, problems: Problems | None = None) -> tuple[list[
     # The session's zone must not matter, nor may an extension be fetched.
     connection.execute("SET autoinstall_known_extensions = false; SET autoload_known_extensions = false")
     connection.execute("SET TimeZone = 'America/New_York'")
+    logstore.create_events(connection)
     for part in source.log().parts:
         part.load(connection, problems)
     names = connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()
@@ -678,6 +679,7 @@ def test_damaged_files_are_named(make, tmp_path: Path, content: bytes, message: 
     assert "\n" not in str(caught.value)
     problems = Problems(collect=True)
     connection = duckdb.connect()
+    logstore.create_events(connection)
     make().log().parts[0].load(connection, problems)
     assert problems.fatal
     assert not connection.execute("SELECT * FROM duckdb_tables() WHERE table_name = 'ubi_records'").fetchall()

@@ -120,7 +120,8 @@ class Catalogue:
             short.append(pa.record_batch([batch.column("product_id"), *columns], schema=schema))
         self.rows = sum(batch.num_rows for batch in short)
         self._table = pa.Table.from_batches(short, schema)
-        self._places: np.ndarray | None = None
+        self._rows = np.arange(self.rows)
+        """The row of `batches` that each product comes from."""
         self._merge(problems)
         self.keys = self._table["product_id"].combine_chunks()
         if isinstance(self.keys, pa.ChunkedArray):  # more than 2 GiB of keys
@@ -139,15 +140,13 @@ class Catalogue:
     @property
     def missing_descriptions(self) -> int:
         """Products without a description."""
-        empty = self.descriptions.sizes() == 0
-        return int((empty if self._places is None else empty[self._places]).sum())
+        return int((self.descriptions.sizes()[self._rows] == 0).sum())
 
     def take(self, places: np.ndarray) -> dict[str, pa.Array | pa.ChunkedArray]:
         """product_id and all product fields of the products at `places`."""
         rows = pa.array(places)
         columns = {name: self._table[name].take(rows) for name in ("product_id", *SHORT_FIELDS)}
-        spooled = places if self._places is None else self._places[places]
-        return {**columns, "description": self.descriptions.take(spooled)}
+        return {**columns, "description": self.descriptions.take(self._rows[places])}
 
     def characters(self, places: np.ndarray, longest: int) -> np.ndarray:
         """Characters of all fields of the products at `places`, of a description at most `longest` bytes; int64."""
@@ -155,13 +154,12 @@ class Catalogue:
         total = np.zeros(len(places), np.int64)
         for name in SHORT_FIELDS:
             total += pc.fill_null(pc.utf8_length(self._table[name].take(rows)), 0).to_numpy()
-        spooled = places if self._places is None else self._places[places]
-        return total + np.minimum(self.descriptions.sizes()[spooled], longest)
+        return total + np.minimum(self.descriptions.sizes()[self._rows[places]], longest)
 
-    def texts(self, places: np.ndarray, fields: Iterable[str] = SHORT_FIELDS) -> list[str]:
-        """One string for each product at `places`: its fields, those that it has, separated by blanks."""
+    def texts(self, places: np.ndarray) -> list[str]:
+        """One string for each product at `places`: its short fields, those that it has, separated by blanks."""
         rows = pa.array(places)
-        columns = [self._table[name].take(rows) for name in fields]
+        columns = [self._table[name].take(rows) for name in SHORT_FIELDS]
         # Not "skip": that drops rows without any field.
         joined = pc.binary_join_element_wise(*columns, " ", null_handling="replace", null_replacement="")
         return [" ".join(text.split()) for text in joined.to_pylist()]
@@ -180,11 +178,7 @@ class Catalogue:
         one, other = self.take(again), self.take(leader[again])
         for name in records.PRODUCT_FIELDS:
             left, right = (pc.fill_null(column[name], "") for column in (one, other))
-            same &= (
-                pc.equal(left, right).to_numpy(zero_copy_only=False)
-                if isinstance(left, pa.Array)
-                else np.array(pc.equal(left, right))
-            )
+            same &= np.asarray(pc.equal(left, right))
         rows = again[~same]
         problems.add(
             "catalogue",
@@ -192,8 +186,8 @@ class Catalogue:
             rows=len(rows),
             examples=[f"rows {leader[row] + 1} and {row + 1}: {keys[row].as_py()!r}" for row in rows[:EXAMPLES]],
         )
-        self._places = np.sort(first)
-        self._table = self._table.take(pa.array(self._places))
+        self._rows = np.sort(first)
+        self._table = self._table.take(pa.array(self._rows))
 
     def _find_lost_zeros(self, problems: Problems) -> None:
         padded = self.keys.filter(pc.match_substring_regex(self.keys, r"^0+\d+$"))

@@ -71,9 +71,8 @@ def check(config: Config, *, schedule_time: str, output: Path) -> Resolved:
         if champion:
             _check_split(config.prepare, champion, backend.fetch(champion))  # damage shows now, not after the teacher
         with progress.timed(STAGE, "digested the models"):
-            bases = {reference: models.digest(reference) for reference in (config.teacher.model, config.student.model)}
-        if config.prepare.retriever.model not in bases:
-            models.check(config.prepare.retriever.model)
+            used = {config.teacher.model, config.student.model, config.prepare.retriever.model}
+            bases = {reference: models.digest(reference) for reference in sorted(used)}
         bounds = "", "", ""
         with progress.timed(STAGE, "digested the data"), _store(config.prepare, output) as store:
             if log is not None and log.timed:
@@ -84,7 +83,7 @@ def check(config: Config, *, schedule_time: str, output: Path) -> Resolved:
                 {
                     "source": source.digest(),
                     "log": [log.settings, store.digests(log, bounds[0][:10], bounds[2][:10])] if log else None,
-                    "retriever": models.digest(config.prepare.retriever.model),
+                    "retriever": bases[config.prepare.retriever.model],
                 }
             )
         resolved = Resolved(

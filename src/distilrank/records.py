@@ -177,10 +177,8 @@ def conform(table: pa.Table, schema: pa.Schema, origin: str) -> pa.Table:
 
 def write(table: pa.Table, path: Path, schema: pa.Schema) -> None:
     """Write `table` as `schema` to `path`, under a temporary name first, so that a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    pq.write_table(conform(table, schema, str(path)), partial, compression="zstd")
-    partial.replace(path)
+    with Writer(path, schema) as writer:
+        writer.write(table)
 
 
 class Writer:

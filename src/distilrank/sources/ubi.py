@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distilrank import normalise, records
+from distilrank import normalise
 from distilrank.config import Ubi
 from distilrank.errors import InputError
 from distilrank.problems import EXAMPLES, Problems
@@ -174,8 +174,6 @@ class UbiPart:
             self._note_lines(connection, examples, problems)
             self._note_records(connection, problems)
             self._note_no_impressions(connection, problems)
-            empty = records.EVENTS.empty_table()  # noqa: F841 - DuckDB finds it by its name
-            connection.execute("CREATE TABLE IF NOT EXISTS events AS FROM empty")
             connection.execute(f"INSERT INTO events BY NAME {_events(self.data)}")
         finally:
             connection.execute("DROP TABLE IF EXISTS ubi_records")
