@@ -23,7 +23,7 @@ def distil_student(
     from distilrank import student as stage
     from distilrank.config import Compute, Student
 
-    reached = stage.train(
+    result = stage.train(
         Student(**config),
         Compute(**compute),
         judgements=Path(judgements.path),
@@ -33,6 +33,6 @@ def distil_student(
         model_digest=model_digest,
         output=Path(student.path),
     )
-    metrics.log_metric("dev_ndcg_at_10", reached)
+    metrics.log_metric("dev_ndcg_at_10", result.dev_ndcg_at_10)
     Path(metrics.path).touch()  # KFP's local cache takes a missing file for a lost result
-    return reached
+    return result.dev_ndcg_at_10

@@ -60,12 +60,13 @@ def _fitted(config: Config, runs: Path) -> Config:
     label = config.label
     if not label.threads and not config.compute.threads and config.prepare.shards > 1:
         label = label.model_copy(update={"threads": max(hardware.cores() // CONCURRENT_LABELS, 1)})
-    if not label.resume:
-        label = label.model_copy(update={"resume": str((runs / ".progress").resolve())})
+    compute = config.compute
+    if not compute.resume:
+        compute = compute.model_copy(update={"resume": str((runs / ".progress").resolve())})
     prepare = config.prepare
     if not prepare.store:
         prepare = prepare.model_copy(update={"store": str((runs / ".log").resolve())})
-    return config.model_copy(update={"label": label, "prepare": prepare})
+    return config.model_copy(update={"compute": compute, "label": label, "prepare": prepare})
 
 
 def _stop_children(signum: int, frame: object) -> NoReturn:
@@ -167,6 +168,8 @@ def _gather(made: Path, folder: Path, seconds: float, peak_mib: float) -> None:
     shutil.copyfile(single["drift"] / "drift.json", folder / "drift.json")
     shutil.copyfile(single["evaluation"] / "metrics.json", folder / "metrics.json")
     shutil.copyfile(single["verdict"] / "verdict.json", folder / "verdict.json")
+    shutil.copyfile(single["teacher"] / "quality.json", folder / "quality.json")
+    shutil.copyfile(single["teacher"] / "disagreements.csv", folder / "disagreements.csv")
     for name in ("profile.json", "profile.html"):
         shutil.copyfile(single["profile"] / name, folder / name)
     artifacts.copy_tree(single["student"], folder / "student")

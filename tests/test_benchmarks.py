@@ -10,8 +10,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import prepare
-from distilrank import artifacts
+from benchmarks import labels, prepare
+from benchmarks.machine import measure
+from distilrank import artifacts, records
+from tests import label_victims
 
 ROOT = Path(__file__).parents[1]
 TINY = replace(
@@ -90,3 +92,41 @@ def test_the_last_line_is_the_result(tmp_path: Path) -> None:
     bars = {bar["name"]: bar for bar in result["bars"]}
     assert bars["scrub_found"] == {"name": "scrub_found", "value": 1.0, "bound": 1, "holds": True}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_generated_candidates_have_the_asked_rows_and_the_same_bytes_again(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        labels.write_shard(str(tmp_path / name), 1234, str(ROOT.parent / "shared"))
+    assert _digests(tmp_path / "one") == _digests(tmp_path / "two")
+    table = records.read(tmp_path / "one" / f"{labels.SHARD}.parquet", records.CANDIDATES)
+    assert len(table) == len(pc.unique(table["product_id"])) == 1234
+    assert len(pc.unique(table["query_id"])) == -(-1234 // labels.PER_QUERY)
+    assert min(map(len, table["description"].to_pylist())) > 10
+    other = tmp_path / "without shared data"
+    labels.write_shard(str(other), 50, str(other))
+    assert len(pq.read_table(other / f"{labels.SHARD}.parquet")) == 50
+
+
+def test_labelling_is_measured_and_the_last_line_is_the_result() -> None:
+    command = [sys.executable, "-m", "benchmarks.labels", "--quick", "--only", "machinery"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    result = json.loads(ended.stdout.splitlines()[-1])
+    assert result["benchmark"] == "labels" and result["figures"]["machinery"]["candidates"] == labels.QUICK.candidates
+    bars = {bar["name"]: bar for bar in result["bars"]}
+    assert set(bars) == {"machinery_rows_per_second", "machinery_memory_gib"}
+    assert bars["machinery_memory_gib"]["holds"] and bars["machinery_rows_per_second"]["value"] > 1000
+
+
+def test_labelling_is_killed_and_compared(tmp_path: Path) -> None:
+    figures, bars = labels.measure_kills(replace(labels.QUICK, kills=4), tmp_path, ROOT.parent / "shared")
+    assert figures["label"]["rows"] == labels.KILLED_ROWS and sum(figures["label"]["fell"].values()) == 4
+    assert [bar["name"] for bar in bars] == ["kills", "kills_lost", "kills_doubled", "kills_different"]
+    assert all(bar["holds"] for bar in bars)
+
+
+def test_what_does_not_survive_kills_is_found_out(tmp_path: Path) -> None:
+    found = measure(label_victims.kill_careless, str(tmp_path), 9, scratch=tmp_path).result
+    assert (found["anew"]["kills"], found["trusting"]["kills"]) == (5, 4)
+    assert found["anew"]["doubled"] > 0 and found["trusting"]["lost"] > 0
+    assert found["anew"]["different"] > 0 and found["trusting"]["different"] > 0

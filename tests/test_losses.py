@@ -1,4 +1,4 @@
-"""The margin loss equals what it claims to compute, whatever the batch looks like."""
+"""The losses equal what they claim to compute, whatever the batch looks like."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import binary_cross_entropy_with_logits
 
-from distilrank.losses import margin_loss, pointwise_loss, soft_cross_entropy
+from distilrank.losses import Thresholds, margin_loss, ordinal_cross_entropy, pointwise_loss, soft_cross_entropy
 
 queries = st.lists(st.integers(1, 7), min_size=1, max_size=5)  # products of each query
 scale = st.floats(0.1, 20)
@@ -24,15 +25,22 @@ def batch(sizes: list[int], scale: float, seed: int) -> tuple[torch.Tensor, torc
     return student, teacher, torch.tensor(query)
 
 
-def all_pairs(student: torch.Tensor, teacher: torch.Tensor, query: torch.Tensor) -> float:
-    """The paper's formula, word by word."""
+def some_weights(query: torch.Tensor, seed: int) -> torch.Tensor:
+    return torch.tensor(np.random.default_rng(seed + 1).uniform(1 / 3, 3, len(query)), dtype=torch.float32)
+
+
+def all_pairs(
+    student: torch.Tensor, teacher: torch.Tensor, query: torch.Tensor, weight: torch.Tensor | None = None
+) -> float:
+    """The paper's formula, word by word; a pair counts as the product of its weights."""
+    weight = torch.ones(len(query)) if weight is None else weight
     per_query = []
     for one in query.unique():
-        s, t = student[query == one].double().tolist(), teacher[query == one].double().tolist()
-        n = len(s)
-        if n > 1:
-            total = sum(((t[i] - t[j]) - (s[i] - s[j])) ** 2 for i, j in combinations(range(n), 2))
-            per_query.append(2 / (n * (n - 1)) * total)
+        s, t, w = (values[query == one].double().tolist() for values in (student, teacher, weight))
+        pairs = list(combinations(range(len(s)), 2))
+        if pairs:
+            total = sum(w[i] * w[j] * ((t[i] - t[j]) - (s[i] - s[j])) ** 2 for i, j in pairs)
+            per_query.append(total / sum(w[i] * w[j] for i, j in pairs))
     return float(np.mean(per_query)) if per_query else 0.0
 
 
@@ -40,9 +48,60 @@ def all_pairs(student: torch.Tensor, teacher: torch.Tensor, query: torch.Tensor)
 @given(queries, scale, seeds)
 def test_margin_loss_is_the_mean_over_all_pairs(sizes: list[int], scale: float, seed: int) -> None:
     student, teacher, query = batch(sizes, scale, seed)
-    assert float(margin_loss(student, teacher, query)) == pytest.approx(
-        all_pairs(student, teacher, query), rel=1e-4, abs=1e-5
-    )
+    for weight in (None, some_weights(query, seed)):
+        assert float(margin_loss(student, teacher, query, weight)) == pytest.approx(
+            all_pairs(student, teacher, query, weight), rel=1e-4, abs=1e-5
+        )
+
+
+@settings(max_examples=30, deadline=None)
+@given(queries, scale, seeds)
+def test_pointwise_loss_is_the_weighted_mean_of_squares(sizes: list[int], scale: float, seed: int) -> None:
+    student, teacher, query = batch(sizes, scale, seed)
+    for weight in (None, some_weights(query, seed)):
+        squares = (teacher - student).double().square().numpy()
+        expected = [
+            np.average(squares[rows], weights=None if weight is None else weight.numpy()[rows])
+            for rows in (query.numpy() == one for one in query.unique().numpy())
+        ]
+        assert float(pointwise_loss(student, teacher, query, weight)) == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(queries, scale, seeds)
+def test_equal_weights_are_none(sizes: list[int], scale: float, seed: int) -> None:
+    student, teacher, query = batch(sizes, scale, seed)
+    thresholds = Thresholds(4)().detach()
+    for loss in (
+        lambda weight: margin_loss(student, teacher, query, weight),
+        lambda weight: pointwise_loss(student, teacher, query, weight),
+        lambda weight: soft_cross_entropy(student, teacher.sigmoid(), weight),
+        lambda weight: ordinal_cross_entropy(student, teacher.sigmoid(), thresholds, weight),
+    ):
+        plain = loss(None)
+        assert float(loss(torch.ones(len(query)))) == pytest.approx(float(plain), rel=1e-6)
+        weight = some_weights(query, seed)
+        assert float(loss(7 * weight)) == pytest.approx(float(loss(weight)), rel=1e-5, abs=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(queries, scale, seeds)
+def test_a_row_of_weight_0_is_not_there(sizes: list[int], scale: float, seed: int) -> None:
+    student, teacher, query = batch([*sizes, 2], scale, seed)
+    weight = some_weights(query, seed)
+    weight[-1] = 0
+    for loss in (margin_loss, pointwise_loss):
+        without = loss(student[:-1], teacher[:-1], query[:-1], weight[:-1])
+        assert float(loss(student, teacher, query, weight)) == pytest.approx(float(without), rel=1e-5, abs=1e-6)
+    shorter = soft_cross_entropy(student[:-1], teacher[:-1].sigmoid(), weight[:-1])
+    assert float(soft_cross_entropy(student, teacher.sigmoid(), weight)) == pytest.approx(float(shorter), rel=1e-5)
+
+
+def test_weights_do_not_lose_a_small_spread_far_from_zero() -> None:
+    student, teacher = torch.zeros(4), torch.tensor([1000.0, 1000.125, 1000.25, 1000.5])
+    query, weight = torch.zeros(4, dtype=torch.int64), torch.tensor([0.5, 1.0, 2.0, 3.0])
+    exact = all_pairs(student, teacher, query, weight)
+    assert float(margin_loss(student, teacher, query, weight)) == pytest.approx(exact, rel=1e-2)
 
 
 @settings(max_examples=30, deadline=None)
@@ -51,12 +110,16 @@ def test_padding_and_order_change_nothing(sizes: list[int], scale: float, seed: 
     student, teacher, query = batch(sizes, scale, seed)
     order = torch.tensor(np.random.default_rng(seed).permutation(len(query) + padding))
     filler = torch.full((padding,), 1e4)
-    padded = [
+    weight = some_weights(query, seed)
+    rows = [
         torch.cat([values, extra])[order]
-        for values, extra in ((student, filler), (teacher, -filler), (query, torch.full((padding,), -1)))
-    ]
+        for values, extra in (
+            (student, filler), (teacher, -filler), (query, torch.full((padding,), -1)), (weight, filler),
+        )
+    ]  # fmt: skip
     for loss in (margin_loss, pointwise_loss):
-        assert float(loss(*padded)) == pytest.approx(float(loss(student, teacher, query)), rel=1e-4, abs=1e-5)
+        for padded, plain in ((rows[:3], (student, teacher, query)), (rows, (student, teacher, query, weight))):
+            assert float(loss(*padded)) == pytest.approx(float(loss(*plain)), rel=1e-4, abs=1e-5)
 
 
 @settings(max_examples=30, deadline=None)
@@ -85,11 +148,20 @@ def test_gradient_is_that_of_all_pairs(sizes: list[int], seed: int) -> None:
         assert float(gradient[row]) == pytest.approx(slope, rel=1e-2, abs=1e-3)
 
 
-@pytest.mark.parametrize("loss", [margin_loss, pointwise_loss])
-def test_finite_in_bf16_with_gradients(loss) -> None:
+def ordinal(student: torch.Tensor, teacher: torch.Tensor, query: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return ordinal_cross_entropy(student, teacher.sigmoid(), Thresholds(5)().bfloat16(), weight)
+
+
+def cross_entropy(student: torch.Tensor, teacher: torch.Tensor, query: torch.Tensor, weight: torch.Tensor):
+    return soft_cross_entropy(student, teacher.sigmoid(), weight)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("loss", [margin_loss, pointwise_loss, cross_entropy, ordinal])
+def test_finite_in_bf16_with_gradients(loss, weighted: bool) -> None:
     student, teacher, query = batch([5, 1, 3], 30.0, 3)
     student = student.bfloat16().requires_grad_()
-    value = loss(student, teacher.bfloat16(), query)
+    value = loss(student, teacher.bfloat16(), query, some_weights(query, 3).bfloat16() if weighted else None)
     value.backward()
     assert value.dtype == torch.float32
     assert torch.isfinite(value) and torch.isfinite(student.grad).all() and student.grad.abs().sum() > 0
@@ -119,3 +191,74 @@ def test_soft_cross_entropy_is_least_at_the_target() -> None:
     expected = -(target * target.log() + (1 - target) * (1 - target).log()).mean()
     assert float(at_target) == pytest.approx(float(expected), rel=1e-5)
     assert soft_cross_entropy(torch.logit(target) + 0.3, target) > at_target
+
+
+# Ordinal --------------------------------------------------------------------------------------------------------------
+
+levels = st.integers(2, 7)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 12), levels, seeds)
+def test_ordinal_is_the_mean_of_its_steps(rows: int, levels: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    logit, target = torch.tensor(rng.normal(size=rows)), torch.tensor(rng.uniform(size=rows))
+    thresholds, weight = torch.tensor(np.sort(rng.normal(size=levels - 1))), torch.tensor(rng.uniform(0.3, 3, rows))
+    losses = []
+    for s, y in zip(logit.tolist(), target.tolist(), strict=True):
+        steps = []
+        for k, threshold in enumerate(thresholds.tolist()):
+            above, p = min(max(y * (levels - 1) - k, 0), 1), 1 / (1 + np.exp(threshold - s))
+            steps.append(-above * np.log(p) - (1 - above) * np.log(1 - p))
+        losses.append(np.mean(steps))
+    assert float(ordinal_cross_entropy(logit, target, thresholds)) == pytest.approx(np.mean(losses), rel=1e-4)
+    weighted = np.average(losses, weights=weight.numpy())
+    assert float(ordinal_cross_entropy(logit, target, thresholds, weight)) == pytest.approx(weighted, rel=1e-4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 12), seeds)
+def test_two_levels_around_0_are_binary(rows: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    logit, target = (torch.tensor(values, dtype=torch.float32) for values in (rng.normal(size=rows), rng.random(rows)))
+    assert Thresholds(2)().tolist() == [0]
+    binary = soft_cross_entropy(logit, target)
+    assert float(ordinal_cross_entropy(logit, target, torch.zeros(1))) == pytest.approx(float(binary), rel=1e-6)
+    assert float(binary) == pytest.approx(float(binary_cross_entropy_with_logits(logit, target)), rel=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(levels, seeds)
+def test_thresholds_begin_symmetric_and_stay_in_order(levels: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    thresholds = Thresholds(levels)
+    start = thresholds().detach()
+    assert start.dtype == torch.float32 and len(start) == levels - 1
+    assert torch.allclose(start, -start.flip(0), atol=1e-5)
+    above = torch.cat([torch.ones(1), torch.sigmoid(-start), torch.zeros(1)])
+    assert torch.allclose(-above.diff(), torch.full((levels,), 1 / levels), atol=1e-5), "equally likely at 0"
+    optimiser = torch.optim.SGD(thresholds.parameters(), lr=5.0)
+    for _ in range(30):
+        optimiser.zero_grad()
+        ordinal_cross_entropy(4 * torch.randn(8), torch.rand(8), thresholds()).backward()
+        optimiser.step()
+    assert (thresholds().diff() >= 0).all() and torch.isfinite(thresholds()).all()
+    assert not torch.equal(thresholds().detach(), start)
+
+
+def test_thresholds_find_the_levels_of_a_scale() -> None:
+    torch.manual_seed(0)
+    wanted, logit = torch.tensor([-1.0, 0.25, 2.0]), 2 * torch.randn(20_000)
+    level = (logit[:, None] + torch.logit(torch.rand(20_000, 1)) > wanted).sum(1)
+    thresholds = Thresholds(4)
+    optimiser = torch.optim.Adam(thresholds.parameters(), lr=0.1)
+    for _ in range(150):
+        optimiser.zero_grad()
+        ordinal_cross_entropy(logit, level / 3, thresholds()).backward()
+        optimiser.step()
+    assert torch.allclose(thresholds(), wanted, atol=0.1)
+
+
+def test_a_scale_has_two_levels_at_least() -> None:
+    with pytest.raises(ValueError, match="levels is 1, expected at least 2"):
+        Thresholds(1)

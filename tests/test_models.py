@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import textwrap
-import time
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +60,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
     for split, seed in (("train", 1), ("dev", 2), ("test", 3)):
         records.write(pairs(24, 6, seed), folder / "judgements" / f"{split}.parquet", records.JUDGED)
+    artifacts.write_json(folder / "judgements" / "protocol.json", {"relevant_from": 0.75})
     artifacts.seal(folder / "judgements")
     for shard, seed in (("shard-00000", 4), ("shard-00001", 5)):
         records.write(pairs(15, 5, seed), folder / "candidates" / f"{shard}.parquet", records.CANDIDATES)
@@ -147,15 +142,16 @@ def test_special_tokens_in_raw_text_are_ordinary_characters(models: Path, kind: 
 def test_truncation_shortens_the_product_and_never_the_query(models: Path, kind: str, query: str) -> None:
     text = TeacherText(max_tokens=40, separator=" ")
     encoder = scorer.load_encoder(models / kind, text)
-    short, long = encoder.encode([query] * 2, ["blue lamp", "blue lamp " * 100])
-    size = len(long["input_ids"])
+    encoded = encoder.encode([query] * 2, ["blue lamp", "blue lamp " * 100])
+    assert encoded.truncated == 1, "the short product stays whole beside a long query too"
+    short, size = encoded.lengths
     query_tokens = encoder.tokenizer(query, add_special_tokens=False)["input_ids"]
-    decoded = encoder.tokenizer.decode(long["input_ids"])
+    decoded = encoder.tokenizer.decode(encoded.row(1))
     assert decoded.count("sofa") == query.count("sofa") * (2 if kind == "decoder" else 1)
     assert decoded.count("lamp") >= 2
     if len(query_tokens) < 10:
         assert size <= 40 and size >= 36  # the room is used
-    assert len(short["input_ids"]) < size or len(query_tokens) > 10
+    assert short < size or len(query_tokens) > 10
 
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
@@ -180,8 +176,8 @@ def test_a_query_beyond_the_model_is_refused_by_name(models: Path) -> None:
 def test_the_prompt_may_hold_braces_and_placeholders_in_its_text(models: Path) -> None:
     encoder = scorer.load_encoder(models / "decoder", TeacherText(template="{query} with {product} with {query}"))
     assert isinstance(encoder, PromptEncoder)
-    (ids,) = encoder.encode(["sofa {product} {x}"], ["red {query}"])
-    assert encoder.tokenizer.decode(ids["input_ids"]) == "sofa {product} {x} with red {query} with sofa {product} {x}"
+    encoded = encoder.encode(["sofa {product} {x}"], ["red {query}"])
+    assert encoder.tokenizer.decode(encoded.row(0)) == "sofa {product} {x} with red {query} with sofa {product} {x}"
 
 
 def test_kind_is_told_from_the_architecture(models: Path) -> None:
@@ -297,79 +293,6 @@ def test_an_encoder_can_be_the_teacher(prepared: Path, models: Path, tmp_path: P
     loaded = scorer.Scorer.load(tmp_path / "teacher", COMPUTE)
     probability = loaded.probability(loaded.score(pairs(3, 4, 8)))
     assert probability is not None and probability.min() >= 0 and probability.max() <= 1
-
-
-# Labels ---------------------------------------------------------------------------------------------------------------
-
-LABEL_SLOWLY = """
-    import sys, time
-    from pathlib import Path
-    from distilrank import labels, records
-    from distilrank.config import Compute, Label
-    write = records.write
-    def slow(*arguments):
-        write(*arguments)
-        time.sleep(0.3)
-    records.write = slow
-    candidates, teacher, resume, output = map(Path, sys.argv[1:])
-    labels.label(Label(part_rows=10, resume=str(resume)), Compute(device="cpu", precision="fp32", threads=1),
-                 shard="shard-00000", candidates=candidates, teacher=teacher, output=output)
-"""
-
-
-def test_labelling_killed_at_any_moment_resumes_and_ends_with_the_same_bytes(prepared, taught, tmp_path: Path) -> None:
-    config = Label(part_rows=10, resume=str(tmp_path / "resume"))
-    shared = {"shard": "shard-00000", "candidates": prepared / "candidates", "teacher": taught}
-    labels.label(Label(part_rows=10), COMPUTE, **shared, output=tmp_path / "unbroken")
-
-    arguments = [prepared / "candidates", taught, tmp_path / "resume", tmp_path / "killed"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(LABEL_SLOWLY), *map(str, arguments)],
-        stdout=subprocess.DEVNULL,
-        env=os.environ,
-        start_new_session=True,
-    )
-    while process.poll() is None and len(list((tmp_path / "resume").rglob("part-*.parquet"))) < 3:
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    finished = sorted((tmp_path / "resume").rglob("part-*.parquet"))
-    assert process.returncode == -signal.SIGKILL and 0 < len(finished) < 8
-    assert not (tmp_path / "killed" / "manifest.json").exists()
-    finished[0].write_bytes(finished[0].read_bytes()[:50])  # what a full disk may leave
-
-    assert labels.label(config, COMPUTE, **shared, output=tmp_path / "killed") == 75
-    for name in ("labels.parquet", "manifest.json"):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
-    facts = artifacts.read_json(tmp_path / "killed" / "stage.json")["facts"]
-    assert facts["resumed"] == 10 * (len(finished) - 1)
-
-
-def test_a_corrupt_shard_is_named_before_any_scoring(prepared: Path, taught: Path, tmp_path: Path) -> None:
-    shutil.copytree(prepared / "candidates", tmp_path / "candidates")
-    shard = tmp_path / "candidates" / "shard-00001.parquet"
-    shard.write_bytes(shard.read_bytes()[:-20])
-    with pytest.raises(InputError, match=r"shard-00001.parquet: digest \w+ differs"):
-        labels.label(
-            Label(),
-            COMPUTE,
-            shard="shard-00001",
-            candidates=tmp_path / "candidates",
-            teacher=taught,
-            output=tmp_path / "out",
-        )
-    assert not list((tmp_path / "out").iterdir())
-
-
-def test_labels_of_two_teachers_do_not_mix(prepared: Path, labelled: list[Path], taught: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(labelled[1], other)
-    manifest = artifacts.read_json(other / "manifest.json")
-    artifacts.write_json(other / "manifest.json", manifest | {"teacher": "0" * 64})
-    with pytest.raises(InputError, match="labels of 2 different teachers"):
-        labels.read([labelled[0], other], prepared / "candidates", taught)
-    with pytest.raises(InputError, match="labels of shard-00000, expected shard-00000, shard-00001"):
-        labels.read(labelled[:1], prepared / "candidates", taught)
 
 
 # Student --------------------------------------------------------------------------------------------------------------

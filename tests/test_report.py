@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from scipy.special import expit
 
-from distilrank import artifacts, gate, records, relevance, report
+from distilrank import artifacts, calibration, gate, label_manifest, quality, records, relevance, report
 from distilrank.config import Evaluate, Gate, Report
 from distilrank.errors import InputError
 
@@ -105,20 +105,28 @@ def curve(steps: int, start: float, end: float, loss: float) -> list[dict]:
     ]  # fmt: skip
 
 
-def folders(
-    root: Path, *, champion: bool = True, calibrated: bool = True, quality: float = 1.0, text: str = ""
-) -> dict:
+def assessed(dev: pa.Table, method: str) -> quality.Quality:
+    """What a teacher's stage leaves about itself; it is sure of its mind where people are wrong, in the first row."""
+    rng = np.random.default_rng(5)
+    target = dev["target"].to_numpy()
+    logits = 2.6 * (target - 0.55) + rng.normal(0, 1.0, len(target))
+    logits[0] = 5 if target[0] < 0.5 else -5
+    fitted = calibration.fit(method, logits, target, dev["query_id"].to_numpy())
+    return quality.assess(dev, logits, fitted, relevant_from=0.65)
+
+
+def folders(root: Path, *, champion: bool = True, calibrated: bool = True, skill: float = 1.0, text: str = "") -> dict:
     """Everything that a run leaves, small: real measures of made-up scores, a real verdict.
 
     Args:
-        quality: how well the student ranks; 0 is random.
+        skill: how well the student ranks; 0 is random.
         text: put into a query, a title, a product type and a stage's configuration.
     """
     paths = {
         name: root / name for name in ("profile", "judgements", "teacher", "student", "evaluation", "drift", "verdict")
     }
-    for split, queries, seed in (("train", 90, 1), ("dev", 30, 2)):
-        judgements(paths["judgements"], split, queries, seed)
+    judgements(paths["judgements"], "train", 90, 1)
+    held_out = judgements(paths["judgements"], "dev", 75, 2, text)
     test = judgements(paths["judgements"], "test", 60, 3, text)
     artifacts.write_json(paths["judgements"] / "protocol.json", {"source": "demo_shop", "relevant_from": 0.65})
     artifacts.seal(paths["judgements"])
@@ -148,6 +156,8 @@ def folders(
                 "calibration": {"method": "platt"},
             },
         )
+        if name == "teacher":
+            assessed(held_out, "auto" if calibrated else "none").write(paths[name])
         artifacts.seal(paths[name])
         record(
             paths[name],
@@ -156,10 +166,17 @@ def folders(
             runtime="cpu, bf16 (the processor has amx), 2 threads",
         )
     shards = [root / "labels" / f"shard-{number:05d}" for number in range(2)]
-    for folder in shards:
-        artifacts.write_json(
-            folder / "manifest.json", {"shard": folder.name, "rows": 3120, "queries": 260, "teacher": "ab" * 32}
-        )
+    for number, folder in enumerate(shards):
+        manifest = {
+            "shard": folder.name, "rows": 3120, "queries": 260, "teacher": "ab" * 32, "candidates": "cd" * 32,
+            "labels": "ef" * 32,
+            "logits": quality.spread(np.random.default_rng(number).normal(-0.9 + 0.2 * number, 1.3, 3120)),
+            "work": {
+                "pairs": 3120, "tokens": 201_400, "truncated": 37, "seconds": 42.0, "device_hours": 42 / 3600,
+                "rows_per_second": 74.3, "device": "cpu", "price": None,
+            },
+        }  # fmt: skip
+        label_manifest.write(folder, manifest)
         record(
             folder, folder.name.replace("shard", "label"), 43.0, runtime="cpu, bf16 (the processor has amx), 2 threads"
         )
@@ -170,7 +187,7 @@ def folders(
     for name, noise, scale in (("teacher", 0.8, 1.1), ("student", 1.0, 0.9), ("champion", 1.1, 0.7)):
         if name == "champion" and not champion:
             continue
-        signal = (judged.target - 0.5) * 3 * (quality if name == "student" else 1)
+        signal = (judged.target - 0.5) * 3 * (skill if name == "student" else 1)
         score = signal + rng.normal(0, noise, len(signal))
         systems[name] = relevance.System(score.astype(np.float32), expit(scale * score) if calibrated else None)
     metrics, by_query = relevance.compare_systems(judged, systems, Evaluate(bootstrap=200, cluster_bootstrap=50))
@@ -267,7 +284,7 @@ def render(paths: dict, config: Report | None = None) -> tuple[str, Page]:
 
 @pytest.fixture(scope="module")
 def promoted(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str, Page]:
-    paths = folders(tmp_path_factory.mktemp("run"), quality=1.5)
+    paths = folders(tmp_path_factory.mktemp("run"), skill=1.5)
     return paths, *render(paths)
 
 
@@ -315,6 +332,77 @@ def test_examples_show_how_both_systems_rank(promoted: tuple[dict, str, Page]) -
     assert title in first and report.measure_text(top["target"], 2) in first
 
 
+def test_the_teacher_is_held_against_people(promoted: tuple[dict, str, Page]) -> None:
+    paths, source, page = promoted
+    found = json.loads((paths["teacher"] / "quality.json").read_text())
+    part = page.text[page.text.index("The teacher and its labels") :]
+    assert f"Held against {found['pairs']} judged pairs of {found['queries']} dev queries" in part
+    for slice in found["agreement"].values():
+        for value in (*slice["ndcg_at_10"].values(), *slice["pair_accuracy"].values()):
+            assert report.measure_text(value) in part
+    calibrated = found["calibration"]
+    assert f"Expected calibration error {report.measure_text(calibrated['ece'])}" in part
+    assert report.measure_text(calibrated["chosen_by"]["log_loss"]["platt"], 4) in part
+    assert "6 240 pairs of 520 queries, in 2 shards" in part and "84.0 s on cpu" in part
+    assert "402 800 tokens; 1.2 % of the pairs shortened to fit" in part and "Price" not in part
+    surest = found["disagreements"]["top"][0]
+    section = source[source.index("Where it contradicts people most surely") :]
+    first = section[section.index("<tbody>") : section.index("</tr>", section.index("<tbody>"))]
+    values = [report.measure_text(surest[key], 2) for key in ("target", "probability")]
+    assert all(f">{shown}<" in first for shown in (surest["query"], surest["title"], *values))
+    assert f"All {found['disagreements']['count']} are in disagreements.csv" in part
+    assert "often human errors" in part
+
+
+def test_a_thin_stratum_is_said_to_be_thin(tmp_path: Path) -> None:
+    paths = folders(tmp_path)
+    found = json.loads((paths["teacher"] / "quality.json").read_text())
+    found["agreement"]["tail"] |= {"ranked_queries": 0, "ndcg_at_10": dict.fromkeys(found["roc_auc"])}
+    artifacts.write_json(paths["teacher"] / "quality.json", found)
+    source, page = render(paths)
+    assert "fewer than 20 of them, too few to judge by" in page.text
+    thin = source[source.index('<tr class="thin">') :]
+    assert '<th scope="row">tail</th>' in thin[: thin.index("</tr>")]
+    assert source.count('<tr class="thin') == 1
+
+
+def test_a_teacher_without_quality_still_has_labels(tmp_path: Path) -> None:
+    paths = folders(tmp_path)
+    for name in ("quality.json", "disagreements.csv"):
+        (paths["teacher"] / name).unlink()
+    _, page = render(paths)
+    assert "What the student learned from." in page.text and "6 240 pairs of 520 queries" in page.text
+    assert "Does it agree with people?" not in page.text and "disagreements.csv" not in page.text
+
+
+def test_histograms_on_one_grid_add_up() -> None:
+    rng = np.random.default_rng(1)
+    shards = [rng.normal(mean, 1, 50) for mean in (-3, 0, 4)]
+    whole = quality.spread(np.concatenate(shards))["histogram"]
+    assert report._added([quality.spread(shard)["histogram"] for shard in shards]) == whole
+
+
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        ({"method": "none"}, "It was not calibrated"),
+        ({"method": "isotonic"}, "by a monotone curve (isotonic), as configured."),
+        ({"method": "platt", "chosen_by": {"rows": 90, "queries": 12}}, "90 pairs of 12 queries are too few"),
+        (
+            {"method": "isotonic", "gain": 0.02, "standard_error": 0.004},
+            "a gain of .0200 with a standard error of .0040",
+        ),
+        ({"method": "platt", "gain": 0.002, "standard_error": 0.004}, "is within its standard error of .0040."),
+        ({"method": "platt", "gain": -0.02, "standard_error": 0.004}, "that of a monotone curve (isotonic) .4200."),
+    ],
+)
+def test_the_choice_of_calibration_is_told(chosen: dict, said: str) -> None:
+    if "gain" in chosen:
+        losses = {"platt": 0.4, "isotonic": 0.4 - chosen["gain"]}
+        chosen = {"method": chosen["method"], "chosen_by": {"rows": 900, "queries": 90, "log_loss": losses, **chosen}}
+    assert said in report._chosen(chosen)
+
+
 def test_the_page_stands_alone(promoted: tuple[dict, str, Page]) -> None:
     _, source, page = promoted
     assert not {tag for tag, _ in page.seen} & {"script", "link", "img", "iframe", "object"}
@@ -331,7 +419,7 @@ def test_the_page_stands_alone(promoted: tuple[dict, str, Page]) -> None:
 def test_plots_are_well_formed_with_real_text_and_a_description(promoted: tuple[dict, str, Page]) -> None:
     _, source, _ = promoted
     plots = [plot for plot in re.findall(r"<svg.*?</svg>", source, re.DOTALL) if 'role="img"' in plot]
-    assert len(plots) == 6
+    assert len(plots) == 8
     for plot in plots:
         root = ET.fromstring(plot.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
         assert len(root.attrib["aria-label"]) > 20
@@ -342,11 +430,13 @@ def test_text_of_other_people_stays_text(tmp_path: Path) -> None:
     attack = '<script>alert("x")</script>&amp;'
     source, page = render(folders(tmp_path, text=attack), Report(title=f"Run {attack}"))
     assert "<script" not in source
-    assert page.text.count(attack) >= 4  # title, new query, product type, moved category
+    assert page.text.count(attack) >= 6  # title, new query, product type, moved category, a disagreement's two
+    contradicted = page.text[page.text.index("contradicts people") :]
+    assert attack in contradicted[: contradicted.index("Training")]
 
 
 def test_a_refusal_says_why(tmp_path: Path) -> None:
-    _, page = render(folders(tmp_path, quality=0.1, champion=False))
+    _, page = render(folders(tmp_path, skill=0.1, champion=False))
     assert "Refused" in page.text and "is not promoted, and there still is no champion." in page.text
     assert "✕ failed" in page.text and "so not counted" in page.text
     assert "worse than" in page.text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 CHUNK = 64  # batches whose units are sorted together when training: wide enough to save padding, random enough to learn
@@ -27,6 +29,37 @@ def pack(order: np.ndarray, lengths: np.ndarray, rows: np.ndarray, budget: int) 
     if len(order):
         batches.append(order[start:])
     return batches
+
+
+def consecutive(order: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Cut `order` into batches of at most `budget` tokens without padding; a longer unit makes a batch of its own.
+
+    Args:
+        order: indices of units, shape (n,).
+        lengths: tokens of each unit.
+    """
+    ends = np.cumsum(lengths[order])
+    cuts = [0]
+    while cuts[-1] < len(order):
+        done = ends[cuts[-1] - 1] if cuts[-1] else 0
+        cuts.append(max(int(np.searchsorted(ends, done + budget, side="right")), cuts[-1] + 1))
+    return [order[start:end] for start, end in itertools.pairwise(cuts)]
+
+
+def drawn(
+    lengths: np.ndarray, budget: int, rng: np.random.Generator, groups: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """Batches of one epoch in random order, for models that need no padding.
+
+    Args:
+        lengths: tokens of each row, shape (n,).
+        budget: most tokens of a batch.
+        groups: rows of the same number stay together, shape (n,); None: each row is drawn by itself.
+    """
+    order = rng.permutation(len(lengths))
+    if groups is not None and len(order):
+        order = order[np.argsort(rng.permutation(groups.max() + 1)[groups[order]], kind="stable")]
+    return consecutive(order, lengths, budget)
 
 
 def by_length(lengths: np.ndarray, budget: int) -> list[np.ndarray]:

@@ -5,33 +5,63 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.special import expit, logit
-from sklearn.isotonic import IsotonicRegression
+from scipy.optimize import isotonic_regression
+from scipy.special import expit, logit, xlogy
 from sklearn.linear_model import LogisticRegression
 
+from distilrank import artifacts
+
 EDGE = 1e-3  # a probability of exactly 0 or 1 has no finite logit
+FOLDS = 5
+MIN_QUERIES, MIN_ROWS = 20, 200
+"""With less than either, `auto` does not compare: a curve of steps would fit noise, and so would the comparison."""
+TAIL = 0.1
+"""Slope of an isotonic curve beyond its outer blocks, as a share of the sigmoid's."""
 
 
-def fit(method: str, logits: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
+def fit(method: str, logits: np.ndarray, targets: np.ndarray, groups: np.ndarray | None = None) -> dict[str, Any]:
     """Fit a calibration, as a JSON value that `probability` takes.
 
+    `auto` takes isotonic only where its log loss on queries left out of the fit is lower than Platt's by more than one
+    standard error of that difference over queries (the rule of Breiman et al. 1984), since Platt has two parameters.
+    The log loss, unlike Brier, feels an error near 0 and 1 as strongly as the logits that a student learns from. What
+    it saw is in `chosen_by`: rows and queries and, if there were enough of them, the measures of both methods.
+
     Args:
-        method: `platt` (a sigmoid of a line; Platt 1999), `isotonic` (a step-wise monotone curve) or `none`.
+        method: `platt` (a sigmoid of a line; Platt 1999), `isotonic` (a monotone curve through block centres), `auto`
+            or `none`.
         logits: raw scores, shape (n,).
         targets: soft targets in [0, 1], shape (n,).
+        groups: what is left out together, shape (n,): the query of each row; None: each row by itself.
     """
     if method == "none":
         return {"method": "none"}
     logits, targets = np.asarray(logits, np.float64), np.asarray(targets, np.float64)
-    if method == "isotonic":
-        curve = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(logits, targets)
-        return {"method": "isotonic", "x": curve.X_thresholds_.tolist(), "y": curve.y_thresholds_.tolist()}
-    # A soft target y is y positives and 1 - y negatives: scikit-learn takes classes with weights.
-    rows = np.concatenate([logits, logits])[:, None]
-    classes = np.repeat([1, 0], len(logits))
-    weights = np.concatenate([targets, 1 - targets])
-    line = LogisticRegression(C=np.inf, max_iter=1000).fit(rows, classes, sample_weight=weights)
-    return {"method": "platt", "slope": float(line.coef_[0, 0]), "intercept": float(line.intercept_[0])}
+    if method == "auto":
+        chosen_by = _compare(logits, targets, groups)
+        better = chosen_by.get("gain", 0.0) > chosen_by.get("standard_error", 0.0)
+        return {**fit("isotonic" if better else "platt", logits, targets), "chosen_by": chosen_by}
+    return _isotonic(logits, targets) if method == "isotonic" else _platt(logits, targets)
+
+
+def out_of_fold(method: str, logits: np.ndarray, targets: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+    """Probabilities of rows by calibrations that were fitted without their query, float64, shape (n,).
+
+    Measured on the rows of its own fit a calibration flatters itself, the more so the more freely it bends. Five folds
+    by the digest of the group, so the same groups fall together in any row order; a single group has nothing to be
+    left out for, and is told by its own fit.
+
+    Args: as for `fit`.
+    """
+    logits, targets = np.asarray(logits, np.float64), np.asarray(targets, np.float64)
+    groups = _groups(groups, len(logits))
+    fold = _folds(groups)
+    held_out = np.empty(len(logits))
+    for one in np.unique(fold):
+        out = fold == one
+        seen = ~out if not out.all() else out
+        held_out[out] = probability(fit(method, logits[seen], targets[seen], groups[seen]), logits[out])
+    return held_out
 
 
 def probability(calibration: dict[str, Any], logits: np.ndarray) -> np.ndarray:
@@ -47,3 +77,78 @@ def probability(calibration: dict[str, Any], logits: np.ndarray) -> np.ndarray:
 def calibrated_logit(calibration: dict[str, Any], logits: np.ndarray) -> np.ndarray:
     """The logit of the calibrated probability, within +-6.9 (probabilities from .001 to .999)."""
     return logit(np.clip(probability(calibration, logits), EDGE, 1 - EDGE))
+
+
+def _platt(logits: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
+    # Platt's own priors: without them, logits that tell all targets apart would have an infinite slope.
+    positive, negative = targets.sum(), (1 - targets).sum()
+    targets = targets * (positive + 1) / (positive + 2) + (1 - targets) / (negative + 2)
+    # A soft target y is y positives and 1 - y negatives: scikit-learn takes classes with weights.
+    rows = np.concatenate([logits, logits])[:, None]
+    classes = np.repeat([1, 0], len(logits))
+    weights = np.concatenate([targets, 1 - targets])
+    line = LogisticRegression(C=np.inf, max_iter=1000).fit(rows, classes, sample_weight=weights)
+    return {"method": "platt", "slope": float(line.coef_[0, 0]), "intercept": float(line.intercept_[0])}
+
+
+def _isotonic(logits: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
+    """Centred isotonic regression (Oron, Flournoy 2017): straight lines between the centres of the pooled blocks.
+
+    The usual curve is flat on each block, where it would wipe out the teacher's margins. This one rises everywhere
+    within one range of the logits beyond either end of them: past the outer centres by a tenth of Platt's slope, since
+    judgements show no slope there, but candidates differ. Half a judgement at either end speaks against it, so that a
+    few zeros are not taken for a probability of 0; what remains is squeezed into [.002, .998].
+    """
+    values, at = np.unique(logits, return_inverse=True)
+    weight, total = np.bincount(at).astype(np.float64), np.bincount(at, targets)
+    weight[[0, -1]] += 0.5
+    total[0] += 0.5
+    pooled = isotonic_regression(total / weight, weights=weight)
+    starts = pooled.blocks[:-1]
+    starts = starts[np.diff(pooled.x[starts], prepend=-1) > 1e-9]  # equal means may differ by a rounding
+    rows = np.add.reduceat(weight, starts)
+    x, y = np.add.reduceat(values * weight, starts) / rows, np.add.reduceat(total, starts) / rows
+    y = 2 * EDGE + (1 - 4 * EDGE) * y
+    slope = max(TAIL * _platt(logits, targets)["slope"], EDGE)
+    reach = max(float(np.ptp(logits)), 1.0)
+    outer = np.array([values[0] - reach, values[-1] + reach])
+    ends = np.clip(logit(y[[0, -1]]) + slope * (outer - x[[0, -1]]), logit(EDGE), logit(1 - EDGE))
+    x, y = np.concatenate([outer[:1], x, outer[1:]]), np.concatenate([expit(ends[:1]), y, expit(ends[1:])])
+    return {"method": "isotonic", "x": x.tolist(), "y": y.tolist()}
+
+
+def _groups(groups: np.ndarray | None, rows: int) -> np.ndarray:
+    return np.arange(rows) if groups is None else np.asarray(groups, dtype=str)
+
+
+def _folds(groups: np.ndarray) -> np.ndarray:
+    names, group = np.unique(groups, return_inverse=True)
+    order = np.argsort([artifacts.digest_bytes(str(name).encode()) for name in names])
+    fold = np.empty(len(names), np.int64)
+    fold[order] = np.arange(len(names)) % FOLDS
+    return fold[group]
+
+
+def _compare(logits: np.ndarray, targets: np.ndarray, groups: np.ndarray | None) -> dict[str, Any]:
+    """Platt and isotonic on queries left out of their fit, and how sure the difference in log loss is."""
+    groups = _groups(groups, len(logits))
+    _, query = np.unique(groups, return_inverse=True)
+    queries = int(query.max()) + 1
+    facts: dict[str, Any] = {"rows": len(logits), "queries": queries}
+    if queries < MIN_QUERIES or len(logits) < MIN_ROWS:
+        return facts
+    held_out = {method: out_of_fold(method, logits, targets, groups) for method in ("platt", "isotonic")}
+    losses = {}
+    for method, given in held_out.items():
+        given = np.clip(given, EDGE, 1 - EDGE)  # as a student is shown them
+        losses[method] = -xlogy(targets, given) - xlogy(1 - targets, 1 - given)
+    gains = losses["platt"] - losses["isotonic"]
+    by_query = np.bincount(query, gains - gains.mean())  # rows of one query are not independent draws
+    return {
+        **facts,
+        "folds": FOLDS,
+        "log_loss": {method: float(loss.mean()) for method, loss in losses.items()},
+        "brier": {method: float(np.mean((given - targets) ** 2)) for method, given in held_out.items()},
+        "gain": float(gains.mean()),
+        "standard_error": float(np.sqrt(np.sum(by_query**2)) / len(gains)),
+    }

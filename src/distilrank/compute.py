@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -36,8 +37,14 @@ def setup(compute: Compute) -> Runtime:
         InputError: the configured device is not there.
     """
     torch.set_num_threads(compute.threads or hardware.cores())
+    if compute.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     name = next(name for name, there in available.items() if there) if compute.device == "auto" else compute.device
+    if name == "cuda" and available["cuda"]:  # of the processes that train together, each has a GPU
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not available[name]:
         raise InputError(f"compute.device: {name!r} asked for, but torch sees none on this machine")
     if compute.precision != "auto":

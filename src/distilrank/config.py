@@ -331,6 +331,45 @@ class Prepare(Section):
 # Models -----------------------------------------------------------------------------------------------------------
 
 
+class TrainJob(Section):
+    """How several nodes train together: a TrainJob of Kubeflow Trainer."""
+
+    namespace: str = Field(
+        "",
+        pattern=r"^$|^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+        description="Namespace of the TrainJob; empty: that of the pod.",
+    )
+    runtime: str = Field(
+        "torch-distributed",
+        pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+        description="ClusterTrainingRuntime that it refers to.",
+    )
+    queue: str = Field("", description="Local queue of Kueue that admits it; empty: no queue.")
+    image: str = Field("", description="Image of its pods; empty: that of the runtime.")
+    claim: str = Field(
+        "",
+        pattern=r"^$|^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+        description="PersistentVolumeClaim that holds `compute.resume`, mounted in every pod.",
+    )
+    mount: str = Field(
+        "/distilrank", pattern=r"^(/[^/:]+)+$", description="Where the claim is mounted, in every pod alike."
+    )
+    gpus: Count = Field(1, description="GPUs of each node, a process each; 0: train on CPUs.")
+    cpu: str = Field(
+        "",
+        pattern=r"^$|^\d+(\.\d+)?m?$",
+        description="Processor request and limit of each node, as Kubernetes writes it; empty: none.",
+    )
+    memory: str = Field(
+        "",
+        pattern=r"^$|^\d+(\.\d+)?([kMGTPE]|[KMGTPE]i)?$",
+        description="Memory request and limit of each node, as Kubernetes writes it; empty: none.",
+    )
+    timeout_minutes: Positive = Field(
+        24 * 60, description="Give up and delete the TrainJob after this long, the wait for GPUs included."
+    )
+
+
 class Compute(Section):
     """How the numbers are made; `auto` follows the hardware and is printed."""
 
@@ -339,6 +378,28 @@ class Compute(Section):
         "auto", description="auto: bf16 where GPU or processor has units for it (AMX or AVX512-BF16), else fp32."
     )
     threads: Count = Field(0, description="Processor threads; 0: as many as this process may use.")
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="Fuse the models' layers by torch.compile; auto: where the work outlasts the compilation."
+    )
+    deterministic: bool = Field(
+        False, description="Only algorithms that give the same bits every time; slower on GPUs, always so on CPUs."
+    )
+    resume: str = Field(
+        "",
+        description="Folder that outlives the task (a volume, say) for checkpoints and finished parts of labels; "
+        "empty: the task's own output.",
+    )
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(
+        60.0, description="Seconds between two checkpoints of a training; 0: one after every step."
+    )
+    processes: Count = Field(0, description="Processes that train together in a pod; 0: one a GPU, on CPUs one.")
+    nodes: Positive = Field(
+        1, description="Pods that train together, as a TrainJob of Kubeflow Trainer; 1: no TrainJob."
+    )
+    trainjob: TrainJob = Field(TrainJob(), description="The TrainJob, where there are several nodes.")
+    price_per_hour: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="What an hour of one device costs, in your currency, for estimates; 0: tell hours only."
+    )
 
 
 class Text(Section):
@@ -388,6 +449,16 @@ class Lora(Section):
     alpha: Positive = Field(32, description="Scale of the adapters, over the rank.")
     dropout: Share = Field(0.0, description="Dropout before the adapters.")
     targets: str | tuple[str, ...] = Field("all-linear", description="Modules that get adapters.")
+    variant: Literal["lora", "rslora", "dora"] = Field(
+        "lora",
+        description="rslora: scale by the root of the rank (arXiv 2312.03732); dora: magnitude and direction apart "
+        "(arXiv 2402.09353), slower to train.",
+    )
+    fold: bool = Field(
+        True,
+        description="Compute with weights and adapters as one matrix: faster, but the adapted weights are held twice. "
+        "Dropout and dora do without.",
+    )
 
 
 class Optimiser(Section):
@@ -399,8 +470,11 @@ class Optimiser(Section):
     warmup: Share = Field(0.1, description="Share of steps with rising rate.")
     clip: Annotated[float, Field(gt=0)] = Field(1.0, description="Largest gradient norm.")
     batch_tokens: Positive = Field(1024, description="Most tokens, padding included, in one forward pass.")
-    accumulate: Positive = Field(1, description="Forward passes per step.")
+    accumulate: Positive = Field(
+        1, description="Forward passes per step, shared out over the processes that train together."
+    )
     evaluations: Positive = Field(4, description="Looks at dev over the whole training; the best one is kept.")
+    patience: Count = Field(0, description="Stop after this many looks without a better one; 0: train to the end.")
     seed: Count = Field(17, description="Seed of order, dropout and new weights.")
 
 
@@ -424,23 +498,50 @@ class Teacher(Section):
     kind: Literal["auto", "decoder", "encoder"] = Field("auto", description="auto: told from the model's architecture.")
     text: TeacherText = Field(TeacherText(), description="How a pair is shown to it.")
     lora: Lora = Field(Lora(), description="Adapters.")
+    objective: Literal["binary", "ordinal"] = Field(
+        "binary",
+        description="binary: cross-entropy with soft targets; ordinal: one of them for each step of the rating scale, "
+        "with thresholds that are learned (proportional odds).",
+    )
+    levels: Annotated[int, Field(ge=2)] = Field(3, description="Levels of the rating scale, for `ordinal`.")
+    batches: Literal["pairs", "queries"] = Field(
+        "pairs",
+        description="What a batch is drawn from: single pairs, or whole queries, whose common tokens a decoder then "
+        "computes once.",
+    )
+    weighting: Literal["equal", "raters"] = Field(
+        "equal", description="raters: a judgement counts by how many people made it."
+    )
     optimiser: Optimiser = Field(Optimiser(), description="Training.")
     score_tokens: Positive = Field(4096, description="Most tokens in one forward pass without gradients.")
-    calibration: Literal["platt", "isotonic", "none"] = Field("platt", description="Logit to probability, fit on dev.")
-    lift_over_bm25: float = Field(
-        0.0, description="Stop before labelling unless dev nDCG@10 exceeds BM25's by more than this."
+    calibration: Literal["auto", "platt", "isotonic", "none"] = Field(
+        "auto", description="Logit to probability, fit on dev; auto: the better one on queries left out of the fit."
+    )
+    lift_over_bm25: Lift = Field(
+        0.0, description="Stop before labelling unless dev nDCG@10 exceeds BM25's by more than this; -1: any."
+    )
+    max_ece: Share = Field(
+        0.2, description="Stop before labelling where the calibration error on dev exceeds this; 1: any."
+    )
+    disagreements: Count = Field(
+        100, description="Judgements that the teacher contradicts most surely, written out for review."
     )
 
 
 class Label(Section):
     """Scoring of the candidates by the teacher."""
 
-    part_rows: Positive = Field(512, description="Rows between two saves; a killed task repeats less than that.")
+    part_rows: Positive = Field(
+        512,
+        description="Rows between two saves, batched among themselves; a killed task repeats twice as many at most.",
+    )
     score_tokens: Positive = Field(4096, description="Most tokens in one forward pass.")
     threads: Count = Field(0, description="Processor threads of one labelling task; 0: as `compute.threads` says.")
-    resume: str = Field(
-        "",
-        description="Folder that outlives the task (a volume, say) for finished parts; empty: the task's own output.",
+    min_deviation: Annotated[float, Field(ge=0)] = Field(
+        0.01, description="The teacher has collapsed if the standard deviation of a shard's logits is below this."
+    )
+    min_distinct: Share = Field(
+        0.05, description="It has too if fewer of a shard's first thousand logits than this share are distinct."
     )
 
 
@@ -459,6 +560,9 @@ class Student(Section):
     )
     pointwise: Annotated[float, Field(ge=0)] = Field(
         0.25, description="Weight of the pointwise term beside the margin loss (arXiv 2411.04539)."
+    )
+    confidence: bool = Field(
+        False, description="Weigh labels by how near the teacher is to people where it gives such a score."
     )
     human: Annotated[float, Field(ge=0)] = Field(
         1.0, description="Weight of the human judgements' soft-target cross-entropy; 0: they are not mixed in."

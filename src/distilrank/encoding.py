@@ -6,8 +6,10 @@ that occur in raw text are neutralised, and a pair that is too long loses the en
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,13 +23,68 @@ from distilrank.errors import InputError
 MIN_PRODUCT_TOKENS = 8  # what is left of a product beside a query that fills `max_tokens` by itself
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of pairs, one after the other without padding: four bytes a token where Python's lists take forty."""
+
+    ids: np.ndarray
+    """int32, shape (tokens,)"""
+    starts: np.ndarray
+    """Where each pair begins, and the end of the last one: int64, shape (pairs + 1,)."""
+    queries: np.ndarray
+    """A number for each pair's query, the same for pairs of one query: int64, shape (pairs,)."""
+    types: np.ndarray | None = None
+    """Segment of each token, for models that have segments: int8, shape (tokens,)."""
+    truncated: int = 0
+    """Pairs whose product was shortened."""
+
+    @classmethod
+    def of(
+        cls,
+        queries: Sequence[str],
+        ids: Sequence[Sequence[int]],
+        types: Sequence[Sequence[int]] | None = None,
+        truncated: int = 0,
+    ) -> Tokens:
+        """Tokens of one sequence a pair, and the pair's query."""
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        numbers: dict[str, int] = {}
+        query = np.fromiter((numbers.setdefault(text, len(numbers)) for text in queries), np.int64, len(queries))
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+
+        def flat(values: Sequence[Sequence[int]], dtype: type) -> np.ndarray:
+            return np.fromiter(itertools.chain.from_iterable(values), dtype, int(starts[-1]))
+
+        return cls(flat(ids, np.int32), starts, query, None if types is None else flat(types, np.int8), truncated)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each pair, int64, shape (pairs,)."""
+        return np.diff(self.starts)
+
+    def row(self, pair: int) -> np.ndarray:
+        """Token ids of one pair."""
+        return self.ids[self.starts[pair] : self.starts[pair + 1]]
+
+    def take(self, pairs: np.ndarray) -> Tokens:
+        """The tokens of some pairs, in the order of `pairs`."""
+        lengths = self.lengths[pairs]
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        at = np.arange(starts[-1]) + np.repeat(self.starts[pairs] - starts[:-1], lengths)
+        types = None if self.types is None else self.types[at]
+        return Tokens(self.ids[at], starts, self.queries[pairs], types)
+
+
 class Encoder(Protocol):
     """Tokens of pairs."""
 
     tokenizer: PreTrainedTokenizerBase
 
-    def encode(self, queries: Sequence[str], products: Sequence[str]) -> list[dict[str, list[int]]]:
-        """Model inputs of each pair, without padding: `input_ids`, and `token_type_ids` where the model has them."""
+    def encode(self, queries: Sequence[str], products: Sequence[str]) -> Tokens:
+        """Tokens of each pair, at most `max_tokens` of them unless the query itself is longer."""
 
 
 def is_encoder(folder: Any) -> bool:
@@ -93,25 +150,21 @@ class PairEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, text: Text, limit: int) -> None:
         self.tokenizer, self.max_tokens, self.limit = tokenizer, min(text.max_tokens, limit), limit
 
-    def encode(self, queries: Sequence[str], products: Sequence[str]) -> list[dict[str, list[int]]]:
+    def encode(self, queries: Sequence[str], products: Sequence[str]) -> Tokens:
         batch = self.tokenizer(
             list(queries), list(products), truncation=False, return_attention_mask=False, verbose=False
         )
-        encoded = []
-        for row in range(len(queries)):
-            features = {name: batch[name][row] for name in batch}
-            excess = len(features["input_ids"]) - self.max_tokens
-            if excess > 0:
-                of_product = [at for at, part in enumerate(batch.sequence_ids(row)) if part == 1]
-                keep = max(len(of_product) - excess, min(MIN_PRODUCT_TOKENS, len(of_product)))
-                dropped = set(of_product[keep:])
-                features = {
-                    name: [value for at, value in enumerate(values) if at not in dropped]
-                    for name, values in features.items()
-                }
-            _refuse_long_query(queries[row], len(features["input_ids"]), self.limit)
-            encoded.append(features)
-        return encoded
+        ids, types = batch["input_ids"], batch.get("token_type_ids")
+        whole = [len(tokens) for tokens in ids]
+        for row in (row for row, tokens in enumerate(whole) if tokens > self.max_tokens):
+            of_product = [at for at, part in enumerate(batch.sequence_ids(row)) if part == 1]
+            excess = len(ids[row]) - self.max_tokens
+            keep = max(len(of_product) - excess, min(MIN_PRODUCT_TOKENS, len(of_product)))
+            dropped = set(of_product[keep:])
+            for values in (ids, types) if types else (ids,):
+                values[row] = [value for at, value in enumerate(values[row]) if at not in dropped]
+            _refuse_long_query(queries[row], len(ids[row]), self.limit)
+        return Tokens.of(queries, ids, types, _shorter(ids, whole))
 
 
 class PromptEncoder:
@@ -129,14 +182,14 @@ class PromptEncoder:
         values = {"{query}": query, "{product}": product}
         return re.sub(r"\{query\}|\{product\}", lambda match: values[match[0]], self.template)
 
-    def encode(self, queries: Sequence[str], products: Sequence[str]) -> list[dict[str, list[int]]]:
+    def encode(self, queries: Sequence[str], products: Sequence[str]) -> Tokens:
         prompts = [self._prompt(*pair) for pair in zip(queries, products, strict=True)]
-        encoded = [{"input_ids": ids} for ids in self.tokenizer(prompts, verbose=False)["input_ids"]]
-        for row, features in enumerate(encoded):
-            if len(features["input_ids"]) > self.max_tokens:
-                features["input_ids"] = self._shortened(queries[row], products[row], len(features["input_ids"]))
-                _refuse_long_query(queries[row], len(features["input_ids"]), self.limit)
-        return encoded
+        ids = self.tokenizer(prompts, return_attention_mask=False, verbose=False)["input_ids"]
+        whole = [len(tokens) for tokens in ids]
+        for row in (row for row, tokens in enumerate(whole) if tokens > self.max_tokens):
+            ids[row] = self._shortened(queries[row], products[row], len(ids[row]))
+            _refuse_long_query(queries[row], len(ids[row]), self.limit)
+        return Tokens.of(queries, ids, truncated=_shorter(ids, whole))
 
     def _shortened(self, query: str, product: str, tokens: int) -> list[int]:
         ends = [
@@ -155,11 +208,15 @@ class PromptEncoder:
                 return ids
 
 
-def encode_table(encoder: Encoder, table: pa.Table, text: Text) -> list[dict[str, list[int]]]:
+def encode_table(encoder: Encoder, table: pa.Table, text: Text) -> Tokens:
     """Tokens of each row's pair, from the column `query` and the product fields that `text` names."""
     special = special_tokens(encoder.tokenizer)
     queries = [neutralise(query, special) for query in table.column("query").to_pylist()]
     return encoder.encode(queries, render_products(table, text, encoder.tokenizer))
+
+
+def _shorter(ids: Sequence[Sequence[int]], whole: Sequence[int]) -> int:
+    return sum(len(tokens) < before for tokens, before in zip(ids, whole, strict=True))
 
 
 def _refuse_long_query(query: str, tokens: int, limit: int) -> None:
@@ -167,8 +224,3 @@ def _refuse_long_query(query: str, tokens: int, limit: int) -> None:
         raise InputError(
             f"query {query[:60]!r}...: {tokens} tokens with its product shortened, the model takes at most {limit}"
         )
-
-
-def lengths(encoded: Sequence[dict[str, list[int]]]) -> np.ndarray:
-    """Tokens of each pair, int64, shape (n,)."""
-    return np.fromiter((len(features["input_ids"]) for features in encoded), np.int64, len(encoded))

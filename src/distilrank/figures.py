@@ -172,28 +172,32 @@ def learning(curves: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) 
         return _svg(figure, "learning", "Dev nDCG@10 and training loss over the steps, for teacher and student")
 
 
-def reliability(diagrams: Mapping[str, Sequence[Mapping[str, Any]]], names: Mapping[str, str]) -> str:
+def reliability(
+    diagrams: Mapping[str, Sequence[Mapping[str, Any]]], names: Mapping[str, str], name: str = "reliability"
+) -> str:
     """Mean judgement against mean probability in each bin, a panel a system; the area of a point is its rows.
 
     Args:
         diagrams: bins with mean_probability, mean_target and count, by system.
         names: labels of the systems, by key.
+        name: of the plot, one of its own on a page.
     """
     with matplotlib.rc_context(STYLE):
         figure, axes = _panels(3.2 * len(diagrams), 3.4, len(diagrams), sharey=True)
-        for ax, (name, bins) in zip(axes, diagrams.items(), strict=True):
+        for ax, (system, bins) in zip(axes, diagrams.items(), strict=True):
             ax.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
             said, seen = ([part[key] for part in bins] for key in ("mean_probability", "mean_target"))
             largest = max(part["count"] for part in bins)
-            ax.plot(said, seen, color=COLOURS[name], linewidth=1.2, alpha=0.5)
-            ax.scatter(said, seen, [12 + 110 * part["count"] / largest for part in bins], color=COLOURS[name], zorder=3)
+            areas = [12 + 110 * part["count"] / largest for part in bins]
+            ax.plot(said, seen, color=COLOURS[system], linewidth=1.2, alpha=0.5)
+            ax.scatter(said, seen, areas, color=COLOURS[system], zorder=3)
             ax.set(
-                title=names[name], xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xlabel="probability given"
+                title=names[system], xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xlabel="probability given"
             )
             ax.set_xticks(*QUARTERS)
             ax.set_yticks(*QUARTERS)
         axes[0].set_ylabel("mean judgement")
-        return _svg(figure, "reliability", "Reliability diagrams: mean judgement against the probability given")
+        return _svg(figure, name, "Reliability diagrams: mean judgement against the probability given")
 
 
 def scores(parts: Mapping[str, tuple[np.ndarray, np.ndarray]], names: Mapping[str, str], label: str) -> str:
@@ -223,6 +227,29 @@ def scores(parts: Mapping[str, tuple[np.ndarray, np.ndarray]], names: Mapping[st
                 ax.set_xticks(*QUARTERS)
         axes[0].set_ylabel("share of pairs")
         return _svg(figure, "scores", "Distributions of scores for relevant pairs and for others")
+
+
+def logits(histograms: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str]) -> str:
+    """Distributions of a teacher's logits over one another, as shares of the pairs of each.
+
+    Args:
+        histograms: by label, `counts` of bins of `width` from `low` upwards.
+        colours: by label, the system whose colour it is drawn in.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, (ax,) = _panels(4.6, 3.4, 1)
+        for label, histogram in histograms.items():
+            counts, colour = np.array(histogram["counts"], np.float64), COLOURS[colours[label]]
+            edges = histogram["low"] + histogram["width"] * np.arange(len(counts) + 1)
+            ax.stairs(
+                counts / counts.sum(), edges, fill=True, facecolor=(*matplotlib.colors.to_rgb(colour), 0.22),
+                edgecolor=colour, linewidth=1.4, label=label,
+            )  # fmt: skip
+        ax.set(title="The teacher's logits", xlabel="logit", ylabel="share of pairs")
+        ax.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        ax.legend(loc="lower right", bbox_to_anchor=(1.02, 0.98), ncols=2, columnspacing=1.2, handlelength=1.4)
+        return _svg(figure, "logits", "Distributions of the teacher's logits on judged and on labelled pairs")
 
 
 def query_deltas(values: np.ndarray) -> str:

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import transformers
 
-from distilrank import artifacts, progress, records
+import distilrank
+from distilrank import artifacts, encoding, fusion, label_manifest, progress, quality, records
+from distilrank import compute as computing
 from distilrank.config import Compute, Label
-from distilrank.errors import InputError, RunStopped
-from distilrank.label_manifest import MANIFEST, combine
-from distilrank.scorer import Scorer
+from distilrank.errors import InputError
+from distilrank.label_manifest import MANIFEST
+from distilrank.label_parts import IDS, Device, Parts, Scored, label_rows
+from distilrank.scorer import DESCRIPTION, METRICS, Scorer, score_encoded
 
-
-def _finished_part(path: Path, rows: pa.Table) -> bool:
-    """Whether an earlier attempt has left the labels of exactly these rows."""
-    if not path.exists():
-        return False
-    try:
-        part = records.read(path, records.LABELS)
-    except InputError:
-        return False  # damaged: written again
-    return all(part.column(name).equals(rows.column(name)) for name in ("query_id", "product_id"))
+LABELS = "labels.parquet"
 
 
 def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teacher: Path, output: Path) -> int:
@@ -36,100 +32,122 @@ def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teac
         teacher: sealed folder of the teacher stage.
         output: gets `labels.parquet` (raw logits, in the shard's order) and, last, `manifest.json`.
 
-    Parts of `config.part_rows` rows are kept in `config.resume` under a key of all that decides the logits, so that a
-    later attempt takes them over and other inputs never mix with them.
+    Parts of `config.part_rows` rows are kept in `compute.resume` under a key of all that decides the logits, so that a
+    later attempt takes them over and other inputs never mix with them; they go when the shard is complete.
 
     Raises:
-        InputError: a shard or teacher whose bytes do not match their digest.
-        RunStopped: all logits are equal: the teacher has collapsed.
+        InputError: a shard or teacher whose bytes do not match their digest; columns that are not those of candidates;
+            parts that were moved here from other inputs; storage that refuses.
+        RunStopped: logits that are not finite or hardly differ: the teacher is broken, or has collapsed.
     """
     name = shard.replace("shard", "label")
     with artifacts.stage(name, output, config=config) as record:
+        (output / MANIFEST).unlink(missing_ok=True)
         record.inputs["candidates"] = artifacts.verify(candidates, [f"{shard}.parquet"])
         record.inputs["teacher"] = artifacts.verify(teacher)
-        rows = records.read(candidates / f"{shard}.parquet", records.CANDIDATES)
+        compute = compute.model_copy(update={"threads": config.threads or compute.threads})
+        runtime = computing.setup(compute)
+        shard_path = candidates / f"{shard}.parquet"
         shard_digest = artifacts.read_json(candidates / artifacts.SEAL)["files"][f"{shard}.parquet"]
-        # what the logits depend on, and how they are cut into parts
-        parts_of = {
+        inputs = {
             "shard": shard_digest,
             "teacher": record.inputs["teacher"],
-            "compute": compute.model_dump(include={"device", "precision"}),
-            "rows": config.part_rows,
+            "part_rows": config.part_rows,
+            "score_tokens": config.score_tokens,
+            "device": runtime.device.type,  # as resolved: another node may resolve `auto` to another
+            "dtype": str(runtime.dtype),
+            **compute.model_dump(include={"compile", "deterministic"}),
+            "versions": [distilrank.__version__, torch.__version__, transformers.__version__],
         }
-        key = artifacts.digest_json(parts_of)[:16]
-        parts = Path(config.resume) / f"{shard}-{key}" if config.resume else output / "parts"
-        counter = progress.Counter(name, rows.num_rows, "pairs")
-        scorer: Scorer | None = None
-        tables = []
-        for number, start in enumerate(range(0, rows.num_rows, config.part_rows)):
-            batch = rows.slice(start, config.part_rows)
-            path = parts / f"part-{number:05d}.parquet"
-            if _finished_part(path, batch):
-                counter.skip(batch.num_rows)
-            else:
-                if scorer is None:
-                    threads = config.threads or compute.threads
-                    scorer = Scorer.load(teacher, compute.model_copy(update={"threads": threads}), config.score_tokens)
-                    record.facts["runtime"] = scorer.runtime.describe()
-                logits = scorer.score(batch, counter)
-                broken = int((~np.isfinite(logits)).sum())
-                if broken:
-                    raise RunStopped(f"{name}: {broken} of {len(logits)} logits are not finite; the teacher is broken")
-                columns = [batch.column("query_id"), batch.column("product_id"), pa.array(logits)]
-                part = pa.table(columns, schema=records.LABELS)
-                records.write(part, path, records.LABELS)
-            tables.append(records.read(path, records.LABELS))
-        labels = pa.concat_tables(tables)
-        logits = labels.column("logit").to_numpy()
-        if labels.num_rows > 1 and np.ptp(logits) == 0:
-            raise RunStopped(f"{name}: all {labels.num_rows} logits are {logits[0]:g}; the teacher has collapsed")
-        records.write(labels, output / "labels.parquet", records.LABELS)
-        manifest: dict[str, Any] = {
-            "shard": shard,
-            "rows": labels.num_rows,
-            "queries": len(set(labels.column("query_id").to_pylist())),
-            "teacher": record.inputs["teacher"],
-            "candidates": shard_digest,
-            "labels": artifacts.digest_file(output / "labels.parquet"),
-            "logits": {
-                "mean": float(logits.mean()),
-                "deviation": float(logits.std()),
-                "min": float(logits.min()),
-                "max": float(logits.max()),
-                "distinct": len(np.unique(logits)),
+        folder = (
+            Path(compute.resume) / f"{shard}-{artifacts.digest_json(inputs)[:16]}"
+            if compute.resume
+            else output / "parts"
+        )
+        cuda = runtime.device.type == "cuda"
+        device = Device(torch.cuda.get_device_name() if cuda else runtime.device.type, compute.price_per_hour)
+        labelled = label_rows(
+            config,
+            name=name,
+            shard=shard_path,
+            fields=artifacts.read_json(teacher / DESCRIPTION)["text"]["fields"],
+            parts=Parts(folder, inputs),
+            load=lambda: _load(name, teacher, config, compute, pq.read_metadata(shard_path).num_rows),
+            device=device,
+            output=output / LABELS,
+        )
+        label_manifest.write(
+            output,
+            {
+                "shard": shard,
+                "rows": labelled.rows,
+                "queries": labelled.queries,
+                "teacher": record.inputs["teacher"],
+                "candidates": shard_digest,
+                "labels": artifacts.digest_file(output / LABELS),
+                "logits": quality.spread(labelled.logits),
+                "work": device.bill(labelled.work),
             },
-        }
-        artifacts.write_json(output / MANIFEST, manifest)
-        record.facts |= {"pairs": labels.num_rows, "resumed": counter.resumed}
-        shutil.rmtree(parts, ignore_errors=True)  # another attempt may have been quicker
-    return labels.num_rows
+        )
+        record.facts |= {"runtime": runtime.describe(), "pairs": labelled.rows, "resumed": labelled.resumed}
+        progress.announce(name, "note", f"{labelled.rows} pairs took {device.told(labelled.work)}")
+    # Last, so that a kill before costs nothing; another attempt may be quicker.
+    shutil.rmtree(folder, ignore_errors=True)
+    return labelled.rows
+
+
+@dataclass(frozen=True)
+class _Teacher:
+    """Encodes and scores apart from each other, so that neither waits for the other."""
+
+    scorer: Scorer
+
+    def encode(self, rows: pa.Table) -> encoding.Tokens:
+        return encoding.encode_table(self.scorer.encoder, rows, self.scorer.text)
+
+    def score(self, encoded: encoding.Tokens, counter: progress.Counter) -> Scored:
+        scorer = self.scorer
+        logits = score_encoded(scorer.model, encoded, scorer.runtime.device, scorer.tokens, counter)
+        return Scored(logits, len(encoded.ids), encoded.truncated)
+
+
+def _load(name: str, teacher: Path, config: Label, compute: Compute, pairs: int) -> _Teacher:
+    """The teacher, fused if the shard as a whole is worth it: what is left of it must not decide, or bits would."""
+    scorer = Scorer.load(teacher, compute, config.score_tokens)
+    tokens = pairs * artifacts.read_json(teacher / METRICS)["tokens_per_pair"]
+    fusion.fuse(name, scorer.model, compute, scorer.runtime, 2 * fusion.weights(scorer.model) * tokens)
+    return _Teacher(scorer)
 
 
 def read(folders: list[Path], candidates: Path, teacher: Path) -> pa.Table:
     """Candidates with the teacher's logits: records.CANDIDATES and a column `logit`.
 
     Raises:
-        InputError: a shard without labels, labels of another teacher or of other candidates, or damaged files.
+        InputError: a shard without labels or with two, labels of another teacher or of other candidates, or damaged
+            files.
     """
-    manifest = combine(folders)
-    if manifest["teacher"] != artifacts.sealed_digest(teacher):
-        raise InputError(
-            f"labels by the teacher {manifest['teacher'][:12]}, expected {artifacts.sealed_digest(teacher)[:12]}"
-        )
+    manifests = label_manifest.combine(folders)["shards"]
+    expected = artifacts.sealed_digest(teacher)
+    if manifests[0]["teacher"] != expected:
+        raise InputError(f"labels by the teacher {manifests[0]['teacher'][:12]}, expected {expected[:12]}")
     sealed = artifacts.read_json(candidates / artifacts.SEAL)["files"]
-    by_shard = {artifacts.read_json(folder / MANIFEST)["shard"]: folder for folder in folders}
-    expected = sorted(name.removesuffix(".parquet") for name in sealed if name.endswith(".parquet"))
-    if sorted(by_shard) != expected:
-        raise InputError(f"labels of {', '.join(sorted(by_shard))}, expected {', '.join(expected)}")
-    artifacts.verify(candidates, [f"{shard}.parquet" for shard in expected])
+    by_shard = {label_manifest.read(folder)["shard"]: folder for folder in folders}
+    shards = sorted(name.removesuffix(".parquet") for name in sealed if name.endswith(".parquet"))
+    if sorted(by_shard) != shards:
+        raise InputError(f"labels of {', '.join(sorted(by_shard))}, expected {', '.join(shards)}")
+    artifacts.verify(candidates, [f"{shard}.parquet" for shard in shards])
     tables = []
-    for one in manifest["shards"]:
-        folder, shard = by_shard[one["shard"]], one["shard"]
-        path = folder / "labels.parquet"
-        if one["candidates"] != sealed[f"{shard}.parquet"]:
-            raise InputError(f"{folder / MANIFEST}: labels of other candidates than {candidates / shard}.parquet")
-        if artifacts.digest_file(path) != one["labels"]:
-            raise InputError(f"{path}: differs from the digest in {folder / MANIFEST}; the file is corrupt")
-        rows = records.read(candidates / f"{shard}.parquet", records.CANDIDATES)
-        tables.append(rows.append_column("logit", records.read(path, records.LABELS).column("logit")))
+    for manifest in manifests:
+        shard = candidates / f"{manifest['shard']}.parquet"
+        folder = by_shard[manifest["shard"]]
+        if manifest["candidates"] != sealed[shard.name]:
+            raise InputError(f"{folder / MANIFEST}: labels of other candidates than {shard}")
+        if not (folder / LABELS).is_file():
+            raise InputError(f"{folder / LABELS}: missing, although {folder / MANIFEST} tells of it")
+        if artifacts.digest_file(folder / LABELS) != manifest["labels"]:
+            raise InputError(f"{folder / LABELS}: differs from the digest in {folder / MANIFEST}; the file is corrupt")
+        rows, labels = records.read(shard, records.CANDIDATES), records.read(folder / LABELS, records.LABELS)
+        if not all(rows.column(name).equals(labels.column(name)) for name in IDS):
+            raise InputError(f"{folder / LABELS}: not the rows of {shard} in their order")
+        tables.append(rows.append_column(records.LABELS.field("logit"), labels.column("logit")))
     return pa.concat_tables(tables)

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distilrank import artifacts, hardware, models, progress, registry, sources
+from distilrank import artifacts, hardware, models, progress, registry, sources, trainjob
 from distilrank.config import Config, Prepare, Window
 from distilrank.corpus import least_clients
 from distilrank.errors import InputError
@@ -59,6 +59,7 @@ def check(config: Config, *, schedule_time: str, output: Path) -> Resolved:
                 raise InputError(f"prepare.{name} is 0, expected more: a run needs such queries to judge its models by")
         free = _check_disk(config.preflight.free_disk_gib, output)
         device = _check_device(config.compute.device)
+        trainjob.check(config.compute)
         backend = registry.open(config.registry.uri)
         backend.check()
         source = sources.open(config.data)

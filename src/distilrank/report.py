@@ -63,6 +63,8 @@ UNUSED = {"hidden": "judged, used as unlabelled", "over_cap": "left out by a cap
 """What profile.json calls judged pairs that are on no side."""
 
 STRATA = ("head", "torso", "tail")
+CALIBRATIONS = {"platt": "a sigmoid (Platt)", "isotonic": "a monotone curve (isotonic)"}
+AGREEING = ("random", "bm25", "teacher")
 ISO_TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d(?:Z|\+00:00)")
 DASH = "\N{EN DASH}"
 EXAMPLES = 3
@@ -91,7 +93,7 @@ def render(
         labels: the label stage's folders, one a shard.
 
     Other paths are the folders of the stages. Measures, a champion or a calibration that a run does not have are
-    shown as missing.
+    shown as missing; a teacher without `quality.json` is told of by its labels alone.
 
     Raises:
         InputError: a folder lacks a file that its stage always writes.
@@ -102,7 +104,7 @@ def render(
     with artifacts.stage("report", output, config=config) as record:
         labelled = label_manifest.combine(labels)
         record.inputs |= {key: artifacts.sealed_digest(folder) for key, folder in sealed.items()}
-        record.inputs["labels"] = artifacts.digest_json(labelled)
+        record.inputs["labels"] = label_manifest.identity(labels)
         record.inputs["verdict"] = artifacts.digest_file(verdict / "verdict.json")
         decided = artifacts.read_json(verdict / "verdict.json")
         metrics = artifacts.read_json(evaluation / "metrics.json")
@@ -123,6 +125,7 @@ def render(
             "queries": _queries(evaluation, judged["test"]),
             "training": _training(trained),
             "calibration": _calibration(metrics, evaluation),
+            "teacher": _teacher(teacher, labelled),
             "latency": _latency(metrics),
             "drift": _drift(drifted),
             "data": _data(artifacts.read_json(profile / "profile.json"), judged, protocol, labelled),
@@ -444,6 +447,111 @@ def _calibration(metrics: Mapping[str, Any], evaluation: Path) -> dict[str, Any]
         "scores": Markup(figures.scores(parts, SYSTEMS, label)) if parts else "",
         "scale": label,
     }
+
+
+def _teacher(folder: Path, labelled: Mapping[str, Any]) -> dict[str, Any]:
+    """What held-out judgements say of the teacher, and what its labels are and took."""
+    path = folder / "quality.json"
+    quality = artifacts.read_json(path) if path.exists() else None
+    histograms = {"judged, dev": quality["logits"]["histogram"]} if quality else {}
+    shards = [shard.get("logits", {}).get("histogram") for shard in labelled["shards"]]
+    if all(shards):
+        histograms["labelled"] = _added(shards)
+    colours = {"judged, dev": "teacher", "labelled": "student"}
+    return {
+        "tiles": _label_tiles(labelled),
+        "logits": Markup(figures.logits(histograms, colours)) if histograms else "",
+        "both": len(histograms) == 2,
+        "dev": _dev(quality) if quality else None,
+    }
+
+
+def _dev(quality: Mapping[str, Any]) -> dict[str, Any]:
+    calibrated = quality["calibration"]
+    diagram = {"teacher": calibrated["reliability"]}
+    return {
+        **quality,
+        "systems": [SYSTEMS[name] for name in AGREEING],
+        "agreement": _agreement(quality),
+        "chosen": _chosen(calibrated),
+        "reliability": Markup(figures.reliability(diagram, {"teacher": "The teacher on dev"}, "teacher-dev")),
+        "disagreements": quality["disagreements"]["top"],
+        "disagreeing": quality["disagreements"]["count"],
+    }
+
+
+def _added(histograms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The sum of histograms on one grid, each cut to its own range."""
+    width = histograms[0]["width"]
+    starts = [round(one["low"] / width) for one in histograms]
+    ends = [start + len(one["counts"]) for start, one in zip(starts, histograms, strict=True)]
+    counts = np.zeros(max(ends) - min(starts), np.int64)
+    for start, end, one in zip(starts, ends, histograms, strict=True):
+        counts[start - min(starts) : end - min(starts)] += one["counts"]
+    return {"width": width, "low": min(starts) * width, "counts": counts.tolist()}
+
+
+def _label_tiles(labelled: Mapping[str, Any]) -> list[dict[str, str]]:
+    shards = len(labelled["shards"])
+    note = f"pairs of {figure_text(labelled['queries'])} queries, in {shards} {'shard' if shards == 1 else 'shards'}"
+    tiles = [{"label": "Labels", "value": figure_text(labelled["rows"]), "note": note}]
+    work = labelled.get("work")
+    if not work:
+        return tiles
+    tokens = f"{figure_text(work['tokens'])} tokens"
+    if work["pairs"] and work["truncated"]:
+        tokens += f"; {percent_text(work['truncated'] / work['pairs'])} of the pairs shortened to fit"
+    if work["rows_per_second"]:
+        pace = figure_text(float(f"{work['rows_per_second']:.3g}"))
+        tiles.append({"label": "Pairs a second", "value": pace, "note": tokens})
+    tiles.append(
+        {
+            "label": "Device time",
+            "value": duration_text(work["device_hours"] * 3600),
+            "note": f"on {work['device']}" if work.get("device") else "all devices together",
+        }
+    )
+    if work["price"] is not None:
+        tiles.append(
+            {"label": "Price", "value": f"{work['price']:,.2f}", "note": "at the price of an hour that was set"}
+        )
+    return tiles
+
+
+def _agreement(quality: Mapping[str, Any]) -> list[dict[str, Any]]:
+    slices = quality["agreement"]
+    order = [name for name in STRATA if name in slices] + sorted(set(slices) - {*STRATA, "all"})
+    rows = []
+    for name in (*order, "all"):
+        part = slices[name]
+        cells = {}
+        for metric in ("ndcg_at_10", "pair_accuracy"):
+            values = [part[metric][system] for system in AGREEING]
+            best = max((value for value in values if value is not None), default=None)
+            cells[metric] = [{"value": value, "best": value is not None and value == best} for value in values]
+        rows.append({**part, "name": name, "cells": cells, "thin": part["ranked_queries"] < quality["min_support"]})
+    return rows
+
+
+def _chosen(calibrated: Mapping[str, Any]) -> str:
+    """What turns the teacher's logits into probabilities, and why that."""
+    method, chosen = calibrated["method"], calibrated.get("chosen_by")
+    if method == "none":
+        return "It was not calibrated: the probabilities are the sigmoid of its logits."
+    by = f"Its logits become probabilities by {CALIBRATIONS[method]}"
+    if chosen is None:
+        return f"{by}, as configured."
+    if "log_loss" not in chosen:
+        return f"{by}: {chosen['rows']} pairs of {chosen['queries']} queries are too few to fit more than a line."
+    other = "isotonic" if method == "platt" else "platt"
+    reached, others = (measure_text(chosen["log_loss"][name], 4) for name in (method, other))
+    gain, error = (measure_text(chosen[key], 4) for key in ("gain", "standard_error"))
+    against = f"on queries left out of the fit its log loss is {reached}, that of {CALIBRATIONS[other]} {others}"
+    if method == "isotonic":
+        return f"{by}: {against}, a gain of {gain} with a standard error of {error}."
+    if chosen["gain"] > 0:
+        return f"{by}: {against}, a gain of {gain} that is within its standard error of {error}."
+    return f"{by}: {against}."
 
 
 def _latency(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-from distilrank import artifacts, batching, calibration, compute, encoding, progress, records, registry
+from distilrank import artifacts, batching, calibration, compute, encoding, packing, progress, records, registry
+from distilrank.ahead import ahead
 from distilrank.config import Compute, TeacherText, Text, parse
-from distilrank.errors import InputError
+from distilrank.encoding import Tokens
+from distilrank.errors import InputError, RunStopped
 from distilrank.sources.reading import File
 
 # Its bars and its report of a head that we train anew tell our users nothing.
@@ -26,22 +28,34 @@ transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
 DESCRIPTION = "distilrank.json"
-CHUNK_ROWS = 20_000  # rows whose tokens are held at a time
+METRICS = "metrics.json"
+CHUNK_ROWS = 20_000  # rows whose tokens are held at a time, while those of the next ones are made
 
 
-def collate(encoded: Sequence[dict[str, list[int]]], pad_token: int, device: torch.device) -> dict[str, torch.Tensor]:
+def collate(tokens: Tokens, rows: np.ndarray, pad_token: int, device: torch.device) -> dict[str, torch.Tensor]:
     """Pad pairs on the right to their longest: int64 tensors of shape (rows, tokens), with an attention mask."""
-    width = max(len(features["input_ids"]) for features in encoded)
-    batch = {}
-    for name in encoded[0]:
-        fill = pad_token if name == "input_ids" else 0
-        rows = np.full((len(encoded), width), fill, np.int64)
-        for row, features in enumerate(encoded):
-            rows[row, : len(features[name])] = features[name]
-        batch[name] = torch.from_numpy(rows)
-    sizes = torch.tensor([len(features["input_ids"]) for features in encoded])
-    batch["attention_mask"] = (torch.arange(width)[None, :] < sizes[:, None]).long()
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    lengths = tokens.lengths[rows]
+    column = np.arange(lengths.max())[None]
+    real = column < lengths[:, None]
+    at = tokens.starts[rows][:, None] + np.minimum(column, lengths[:, None] - 1)
+    batch = {
+        "input_ids": np.where(real, tokens.ids[at], pad_token).astype(np.int64),
+        "attention_mask": real.astype(np.int64),
+    }
+    if tokens.types is not None:
+        batch["token_type_ids"] = np.where(real, tokens.types[at], 0).astype(np.int64)
+    tensors = {name: torch.from_numpy(values) for name, values in batch.items()}
+    if device.type == "cuda":
+        tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+
+
+def forward(model: torch.nn.Module, tokens: Tokens, rows: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Raw logits of the pairs `rows`, shape (rows,): packed where the model can be, else padded."""
+    inner = getattr(model, "module", model)  # within DistributedDataParallel
+    if packing.is_packed(inner):
+        return packing.logits(model, tokens, rows, device)
+    return model(**collate(tokens, rows, inner.config.pad_token_id, device)).logits[:, 0]
 
 
 def load_model(folder: Path, runtime: compute.Runtime, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -51,13 +65,15 @@ def load_model(folder: Path, runtime: compute.Runtime, dtype: torch.dtype | None
         InputError: the folder does not hold a model of a known architecture.
     """
     try:
+        packed = AutoConfig.from_pretrained(folder).model_type in packing.MODEL_TYPES
+        # On CPU, eager attention trains encoders 1.5x faster than SDPA, whose backward is slow there; on short inputs
+        # it scores at the same speed.
+        padded = "eager" if runtime.device.type == "cpu" else "sdpa"
         model = AutoModelForSequenceClassification.from_pretrained(
             folder,
             num_labels=1,
             dtype=dtype or runtime.dtype,
-            # On CPU, eager attention trains 1.5x faster than SDPA, whose backward is slow there; on short inputs it
-            # scores at the same speed.
-            attn_implementation="eager" if runtime.device.type == "cpu" else "sdpa",
+            attn_implementation=packing.ATTENTION if packed else padded,
             use_safetensors=True,
             trust_remote_code=False,
         )
@@ -65,7 +81,14 @@ def load_model(folder: Path, runtime: compute.Runtime, dtype: torch.dtype | None
         raise InputError(f"{folder}: not a model that can be loaded ({' '.join(str(error).split())[:200]})") from error
     model.config.use_cache = False  # nothing is generated
     model.config.problem_type = "regression"
+    for head in (module for module in model.modules() if isinstance(module, torch.nn.Linear)):
+        if head.out_features == 1:  # a logit in bf16 has two digits: too few to rank by
+            head.float().register_forward_pre_hook(_as_weights)
     return model.to(runtime.device)
+
+
+def _as_weights(module: torch.nn.Linear, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    return (inputs[0].to(module.weight.dtype),)
 
 
 def load_encoder(folder: Path, text: Text, kind: str = "auto") -> encoding.Encoder:
@@ -95,21 +118,40 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 def score_encoded(
     model: torch.nn.Module,
-    encoded: Sequence[dict[str, list[int]]],
-    pad_token: int,
+    tokens: Tokens,
     device: torch.device,
-    tokens: int,
+    budget: int,
     counter: progress.Counter | None = None,
 ) -> np.ndarray:
-    """Raw logits of pairs, float32, shape (n,), in the order given; batches are made by length within `tokens`."""
-    logits = np.empty(len(encoded), np.float32)
+    """Raw logits of pairs, float32, shape (n,), in the order given; a batch has at most `budget` tokens."""
+    logits = np.empty(len(tokens), np.float32)
+    inner = getattr(model, "module", model)
+    if packing.is_packed(inner):
+        batches = batching.consecutive(np.argsort(tokens.queries, kind="stable"), tokens.lengths, budget)
+    else:
+        batches = batching.by_length(tokens.lengths, budget)
     with _evaluating(model):
-        for batch in batching.by_length(encoding.lengths(encoded), tokens):
-            inputs = collate([encoded[row] for row in batch], pad_token, device)
-            logits[batch] = model(**inputs).logits[:, 0].float().cpu().numpy()
+        for batch in batches:
+            logits[batch] = _within_memory(model, tokens, batch, device).float().cpu().numpy()
             if counter:
                 counter.add(len(batch))
     return logits
+
+
+def _within_memory(model: torch.nn.Module, tokens: Tokens, rows: np.ndarray, device: torch.device) -> torch.Tensor:
+    """`forward`, in halves where the device has too little memory for the whole."""
+    try:
+        return forward(model, tokens, rows, device)
+    except torch.OutOfMemoryError as error:
+        if len(rows) == 1:
+            raise RunStopped(
+                f"out of memory on {device} with one pair of {tokens.lengths[rows[0]]} tokens; batches were halved "
+                "down to it. Lower text.max_tokens, or take a smaller model or a larger device"
+            ) from error
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    half = len(rows) // 2
+    return torch.cat([_within_memory(model, tokens, part, device) for part in (rows[:half], rows[half:])])
 
 
 class Scorer:
@@ -169,18 +211,12 @@ class Scorer:
                 null field is left out.
             counter: told of every batch.
         """
-        pad_token = self.model.config.pad_token_id
-        scores = [
-            score_encoded(
-                self.model,
-                encoding.encode_table(self.encoder, table.slice(start, CHUNK_ROWS), self.text),
-                pad_token,
-                self.runtime.device,
-                self.tokens,
-                counter,
-            )
+        scores = []
+        for tokens in ahead(
+            encoding.encode_table(self.encoder, table.slice(start, CHUNK_ROWS), self.text)
             for start in range(0, table.num_rows, CHUNK_ROWS)
-        ]
+        ):
+            scores.append(score_encoded(self.model, tokens, self.runtime.device, self.tokens, counter))
         return np.concatenate(scores) if scores else np.empty(0, np.float32)
 
     def probability(self, logits: np.ndarray) -> np.ndarray | None:
@@ -211,7 +247,7 @@ def calibrate(folder: Path, dev: pa.Table, method: str, compute_config: Compute)
     What was saved is what is measured: the folder is loaded as any reader will load it.
     """
     logits = Scorer.load(folder, compute_config).score(dev)
-    fitted = calibration.fit(method, logits, dev.column("target").to_numpy())
+    fitted = calibration.fit(method, logits, dev.column("target").to_numpy(), dev.column("query_id").to_numpy())
     artifacts.write_json(folder / DESCRIPTION, artifacts.read_json(folder / DESCRIPTION) | {"calibration": fitted})
     return logits
 

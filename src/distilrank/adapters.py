@@ -1,0 +1,144 @@
+"""Low-rank adapters that cost a training step next to nothing: folded into the weights once a step.
+
+peft makes, saves and loads the adapters; only the arithmetic of its layers is replaced. A plain LoRA layer computes
+x W^T + s (x A^T) B^T: three matrix products and two additions, the small ones far from what the hardware can do. Here
+W' = W + s B A is made once after each step of the optimiser, and a layer is one product with W'. Going back, the
+gradients of A and B come from four thin products, and never from a dense gradient of W.
+
+The forward pass is that of the merged model to the last bit, so what is trained is what will score.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+
+from distilrank.config import Lora
+
+ADAPTER = "default"  # peft's name for the only adapter
+
+
+class _FoldedProduct(torch.autograd.Function):
+    """x W'^T + bias with W' = W + s B A: gradients for x, A and B (shapes (..., in), (rank, in), (out, rank))."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, folded: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(x, folded, a, b)
+        ctx.scale = scale
+        return linear(x, folded, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        x, folded, a, b = ctx.saved_tensors
+        back = gradient @ folded if ctx.needs_input_grad[0] else None
+        rows, outs = x.flatten(0, -2), gradient.flatten(0, -2)
+        for_b = outs.t() @ (rows @ a.to(x.dtype).t())
+        for_a = (outs @ b.to(x.dtype)).t() @ rows
+        return back, None, None, for_a.to(a.dtype) * ctx.scale, for_b.to(b.dtype) * ctx.scale, None
+
+
+class _FoldedLinear(nn.Module):
+    """Stands in for one of peft's layers, and owns its parts."""
+
+    folded: Tensor
+
+    def __init__(self, layer: LoraLinear) -> None:
+        super().__init__()
+        self.layer = layer
+        self.scale = float(layer.scaling[ADAPTER])
+        self.register_buffer("folded", layer.base_layer.weight.detach().clone(), persistent=False)
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.layer.lora_A[ADAPTER].weight, self.layer.lora_B[ADAPTER].weight
+
+    def fold(self) -> None:
+        a, b = (factor.detach().to(self.folded.dtype) for factor in self.factors)
+        torch.addmm(self.layer.base_layer.weight, b, a, alpha=self.scale, out=self.folded)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.factors
+        return _FoldedProduct.apply(x, self.folded, self.layer.base_layer.bias, a, b, self.scale)
+
+
+class Adapted:
+    """A model whose weights are frozen but for its adapters and its head; or, at rank 0, one that trains as a whole.
+
+    `model` is what trains. Call `fold` after each step of the optimiser, and `merged` at the end.
+    """
+
+    def __init__(self, model: PreTrainedModel, lora: Lora) -> None:
+        """
+        Args:
+            model: loaded in the precision that its frozen weights shall have; adapters and head are fp32.
+            lora: rank, scale, targets, variant.
+        """
+        self.lora = lora
+        self._folded: dict[str, _FoldedLinear] = {}
+        if not lora.rank:
+            self.model: nn.Module = model.float()
+            return
+        config = LoraConfig(
+            task_type=TaskType.SEQ_CLS,
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+            use_rslora=lora.variant == "rslora",
+            use_dora=lora.variant == "dora",
+        )
+        self.model = get_peft_model(model, config)
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()  # bf16 would lose the small steps of the optimiser
+        if lora.fold and not lora.dropout and lora.variant != "dora":
+            for name, layer in list(self.model.named_modules()):
+                if isinstance(layer, LoraLinear):
+                    self._replace(name, folded := _FoldedLinear(layer))
+                    self._folded[name] = folded
+
+    @property
+    def folds(self) -> bool:
+        """Whether adapters are folded: then the forward pass needs no autocast."""
+        return bool(self._folded)
+
+    def _replace(self, name: str, module: nn.Module) -> None:
+        parent, _, child = name.rpartition(".")
+        setattr(self.model.get_submodule(parent), child, module)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Bring the folded weights up to date with the adapters."""
+        for layer in self._folded.values():
+            layer.fold()
+
+    def trained(self) -> dict[str, Tensor]:
+        """The weights that train, by name."""
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def merged(self, adapter: Path | None) -> PreTrainedModel:
+        """The plain model with its adapters in its weights; they are saved to `adapter` first, as peft loads them.
+
+        What was folded is taken over as it is, so that the merged model is the one that trained, to the last bit. The
+        object must not be used after it.
+        """
+        if not isinstance(self.model, PeftModel):
+            return self.model
+        for name, folded in self._folded.items():
+            self._replace(name, folded.layer)
+        if adapter is not None:
+            self.model.save_pretrained(adapter, safe_serialization=True)
+        if not self._folded:
+            return self.model.merge_and_unload()
+        with torch.no_grad():
+            for folded in self._folded.values():
+                folded.layer.base_layer.weight.copy_(folded.folded)
+        return self.model.unload()

@@ -1,0 +1,379 @@
+"""Labelling, part by part: whatever is killed and when, no row is lost, doubled, or scored under other inputs.
+
+A shard is cut into windows of so many rows, wherever its row groups end. The logits of a window are a part: a file of
+its own that appears complete or not at all, says what it was made from, and is never changed. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import operator
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distilrank import artifacts, progress, quality, records
+from distilrank.ahead import ahead
+from distilrank.config import Label
+from distilrank.errors import InputError, RunStopped
+
+INPUTS = "inputs.json"
+METADATA = b"distilrank"  # key of a part's own account in its Parquet schema
+IDS = ("query_id", "product_id")
+GROUP_ROWS = 1 << 16  # rows of a row group of the labels, so that their bytes depend on nothing but their rows
+BUFFER_BYTES = 1 << 20  # of a column, read at a time: a row group may be as large as the shard
+EXAMPLES = 3  # rows that are named when logits are broken
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a scorer made of a window."""
+
+    logits: np.ndarray
+    """Raw, float32, in the order of the rows."""
+    tokens: int = 0
+    truncated: int = 0
+    """Pairs whose product was shortened."""
+
+
+class Teacher(Protocol):
+    """What scores the rows of a window."""
+
+    def encode(self, rows: pa.Table) -> Any:
+        """What `score` takes; called in another thread, while earlier rows are scored."""
+
+    def score(self, encoded: Any, counter: progress.Counter) -> Scored:
+        """Logits of those rows; `counter` is told of each batch."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What rows took to score, in whichever attempt."""
+
+    pairs: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*map(operator.add, astuple(self), astuple(other)))
+
+    def scaled(self, rows: int) -> Work:
+        """What so many rows take if they are like these."""
+        factor = rows / max(self.pairs, 1)
+        return Work(rows, round(self.tokens * factor), round(self.truncated * factor), self.seconds * factor)
+
+
+@dataclass(frozen=True)
+class Device:
+    """What is paid for by the hour."""
+
+    name: str
+    price_per_hour: float = 0.0
+    """0: not known."""
+
+    def bill(self, work: Work) -> dict[str, Any]:
+        """`work` as the manifest has it; `price` is None where the price of an hour is not known."""
+        hours = work.seconds / 3600
+        return {
+            **asdict(work),
+            "seconds": round(work.seconds, 3),
+            "rows_per_second": round(work.pairs / work.seconds, 1) if work.seconds else None,
+            "device": self.name,
+            "device_hours": round(hours, 6),
+            "price": round(hours * self.price_per_hour, 4) if self.price_per_hour else None,
+        }
+
+    def told(self, work: Work) -> str:
+        """`work` in a line of the log."""
+        hours = work.seconds / 3600
+        time = f"{hours:,.1f} hours" if hours >= 1 else f"{work.seconds:.0f} s"
+        price = f", price {hours * self.price_per_hour:,.2f}" if self.price_per_hour else ""
+        return f"{work.tokens:,} tokens, {time} of {self.name}{price}"
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A shard, all of it."""
+
+    logits: np.ndarray
+    queries: int
+    work: Work
+    resumed: int
+    """Rows that an earlier attempt had scored."""
+
+    @property
+    def rows(self) -> int:
+        return len(self.logits)
+
+
+# Files ------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the name `path` once it is complete and on the disk.
+
+    Until then its name is one that nobody else has: process ids are the same in pods that share a volume.
+
+    Raises:
+        FileNotFoundError: the folder was removed meanwhile.
+        InputError: the storage refuses.
+    """
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("xb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        partial.replace(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # write(2) does not know the file's name
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def windows(shard: Path, columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
+    """The shard in order, so many rows at a time (fewer only at its end), with these columns of records.CANDIDATES.
+
+    Raises:
+        InputError: the file is damaged, or a column does not fit.
+    """
+    schema = pa.schema([records.CANDIDATES.field(name) for name in columns])
+    start = 0
+    try:
+        with pq.ParquetFile(shard, buffer_size=BUFFER_BYTES) as file:
+            for batch in file.iter_batches(rows, columns=schema.names):
+                yield records.conform(
+                    pa.Table.from_batches([batch]), schema, f"{shard}, {batch.num_rows} rows after the first {start}"
+                )
+                start += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{shard}: corrupt or not Parquet ({str(error).splitlines()[0]})") from None
+
+
+def check_shard(shard: Path) -> int:
+    """Rows of a shard whose columns are those of records.CANDIDATES.
+
+    Raises:
+        InputError: the file is damaged, a column is unknown or missing, or there are no rows.
+    """
+    try:
+        with pq.ParquetFile(shard) as file:
+            names, rows = file.schema_arrow.names, file.metadata.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{shard}: corrupt or not Parquet ({str(error).splitlines()[0]})") from None
+    for kind, found in (
+        ("unknown", [name for name in names if name not in records.CANDIDATES.names]),
+        ("missing", [name for name in records.CANDIDATES.names if name not in names]),
+    ):
+        if found:
+            raise InputError(
+                f"{shard}: {kind} column {', '.join(map(repr, found))}, expected {', '.join(records.CANDIDATES.names)}"
+            )
+    if not rows:
+        raise InputError(f"{shard}: no rows, expected at least one candidate")
+    return rows
+
+
+def _digest(part: pa.Table, account: dict[str, Any]) -> str:
+    logits = part.column("logit").to_numpy().tobytes().hex()
+    return artifacts.digest_json([*(part.column(name).to_pylist() for name in IDS), logits, account])
+
+
+class Parts:
+    """The finished windows of a shard, in a folder that attempts share, one after the other or at once.
+
+    Args:
+        folder: made if missing; anybody may remove it when nobody works on the shard.
+        inputs: all that decides the logits, by name; digests and knobs, as JSON values.
+
+    Raises:
+        InputError: the folder belongs to other inputs.
+    """
+
+    def __init__(self, folder: Path, inputs: dict[str, Any]) -> None:
+        self.folder, self.inputs = folder, artifacts.digest_json(inputs)
+        path = folder / INPUTS
+        if path.exists():
+            self._refuse_others(path, artifacts.read_json(path), inputs)
+        else:
+            self._write(path, lambda handle: handle.write(json.dumps(inputs, indent=2).encode()))
+
+    @staticmethod
+    def _refuse_others(path: Path, there: Any, inputs: dict[str, Any]) -> None:
+        if there == inputs:
+            return
+        there = there if isinstance(there, dict) else {}
+        name = next((name for name in inputs if there.get(name) != inputs[name]), next(iter(there.keys() - inputs), ""))
+        raise InputError(
+            f"{path}: these parts were made from other inputs ({name} {str(there.get(name))[:12]}, expected "
+            f"{str(inputs.get(name))[:12]}) and cannot be mixed with new ones; remove the folder"
+        )
+
+    @staticmethod
+    def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
+        # The folder goes when another attempt has come to its end; what this one has scored it remembers.
+        with contextlib.suppress(FileNotFoundError), replacing(path) as handle:
+            write(handle)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"part-{number:05d}.parquet"
+
+    def take(self, number: int, rows: pa.Table) -> tuple[np.ndarray, Work] | None:
+        """Logits of these rows as an attempt has left them, and what they took; None: not there, or damaged.
+
+        Raises:
+            InputError: the part was made from other inputs.
+        """
+        path = self._path(number)
+        try:
+            with pq.ParquetFile(path) as file:
+                account = json.loads(file.schema_arrow.metadata[METADATA])
+                part = records.conform(file.read(), records.LABELS, str(path))
+            digest, inputs, work = account.pop("digest"), account["inputs"], Work(**account["work"])
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
+            return None
+        if digest != _digest(part, account) or not all(part.column(name).equals(rows.column(name)) for name in IDS):
+            return None
+        if inputs != self.inputs:
+            raise InputError(
+                f"{path}: made from other inputs ({inputs[:12]}, expected {self.inputs[:12]}) and cannot be mixed with "
+                f"new ones; remove {self.folder}"
+            )
+        return part.column("logit").to_numpy(), work
+
+    def keep(self, number: int, rows: pa.Table, logits: np.ndarray, work: Work) -> None:
+        """Save the logits of these rows.
+
+        Raises:
+            InputError: the storage refuses.
+        """
+        part = pa.table([*(rows.column(name) for name in IDS), pa.array(logits)], schema=records.LABELS)
+        account: dict[str, Any] = {"inputs": self.inputs, "work": asdict(work)}
+        account["digest"] = _digest(part, account)
+        table = part.replace_schema_metadata({METADATA: json.dumps(account)})
+        self._write(self._path(number), lambda handle: pq.write_table(table, handle, compression="zstd"))
+
+
+# Labelling --------------------------------------------------------------------------------------------------------
+
+
+class _Counter(progress.Counter):
+    """Tells, with speed and time left, what the whole shard comes to."""
+
+    estimate = ""
+
+    def add(self, count: int, *notes: str) -> None:
+        super().add(count, *notes, *filter(None, [self.estimate]))
+
+
+def _refuse_broken(name: str, rows: pa.Table, logits: np.ndarray) -> None:
+    broken = np.flatnonzero(~np.isfinite(logits))
+    if len(broken):
+        first = rows.select(["query", "product_id"]).take(broken[:EXAMPLES]).to_pylist()
+        examples = ", ".join(
+            f"query {row['query']!r} with product {row['product_id']} ({logits[at]})"
+            for at, row in zip(broken, first, strict=False)
+        )
+        raise RunStopped(
+            f"{name}: {len(broken)} of {len(logits)} logits are not finite: {examples}; the teacher is broken"
+        )
+
+
+def _refuse_collapsed(name: str, logits: np.ndarray, config: Label) -> None:
+    found = quality.collapsed(logits, config.min_deviation, config.min_distinct)
+    if found:
+        raise RunStopped(f"{name}: {found} (label.min_deviation, label.min_distinct); the teacher has collapsed")
+
+
+def label_rows(
+    config: Label,
+    *,
+    name: str,
+    shard: Path,
+    fields: Sequence[str],
+    parts: Parts,
+    load: Callable[[], Teacher],
+    device: Device,
+    output: Path,
+) -> Labelled:
+    """Score the rows of `shard` that no part has yet, and write the labels of all of them.
+
+    Args:
+        name: the stage, for the log.
+        fields: product fields that the teacher is shown beside the query.
+        load: makes the teacher; called once, if any row is left to score.
+        output: gets records.LABELS in the shard's order, with the same bytes however often labelling was killed.
+
+    Raises:
+        InputError: a damaged shard or parts of other inputs; the storage refuses (finished parts stay).
+        RunStopped: logits that are not finite, or a teacher that has collapsed.
+    """
+    logits = np.empty(check_shard(shard), np.float32)
+    teacher = functools.cache(load)
+
+    def prepared() -> Iterator[tuple[int, pa.Table, tuple[np.ndarray, Work] | None, Any]]:
+        for number, rows in enumerate(windows(shard, [*IDS, "query", *fields], config.part_rows)):
+            found = parts.take(number, rows)
+            yield number, rows, found, None if found else teacher().encode(rows)
+
+    counter = _Counter(name, len(logits), "pairs")
+    spent, done, trusted = Work(), 0, False
+    # While a window is scored, the next one is read and encoded, and the one before is written: volumes that pods share
+    # are slow to say that they have it.
+    with ThreadPoolExecutor(1) as writer:
+        written: Future[None] | None = None
+        for number, rows, found, encoded in ahead(prepared()):
+            if found:
+                counter.skip(rows.num_rows)
+            else:
+                if written is None:
+                    counter.started = time.monotonic()  # neither resuming nor loading is scoring
+                began = time.perf_counter()
+                scored = teacher().score(encoded, counter)
+                work = Work(rows.num_rows, scored.tokens, scored.truncated, time.perf_counter() - began)
+                _refuse_broken(shard.stem, rows, scored.logits)
+                if written:
+                    written.result()
+                written = writer.submit(parts.keep, number, rows, scored.logits, work)
+                found = scored.logits, work
+            ended = done + rows.num_rows
+            logits[done:ended], done = found[0], ended
+            spent += found[1]
+            counter.estimate = f"{device.told(spent.scaled(len(logits)))} in all"
+            if not trusted and done >= quality.FEWEST:  # of many hours, the first minute
+                _refuse_collapsed(shard.stem, logits[:done], config)
+                trusted = True
+    _refuse_collapsed(shard.stem, logits, config)
+    return Labelled(logits, _write(shard, logits, output), spent, counter.resumed)
+
+
+def _write(shard: Path, logits: np.ndarray, output: Path) -> int:
+    """Write the labels of a shard; return how many queries there are."""
+    for stale in output.parent.glob(f".{output.name}.*.partial"):  # of a killed attempt
+        stale.unlink(missing_ok=True)
+    queries: set[str] = set()
+    start = 0
+    with replacing(output) as handle, pq.ParquetWriter(handle, records.LABELS, compression="zstd") as writer:
+        for ids in windows(shard, IDS, GROUP_ROWS):
+            labels = pa.array(logits[start : start + ids.num_rows])
+            writer.write_table(pa.table([*ids.columns, labels], schema=records.LABELS))
+            queries.update(ids.column("query_id").unique().to_pylist())
+            start += ids.num_rows
+    return len(queries)

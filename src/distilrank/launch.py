@@ -1,0 +1,211 @@
+"""Training in several processes: torchrun on this machine, or a TrainJob over several; in each of them the stage runs.
+
+    torchrun --nproc-per-node 4 -m distilrank.launch TASK.json
+
+The processes find one another by torchrun's environment, and accelerate takes it from there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distilrank import artifacts, hardware, trainjob
+from distilrank import config as configuration
+from distilrank.config import Compute, Section
+from distilrank.errors import InputError, RunStopped
+from distilrank.label_manifest import MANIFEST
+
+Folders = Path | list[Path]
+ENDS: dict[str, type[Exception]] = {"InputError": InputError, "RunStopped": RunStopped}
+STAGES = {"teacher": "Teacher", "student": "Student"}
+"""Stages that may train in several processes, and the section of the configuration that each takes."""
+
+
+def processes(compute: Compute) -> int:
+    """Processes of this machine that train together."""
+    if compute.processes or compute.device == "cpu":
+        return compute.processes or 1
+    import torch  # only where a GPU may be
+
+    return max(torch.cuda.device_count(), 1)
+
+
+def is_worker() -> bool:
+    """Whether this process is one of several that were launched to train together."""
+    return "WORLD_SIZE" in os.environ
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes: the first of those that train together, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def is_distributed(compute: Compute) -> bool:
+    """Whether a stage has to be launched in several processes before it can train."""
+    return not is_worker() and (compute.nodes > 1 or processes(compute) > 1)
+
+
+def run(
+    stage: str, config: Section, compute: Compute, *, folders: dict[str, Folders], values: dict[str, Any], output: Path
+) -> dict[str, Any]:
+    """Run `stage` in several processes and return its result as a dictionary.
+
+    Args:
+        stage: one of STAGES.
+        config: its section.
+        compute: how many processes and nodes.
+        folders: the stage's input folders, by the name of its argument.
+        values: its other arguments.
+        output: gets what the stage writes.
+
+    Raises:
+        InputError, RunStopped: as the stage raised them.
+        RuntimeError: a process failed otherwise; its output tells.
+    """
+    if compute.nodes > 1:
+        trainjob.check(compute)
+        contents = {name: [_content(folder) for folder in _several(given)] for name, given in folders.items()}
+        key = artifacts.digest_json([stage, config.model_dump(mode="json"), contents, values])[:16]
+        workspace = Path(compute.resume) / f"{stage}-nodes-{key}"  # pods see nothing of one another but the volume
+        folders = {name: _copied(given, workspace / name) for name, given in folders.items()}
+        task = _Task(stage, config, compute, folders, values, output=workspace / "output", folder=workspace)
+        if not task.is_done():  # an attempt before this one may have seen it through
+            command = ["torchrun", "-m", "distilrank.launch", str(task.write())]
+            trainjob.run(trainjob.job_name(stage, key), command, compute, stage)
+        result = task.result()
+        artifacts.copy_tree(workspace / "output", output)
+        shutil.rmtree(workspace)
+        return result
+    count = processes(compute)
+    threads = compute.threads or max(hardware.cores() // count, 1)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    with tempfile.TemporaryDirectory() as scratch:
+        task = _Task(stage, config, compute, folders, values, output=output, folder=Path(scratch))
+        command = [*torchrun, "-m", "distilrank.launch", str(task.write())]
+        subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=False)
+        return task.result()
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What the processes are told, and what they tell, in two files."""
+
+    stage: str
+    config: Section
+    compute: Compute
+    folders: dict[str, Folders]
+    values: dict[str, Any]
+    output: Path
+    folder: Path
+
+    @property
+    def outcome(self) -> Path:
+        return self.folder / "outcome.json"
+
+    def write(self) -> Path:
+        self.outcome.unlink(missing_ok=True)
+        paths = {
+            name: [str(folder) for folder in given] if isinstance(given, list) else str(given)
+            for name, given in self.folders.items()
+        }
+        path = self.folder / "task.json"
+        artifacts.write_json(
+            path,
+            {
+                "stage": self.stage,
+                "config": self.config.model_dump(mode="json"),
+                "compute": self.compute.model_dump(mode="json"),
+                "folders": paths,
+                "values": self.values,
+                "output": str(self.output),
+                "outcome": str(self.outcome),
+            },
+        )
+        return path
+
+    def is_done(self) -> bool:
+        return self.outcome.exists() and not artifacts.read_json(self.outcome)["error"]
+
+    def result(self) -> dict[str, Any]:
+        if not self.outcome.exists():
+            raise RuntimeError(
+                f"{self.stage}: the processes that trained together ended without a result; their output tells"
+            )
+        found = artifacts.read_json(self.outcome)
+        if found["error"]:
+            raise ENDS.get(found["error"], RuntimeError)(found["message"])
+        return found["result"]
+
+
+def _several(given: Folders) -> list[Path]:
+    return given if isinstance(given, list) else [given]
+
+
+def _content(folder: Path) -> str:
+    """Digest of a folder that a stage has finished: that of its seal, or of its manifest."""
+    sealed = folder / artifacts.SEAL
+    return artifacts.digest_file(sealed if sealed.exists() else folder / MANIFEST)
+
+
+def _copied(given: Folders, target: Path) -> Folders:
+    if not isinstance(given, list):
+        if not target.exists():  # copies appear whole
+            artifacts.copy_tree(given, target)
+        return target
+    for number, folder in enumerate(given):
+        _copied(folder, target / f"{number:05d}")
+    return [target / f"{number:05d}" for number in range(len(given))]
+
+
+def work(path: Path) -> None:
+    """Run the stage that the task in `path` describes, as one of the processes of torchrun."""
+    task = artifacts.read_json(path)
+    stage = importlib.import_module(f"distilrank.{task['stage']}")
+    section = getattr(configuration, STAGES[task["stage"]])
+    compute = Compute(**task["compute"])
+    if not compute.threads:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        compute = compute.model_copy(update={"threads": max(hardware.cores() // local, 1)})
+    folders: dict[str, Folders] = {
+        name: [Path(folder) for folder in given] if isinstance(given, list) else Path(given)
+        for name, given in task["folders"].items()
+    }
+    found: dict[str, Any] = {"error": "", "message": "", "result": {}}
+    with tempfile.TemporaryDirectory() as scratch:
+        output = Path(task["output"]) if is_main() else Path(scratch)
+        if not is_main():
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what all say alike is said once
+        try:
+            result = stage.train(section(**task["config"]), compute, **folders, **task["values"], output=output)
+            found["result"] = result._asdict()
+        except Exception as error:
+            found |= {"error": type(error).__name__, "message": str(error)}
+            raise
+        finally:
+            if is_main():
+                artifacts.write_json(Path(task["outcome"]), found)
+
+
+def main() -> None:
+    """Run a task; a stage's own ways of ending are told by its outcome, not by a traceback."""
+    try:
+        work(Path(sys.argv[1]))
+    except (InputError, RunStopped):
+        raise SystemExit(1) from None
+    finally:
+        import torch
+
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

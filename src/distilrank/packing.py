@@ -1,0 +1,197 @@
+"""Forward passes without padding: the pairs of a batch stand in one row, and what pairs of a query share stands once.
+
+All that works token by token (nine tenths of a model) then sees no padding at all. A prompt begins with its query, so
+the prompts of a query's products begin with the same tokens, and a causal model gives those the same states: they are
+computed once, and each pair's own tokens attend to them and to themselves. Attention is computed for one segment
+(a shared beginning, or the rest of a pair) a row, padded to the longest of the batch; it is a few per cent of the work.
+
+The result is that of a padded batch, to rounding. It holds for causal models that leave attention to transformers'
+attention interface and add nothing to it; MODEL_TYPES are those that the tests hold to it. Other models are padded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from distilrank.encoding import Tokens
+from distilrank.errors import InputError
+
+ATTENTION = "distilrank_packed"
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A batch of pairs as one row of tokens, and the segments that attention works on."""
+
+    ids: Tensor
+    """int64, shape (1, tokens)."""
+    positions: Tensor
+    """Position of each token in its own pair, int64, shape (1, tokens)."""
+    queries: Tensor
+    """Token of each place of a segment, int64, shape (segments, longest)."""
+    keys: Tensor
+    """Tokens that a segment attends to, those that it shares first: int64, shape (segments, longest with shared)."""
+    mask: Tensor
+    """0 where a token may see a key, else -inf: float32, shape (segments, 1, longest, longest with shared)."""
+    places: Tensor
+    """Where each token stands among the places of all segments, int64, shape (tokens,)."""
+    last: Tensor
+    """The last token of each pair, int64, shape (pairs,), in the order of the rows that were asked for."""
+
+    def to(self, device: torch.device) -> Packed:
+        """The batch on `device`; from pinned memory where that is a GPU, so that the copy runs beside the model."""
+        if device.type == "cpu":
+            return self
+        pinned = {name: value.pin_memory() if device.type == "cuda" else value for name, value in vars(self).items()}
+        return Packed(**{name: value.to(device, non_blocking=True) for name, value in pinned.items()})
+
+
+def pack(tokens: Tokens, rows: np.ndarray) -> Packed:
+    """Lay the pairs `rows` out without padding, those of a query beside each other with their common beginning once."""
+    order = np.argsort(tokens.queries[rows], kind="stable")
+    begins, lengths = tokens.starts[rows][order], tokens.lengths[rows][order]
+    shared = _shared(tokens, rows[order])
+    heads = np.flatnonzero(shared.first & (shared.length > 0))  # a segment of its own for what the others share
+
+    # segments: first all shared beginnings, then the rest of each pair
+    parent = np.where(shared.length > 0, np.searchsorted(heads, shared.leader), -1)
+    start = np.concatenate([begins[heads], begins + shared.length])
+    length = np.concatenate([shared.length[heads], lengths - shared.length])
+    position = np.concatenate([np.zeros(len(heads), np.int64), shared.length])
+    parent = np.concatenate([np.full(len(heads), -1), parent])
+    offset = np.concatenate([[0], np.cumsum(length)])
+    before = np.where(parent >= 0, length[parent], 0)
+
+    segment = np.repeat(np.arange(len(length)), length)
+    inside = np.arange(offset[-1]) - offset[segment]
+    longest, widest = int(length.max()), int((before + length).max())
+    place, key = np.arange(longest)[None], np.arange(widest)[None]
+    queries = offset[:-1, None] + np.minimum(place, length[:, None] - 1)
+    own = np.clip(key - before[:, None], 0, length[:, None] - 1)
+    keys = np.where(key < before[:, None], offset[parent][:, None] + key, offset[:-1, None] + own)
+    # places beyond a segment's end see what its last token sees: their results are never read
+    seen = before[:, None] + np.minimum(place, length[:, None] - 1)
+    last = np.empty(len(rows), np.int64)
+    last[order] = (offset[1:] - 1)[len(heads) :]
+    return Packed(
+        ids=torch.from_numpy(tokens.ids[start[segment] + inside].astype(np.int64))[None],
+        positions=torch.from_numpy(position[segment] + inside)[None],
+        queries=torch.from_numpy(queries),
+        keys=torch.from_numpy(keys),
+        mask=torch.from_numpy(np.where(key[None] <= seen[:, :, None], np.float32(0), -np.float32(np.inf)))[:, None],
+        places=torch.from_numpy(segment * longest + inside),
+        last=torch.from_numpy(last),
+    )
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """For each of a batch's pairs, sorted by query."""
+
+    length: np.ndarray
+    """How many tokens it has in common with all pairs of its query; 0 where it is alone."""
+    leader: np.ndarray
+    """The first pair of its query."""
+    first: np.ndarray
+    """Whether it is that itself."""
+
+
+def _shared(tokens: Tokens, rows: np.ndarray) -> _Shared:
+    query = tokens.queries[rows]
+    first = np.concatenate([[True], query[1:] != query[:-1]])
+    starts = np.flatnonzero(first)
+    sizes = np.diff(np.append(starts, len(rows)))
+    common = np.zeros(len(starts), np.int64)
+    for group in np.flatnonzero(sizes > 1):
+        members = rows[starts[group] : starts[group] + sizes[group]]
+        width = int(tokens.lengths[members].min()) - 1  # the last token is each pair's own: its state is the result
+        if width > 0:
+            table = tokens.ids[tokens.starts[members][:, None] + np.arange(width)]
+            same = (table == table[0]).all(axis=0)
+            common[group] = width if same.all() else int(same.argmin())
+    return _Shared(np.repeat(common, sizes), np.repeat(starts, sizes), first)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one packed row, as transformers' attention interface calls it.
+
+    Args:
+        query: shape (1, heads, tokens, width); `key` and `value`: (1, key heads, tokens, width).
+        kwargs: `queries`, `keys`, `mask` and `places` of a Packed among them.
+    """
+    window = kwargs.get("sliding_window")
+    keys, queries, mask = kwargs["keys"], kwargs["queries"], kwargs["mask"]
+    if window and keys.shape[1] > window:
+        raise InputError(f"a pair of {keys.shape[1]} tokens, the model's attention window has {window}")
+    heads, key_heads, width = query.shape[1], key.shape[1], query.shape[3]
+    segments, longest = queries.shape
+    per_key = heads // key_heads
+    q = _take(query, queries).view(segments, longest, key_heads, per_key, width)
+    k, v = (_take(states, keys).transpose(1, 2) for states in (key, value))  # (segments, key heads, keys, width)
+    if query.is_cuda:
+        q = q.flatten(2, 3).transpose(1, 2)
+        out = scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, enable_gqa=per_key > 1
+        )
+        out = out.transpose(1, 2)
+    else:
+        # On CPUs the backward of PyTorch's fused attention is slow; the heads of one key head are one matrix here
+        q = q.permute(0, 2, 3, 1, 4).reshape(segments, key_heads, per_key * longest, width)
+        scores = torch.matmul(q * scaling, k.transpose(2, 3)).view(segments, key_heads, per_key, longest, -1)
+        weights = torch.dropout((scores + mask[:, :, None]).softmax(-1), dropout, module.training)
+        weights = weights.view(segments, key_heads, -1, k.shape[2])
+        out = torch.matmul(weights, v).view(segments, key_heads, per_key, longest, width).permute(0, 3, 1, 2, 4)
+    flat = out.reshape(segments * longest, heads, width)
+    return flat.index_select(0, kwargs["places"])[None], None
+
+
+def _take(states: Tensor, at: Tensor) -> Tensor:
+    """States of shape (1, heads, tokens, width) at tokens of shape (segments, places), in the shape of `at` and on."""
+    # index_select's backward adds whole rows, that of plain indexing sorts every index first
+    return states[0].transpose(0, 1).index_select(0, at.flatten()).unflatten(0, at.shape)
+
+
+AttentionInterface.register(ATTENTION, attend)
+
+
+def is_packed(model: nn.Module) -> bool:
+    """Whether `model` takes packed batches."""
+    return model.config._attn_implementation == ATTENTION
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """The classifier itself, within peft's wrapper if it is in one."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def logits(model: nn.Module, tokens: Tokens, rows: np.ndarray, device: torch.device) -> Tensor:
+    """Raw logits of the pairs `rows`, shape (pairs,), of a model that takes packed batches."""
+    batch = pack(tokens, rows).to(device)
+    classifier = plain(model)
+    states = classifier.base_model(
+        input_ids=batch.ids,
+        position_ids=batch.positions,
+        use_cache=False,
+        queries=batch.queries,
+        keys=batch.keys,
+        mask=batch.mask.to(classifier.dtype),
+        places=batch.places,
+    ).last_hidden_state
+    return classifier.score(states[0, batch.last])[:, 0]

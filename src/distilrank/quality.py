@@ -1,0 +1,340 @@
+"""How far a teacher's labels can be trusted, by what held-out judgements say of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from scipy.optimize import brentq
+from scipy.stats import spearmanr
+
+from distilrank import artifacts, calibration, measures, trec
+
+QUALITY = "quality.json"
+"""What `assess` leaves in the teacher's folder."""
+
+MIN_SUPPORT = 20
+"""Ranked queries below which a mean over them says little; such strata are shown, and said to be thin."""
+
+BIN_WIDTH, REACH = 0.25, 16.0
+"""Bins of the histogram of logits; what is further out counts in the outermost ones."""
+
+FIRST = 1000
+"""Rows whose distinct logits are counted: bf16 has few values, so their share falls with the rows."""
+FEWEST = 20
+"""Fewer logits than this may well be alike: that shows nothing."""
+
+CURVE_BINS, BIN_ROWS, PRIOR_ROWS = 10, 50, 50
+"""Of the curve of expected errors: most bins, fewest rows of a bin (roughly), and rows of average error in each."""
+LEAST, MOST = 1 / 3, 3.0
+"""Bounds of a confidence weight, so that no label is dropped and none decides."""
+
+PER_QUERY = 3
+"""Most disagreements of one query, so that it does not fill the list."""
+LEAST_GAP = 1 / 3
+"""Smallest disagreement: on three levels, the nearest one to the teacher's probability is another."""
+TOP = 8
+"""Disagreements that go on the report's page."""
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+class Quality(NamedTuple):
+    """What `assess` found."""
+
+    figures: dict[str, Any]
+    """JSON value, as the report reads it."""
+    disagreements: pa.Table
+    """As `disagreements` gives them."""
+
+    def write(self, folder: Path) -> None:
+        """Write `quality.json` and `disagreements.csv`."""
+        artifacts.write_json(folder / QUALITY, self.figures)
+        write_csv(self.disagreements, folder / "disagreements.csv")
+
+
+def assess(
+    dev: pa.Table,
+    logits: np.ndarray,
+    calibrated: dict[str, Any],
+    *,
+    relevant_from: float,
+    bins: int = 10,
+    count: int = 100,
+    seed: int = 0,
+) -> Quality:
+    """Measure a teacher on judgements that it was not trained on.
+
+    Probabilities are out of fold (`calibration.out_of_fold`, by query, with the method of `calibrated`): ECE, Brier,
+    the reliability diagram, the curve of expected errors and the disagreements rest on them. For method `none` they
+    are the sigmoid of the logits.
+
+    Args:
+        dev: records.JUDGED, held out.
+        logits: the teacher's raw scores of those rows, finite.
+        calibrated: what `calibration.fit` gave for them.
+        relevant_from: soft target from which a pair is relevant, for ROC-AUC.
+        bins: of the reliability diagram.
+        count: most disagreements to list.
+        seed: of the random ordering.
+    """
+    logits = np.asarray(logits, np.float64)
+    target = dev.column("target").to_numpy().astype(np.float64)
+    queries = dev.column("query_id").to_numpy()
+    probability = calibration.out_of_fold(calibrated["method"], logits, target, queries)
+    diagram = measures.reliability(probability, target, bins)
+    systems = {
+        "teacher": logits,
+        "bm25": dev.column("bm25").to_numpy().astype(np.float64),
+        "random": np.random.default_rng(seed).random(dev.num_rows),
+    }
+    relevant = measures.grades(target) >= measures.grades([relevant_from])[0]
+    curve = confidence(probability, target)
+    found = disagreements(dev, probability, count, curve)
+    figures = {
+        "pairs": dev.num_rows,
+        "queries": len(set(queries)),
+        "min_support": MIN_SUPPORT,
+        "relevant_from": relevant_from,
+        "agreement": agreement(dev, systems, probability),
+        "roc_auc": {
+            name: _known(measures.roc_auc(*measures.ThresholdCurve(relevant, score).counts()))
+            for name, score in systems.items()
+        },
+        "rank_correlation": {name: _known(_spearman(score, target)) for name, score in systems.items()},
+        "calibration": {
+            **calibrated,
+            "ece": measures.ece(diagram),
+            "brier": measures.brier(probability, target),
+            "reliability": diagram,
+        },
+        "logits": spread(logits),
+        "confidence": curve,
+        "disagreements": {"count": found.num_rows, "top": found.slice(0, TOP).to_pylist()},
+    }
+    return Quality(figures, found)
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _spearman(score: np.ndarray, target: np.ndarray) -> float:
+    constant = not np.ptp(score) or not np.ptp(target)
+    return math.nan if constant else spearmanr(score, target).statistic
+
+
+# Agreement with people --------------------------------------------------------------------------------------------
+
+
+def agreement(dev: pa.Table, systems: dict[str, np.ndarray], probability: np.ndarray) -> dict[str, dict[str, Any]]:
+    """How well systems order each query's products, over all queries and by stratum.
+
+    Args:
+        dev: records.JUDGED.
+        systems: scores of the rows, by name.
+        probability: the teacher's, of the rows.
+
+    Returns:
+        By `all` and by stratum: pairs; queries, of those the ranked ones (whose gains differ); ndcg_at_10 and
+        pair_accuracy by system, None where no query is ranked; mean_probability and mean_target.
+    """
+    _, first, query = np.unique(dev.column("query_id").to_numpy(), return_index=True, return_inverse=True)
+    stratum = dev.column("stratum").to_numpy()[first]
+    gain, target = measures.grades(dev.column("gain").to_numpy()), dev.column("target").to_numpy()
+    tie = trec.tie_ranks(dev.column("product_id").to_pylist())
+    ranked = measures.rankable(query, gain)
+    with np.errstate(divide="ignore"):
+        by_query = {
+            "ndcg_at_10": {name: measures.ndcg(query, gain, score, 10, tie) for name, score in systems.items()},
+            "pair_accuracy": {name: measures.pair_accuracy(query, gain, score) for name, score in systems.items()},
+        }
+    parts = {"all": np.ones(len(stratum), bool), **{name: stratum == name for name in sorted(set(stratum))}}
+    slices = {}
+    for part, inside in parts.items():
+        rows, counted = inside[query], inside & ranked
+        slices[part] = {
+            "pairs": int(rows.sum()),
+            "queries": int(inside.sum()),
+            "ranked_queries": int(counted.sum()),
+            **{
+                metric: {name: float(one[counted].mean()) if counted.any() else None for name, one in values.items()}
+                for metric, values in by_query.items()
+            },
+            "mean_probability": float(probability[rows].mean()),
+            "mean_target": float(target[rows].mean()),
+        }
+    return slices
+
+
+def disagreements(dev: pa.Table, probability: np.ndarray, count: int, curve: dict[str, Any]) -> pa.Table:
+    """The judgements that the teacher contradicts most surely, surest first: often people's errors, worth a review.
+
+    The order is that of |probability - target| over the root of the error that is usual at that probability: where the
+    teacher is mostly right, a gap is worth more.
+
+    Args:
+        dev: records.JUDGED.
+        probability: the teacher's, out of fold, shape (rows,).
+        count: most rows to return; a query gives three at most, and gaps below a third of the scale none.
+        curve: of `confidence`.
+
+    Returns:
+        query, product_id, title, target, raters, probability, gap (probability minus target), stratum.
+    """
+    target = dev.column("target").to_numpy().astype(np.float64)
+    gap = probability - target
+    surprise = np.abs(gap) / np.sqrt(expected_error(curve, probability))
+    tie = trec.tie_ranks(dev.column("product_id").to_pylist())
+    _, query = np.unique(dev.column("query_id").to_numpy(), return_inverse=True)
+    order = np.lexsort((-tie, query, -surprise))
+    within = measures.ranks(query, surprise, tie)
+    rows = order[(np.abs(gap[order]) >= LEAST_GAP) & (within[order] < PER_QUERY)][:count]
+    found = dev.take(pa.array(rows))
+    return pa.table(
+        {
+            **{name: found.column(name) for name in ("query", "product_id", "title")},
+            "target": pa.array(target[rows].round(4)),
+            "raters": found.column("raters"),
+            "probability": pa.array(probability[rows].round(4)),
+            "gap": pa.array(gap[rows].round(4)),
+            "stratum": found.column("stratum"),
+        }
+    )
+
+
+def write_csv(table: pa.Table, path: Path) -> None:
+    """Write a table for a spreadsheet: UTF-8 with a byte order mark, without which Excel garbles other scripts.
+
+    Text that a spreadsheet would run as a formula (it begins with = + - @, a tab or a line break) gets a leading
+    apostrophe; numbers are left as they are.
+    """
+    buffer = io.StringIO()
+    rows = csv.writer(buffer, lineterminator="\n")
+    rows.writerow(table.column_names)
+    for row in table.to_pylist():
+        rows.writerow(
+            f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell for cell in row.values()
+        )
+    artifacts.write_text(path, "\ufeff" + buffer.getvalue())
+
+
+# The scores themselves --------------------------------------------------------------------------------------------
+
+
+def spread(logits: np.ndarray) -> dict[str, Any]:
+    """Mean, deviation, range, distinct values and histogram of logits.
+
+    The histogram counts bins of `width` from `low` upwards, on one grid for all, so that those of shards add up.
+    """
+    logits = np.asarray(logits, np.float64)
+    at = np.floor(np.clip(logits, -REACH, REACH - BIN_WIDTH) / BIN_WIDTH).astype(np.int64)
+    first = int(at.min())
+    return {
+        "mean": float(logits.mean()),
+        "deviation": float(logits.std()),
+        "min": float(logits.min()),
+        "max": float(logits.max()),
+        "distinct": len(np.unique(logits)),
+        "histogram": {"width": BIN_WIDTH, "low": first * BIN_WIDTH, "counts": np.bincount(at - first).tolist()},
+    }
+
+
+def collapsed(logits: np.ndarray, min_deviation: float, min_distinct: float) -> str | None:
+    """Why a teacher that gives these scores tells products apart no longer, in words; None if it does.
+
+    Args:
+        logits: raw scores, shape (n,); fewer than twenty are never taken for a collapse.
+        min_deviation: least standard deviation.
+        min_distinct: least share of distinct values among the first thousand.
+    """
+    broken = int((~np.isfinite(logits)).sum())
+    if broken:
+        return f"{broken} of {len(logits)} logits are not finite"
+    if len(logits) < FEWEST:
+        return None
+    deviation = float(np.std(logits, dtype=np.float64))
+    if deviation < min_deviation:
+        return f"the standard deviation of {len(logits)} logits is {deviation:.3g}, expected {min_deviation:g} or more"
+    first = logits[:FIRST]
+    distinct = len(np.unique(first))
+    if distinct < min_distinct * len(first):
+        return (
+            f"{distinct} of the first {len(first)} logits are distinct, expected "
+            f"{math.ceil(min_distinct * len(first))} or more"
+        )
+    return None
+
+
+# Confidence -------------------------------------------------------------------------------------------------------
+
+
+def confidence(probability: np.ndarray, target: np.ndarray) -> dict[str, Any]:
+    """How far from people's judgements the teacher is wont to be where it gives a probability, as a JSON value.
+
+    The squared error of out-of-fold probabilities, averaged in quantile bins, shrunk towards the mean of all as if 50
+    rows of that error were in each bin, and smoothed over neighbours (weights 1, 2, 1).
+
+    Args:
+        probability: calibrated, out of fold, shape (n,).
+        target: soft targets, shape (n,).
+
+    Returns:
+        The curve's `probability` and `error`; and the `scale` of weights on either kind of target (see `weights`).
+    """
+    squares = (probability - target) ** 2
+    bins = int(np.clip(len(squares) // BIN_ROWS, 1, CURVE_BINS))
+    edges = np.unique(np.quantile(probability, np.arange(1, bins) / bins))
+    at = np.searchsorted(edges, probability, side="right")
+    _, at = np.unique(at, return_inverse=True)  # ties may leave a bin empty
+    rows = np.bincount(at).astype(np.float64)
+    error = (np.bincount(at, squares) + PRIOR_ROWS * squares.mean()) / (rows + PRIOR_ROWS)
+    kernel = [1, 2, 1]
+    smooth = (np.convolve(rows * error, kernel) / np.convolve(rows, kernel))[1:-1]
+    curve = {
+        "probability": (np.bincount(at, probability) / rows).tolist(),
+        "error": np.maximum(smooth, 1e-6).tolist(),
+    }
+    return {
+        **curve,
+        "scale": {scale: _scale(_variance(curve, probability, scale)) for scale in ("logit", "probability")},
+    }
+
+
+def expected_error(curve: dict[str, Any], probability: np.ndarray) -> np.ndarray:
+    """Mean squared error that `confidence` expects at calibrated probabilities of any shape."""
+    return np.interp(probability, curve["probability"], curve["error"])
+
+
+def weights(curve: dict[str, Any], probability: np.ndarray, target: str) -> np.ndarray:
+    """Weights of labels, float32, in [1/3, 3] and 1 on average over the judgements of the curve.
+
+    Inverse-variance weighting (Aitken 1935): a label counts as one over the squared error expected of it. That error is
+    one of the probability; on the scale of logits it is, to first order, divided by (p (1 - p))^2, so that there it is
+    the labels near 0 and 1 that are uncertain.
+
+    Args:
+        curve: of `confidence`.
+        probability: calibrated probabilities of the labels, shape (n,).
+        target: what the student's loss compares, `probability` or `logit`.
+    """
+    return np.clip(curve["scale"][target] / _variance(curve, probability, target), LEAST, MOST).astype(np.float32)
+
+
+def _variance(curve: dict[str, Any], probability: np.ndarray, target: str) -> np.ndarray:
+    error = expected_error(curve, probability)
+    if target == "probability":
+        return error
+    inside = np.clip(probability, calibration.EDGE, 1 - calibration.EDGE)
+    return error / (inside * (1 - inside)) ** 2
+
+
+def _scale(variance: np.ndarray) -> float:
+    """What to divide by variances so that weights, once within their bounds, are 1 on average."""
+    low, high = LEAST * variance.min(), MOST * variance.max()
+    return float(brentq(lambda scale: np.clip(scale / variance, LEAST, MOST).mean() - 1, low, high))

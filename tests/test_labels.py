@@ -1,0 +1,553 @@
+"""Labelling: exactly once whatever is killed, from known inputs only, and at a known cost."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from benchmarks.machine import measure
+from distilrank import artifacts, compute, label_manifest, label_parts, labels, records, scorer
+from distilrank.config import Compute, Label, TeacherText
+from distilrank.errors import InputError, RunStopped
+from tests import label_victims as victims
+
+ROOT = Path(__file__).parents[1]
+COMPUTE = Compute(device="cpu", precision="fp32", threads=1)
+SHARDS = ("shard-00000", "shard-00001")
+ROWS = 75
+SLOW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    path = tmp_path / "shard.parquet"
+    records.write(victims.candidates(victims.ROWS), path, records.CANDIDATES)
+    return path
+
+
+# Kills ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_kill_before_any_change_on_the_disk_costs_at_most_what_was_not_saved(tmp_path: Path) -> None:
+    found = measure(victims.kill_before_each_change, str(tmp_path), scratch=tmp_path).result
+    assert found["faults"] == []
+    assert found["changes"] > 3 * found["windows"], "each part is opened, renamed and tidied up after"
+
+
+def test_kills_at_random_moments_lose_and_double_no_row(tmp_path: Path) -> None:
+    found = measure(victims.kill_at_random, str(tmp_path), 25, 3, scratch=tmp_path).result
+    assert found["kills"] >= 25 and found["rows"] == victims.ROWS
+    assert (found["lost"], found["doubled"], found["different"]) == (0, 0, 0)
+
+
+def test_two_attempts_at_once_give_the_same_labels(tmp_path: Path) -> None:
+    found = measure(victims.label_twice_at_once, str(tmp_path), scratch=tmp_path).result
+    assert found["ended"] == [0, 0] and found["same"] == [True, True]
+    assert sorted(found["scored"]["fast"]) == list(range(victims.WINDOWS)), "each takes over what the other has saved"
+    assert set(found["scored"]["slow"]) <= set(range(victims.WINDOWS))
+
+
+def test_parts_that_another_attempt_tidies_up_are_not_missed(tmp_path: Path, shard: Path) -> None:
+    unbroken = victims.label(tmp_path / "unbroken")
+
+    def tidied(rows: pa.Table, counter) -> label_parts.Scored:
+        shutil.rmtree(tmp_path / "parts", ignore_errors=True)
+        return victims.score(rows, counter)
+
+    labelled = victims.label(tmp_path / "labels", parts=tmp_path / "parts", scorer=tidied)
+    assert victims.digest(tmp_path / "labels") == victims.digest(tmp_path / "unbroken")
+    assert (labelled.work.pairs, labelled.resumed) == (unbroken.work.pairs, 0)
+
+
+def test_a_full_disk_is_named_and_finished_parts_stay(tmp_path: Path) -> None:
+    script = f"mount -t tmpfs -o size=1m tmpfs {tmp_path} && exec {sys.executable} -m tests.label_victims {tmp_path}"
+    probe = subprocess.run(
+        ["unshare", "--mount", "--map-root-user", "mount", "-t", "tmpfs", "tmpfs", tmp_path], capture_output=True
+    )
+    if probe.returncode:
+        pytest.skip(f"no file system of our own can be mounted here: {probe.stderr.decode().strip()}")
+    ended = subprocess.run(
+        ["unshare", "--mount", "--map-root-user", "sh", "-c", script],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout.splitlines()[-1])
+    assert found["message"].startswith(f"{tmp_path}/labels/parts/part-0") and "No space left" in found["message"]
+    assert 0 < len(found["finished"]) < victims.WINDOWS and found["left"] == []
+    assert found["rows"]
+    repeated = len(found["scored"]) - victims.WINDOWS
+    assert found["finished"] == found["scored"][: len(found["finished"])] and 1 <= repeated <= 2
+
+
+def test_a_file_that_cannot_grow_is_named(tmp_path: Path) -> None:
+    message = measure(victims.refuse_large_files, str(tmp_path), scratch=tmp_path).result
+    assert message == f"{tmp_path}/labels/parts/part-00000.parquet: cannot be written (File too large)"
+
+
+# Windows and parts ------------------------------------------------------------------------------------------------
+
+
+@SLOW
+@given(rows=st.integers(1, 200), group=st.integers(1, 70), size=st.integers(1, 80))
+def test_windows_hold_exactly_so_many_rows_wherever_row_groups_end(
+    rows: int, group: int, size: int, tmp_path: Path
+) -> None:
+    table = victims.candidates(rows)
+    pq.write_table(table, tmp_path / "shard.parquet", row_group_size=group)
+    found = list(label_parts.windows(tmp_path / "shard.parquet", ["product_id", "title"], size))
+    assert [one.num_rows for one in found] == [size] * (rows // size) + [rows % size] * (rows % size > 0)
+    assert pa.concat_tables(found).equals(table.select(["product_id", "title"]))
+
+
+def _parts(tmp_path: Path, inputs: dict | None = None) -> tuple[label_parts.Parts, pa.Table, np.ndarray]:
+    rows = victims.candidates(10)
+    parts = label_parts.Parts(tmp_path / "parts", inputs or victims.INPUTS)
+    logits = np.linspace(-1, 1, 10, dtype=np.float32)
+    parts.keep(3, rows, logits, label_parts.Work(10, 70, 2, 0.25))
+    return parts, rows, logits
+
+
+def test_a_part_is_taken_for_its_own_rows_only(tmp_path: Path) -> None:
+    parts, rows, logits = _parts(tmp_path)
+    taken = parts.take(3, rows)
+    assert taken is not None
+    np.testing.assert_array_equal(taken[0], logits)
+    assert taken[1] == label_parts.Work(10, 70, 2, 0.25)
+    assert parts.take(4, rows) is None
+    assert parts.take(3, rows.slice(0, 9)) is None
+    assert parts.take(3, rows.take(np.arange(10)[::-1])) is None
+    assert parts.take(3, victims.candidates(10, seed=1)) is None
+
+
+@SLOW
+@given(data=st.data())
+def test_a_damaged_part_is_never_taken(data: st.DataObject, tmp_path: Path) -> None:
+    parts, rows, logits = _parts(tmp_path)
+    path = tmp_path / "parts" / "part-00003.parquet"
+    whole = path.read_bytes()
+    damaged = bytearray(whole[: data.draw(st.integers(0, len(whole)))])
+    for at in data.draw(st.lists(st.integers(0, max(len(damaged) - 1, 0)), max_size=3)) if damaged else ():
+        damaged[at] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(damaged)
+    taken = parts.take(3, rows)
+    if taken:  # not every byte of a Parquet file matters
+        np.testing.assert_array_equal(taken[0], logits)
+        assert taken[1] == label_parts.Work(10, 70, 2, 0.25)
+    else:
+        parts.keep(3, rows, logits, label_parts.Work(10, 70, 2, 0.25))
+        assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("what", ["logit", "query_id", "account", "digest"])
+def test_a_part_changed_by_hand_is_not_taken(what: str, tmp_path: Path) -> None:
+    parts, rows, _ = _parts(tmp_path)
+    path = tmp_path / "parts" / "part-00003.parquet"
+    table = pq.read_table(path)
+    account = json.loads(table.schema.metadata[label_parts.METADATA])
+    if what == "logit":
+        table = table.set_column(2, records.LABELS.field("logit"), pa.array(np.zeros(10, np.float32)))
+    elif what == "query_id":
+        rows = rows.set_column(0, "query_id", pa.array(["other"] * 10))
+        table = table.set_column(0, records.LABELS.field("query_id"), rows["query_id"])
+    elif what == "account":
+        account["work"]["seconds"] = 0.0
+    else:
+        del account["digest"]
+    pq.write_table(table.replace_schema_metadata({label_parts.METADATA: json.dumps(account)}), path)
+    assert parts.take(3, rows) is None
+
+
+def test_parts_of_other_inputs_are_refused(tmp_path: Path) -> None:
+    _, rows, _ = _parts(tmp_path)
+    folder = tmp_path / "parts"
+    with pytest.raises(InputError, match=rf"{folder}/inputs.json: .*other inputs \(teacher tttttttttttt, expected uuu"):
+        label_parts.Parts(folder, victims.INPUTS | {"teacher": "u" * 64})
+    with pytest.raises(InputError, match=r"other inputs \(part_rows 8, expected None\)"):
+        label_parts.Parts(folder, {name: value for name, value in victims.INPUTS.items() if name != "part_rows"})
+    other = label_parts.Parts(tmp_path / "other", victims.INPUTS | {"teacher": "u" * 64})
+    shutil.copy(folder / "part-00003.parquet", tmp_path / "other")
+    with pytest.raises(InputError, match=rf"{tmp_path}/other/part-00003.parquet: made from other inputs"):
+        other.take(3, rows)
+    (folder / "inputs.json").write_text("{")
+    with pytest.raises(InputError, match=r"inputs.json: not JSON"):
+        label_parts.Parts(folder, victims.INPUTS)
+
+
+# What is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.append_column("colour", table["color"]), r"unknown column 'colour', expected query_id, "),
+        (lambda table: table.drop_columns(["clicks", "title"]), r"missing column 'title', 'clicks', expected query_id"),
+        (lambda table: table.slice(0, 0), "no rows, expected at least one candidate"),
+        (
+            lambda table: table.set_column(1, "query", pa.array(["x"] * 19 + [None] * 71)),
+            "8 rows after the first 16: column 'query' is empty in row 4",
+        ),
+        (lambda table: table.set_column(3, "title", pa.array([[]] * 90)), "column 'title' is list"),
+    ],
+)
+def test_a_shard_that_does_not_fit_is_named(change, message: str, tmp_path: Path) -> None:
+    pq.write_table(change(victims.candidates(victims.ROWS)), tmp_path / "shard.parquet")
+    with pytest.raises(InputError, match=rf"^{tmp_path}/shard.parquet.*{message}"):
+        victims.label(tmp_path / "labels")
+    assert not (tmp_path / "labels" / "labels.parquet").exists()
+
+
+@pytest.mark.parametrize("kept", [0, 50, -3000])
+def test_a_damaged_shard_is_named(kept: int, tmp_path: Path, shard: Path) -> None:
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:kept] if kept >= 0 else whole[:500] + bytes(kept + len(whole) - 500) + whole[kept:])
+    with pytest.raises(InputError, match=rf"^{shard}: corrupt or not Parquet"):
+        victims.label(tmp_path / "labels")
+
+
+def _changed(change):
+    def score(rows: pa.Table, counter) -> label_parts.Scored:
+        scored = victims.score(rows, counter)
+        start = int(rows["product_id"][0].as_py()[1:])
+        return replace(scored, logits=change(scored.logits.copy(), np.arange(start, start + rows.num_rows)))
+
+    return score
+
+
+def test_logits_that_are_not_finite_stop_the_run_and_are_named(tmp_path: Path, shard: Path) -> None:
+    def broken(logits: np.ndarray, row: np.ndarray) -> np.ndarray:
+        logits[row >= 19] = np.nan
+        logits[(row >= 19) & (row % 2 == 1)] = np.inf
+        return logits
+
+    with pytest.raises(
+        RunStopped,
+        match=r"^shard: 5 of 8 logits are not finite: query 'red \w+' with product p00019 \(inf\), query 'red \w+' "
+        r"with product p00020 \(nan\), query 'red \w+' with product p00021 \(inf\); the teacher is broken",
+    ):
+        victims.label(tmp_path / "labels", scorer=_changed(broken))
+    assert victims.finished_windows(tmp_path / "labels") == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "windows", "message"),
+    [
+        (lambda logits, row: logits * 0 + 1, 3, r"standard deviation of 24 logits is 0, expected 0\.01 or more"),
+        (
+            lambda logits, row: np.where(row < 24, logits, 0.5) * 0.06,
+            victims.WINDOWS,
+            r"standard deviation of 90 logits is 0\.00\d+, expected 0\.01 or more \(label\.min_deviation",
+        ),
+        (
+            lambda logits, row: np.where(row < 40, row, 40) % 30 if row[0] < 24 else row * 0 + 5,
+            victims.WINDOWS,
+            r"24 of the first 90 logits are distinct, expected 45 or more",
+        ),
+    ],
+)
+def test_a_collapsed_teacher_stops_the_run_as_soon_as_it_shows(
+    change, windows: int, message: str, tmp_path: Path, shard: Path
+) -> None:
+    scorer = _changed(lambda logits, row: np.asarray(change(logits, row), np.float32))
+    knobs = {"min_distinct": 0.5} if "distinct" in message else {}
+    with pytest.raises(RunStopped, match=f"^shard: .*{message}.*the teacher has collapsed"):
+        victims.label(tmp_path / "labels", scorer=scorer, **knobs)
+    assert len(victims.scored_windows(tmp_path / "labels")) == windows
+    assert not (tmp_path / "labels" / "labels.parquet").exists()
+    victims.label(tmp_path / "labels", scorer=scorer, min_deviation=0, min_distinct=0)
+
+
+def test_few_logits_do_not_tell_whether_a_teacher_has_collapsed(tmp_path: Path) -> None:
+    records.write(victims.candidates(19), tmp_path / "shard.parquet", records.CANDIDATES)
+    victims.label(tmp_path / "labels", scorer=_changed(lambda logits, row: logits * 0))
+
+
+# Cost -------------------------------------------------------------------------------------------------------------
+
+
+def test_what_it_takes_is_logged_summed_over_attempts_and_priced(tmp_path: Path, shard: Path, capsys) -> None:
+    def dying(rows: pa.Table, counter) -> label_parts.Scored:
+        if rows["product_id"][0].as_py() >= "p00040":
+            raise KeyboardInterrupt
+        time.sleep(0.02)
+        return victims.score(rows, counter)
+
+    with pytest.raises(KeyboardInterrupt):
+        victims.label(tmp_path / "labels", scorer=dying)
+    labelled = victims.label(tmp_path / "labels")
+    assert labelled.resumed == 40
+    assert replace(labelled.work, seconds=0) == label_parts.Work(victims.ROWS, 3 * victims.ROWS, victims.WINDOWS, 0)
+    assert labelled.work.seconds > 5 * 0.02
+    bill = label_parts.Device("cpu", 2.0).bill(replace(labelled.work, seconds=1800.0))
+    assert bill == {
+        "pairs": 90, "tokens": 270, "truncated": 12, "seconds": 1800.0, "rows_per_second": 0.1, "device": "cpu",
+        "device_hours": 0.5, "price": 1.0,
+    }  # fmt: skip
+    assert label_parts.Device("cpu").bill(labelled.work)["price"] is None
+    assert "90/90 pairs" in (last := capsys.readouterr().out.splitlines()[-1])
+    assert "pairs/s" in last and "0 s left" in last and "270 tokens, 0 s of cpu, price " in last
+
+
+# The stage --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared") / "candidates"
+    for seed, name in enumerate(SHARDS):
+        records.write(victims.candidates(ROWS, seed=seed), folder / f"{name}.parquet", records.CANDIDATES)
+    artifacts.seal(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def taught(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher with a head of random weights."""
+    return _teacher(models, tmp_path_factory.mktemp("taught") / "teacher")
+
+
+def _teacher(models: Path, output: Path, text: TeacherText = TeacherText()) -> Path:  # noqa: B008 - it is frozen
+    torch.manual_seed(0)
+    model = scorer.load_model(models / "decoder", compute.setup(COMPUTE))
+    torch.nn.init.normal_(model.score.weight)
+    encoder = scorer.load_encoder(models / "decoder", text)
+    model.config.pad_token_id = encoder.tokenizer.pad_token_id
+    model.save_pretrained(output)
+    encoder.tokenizer.save_pretrained(output)
+    scorer.describe(output, role="teacher", encoder=encoder, text=text, tokens=4096, base="tiny")
+    artifacts.write_json(output / scorer.METRICS, {"tokens_per_pair": 30.0})
+    artifacts.seal(output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def labelled(prepared: Path, taught: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folders = [tmp_path_factory.mktemp("labelled") / shard for shard in SHARDS]
+    for folder in folders:
+        labels.label(
+            Label(part_rows=10), COMPUTE, shard=folder.name, candidates=prepared, teacher=taught, output=folder
+        )
+    return folders
+
+
+@pytest.fixture
+def copied(labelled: list[Path], tmp_path: Path) -> list[Path]:
+    """Labels of two shards, to be damaged."""
+    return [Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in labelled]
+
+
+LABEL_SLOWLY = """
+    import sys, time
+    from pathlib import Path
+    from distilrank import label_parts, labels
+    from distilrank.config import Compute, Label
+    keep = label_parts.Parts.keep
+    def slow(*arguments):
+        keep(*arguments)
+        time.sleep(0.3)
+    label_parts.Parts.keep = slow
+    candidates, teacher, resume, output = map(Path, sys.argv[1:])
+    labels.label(Label(part_rows=10), Compute(device="cpu", precision="fp32", threads=1, resume=str(resume)),
+                 shard="shard-00000", candidates=candidates, teacher=teacher, output=output)
+"""
+
+
+def _killed_after(parts: int, prepared: Path, teacher: Path, tmp_path: Path) -> list[Path]:
+    """Label shard-00000 in a real process, kill it after so many parts, and return those that it has finished."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-c", textwrap.dedent(LABEL_SLOWLY)),
+            *map(str, (prepared, teacher, tmp_path / "resume", tmp_path / "killed")),
+        ],
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        start_new_session=True,
+    )
+    while process.poll() is None and len(list((tmp_path / "resume").rglob("part-*.parquet"))) < parts:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    return sorted((tmp_path / "resume").rglob("part-*.parquet"))
+
+
+def test_a_killed_teacher_goes_on_and_other_inputs_start_anew(
+    prepared: Path, taught: Path, labelled: list[Path], models: Path, tmp_path: Path
+) -> None:
+    finished = _killed_after(3, prepared, taught, tmp_path)
+    assert 0 < len(finished) < 8 and not (tmp_path / "killed" / "manifest.json").exists()
+    (parts,) = (tmp_path / "resume").iterdir()
+    resuming = COMPUTE.model_copy(update={"resume": str(tmp_path / "resume")})
+    shared = {"shard": "shard-00000", "candidates": prepared}
+
+    # Another template, another part size: not a row is taken over, and nothing of the first is touched.
+    other = _teacher(models, tmp_path / "other", TeacherText(template="{product} for {query}"))
+    for config, teacher in ((Label(part_rows=10), other), (Label(part_rows=9), taught)):
+        labels.label(config, resuming, **shared, teacher=teacher, output=tmp_path / "anew")
+        assert artifacts.read_json(tmp_path / "anew" / "stage.json")["facts"]["resumed"] == 0
+    assert list((tmp_path / "resume").iterdir()) == [parts]
+
+    finished[0].write_bytes(finished[0].read_bytes()[:50])  # what a failing disk may leave
+    assert labels.label(Label(part_rows=10), resuming, **shared, teacher=taught, output=tmp_path / "killed") == ROWS
+    assert list((tmp_path / "resume").iterdir()) == []
+    facts = artifacts.read_json(tmp_path / "killed" / "stage.json")["facts"]
+    assert facts["resumed"] == 10 * (len(finished) - 1)
+    assert (tmp_path / "killed/labels.parquet").read_bytes() == (labelled[0] / "labels.parquet").read_bytes()
+    killed, unbroken = (label_manifest.read(folder) for folder in (tmp_path / "killed", labelled[0]))
+    timed = {"seconds", "rows_per_second", "device_hours"}
+    for manifest in (killed, unbroken):
+        assert timed <= set(manifest["work"]) and manifest.pop("digest")
+        manifest["work"] = {key: value for key, value in manifest["work"].items() if key not in timed}
+    assert killed == unbroken
+    assert label_manifest.identity([tmp_path / "killed"]) == label_manifest.identity(labelled[:1])
+
+
+def test_parts_that_were_moved_are_refused(
+    prepared: Path, taught: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resume = tmp_path / "resume"
+    calls = itertools.count()
+
+    def interrupted(*arguments) -> np.ndarray:
+        if next(calls) % 4 == 3:
+            raise KeyboardInterrupt
+        return scorer.score_encoded(*arguments)
+
+    monkeypatch.setattr(labels, "score_encoded", interrupted)
+    shared = {"shard": "shard-00000", "candidates": prepared, "output": tmp_path / "labels"}
+    compute = COMPUTE.model_copy(update={"resume": str(resume)})
+    folders = []
+    for teacher in (taught, _teacher(models, tmp_path / "other", TeacherText(max_tokens=64))):
+        with pytest.raises(KeyboardInterrupt):
+            labels.label(Label(part_rows=10), compute, **shared, teacher=teacher)
+        folders += set(resume.iterdir()) - set(folders)
+    mine, others = folders
+    shutil.rmtree(others)
+    mine.rename(others)
+    with pytest.raises(InputError, match=rf"^{others}/inputs.json: .*other inputs \(teacher \w+, expected \w+\)"):
+        labels.label(Label(part_rows=10), compute, **shared, teacher=tmp_path / "other")
+    (others / "inputs.json").unlink()
+    with pytest.raises(InputError, match=rf"^{others}/part-00000.parquet: made from other inputs"):
+        labels.label(Label(part_rows=10), compute, **shared, teacher=tmp_path / "other")
+
+
+def test_a_corrupt_shard_is_named_before_any_scoring(prepared: Path, taught: Path, tmp_path: Path) -> None:
+    shutil.copytree(prepared, tmp_path / "candidates")
+    shard = tmp_path / "candidates" / "shard-00001.parquet"
+    shard.write_bytes(shard.read_bytes()[:-20])
+    shared = {"candidates": tmp_path / "candidates", "teacher": taught, "output": tmp_path / "out"}
+    with pytest.raises(InputError, match=r"shard-00001.parquet: digest \w+ differs"):
+        labels.label(Label(), COMPUTE, shard="shard-00001", **shared)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_manifest_tells_what_was_labelled(prepared: Path, taught: Path, labelled: list[Path]) -> None:
+    one = label_manifest.read(labelled[0])
+    assert (one["shard"], one["rows"], one["queries"]) == ("shard-00000", ROWS, ROWS // 5)
+    assert one["teacher"] == artifacts.verify(taught)
+    assert one["candidates"] == artifacts.digest_file(prepared / "shard-00000.parquet")
+    assert one["labels"] == artifacts.digest_file(labelled[0] / "labels.parquet")
+    logits = records.read(labelled[0] / "labels.parquet", records.LABELS)["logit"].to_numpy()
+    assert one["logits"]["mean"] == pytest.approx(logits.mean(), abs=1e-6)
+    assert one["logits"]["deviation"] == pytest.approx(logits.std(), abs=1e-6) and one["logits"]["min"] == logits.min()
+    work = one["work"]
+    assert (work["pairs"], work["device"], work["price"]) == (ROWS, "cpu", None)
+    assert work["tokens"] > 10 * ROWS and work["seconds"] > 0
+    combined = label_manifest.combine(labelled[::-1])
+    assert [shard["shard"] for shard in combined["shards"]] == list(SHARDS)
+    assert (combined["rows"], combined["queries"], combined["work"]["pairs"]) == (2 * ROWS, 2 * ROWS // 5, 2 * ROWS)
+    assert combined["work"]["tokens"] == sum(shard["work"]["tokens"] for shard in combined["shards"])
+
+
+def test_the_price_of_all_shards_is_known_if_that_of_each_is(copied: list[Path]) -> None:
+    for price, expected in (([0.5, 0.25], 0.75), ([0.5, None], None)):
+        for folder, one in zip(copied, price):
+            manifest = label_manifest.read(folder)
+            label_manifest.write(folder, manifest | {"work": manifest["work"] | {"price": one}})
+        assert label_manifest.combine(copied)["work"]["price"] == expected
+
+
+def test_labels_stand_beside_their_candidates(prepared: Path, taught: Path, labelled: list[Path]) -> None:
+    table = labels.read(labelled[::-1], prepared, taught)
+    assert table.schema.names == [*records.CANDIDATES.names, "logit"]
+    one_by_one = scorer.Scorer.load(taught, COMPUTE, tokens=1).score(table)
+    np.testing.assert_allclose(table["logit"].to_numpy(), one_by_one, atol=1e-4)
+    assert table["query_id"].to_pylist() == [
+        query for shard in SHARDS for query in pq.read_table(prepared / f"{shard}.parquet")["query_id"].to_pylist()
+    ]
+
+
+def _edit(folder: Path, **values) -> None:
+    """Change a manifest by someone who knows how to."""
+    manifest = label_manifest.read(folder)
+    label_manifest.write(folder, {key: value for key, value in manifest.items() if key != "digest"} | values)
+
+
+def test_labels_that_do_not_fit_are_refused(prepared: Path, taught: Path, copied: list[Path], tmp_path: Path) -> None:
+    def refused(message: str, folders: list[Path] = copied, candidates: Path = prepared) -> None:
+        with pytest.raises(InputError, match=message):
+            labels.read(folders, candidates, taught)
+
+    refused("labels of shard-00000, expected shard-00000, shard-00001", copied[:1])
+    refused("labels of no shard", [])
+    shutil.copytree(copied[0], tmp_path / "again")
+    refused("labels of shard-00000 in more than one folder", [*copied, tmp_path / "again"])
+
+    whole = (copied[1] / "labels.parquet").read_bytes()
+    (copied[1] / "labels.parquet").write_bytes(whole[:-1])
+    refused(r"shard-00001/labels.parquet: differs from the digest in .*manifest.json; the file is corrupt")
+    (copied[1] / "labels.parquet").unlink()
+    refused(r"shard-00001/labels.parquet: missing")
+    (copied[1] / "labels.parquet").write_bytes(whole)
+
+    edited = copied[1] / "manifest.json"
+    kept = edited.read_text()
+    edited.write_text(kept.replace(f'"rows": {ROWS}', f'"rows": {ROWS + 1}'))
+    refused(rf"^{edited}: differs from the digest that it holds of itself")
+    for content, message in (("[]", "differs from the digest"), (kept[:-9], "not JSON"), (None, "no such file")):
+        edited.write_text(content) if content else edited.unlink()
+        refused(rf"^{edited}: {message}")
+    edited.write_text(kept)
+
+    _edit(copied[1], teacher="0" * 64)
+    refused("labels of 2 different teachers")
+    _edit(copied[0], teacher="0" * 64)
+    refused("labels by the teacher 000000000000, expected ")
+    for folder in copied:
+        _edit(folder, teacher=artifacts.sealed_digest(taught))
+    _edit(copied[1], candidates="0" * 64)
+    refused(r"manifest.json: labels of other candidates than .*shard-00001.parquet")
+
+    sealed = artifacts.digest_file(prepared / "shard-00001.parquet")
+    swapped = records.read(copied[1] / "labels.parquet", records.LABELS).take(np.roll(np.arange(ROWS), 1))
+    records.write(swapped, copied[1] / "labels.parquet", records.LABELS)
+    _edit(copied[1], candidates=sealed, labels=artifacts.digest_file(copied[1] / "labels.parquet"))
+    refused(r"labels.parquet: not the rows of .*shard-00001.parquet in their order")
+
+
+def test_identity_follows_the_labels_and_not_what_they_took(copied: list[Path]) -> None:
+    before = label_manifest.identity(copied)
+    assert label_manifest.identity(copied[::-1]) == before
+    _edit(copied[0], work=label_manifest.read(copied[0])["work"] | {"seconds": 9.0})
+    assert label_manifest.identity(copied) == before
+    _edit(copied[0], labels="0" * 64)
+    assert label_manifest.identity(copied) != before

@@ -1,0 +1,331 @@
+"""Trainings that are killed, shared out over processes, or go wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from distilrank import artifacts, launch, records, teacher, training
+from distilrank.checkpoints import KEPT, Checkpoints
+from distilrank.compute import setup
+from distilrank.config import Compute, Lora, Optimiser, Teacher
+from distilrank.errors import InputError, RunStopped
+from tests.test_models import pairs
+
+CPU = Compute(device="cpu", precision="fp32", threads=1)
+
+
+@pytest.fixture(scope="module")
+def judgements(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared") / "judgements"
+    for split, seed in (("train", 1), ("dev", 2), ("test", 3)):
+        records.write(pairs(24, 6, seed), folder / f"{split}.parquet", records.JUDGED)
+    artifacts.write_json(folder / "protocol.json", {"relevant_from": 0.75})
+    artifacts.seal(folder)
+    return folder
+
+
+def config(models: Path, **changes) -> Teacher:
+    optimiser = {"epochs": 4, "learning_rate": 3e-3, "batch_tokens": 300, "evaluations": 3}
+    knobs = {"model": str(models / "decoder"), "lora": Lora(rank=4, alpha=8), "lift_over_bm25": -1.0, "max_ece": 1.0}
+    return Teacher(**knobs | changes | {"optimiser": Optimiser(**optimiser | changes.get("optimiser", {}))})
+
+
+def train(one: Teacher, judgements: Path, output: Path, **compute) -> Path:
+    compute = CPU.model_copy(update=compute)
+    teacher.train(one, compute, judgements=judgements, model_digest="d" * 64, output=output)
+    return output
+
+
+def digest(folder: Path) -> dict[str, str]:
+    names = ("model.safetensors", "adapter/adapter_model.safetensors", "metrics.json", "distilrank.json")
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+
+
+# Restart --------------------------------------------------------------------------------------------------------------
+
+TRAIN = """
+import sys
+from pathlib import Path
+from distilrank import teacher
+from distilrank.config import Compute, Teacher
+config, compute, judgements, output = sys.argv[1:]
+teacher.train(
+    Teacher.model_validate_json(config),
+    Compute.model_validate_json(compute),
+    judgements=Path(judgements),
+    model_digest="d" * 64,
+    output=Path(output),
+)
+"""
+
+
+def start(one: Teacher, compute: Compute, judgements: Path, output: Path) -> subprocess.Popen:
+    arguments = [one.model_dump_json(), compute.model_dump_json(), str(judgements), str(output)]
+    return subprocess.Popen([sys.executable, "-c", TRAIN, *arguments], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_killed_training_ends_with_the_weights_of_an_unbroken_one(
+    models: Path, judgements: Path, tmp_path: Path, dropout: float
+) -> None:
+    one = config(models, lora=Lora(rank=4, alpha=8, dropout=dropout))
+    whole = digest(train(one, judgements, tmp_path / "whole"))
+    compute = CPU.model_copy(update={"resume": str(tmp_path / "resume"), "checkpoint_seconds": 0.0})
+    process = start(one, compute, judgements, tmp_path / "killed")
+    deadline = time.monotonic() + 90
+    while not list((tmp_path / "resume").glob("teacher-*/step-0000001*.pt")):  # some steps in, by its own files
+        assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / artifacts.SEAL).exists()
+    process = start(one, compute, judgements, tmp_path / "killed")
+    told = process.communicate()[0]
+    assert process.returncode == 0 and "goes on after step" in told
+    assert digest(tmp_path / "killed") == whole
+    assert not list((tmp_path / "resume").iterdir()), "checkpoints go when what they lead to is safe"
+
+
+def test_a_kill_between_any_two_steps_costs_nothing(models: Path, judgements: Path, tmp_path: Path, monkeypatch):
+    one = config(models, optimiser={"epochs": 2, "accumulate": 2})
+    whole = digest(train(one, judgements, tmp_path / "whole"))
+    save, resume = Checkpoints.save, tmp_path / "resume"
+
+    class Killed(Exception):
+        pass
+
+    def save_and_die(self, step, state):
+        save(self, step, state)
+        if step in deaths:
+            deaths.remove(step)
+            raise Killed
+
+    deaths = {1, 2, 4, 5}
+    monkeypatch.setattr(Checkpoints, "save", save_and_die)
+    while deaths:
+        with pytest.raises(Killed):
+            train(one, judgements, tmp_path / "broken", resume=str(resume), checkpoint_seconds=0.0)
+    assert digest(train(one, judgements, tmp_path / "broken", resume=str(resume), checkpoint_seconds=0.0)) == whole
+
+
+def test_checkpoints_are_whole_pruned_and_run_no_code(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    checkpoints = Checkpoints(tmp_path / "c")
+    assert checkpoints.load("teacher") is None
+    for step in range(1, 5):
+        checkpoints.save(step, {"step": step, "weights": {"w": torch.ones(3) * step}})
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["step-00000003.pt", "step-00000004.pt"]
+    assert KEPT == 2
+    newest = tmp_path / "c" / "step-00000004.pt"
+    newest.write_bytes(newest.read_bytes()[:-200])
+    assert checkpoints.load("teacher")["step"] == 3
+    assert "damaged" in capsys.readouterr().out
+
+    class Code:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    torch.save({"step": 9, "x": Code()}, tmp_path / "c" / "step-00000009.pt")
+    assert checkpoints.load("teacher")["step"] == 3 and not (tmp_path / "ran").exists()
+
+
+def test_checkpoints_of_other_inputs_are_not_taken(models: Path, tmp_path: Path) -> None:
+    compute = CPU.model_copy(update={"resume": str(tmp_path)})
+    keys = {
+        training.checkpoints_of(*arguments).folder
+        for arguments in (
+            ("teacher", compute, {"judgements": "a"}, config(models)),
+            ("teacher", compute, {"judgements": "b"}, config(models)),
+            ("student", compute, {"judgements": "a"}, config(models)),
+            ("teacher", compute, {"judgements": "a"}, config(models, batches="queries")),
+            ("teacher", compute.model_copy(update={"precision": "bf16"}), {"judgements": "a"}, config(models)),
+        )
+    }
+    assert len(keys) == 5
+    assert training.checkpoints_of("teacher", CPU, {}, config(models)).folder is None
+
+
+# Several processes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", [4, 0])
+def test_two_processes_take_the_steps_of_one(models: Path, judgements: Path, tmp_path: Path, rank: int) -> None:
+    one = config(models, lora=Lora(rank=rank, alpha=8), optimiser={"accumulate": 3, "epochs": 3})
+    # three batches a step are rounded up to four, so that each of the two has two
+    alone = config(models, lora=Lora(rank=rank, alpha=8), optimiser={"accumulate": 4, "epochs": 3})
+    single = train(alone, judgements, tmp_path / "single")
+    double = train(one, judgements, tmp_path / "double", processes=2)
+    curves = [artifacts.read_json(folder / "metrics.json")["curve"] for folder in (single, double)]
+    assert [row["step"] for row in curves[0]] == [row["step"] for row in curves[1]]
+    for ours, theirs in zip(*curves):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+        assert ours["dev_ndcg_at_10"] == pytest.approx(theirs["dev_ndcg_at_10"], abs=5e-3)
+    assert {path.name for path in double.iterdir()} == {path.name for path in single.iterdir()}
+    artifacts.verify(double)
+
+
+def test_what_stops_a_training_of_several_processes_is_told_as_by_one(models: Path, judgements: Path, tmp_path: Path):
+    with pytest.raises(RunStopped, match=r"expected a lift above 0\.9"):
+        train(config(models, lift_over_bm25=0.9), judgements, tmp_path / "t", processes=2)
+    with pytest.raises(InputError, match="nowhere"):
+        train(config(models, model=str(tmp_path / "nowhere")), judgements, tmp_path / "u", processes=2)
+    assert not (tmp_path / "t" / artifacts.SEAL).exists()
+
+
+def test_workers_are_told_from_the_one_that_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not launch.is_distributed(CPU) and launch.is_main()
+    two = CPU.model_copy(update={"processes": 2})
+    assert launch.is_distributed(two) and launch.processes(two) == 2
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert not launch.is_distributed(two) and not launch.is_main()
+
+
+@pytest.mark.parametrize("accumulate, processes, size", [(1, 1, 1), (3, 1, 3), (1, 4, 4), (4, 2, 4), (5, 2, 6)])
+def test_a_step_gives_each_process_the_same_number_of_batches(accumulate: int, processes: int, size: int) -> None:
+    epochs = [[np.array([at]) for at in range(11)], [np.array([at]) for at in range(3)]]
+    steps = training.steps_of(epochs, accumulate, processes)
+    assert [len(batches) for epoch, batches in steps if epoch == 1][:-1] == [size] * ((11 - 1) // size)
+    for epoch, batches in enumerate(epochs, start=1):
+        assert [int(one[0]) for at, group in steps if at == epoch for one in group] == [int(one[0]) for one in batches]
+
+
+# What goes wrong ------------------------------------------------------------------------------------------------------
+
+
+def run_fit(loss, **changes) -> training.Outcome:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 1)
+    knobs = {"epochs": 1, "learning_rate": 0.1, "evaluations": 2, "warmup": 0.0, **changes.pop("optimiser", {})}
+    return training.fit(
+        "teacher",
+        training.Logits(model, torch.device("cpu")),
+        epochs=[[np.array([at, at + 1]) for at in range(0, 12, 2)]],
+        loss=lambda current, rows: loss(model, rows),
+        evaluate=changes.pop("evaluate", lambda current: 0.5),
+        name_rows=lambda rows: f"rows {rows.tolist()}",
+        optimiser=Optimiser(**knobs),
+        runtime=setup(CPU),
+        checkpoints=Checkpoints(None),
+        checkpoint_seconds=60.0,
+        **changes,
+    )
+
+
+def test_a_loss_that_is_not_finite_names_its_rows() -> None:
+    def loss(model, rows):
+        value = model(torch.ones(2)).sum()
+        return value * float("nan") if 6 in rows else value
+
+    with pytest.raises(RunStopped, match=r"the loss became nan at step 4, in a batch of 2 \(rows \[6, 7\]\); lower te"):
+        run_fit(loss)
+
+
+def test_a_gradient_that_is_not_finite_names_its_rows() -> None:
+    def loss(model, rows):  # the root of 0 is finite, its slope is not
+        return (model(torch.zeros(2)) - model.bias).abs().sqrt().sum()
+
+    with pytest.raises(RunStopped, match=r"gradient became nan at step 1, in a batch of 2 \(rows \[0, 1\]\)"):
+        run_fit(loss)
+
+
+def test_too_little_memory_is_told_with_advice() -> None:
+    def loss(model, rows):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(RunStopped, match=r"out of memory on cpu .* lower optimiser.batch_tokens and raise"):
+        run_fit(loss)
+
+
+def test_training_stops_early_with_the_best_weights() -> None:
+    scores, weights = iter([0.7, 0.9, 0.8, 0.6, 0.5, 0.4]), []
+
+    def evaluate(model):
+        weights.append(model.weight.detach().clone())
+        return next(scores)
+
+    model = {}
+
+    def loss(current, rows):
+        model["it"] = current
+        return current(torch.ones(2)).square().sum()
+
+    outcome = run_fit(loss, evaluate=evaluate, optimiser={"evaluations": 6, "patience": 2})
+    assert [row["dev_ndcg_at_10"] for row in outcome.curve] == [0.7, 0.9, 0.8, 0.6]
+    assert outcome.best == 0.9 and outcome.best_step == 2
+    torch.testing.assert_close(model["it"].weight, weights[1])
+
+
+# The recipe -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective": "ordinal", "levels": 3},
+        {"weighting": "raters"},
+        {"batches": "queries"},
+        {"lora": Lora(rank=4, alpha=8, variant="rslora")},
+        {"lora": Lora(rank=4, alpha=8, variant="dora")},
+        {"lora": Lora(rank=4, alpha=8, dropout=0.1)},
+    ],
+)
+def test_each_recipe_learns(models: Path, judgements: Path, tmp_path: Path, changes: dict) -> None:
+    one = config(models, **changes, optimiser={"epochs": 10})
+    output = train(one, judgements, tmp_path / "teacher")
+    found = artifacts.read_json(output / "metrics.json")
+    losses = [row["loss"] for row in found["curve"]]
+    assert losses[-1] < losses[0]
+    assert found["dev"]["teacher"] > found["dev"]["random"]
+    assert json.loads((output / "quality.json").read_text())["calibration"]["method"] in ("platt", "isotonic")
+
+
+def test_raters_weigh(models: Path, judgements: Path, tmp_path: Path) -> None:
+    table = records.read(judgements / "train.parquet", records.JUDGED)
+    raters = pa.array(np.where(np.arange(table.num_rows) % 2, 1, 2), pa.int32())
+    other = tmp_path / "judgements"
+    artifacts.copy_tree(judgements, other)
+    records.write(
+        table.set_column(table.column_names.index("raters"), "raters", raters), other / "train.parquet", records.JUDGED
+    )
+    artifacts.seal(other)
+    equal, weighed = (
+        digest(train(config(models, weighting=weighting), other, tmp_path / weighting))["model.safetensors"]
+        for weighting in ("equal", "raters")
+    )
+    assert equal != weighed
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"lift_over_bm25": 0.9}, r"expected a lift above 0\.9 before labelling"),
+        ({"max_ece": 0.0}, r"calibration error \(ECE\) 0\.\d+ on dev, expected at most 0 before labelling"),
+    ],
+)
+def test_a_teacher_that_misses_its_minima_stops_the_run_before_labelling(
+    models: Path, judgements: Path, tmp_path: Path, changes: dict, message: str
+) -> None:
+    with pytest.raises(RunStopped, match=message):
+        train(config(models, **changes), judgements, tmp_path / "teacher")
+    assert not (tmp_path / "teacher" / artifacts.SEAL).exists()
+
+
+def test_a_teacher_whose_scores_are_alike_stops_the_run(models: Path, judgements: Path, tmp_path: Path, monkeypatch):
+    def flatten(current: training.Logits) -> None:
+        torch.nn.init.zeros_(current.model.base_model.model.score.modules_to_save["default"].weight)
+
+    monkeypatch.setattr(training, "fit", lambda stage, logits, **_: flatten(logits) or training.Outcome())
+    with pytest.raises(RunStopped, match=r"teacher: .*; give it more judgements"):
+        train(config(models), judgements, tmp_path / "teacher")
