@@ -35,7 +35,8 @@ SEED = 31
 PER_QUERY = 10
 SHARD = "shard-00000"
 CHUNK = 50_000
-IMPORTS = ("distilrank.labels", "distilrank.models", "distilrank.teacher")  # torch and transformers, before the clock starts
+# torch and transformers, before the clock starts
+IMPORTS = ("distilrank.labels", "distilrank.models", "distilrank.teacher")
 KILLED_ROWS, KILLED_PART = 400, 8
 KILLED_STEPS_TOKENS = 400  # of a batch, so that a training of the killed kind has some hundred steps
 TOKENS_PER_PAIR = 45.0  # tells whether compiling pays; here it never does

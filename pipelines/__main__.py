@@ -62,6 +62,13 @@ def run(
     fail_on_refusal: Annotated[
         bool, typer.Option("--fail-on-refusal", help="Exit with 3 if the student is refused.")
     ] = False,
+    estimate: Annotated[
+        bool,
+        typer.Option(
+            "--estimate",
+            help="Prepare, time the teacher on a sample, say what a run would take and cost, and stop there.",
+        ),
+    ] = False,
 ) -> None:
     """Run the whole pipeline on this machine, a process a stage, and leave runs/NAME/ and runs/latest."""
     from pipelines import local
@@ -71,11 +78,15 @@ def run(
     )  # the stream itself: standard output is redirected during the run
     fast = hardware.fast_bf16()
     settings = load(config, overrides, fast_bf16=fast)
-    name = name or f"{settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = name or f"{settings.name}{'-estimate' if estimate else ''}-{time.strftime('%Y%m%d-%H%M%S')}"
     console.print(f"[bold]distill[/] {name}: {_describe_machine(fast)}")
     if pipeline is not None and not pipeline.is_file():
         raise InputError(f"--pipeline {pipeline}: no such file; `python -m pipelines compile` writes one")
     try:
+        if estimate:
+            found = local.estimate(settings, name=name, runs=runs, cache=cache, console=console)
+            _tell_estimate(console, found, runs / name)
+            return
         folder = local.run(settings, name=name, runs=runs, cache=cache, pipeline=pipeline, console=console)
     except KeyboardInterrupt:  # SIGTERM too
         console.print("interrupted: the same command takes over what is finished")
@@ -120,6 +131,23 @@ def _describe_machine(fast: bool) -> str:
     unit = hardware.cpu_bf16()
     how = f"bf16 by {unit}" if unit else "no fast bf16: fp32 and the smaller counts of `without_fast_bf16`"
     return f"{hardware.cores()} cores, {how}"
+
+
+def _tell_estimate(console: Console, found: dict, folder: Path) -> None:
+    table = Table("", "rows", "tokens", "tokens/s", "device hours", "price", box=None, header_style="bold")
+    for name in ("training", "labelling"):
+        one = found[name]
+        price = "-" if one["price"] is None else f"{one['price']:,.2f}"
+        counts = (f"{one[key]:,.0f}" for key in ("rows", "tokens", "tokens_per_second"))
+        table.add_row(name, *counts, f"{one['device_hours']:,.3f}", price)
+    console.print()
+    console.print(table)
+    hint = "" if found["training"]["price"] is not None else " (compute.price_per_hour turns hours into a price)"
+    console.print(
+        f"\non {found['runtime']}{hint}; nothing was trained. The same command without --estimate takes over what is "
+        f"prepared. {folder / 'estimate.json'}",
+        soft_wrap=True,
+    )
 
 
 def _summarise(console: Console, folder: Path, verdict: dict) -> None:

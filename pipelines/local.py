@@ -12,7 +12,7 @@ import threading
 import time
 import warnings
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import psutil
 import yaml
@@ -24,7 +24,9 @@ from distilrank.config import Config, parameters
 from distilrank.errors import InputError, RunStopped
 from pipelines.console import RunDisplay
 from pipelines.distill import distill
+from pipelines.estimate import estimate as spend
 
+ESTIMATE = "estimate.json"
 NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 CONCURRENT_LABELS = 2  # KFP's local runner runs at most two tasks of a ParallelFor at a time
 
@@ -69,6 +71,23 @@ def _fitted(config: Config, runs: Path) -> Config:
     return config.model_copy(update={"compute": compute, "label": label, "prepare": prepare})
 
 
+def _new_folder(runs: Path, name: str) -> Path:
+    folder = runs / name
+    if NAME.fullmatch(name) is None or name == "latest":
+        raise InputError(f"--name {name}: expected lower-case letters, digits and hyphens, and not latest")
+    failed = (folder / "run.log").is_file() and not (folder / "verdict.json").exists()
+    if folder.exists() and not failed:  # another run, or no run at all: a registry, say
+        raise InputError(f"{folder}: a run of this name is there already; choose another --name")
+    try:
+        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that did not come to a verdict
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be made ({error.strerror}), expected a writable folder for --runs"
+        ) from None
+    return folder
+
+
 def _stop_children(signum: int, frame: object) -> NoReturn:
     """On SIGTERM, end the stages too: a stage whose parent is gone would work on for nobody."""
     for child in psutil.Process().children(recursive=True):
@@ -93,28 +112,52 @@ def run(config: Config, *, name: str, runs: Path, cache: bool, pipeline: Path | 
         RunStopped: a stage that ended the run on purpose.
         RuntimeError: a stage that failed; the log tells.
     """
-    folder = runs / name
-    if NAME.fullmatch(name) is None or name == "latest":
-        raise InputError(f"--name {name}: expected lower-case letters, digits and hyphens, and not latest")
-    failed = (folder / "run.log").is_file() and not (folder / "verdict.json").exists()
-    if folder.exists() and not failed:  # another run, or no run at all: a registry, say
-        raise InputError(f"{folder}: a run of this name is there already; choose another --name")
-    try:
-        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that did not come to a verdict
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be made ({error.strerror}), expected a writable folder for --runs"
-        ) from None
+    folder = _new_folder(runs, name)
     config = _fitted(config, runs)
     artifacts.write_text(
         folder / "config.yaml", yaml.safe_dump(parameters(config), sort_keys=False, allow_unicode=True)
     )
-    root = runs / ".kfp" / name
-    before = set(root.glob("distill-*"))
+    made, seconds, peak_mib = _execute(
+        components.load_component_from_file(str(pipeline)) if pipeline else distill,
+        distill,
+        parameters(config) | {"name": name},
+        folder,
+        runs,
+        cache,
+        console,
+    )
+    _gather(made, folder, seconds, peak_mib)
+    _point(runs / "latest", folder)
+    return folder
+
+
+def estimate(config: Config, *, name: str, runs: Path, cache: bool, console: Console) -> dict[str, Any]:
+    """Run the stages before the teacher, time a sample, and return what `distilrank.estimate` says.
+
+    What is prepared is kept: a run with the same configuration takes it over. Arguments and errors as for `run`.
+    """
+    folder = _new_folder(runs, name)
+    config = _fitted(config, runs)
+    given = {key: value for key, value in parameters(config).items() if key in spend.component_spec.inputs}
+    made, _, _ = _execute(spend, spend, given, folder, runs, cache, console)
+    shutil.copyfile(made / "estimate-spend" / "spend" / ESTIMATE, folder / ESTIMATE)
+    return artifacts.read_json(folder / ESTIMATE)
+
+
+def _execute(
+    runnable: Any,
+    pipeline: Any,
+    arguments: dict[str, Any],
+    folder: Path,
+    runs: Path,
+    cache: bool,
+    console: Console,
+) -> tuple[Path, float, float]:
+    """Run a pipeline, and return KFP's folder of the run, its seconds, and the peak of its memory in MiB."""
+    root = runs / ".kfp" / folder.name
+    before = set(root.glob(f"{pipeline.name}-*"))
     started = time.monotonic()
-    runnable = components.load_component_from_file(str(pipeline)) if pipeline else distill
-    groups = [distill.pipeline_spec.root, *distill.pipeline_spec.components.values()]
+    groups = [pipeline.pipeline_spec.root, *pipeline.pipeline_spec.components.values()]
     stages = {name: task.task_info.name for group in groups for name, task in group.dag.tasks.items()}
     local.init(
         local.SubprocessRunner(use_venv=False),
@@ -131,17 +174,15 @@ def run(config: Config, *, name: str, runs: Path, cache: bool, pipeline: Path | 
         logging.getLogger().addHandler(handler)
         try:
             with contextlib.redirect_stdout(display):
-                runnable(**parameters(config) | {"name": name})
+                runnable(**arguments)
         except RuntimeError:
             _raise_failure(display, folder)
         finally:
             logging.getLogger().removeHandler(handler)
-    made = set(root.glob("distill-*")) - before
+    made = set(root.glob(f"{pipeline.name}-*")) - before
     if len(made) != 1:
         raise RuntimeError(f"{root}: expected one new run folder, found {len(made)}")
-    _gather(made.pop(), folder, time.monotonic() - started, memory.peak_mib)
-    _point(runs / "latest", folder)
-    return folder
+    return made.pop(), time.monotonic() - started, memory.peak_mib
 
 
 def _raise_failure(display: RunDisplay, folder: Path) -> None:

@@ -513,7 +513,10 @@ class Teacher(Section):
         "equal", description="raters: a judgement counts by how many people made it."
     )
     optimiser: Optimiser = Field(Optimiser(), description="Training.")
-    score_tokens: Positive = Field(4096, description="Most tokens in one forward pass without gradients.")
+    score_tokens: Positive = Field(
+        1024,
+        description="Most tokens in a forward pass without gradients: what a processor's cache holds; GPUs want 65536.",
+    )
     calibration: Literal["auto", "platt", "isotonic", "none"] = Field(
         "auto", description="Logit to probability, fit on dev; auto: the better one on queries left out of the fit."
     )
@@ -535,7 +538,9 @@ class Label(Section):
         512,
         description="Rows between two saves, batched among themselves; a killed task repeats twice as many at most.",
     )
-    score_tokens: Positive = Field(4096, description="Most tokens in one forward pass.")
+    score_tokens: Positive = Field(
+        1024, description="Most tokens in one forward pass; about what a processor's cache holds; GPUs want 65536."
+    )
     threads: Count = Field(0, description="Processor threads of one labelling task; 0: as `compute.threads` says.")
     min_deviation: Annotated[float, Field(ge=0)] = Field(
         0.01, description="The teacher has collapsed if the standard deviation of a shard's logits is below this."

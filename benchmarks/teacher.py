@@ -1,0 +1,387 @@
+"""Training and scoring of the teacher, beside the straightforward loop, in one process and on the same rows.
+
+`python -m benchmarks.teacher [--quick] [--rounds N]`; see README.md. The straightforward loop is transformers and peft
+as their documentation has them: LoRA of rank 16 on all linear layers, adapters unmerged, batches of 32 in the order of
+arrival, padded to their longest, under bf16 autocast. Base and ours take turns, so that a busy machine slows both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from torch.nn.functional import binary_cross_entropy_with_logits
+from transformers import AutoModelForSequenceClassification
+
+from benchmarks import machine
+from distilrank import (
+    adapters,
+    batching,
+    compute,
+    encoding,
+    fusion,
+    losses,
+    models,
+    packing,
+    prepare,
+    records,
+    scorer,
+    training,
+)
+from distilrank.checkpoints import Checkpoints
+from distilrank.config import Compute, Config, DemoShop, HomeDepot, Optimiser, Teacher, TeacherText
+
+ROOT = Path(__file__).resolve().parents[1]
+BATCH, RATE, SEED = 32, 5e-4, 17
+TEXT = TeacherText(fields=("title",))
+EXACT_PAIRS = 48
+PEAK_SIZE = 2048  # of the square matrices whose product is taken for the machine's peak
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Pairs of one turn, and turns."""
+
+    trained: int = 192
+    scored: int = 384
+    rounds: int = 3
+
+
+QUICK = Scale(32, 48, 1)
+
+
+def _say(text: str) -> None:
+    print(f"benchmark | {text}", file=sys.stderr, flush=True)
+
+
+def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
+    """Operations a second of the best of some large matrix products."""
+    size = PEAK_SIZE if device.type == "cpu" else 4 * PEAK_SIZE
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = 0.0
+    for _ in range(8):
+        seconds = _timed(lambda: left @ right, device)
+        best = max(best, 2 * size**3 / seconds)
+    return best
+
+
+def _timed(function: Callable[[], Any], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+# Rows -------------------------------------------------------------------------------------------------------------
+
+
+def rows(folder: Path) -> tuple[pa.Table, pa.Table]:
+    """Judged pairs to train on, in random order, and candidates to score as a shard has them: whole queries."""
+    path = ROOT.parent / "shared/data/home-depot/train.csv.gz"
+    if path.exists():
+        data: Any = HomeDepot(source="home_depot", path=str(path))
+    else:
+        _say(f"{path} is not there: rows of the demo shop")
+        data = DemoShop(source="demo_shop")
+    config = Config(data=data)
+    folders = {name: folder / name for name in ("judgements", "candidates", "traffic", "profile")}
+    settings = config.prepare.model_copy(update={"judged_pairs": 3000, "log_queries": 400, "shards": 1})
+    bounds = dict.fromkeys(("reference_start", "newest_start", "newest_end", "data_digest"), "")
+    prepare.prepare(settings, config.data, **bounds, **folders)
+    judged = records.read(folders["judgements"] / "train.parquet", records.JUDGED)
+    judged = judged.take(np.random.default_rng(SEED).permutation(judged.num_rows))
+    return judged, records.read(folders["candidates"] / "shard-00000.parquet", records.CANDIDATES)
+
+
+# The straightforward loop -----------------------------------------------------------------------------------------
+
+
+class Plain:
+    """transformers and peft, as their documentation has them."""
+
+    def __init__(self, folder: Path, pad: int, device: torch.device, dtype: torch.dtype) -> None:
+        torch.manual_seed(SEED)
+        model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=dtype)
+        model.config.pad_token_id, model.config.use_cache = pad, False
+        config = LoraConfig(task_type=TaskType.SEQ_CLS, r=16, lora_alpha=32, target_modules="all-linear")
+        self.model = get_peft_model(model, config).to(device)
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimiser = torch.optim.AdamW(trained, lr=RATE)
+        self.pad, self.device, self.mixed = pad, device, dtype == torch.bfloat16
+
+    def logits(self, tokens: encoding.Tokens, at: np.ndarray) -> torch.Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
+            return self.model(**scorer.collate(tokens, at, self.pad, self.device)).logits[:, 0].float()
+
+    def train(self, tokens: encoding.Tokens, target: torch.Tensor, at: np.ndarray) -> None:
+        self.model.train()
+        for start in range(0, len(at), BATCH):
+            batch = at[start : start + BATCH]
+            binary_cross_entropy_with_logits(self.logits(tokens, batch), target[batch]).backward()
+            self.optimiser.step()
+            self.optimiser.zero_grad()
+
+    def score(self, tokens: encoding.Tokens, at: np.ndarray) -> np.ndarray:
+        self.model.eval()
+        with torch.inference_mode():
+            parts = [self.logits(tokens, at[start : start + BATCH]) for start in range(0, len(at), BATCH)]
+        return torch.cat(parts).cpu().numpy()
+
+
+# Ours -------------------------------------------------------------------------------------------------------------
+
+
+class Ours:
+    """What the teacher stage and the label stage do."""
+
+    def __init__(self, folder: Path, pad: int, runtime: compute.Runtime, whole_queries: bool) -> None:
+        torch.manual_seed(SEED)
+        base = scorer.load_model(folder, runtime)
+        base.config.pad_token_id = pad
+        self.adapted = adapters.Adapted(base, Teacher().lora)
+        self.runtime, self.whole_queries = runtime, whole_queries
+        self.model: torch.nn.Module = self.adapted.model
+
+    def train(self, tokens: encoding.Tokens, target: torch.Tensor, at: np.ndarray) -> None:
+        mine = tokens.take(at)
+        groups = mine.queries if self.whole_queries else None
+        optimiser = Optimiser(evaluations=1, learning_rate=RATE)
+        batches = batching.drawn(mine.lengths, optimiser.batch_tokens, np.random.default_rng(SEED), groups)
+        goal = target[at]
+        training.fit(
+            "teacher",
+            training.Logits(self.adapted.model, self.runtime.device),
+            epochs=[batches],
+            loss=lambda current, rows: losses.soft_cross_entropy(current(mine, rows), goal[rows]),
+            evaluate=lambda current: 0.0,
+            name_rows=str,
+            optimiser=optimiser,
+            runtime=self.runtime,
+            checkpoints=Checkpoints(None),
+            checkpoint_seconds=60.0,
+            autocast=not self.adapted.folds,
+            after_step=self.adapted.fold,
+        )
+
+    def take_over(self, plain: Plain) -> None:
+        """The adapters and the head of the other one, merged: the two shall give the same probabilities."""
+        theirs = {name: weight for name, weight in plain.model.named_parameters() if weight.requires_grad}
+        with torch.no_grad():
+            for name, weight in self.adapted.trained().items():
+                weight.copy_(theirs[name.replace(".layer.", ".")])
+        self.adapted.fold()
+        self.model = self.adapted.merged(None)
+
+    def score(self, tokens: encoding.Tokens, at: np.ndarray) -> np.ndarray:
+        mine = tokens.take(at)
+        return scorer.score_encoded(self.model, mine, self.runtime.device, Teacher().score_tokens)
+
+
+# Measuring --------------------------------------------------------------------------------------------------------
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-logits))
+
+
+def _distinct(tokens: encoding.Tokens, at: np.ndarray) -> int:
+    """Tokens that our forward pass computes."""
+    mine = tokens.take(at)
+    order = np.argsort(mine.queries, kind="stable")
+    batches = batching.consecutive(order, mine.lengths, Teacher().score_tokens)
+    return sum(packing.pack(mine, batch).ids.numel() for batch in batches)
+
+
+def _alternate(
+    contenders: dict[str, Callable[[np.ndarray], Any]], turns: list[np.ndarray], device: torch.device, name: str
+) -> dict[str, list[float]]:
+    """Seconds of each contender for each turn's rows."""
+    seconds: dict[str, list[float]] = {contender: [] for contender in contenders}
+    for number, at in enumerate(turns, start=1):
+        for contender, function in contenders.items():
+            seconds[contender].append(_timed(lambda function=function, at=at: function(at), device))
+        told = ", ".join(f"{contender} {len(at) / taken[-1]:.1f} pairs/s" for contender, taken in seconds.items())
+        _say(f"{name} {number}/{len(turns)}: {told}")
+    return seconds
+
+
+def _bar(name: str, value: float, bound: float, holds: bool) -> dict[str, Any]:
+    return {"name": name, "value": round(value, 5), "bound": bound, "holds": holds}
+
+
+def run(scale: Scale, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """All figures and bars."""
+    runtime = compute.setup(Compute())
+    device, base = runtime.device, models.resolve(Teacher().model)
+    judged, candidates = rows(folder)
+    encoder = scorer.load_encoder(base, TEXT)
+    pad = encoder.tokenizer.pad_token_id
+    to_train, to_score = (encoding.encode_table(encoder, table, TEXT) for table in (judged, candidates))
+    target = torch.from_numpy(judged.column("target").to_numpy().copy()).to(device)
+    peak = max(matmul_peak(runtime.dtype, device) for _ in range(3))
+    _say(f"{runtime.describe()}; matrix products {peak / 1e12:.3f} TFLOP/s")
+
+    plain = Plain(base, pad, device, runtime.dtype)
+    pairs, queries, fused = (Ours(base, pad, runtime, whole) for whole in (False, True, True))
+    size = fusion.weights(pairs.adapted.model)
+    turns = [np.arange(scale.trained) + number * scale.trained for number in range(scale.rounds + 1)]
+    held_out = np.arange(len(to_train) - 128, len(to_train))
+
+    def error(one: Plain | Ours) -> float:
+        logits = torch.from_numpy(one.score(to_train, held_out)).to(device)
+        return float(losses.soft_cross_entropy(logits, target[held_out]))
+
+    before = {"plain": error(plain), "ours": error(pairs)}
+    _say("compiling, and warming up")
+    compiled = Compute(compile="on")
+    seconds = {"compile_training": -time.perf_counter()}
+    fusion.fuse("benchmark", fused.adapted.model, compiled, runtime, 0.0)
+    fused.train(to_train, target, turns[-1])
+    seconds["compile_training"] += time.perf_counter()
+    for one in (plain, pairs, queries):
+        one.train(to_train, target, turns[-1][:BATCH])
+    trained = _alternate(
+        {
+            "plain": lambda at: plain.train(to_train, target, at),
+            "ours": lambda at: pairs.train(to_train, target, at),
+            "ours, whole queries": lambda at: queries.train(to_train, target, at),
+            "ours, whole queries, compiled": lambda at: fused.train(to_train, target, at),
+        },
+        turns[:-1],
+        device,
+        "training",
+    )
+    after = {"plain": error(plain), "ours": error(pairs), "ours, whole queries": error(queries)}
+    tokens = sum(int(to_train.lengths[at].sum()) for at in turns[:-1])
+    count = scale.trained * scale.rounds
+    figures: dict[str, Any] = {
+        "runtime": runtime.describe(),
+        "weights": size,
+        "peak_tflops": round(peak / 1e12, 3),
+        "training": {
+            name: {
+                "pairs_per_second": round(count / sum(taken), 2),
+                "times_plain": round(sum(trained["plain"]) / sum(taken), 2),
+                "by_turn": [round(theirs / ours, 2) for theirs, ours in zip(trained["plain"], taken, strict=True)],
+                "utilisation": round(4 * size * tokens / sum(taken) / peak, 3),
+            }
+            for name, taken in trained.items()
+        },
+        "held_out_loss": {"before": before, "after": after},
+    }
+
+    ours, ours_fused = (Ours(base, pad, runtime, False) for _ in range(2))
+    for one in (ours, ours_fused):
+        one.take_over(plain)
+    turns = [np.arange(scale.scored) + number * scale.scored for number in range(scale.rounds + 1)]
+    seconds["compile_scoring"] = -time.perf_counter()
+    fusion.fuse("benchmark", ours_fused.model, compiled, runtime, 0.0)
+    ours_fused.score(to_score, turns[-1])
+    seconds["compile_scoring"] += time.perf_counter()
+    found: dict[str, list[np.ndarray]] = {}
+
+    def scoring(name: str, one: Plain | Ours) -> Callable[[np.ndarray], None]:
+        return lambda at: found.setdefault(name, []).append(one.score(to_score, at))
+
+    for one in (plain, ours):
+        one.score(to_score, turns[-1][:BATCH])
+    contenders = {"plain": plain, "ours": ours, "ours, compiled": ours_fused}
+    scored = _alternate({name: scoring(name, one) for name, one in contenders.items()}, turns[:-1], device, "scoring")
+    tokens = sum(int(to_score.lengths[at].sum()) for at in turns[:-1])
+    distinct = sum(_distinct(to_score, at) for at in turns[:-1])
+    probabilities = {name: _sigmoid(np.concatenate(logits)) for name, logits in found.items()}
+    differences = {name: np.abs(values - probabilities["plain"]) for name, values in probabilities.items()}
+    count = scale.scored * scale.rounds
+    figures["scoring"] = {
+        name: {
+            "pairs_per_second": round(count / sum(taken), 2),
+            "times_plain": round(sum(scored["plain"]) / sum(taken), 2),
+            "by_turn": [round(theirs / mine, 2) for theirs, mine in zip(scored["plain"], taken, strict=True)],
+            "utilisation": round(2 * size * tokens / sum(taken) / peak, 3),
+            "largest_difference": float(differences[name].max()),
+            "mean_difference": float(differences[name].mean()),
+        }
+        for name, taken in scored.items()
+    }
+    figures["tokens_per_pair"] = {"all": round(tokens / count, 1), "computed": round(distinct / count, 1)}
+    figures["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
+    exact, figures["fp32_difference"] = _in_fp32(base, pad, plain, to_score, device)
+    figures["bf16_from_fp32"] = {
+        name: float(np.abs(values[: len(exact)] - exact).mean()) for name, values in probabilities.items()
+    }
+    _say(f"fp32: largest difference {figures['fp32_difference']:.1e}; of bf16 from it: {figures['bf16_from_fp32']}")
+    return figures, _bars(figures)
+
+
+def _in_fp32(
+    base: Path, pad: int, trained: Plain, tokens: encoding.Tokens, device: torch.device
+) -> tuple[np.ndarray, float]:
+    """Probabilities of the first pairs in fp32, with the adapters of `trained`, and by how much ours differ at most."""
+    runtime = compute.Runtime(device, torch.float32, "fp32")
+    plain, ours = Plain(base, pad, device, torch.float32), Ours(base, pad, runtime, False)
+    plain.model.load_state_dict({name: value.float() for name, value in trained.model.state_dict().items()})
+    ours.take_over(plain)
+    exact, found = (_sigmoid(one.score(tokens, np.arange(EXACT_PAIRS))) for one in (plain, ours))
+    return exact, float(np.abs(exact - found).max())
+
+
+def _bars(figures: dict[str, Any]) -> list[dict[str, Any]]:
+    train, score = figures["training"], figures["scoring"]
+    best = max(train.values(), key=lambda one: one["times_plain"])
+    loss = figures["held_out_loss"]["before"]
+    apart = abs(loss["plain"] - loss["ours"])
+    values = [
+        ("training_times_plain", best["times_plain"], 2.5, True),
+        ("training_without_compilation_times_plain", train["ours, whole queries"]["times_plain"], 2.5, True),
+        ("scoring_times_plain", score["ours"]["times_plain"], 3.0, True),
+        ("scoring_compiled_times_plain", score["ours, compiled"]["times_plain"], 3.5, True),
+        ("training_utilisation", best["utilisation"], 0.30, True),
+        ("scoring_utilisation", max(one["utilisation"] for one in score.values()), 0.45, True),
+        ("loss_difference", apart, 1e-2, False),
+        ("probability_difference_bf16", score["ours"]["largest_difference"], 1e-2, False),
+        ("probability_difference_fp32", figures["fp32_difference"], 1e-4, False),
+    ]
+    return [
+        _bar(name, value, bound, value >= bound if least else value <= bound) for name, value, bound, least in values
+    ]
+
+
+def main() -> int:
+    """Print progress on standard error and one JSON line on standard output."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.teacher", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="small sizes: figures without meaning")
+    parser.add_argument("--rounds", type=int, help=f"turns of each contender (default {Scale().rounds})")
+    options = parser.parse_args()
+    scale = QUICK if options.quick else Scale(rounds=options.rounds or Scale().rounds)
+    described = machine.describe(("torch", "transformers", "peft", "accelerate"))
+    with tempfile.TemporaryDirectory(prefix="benchmark-teacher-") as folder, machine.aside():
+        figures, bars = run(scale, Path(folder))
+    figures |= {"quick": options.quick, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    for bar in bars:
+        _say(f"{bar['name']:<44} {bar['value']:>10} bound {bar['bound']:>7}  {'holds' if bar['holds'] else 'FAILS'}")
+    print(json.dumps({"benchmark": "teacher", "machine": described, "figures": figures, "bars": bars}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""The `estimate` pipeline: what `distill` would spend on teaching and labelling, before it is spent."""
+
+from kfp import dsl
+
+from components.estimate import estimate_spend
+from components.preflight import check_inputs
+from components.prepare import prepare_data
+
+
+@dsl.pipeline(name="estimate", description="Tell rows, tokens, device hours and cost of a distill run.")
+def estimate(
+    data: dict,
+    window: dict,
+    preflight: dict,
+    prepare: dict,
+    compute: dict,
+    teacher: dict,
+    label: dict,
+    student: dict,
+    registry: dict,
+    schedule_time: str = "",
+):
+    """The first stages are those of `distill`, which takes them over from the cache."""
+    checked = check_inputs(
+        schedule_time=schedule_time,
+        data=data,
+        window=window,
+        preflight=preflight,
+        prepare=prepare,
+        compute=compute,
+        teacher=teacher,
+        student=student,
+        registry=registry,
+    )
+    checked.set_caching_options(False).set_display_name("preflight")
+    prepared = prepare_data(
+        reference_start=checked.outputs["reference_start"],
+        newest_start=checked.outputs["newest_start"],
+        newest_end=checked.outputs["newest_end"],
+        data_digest=checked.outputs["data_digest"],
+        config=prepare,
+        data=data,
+    ).set_display_name("prepare")
+    estimated = estimate_spend(
+        judgements=prepared.outputs["judgements"],
+        candidates=prepared.outputs["candidates"],
+        teacher=teacher,
+        label=label,
+        compute=compute,
+    )
+    estimated.set_caching_options(False).set_display_name("estimate")  # it is about this machine, now

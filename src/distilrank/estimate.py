@@ -1,0 +1,121 @@
+"""What teaching and labelling will take and cost, told from real rows and a short timed sample of real work."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from distilrank import adapters, artifacts, batching, encoding, losses, models, progress, records, training
+from distilrank import compute as computing
+from distilrank.config import Compute, Label, Teacher
+from distilrank.scorer import load_encoder, load_model, score_encoded
+
+ESTIMATE = "estimate.json"
+STAGE = "estimate"
+SAMPLE_ROWS = 2000
+"""Candidates whose tokens are counted; the others are taken to be as long. And most rows of a timed sample."""
+SECONDS = 20.0
+"""How long each of training and scoring is timed, after a batch that warms up."""
+
+
+def estimate(
+    teacher: Teacher, label: Label, compute: Compute, *, judgements: Path, candidates: Path, output: Path
+) -> dict[str, Any]:
+    """Time the teacher's model, untrained, on real rows; nothing is kept of it.
+
+    Args:
+        judgements: sealed folder of the prepare stage.
+        candidates: likewise.
+        output: gets `estimate.json`.
+
+    Returns:
+        For `training` and `labelling`: rows, tokens, tokens_per_second, device_hours, and price (None where
+        `compute.price_per_hour` is 0); tokens of labelling are those of all shards. Compilation is not timed.
+    """
+    with artifacts.stage(STAGE, output, config=teacher) as record:
+        record.inputs |= {"judgements": artifacts.verify(judgements), "candidates": artifacts.verify(candidates)}
+        runtime = computing.setup(compute)
+        fitting = records.read(judgements / "train.parquet", records.JUDGED)
+        dev = records.read(judgements / "dev.parquet", records.JUDGED)
+        folder = models.resolve(teacher.model)
+        encoder = load_encoder(folder, teacher.text, teacher.kind)
+        encoded, dev_encoded = (encoding.encode_table(encoder, table, teacher.text) for table in (fitting, dev))
+        shards = sorted(candidates.glob("shard-*.parquet"))
+        rows = sum(pq.read_metadata(shard).num_rows for shard in shards)
+        with pq.ParquetFile(shards[0]) as file:
+            first = pa.Table.from_batches([next(file.iter_batches(SAMPLE_ROWS))])
+        sample = encoding.encode_table(encoder, first, teacher.text)
+
+        training.seed_everything(teacher.optimiser.seed)
+        base = load_model(folder, runtime)
+        base.config.pad_token_id = encoder.tokenizer.pad_token_id
+        with progress.timed(STAGE, "timed scoring"):
+            scoring = _rate(
+                lambda part: score_encoded(base, part, runtime.device, label.score_tokens), sample, label.score_tokens
+            )
+        learn = _learner(teacher, runtime, adapters.Adapted(base, teacher.lora), fitting.column("target").to_numpy())
+        with progress.timed(STAGE, "timed training"):
+            learning = _rate(learn, encoded, teacher.optimiser.batch_tokens)
+
+        looks = teacher.optimiser.evaluations * len(dev_encoded.ids)
+        tokens = round(rows * len(sample.ids) / max(len(sample), 1))
+        trained = len(encoded.ids) * teacher.optimiser.epochs
+        found = {
+            "runtime": runtime.describe(),
+            "training": _bill(len(encoded), trained, learning, trained / learning + looks / scoring, compute),
+            "labelling": _bill(rows, tokens, scoring, tokens / scoring, compute) | {"shards": len(shards)},
+        }
+        artifacts.write_json(output / ESTIMATE, found)
+        artifacts.seal(output)
+    return found
+
+
+def _rate(work: Callable[[encoding.Tokens], object], tokens: encoding.Tokens, budget: int) -> float:
+    """Tokens a second, over batches of `budget` tokens for SECONDS."""
+    batches = batching.consecutive(np.argsort(tokens.queries, kind="stable"), tokens.lengths, budget)
+    work(tokens.take(batches[0]))
+    done, began = 0, time.perf_counter()
+    while True:
+        for batch in batches:
+            work(tokens.take(batch))
+            done += int(tokens.lengths[batch].sum())
+            if time.perf_counter() - began >= SECONDS:
+                return done / (time.perf_counter() - began)
+
+
+def _learner(
+    config: Teacher, runtime: computing.Runtime, adapted: adapters.Adapted, target: np.ndarray
+) -> Callable[[encoding.Tokens], None]:
+    logits = training.Logits(adapted.model, runtime.device)
+    trained = adapted.trained().values()
+    adamw = torch.optim.AdamW(trained, lr=config.optimiser.learning_rate, fused=True)
+    logits.train()
+
+    def step(tokens: encoding.Tokens) -> None:
+        goal = torch.full((len(tokens),), float(target.mean()), device=runtime.device)
+        with torch.autocast(runtime.device.type, torch.bfloat16, enabled=runtime.bf16 and not adapted.folds):
+            value = losses.soft_cross_entropy(logits(tokens, np.arange(len(tokens))), goal)
+        value.backward()
+        adamw.step()
+        adamw.zero_grad()
+        adapted.fold()
+
+    return step
+
+
+def _bill(rows: int, tokens: int, rate: float, seconds: float, compute: Compute) -> dict[str, Any]:
+    hours = seconds / 3600
+    return {
+        "rows": rows,
+        "tokens": tokens,
+        "tokens_per_second": round(rate, 1),
+        "device_hours": round(hours, 4),
+        "price": round(hours * compute.price_per_hour, 2) if compute.price_per_hour else None,
+    }
