@@ -49,7 +49,8 @@ ARMS = {
 def measure(config: Config, compute: Compute, data: Path, output: Path) -> dict[str, Any]:
     """Train one teacher and measure it on the test queries."""
     started = time.monotonic()
-    teacher.train(config.teacher, compute, judgements=data / "judgements", model_digest="", output=output)
+    with machine.aside():
+        teacher.train(config.teacher, compute, judgements=data / "judgements", model_digest="", output=output)
     seconds = time.monotonic() - started
     test = records.read(data / "judgements" / "test.parquet", records.JUDGED)
     found = quality.assess(

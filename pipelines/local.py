@@ -19,7 +19,7 @@ import yaml
 from kfp import components, local
 from rich.console import Console
 
-from distilrank import artifacts, hardware, label_manifest, preflight
+from distilrank import artifacts, hardware, label_manifest
 from distilrank.config import Config, parameters
 from distilrank.errors import InputError, RunStopped
 from pipelines.console import RunDisplay
@@ -164,7 +164,7 @@ def _execute(
         pipeline_root=str(root),
         enable_caching=cache,
         # locally the image's name says nothing about the code, so the code's digest has to
-        cache_root=str(runs / ".kfp" / f"cache-{preflight.code_digest()[:16]}"),
+        cache_root=str(runs / ".kfp" / f"cache-{artifacts.code_digest()[:16]}"),
     )
     signal.signal(signal.SIGTERM, _stop_children)
     warnings.filterwarnings("ignore", module=r"kfp\.local")  # settings that only a cluster heeds

@@ -14,6 +14,7 @@ from distilrank.adapters import Adapted
 from distilrank.compute import Runtime
 from distilrank.config import Lora, TeacherText
 from distilrank.encoding import Tokens, encode_table
+from distilrank.errors import InputError
 from distilrank.training import seed_everything
 from tests.test_models import pairs
 
@@ -98,3 +99,15 @@ def test_frozen_weights_stay_in_their_precision_and_adapters_train_in_fp32(model
     assert {weight.dtype for weight in one.trained().values()} == {torch.float32}
     frozen = {weight.dtype for weight in one.model.parameters() if not weight.requires_grad}
     assert torch.bfloat16 in frozen
+
+
+def test_adapters_of_embeddings_are_not_lost(models: Path, tokens: Tokens) -> None:
+    one = adapted(models, targets=("q_proj", "embed_tokens"))
+    assert not one.folds
+    trained = scorer.score_encoded(one.model, tokens, CPU, 10_000)
+    np.testing.assert_allclose(scorer.score_encoded(one.merged(None), tokens, CPU, 10_000), trained, atol=1e-4)
+
+
+def test_targets_that_are_not_there_are_named(models: Path) -> None:
+    with pytest.raises(InputError, match=r"teacher.lora.targets \('q_prj',\): peft cannot adapt them"):
+        adapted(models, targets=("q_prj",))

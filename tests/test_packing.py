@@ -122,8 +122,12 @@ def test_the_head_computes_in_fp32(models: Path) -> None:
     model = scorer.load_model(models / "decoder", runtime)
     encoder = scorer.load_encoder(models / "decoder", TeacherText())
     logits = scorer.score_encoded(model, encode_table(encoder, pairs(30, 5, 1), encoder_text()), CPU, 500)
-    as_bf16 = torch.from_numpy(logits).bfloat16().float().numpy()
-    assert (as_bf16 != logits).mean() > 0.5 and model.score.weight.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        autocast = scorer.score_encoded(model, encode_table(encoder, pairs(30, 5, 1), encoder_text()), CPU, 500)
+    for one in (logits, autocast):
+        as_bf16 = torch.from_numpy(one).bfloat16().float().numpy()
+        assert (as_bf16 != one).mean() > 0.5
+    assert model.score.weight.dtype == torch.float32
 
 
 def encoder_text() -> TeacherText:

@@ -101,7 +101,7 @@ def test_digest_follows_data_and_not_the_gate(setup, tmp_path: Path) -> None:
     (tmp_path / "catalogue.csv").write_text("product_id,title\np1,Red sofas\n")
     changed = setup()
     assert changed.data_digest != first.data_digest
-    assert changed.code_digest == first.code_digest == preflight.code_digest()
+    assert changed.code_digest == first.code_digest == artifacts.code_digest()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import torch
 from distilrank import artifacts, launch, records, teacher, training
 from distilrank.checkpoints import KEPT, Checkpoints
 from distilrank.compute import setup
-from distilrank.config import Compute, Lora, Optimiser, Teacher
+from distilrank.config import Compute, Lora, Optimiser, Teacher, TrainJob
 from distilrank.errors import InputError, RunStopped
 from tests.test_models import pairs
 
@@ -142,18 +142,20 @@ def test_checkpoints_are_whole_pruned_and_run_no_code(tmp_path: Path, capsys: py
 
 def test_checkpoints_of_other_inputs_are_not_taken(models: Path, tmp_path: Path) -> None:
     compute = CPU.model_copy(update={"resume": str(tmp_path)})
+    fp32, bf16 = setup(CPU), setup(CPU.model_copy(update={"precision": "bf16"}))
     keys = {
         training.checkpoints_of(*arguments).folder
         for arguments in (
-            ("teacher", compute, {"judgements": "a"}, config(models)),
-            ("teacher", compute, {"judgements": "b"}, config(models)),
-            ("student", compute, {"judgements": "a"}, config(models)),
-            ("teacher", compute, {"judgements": "a"}, config(models, batches="queries")),
-            ("teacher", compute.model_copy(update={"precision": "bf16"}), {"judgements": "a"}, config(models)),
+            ("teacher", compute, fp32, {"judgements": "a"}, config(models)),
+            ("teacher", compute, fp32, {"judgements": "a"}, config(models, lift_over_bm25=0.5)),  # not of its course
+            ("teacher", compute, fp32, {"judgements": "b"}, config(models)),
+            ("student", compute, fp32, {"judgements": "a"}, config(models)),
+            ("teacher", compute, fp32, {"judgements": "a"}, config(models, batches="queries")),
+            ("teacher", compute, bf16, {"judgements": "a"}, config(models)),
         )
     }
     assert len(keys) == 5
-    assert training.checkpoints_of("teacher", CPU, {}, config(models)).folder is None
+    assert training.checkpoints_of("teacher", CPU, fp32, {}, config(models)).folder is None
 
 
 # Several processes ----------------------------------------------------------------------------------------------------
@@ -181,6 +183,61 @@ def test_what_stops_a_training_of_several_processes_is_told_as_by_one(models: Pa
     with pytest.raises(InputError, match="nowhere"):
         train(config(models, model=str(tmp_path / "nowhere")), judgements, tmp_path / "u", processes=2)
     assert not (tmp_path / "t" / artifacts.SEAL).exists()
+
+
+@pytest.mark.parametrize("kind", ["finite", "memory"])
+def test_what_goes_wrong_in_another_process_is_told(
+    models: Path, judgements: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = tmp_path / "site" / "sitecustomize.py"  # what Python imports first, in the workers too
+    hook.parent.mkdir()
+    trouble = 'float("nan") * value' if kind == "finite" else "boom()"
+    hook.write_text(
+        f"""
+import os, sys
+if os.environ.get("RANK") == "1":
+    import torch
+    from distilrank import losses
+    def boom():
+        raise torch.OutOfMemoryError("no")
+    honest = losses.soft_cross_entropy
+    def soft_cross_entropy(*arguments):
+        value = honest(*arguments)
+        return {trouble}
+    losses.soft_cross_entropy = soft_cross_entropy
+"""
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(hook.parent), os.environ.get("PYTHONPATH", "")]))
+    expected = r"the loss became nan at step 1, in a batch" if kind == "finite" else "out of memory on cpu"
+    with pytest.raises(RunStopped, match=expected):
+        train(config(models), judgements, tmp_path / "t", processes=2)
+
+
+def test_nodes_say_what_the_stage_says(models: Path, judgements: Path, tmp_path: Path, monkeypatch) -> None:
+    jobs = []
+
+    def run(name, command, compute, stage):  # a cluster of one node
+        jobs.append(name)
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        if subprocess.run([*torchrun, *command[1:]], check=False).returncode:
+            raise RunStopped("the TrainJob has failed")
+
+    monkeypatch.setattr(launch.trainjob, "run", run)
+    nodes = {
+        "nodes": 2,
+        "resume": str(tmp_path / "volume" / "resume"),
+        "trainjob": TrainJob(claim="shared", mount=str(tmp_path / "volume"), gpus=0),
+    }
+    output = train(config(models), judgements, tmp_path / "t", **nodes)
+    artifacts.verify(output)
+    with pytest.raises(RunStopped, match=r"expected a lift above 0\.9"):
+        train(config(models, lift_over_bm25=0.9), judgements, tmp_path / "u", **nodes)
+    assert len(set(jobs)) == 2, "each is a TrainJob of its own"
+
+
+def test_two_trainings_of_one_process_may_differ_in_precision(models: Path, judgements: Path, tmp_path: Path) -> None:
+    for number, lora in enumerate((Lora(rank=4), Lora(rank=4, dropout=0.1))):  # folded: no autocast; not: autocast
+        train(config(models, lora=lora), judgements, tmp_path / str(number), precision="bf16")
 
 
 def test_workers_are_told_from_the_one_that_launches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,8 @@ x W^T + s (x A^T) B^T: three matrix products and two additions, the small ones f
 W' = W + s B A is made once after each step of the optimiser, and a layer is one product with W'. Going back, the
 gradients of A and B come from four thin products, and never from a dense gradient of W.
 
-The forward pass is that of the merged model to the last bit, so what is trained is what will score.
+The forward pass is that of the merged model to the last bit, so what is trained is what will score, but for the head's
+weights, which are saved in the precision of the others.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from distilrank.config import Lora
+from distilrank.errors import InputError
 
 ADAPTER = "default"  # peft's name for the only adapter
 
@@ -95,15 +98,20 @@ class Adapted:
             use_rslora=lora.variant == "rslora",
             use_dora=lora.variant == "dora",
         )
-        self.model = get_peft_model(model, config)
+        try:
+            self.model = get_peft_model(model, config)
+        except ValueError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"teacher.lora.targets {lora.targets!r}: peft cannot adapt them ({reason})") from error
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()  # bf16 would lose the small steps of the optimiser
-        if lora.fold and not lora.dropout and lora.variant != "dora":
-            for name, layer in list(self.model.named_modules()):
-                if isinstance(layer, LoraLinear):
-                    self._replace(name, folded := _FoldedLinear(layer))
-                    self._folded[name] = folded
+        layers = {name: layer for name, layer in self.model.named_modules() if isinstance(layer, BaseTunerLayer)}
+        linear = all(type(layer) is LoraLinear for layer in layers.values())  # those of embeddings are others
+        if lora.fold and not lora.dropout and lora.variant != "dora" and linear:
+            for name, layer in layers.items():
+                self._replace(name, folded := _FoldedLinear(layer))
+                self._folded[name] = folded
 
     @property
     def folds(self) -> bool:

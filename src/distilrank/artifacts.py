@@ -14,16 +14,44 @@ import resource
 import shutil
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from distilrank import progress
 from distilrank.errors import InputError, RunStopped
 
 SEAL = "digest.json"
 RECORD = "stage.json"
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the name `path` once it is complete and on the disk.
+
+    Until then its name is one that nobody else has: process ids are the same in pods that share a volume.
+
+    Raises:
+        FileNotFoundError: the folder was removed meanwhile.
+        InputError: the storage refuses.
+    """
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("xb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        partial.replace(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # write(2) does not know the file's name
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -67,6 +95,13 @@ def digest_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def code_digest() -> str:
+    """Digest of the library's own files, templates included: a version alone would not tell what edited code does."""
+    package = Path(__file__).parent
+    files = (path for pattern in ("*.py", "*.j2") for path in package.rglob(pattern))
+    return digest_json({path.relative_to(package).as_posix(): digest_file(path) for path in files})
 
 
 def _file_digests(folder: Path) -> dict[str, str]:

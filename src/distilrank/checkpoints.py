@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import pickle
 import shutil
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from distilrank import progress
+from distilrank import artifacts, progress
 
 KEPT = 2  # if the machine lost power while the newest was written, the one before it is whole
 
@@ -30,19 +30,23 @@ class Checkpoints:
         """Keep `state` (tensors, numbers, texts, lists and dicts of them) as that of `step`, and drop older ones."""
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:08d}.pt"
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        with partial.open("wb") as handle:
-            torch.save(state, handle)
-            handle.flush()
-            os.fsync(handle.fileno())
-        partial.replace(path)
+        # another attempt that came to its end has removed the folder: this one can do without
+        with contextlib.suppress(FileNotFoundError), artifacts.replacing(path) as handle:
+            try:
+                torch.save(state, handle)
+            except RuntimeError as error:  # torch hides what the storage said
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from error
+                raise
         for old in self._saved()[:-KEPT]:
             old.unlink(missing_ok=True)
 
     def load(self, stage: str) -> dict[str, Any] | None:
         """The newest state that is whole, on the CPU; None where there is none. `stage` names the progress lines."""
+        if self.folder is not None:
+            for stale in self.folder.glob(".step-*.partial"):  # of a killed attempt
+                stale.unlink(missing_ok=True)
         for path in reversed(self._saved()):
             try:
                 return torch.load(path, map_location="cpu", weights_only=True)

@@ -51,7 +51,7 @@ def setup(compute: Compute) -> Runtime:
         dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
         return Runtime(torch.device(name), dtype, "configured")
     if name == "cuda":
-        fast = torch.cuda.is_bf16_supported()
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
         reason = f"{torch.cuda.get_device_name()} {'has' if fast else 'lacks'} bf16"
     elif name == "cpu":
         unit = hardware.cpu_bf16()

@@ -7,6 +7,7 @@ killed and started again computes the same bits.
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import torch
@@ -49,6 +50,8 @@ def fuse(stage: str, model: nn.Module, compute: Compute, runtime: Runtime, opera
     missing = "" if packing.is_packed(model) else f"not for models of type {model.config.model_type}"
     if runtime.device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
         missing = "no C++ compiler on this machine"
+    if runtime.device.type == "cuda" and not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        missing = "no C compiler on this machine, which Triton needs"
     if compute.compile == "on" and missing:
         raise InputError(f"compute.compile: on, but {missing}; expected auto or off")
     long = operations >= PAYS_FROM.get(runtime.device.type, float("inf"))

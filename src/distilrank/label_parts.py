@@ -10,9 +10,7 @@ import contextlib
 import functools
 import json
 import operator
-import os
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, astuple, dataclass
@@ -121,33 +119,6 @@ class Labelled:
 # Files ------------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the name `path` once it is complete and on the disk.
-
-    Until then its name is one that nobody else has: process ids are the same in pods that share a volume.
-
-    Raises:
-        FileNotFoundError: the folder was removed meanwhile.
-        InputError: the storage refuses.
-    """
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("xb") as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        partial.replace(path)
-    except FileNotFoundError:
-        raise
-    except OSError as error:  # write(2) does not know the file's name
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-
-
 def windows(shard: Path, columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
     """The shard in order, so many rows at a time (fewer only at its end), with these columns of records.CANDIDATES.
 
@@ -229,7 +200,7 @@ class Parts:
     @staticmethod
     def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
         # The folder goes when another attempt has come to its end; what this one has scored it remembers.
-        with contextlib.suppress(FileNotFoundError), replacing(path) as handle:
+        with contextlib.suppress(FileNotFoundError), artifacts.replacing(path) as handle:
             write(handle)
 
     def _path(self, number: int) -> Path:
@@ -370,7 +341,7 @@ def _write(shard: Path, logits: np.ndarray, output: Path) -> int:
         stale.unlink(missing_ok=True)
     queries: set[str] = set()
     start = 0
-    with replacing(output) as handle, pq.ParquetWriter(handle, records.LABELS, compression="zstd") as writer:
+    with artifacts.replacing(output) as handle, pq.ParquetWriter(handle, records.LABELS, compression="zstd") as writer:
         for ids in windows(shard, IDS, GROUP_ROWS):
             labels = pa.array(logits[start : start + ids.num_rows])
             writer.write_table(pa.table([*ids.columns, labels], schema=records.LABELS))

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 
-import distilrank
 from distilrank import artifacts, encoding, fusion, label_manifest, progress, quality, records
 from distilrank import compute as computing
 from distilrank.config import Compute, Label
@@ -57,7 +56,7 @@ def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teac
             "device": runtime.device.type,  # as resolved: another node may resolve `auto` to another
             "dtype": str(runtime.dtype),
             **compute.model_dump(include={"compile", "deterministic"}),
-            "versions": [distilrank.__version__, torch.__version__, transformers.__version__],
+            "versions": [artifacts.code_digest(), torch.__version__, transformers.__version__],
         }
         folder = (
             Path(compute.resume) / f"{shard}-{artifacts.digest_json(inputs)[:16]}"

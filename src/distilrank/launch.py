@@ -7,9 +7,13 @@ The processes find one another by torchrun's environment, and accelerate takes i
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +27,7 @@ from distilrank.config import Compute, Section
 from distilrank.errors import InputError, RunStopped
 from distilrank.label_manifest import MANIFEST
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 Folders = Path | list[Path]
 ENDS: dict[str, type[Exception]] = {"InputError": InputError, "RunStopped": RunStopped}
 STAGES = {"teacher": "Teacher", "student": "Student"}
@@ -33,9 +38,19 @@ def processes(compute: Compute) -> int:
     """Processes of this machine that train together."""
     if compute.processes or compute.device == "cpu":
         return compute.processes or 1
+    return max(_gpus(), 1)
+
+
+def _gpus() -> int:
     import torch  # only where a GPU may be
 
-    return max(torch.cuda.device_count(), 1)
+    return torch.cuda.device_count()
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end this process when its parent is gone: two trainings in one folder would do harm."""
+    with contextlib.suppress(OSError, AttributeError):  # Linux alone can
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def is_worker() -> bool:
@@ -73,24 +88,37 @@ def run(
     if compute.nodes > 1:
         trainjob.check(compute)
         contents = {name: [_content(folder) for folder in _several(given)] for name, given in folders.items()}
-        key = artifacts.digest_json([stage, config.model_dump(mode="json"), contents, values])[:16]
+        settings = compute.model_dump(
+            mode="json", exclude={"resume", "trainjob", "price_per_hour", "checkpoint_seconds"}
+        )
+        decides = [stage, config.model_dump(mode="json"), contents, values, settings, artifacts.code_digest()]
+        key = artifacts.digest_json(decides)[:16]
         workspace = Path(compute.resume) / f"{stage}-nodes-{key}"  # pods see nothing of one another but the volume
         folders = {name: _copied(given, workspace / name) for name, given in folders.items()}
         task = _Task(stage, config, compute, folders, values, output=workspace / "output", folder=workspace)
         if not task.is_done():  # an attempt before this one may have seen it through
             command = ["torchrun", "-m", "distilrank.launch", str(task.write())]
-            trainjob.run(trainjob.job_name(stage, key), command, compute, stage)
+            try:
+                trainjob.run(trainjob.job_name(stage, key), command, compute, stage)
+            except RunStopped:
+                if task.outcome.exists():  # what the stage itself says, rather than that a pod has failed
+                    task.result()
+                raise
         result = task.result()
         artifacts.copy_tree(workspace / "output", output)
-        shutil.rmtree(workspace)
+        shutil.rmtree(workspace, ignore_errors=True)  # network volumes keep what somebody has open
         return result
     count = processes(compute)
+    if compute.device != "cpu" and 0 < _gpus() < count:
+        raise InputError(f"compute.processes is {count}, expected at most {_gpus()}, one a GPU of this machine")
     threads = compute.threads or max(hardware.cores() // count, 1)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     with tempfile.TemporaryDirectory() as scratch:
         task = _Task(stage, config, compute, folders, values, output=output, folder=Path(scratch))
         command = [*torchrun, "-m", "distilrank.launch", str(task.write())]
-        subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=False)
+        subprocess.run(
+            command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=False, preexec_fn=_die_with_parent
+        )
         return task.result()
 
 
@@ -188,10 +216,16 @@ def work(path: Path) -> None:
             found["result"] = result._asdict()
         except Exception as error:
             found |= {"error": type(error).__name__, "message": str(error)}
+            print(
+                f"process {os.environ.get('RANK', '0')}: {type(error).__name__}: {error}", file=sys.stderr, flush=True
+            )
             raise
         finally:
-            if is_main():
-                artifacts.write_json(Path(task["outcome"]), found)
+            outcome = Path(task["outcome"])
+            cause = found["error"] in ENDS  # rather than the broken connections that follow from it elsewhere
+            if (is_main() or cause) and (cause or not outcome.exists()):
+                with artifacts.replacing(outcome) as handle:
+                    handle.write(json.dumps(found).encode())
 
 
 def main() -> None:

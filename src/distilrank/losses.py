@@ -95,7 +95,9 @@ class Thresholds(nn.Module):
         self.gaps = nn.Parameter(start.diff().expm1().log())  # the inverse of softplus
 
     def forward(self) -> Tensor:
-        return torch.cat([self.first, self.first + softplus(self.gaps).cumsum(0)])
+        gaps = softplus(self.gaps)
+        up_to = torch.ones(len(gaps), len(gaps), device=gaps.device).tril()  # cumsum has no deterministic form on GPUs
+        return torch.cat([self.first, self.first + up_to @ gaps])
 
 
 def ordinal_cross_entropy(logit: Tensor, target: Tensor, thresholds: Tensor, weight: Tensor | None = None) -> Tensor:

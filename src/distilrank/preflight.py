@@ -88,7 +88,12 @@ def check(config: Config, *, schedule_time: str, output: Path) -> Resolved:
                 }
             )
         resolved = Resolved(
-            data_digest, code_digest(), bases[config.teacher.model], bases[config.student.model], *bounds, champion
+            data_digest,
+            artifacts.code_digest(),
+            bases[config.teacher.model],
+            bases[config.student.model],
+            *bounds,
+            champion,
         )
         parts = [part.name for part in log.parts] if log is not None else []
         found: dict[str, Any] = {
@@ -129,13 +134,6 @@ def _check_split(prepare: Prepare, version: str, folder: Path) -> None:
 
 
 @cache
-def code_digest() -> str:
-    """Digest of the library's own files, templates included: an image's tag alone would not tell what it computes."""
-    package = Path(__file__).parent
-    files = (path for pattern in ("*.py", "*.j2") for path in package.rglob(pattern))
-    return artifacts.digest_json({path.relative_to(package).as_posix(): artifacts.digest_file(path) for path in files})
-
-
 def _check_disk(least: float, output: Path) -> float:
     """Free GiB where `output` is."""
     free = shutil.disk_usage(output).free / 2**30

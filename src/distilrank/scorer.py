@@ -52,10 +52,9 @@ def collate(tokens: Tokens, rows: np.ndarray, pad_token: int, device: torch.devi
 
 def forward(model: torch.nn.Module, tokens: Tokens, rows: np.ndarray, device: torch.device) -> torch.Tensor:
     """Raw logits of the pairs `rows`, shape (rows,): packed where the model can be, else padded."""
-    inner = getattr(model, "module", model)  # within DistributedDataParallel
-    if packing.is_packed(inner):
+    if packing.is_packed(model):
         return packing.logits(model, tokens, rows, device)
-    return model(**collate(tokens, rows, inner.config.pad_token_id, device)).logits[:, 0]
+    return model(**collate(tokens, rows, model.config.pad_token_id, device)).logits[:, 0]
 
 
 def load_model(folder: Path, runtime: compute.Runtime, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -83,12 +82,16 @@ def load_model(folder: Path, runtime: compute.Runtime, dtype: torch.dtype | None
     model.config.problem_type = "regression"
     for head in (module for module in model.modules() if isinstance(module, torch.nn.Linear)):
         if head.out_features == 1:  # a logit in bf16 has two digits: too few to rank by
-            head.float().register_forward_pre_hook(_as_weights)
+            head.float().__class__ = _Head
     return model.to(runtime.device)
 
 
-def _as_weights(module: torch.nn.Linear, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-    return (inputs[0].to(module.weight.dtype),)
+class _Head(torch.nn.Linear):
+    """Computes in its weights' precision, whatever its input has and autocast wants."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.to(self.weight.dtype))
 
 
 def load_encoder(folder: Path, text: Text, kind: str = "auto") -> encoding.Encoder:
@@ -125,8 +128,7 @@ def score_encoded(
 ) -> np.ndarray:
     """Raw logits of pairs, float32, shape (n,), in the order given; a batch has at most `budget` tokens."""
     logits = np.empty(len(tokens), np.float32)
-    inner = getattr(model, "module", model)
-    if packing.is_packed(inner):
+    if packing.is_packed(model):
         batches = batching.consecutive(np.argsort(tokens.queries, kind="stable"), tokens.lengths, budget)
     else:
         batches = batching.by_length(tokens.lengths, budget)

@@ -164,7 +164,7 @@ def train(
             queries = [pairs.column("query")[int(lists.rows[unit][0])].as_py() for unit in units[:3]]
             return f"queries {', '.join(map(repr, queries))} and {len(units) - len(queries)} more"
 
-        checkpoints = training.checkpoints_of("student", compute, record.inputs, config)
+        checkpoints = training.checkpoints_of("student", compute, runtime, record.inputs, config)
         outcome = training.fit(
             "student",
             training.Logits(model, runtime.device),

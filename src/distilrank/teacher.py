@@ -99,7 +99,7 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, model_digest: 
             "tokens": len(encoded.ids),
             "truncated": truncated,
         }
-        checkpoints = training.checkpoints_of("teacher", compute, record.inputs, config)
+        checkpoints = training.checkpoints_of("teacher", compute, runtime, record.inputs, config)
         outcome = _fit(config, compute, runtime, adapted, fitting, encoded, dev, dev_encoded, checkpoints)
         if not launch.is_main():
             return TeacherResult(outcome.best, 0.0)  # the first process does what one can do alone

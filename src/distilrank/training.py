@@ -17,11 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import torch
+import transformers
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from pydantic import BaseModel
 from torch import Tensor, nn
-from transformers import get_linear_schedule_with_warmup, set_seed
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import set_seed
 
 from distilrank import artifacts, progress
 from distilrank.checkpoints import Checkpoints
@@ -65,15 +69,23 @@ def seed_everything(seed: int) -> None:
     set_seed(seed)
 
 
-def checkpoints_of(stage: str, compute: Compute, inputs: dict[str, str], config: BaseModel) -> Checkpoints:
+AFTERWARDS = {"calibration", "lift_over_bm25", "max_ece", "disagreements"}
+"""Knobs that have a say only once a training is over: one that they refuse need not be repeated when they change."""
+
+
+def checkpoints_of(
+    stage: str, compute: Compute, runtime: Runtime, inputs: dict[str, str], config: BaseModel
+) -> Checkpoints:
     """The checkpoints of a training: below `compute.resume`, in a folder named by all that decides its course."""
     if not compute.resume:
         return Checkpoints(None)
     decides = {
         "inputs": inputs,
-        "config": config.model_dump(mode="json"),
-        "compute": compute.model_dump(include={"device", "precision", "compile", "deterministic"}),
+        "config": config.model_dump(mode="json", exclude=AFTERWARDS),
+        "compute": compute.model_dump(include={"compile", "deterministic"}),
+        "runtime": [runtime.device.type, str(runtime.dtype)],  # as resolved: another node may resolve `auto` to another
         "processes": os.environ.get("WORLD_SIZE", "1"),
+        "versions": [artifacts.code_digest(), torch.__version__, transformers.__version__, peft.__version__],
     }
     return Checkpoints(Path(compute.resume) / f"{stage}-{artifacts.digest_json(decides)[:16]}")
 
@@ -127,6 +139,7 @@ def fit(
     Raises:
         RunStopped: the loss or its gradient is not finite, or the device's memory is too small.
     """
+    AcceleratorState._reset_state()  # or a second training in this process would have to have the first one's precision
     accelerator = Accelerator(
         mixed_precision="bf16" if runtime.bf16 and autocast else "no",
         cpu=runtime.device.type == "cpu",
@@ -142,7 +155,9 @@ def fit(
     if world > 1:
         size = math.ceil(optimiser.accumulate / world) * world
         progress.announce(stage, "note", f"{world} processes, {size} batches a step")
-    schedule = get_linear_schedule_with_warmup(adamw, max(int(len(steps) * optimiser.warmup), 1), len(steps))
+    rising = max(round(len(steps) * optimiser.warmup), 1)
+    falling = max(len(steps) - rising, 1)
+    schedule = LambdaLR(adamw, lambda done: min((done + 1) / rising, (len(steps) - done) / falling))
     looks = {round(len(steps) * look / optimiser.evaluations) for look in range(1, optimiser.evaluations + 1)} - {0}
     counter = progress.Counter(stage, sum(len(batches) for _, batches in steps), "batches")
     outcome, best_weights, losses = Outcome(), {}, []

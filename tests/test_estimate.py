@@ -1,0 +1,74 @@
+"""What a run will take, told from a sample."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from distilrank import artifacts, encoding, estimate, records, scorer
+from distilrank.config import Compute, Config, DemoShop, Label, Lora, Optimiser, Teacher, parameters
+from pipelines.distill import distill
+from pipelines.estimate import estimate as pipeline
+from tests.test_models import pairs
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    for split, seed in (("train", 1), ("dev", 2)):
+        records.write(pairs(12, 5, seed), tmp_path / "judgements" / f"{split}.parquet", records.JUDGED)
+    artifacts.seal(tmp_path / "judgements")
+    for number in range(2):
+        path = tmp_path / "candidates" / f"shard-{number:05d}.parquet"
+        records.write(pairs(9, 5, 3 + number), path, records.CANDIDATES)
+    artifacts.seal(tmp_path / "candidates")
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind, rank", [("decoder", 4), ("encoder", 0)])
+def test_rows_and_tokens_are_those_of_the_data(prepared: Path, models: Path, monkeypatch, kind: str, rank: int) -> None:
+    monkeypatch.setattr(estimate, "SECONDS", 0.2)
+    teacher = Teacher(model=str(models / kind), lora=Lora(rank=rank), optimiser=Optimiser(epochs=3, evaluations=2))
+    compute = Compute(device="cpu", precision="fp32", threads=1, price_per_hour=1000.0)
+    found = estimate.estimate(
+        teacher,
+        Label(),
+        compute,
+        judgements=prepared / "judgements",
+        candidates=prepared / "candidates",
+        output=prepared / "spend",
+    )
+    assert found == artifacts.read_json(prepared / "spend" / "estimate.json")
+    encoder = scorer.load_encoder(models / kind, teacher.text, teacher.kind)
+    tokens = [
+        len(encoding.encode_table(encoder, records.read(path, schema), teacher.text).ids)
+        for path, schema in (
+            (prepared / "judgements" / "train.parquet", records.JUDGED),
+            (prepared / "candidates" / "shard-00000.parquet", records.CANDIDATES),
+        )
+    ]
+    training, labelling = found["training"], found["labelling"]
+    assert (training["rows"], training["tokens"]) == (60, 3 * tokens[0])
+    assert (labelling["rows"], labelling["tokens"], labelling["shards"]) == (90, 2 * tokens[1], 2)
+    for one in (training, labelling):
+        assert one["device_hours"] >= one["tokens"] / one["tokens_per_second"] / 3600 * 0.9 - 1e-4
+        assert one["price"] == pytest.approx(1000 * one["device_hours"], abs=0.1)
+
+
+def test_nothing_has_a_price_that_is_not_known(prepared: Path, models: Path, monkeypatch) -> None:
+    monkeypatch.setattr(estimate, "SECONDS", 0.05)
+    folders = {name: prepared / name for name in ("judgements", "candidates")}
+    compute = Compute(device="cpu", precision="fp32", threads=1)
+    found = estimate.estimate(
+        Teacher(model=str(models / "decoder")), Label(), compute, **folders, output=prepared / "spend"
+    )
+    assert found["training"]["price"] is None and found["labelling"]["price"] is None
+
+
+def test_a_run_takes_over_what_the_estimate_prepared() -> None:
+    ours, theirs = (one.pipeline_spec for one in (pipeline, distill))
+    for task in ("check-inputs", "prepare-data"):
+        one, other = (spec.root.dag.tasks[task] for spec in (ours, theirs))
+        assert one.inputs == other.inputs, "the cache goes by a stage's inputs"
+    settings = parameters(Config(data=DemoShop(source="demo_shop")))
+    assert set(pipeline.component_spec.inputs) - {"schedule_time"} <= set(settings)
