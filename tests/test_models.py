@@ -180,6 +180,19 @@ def test_the_prompt_may_hold_braces_and_placeholders_in_its_text(models: Path) -
     assert encoder.tokenizer.decode(encoded.row(0)) == "sofa {product} {x} with red {query} with sofa {product} {x}"
 
 
+def test_a_tokenizer_that_cannot_pad_is_refused(models: Path, tmp_path: Path) -> None:
+    decoder = scorer.load_encoder(models / "decoder", TeacherText())
+    assert decoder.tokenizer.pad_token == decoder.tokenizer.eos_token
+    shutil.copytree(models / "decoder", tmp_path / "bare")
+    path = tmp_path / "bare" / "tokenizer_config.json"
+    settings = artifacts.read_json(path)
+    artifacts.write_json(
+        path, {name: value for name, value in settings.items() if name not in ("eos_token", "pad_token")}
+    )
+    with pytest.raises(InputError, match="neither a pad token nor an end token"):
+        scorer.load_encoder(tmp_path / "bare", TeacherText())
+
+
 def test_kind_is_told_from_the_architecture(models: Path) -> None:
     assert isinstance(scorer.load_encoder(models / "encoder", Text()), PairEncoder)
     with pytest.raises(InputError, match="a decoder needs a prompt template"):

@@ -98,6 +98,10 @@ def load_encoder(folder: Path, text: Text, kind: str = "auto") -> encoding.Encod
     """The way in which the model of `folder` is shown pairs; its tokenizer pads with eos where it has no pad token."""
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise InputError(
+                f"{folder}: its tokenizer has neither a pad token nor an end token, expected one to pad with"
+            )
         tokenizer.pad_token = tokenizer.eos_token
     limit = AutoConfig.from_pretrained(folder).max_position_embeddings
     encoder = kind == "encoder" or (kind == "auto" and encoding.is_encoder(folder))
