@@ -74,6 +74,8 @@ def teacher_config(models: Path, **changes) -> Teacher:
         "lora": Lora(rank=8, alpha=16),
         "optimiser": Optimiser(epochs=15, learning_rate=3e-3, batch_tokens=400, evaluations=3),
         "lift_over_bm25": -1.0,
+        "min_deviation": 0,  # of weights so small and random
+        "max_ece": 1.0,
     }
     return Teacher(**knobs | changes)
 

@@ -56,8 +56,10 @@ class Shop:
                 "model": str(models / "decoder"),
                 "lift_over_bm25": -1,  # random weights cannot beat it
                 "lora": {"rank": 4},
+                "min_deviation": 0,
                 "optimiser": {"epochs": 1, "evaluations": 1},
             },
+            "label": {"min_deviation": 0},
             "student": {"model": str(models / "encoder"), "optimiser": {"epochs": 1, "evaluations": 1}},
             "evaluate": {"bootstrap": 200, "cluster_bootstrap": 50, "latency_pairs": 32},
             "gate": {

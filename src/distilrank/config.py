@@ -526,6 +526,9 @@ class Teacher(Section):
     max_ece: Share = Field(
         0.2, description="Stop before labelling where the calibration error on dev exceeds this; 1: any."
     )
+    min_deviation: Annotated[float, Field(ge=0)] = Field(
+        0.01, description="It has collapsed if the standard deviation of its logits on dev is below this; 0: any."
+    )
     disagreements: Count = Field(
         100, description="Judgements that the teacher contradicts most surely, written out for review."
     )

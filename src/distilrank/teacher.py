@@ -31,8 +31,7 @@ from distilrank.config import Compute, Label, Teacher
 from distilrank.errors import RunStopped
 from distilrank.scorer import DESCRIPTION, METRICS, calibrate, describe, load_encoder, load_model
 
-# a teacher that labelling would refuse is refused before
-MIN_DEVIATION, MIN_DISTINCT = Label().min_deviation, Label().min_distinct
+MIN_DISTINCT = Label().min_distinct  # a teacher that labelling would refuse is refused before
 
 
 class TeacherResult(NamedTuple):
@@ -137,7 +136,7 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, model_digest: 
             f"dev nDCG@10 {reached['teacher']:.4f}, BM25 {reached['bm25']:.4f}, random {reached['random']:.4f}; "
             f"calibration error {error:.3f}",
         )
-        _refuse(config, reached, error, quality.collapsed(logits, MIN_DEVIATION, MIN_DISTINCT))
+        _refuse(config, reached, error, quality.collapsed(logits, config.min_deviation, MIN_DISTINCT))
         artifacts.seal(output)
         checkpoints.clear()
     return TeacherResult(reached["teacher"], reached["teacher"] - reached["bm25"])
