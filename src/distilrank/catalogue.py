@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import pyarrow.compute as pc
 from selectolax.lexbor import LexborHTMLParser
 
 from distilrank import normalise, records
+from distilrank.ahead import ahead
 from distilrank.problems import EXAMPLES, Problems
 
 SHORT_FIELDS = tuple(name for name in records.PRODUCT_FIELDS if name != "description")
@@ -114,7 +114,7 @@ class Catalogue:
         self.descriptions = Spool(scratch / "descriptions")
         short: list[pa.RecordBatch] = []
         schema = pa.schema([records.PRODUCTS.field(name) for name in ("product_id", *SHORT_FIELDS)])
-        for batch in _ahead(batches):
+        for batch in ahead(iter(batches)):  # Arrow reads on another core
             columns = [clean_column(batch.column(name)) for name in SHORT_FIELDS]
             self.descriptions.add(clean_column(batch.column("description")))
             short.append(pa.record_batch([batch.column("product_id"), *columns], schema=schema))
@@ -200,16 +200,6 @@ class Catalogue:
             examples=[repr(key) for key in twins[:EXAMPLES].to_pylist()],
             fatal=False,
         )
-
-
-def _ahead(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The batches, the next one read while the last one is worked on: Arrow reads on another core."""
-    source = iter(batches)
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, source, None)
-        while (batch := coming.result()) is not None:
-            coming = pool.submit(next, source, None)
-            yield batch
 
 
 def bare_ids(ids: pa.Array) -> pa.Array:
