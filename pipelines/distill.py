@@ -6,12 +6,11 @@ from components.drift import measure_drift
 from components.evaluate import evaluate_student
 from components.gate import decide
 from components.label import label_shard
-from components.preflight import check_inputs
-from components.prepare import prepare_data
 from components.promote import promote_student
 from components.report import render_report
 from components.student import distil_student
 from components.teacher import train_teacher
+from pipelines.start import start
 
 
 @dsl.pipeline(
@@ -38,7 +37,7 @@ def distill(
 
     `schedule_time` (ISO 8601) is what `window.end: schedule` means; empty: the moment at which preflight runs.
     """
-    checked = check_inputs(
+    checked, prepared = start(
         schedule_time=schedule_time,
         data=data,
         window=window,
@@ -49,17 +48,8 @@ def distill(
         student=student,
         registry=registry,
     )
-    checked.set_caching_options(False).set_display_name("preflight")
     champion = checked.outputs["champion"]
 
-    prepared = prepare_data(
-        reference_start=checked.outputs["reference_start"],
-        newest_start=checked.outputs["newest_start"],
-        newest_end=checked.outputs["newest_end"],
-        data_digest=checked.outputs["data_digest"],
-        config=prepare,
-        data=data,
-    ).set_display_name("prepare")
     judgements = prepared.outputs["judgements"]
     candidates = prepared.outputs["candidates"]
     traffic = prepared.outputs["traffic"]

@@ -3,8 +3,7 @@
 from kfp import dsl
 
 from components.estimate import estimate_spend
-from components.preflight import check_inputs
-from components.prepare import prepare_data
+from pipelines.start import start
 
 
 @dsl.pipeline(name="estimate", description="Tell rows, tokens, device hours and cost of a distill run.")
@@ -21,7 +20,7 @@ def estimate(
     schedule_time: str = "",
 ):
     """The first stages are those of `distill`, which takes them over from the cache."""
-    checked = check_inputs(
+    _, prepared = start(
         schedule_time=schedule_time,
         data=data,
         window=window,
@@ -32,15 +31,6 @@ def estimate(
         student=student,
         registry=registry,
     )
-    checked.set_caching_options(False).set_display_name("preflight")
-    prepared = prepare_data(
-        reference_start=checked.outputs["reference_start"],
-        newest_start=checked.outputs["newest_start"],
-        newest_end=checked.outputs["newest_end"],
-        data_digest=checked.outputs["data_digest"],
-        config=prepare,
-        data=data,
-    ).set_display_name("prepare")
     estimated = estimate_spend(
         judgements=prepared.outputs["judgements"],
         candidates=prepared.outputs["candidates"],
