@@ -202,7 +202,7 @@ def write_teacher(folder: str, tiny: bool) -> None:
     import torch
     from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-    from distilrank import compute, models, scorer
+    from distilrank import compute, models, network, scorer
 
     config, output = Teacher(), Path(folder)
     torch.manual_seed(SEED)
@@ -219,7 +219,7 @@ def write_teacher(folder: str, tiny: bool) -> None:
         model = BertForSequenceClassification(BertConfig(**shape))
     else:
         base = models.resolve(config.model)
-        model = scorer.load_model(base, compute.setup(Compute()))
+        model = network.load_model(base, compute.setup(Compute()))
         tokenizer = scorer.load_encoder(base, config.text).tokenizer
     model.config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(output)

@@ -36,13 +36,13 @@ ARMS = {
     "query, product, query; pairs drawn singly; LoRA r=16, rate 5e-4": [],
     "whole queries in a batch": ["teacher.batches=queries"],
     "prompt without the words `query:` and `product:`": [r'teacher.text.template="{query}\n{product}\n{query}"'],
+    "3 epochs": ["teacher.optimiser.epochs=3"],
     "rank 32": ["teacher.lora.rank=32", "teacher.lora.alpha=64"],
     "rate 1e-3": ["teacher.optimiser.learning_rate=1e-3"],
     "ordinal": ["teacher.objective=ordinal"],
     "query, product (the query not repeated)": [r'teacher.text.template="query: {query}\nproduct: {product}"'],
     "rsLoRA": ["teacher.lora.variant=rslora"],
     "rate 2.5e-4": ["teacher.optimiser.learning_rate=2.5e-4"],
-    "3 epochs": ["teacher.optimiser.epochs=3"],
 }
 
 

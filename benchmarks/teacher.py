@@ -34,6 +34,7 @@ from distilrank import (
     fusion,
     losses,
     models,
+    network,
     packing,
     prepare,
     records,
@@ -129,7 +130,7 @@ class Plain:
 
     def logits(self, tokens: encoding.Tokens, at: np.ndarray) -> torch.Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
-            return self.model(**scorer.collate(tokens, at, self.pad, self.device)).logits[:, 0].float()
+            return self.model(**network.collate(tokens, at, self.pad, self.device)).logits[:, 0].float()
 
     def train(self, tokens: encoding.Tokens, target: torch.Tensor, at: np.ndarray) -> None:
         self.model.train()
@@ -154,7 +155,7 @@ class Ours:
 
     def __init__(self, folder: Path, pad: int, runtime: compute.Runtime, whole_queries: bool) -> None:
         torch.manual_seed(SEED)
-        base = scorer.load_model(folder, runtime)
+        base = network.load_model(folder, runtime)
         base.config.pad_token_id = pad
         self.adapted = adapters.Adapted(base, Teacher().lora)
         self.runtime, self.whole_queries = runtime, whole_queries
@@ -192,7 +193,7 @@ class Ours:
 
     def score(self, tokens: encoding.Tokens, at: np.ndarray) -> np.ndarray:
         mine = tokens.take(at)
-        return scorer.score_encoded(self.model, mine, self.runtime.device, Teacher().score_tokens)
+        return network.score_encoded(self.model, mine, self.runtime.device, Teacher().score_tokens)
 
 
 # Measuring --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from distilrank import scorer
+from distilrank import network, scorer
 from distilrank.adapters import Adapted
 from distilrank.compute import Runtime
 from distilrank.config import Lora, TeacherText
@@ -29,7 +29,7 @@ def tokens(models: Path) -> Tokens:
 
 def adapted(models: Path, dtype: torch.dtype = torch.float32, **knobs) -> Adapted:
     seed_everything(5)
-    model = scorer.load_model(models / "decoder", Runtime(CPU, dtype, "test"))
+    model = network.load_model(models / "decoder", Runtime(CPU, dtype, "test"))
     model.config.pad_token_id = 1
     one = Adapted(model, Lora(rank=4, alpha=8, **knobs))
     generator = torch.Generator().manual_seed(1)
@@ -43,7 +43,7 @@ def adapted(models: Path, dtype: torch.dtype = torch.float32, **knobs) -> Adapte
 
 def run(one: Adapted, tokens: Tokens) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     one.model.train()
-    logits = scorer.forward(one.model, tokens, np.arange(len(tokens)), CPU)
+    logits = network.forward(one.model, tokens, np.arange(len(tokens)), CPU)
     logits.square().sum().backward()
     return logits.detach(), {name.replace(".layer.", "."): w.grad for name, w in one.trained().items()}
 
@@ -61,20 +61,20 @@ def test_folded_adapters_have_the_logits_and_gradients_of_peft(models: Path, tok
 
 def test_what_was_trained_is_what_is_merged_to_the_last_bit(models: Path, tokens: Tokens, tmp_path: Path) -> None:
     one = adapted(models, torch.bfloat16)
-    trained = scorer.score_encoded(one.model, tokens, CPU, 10_000)
+    trained = network.score_encoded(one.model, tokens, CPU, 10_000)
     merged = one.merged(tmp_path / "adapter")
     assert not isinstance(merged, PeftModel)
     assert not any("lora" in name or "folded" in name for name in merged.state_dict())
-    np.testing.assert_array_equal(scorer.score_encoded(merged, tokens, CPU, 10_000), trained)
+    np.testing.assert_array_equal(network.score_encoded(merged, tokens, CPU, 10_000), trained)
 
 
 def test_the_saved_adapter_is_one_that_peft_loads(models: Path, tokens: Tokens, tmp_path: Path) -> None:
     one = adapted(models)
-    trained = scorer.score_encoded(one.model, tokens, CPU, 10_000)
+    trained = network.score_encoded(one.model, tokens, CPU, 10_000)
     one.merged(tmp_path / "adapter")
-    base = scorer.load_model(models / "decoder", Runtime(CPU, torch.float32, "test"))
+    base = network.load_model(models / "decoder", Runtime(CPU, torch.float32, "test"))
     loaded = PeftModel.from_pretrained(base, tmp_path / "adapter")
-    np.testing.assert_allclose(scorer.score_encoded(loaded, tokens, CPU, 10_000), trained, atol=1e-5)
+    np.testing.assert_allclose(network.score_encoded(loaded, tokens, CPU, 10_000), trained, atol=1e-5)
 
 
 @pytest.mark.parametrize("knobs", [{"dropout": 0.1}, {"variant": "dora"}, {"fold": False}])
@@ -83,12 +83,12 @@ def test_what_cannot_be_folded_is_left_to_peft(models: Path, tokens: Tokens, kno
     assert not one.folds
     _, gradients = run(one, tokens)
     assert all(gradient is not None for gradient in gradients.values())
-    trained = scorer.score_encoded(one.model, tokens, CPU, 10_000)
-    np.testing.assert_allclose(scorer.score_encoded(one.merged(None), tokens, CPU, 10_000), trained, atol=1e-4)
+    trained = network.score_encoded(one.model, tokens, CPU, 10_000)
+    np.testing.assert_allclose(network.score_encoded(one.merged(None), tokens, CPU, 10_000), trained, atol=1e-4)
 
 
 def test_rank_0_trains_all_weights(models: Path) -> None:
-    model = scorer.load_model(models / "decoder", Runtime(CPU, torch.bfloat16, "test"))
+    model = network.load_model(models / "decoder", Runtime(CPU, torch.bfloat16, "test"))
     one = Adapted(model, Lora(rank=0))
     assert len(one.trained()) == len(list(model.parameters())) and not one.folds
     assert {weight.dtype for weight in one.trained().values()} == {torch.float32}
@@ -104,8 +104,8 @@ def test_frozen_weights_stay_in_their_precision_and_adapters_train_in_fp32(model
 def test_adapters_of_embeddings_are_not_lost(models: Path, tokens: Tokens) -> None:
     one = adapted(models, targets=("q_proj", "embed_tokens"))
     assert not one.folds
-    trained = scorer.score_encoded(one.model, tokens, CPU, 10_000)
-    np.testing.assert_allclose(scorer.score_encoded(one.merged(None), tokens, CPU, 10_000), trained, atol=1e-4)
+    trained = network.score_encoded(one.model, tokens, CPU, 10_000)
+    np.testing.assert_allclose(network.score_encoded(one.merged(None), tokens, CPU, 10_000), trained, atol=1e-4)
 
 
 def test_targets_that_are_not_there_are_named(models: Path) -> None:

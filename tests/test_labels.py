@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.machine import measure
-from distilrank import artifacts, compute, label_manifest, label_parts, labels, records, scorer
+from distilrank import artifacts, compute, label_manifest, label_parts, labels, network, records, scorer
 from distilrank.config import Compute, Label, TeacherText
 from distilrank.errors import InputError, RunStopped
 from tests import label_victims as victims
@@ -327,7 +327,7 @@ def taught(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _teacher(models: Path, output: Path, text: TeacherText = TeacherText()) -> Path:  # noqa: B008 - it is frozen
     torch.manual_seed(0)
-    model = scorer.load_model(models / "decoder", compute.setup(COMPUTE))
+    model = network.load_model(models / "decoder", compute.setup(COMPUTE))
     torch.nn.init.normal_(model.score.weight)
     encoder = scorer.load_encoder(models / "decoder", text)
     model.config.pad_token_id = encoder.tokenizer.pad_token_id
@@ -430,7 +430,7 @@ def test_parts_that_were_moved_are_refused(
     def interrupted(*arguments) -> np.ndarray:
         if next(calls) % 4 == 3:
             raise KeyboardInterrupt
-        return scorer.score_encoded(*arguments)
+        return network.score_encoded(*arguments)
 
     monkeypatch.setattr(labels, "score_encoded", interrupted)
     shared = {"shard": "shard-00000", "candidates": prepared, "output": tmp_path / "labels"}

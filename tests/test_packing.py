@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from distilrank import batching, fusion, packing, scorer
+from distilrank import batching, fusion, network, packing, scorer
 from distilrank.compute import Runtime, setup
 from distilrank.config import Compute, TeacherText
 from distilrank.encoding import Tokens, encode_table
@@ -49,7 +49,7 @@ def small(kind: str, **knobs) -> torch.nn.Module:
 def padded(model: torch.nn.Module, tokens: Tokens, rows: np.ndarray) -> torch.Tensor:
     model.config._attn_implementation = "eager"
     try:
-        return scorer.forward(model, tokens, rows, CPU)
+        return network.forward(model, tokens, rows, CPU)
     finally:
         model.config._attn_implementation = packing.ATTENTION
 
@@ -66,7 +66,7 @@ def test_packed_batches_give_the_logits_and_gradients_of_padded_ones(kind: str) 
     for parameter in model.parameters():
         assert parameter.requires_grad
     found = {}
-    for name, function in (("packed", scorer.forward), ("padded", None)):
+    for name, function in (("packed", network.forward), ("padded", None)):
         model.zero_grad()
         logits = function(model, tokens, rows, CPU) if function else padded(model, tokens, rows)
         logits.square().sum().backward()
@@ -114,16 +114,16 @@ def test_a_pair_that_begins_as_another_keeps_its_last_token() -> None:
 def test_a_window_of_attention_that_is_too_small_is_refused() -> None:
     model = small("mistral", sliding_window=6)
     with pytest.raises(InputError, match="a pair of 9 tokens, the model's attention window has 6"):
-        scorer.forward(model, tokens_of([[1, 2]], [[[3] * 7]]), np.arange(1), CPU)
+        network.forward(model, tokens_of([[1, 2]], [[[3] * 7]]), np.arange(1), CPU)
 
 
 def test_the_head_computes_in_fp32(models: Path) -> None:
     runtime = Runtime(CPU, torch.bfloat16, "test")
-    model = scorer.load_model(models / "decoder", runtime)
+    model = network.load_model(models / "decoder", runtime)
     encoder = scorer.load_encoder(models / "decoder", TeacherText())
-    logits = scorer.score_encoded(model, encode_table(encoder, pairs(30, 5, 1), encoder_text()), CPU, 500)
+    logits = network.score_encoded(model, encode_table(encoder, pairs(30, 5, 1), encoder_text()), CPU, 500)
     with torch.autocast("cpu", torch.bfloat16):
-        autocast = scorer.score_encoded(model, encode_table(encoder, pairs(30, 5, 1), encoder_text()), CPU, 500)
+        autocast = network.score_encoded(model, encode_table(encoder, pairs(30, 5, 1), encoder_text()), CPU, 500)
     for one in (logits, autocast):
         as_bf16 = torch.from_numpy(one).bfloat16().float().numpy()
         assert (as_bf16 != one).mean() > 0.5
@@ -135,13 +135,13 @@ def encoder_text() -> TeacherText:
 
 
 def test_saved_models_do_not_name_our_attention(models: Path, tmp_path: Path) -> None:
-    scorer.load_model(models / "decoder", setup(FP32)).save_pretrained(tmp_path)
+    network.load_model(models / "decoder", setup(FP32)).save_pretrained(tmp_path)
     assert packing.ATTENTION not in (tmp_path / "config.json").read_text()
 
 
 def test_batches_are_halved_until_they_fit() -> None:
     model, tokens = small("llama"), tokens_of([[1, 2]] * 3, [[[3], [4, 5]]] * 3)
-    whole = scorer.score_encoded(model, tokens, CPU, 1000)
+    whole = network.score_encoded(model, tokens, CPU, 1000)
     sizes = []
 
     def scarce(module, args, kwargs):
@@ -150,7 +150,7 @@ def test_batches_are_halved_until_they_fit() -> None:
             raise torch.OutOfMemoryError("out of memory")
 
     hook = model.model.register_forward_pre_hook(scarce, with_kwargs=True)
-    np.testing.assert_allclose(scorer.score_encoded(model, tokens, CPU, 1000), whole, atol=1e-6)
+    np.testing.assert_allclose(network.score_encoded(model, tokens, CPU, 1000), whole, atol=1e-6)
     assert max(sizes) > 6 >= min(sizes)
     hook.remove()
 
@@ -159,7 +159,7 @@ def test_batches_are_halved_until_they_fit() -> None:
 
     model.model.register_forward_pre_hook(full)
     with pytest.raises(RunStopped, match=r"out of memory on cpu with one pair of \d tokens.*text.max_tokens"):
-        scorer.score_encoded(model, tokens, CPU, 1000)
+        network.score_encoded(model, tokens, CPU, 1000)
 
 
 # Batches --------------------------------------------------------------------------------------------------------------
@@ -195,11 +195,11 @@ def test_layers_are_fused_only_where_it_pays(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_fused_layers_give_the_same_logits() -> None:
     model, tokens = small("llama"), tokens_of([[1, 2]] * 3, [[[3], [4, 5]]] * 3)
-    plain = scorer.score_encoded(model, tokens, CPU, 1000)
+    plain = network.score_encoded(model, tokens, CPU, 1000)
     try:
         fused = fusion.fuse("teacher", model, FP32.model_copy(update={"compile": "on"}), setup(FP32), 0.0)
     except InputError as error:
         pytest.skip(str(error))
     assert fused
-    np.testing.assert_allclose(scorer.score_encoded(model, tokens, CPU, 1000), plain, atol=1e-5)
-    np.testing.assert_allclose(scorer.score_encoded(model, tokens, CPU, 8), plain, atol=1e-5)
+    np.testing.assert_allclose(network.score_encoded(model, tokens, CPU, 1000), plain, atol=1e-5)
+    np.testing.assert_allclose(network.score_encoded(model, tokens, CPU, 8), plain, atol=1e-5)

@@ -15,7 +15,8 @@ import torch
 from distilrank import adapters, artifacts, batching, encoding, losses, models, progress, records, training
 from distilrank import compute as computing
 from distilrank.config import Compute, Label, Teacher
-from distilrank.scorer import load_encoder, load_model, score_encoded
+from distilrank.network import load_model, score_encoded
+from distilrank.scorer import load_encoder
 
 ESTIMATE = "estimate.json"
 STAGE = "estimate"

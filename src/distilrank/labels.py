@@ -17,7 +17,8 @@ from distilrank.config import Compute, Label
 from distilrank.errors import InputError
 from distilrank.label_manifest import MANIFEST
 from distilrank.label_parts import IDS, Device, Parts, Scored, label_rows
-from distilrank.scorer import DESCRIPTION, METRICS, Scorer, score_encoded
+from distilrank.network import score_encoded
+from distilrank.scorer import DESCRIPTION, METRICS, Scorer
 
 LABELS = "labels.parquet"
 

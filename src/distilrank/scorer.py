@@ -1,10 +1,8 @@
-"""Scoring of (query, product) pairs with a teacher or a student: the one forward path that all stages share."""
+"""Scoring of (query, product) pairs with the folder that the teacher or the student stage wrote."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,86 +10,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
-import torch
-import transformers
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
-from distilrank import artifacts, batching, calibration, compute, encoding, packing, progress, records, registry
+from distilrank import artifacts, calibration, compute, encoding, progress, records, registry
 from distilrank.ahead import ahead
 from distilrank.config import Compute, TeacherText, Text, parse
-from distilrank.encoding import Tokens
-from distilrank.errors import InputError, RunStopped
+from distilrank.errors import InputError
+from distilrank.network import load_model, score_encoded
 from distilrank.sources.reading import File
-
-# Its bars and its report of a head that we train anew tell our users nothing.
-transformers.utils.logging.set_verbosity_error()
-transformers.utils.logging.disable_progress_bar()
 
 DESCRIPTION = "distilrank.json"
 METRICS = "metrics.json"
 CHUNK_ROWS = 20_000  # rows whose tokens are held at a time, while those of the next ones are made
-
-
-def collate(tokens: Tokens, rows: np.ndarray, pad_token: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Pad pairs on the right to their longest: int64 tensors of shape (rows, tokens), with an attention mask."""
-    lengths = tokens.lengths[rows]
-    column = np.arange(lengths.max())[None]
-    real = column < lengths[:, None]
-    at = tokens.starts[rows][:, None] + np.minimum(column, lengths[:, None] - 1)
-    batch = {
-        "input_ids": np.where(real, tokens.ids[at], pad_token).astype(np.int64),
-        "attention_mask": real.astype(np.int64),
-    }
-    if tokens.types is not None:
-        batch["token_type_ids"] = np.where(real, tokens.types[at], 0).astype(np.int64)
-    tensors = {name: torch.from_numpy(values) for name, values in batch.items()}
-    if device.type == "cuda":
-        tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-
-
-def forward(model: torch.nn.Module, tokens: Tokens, rows: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Raw logits of the pairs `rows`, shape (rows,): packed where the model can be, else padded."""
-    if packing.is_packed(model):
-        return packing.logits(model, tokens, rows, device)
-    return model(**collate(tokens, rows, model.config.pad_token_id, device)).logits[:, 0]
-
-
-def load_model(folder: Path, runtime: compute.Runtime, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Load a one-logit classifier from safetensors; a missing head is made anew from the current torch seed.
-
-    Raises:
-        InputError: the folder does not hold a model of a known architecture.
-    """
-    try:
-        packed = AutoConfig.from_pretrained(folder).model_type in packing.MODEL_TYPES
-        # On CPU, eager attention trains encoders 1.5x faster than SDPA, whose backward is slow there; on short inputs
-        # it scores at the same speed.
-        padded = "eager" if runtime.device.type == "cpu" else "sdpa"
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            num_labels=1,
-            dtype=dtype or runtime.dtype,
-            attn_implementation=packing.ATTENTION if packed else padded,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: not a model that can be loaded ({' '.join(str(error).split())[:200]})") from error
-    model.config.use_cache = False  # nothing is generated
-    model.config.problem_type = "regression"
-    for head in (module for module in model.modules() if isinstance(module, torch.nn.Linear)):
-        if head.out_features == 1:  # a logit in bf16 has two digits: too few to rank by
-            head.float().__class__ = _Head
-    return model.to(runtime.device)
-
-
-class _Head(torch.nn.Linear):
-    """Computes in its weights' precision, whatever its input has and autocast wants."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(input.device.type, enabled=False):
-            return super().forward(input.to(self.weight.dtype))
 
 
 def load_encoder(folder: Path, text: Text, kind: str = "auto") -> encoding.Encoder:
@@ -110,54 +40,6 @@ def load_encoder(folder: Path, text: Text, kind: str = "auto") -> encoding.Encod
     if not isinstance(text, TeacherText):
         raise InputError(f"{folder}: a decoder needs a prompt template; expected an encoder such as BERT")
     return encoding.PromptEncoder(tokenizer, text, text.template, limit)
-
-
-@contextlib.contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(training)
-
-
-def score_encoded(
-    model: torch.nn.Module,
-    tokens: Tokens,
-    device: torch.device,
-    budget: int,
-    counter: progress.Counter | None = None,
-) -> np.ndarray:
-    """Raw logits of pairs, float32, shape (n,), in the order given; a batch has at most `budget` tokens."""
-    logits = np.empty(len(tokens), np.float32)
-    if packing.is_packed(model):
-        batches = batching.consecutive(np.argsort(tokens.queries, kind="stable"), tokens.lengths, budget)
-    else:
-        batches = batching.by_length(tokens.lengths, budget)
-    with _evaluating(model):
-        for batch in batches:
-            logits[batch] = _within_memory(model, tokens, batch, device).float().cpu().numpy()
-            if counter:
-                counter.add(len(batch))
-    return logits
-
-
-def _within_memory(model: torch.nn.Module, tokens: Tokens, rows: np.ndarray, device: torch.device) -> torch.Tensor:
-    """`forward`, in halves where the device has too little memory for the whole."""
-    try:
-        return forward(model, tokens, rows, device)
-    except torch.OutOfMemoryError as error:
-        if len(rows) == 1:
-            raise RunStopped(
-                f"out of memory on {device} with one pair of {tokens.lengths[rows[0]]} tokens; batches were halved "
-                "down to it. Lower text.max_tokens, or take a smaller model or a larger device"
-            ) from error
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    half = len(rows) // 2
-    return torch.cat([_within_memory(model, tokens, part, device) for part in (rows[:half], rows[half:])])
 
 
 class Scorer:

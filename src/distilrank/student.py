@@ -26,7 +26,8 @@ from distilrank import (
 )
 from distilrank import compute as computing
 from distilrank.config import Compute, Student
-from distilrank.scorer import DESCRIPTION, METRICS, calibrate, describe, load_encoder, load_model
+from distilrank.network import load_model
+from distilrank.scorer import DESCRIPTION, METRICS, calibrate, describe, load_encoder
 from distilrank.teacher import dev_ndcg
 
 

@@ -29,7 +29,8 @@ from distilrank import compute as computing
 from distilrank.checkpoints import Checkpoints
 from distilrank.config import Compute, Label, Teacher
 from distilrank.errors import RunStopped
-from distilrank.scorer import DESCRIPTION, METRICS, calibrate, describe, load_encoder, load_model
+from distilrank.network import load_model
+from distilrank.scorer import DESCRIPTION, METRICS, calibrate, describe, load_encoder
 
 MIN_DISTINCT = Label().min_distinct  # a teacher that labelling would refuse is refused before
 

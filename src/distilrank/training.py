@@ -33,7 +33,7 @@ from distilrank.compute import Runtime
 from distilrank.config import Compute, Optimiser
 from distilrank.encoding import Tokens
 from distilrank.errors import RunStopped
-from distilrank.scorer import forward, score_encoded
+from distilrank.network import forward, score_encoded
 
 
 @dataclass
