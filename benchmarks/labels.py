@@ -200,14 +200,15 @@ def write_teacher(folder: str, tiny: bool) -> None:
     The head is new: its logits mean nothing, and take as long as if they did.
     """
     import torch
-    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+    from transformers import BertConfig, BertForSequenceClassification
 
     from distilrank import compute, models, network, scorer
 
     config, output = Teacher(), Path(folder)
+    base = models.resolve(Student().model if tiny else config.model)
+    encoder = scorer.load_encoder(base, config.text)
     torch.manual_seed(SEED)
     if tiny:
-        tokenizer = AutoTokenizer.from_pretrained(models.resolve(Student().model))
         shape: dict[str, Any] = {
             "hidden_size": 32,
             "intermediate_size": 64,
@@ -215,15 +216,13 @@ def write_teacher(folder: str, tiny: bool) -> None:
             "num_attention_heads": 2,
         }
         # With small weights it would say nearly the same of all pairs, and count as collapsed.
-        shape |= {"vocab_size": len(tokenizer), "num_labels": 1, "initializer_range": 0.5}
+        shape |= {"vocab_size": encoder.tokenizer.get_vocab_size(), "num_labels": 1, "initializer_range": 0.5}
         model = BertForSequenceClassification(BertConfig(**shape))
     else:
-        base = models.resolve(config.model)
         model = network.load_model(base, compute.setup(Compute()))
-        tokenizer = scorer.load_encoder(base, config.text).tokenizer
-    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.pad_token_id = encoder.pad_token_id
     model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
+    network.save_tokenizer(base, output, encoder.pad_token)
     encoder = scorer.load_encoder(output, config.text)
     scorer.describe(
         output, role="teacher", encoder=encoder, text=config.text, tokens=config.score_tokens, base=config.model
@@ -238,9 +237,9 @@ def label_really(candidates: str, teacher: str, output: str, part_rows: int) -> 
 
     loading, load = [], labels.Scorer.load
 
-    def timed(*arguments: Any) -> Any:
+    def timed(*arguments: Any, **named: Any) -> Any:
         began = time.perf_counter()
-        scorer = load(*arguments)
+        scorer = load(*arguments, **named)
         loading.append(time.perf_counter() - began)
         return scorer
 

@@ -234,7 +234,7 @@ def run(scale: Scale, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]
     device, base = runtime.device, models.resolve(Teacher().model)
     judged, candidates = rows(folder)
     encoder = scorer.load_encoder(base, TEXT)
-    pad = encoder.tokenizer.pad_token_id
+    pad = encoder.pad_token_id
     to_train, to_score = (encoding.encode_table(encoder, table, TEXT) for table in (judged, candidates))
     target = torch.from_numpy(judged.column("target").to_numpy().copy()).to(device)
     peak = max(matmul_peak(runtime.dtype, device) for _ in range(3))

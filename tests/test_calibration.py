@@ -113,7 +113,7 @@ def test_odd_judgements_give_probabilities_all_the_same(method, targets, logits)
 def test_none_is_the_sigmoid_that_nothing_was_fitted_to() -> None:
     logits = np.array([-1.0, 0, 3])
     assert calibration.fit("none", logits, logits > 0) == {"method": "none"}
-    assert calibration.out_of_fold("none", logits, logits > 0).tolist() == expit(logits).tolist()
+    np.testing.assert_allclose(calibration.out_of_fold("none", logits, logits > 0), expit(logits), rtol=1e-14)
 
 
 # Out of fold ----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -308,6 +309,19 @@ def test_score_by_folder_and_by_alias(run: Any, student: Path, pairs: Path, tmp_
     np.testing.assert_allclose(again, scores, atol=1e-5)
 
 
+def test_score_adds_the_probability(run: Any, student: Path, pairs: Path, tmp_path: Path) -> None:
+    calibrated = shutil.copytree(student, tmp_path / "calibrated")
+    path = calibrated / "distilrank.json"
+    calibration = {"method": "platt", "slope": 2.0, "intercept": -1.0}
+    artifacts.write_json(path, artifacts.read_json(path) | {"calibration": calibration})
+    ran = run("score", "--model", calibrated, "--input", pairs, "--output", "a.csv", "--probability", "--threads", "1")
+    assert ran.status == 0, ran.err
+    table = pa.csv.read_csv("a.csv")
+    assert table.column_names == ["query", "title", "brand", "note", "score", "probability"]
+    expected = 1 / (1 + np.exp(1 - 2 * table["score"].to_numpy()))
+    np.testing.assert_allclose(table["probability"].to_numpy(), expected, atol=1e-6)
+
+
 def test_score_names_what_is_wrong(run: Any, student: Path, pairs: Path, tmp_path: Path) -> None:
     def score(model: object = student, source: object = pairs, output: str = "scores.csv", *more: str) -> Ran:
         return run("score", "--model", model, "--input", source, "--output", output, *more)
@@ -316,6 +330,9 @@ def test_score_names_what_is_wrong(run: Any, student: Path, pairs: Path, tmp_pat
     complains(score(source="absent.csv"), "absent.csv: no such file")
     complains(score(output="scores.txt"), "scores.txt: expected a .csv or .parquet file")
     complains(score(student, pairs, "scores.csv", "--precision", "fp8"), "precision", "'bf16' or 'fp32'", "'fp8'")
+    complains(score(student, pairs, "scores.csv", "--backend", "jax"), "backend 'jax'", "onnx-int8")
+    complains(score(student, pairs, "scores.csv", "--backend", "onnx"), "onnx/model.onnx: no such file")
+    complains(score(student, pairs, "scores.csv", "--probability"), f"{student}: is not calibrated")
     assert not (tmp_path / "scores.csv").exists()
     assert run("score", "--model", student).status == 2
 

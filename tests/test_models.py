@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from transformers import AutoTokenizer
 
-from distilrank import artifacts, labels, models, records, scorer, student, teacher
+from distilrank import artifacts, labels, models, pair_files, records, scorer, student, teacher
 from distilrank.config import Compute, Label, Lora, Optimiser, Student, StudentOptimiser, Teacher, TeacherText, Text
-from distilrank.encoding import PairEncoder, PromptEncoder, neutralise, render_products, special_tokens
+from distilrank.encoding import PairEncoder, PromptEncoder, neutralise
 from distilrank.errors import InputError, RunStopped
 
 COMPUTE = Compute(device="cpu", precision="fp32", threads=1)
@@ -126,17 +127,15 @@ def distilled(prepared: Path, taught: Path, labelled: list[Path], models: Path, 
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
 def test_special_tokens_in_raw_text_are_ordinary_characters(models: Path, kind: str) -> None:
     encoder = scorer.load_encoder(models / kind, TeacherText())
-    tokenizer = encoder.tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(models / kind)
     hostile = " ".join(tokenizer.all_special_tokens) + " sofa [SEP][SEP]"
-    special = special_tokens(tokenizer)
-    clean = neutralise(hostile, special)
-    ids = tokenizer(clean, add_special_tokens=False)["input_ids"]
+    clean = neutralise(hostile, encoder.special)
+    ids = encoder.tokenizer.encode(clean, add_special_tokens=False).ids
     unknown = {tokenizer.unk_token_id} - {None}  # a real outcome for characters that the vocabulary lacks
     assert not (set(ids) - unknown) & set(tokenizer.all_special_ids)
-    assert set(tokenizer(hostile, add_special_tokens=False)["input_ids"]) & set(
-        tokenizer.all_special_ids
-    )  # it would matter
-    assert neutralise("a red sofa", special) == "a red sofa"
+    read = encoder.tokenizer.encode(hostile, add_special_tokens=False).ids
+    assert set(read) & set(tokenizer.all_special_ids)  # it would matter
+    assert neutralise("a red sofa", encoder.special) == "a red sofa"
 
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
@@ -147,7 +146,7 @@ def test_truncation_shortens_the_product_and_never_the_query(models: Path, kind:
     encoded = encoder.encode([query] * 2, ["blue lamp", "blue lamp " * 100])
     assert encoded.truncated == 1, "the short product stays whole beside a long query too"
     short, size = encoded.lengths
-    query_tokens = encoder.tokenizer(query, add_special_tokens=False)["input_ids"]
+    query_tokens = encoder.tokenizer.encode(query, add_special_tokens=False).ids
     decoded = encoder.tokenizer.decode(encoded.row(1))
     assert decoded.count("sofa") == query.count("sofa") * (2 if kind == "decoder" else 1)
     assert decoded.count("lamp") >= 2
@@ -158,15 +157,16 @@ def test_truncation_shortens_the_product_and_never_the_query(models: Path, kind:
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
 def test_a_field_has_a_budget_of_tokens(models: Path, kind: str) -> None:
-    tokenizer = scorer.load_encoder(models / kind, TeacherText()).tokenizer
     rows = {"title": ["red sofa " * 30, "lamp", None], "brand": ["blue", "blue", "blue"]}
-    table = pa.table({**rows, "query": ["q"] * 3})
-    whole = render_products(table, Text(fields=("title", "brand"), separator=" | "), tokenizer)
-    cut = render_products(table, Text(fields=("title", "brand"), separator=" | ", budgets={"title": 5}), tokenizer)
+    encoder, with_budget = (
+        scorer.load_encoder(models / kind, TeacherText(fields=("title", "brand"), budgets=budgets))
+        for budgets in ({}, {"title": 5})
+    )
+    whole, cut = encoder.render(rows), with_budget.render(rows)
     assert whole[0].startswith("red sofa red sofa red sofa red") and whole[1:] == cut[1:] == ["lamp | blue", "blue"]
     title, brand = cut[0].split(" | ")
     assert brand == "blue" and whole[0].startswith(title)
-    assert len(tokenizer(title, add_special_tokens=False)["input_ids"]) == 5
+    assert len(encoder.tokenizer.encode(title, add_special_tokens=False)) == 5
 
 
 def test_a_query_beyond_the_model_is_refused_by_name(models: Path) -> None:
@@ -184,7 +184,7 @@ def test_the_prompt_may_hold_braces_and_placeholders_in_its_text(models: Path) -
 
 def test_a_tokenizer_that_cannot_pad_is_refused(models: Path, tmp_path: Path) -> None:
     decoder = scorer.load_encoder(models / "decoder", TeacherText())
-    assert decoder.tokenizer.pad_token == decoder.tokenizer.eos_token
+    assert decoder.pad_token == AutoTokenizer.from_pretrained(models / "decoder").eos_token == "<|end|>"
     shutil.copytree(models / "decoder", tmp_path / "bare")
     path = tmp_path / "bare" / "tokenizer_config.json"
     settings = artifacts.read_json(path)
@@ -223,7 +223,7 @@ def test_scores_depend_on_neither_padding_nor_order(which: str, request: pytest.
 def test_the_student_loads_in_sentence_transformers_and_transformers_with_equal_scores(distilled: Path) -> None:
     import torch
     from sentence_transformers import CrossEncoder
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
     table = pairs(5, 6, 11)
     hostile = ["red [SEP] sofa", "sofa " * 200, "", "[MASK]" * 3]
@@ -245,7 +245,7 @@ def test_score_file_keeps_order_and_columns(distilled: Path, tmp_path: Path) -> 
     source = tmp_path / "pairs.csv"
     source.write_text('sku,query,title,country\n7,red sofa,"red sofa, large",NA\n3,nan,blue lamp,\n')
     for name in ("scores.parquet", "scores.csv"):
-        scorer.score_file(str(distilled), source, tmp_path / name, "registry", COMPUTE)
+        pair_files.score(str(distilled), source, tmp_path / name, "registry", COMPUTE)
     table = pq.read_table(tmp_path / "scores.parquet")
     assert table.column_names == ["sku", "query", "title", "country", "score"]
     assert table["sku"].to_pylist() == ["7", "3"] and table["country"].to_pylist() == ["NA", ""]
@@ -266,7 +266,7 @@ def test_score_file_names_what_is_wrong_and_writes_nothing(
 ) -> None:
     (tmp_path / "pairs.csv").write_text(content)
     with pytest.raises(InputError, match=message):
-        scorer.score_file(str(distilled), tmp_path / "pairs.csv", tmp_path / "out.parquet", "registry", COMPUTE)
+        pair_files.score(str(distilled), tmp_path / "pairs.csv", tmp_path / "out.parquet", "registry", COMPUTE)
     assert not (tmp_path / "out.parquet").exists()
 
 

@@ -144,7 +144,7 @@ def test_embed_writes_where_it_is_told(bert: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["sofa [SEP] lamp", "[MASK]", "red[PAD]sofa", "[CLS]"])
 def test_special_tokens_in_text_are_characters(text: str, bert: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(bert)
-    harmless = neutralise(text, special_tokens(tokenizer))
+    harmless = neutralise(text, special_tokens(tokenizer.backend_tokenizer))
     vector = Retriever(str(bert), threads=1).embed([text])
     np.testing.assert_allclose(vector, referee(bert, [harmless]), atol=1e-5)
     assert (vector * referee(bert, [text])).sum() < 0.999

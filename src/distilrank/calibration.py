@@ -1,13 +1,13 @@
-"""From a model's raw logit to a probability of relevance, fitted on held-out judgements."""
+"""From a model's raw logit to a probability of relevance, fitted on held-out judgements.
+
+Only fitting needs scipy and scikit-learn, which are imported there: a service applies what was fitted without them.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from scipy.optimize import isotonic_regression
-from scipy.special import expit, logit, xlogy
-from sklearn.linear_model import LogisticRegression
 
 from distilrank import artifacts
 
@@ -70,16 +70,26 @@ def probability(calibration: dict[str, Any], logits: np.ndarray) -> np.ndarray:
     if calibration["method"] == "isotonic":
         return np.interp(logits, calibration["x"], calibration["y"])
     if calibration["method"] == "platt":
-        return expit(calibration["slope"] * logits + calibration["intercept"])
-    return expit(logits)
+        return _sigmoid(calibration["slope"] * logits + calibration["intercept"])
+    return _sigmoid(logits)
 
 
 def calibrated_logit(calibration: dict[str, Any], logits: np.ndarray) -> np.ndarray:
     """The logit of the calibrated probability, within +-6.9 (probabilities from .001 to .999)."""
-    return logit(np.clip(probability(calibration, logits), EDGE, 1 - EDGE))
+    return _logit(np.clip(probability(calibration, logits), EDGE, 1 - EDGE))
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0, -logits))
+
+
+def _logit(probability: np.ndarray) -> np.ndarray:
+    return np.log(probability) - np.log1p(-probability)
 
 
 def _platt(logits: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
+    from sklearn.linear_model import LogisticRegression
+
     # Platt's own priors: without them, logits that tell all targets apart would have an infinite slope.
     positive, negative = targets.sum(), (1 - targets).sum()
     targets = targets * (positive + 1) / (positive + 2) + (1 - targets) / (negative + 2)
@@ -99,6 +109,8 @@ def _isotonic(logits: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
     judgements show no slope there, but candidates differ. Half a judgement at either end speaks against it, so that a
     few zeros are not taken for a probability of 0; what remains is squeezed into [.002, .998].
     """
+    from scipy.optimize import isotonic_regression
+
     values, at = np.unique(logits, return_inverse=True)
     weight, total = np.bincount(at).astype(np.float64), np.bincount(at, targets)
     weight[[0, -1]] += 0.5
@@ -112,8 +124,8 @@ def _isotonic(logits: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
     slope = max(TAIL * _platt(logits, targets)["slope"], EDGE)
     reach = max(float(np.ptp(logits)), 1.0)
     outer = np.array([values[0] - reach, values[-1] + reach])
-    ends = np.clip(logit(y[[0, -1]]) + slope * (outer - x[[0, -1]]), logit(EDGE), logit(1 - EDGE))
-    x, y = np.concatenate([outer[:1], x, outer[1:]]), np.concatenate([expit(ends[:1]), y, expit(ends[1:])])
+    ends = _sigmoid(_logit(y[[0, -1]]) + slope * (outer - x[[0, -1]])).clip(EDGE, 1 - EDGE)
+    x, y = np.concatenate([outer[:1], x, outer[1:]]), np.concatenate([ends[:1], y, ends[1:]])
     return {"method": "isotonic", "x": x.tolist(), "y": y.tolist()}
 
 
@@ -141,7 +153,7 @@ def _compare(logits: np.ndarray, targets: np.ndarray, groups: np.ndarray | None)
     losses = {}
     for method, given in held_out.items():
         given = np.clip(given, EDGE, 1 - EDGE)  # as a student is shown them
-        losses[method] = -xlogy(targets, given) - xlogy(1 - targets, 1 - given)
+        losses[method] = -targets * np.log(given) - (1 - targets) * np.log(1 - given)
     gains = losses["platt"] - losses["isotonic"]
     by_query = np.bincount(query, gains - gains.mean())  # rows of one query are not independent draws
     return {

@@ -2,26 +2,42 @@
 
 An encoder takes the pair as two segments; a decoder takes a prompt made from a template. In both, special tokens
 that occur in raw text are neutralised, and a pair that is too long loses the end of its product, never of its query.
+Needs the tokenizers library only, so that a service scores without torch and transformers.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from transformers import AutoConfig, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from tokenizers import AddedToken, Tokenizer
 
-from distilrank.config import Text
+from distilrank import artifacts
+from distilrank.config import TeacherText, Text
 from distilrank.errors import InputError
 
 MIN_PRODUCT_TOKENS = 8  # what is left of a product beside a query that fills `max_tokens` by itself
+
+ENCODERS = frozenset(
+    "albert bert big_bird camembert convbert data2vec-text deberta deberta-v2 distilbert electra ernie eurobert "
+    "flaubert fnet funnel gte ibert layoutlm longformer luke megatron-bert mobilebert modernbert mpnet mra nomic_bert "
+    "nystromformer rembert roberta roberta-prelayernorm roformer squeezebert xlm xlm-roberta xlm-roberta-xl xmod "
+    "yoso".split()
+)
+"""Values of `model_type` in config.json that are encoders of text; all others are taken for decoders."""
+OFFSET_POSITIONS = frozenset(
+    "camembert data2vec-text ibert longformer luke mpnet roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl "
+    "xmod".split()
+)
+"""Those whose first token has the position pad_token_id + 1, so that the positions before it are lost."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +65,13 @@ class Tokens:
     ) -> Tokens:
         """Tokens of one sequence a pair, and the pair's query."""
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-        numbers: dict[str, int] = {}
-        query = np.fromiter((numbers.setdefault(text, len(numbers)) for text in queries), np.int64, len(queries))
         starts = np.concatenate([[0], np.cumsum(lengths)])
 
         def flat(values: Sequence[Sequence[int]], dtype: type) -> np.ndarray:
             return np.fromiter(itertools.chain.from_iterable(values), dtype, int(starts[-1]))
 
-        return cls(flat(ids, np.int32), starts, query, None if types is None else flat(types, np.int8), truncated)
+        segments = None if types is None else flat(types, np.int8)
+        return cls(flat(ids, np.int32), starts, distinct(queries)[1], segments, truncated)
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -72,35 +87,121 @@ class Tokens:
 
     def take(self, pairs: np.ndarray) -> Tokens:
         """The tokens of some pairs, in the order of `pairs`."""
-        lengths = self.lengths[pairs]
-        starts = np.concatenate([[0], np.cumsum(lengths)])
-        at = np.arange(starts[-1]) + np.repeat(self.starts[pairs] - starts[:-1], lengths)
+        starts, at = _gathered(self.starts[pairs], self.lengths[pairs])
         types = None if self.types is None else self.types[at]
         return Tokens(self.ids[at], starts, self.queries[pairs], types)
 
+    def padded(self, pairs: np.ndarray, pad_token: int) -> dict[str, np.ndarray]:
+        """The pairs padded on the right to their longest, under the names that models know.
 
-class Encoder(Protocol):
-    """Tokens of pairs."""
+        Returns:
+            `input_ids`, `attention_mask` and, for models with segments, `token_type_ids`: int64, shape
+            (pairs, tokens).
+        """
+        lengths = self.lengths[pairs]
+        column = np.arange(lengths.max())[None]
+        real = column < lengths[:, None]
+        at = self.starts[pairs][:, None] + np.minimum(column, lengths[:, None] - 1)
+        batch = {
+            "input_ids": np.where(real, self.ids[at], pad_token).astype(np.int64),
+            "attention_mask": real.astype(np.int64),
+        }
+        if self.types is not None:
+            batch["token_type_ids"] = np.where(real, self.types[at], 0).astype(np.int64)
+        return batch
 
-    tokenizer: PreTrainedTokenizerBase
 
-    def encode(self, queries: Sequence[str], products: Sequence[str]) -> Tokens:
-        """Tokens of each pair, at most `max_tokens` of them unless the query itself is longer."""
+def distinct(values: Sequence[Any]) -> tuple[list[Any], np.ndarray]:
+    """The different values in order of appearance, and the place of each value among them: int64, shape (n,)."""
+    places: dict[Any, int] = {}
+    of = np.fromiter((places.setdefault(value, len(places)) for value in values), np.int64, len(values))
+    return list(places), of
 
 
-def is_encoder(folder: Any) -> bool:
+def _gathered(begins: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Runs of a flat array laid one after the other: where each begins then, with the end, and what to take."""
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    return starts, np.arange(starts[-1]) + np.repeat(begins - starts[:-1], lengths)
+
+
+# The model's folder -----------------------------------------------------------------------------------------------
+
+
+def is_encoder(folder: Path) -> bool:
     """Whether the model in `folder` is of an encoder architecture (BERT and its like), by its configuration."""
-    return AutoConfig.from_pretrained(folder).model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return artifacts.read_json(folder / "config.json").get("model_type") in ENCODERS
 
 
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer in `folder`, which neither pads nor truncates.
+
+    Raises:
+        InputError: no tokenizer.json, or it cannot be read.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file, expected the tokenizer beside the model (tokenizers' own format)")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no narrower one
+        raise InputError(f"{path}: not a tokenizer ({' '.join(str(error).split())[:200]})") from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    # A base model's tokenizer.json need not list all that its settings call special; transformers adds them, too.
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    named = [token for token in dict.fromkeys(_special(folder).values()) if token not in known]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in named])
+    return tokenizer
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What transformers keeps of the tokenizer beside tokenizer.json; older models keep it in two files."""
+    paths = [folder / name for name in ("special_tokens_map.json", "tokenizer_config.json")]
+    return {
+        name: value
+        for path in paths
+        if path.is_file()
+        for name, value in artifacts.read_json(path).items()
+        if value is not None
+    }
+
+
+def _special(folder: Path) -> dict[str, str]:
+    """The tokenizer's special tokens by role: `pad_token`, `eos_token` and so on."""
+    roles = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+    found = {role: value for role, value in _settings(folder).items() if role in roles}
+    return {role: value["content"] if isinstance(value, dict) else str(value) for role, value in found.items()}
+
+
+def _pad_token_id(folder: Path, tokenizer: Tokenizer, config: Mapping[str, Any]) -> int:
+    """What to pad with: the pad token, or the end token where there is none."""
+    special = _special(folder)
+    token = special.get("pad_token", special.get("eos_token"))
+    found = config.get("pad_token_id") if token is None else tokenizer.token_to_id(token)
+    if not isinstance(found, int) or found < 0 or tokenizer.id_to_token(found) is None:
+        raise InputError(f"{folder}: its tokenizer has neither a pad token nor an end token, expected one to pad with")
+    return found
+
+
+def _positions(path: Path, config: Mapping[str, Any]) -> int:
+    """Most tokens that the model of `config` takes."""
+    found = config.get("max_position_embeddings", config.get("n_positions"))
+    if not isinstance(found, int) or found < 1:
+        raise InputError(f"{path}: max_position_embeddings is {found!r}, expected the most tokens that the model takes")
+    if config.get("model_type") in OFFSET_POSITIONS:
+        found -= (config["pad_token_id"] if isinstance(config.get("pad_token_id"), int) else 1) + 1
+    return found
+
+
+# Text -------------------------------------------------------------------------------------------------------------
+
+
+def special_tokens(tokenizer: Tokenizer) -> re.Pattern[str]:
     """A pattern that finds the tokenizer's special tokens in raw text."""
-    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    special = (token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special)
     # a token of one character has no inside to put a blank into
-    tokens = sorted(
-        (token for token in added | set(tokenizer.all_special_tokens) if len(token) > 1), key=len, reverse=True
-    )
-    return re.compile("|".join(re.escape(token) for token in tokens))
+    tokens = sorted((token for token in special if len(token) > 1), key=len, reverse=True)
+    return re.compile("|".join(re.escape(token) for token in tokens) or r"(?!)")
 
 
 def neutralise(text: str, special: re.Pattern[str]) -> str:
@@ -111,117 +212,216 @@ def neutralise(text: str, special: re.Pattern[str]) -> str:
     return text
 
 
-def render_products(table: pa.Table, text: Text, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """One string a product: its non-empty fields in order, neutralised, within budget, joined by the separator."""
-    special = special_tokens(tokenizer)
-    columns = []
-    for name in text.fields:
-        if name not in table.column_names:
-            continue
-        values = [
-            neutralise(" ".join(value.split()), special) if value and value.strip() else ""
-            for value in table.column(name).to_pylist()
-        ]
-        columns.append(_within(values, text.budgets[name], tokenizer) if name in text.budgets else values)
-    return [text.separator.join(filter(None, row)) for row in zip(*columns, strict=True)]
+class Encoder(ABC):
+    """Tokens of pairs for the model in a folder.
+
+    Args:
+        folder: `config.json` and `tokenizer.json` are read, and the tokenizer's settings if there are any.
+        text: how a pair is shown to the model.
+
+    Raises:
+        InputError: one of them is missing or unreadable, the two do not fit each other, there is nothing to pad with,
+            or `text` leaves no room for a query.
+    """
+
+    def __init__(self, folder: Path, text: Text) -> None:
+        path = folder / "config.json"
+        config = artifacts.read_json(path)
+        self.folder, self.text, self.tokenizer = folder, text, load_tokenizer(folder)
+        self.pad_token_id = _pad_token_id(folder, self.tokenizer, config)
+        self.special = special_tokens(self.tokenizer)
+        self.limit = _positions(path, config)
+        self.max_tokens = min(text.max_tokens, self.limit)
+        self.has_types = int(config.get("type_vocab_size") or 0) > 1 and "token_type_ids" in _settings(folder).get(
+            "model_input_names", ["token_type_ids"]
+        )
+        largest = max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        if largest >= config.get("vocab_size", largest + 1):
+            raise InputError(
+                f"{folder / 'tokenizer.json'}: its largest token id is {largest}, but config.json's vocab_size is "
+                f"{config['vocab_size']}; expected a tokenizer of this model"
+            )
+
+    @abstractmethod
+    def encode(self, queries: Sequence[str], products: Sequence[str]) -> Tokens:
+        """Tokens of each pair, at most `max_tokens` of them unless the query itself is longer.
+
+        Args:
+            queries: neutralised, shape (n,).
+            products: as `render` gives them, shape (n,).
+
+        Raises:
+            InputError: a query is longer than what the model takes.
+        """
+
+    def render(self, columns: Mapping[str, Sequence[str | None]]) -> list[str]:
+        """One string a product: its non-empty fields in order, neutralised, within budget, joined by the separator.
+
+        Args:
+            columns: values by field, each of shape (n,); fields that `text` does not name are not looked at.
+        """
+        shown = []
+        for name in self.text.fields:
+            if name in columns:
+                values = [
+                    neutralise(" ".join(value.split()), self.special) if value and value.strip() else ""
+                    for value in columns[name]
+                ]
+                shown.append(self._within(values, self.text.budgets[name]) if name in self.text.budgets else values)
+        return [self.text.separator.join(filter(None, row)) for row in zip(*shown, strict=True)]
+
+    def _within(self, values: list[str], budget: int) -> list[str]:
+        """Each text cut after its first `budget` tokens."""
+        long = [row for row, value in enumerate(values) if len(value) > budget]  # no token is shorter than a character
+        kept = list(values)
+        found = self.tokenizer.encode_batch([values[row] for row in long], add_special_tokens=False)
+        for row, encoding in zip(long, found, strict=True):
+            offsets = encoding.offsets[:budget]
+            kept[row] = values[row][: offsets[-1][1]].rstrip() if offsets else ""
+        return kept
+
+    @property
+    def pad_token(self) -> str:
+        """The token of `pad_token_id`."""
+        return str(self.tokenizer.id_to_token(self.pad_token_id))
+
+    def _refuse_long(self, query: str, tokens: int) -> None:
+        if tokens > self.limit:
+            raise InputError(
+                f"query {query[:60]!r}...: {tokens} tokens with its product shortened, the model takes at most "
+                f"{self.limit}"
+            )
+
+    def _require_room(self, taken: int) -> None:
+        """Refuse a limit within which the shortest query does not fit beside `taken` tokens and a product."""
+        if self.max_tokens < taken + MIN_PRODUCT_TOKENS + 1:
+            raise InputError(
+                f"{self.folder}: takes {self.max_tokens} tokens of a pair, of which {taken} are not text; expected at "
+                f"least {taken + MIN_PRODUCT_TOKENS + 1}, for a query and {MIN_PRODUCT_TOKENS} tokens of its product"
+            )
 
 
-def _within(values: list[str], budget: int, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Each text cut after its first `budget` tokens."""
-    long = [row for row, value in enumerate(values) if len(value) > budget]  # no token is shorter than a character
-    if not long:
-        return values
-    found = tokenizer(
-        [values[row] for row in long],
-        add_special_tokens=False,
-        truncation=True,
-        max_length=budget,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-    )["offset_mapping"]
-    kept = list(values)
-    for row, offsets in zip(long, found, strict=True):
-        kept[row] = values[row][: offsets[-1][1]].rstrip() if offsets else ""
-    return kept
+class PairEncoder(Encoder):
+    """(query, product) as two segments, for encoders.
 
+    Both are tokenised apart, so that the tokens of either can be kept, and joined as the tokenizer itself does it: by
+    what its post-processor puts before, between and after them.
+    """
 
-class PairEncoder:
-    """(query, product) as two segments, for encoders."""
+    def __init__(self, folder: Path, text: Text) -> None:
+        super().__init__(folder, text)
+        self._pieces, self._types = self._template()
+        self._require_room(sum(map(len, self._pieces)))
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, text: Text, limit: int) -> None:
-        self.tokenizer, self.max_tokens, self.limit = tokenizer, min(text.max_tokens, limit), limit
+    def _template(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """The special tokens before, between and after the segments; and the types of those and of the segments."""
+        path = self.folder / "tokenizer.json"
+        probe = self.tokenizer.encode("red sofa", "blue lamp")
+        segment = [-1 if of is None else of for of in probe.sequence_ids]
+        if 0 not in segment or 1 not in segment:
+            raise InputError(f"{path}: gives no tokens for 'red sofa' and 'blue lamp', expected some for each")
+        ends = [end for of in (0, 1) for end in (segment.index(of), len(segment) - segment[::-1].index(of))]
+        if ends != sorted(ends):
+            raise InputError(f"{path}: puts the product before the query, expected a pair in its order")
+        ids = np.split(np.array(probe.ids, np.int32), ends)
+        types = np.split(np.array(probe.type_ids, np.int8), ends)
+        return ids[::2], [types[0], types[1][:1], types[2], types[3][:1], types[4]]
+
+    def tokenise(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Token ids of texts by themselves, without special tokens of the model's own: int32 each."""
+        encoded = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(one.ids, np.int32) for one in encoded]
 
     def encode(self, queries: Sequence[str], products: Sequence[str]) -> Tokens:
-        batch = self.tokenizer(
-            list(queries), list(products), truncation=False, return_attention_mask=False, verbose=False
-        )
-        ids, types = batch["input_ids"], batch.get("token_type_ids")
-        whole = [len(tokens) for tokens in ids]
-        for row in (row for row, tokens in enumerate(whole) if tokens > self.max_tokens):
-            of_product = [at for at, part in enumerate(batch.sequence_ids(row)) if part == 1]
-            excess = len(ids[row]) - self.max_tokens
-            keep = max(len(of_product) - excess, min(MIN_PRODUCT_TOKENS, len(of_product)))
-            dropped = set(of_product[keep:])
-            for values in (ids, types) if types else (ids,):
-                values[row] = [value for at, value in enumerate(values[row]) if at not in dropped]
-            _refuse_long_query(queries[row], len(ids[row]), self.limit)
-        return Tokens.of(queries, ids, types, _shorter(ids, whole))
+        (query_texts, query_of), (product_texts, product_of) = distinct(queries), distinct(products)
+        return self.join(query_texts, query_of, self.tokenise(product_texts), product_of)
+
+    def join(
+        self, queries: Sequence[str], query_of: np.ndarray, products: Sequence[np.ndarray], product_of: np.ndarray
+    ) -> Tokens:
+        """Tokens of pairs whose products are tokenised.
+
+        Args:
+            queries: different queries, neutralised.
+            query_of: place of each pair's query among them, int64, shape (n,).
+            products: token ids of different products.
+            product_of: place of each pair's product among them, int64, shape (n,).
+
+        Raises:
+            InputError: a query is longer than what the model takes.
+        """
+        pool = [*self._pieces, *self.tokenise(queries), *products]
+        sizes = np.fromiter(map(len, pool), np.int64, len(pool))
+        begins = np.cumsum(sizes) - sizes
+        pairs = len(query_of)
+        before, between, after = (np.full(pairs, piece) for piece in range(3))
+        parts = np.stack([before, 3 + query_of, between, 3 + len(queries) + product_of, after], axis=1)
+        lengths = sizes[parts]
+        whole = lengths[:, 3].copy()
+        excess = lengths.sum(axis=1) - self.max_tokens
+        shortest = np.minimum(whole, MIN_PRODUCT_TOKENS)
+        lengths[:, 3] = np.where(excess > 0, np.maximum(whole - excess, shortest), whole)
+        for row in np.flatnonzero(lengths.sum(axis=1) > self.limit):
+            self._refuse_long(queries[query_of[row]], int(lengths[row].sum()))
+        _, at = _gathered(begins[parts].ravel(), lengths.ravel())
+        types = None
+        if self.has_types:
+            first, query, middle, product, last = self._types
+            of_text = np.repeat([query[0], product[0]], [len(queries), len(products)])
+            of_pool = np.concatenate([first, middle, last, np.repeat(of_text, sizes[3:])])
+            types = of_pool[at]
+        starts = np.concatenate([[0], np.cumsum(lengths.sum(axis=1))])
+        truncated = int((lengths[:, 3] < whole).sum())
+        return Tokens(np.concatenate(pool)[at], starts, query_of, types, truncated)
 
 
-class PromptEncoder:
+class PromptEncoder(Encoder):
     """A prompt whose last token judges the product, for decoders."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, text: Text, template: str, limit: int) -> None:
-        self.tokenizer, self.max_tokens, self.limit, self.template = (
-            tokenizer,
-            min(text.max_tokens, limit),
-            limit,
-            template,
-        )
+    def __init__(self, folder: Path, text: TeacherText) -> None:
+        super().__init__(folder, text)
+        self.template = text.template
+        self._require_room(len(self._tokenise([self._prompt("", "")])[0]))
 
     def _prompt(self, query: str, product: str) -> str:
         values = {"{query}": query, "{product}": product}
         return re.sub(r"\{query\}|\{product\}", lambda match: values[match[0]], self.template)
 
+    def _tokenise(self, prompts: list[str]) -> list[list[int]]:
+        return [encoded.ids for encoded in self.tokenizer.encode_batch_fast(prompts)]
+
     def encode(self, queries: Sequence[str], products: Sequence[str]) -> Tokens:
-        prompts = [self._prompt(*pair) for pair in zip(queries, products, strict=True)]
-        ids = self.tokenizer(prompts, return_attention_mask=False, verbose=False)["input_ids"]
+        ids = self._tokenise([self._prompt(*pair) for pair in zip(queries, products, strict=True)])
         whole = [len(tokens) for tokens in ids]
         for row in (row for row, tokens in enumerate(whole) if tokens > self.max_tokens):
             ids[row] = self._shortened(queries[row], products[row], len(ids[row]))
-            _refuse_long_query(queries[row], len(ids[row]), self.limit)
-        return Tokens.of(queries, ids, truncated=_shorter(ids, whole))
+            self._refuse_long(queries[row], len(ids[row]))
+        truncated = sum(len(tokens) < before for tokens, before in zip(ids, whole, strict=True))
+        return Tokens.of(queries, ids, truncated=truncated)
 
     def _shortened(self, query: str, product: str, tokens: int) -> list[int]:
-        ends = [
-            end
-            for _, end in self.tokenizer(product, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
-                "offset_mapping"
-            ]
-        ]
+        ends = [end for _, end in self.tokenizer.encode(product, add_special_tokens=False).offsets]
         keep = len(ends)
         while True:
             # cutting at a token's end may change how the rest is split, hence the loop
             keep = max(keep - max(tokens - self.max_tokens, 1), min(MIN_PRODUCT_TOKENS, len(ends)))
-            ids = self.tokenizer(self._prompt(query, product[: ends[keep - 1]] if keep else ""))["input_ids"]
+            (ids,) = self._tokenise([self._prompt(query, product[: ends[keep - 1]] if keep else "")])
             tokens = len(ids)
             if tokens <= self.max_tokens or keep <= MIN_PRODUCT_TOKENS:
                 return ids
 
 
 def encode_table(encoder: Encoder, table: pa.Table, text: Text) -> Tokens:
-    """Tokens of each row's pair, from the column `query` and the product fields that `text` names."""
-    special = special_tokens(encoder.tokenizer)
-    queries = [neutralise(query, special) for query in table.column("query").to_pylist()]
-    return encoder.encode(queries, render_products(table, text, encoder.tokenizer))
+    """Tokens of each row's pair, from the column `query` and the product fields that `text` names.
+
+    Raises:
+        InputError: a query is longer than what the model takes.
+    """
+    queries, of = distinct(table.column("query").to_pylist())
+    queries = [neutralise(query, encoder.special) for query in queries]
+    return encoder.encode([queries[place] for place in of], encoder.render(columns(table, text)))
 
 
-def _shorter(ids: Sequence[Sequence[int]], whole: Sequence[int]) -> int:
-    return sum(len(tokens) < before for tokens, before in zip(ids, whole, strict=True))
-
-
-def _refuse_long_query(query: str, tokens: int, limit: int) -> None:
-    if tokens > limit:
-        raise InputError(
-            f"query {query[:60]!r}...: {tokens} tokens with its product shortened, the model takes at most {limit}"
-        )
+def columns(table: pa.Table, text: Text) -> dict[str, list[str | None]]:
+    """The product fields that `text` names and `table` has, for `Encoder.render`."""
+    return {name: table.column(name).to_pylist() for name in text.fields if name in table.column_names}

@@ -56,7 +56,7 @@ def estimate(
 
         training.seed_everything(teacher.optimiser.seed)
         base = load_model(folder, runtime)
-        base.config.pad_token_id = encoder.tokenizer.pad_token_id
+        base.config.pad_token_id = encoder.pad_token_id
         with progress.timed(STAGE, "timed scoring"):
             scoring = _rate(
                 lambda part: score_encoded(base, part, runtime.device, label.score_tokens), sample, label.score_tokens

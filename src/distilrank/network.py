@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from distilrank import batching, compute, packing, progress
+from distilrank.config import Compute
 from distilrank.encoding import Tokens
 from distilrank.errors import InputError, RunStopped
 
@@ -22,16 +23,7 @@ transformers.utils.logging.disable_progress_bar()
 
 def collate(tokens: Tokens, rows: np.ndarray, pad_token: int, device: torch.device) -> dict[str, torch.Tensor]:
     """Pad pairs on the right to their longest: int64 tensors of shape (rows, tokens), with an attention mask."""
-    lengths = tokens.lengths[rows]
-    column = np.arange(lengths.max())[None]
-    real = column < lengths[:, None]
-    at = tokens.starts[rows][:, None] + np.minimum(column, lengths[:, None] - 1)
-    batch = {
-        "input_ids": np.where(real, tokens.ids[at], pad_token).astype(np.int64),
-        "attention_mask": real.astype(np.int64),
-    }
-    if tokens.types is not None:
-        batch["token_type_ids"] = np.where(real, tokens.types[at], 0).astype(np.int64)
+    batch = tokens.padded(rows, pad_token)
     tensors = {name: torch.from_numpy(values) for name, values in batch.items()}
     if device.type == "cuda":
         tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
@@ -103,7 +95,10 @@ def score_encoded(
     """Raw logits of pairs, float32, shape (n,), in the order given; a batch has at most `budget` tokens."""
     logits = np.empty(len(tokens), np.float32)
     if packing.is_packed(model):
-        batches = batching.consecutive(np.argsort(tokens.queries, kind="stable"), tokens.lengths, budget)
+        # pairs of a query share their beginning in a decoder; pairs of one length waste nothing in attention
+        shared = packing.plain(model).config.model_type in packing.DECODERS
+        key = tokens.queries if shared else -tokens.lengths
+        batches = batching.consecutive(np.argsort(key, kind="stable"), tokens.lengths, budget)
     else:
         batches = batching.by_length(tokens.lengths, budget)
     with _evaluating(model):
@@ -128,3 +123,44 @@ def _within_memory(model: torch.nn.Module, tokens: Tokens, rows: np.ndarray, dev
         torch.cuda.empty_cache()
     half = len(rows) // 2
     return torch.cat([_within_memory(model, tokens, part, device) for part in (rows[:half], rows[half:])])
+
+
+class Network:
+    """A loaded model as one of the backends of `scorer.Scorer`."""
+
+    name = "torch"
+
+    def __init__(self, model: PreTrainedModel, runtime: compute.Runtime) -> None:
+        self.model, self.runtime = model, runtime
+
+    @classmethod
+    def load(cls, folder: Path, compute_config: Compute) -> Network:
+        """Load the model in `folder` to the device and precision that the configuration asks for.
+
+        Raises:
+            InputError: as `load_model`, or the device is not there.
+        """
+        runtime = compute.setup(compute_config)
+        return cls(load_model(folder, runtime), runtime)
+
+    def score(self, tokens: Tokens, budget: int, counter: progress.Counter | None = None) -> np.ndarray:
+        """As `score_encoded`."""
+        return score_encoded(self.model, tokens, self.runtime.device, budget, counter)
+
+    def describe(self) -> str:
+        """One line for people."""
+        return f"torch on {self.runtime.describe()}"
+
+
+def save_tokenizer(source: Path, target: Path, pad_token: str, max_tokens: int | None = None) -> None:
+    """Write the tokenizer of the folder `source` to `target` as transformers and sentence-transformers read it.
+
+    Args:
+        pad_token: what it pads with, also where the source names nothing.
+        max_tokens: what other libraries cut a pair to; None: as in `source`.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    tokenizer.pad_token = pad_token
+    if max_tokens is not None:
+        tokenizer.model_max_length = max_tokens
+    tokenizer.save_pretrained(target)

@@ -1,95 +1,132 @@
-"""Scoring of (query, product) pairs with the folder that the teacher or the student stage wrote."""
+"""Scoring of (query, product) pairs with the folder that the teacher or the student stage wrote.
+
+Neither torch nor transformers is imported here: the one module that a backend needs is, when it is loaded.
+"""
 
 from __future__ import annotations
 
-import os
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+import pyarrow.compute as pc
 
-from distilrank import artifacts, calibration, compute, encoding, progress, records, registry
+from distilrank import artifacts, calibration, encoding, progress
 from distilrank.ahead import ahead
+from distilrank.cache import Cache
 from distilrank.config import Compute, TeacherText, Text, parse
-from distilrank.errors import InputError
-from distilrank.network import load_model, score_encoded
-from distilrank.sources.reading import File
+from distilrank.errors import InputError, RunStopped
 
 DESCRIPTION = "distilrank.json"
 METRICS = "metrics.json"
 CHUNK_ROWS = 20_000  # rows whose tokens are held at a time, while those of the next ones are made
+BACKENDS = ("auto", "torch", "onnx", "onnx-int8")
+AUTOMATIC = Compute()
+CACHED_PRODUCTS = 50_000
+"""Products whose tokens are kept: some 50 MB."""
+
+
+class Backend(Protocol):
+    """What computes the logits."""
+
+    @property
+    def name(self) -> str:
+        """One of BACKENDS."""
+
+    def score(self, tokens: encoding.Tokens, budget: int, counter: progress.Counter | None = None) -> np.ndarray:
+        """Raw logits of pairs, float32, shape (n,), in the order given; a batch has at most `budget` tokens."""
+
+    def describe(self) -> str:
+        """One line for people: what runs where."""
 
 
 def load_encoder(folder: Path, text: Text, kind: str = "auto") -> encoding.Encoder:
     """The way in which the model of `folder` is shown pairs; its tokenizer pads with eos where it has no pad token."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise InputError(
-                f"{folder}: its tokenizer has neither a pad token nor an end token, expected one to pad with"
-            )
-        tokenizer.pad_token = tokenizer.eos_token
-    limit = AutoConfig.from_pretrained(folder).max_position_embeddings
-    encoder = kind == "encoder" or (kind == "auto" and encoding.is_encoder(folder))
-    if encoder:
-        return encoding.PairEncoder(tokenizer, text, limit)
+    if kind == "encoder" or (kind == "auto" and encoding.is_encoder(folder)):
+        return encoding.PairEncoder(folder, text)
     if not isinstance(text, TeacherText):
         raise InputError(f"{folder}: a decoder needs a prompt template; expected an encoder such as BERT")
-    return encoding.PromptEncoder(tokenizer, text, text.template, limit)
+    return encoding.PromptEncoder(folder, text)
+
+
+def _load_backend(folder: Path, compute: Compute, name: str) -> Backend:
+    if name not in BACKENDS:
+        raise InputError(f"backend {name!r}: unknown, expected one of {', '.join(BACKENDS)}")
+    if name == "auto":
+        name = "torch" if importlib.util.find_spec("torch") else "onnx"
+    if name == "torch":
+        if not importlib.util.find_spec("torch"):
+            raise InputError("backend torch: torch is not installed here, expected the backend onnx or onnx-int8")
+        from distilrank.network import Network
+
+        return Network.load(folder, compute)
+    from distilrank.graph import Graph
+
+    return Graph.load(folder, compute, name)
 
 
 class Scorer:
     """A model folder that scores pairs.
 
     Example:
-        scorer = Scorer.load(Path("runs/latest/student"), Compute())
+        scorer = Scorer.load(Path("runs/latest/student"))
         logits = scorer.score(table)  # columns: query, and the product fields
+        by_query = scorer.score_lists(["red sofa"], [[{"title": "Sofa, red"}, {"title": "Lamp"}]])
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        encoder: encoding.Encoder,
-        text: Text,
-        calibrated: dict[str, Any] | None,
-        runtime: compute.Runtime,
-        tokens: int,
+        self, backend: Backend, encoder: encoding.Encoder, description: dict[str, Any], tokens: int, cached: int
     ) -> None:
-        self.model, self.encoder, self.text, self.calibration = model, encoder, text, calibrated
-        self.runtime, self.tokens = runtime, tokens
+        self.backend, self.encoder, self.tokens = backend, encoder, tokens
+        self.description = description
+        """What `distilrank.json` says: role, text, calibration."""
+        self.text = encoder.text
+        self.products: Cache[tuple[str | None, ...], np.ndarray] = Cache(cached)
+        """Tokens of the products that `score_lists` has seen, with its counts of hits and misses."""
 
     @classmethod
-    def load(cls, folder: Path, compute_config: Compute, tokens: int = 0) -> Scorer:
+    def load(
+        cls,
+        folder: Path,
+        compute: Compute = AUTOMATIC,
+        *,
+        backend: str = "auto",
+        tokens: int = 0,
+        cached_products: int = CACHED_PRODUCTS,
+    ) -> Scorer:
         """Load a folder that the teacher or student stage wrote.
 
         Args:
             folder: holds the weights, the tokenizer and `distilrank.json`.
-            compute_config: device and precision.
+            compute: device, precision and threads; the backends of onnxruntime are for processors.
+            backend: `torch`; `onnx`, the exported network; `onnx-int8`, the same in eight bits; `auto`: torch where it
+                is installed, else onnx.
             tokens: most tokens of one forward pass; 0: as the folder says.
+            cached_products: most products whose tokens `score_lists` keeps.
 
         Raises:
-            InputError: the folder is not one of ours, or is damaged.
+            InputError: the folder is not one of ours, is damaged, or lacks what the backend reads.
         """
-        description = artifacts.read_json(folder / DESCRIPTION)
-        model = TeacherText if "template" in description["text"] else Text
-        text = parse(description["text"], str(folder / DESCRIPTION), model)
-        runtime = compute.setup(compute_config)
+        path = folder / DESCRIPTION
+        description = artifacts.read_json(path)
+        missing = [name for name in ("text", "kind", "score_tokens") if name not in description]
+        if missing:
+            raise InputError(f"{path}: lacks {missing[0]!r}, expected what the teacher or student stage writes")
+        text = parse(description["text"], str(path), TeacherText if "template" in description["text"] else Text)
         return cls(
-            load_model(folder, runtime),
+            _load_backend(folder, compute, backend),
             load_encoder(folder, text, description["kind"]),
-            text,
-            description.get("calibration"),
-            runtime,
+            description,
             tokens or description["score_tokens"],
+            cached_products,
         )
 
     def render(self, table: pa.Table) -> list[str]:
         """Each row's product as the one string that the model is shown: pair it with the query anywhere else."""
-        return encoding.render_products(table, self.text, self.encoder.tokenizer)
+        return self.encoder.render(encoding.columns(table, self.text))
 
     def score(self, table: pa.Table, counter: progress.Counter | None = None) -> np.ndarray:
         """Raw logits, float32, in row order.
@@ -98,20 +135,87 @@ class Scorer:
             table: columns `query` and those of records.PRODUCT_FIELDS that the model was trained with; an absent or
                 null field is left out.
             counter: told of every batch.
+
+        Raises:
+            InputError: a query is empty, or longer than what the model takes.
+            RunStopped: a logit is not finite.
         """
+        queries = table.column("query")
+        blank = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(queries), ""), True)
+        if pc.any(blank).as_py():
+            raise InputError(f"row {pc.index(blank, True).as_py() + 1}: query is empty, expected a text")
         scores = []
         for tokens in ahead(
             encoding.encode_table(self.encoder, table.slice(start, CHUNK_ROWS), self.text)
             for start in range(0, table.num_rows, CHUNK_ROWS)
         ):
-            scores.append(score_encoded(self.model, tokens, self.runtime.device, self.tokens, counter))
-        return np.concatenate(scores) if scores else np.empty(0, np.float32)
+            scores.append(self.backend.score(tokens, self.tokens, counter))
+        logits = np.concatenate(scores) if scores else np.empty(0, np.float32)
+        _require_finite(logits, lambda row: f"row {row + 1}, query {queries[row].as_py()!r}")
+        return logits
+
+    def score_lists(
+        self, queries: Sequence[str], products: Sequence[Sequence[Mapping[str, str | None]]]
+    ) -> list[np.ndarray]:
+        """Raw logits of each query's products, float32, in the order given.
+
+        All lists are scored together, pairs of similar length in one batch. Tokens of products are kept in `products`.
+
+        Args:
+            queries: shape (n,).
+            products: of each query, its products: those of records.PRODUCT_FIELDS that the model was trained with;
+                an absent or null field is left out.
+
+        Raises:
+            InputError: a query is empty, or longer than what the model takes.
+            RunStopped: a logit is not finite.
+        """
+        if not queries:
+            return []
+        for place, query in enumerate(queries):
+            if not query.strip():
+                raise InputError(f"query {place + 1} of {len(queries)} is empty, expected a text")
+        sizes = [len(one) for one in products]
+        texts, list_of = encoding.distinct([encoding.neutralise(query, self.encoder.special) for query in queries])
+        query_of = np.repeat(list_of, sizes)
+        shown = [tuple(product.get(name) for name in self.text.fields) for one in products for product in one]
+        keys, product_of = encoding.distinct(shown)
+        if isinstance(self.encoder, encoding.PairEncoder):
+            tokens = self.encoder.join(texts, query_of, self.products.get(keys, self._tokenise), product_of)
+        else:
+            rendered = self._render(keys)
+            tokens = self.encoder.encode([texts[at] for at in query_of], [rendered[at] for at in product_of])
+        logits = self.backend.score(tokens, self.tokens)
+        ends = np.cumsum(sizes)
+
+        def name(row: int) -> str:
+            place = int(np.searchsorted(ends, row, side="right"))
+            return f"product {row - ends[place] + sizes[place] + 1} of query {queries[place]!r}"
+
+        _require_finite(logits, name)
+        return np.split(logits, ends[:-1])
+
+    def _render(self, shown: Sequence[tuple[str | None, ...]]) -> list[str]:
+        return self.encoder.render(dict(zip(self.text.fields, zip(*shown, strict=True), strict=True))) if shown else []
+
+    def _tokenise(self, shown: list[tuple[str | None, ...]]) -> list[np.ndarray]:
+        encoder = cast(encoding.PairEncoder, self.encoder)
+        # a copy: a view would keep the rest of a long description in memory
+        return [ids[: encoder.max_tokens].copy() for ids in encoder.tokenise(self._render(shown))]
 
     def probability(self, logits: np.ndarray) -> np.ndarray | None:
         """Calibrated probability of relevance, or None where the model was not calibrated."""
-        if self.calibration is None or self.calibration["method"] == "none":
-            return None
-        return calibration.probability(self.calibration, logits)
+        fitted = self.description.get("calibration", {"method": "none"})
+        return None if fitted["method"] == "none" else calibration.probability(fitted, logits)
+
+
+def _require_finite(logits: np.ndarray, name: Callable[[int], str]) -> None:
+    bad = np.flatnonzero(~np.isfinite(logits))
+    if len(bad):
+        raise RunStopped(
+            f"{name(int(bad[0]))}: its score is {logits[bad[0]]}, and {len(bad)} of {len(logits)} scores are not "
+            "finite; the model's weights are damaged, or overflow in its precision"
+        )
 
 
 def describe(folder: Path, *, role: str, encoder: encoding.Encoder, text: Text, tokens: int, base: str) -> None:
@@ -138,74 +242,3 @@ def calibrate(folder: Path, dev: pa.Table, method: str, compute_config: Compute)
     fitted = calibration.fit(method, logits, dev.column("target").to_numpy(), dev.column("query_id").to_numpy())
     artifacts.write_json(folder / DESCRIPTION, artifacts.read_json(folder / DESCRIPTION) | {"calibration": fitted})
     return logits
-
-
-def find_model(model: str, registry_uri: str) -> Path:
-    """The student's folder that `model` names: a folder, or an alias or version of the registry.
-
-    Raises:
-        InputError: neither is there.
-    """
-    folder = Path(model)
-    if folder.is_dir():
-        return folder
-    backend = registry.open(registry_uri)
-    try:
-        return backend.fetch(registry.resolve(backend, model)) / "student"
-    except InputError as error:
-        raise InputError(f"--model {model}: no such folder, and {error}") from None
-
-
-def read_pairs(path: Path) -> tuple[pa.Table, pa.Table]:
-    """Read the rows to score from CSV (plain or gzip) or Parquet.
-
-    Returns:
-        All of the file's columns as they are, and those that the model is shown: `query` and the product fields.
-
-    Raises:
-        InputError: the file cannot be read, lacks `query` or `title`, or a row has no query or no title.
-    """
-    file = File(path, {"query": "query", "title": "title"})
-    file.check()
-    names = file.names()
-    file = File(path, {name: name for name in names})
-    table = file.table()
-    shown = {"query": file.query("query"), "title": file.key("title")}
-    shown |= {name: file.text(name) for name in records.PRODUCT_FIELDS if name in names and name != "title"}
-    return table, pa.table(shown)
-
-
-def score_file(model: str, input: Path, output: Path, registry: str, compute: Compute) -> int:
-    """Score the rows of `input` and write them with a column `score` to `output`, in the same order.
-
-    Returns:
-        The number of rows.
-
-    Raises:
-        InputError: bad input, model or output; nothing is written then.
-    """
-    if not output.name.endswith((".csv", ".parquet")):
-        raise InputError(f"{output}: expected a .csv or .parquet file to write")
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()  # an output that cannot be written shows before the work, not after
-        partial.unlink()
-    except OSError as error:
-        raise InputError(f"{output}: cannot write ({error.strerror})") from error
-    table, shown = read_pairs(input)
-    scorer = Scorer.load(find_model(model, registry), compute)
-    scores = pa.array(scorer.score(shown, progress.Counter("score", table.num_rows, "pairs")), pa.float32())
-    if "score" in table.column_names:
-        table = table.drop_columns(["score"])
-    table = table.append_column("score", scores)
-    try:
-        if output.suffix == ".csv":
-            pa.csv.write_csv(table, partial)
-        else:
-            pa.parquet.write_table(table, partial, compression="zstd")
-        partial.replace(output)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise InputError(f"{output}: cannot write ({error.strerror})") from error
-    return table.num_rows

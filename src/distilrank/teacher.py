@@ -29,7 +29,7 @@ from distilrank import compute as computing
 from distilrank.checkpoints import Checkpoints
 from distilrank.config import Compute, Label, Teacher
 from distilrank.errors import RunStopped
-from distilrank.network import load_model
+from distilrank.network import load_model, save_tokenizer
 from distilrank.scorer import DESCRIPTION, METRICS, calibrate, describe, load_encoder
 
 MIN_DISTINCT = Label().min_distinct  # a teacher that labelling would refuse is refused before
@@ -87,7 +87,7 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, model_digest: 
             training.seed_everything(config.optimiser.seed)
             base = load_model(folder, runtime)
         encoder = load_encoder(folder, config.text, config.kind)
-        base.config.pad_token_id = encoder.tokenizer.pad_token_id
+        base.config.pad_token_id = encoder.pad_token_id
         adapted = adapters.Adapted(base, config.lora)
         encoded, dev_encoded = (encoding.encode_table(encoder, table, config.text) for table in (fitting, dev))
         truncated = encoded.truncated + dev_encoded.truncated
@@ -105,7 +105,7 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, model_digest: 
             return TeacherResult(outcome.best, 0.0)  # the first process does what one can do alone
         merged = adapted.merged(output / "adapter")
         merged.to(runtime.dtype).save_pretrained(output)
-        encoder.tokenizer.save_pretrained(output)
+        save_tokenizer(folder, output, encoder.pad_token)
         describe(
             output, role="teacher", encoder=encoder, text=config.text, tokens=config.score_tokens, base=config.model
         )

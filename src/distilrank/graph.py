@@ -1,0 +1,96 @@
+"""The exported network's forward pass in onnxruntime, on processors, without torch."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from distilrank import artifacts, batching, hardware, progress
+from distilrank.config import Compute
+from distilrank.encoding import Tokens
+from distilrank.errors import InputError
+
+FILES = {"onnx": "onnx/model.onnx", "onnx-int8": "onnx/model_qint8_avx512_vnni.onnx"}
+"""What each backend reads of a student's folder, by sentence-transformers' names. onnxruntime fuses operators itself
+when it loads a graph; one that was fused beforehand is no faster on processors."""
+BATCH_TOKENS = 512
+"""Most tokens of a batch: what all layers make of them fits into a core's cache, so that more would be slower."""
+MIN_BATCH_TOKENS = 128
+"""Batches are not cut below this to give each thread one: reading the weights would cost more than it gains."""
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+class Graph:
+    """An ONNX model as one of the backends of `scorer.Scorer`.
+
+    Batches run side by side, each in one thread, so that none waits for another within an operator, spinning where the
+    processor has others to serve. May be used from several threads.
+
+    Args:
+        path: the model.
+        name: the backend's.
+        pad_token: what the model was trained to see beyond a pair's end.
+        threads: batches at a time.
+
+    Raises:
+        InputError: no such file, not a readable ONNX model, or its inputs or outputs are not those of a cross-encoder.
+    """
+
+    def __init__(self, path: Path, name: str, pad_token: int, threads: int) -> None:
+        self.path, self.name, self.pad_token, self.threads = path, name, pad_token, threads
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors alone: they are raised, too
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.enable_mem_pattern = False  # one would be kept for every shape that ever came
+        if not path.is_file():
+            raise InputError(
+                f"{path}: no such file, which the backend {name} reads; the student stage exports it, and "
+                "`distilrank.export` for a student of an earlier run"
+            )
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own exceptions have no common base but this
+            raise InputError(f"{path}: not a readable ONNX model ({' '.join(str(error).split())[:200]})") from None
+        self._inputs = [one.name for one in self._session.get_inputs()]
+        outputs = self._session.get_outputs()
+        if not {"input_ids", "attention_mask"} <= set(self._inputs) <= set(INPUTS) or len(outputs[0].shape) != 2:
+            raise InputError(f"{path}: inputs {', '.join(self._inputs)}, expected {', '.join(INPUTS)} and one logit")
+        self._output = outputs[0].name
+        self._map = ThreadPoolExecutor(threads, "score").map if threads > 1 else map
+
+    @classmethod
+    def load(cls, folder: Path, compute: Compute, name: str) -> Graph:
+        """Open the model of `folder` that the backend `name` reads.
+
+        Raises:
+            InputError: it is missing or unreadable, or the configuration asks for what onnxruntime does not do here.
+        """
+        if compute.device not in ("auto", "cpu"):
+            raise InputError(f"compute.device: {compute.device!r} with the backend {name}, which runs on cpu")
+        if compute.precision == "bf16":
+            raise InputError(f"compute.precision: 'bf16' with the backend {name}, expected auto or fp32")
+        pad_token = artifacts.read_json(folder / "config.json").get("pad_token_id") or 0
+        return cls(folder / FILES[name], name, pad_token, compute.threads or hardware.cores())
+
+    def score(self, tokens: Tokens, budget: int, counter: progress.Counter | None = None) -> np.ndarray:
+        """Raw logits of pairs, float32, shape (n,), in the order given; a batch has at most `budget` tokens."""
+        logits = np.empty(len(tokens), np.float32)
+        share = -(-len(tokens.ids) // self.threads)
+        budget = min(budget, BATCH_TOKENS, max(share, MIN_BATCH_TOKENS))
+
+        def run(batch: np.ndarray) -> int:
+            values = tokens.padded(batch, self.pad_token)
+            logits[batch] = self._session.run([self._output], {name: values[name] for name in self._inputs})[0][:, 0]
+            return len(batch)
+
+        for pairs in self._map(run, batching.by_length(tokens.lengths, budget)):
+            if counter:
+                counter.add(pairs)
+        return logits
+
+    def describe(self) -> str:
+        """One line for people."""
+        return f"onnxruntime {onnxruntime.__version__} on cpu, {self.path.name}, {self.threads} threads"

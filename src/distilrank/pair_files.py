@@ -1,0 +1,124 @@
+"""Files of (query, product) rows, scored piece by piece: memory does not follow their size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from distilrank import artifacts, progress, records
+from distilrank import registry as registries
+from distilrank.ahead import ahead
+from distilrank.config import Compute
+from distilrank.errors import InputError, RunStopped
+from distilrank.problems import Problems
+from distilrank.scorer import Scorer
+from distilrank.sources.reading import File
+
+SCORE, PROBABILITY = "score", "probability"
+
+
+def score(
+    model: str,
+    input: Path,
+    output: Path,
+    registry: str,
+    compute: Compute,
+    *,
+    backend: str = "auto",
+    probability: bool = False,
+    counter: Callable[[int], progress.Counter] = lambda rows: progress.Counter("score", rows, "pairs"),
+) -> int:
+    """Score the rows of `input` and write them with a column `score` to `output`, in the same order.
+
+    All rows are read and checked before the first is scored. The output appears when it is complete: whoever kills
+    this leaves the file that was there before, or none.
+
+    Args:
+        model: a folder, or `champion` or a version of the registry.
+        input: CSV (plain or gzip) or Parquet with `query`, `title` and other fields of products.
+        output: .csv or .parquet.
+        registry: URI of the registry.
+        compute: device, precision, threads.
+        backend: as for `Scorer.load`.
+        probability: add a column `probability`, the calibrated probability of relevance.
+        counter: makes what is told of every batch, of the number of rows.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        InputError: bad input, model or output; nothing is written then.
+        RunStopped: a score is not finite.
+    """
+    if not output.name.endswith((".csv", ".parquet")):
+        raise InputError(f"{output}: expected a .csv or .parquet file to write")
+    with artifacts.replacing(output) as handle:  # first, so that an output that cannot be written shows at once
+        total, schema = _check(input, output)
+        scorer = Scorer.load(_find(model, registry), compute, backend=backend)
+        if probability and scorer.probability(np.empty(0, np.float32)) is None:
+            raise InputError(f"{model}: is not calibrated, so its scores have no probability")
+        added = [SCORE, PROBABILITY] if probability else [SCORE]
+        kept = [field for field in schema if field.name not in added]
+        schema = pa.schema([*kept, *(pa.field(name, pa.float32()) for name in added)])
+        told, done = counter(total), 0
+        with _writer(handle, output, schema) as writer:
+            for table, shown in ahead(_pieces(input)):
+                try:
+                    logits = scorer.score(shown, told)
+                except RunStopped as error:
+                    raise RunStopped(f"{input}, of the rows from {done + 1}: {error}") from None
+                done += table.num_rows
+                values = {SCORE: logits, PROBABILITY: scorer.probability(logits)}
+                columns = [table.column(field.name) for field in kept]
+                columns += [pa.array(values[name], pa.float32()) for name in added]
+                writer.write_table(pa.table(columns, schema=schema))
+    return total
+
+
+def _writer(handle: BinaryIO, output: Path, schema: pa.Schema) -> pyarrow.csv.CSVWriter | pq.ParquetWriter:
+    if output.suffix == ".csv":
+        return pyarrow.csv.CSVWriter(handle, schema)
+    return pq.ParquetWriter(handle, schema, compression="zstd")
+
+
+def _find(model: str, registry: str) -> Path:
+    """The student's folder that `model` names."""
+    folder = Path(model)
+    if folder.is_dir():
+        return folder
+    backend = registries.open(registry)
+    try:
+        return backend.fetch(registries.resolve(backend, model)) / "student"
+    except InputError as error:
+        raise InputError(f"--model {model}: no such folder, and {error}") from None
+
+
+def _check(input: Path, output: Path) -> tuple[int, pa.Schema]:
+    """The number of rows of `input`, and their schema, after all of them were looked at."""
+    rows, schema = 0, None
+    for table, _ in _pieces(input):
+        rows, schema = rows + table.num_rows, table.schema
+    if schema is None:
+        raise InputError(f"{input}: no rows after the header")
+    for field in schema:
+        if output.suffix == ".csv" and pa.types.is_nested(field.type):
+            raise InputError(f"{output}: CSV cannot hold column {field.name!r} ({field.type}), expected .parquet")
+    return rows, schema
+
+
+def _pieces(path: Path) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """Rows of `path`: all columns as they are, and those that the model is shown, `query` and the product fields."""
+    File(path, {"query": "query", "title": "title"}).check()
+    names = File(path, {}).names()
+    for rows in File(path, {name: name for name in names}).batches(Problems()):
+        if len(rows):
+            table = pa.table(rows.columns)
+            shown = {"query": rows.query("query"), "title": rows.key("title")}
+            shown |= {name: rows.text(name) for name in records.PRODUCT_FIELDS if name in names and name != "title"}
+            yield table, pa.table(shown)
