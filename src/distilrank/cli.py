@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import inspect
 import io
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from distilrank import __version__, artifacts, config, hardware, knobs, progress
 from distilrank import registry as registries
 from distilrank.errors import InputError, RunStopped
+from distilrank.serving import settings as serving
 
 HELP = """Distil an LLM's sense of product relevance into a small, fast ranker.
 
@@ -43,6 +46,9 @@ Look at your data and your settings before a run, score with what came out of it
     # Score (query, product) rows with what is in use, or with any student
     distilrank score --model champion --input pairs.csv --output out.parquet
     distilrank score --model runs/latest/student --input pairs.csv --output out.csv
+
+    # The same over HTTP, following the champion as it changes
+    distilrank serve --registry registry --model champion
 
     # What was promoted, and which one is in use; why, and made from what
     distilrank registry list
@@ -223,24 +229,109 @@ def score(
     source: Annotated[Path, typer.Option("--input", help="Rows to score, .csv or .parquet: query, title and more.")],
     output: Annotated[Path, typer.Option(help="The same rows with a column `score`, .csv or .parquet.")],
     registry: Uri = DEFAULT_URI,
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="torch; onnx, which needs no torch; onnx-int8, the fastest on processors; auto: torch where it is "
+            "installed, else onnx."
+        ),
+    ] = "auto",
     device: Annotated[str, typer.Option(help=_compute("device"))] = config.Compute().device,
     precision: Annotated[
         str, typer.Option(help="fp32 gives the scores that other libraries give; bf16 is faster where there is a unit.")
     ] = "fp32",
     threads: Annotated[int, typer.Option(help=_compute("threads"))] = config.Compute().threads,
+    probability: Annotated[
+        bool, typer.Option("--probability", help="Add a column `probability`: that of relevance, calibrated.")
+    ] = False,
 ) -> None:
     """Score (query, product) rows, in their order; a higher score is more relevant.
+
+    Files may be larger than memory. The output appears when it is complete.
 
     Example: `distilrank score --model champion --input pairs.csv --output scores.parquet`
     """
     compute = config.parse(
         {"device": device, "precision": precision, "threads": threads}, "command line", model=config.Compute
     )
-    from distilrank import scorer
+    from distilrank import pair_files
 
-    with contextlib.redirect_stdout(sys.stderr):
-        rows = scorer.score_file(model=model, input=source, output=output, registry=registry, compute=compute)
+    with contextlib.redirect_stdout(sys.stderr), _counting("score", "pairs") as counter:
+        rows = pair_files.score(
+            model,
+            source,
+            output,
+            registry,
+            compute,
+            backend=backend,
+            probability=probability,
+            counter=counter,
+        )
     print(f"{output}: {rows} rows")
+
+
+@contextlib.contextmanager
+def _counting(stage: str, unit: str) -> Iterator[Callable[[int], progress.Counter]]:
+    """What makes a counter of a total: it prints lines, or draws a bar on a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda total: progress.Counter(stage, total, unit)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+
+        class Bar(progress.Counter):
+            def __init__(self, total: int) -> None:
+                super().__init__(stage, total, unit)
+                self._task = bar.add_task(unit, total=total)
+
+            def add(self, count: int, *notes: str) -> None:
+                bar.advance(self._task, count)
+
+        yield Bar
+
+
+def _with_options(model: type[config.Section]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for each field of `model`; those that were not given arrive as None."""
+
+    def extend(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True)
+        options = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[
+                    (bool if field.annotation is bool else str) | None,
+                    typer.Option(help=field.description, metavar="VALUE", show_default=str(field.default) or False),
+                ],
+            )
+            for name, field in model.model_fields.items()
+        ]
+        kept = [one for one in own.parameters.values() if one.kind != inspect.Parameter.VAR_KEYWORD]
+        command.__signature__ = own.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
+        return command
+
+    return extend
+
+
+@app.command()
+@_with_options(serving.Serving)
+def serve(
+    settings: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="YAML with any of these; the command line is stronger."),
+    ] = None,
+    **options: Any,
+) -> None:
+    """Serve the champion's scores over HTTP, and follow it when another version is promoted.
+
+    Example: `distilrank serve --registry registry --model champion --port 8080`
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    values = serving.load(settings, given)
+    from distilrank.serving import server
+
+    server.serve(values)
 
 
 @app.command()

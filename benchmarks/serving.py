@@ -1,0 +1,490 @@
+"""The service under load: does it lose or mix an answer while the champion changes, and how fast does it answer?
+
+`python -m benchmarks.serving [--quick] [--backend onnx|onnx-int8]`; see README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow as pa
+
+from benchmarks import machine
+from benchmarks.machine import Failed, measure
+from distilrank import artifacts, records, registry, sources
+from distilrank.config import Compute, DemoShop, HomeDepot, Student, Text
+from distilrank.problems import Problems
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("fastapi", "httpx", "numpy", "onnxruntime", "tokenizers", "uvicorn")
+IMPORTS = ("distilrank.scorer", "distilrank.graph")
+SEED = 41
+CLIENTS = 8  # that ask without a pause while saturation is measured
+START_SECONDS = 120.0
+OPTIONS = "--reload-seconds 0.5 --drain-seconds 0 --timeout-seconds 60".split()
+VARIANTS: dict[str, Any] = {"onnx": (), "onnx-int8": ("qint8_avx512_vnni",)}
+"""What a backend needs beside the plain ONNX file."""
+TOLERANCE = {"onnx": 1e-4, "onnx-int8": 1.0}
+"""How far a score may be from the library's, which has scored other pairs beside it. In 8 bits that makes a difference,
+since activations are scaled by the largest of all that are computed together."""
+# A service as its image has it: what is not there cannot be imported.
+SERVE = """
+import sys
+absent = "torch transformers scipy sklearn pandas duckdb onnx selectolax bm25s evidently kfp matplotlib"
+sys.modules.update(dict.fromkeys(absent.split()))
+from distilrank.cli import main
+main(["serve", *sys.argv[1:]])
+"""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How long everything takes."""
+
+    saturation_seconds: float = 20.0
+    load_seconds: float = 60.0
+    swaps: int = 10
+    products: int = 50
+    """Of a request."""
+    requests: int = 100
+    """Different ones, in turn."""
+    traffic: int = 300
+    """Rows of a version's reference traffic."""
+    library_calls: int = 200
+
+
+QUICK = Scale(3.0, 10.0, 2, 5, 8, 40, 16)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _bar(name: str, value: float, bound: float, holds: bool) -> dict[str, Any]:
+    return {"name": name, "value": round(value, 4), "bound": bound, "holds": holds}
+
+
+# Versions ---------------------------------------------------------------------------------------------------------
+
+
+def make_student(base: Path, seed: int, pairs: pa.Table, folder: Path, backend: str) -> None:
+    """Write the encoder in `base` with a new head as the student stage would, ONNX files and calibration included.
+
+    Args:
+        seed: of the head.
+        pairs: `query` and the product fields, on which the files are held to the network.
+        backend: what will score with it.
+    """
+    import torch
+
+    from distilrank import compute, export, network, scorer
+
+    text = Text()
+    torch.manual_seed(seed)
+    model = network.load_model(base, compute.setup(Compute(device="cpu", precision="fp32")))
+    # A head as it is made anew would say nearly the same of all pairs; and heads apart tell every score's version.
+    torch.nn.init.normal_(model.classifier.weight, std=1.0)
+    torch.nn.init.constant_(model.classifier.bias, 6 * (seed - 1.5))
+    encoder = scorer.load_encoder(base, text)
+    model.config.pad_token_id = encoder.pad_token_id
+    model.save_pretrained(folder)
+    network.save_tokenizer(base, folder, encoder.pad_token)
+    scorer.describe(folder, role="student", encoder=encoder, text=text, tokens=8192, base=base.name)
+    redescribe(folder, calibration={"method": "platt", "slope": 0.5, "intercept": -0.25})
+    # Labels decide nothing here, but that a file in 8 bits loses no nDCG on them.
+    gain = np.random.default_rng(seed).integers(0, 3, len(pairs)) / 2
+    judged = pairs.append_column("query_id", pairs.column("query")).append_column("gain", pa.array(gain))
+    judged = judged.append_column("product_id", pa.array([f"p{at}" for at in range(len(pairs))]))
+    export.export(folder, judged, variants=VARIANTS[backend], max_ndcg_loss=1)
+    artifacts.seal(folder)
+
+
+def redescribe(student: Path, **changes: Any) -> None:
+    """Change what `distilrank.json` says of a student: its calibration, or what it is shown."""
+    path = student / "distilrank.json"
+    artifacts.write_json(path, artifacts.read_json(path) | changes)
+
+
+def publish(student: Path, uri: str, pairs: pa.Table, work: Path) -> str:
+    """Publish a student with all that a promotion adds; returns the version's id.
+
+    Args:
+        uri: the registry's.
+        pairs: `query` and the product fields: the version's reference traffic.
+        work: folder for what is published.
+    """
+    from distilrank.scorer import Scorer
+
+    name = registry.version_id(artifacts.seal(student))
+    folder = work / name
+    trained = Scorer.load(student, Compute(device="cpu", precision="fp32"), backend="torch")
+    scores = pa.table({"score": pa.array(trained.probability(trained.score(pairs)), pa.float32())})
+    traffic = pairs
+    for one in records.TRAFFIC:
+        if one.name not in traffic.column_names:
+            empty = pa.repeat(pa.scalar("" if one.type == pa.string() else 0), len(pairs))
+            traffic = traffic.append_column(one.name, empty)
+    records.write(traffic, folder / "traffic/reference.parquet", records.TRAFFIC)
+    records.write(scores, folder / "traffic/reference_scores.parquet", records.TRAFFIC_SCORES)
+    manifest = {
+        "id": name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "digests": {"student": artifacts.sealed_digest(student)},
+        "models": {"student": artifacts.read_json(student / "distilrank.json")["base"]},
+        "metrics": {"ndcg_at_10": None},
+        "verdict": {"outcome": "cold_start", "checks": [], "champion": None},
+        "lineage": {},
+    }
+    artifacts.write_json(folder / "manifest.json", manifest)
+    (folder / "student").symlink_to(student)
+    registry.open(uri).publish(folder, name)
+    return name
+
+
+# Service ----------------------------------------------------------------------------------------------------------
+
+
+class Service:
+    """A `distilrank serve` in a process of its own, on a free port."""
+
+    def __init__(self, uri: str, *options: str, environment: dict[str, str] | None = None, ready: bool = True) -> None:
+        """Start it, and wait until it listens; with `ready`, until it serves.
+
+        Raises:
+            Failed: it ended, or was not ready in time.
+        """
+        command = [sys.executable, "-c", SERVE, "--registry", uri, "--port", "0", *options]
+        known = {**os.environ, "PYTHONPATH": str(ROOT / "src"), **(environment or {})}
+        self.process = subprocess.Popen(
+            command, env=known, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        self.lines: list[str] = []
+        """What it has said so far."""
+        self._url: str | None = None
+        self._said = threading.Condition()
+        threading.Thread(target=self._listen, daemon=True).start()
+        try:
+            self._wait(ready)
+        except BaseException:
+            self.stop(signal.SIGKILL)
+            raise
+
+    def _wait(self, ready: bool) -> None:
+        with self._said:
+            self._said.wait_for(lambda: self._url or self.process.poll() is not None, START_SECONDS)
+        if self._url is None:
+            raise Failed(f"the service does not listen: {' '.join(self.lines[-3:])}")
+        self.url = self._url
+        self.http = httpx.Client(base_url=self.url, timeout=60)
+        ends = time.monotonic() + START_SECONDS
+        while ready and self.http.get("/readyz").status_code != 200:
+            if time.monotonic() > ends:
+                raise Failed(f"the service is not ready: {' '.join(self.lines[-3:])}")
+            time.sleep(0.05)
+
+    def _listen(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            found = re.search(r"listening on (http://[\w.:\[\]]+)", line)
+            with self._said:
+                self.lines.append(line.rstrip())
+                self._url = found[1] if found else self._url
+                self._said.notify_all()
+        self.process.wait()
+        with self._said:
+            self._said.notify_all()
+
+    def stop(self, sig: int = signal.SIGTERM) -> int:
+        """Send a signal and wait; returns the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(sig)
+        return self.process.wait(START_SECONDS)
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop(signal.SIGKILL)
+
+
+# Requests ---------------------------------------------------------------------------------------------------------
+
+
+def make_requests(shared: Path, count: int, size: int) -> list[dict[str, Any]]:
+    """Real queries, each with `size` real products drawn at random: the bodies of `count` requests."""
+    path = shared / "data/home-depot/train.csv.gz"
+    if path.exists():
+        source = sources.open(HomeDepot(source="home_depot", path=str(path)))
+    else:
+        _say(f"benchmark | {path} is not there: texts of the demo shop")
+        source = sources.open(DemoShop(source="demo_shop"))
+    problems = Problems()
+    queries = source.judgements(problems).column("query").unique().to_pylist()
+    fields = [name for name in records.PRODUCT_FIELDS if name != "description"]
+    products = pa.Table.from_batches(source.products(problems)).select(fields).to_pylist()
+    products = [{name: text for name, text in one.items() if text} for one in products]
+    draw = np.random.default_rng(SEED)
+    return [
+        {
+            "query": queries[at],
+            "products": [products[one] for one in draw.choice(len(products), size, replace=False)],
+        }
+        for at in draw.choice(len(queries), count, replace=False)
+    ]
+
+
+def as_pairs(requests: Sequence[dict[str, Any]], rows: int) -> pa.Table:
+    """The first product of each request, and the second, and so on: `rows` pairs in one table."""
+    chosen = [requests[at % len(requests)] for at in range(rows)]
+    products = [one["products"][at // len(requests)] for at, one in enumerate(chosen)]
+    columns = {name: pa.array([one.get(name) for one in products], pa.string()) for name in records.PRODUCT_FIELDS}
+    return pa.table({"query": [one["query"] for one in chosen], **columns})
+
+
+def score_by_library(student: str, backend: str, path: str, calls: int) -> dict[str, Any]:
+    """Scores of all requests by the library, and seconds of `calls` calls after a first round."""
+    from distilrank.scorer import Scorer
+
+    requests = json.loads(Path(path).read_text(encoding="utf-8"))
+    scorer = Scorer.load(Path(student), Compute(), backend=backend)
+    scores = [scorer.score_lists([one["query"]], [one["products"]])[0].tolist() for one in requests]
+    seconds = []
+    for at in range(calls):
+        one = requests[at % len(requests)]
+        began = time.perf_counter()
+        scorer.score_lists([one["query"]], [one["products"]])
+        seconds.append(time.perf_counter() - began)
+    return {"scores": scores, "seconds": seconds, "backend": scorer.backend.describe()}
+
+
+# Load -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Seen:
+    """What a client saw."""
+
+    seconds: list[float] = field(default_factory=list)
+    """From the moment at which a request was due to its answer."""
+    late: list[float] = field(default_factory=list)
+    """By how much requests were sent later than they were due."""
+    failed: list[str] = field(default_factory=list)
+    mixed: list[str] = field(default_factory=list)
+    versions: list[str] = field(default_factory=list)
+    """The version of each answer, in the order of the answers."""
+
+
+class Client:
+    """Sends requests and checks every score of every answer against the library's, by the version that it names."""
+
+    def __init__(self, url: str, requests: Sequence[dict[str, Any]], expected: dict[str, np.ndarray], tolerance: float):
+        self.url, self.expected, self.tolerance = url, expected, tolerance
+        self.bodies = [json.dumps(one).encode() for one in requests]
+        self.http = httpx.AsyncClient(
+            base_url=url,
+            timeout=60,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
+            headers={"content-type": "application/json"},
+        )
+
+    async def ask(self, number: int, due: float, seen: Seen) -> None:
+        """Send one request, which was due at `due`, and note what comes of it."""
+        at = number % len(self.bodies)
+        seen.late.append(time.perf_counter() - due)
+        try:
+            answer = await self.http.post("/v1/score", content=self.bodies[at])
+        except httpx.HTTPError as error:
+            seen.failed.append(f"request {number}: {type(error).__name__} {error}")
+            return
+        seen.seconds.append(time.perf_counter() - due)
+        if answer.status_code != 200:
+            seen.failed.append(f"request {number}: {answer.status_code} {answer.text[:200]}")
+            return
+        content = answer.json()
+        version, scores = content["version"], np.array(content["scores"])
+        seen.versions.append(version)
+        wanted = self.expected.get(version)
+        if wanted is None or scores.shape != wanted[at].shape or np.abs(scores - wanted[at]).max() > self.tolerance:
+            seen.mixed.append(f"request {number}: scores are not all those of {version}")
+
+    async def saturate(self, seconds: float, clients: int) -> tuple[float, Seen]:
+        """Ask without a pause, `clients` at a time; returns requests a second, and what was seen."""
+        seen, began, numbers = Seen(), time.perf_counter(), iter(range(10**9))
+
+        async def one() -> None:
+            while time.perf_counter() - began < seconds:
+                await self.ask(next(numbers), time.perf_counter(), seen)
+
+        await asyncio.gather(*(one() for _ in range(clients)))
+        return len(seen.seconds) / (time.perf_counter() - began), seen
+
+    async def load(self, seconds: float, rate: float) -> Seen:
+        """Ask `rate` times a second at random moments (Poisson), however long the answers take."""
+        seen, draw = Seen(), np.random.default_rng(SEED)
+        due = np.cumsum(draw.exponential(1 / rate, int(rate * seconds * 2) + 10))
+        began, tasks = time.perf_counter(), []
+        for number, moment in enumerate(due[due < seconds].tolist()):
+            await asyncio.sleep(max(began + moment - time.perf_counter(), 0))
+            # The clock starts when the request is due, so that a service that stalls is not spared any waiting.
+            tasks.append(asyncio.create_task(self.ask(number, began + moment, seen)))
+        await asyncio.gather(*tasks)
+        return seen
+
+
+async def swap(client: Client, uri: str, versions: Sequence[str], seconds: float, swaps: int) -> list[float]:
+    """Move the champion to and fro, evenly over `seconds`, but not before the service has followed the last move.
+
+    Returns:
+        Seconds of each move until the service served the new champion.
+    """
+    backend, began = registry.open(uri), time.perf_counter()
+    took: list[float] = []
+    for number in range(swaps):
+        due = began + seconds * (number + 1) / (swaps + 1)
+        await asyncio.sleep(max(due - time.perf_counter(), 0))
+        before, after = versions[number % 2], versions[(number + 1) % 2]
+        await asyncio.to_thread(backend.move, registry.CHAMPION, after, before)
+        moved = time.perf_counter()
+        while (await client.http.get("/readyz")).json()["version"] != after:
+            if time.perf_counter() - began > seconds:
+                return took
+            await asyncio.sleep(0.05)
+        took.append(time.perf_counter() - moved)
+    return took
+
+
+def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
+    """Quantiles of `seconds` in milliseconds."""
+    return {f"p{at:g}": round(float(np.percentile(seconds, at)) * 1000, 1) for at in (50, 95, 99)}
+
+
+def measure_service(
+    scale: Scale, backend: str, work: Path, shared: Path
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Saturation, then half of it while the champion changes."""
+    uri, path = str(work / "registry"), work / "requests.json"
+    requests = make_requests(shared, scale.requests, scale.products)
+    path.write_text(json.dumps(requests), encoding="utf-8")
+    _say(f"benchmark | two versions of {Student().model}")
+    versions = measure(publish_two, uri, str(path), str(work), scale.traffic, backend, scratch=work).result
+    expected, library = {}, {}
+    for version in versions:
+        student = str(registry.open(uri).fetch(version) / "student")
+        calls = scale.library_calls if version == versions[0] else 0
+        run = measure(score_by_library, student, backend, str(path), calls, scratch=work, imports=IMPORTS)
+        expected[version], library[version] = np.array(run.result["scores"]), run.result
+    apart = np.abs(expected[versions[0]] - expected[versions[1]]).min()
+    if apart < 2 * TOLERANCE[backend]:
+        raise Failed(f"scores of the versions are {apart:.3f} apart only, so that a mixture might not show")
+    _say(f"benchmark | {library[versions[0]]['backend']}, calls {milliseconds(library[versions[0]]['seconds'])}")
+
+    with Service(uri, "--backend", backend, *OPTIONS) as service:
+
+        async def drive() -> tuple[float, Seen, Seen, list[float], float]:
+            client = Client(service.url, requests, expected, TOLERANCE[backend])
+            async with client.http:
+                await client.saturate(scale.saturation_seconds / 4, CLIENTS)  # every product has been seen once
+                rate, full = await client.saturate(scale.saturation_seconds, CLIENTS)
+                _say(f"benchmark | saturated at {rate:.2f} requests/s, p50 {milliseconds(full.seconds)['p50']} ms")
+                used = time.process_time()
+                loaded, took = await asyncio.gather(
+                    client.load(scale.load_seconds, rate / 2),
+                    swap(client, uri, versions, scale.load_seconds, scale.swaps),
+                )
+                return rate, full, loaded, took, time.process_time() - used
+
+        rate, full, loaded, took, used = asyncio.run(drive())
+        status = service.stop()
+    if not full.seconds or not loaded.seconds:
+        raise Failed("the service answered nothing")
+    for line in (*full.failed[:3], *loaded.failed[:3], *loaded.mixed[:3]):
+        _say(f"benchmark | {line}")
+    figures = {
+        "backend": library[versions[0]]["backend"],
+        "products_per_request": scale.products,
+        "saturation": {
+            "clients": CLIENTS,
+            "requests": len(full.seconds),
+            "requests_per_second": round(rate, 2),
+            "pairs_per_second": round(rate * scale.products),
+            "milliseconds": milliseconds(full.seconds),
+        },
+        "load": {
+            "arrivals": "Poisson, latency from the moment at which a request was due",
+            "seconds": scale.load_seconds,
+            "requests": len(loaded.seconds),
+            "requests_per_second": round(rate / 2, 2),
+            "milliseconds": milliseconds(loaded.seconds),
+            "sent_late_milliseconds": milliseconds(loaded.late),
+            "generator_cores": round(used / scale.load_seconds, 3),
+            "answers": {version: loaded.versions.count(version) for version in versions},
+            "seconds_from_move_to_new_version": [round(one, 2) for one in took],
+        },
+        "library_call_milliseconds": milliseconds(library[versions[0]]["seconds"]),
+        "exit_status": status,
+    }
+    failed, mixed = len(full.failed) + len(loaded.failed), len(full.mixed) + len(loaded.mixed)
+    return figures, [
+        _bar("failed", failed, 0, failed == 0),
+        _bar("mixed", mixed, 0, mixed == 0),
+        _bar("swaps", len(took), scale.swaps, len(took) == scale.swaps),
+    ]
+
+
+def publish_two(uri: str, path: str, work: str, rows: int, backend: str) -> list[str]:
+    """Two versions of the student's default model with different heads; the first is the champion."""
+    from distilrank import models
+
+    pairs, versions = as_pairs(json.loads(Path(path).read_text(encoding="utf-8")), rows), []
+    for seed in (1, 2):
+        student = Path(work) / f"student-{seed}"
+        make_student(models.resolve(Student().model), seed, pairs, student, backend)
+        versions.append(publish(student, uri, pairs, Path(work)))
+    registry.open(uri).move(registry.CHAMPION, versions[0], "")
+    return versions
+
+
+# Command ----------------------------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small: half a minute, and figures without meaning")
+    parser.add_argument("--backend", choices=TOLERANCE, default="onnx", help="what the service computes with")
+    options = parser.parse_args()
+    scale = QUICK if options.quick else Scale()
+    described = machine.describe(PACKAGES)
+    figures: dict[str, Any] = {"quick": options.quick, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    with tempfile.TemporaryDirectory(prefix="benchmark-serving-") as temporary:
+        try:
+            found, bars = measure_service(scale, options.backend, Path(temporary), ROOT.parent / "shared")
+        except Failed as error:
+            _say(f"benchmark | {error}")
+            return 1
+    figures |= found
+    _say(json.dumps(found, indent=2))
+    for bar in bars:
+        _say(f"{bar['name']:<28} {bar['value']:>12} bound {bar['bound']:>6}  {'holds' if bar['holds'] else 'FAILS'}")
+    print(json.dumps({"benchmark": "serving", "machine": described, "figures": figures, "bars": bars}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,286 @@
+"""The endpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import numpy as np
+import prometheus_client
+import pydantic_core
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp
+
+from distilrank import __version__, trec
+from distilrank.errors import InputError
+from distilrank.serving import messages
+from distilrank.serving.access import GONE, Access, refusal
+from distilrank.serving.batcher import Full
+from distilrank.serving.state import State
+from distilrank.serving.watch import Version
+
+NOT_LOADED_RETRY = "5"  # seconds
+FIELDS = (*messages.Request.model_fields, *messages.Product.model_fields)
+
+DESCRIPTION = """Scores products for a query with the registry's champion, and follows it when another is promoted.
+
+Requests that arrive together are scored together. All scores of an answer are those of the version that it names.
+Whatever is refused is told by one line: `{"error": "products[3].title: missing"}`."""
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": messages.Error, "description": text}
+    for status, text in {
+        400: "The body is not JSON, or not UTF-8.",
+        401: "The token is missing or wrong.",
+        408: "The body did not arrive in time.",
+        413: "Too many products, or too many bytes.",
+        415: "The body is said to be something else than JSON.",
+        422: "A field is missing, unknown, empty or of another type, or the query is too long.",
+        503: "Too much waits already, or no version is loaded; Retry-After tells when to try again.",
+        504: "It was not scored in time.",
+    }.items()
+}
+
+
+class _Body(Request):
+    """A request whose body is bounded while it is read."""
+
+    async def body(self) -> bytes:
+        if hasattr(self, "_body"):
+            return self._body
+        state: State = self.app.state.service
+        if state.in_flight > state.settings.max_requests:
+            raise HTTPException(503, f"{state.in_flight} requests are in flight", {"Retry-After": "1"})
+        kind = self.headers.get("content-type", "")
+        if kind.partition(";")[0].strip().lower() != "application/json":
+            raise HTTPException(415, f"content-type: got {kind!r}, expected application/json")
+        if coding := self.headers.get("content-encoding"):
+            raise HTTPException(415, f"content-encoding: got {coding!r}, expected none")
+        try:
+            async with asyncio.timeout(state.settings.timeout_seconds):
+                self._body = await self._read(state.settings.max_bytes)
+        except TimeoutError:
+            seconds = state.settings.timeout_seconds
+            raise HTTPException(408, f"body: did not arrive in {seconds:g} s", {"Connection": "close"}) from None
+        except ClientDisconnect:
+            state.metrics.abandoned.labels("gone").inc()
+            raise HTTPException(GONE, "the client has gone") from None
+        if not self._body:
+            raise HTTPException(400, "body: is empty, expected JSON")
+        return self._body
+
+    async def _read(self, limit: int) -> bytes:
+        chunks, size, declared = [], 0, int(self.headers.get("content-length", 0))
+        if declared <= limit:
+            async for chunk in self.stream():
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > limit:
+                    break
+        if max(size, declared) > limit:
+            raise HTTPException(413, f"body: more than {limit} bytes", {"Connection": "close"})
+        return b"".join(chunks)
+
+    async def json(self) -> Any:
+        body = await self.body()
+        try:
+            body.decode()
+        except UnicodeDecodeError as error:
+            raise HTTPException(400, f"body: not UTF-8 (byte {error.start})") from None
+        try:
+            return pydantic_core.from_json(body, allow_inf_nan=False)
+        except ValueError as error:
+            raise HTTPException(400, f"body: not JSON ({error})") from None
+
+
+class _BoundedRoute(APIRoute):
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def bounded(request: Request) -> Response:
+            return await handle(_Body(request.scope, request.receive))
+
+        return bounded
+
+
+def create(state: State, tokens: tuple[str, ...]) -> ASGIApp:
+    """The service as an ASGI application; its lifespan loads versions and scores.
+
+    Args:
+        state: what it serves.
+        tokens: any of them opens it; none: it is open.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        state.tasks = [asyncio.create_task(state.watch.run()), asyncio.create_task(state.batcher.run())]
+        yield
+        for task in state.tasks:
+            task.cancel()
+
+    app = FastAPI(
+        title="distilrank",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.service = state
+    app.router.route_class = _BoundedRoute
+    _answer_errors(app)
+    _add_scoring(app, state)
+    _add_operation(app, state)
+    return Access(app, state, tokens)
+
+
+def _add_scoring(app: FastAPI, state: State) -> None:
+    @app.post("/v1/score", summary="Score products", responses=REFUSALS)
+    async def score(request: Request, body: messages.Request) -> messages.Scores:
+        """Scores in the order of the products; a product's `id` is not needed."""
+        version, logits, probabilities = await _scored(state, request, body)
+        return messages.Scores(
+            version=version.id,
+            alias=state.watch.alias,
+            scores=logits.tolist(),
+            probabilities=None if probabilities is None else probabilities.tolist(),
+        )
+
+    @app.post("/v1/rank", summary="Rank products", responses=REFUSALS)
+    async def rank(request: Request, body: messages.Request) -> messages.Ranking:
+        """The products, the most relevant first. Each needs an `id` of its own; of equal scores, the larger id
+        (as bytes) comes first, as in the evaluation."""
+        ids = [product.id for product in body.products]
+        names = [name for name in ids if name is not None]
+        if len(names) < len(ids):
+            raise HTTPException(422, f"products[{ids.index(None)}].id: missing")
+        if len(set(names)) < len(names):
+            twice = next(at for at, name in enumerate(names) if name in names[:at])
+            raise HTTPException(422, f"products[{twice}].id: got {names[twice][: messages.SHOWN]!r} a second time")
+        version, logits, probabilities = await _scored(state, request, body)
+        order = np.lexsort((-trec.tie_ranks(names), -logits))
+        return messages.Ranking(
+            version=version.id,
+            alias=state.watch.alias,
+            ranking=[
+                messages.Ranked(
+                    id=names[at],
+                    score=float(logits[at]),
+                    probability=None if probabilities is None else float(probabilities[at]),
+                )
+                for at in order
+            ],
+        )
+
+
+def _add_operation(app: FastAPI, state: State) -> None:
+    @app.get("/v1/model", summary="What is served", responses={503: REFUSALS[503]})
+    async def model() -> messages.Model:
+        """The version, and what it was made from."""
+        version = _current(state)
+        manifest = version.manifest
+        return messages.Model(
+            version=version.id,
+            alias=state.watch.alias,
+            created=manifest["created"],
+            loaded=version.loaded.isoformat(timespec="seconds"),
+            backend=version.scorer.backend.describe(),
+            calibrated=version.scorer.probability(np.zeros(1, np.float32)) is not None,
+            digests=manifest["digests"],
+            models=manifest["models"],
+            metrics=manifest["metrics"],
+            outcome=manifest["verdict"]["outcome"],
+            problem=state.watch.problem,
+        )
+
+    @app.get("/healthz", summary="Live", responses={503: {"model": messages.Liveness}})
+    async def health(response: Response) -> messages.Liveness:
+        """200 unless only a new process would help; needs no token."""
+        response.status_code = 200 if state.live else 503
+        return messages.Liveness(live=state.live)
+
+    @app.get("/readyz", summary="Ready", responses={503: {"model": messages.Readiness}})
+    async def ready(response: Response) -> messages.Readiness:
+        """200 while requests should be sent here: a version is loaded, and no shutdown has begun; needs no token."""
+        readiness = state.readiness()
+        response.status_code = 200 if readiness.ready else 503
+        return readiness
+
+    @app.get("/metrics", summary="Metrics", response_class=Response)
+    async def metrics() -> Response:
+        """For Prometheus, in its text format."""
+        text = prometheus_client.generate_latest(state.metrics.registry)
+        return Response(text, media_type=prometheus_client.CONTENT_TYPE_LATEST)
+
+
+def _current(state: State) -> Version:
+    if state.watch.current is None:
+        raise HTTPException(503, "no version is loaded yet", {"Retry-After": NOT_LOADED_RETRY})
+    return state.watch.current
+
+
+async def _scored(
+    state: State, request: Request, body: messages.Request
+) -> tuple[Version, np.ndarray, np.ndarray | None]:
+    """One version's logits of the request's products, and their probabilities if asked for."""
+    settings = state.settings
+    if len(body.products) > settings.max_products:
+        raise HTTPException(413, f"products: got {len(body.products)}, expected at most {settings.max_products}")
+    if len(body.query) > settings.max_query_characters:
+        raise HTTPException(
+            422, f"query: got {len(body.query)} characters, expected at most {settings.max_query_characters}"
+        )
+    version = _current(state)
+    request.state.facts.update(version=version.id, products=len(body.products))
+    try:
+        job = state.batcher.submit(version, body.query, body.model_dump(include={"products"})["products"])
+    except Full as error:
+        raise HTTPException(503, str(error), {"Retry-After": str(error.retry)}) from None
+    gone = asyncio.ensure_future(_gone(request))
+    either: set[asyncio.Future[Any]] = {job.scored, gone}
+    try:
+        await asyncio.wait(either, timeout=settings.timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+        if job.scored.done():
+            logits = job.scored.result()
+        elif gone.done():
+            state.metrics.abandoned.labels("gone").inc()
+            raise HTTPException(GONE, "the client has gone")
+        else:
+            state.metrics.abandoned.labels("timeout").inc()
+            raise HTTPException(504, f"not scored in {settings.timeout_seconds:g} s")
+    except InputError as error:
+        raise HTTPException(422, str(error)) from None
+    finally:
+        state.batcher.drop(job)
+        gone.cancel()
+    return version, logits, version.scorer.probability(logits) if body.probability else None
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _answer_errors(app: FastAPI) -> None:
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        return refusal(422, messages.describe(error.errors(), FIELDS))
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> Response:
+        headers, detail = dict(error.headers or {}), str(error.detail)
+        if error.status_code == 404:
+            detail = "no such path, expected one of those in /docs"
+        elif error.status_code == 405:
+            detail = f"method: got {request.method}, expected {headers.get('Allow') or headers.get('allow')}"
+        return refusal(error.status_code, detail, headers)
+
+    @app.exception_handler(Exception)
+    async def failed(*_: Any) -> Response:
+        return refusal(500, "internal error, the log tells more")

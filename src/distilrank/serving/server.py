@@ -1,0 +1,108 @@
+"""The process: its socket, its log, its signals."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import sys
+import time
+from types import FrameType
+
+import uvicorn
+
+from distilrank.errors import InputError
+from distilrank.serving.app import create
+from distilrank.serving.settings import Serving, read_tokens
+from distilrank.serving.state import State
+
+log = logging.getLogger(__name__)
+
+
+def serve(settings: Serving) -> None:
+    """Serve until SIGTERM or SIGINT, then answer what has begun, and return.
+
+    Raises:
+        InputError: the registry, a token or the address cannot be used; nothing is listening then.
+    """
+    tokens = read_tokens(settings)
+    state = State(settings)
+    listening = _listen(settings.host, settings.port)
+    _log_as(settings.log_format)
+    if not tokens:
+        log.warning("no token is set: open to all who reach it")
+    config = uvicorn.Config(
+        create(state, tokens),
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        ws="none",
+        server_header=False,
+        lifespan="on",
+        timeout_graceful_shutdown=int(settings.timeout_seconds) + 1,
+    )
+    _Server(config, state).run([listening])
+    log.info("ended")
+
+
+class _Server(uvicorn.Server):
+    """Goes on serving for a while after a signal, and ends with status 0."""
+
+    def __init__(self, config: uvicorn.Config, state: State) -> None:
+        super().__init__(config)
+        self.state = state
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for one in sockets or []:
+            host, port = one.getsockname()[:2]
+            log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.state.drain()
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self.state.drained
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as error:
+        raise InputError(f"{host}, port {port}: cannot be listened on ({error.strerror})") from None
+    return listening
+
+
+def _log_as(form: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json() if form == "json" else _Text())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    for name in ("uvicorn", "uvicorn.error"):  # what it says of its start and end is said here
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _time(record: logging.LogRecord) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+
+
+class _Json(logging.Formatter):
+    """A line of JSON: time, level, event, and what else is known of it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"time": _time(record), "level": record.levelname.lower(), "event": record.getMessage()}
+        line |= getattr(record, "facts", {})
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+class _Text(logging.Formatter):
+    """The same for people."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        facts = " ".join(f"{name}={value}" for name, value in getattr(record, "facts", {}).items())
+        line = f"{_time(record)} {record.levelname.lower()} {record.getMessage()} {facts}".rstrip()
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line

@@ -1,0 +1,133 @@
+"""The version that is served: loaded, checked, and replaced when the alias moves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distilrank import calibration, records
+from distilrank import registry as registries
+from distilrank.config import Compute
+from distilrank.errors import InputError
+from distilrank.scorer import Scorer
+from distilrank.serving.metrics import Metrics
+from distilrank.serving.settings import Serving
+
+REHEARSED = 64  # rows of a version's traffic that are scored before it serves
+LONGEST_PAUSE = 300.0  # seconds between two attempts at a version that cannot be loaded
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Version:
+    """A version of the registry, ready to score."""
+
+    id: str
+    manifest: dict[str, Any]
+    scorer: Scorer
+    loaded: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+
+def load(backend: registries.Backend, name: str, settings: Serving) -> Version:
+    """Load a version: every byte verified, and its scores those with which it was promoted.
+
+    Raises:
+        InputError: it is damaged, cannot be computed here, or its scores are others.
+    """
+    folder = backend.fetch(name)
+    scorer = Scorer.load(
+        folder / "student",
+        Compute(threads=settings.threads),
+        backend=settings.backend,
+        cached_products=settings.cached_products,
+    )
+    _rehearse(scorer, folder / "traffic", settings.tolerance)
+    return Version(name, backend.manifest(name), scorer)
+
+
+def _rehearse(scorer: Scorer, traffic: Path, tolerance: float) -> None:
+    """Score some of the version's own traffic, which warms the scorer, and compare with what it was promoted with.
+
+    The scores in the registry are those of the network in torch: a faulty export, or a processor on which 8-bit
+    products overflow, shows here.
+    """
+    rows = records.read(traffic / "reference.parquet", records.TRAFFIC, ["query", *records.PRODUCT_FIELDS])
+    expected = records.read(traffic / "reference_scores.parquet", records.TRAFFIC_SCORES)
+    if len(rows) != len(expected):
+        raise InputError(f"{traffic}: {len(rows)} rows of traffic and {len(expected)} scores, expected as many")
+    rows = rows.slice(0, REHEARSED)
+    products = [[product] for product in rows.select(records.PRODUCT_FIELDS).to_pylist()]
+    scores = scorer.score_lists(rows.column("query").to_pylist(), products)
+    logits = np.concatenate(scores) if scores else np.empty(0, np.float32)
+    probability = calibration.probability(scorer.description["calibration"], logits)
+    off = np.abs(probability - expected.column("score").to_numpy()[: len(rows)]).mean() if scores else 0.0
+    if not off <= tolerance:  # nor is what is no number
+        raise InputError(
+            f"{traffic}: probabilities by {scorer.backend.describe()} are off by {off:.4f} on average from those that "
+            f"the version was promoted with, expected at most {tolerance}"
+        )
+
+
+class Watch:
+    """Keeps the version that an alias points to, or a fixed one, at hand."""
+
+    def __init__(self, settings: Serving, metrics: Metrics) -> None:
+        self.settings, self.metrics = settings, metrics
+        self.backend = registries.open(settings.registry)
+        self.current: Version | None = None
+        self.alias = settings.model if settings.model == registries.CHAMPION else None
+        self.problem: str | None = None
+        self.failing: str | None = None
+        self.attempts = 0
+        self._again = 0.0
+
+    async def run(self) -> None:
+        """Look at the alias for ever; a version takes over once it is loaded, whoever has the old one keeps it."""
+        while True:
+            await self.look()
+            await asyncio.sleep(self.settings.reload_seconds)
+
+    async def look(self) -> None:
+        """Load what the alias points to now, unless that is served already or failed a moment ago."""
+        wanted: str | None = None
+        try:
+            wanted = await asyncio.to_thread(registries.resolve, self.backend, self.settings.model)
+            if self.current is None or self.current.id != wanted:
+                if wanted == self.failing and time.monotonic() < self._again:
+                    return
+                self._serve(await asyncio.to_thread(load, self.backend, wanted, self.settings))
+            self.problem, self.failing, self.attempts = None, None, 0
+            self.metrics.reload_failing.set(0)
+        except InputError as error:
+            self._fail(wanted, str(error))
+        except Exception as error:  # whatever a version makes a library do, the old one must go on serving
+            log.exception("version %s cannot be loaded", wanted)
+            self._fail(wanted, f"{type(error).__name__}, see the log")
+
+    def _serve(self, version: Version) -> None:
+        before = self.current.id if self.current else "none"
+        self.current = version
+        self.metrics.model.clear()
+        self.metrics.model.labels(version.id, self.alias or "").set(1)
+        self.metrics.loaded.set(version.loaded.timestamp())
+        self.metrics.reloads.inc()
+        log.info("serving %s (before: %s), %s", version.id, before, version.scorer.backend.describe())
+
+    def _fail(self, wanted: str | None, problem: str) -> None:
+        self.attempts = self.attempts + 1 if wanted == self.failing else 1
+        pause = min(self.settings.reload_seconds * 2 ** min(self.attempts, 20), LONGEST_PAUSE)
+        self._again = time.monotonic() + pause
+        self.metrics.reload_failures.inc()
+        self.metrics.reload_failing.set(1)
+        if problem != self.problem:
+            still = f"{self.current.id} goes on serving" if self.current else "nothing is served yet"
+            log.error("%s; %s", problem, still)
+        self.problem, self.failing = problem, wanted

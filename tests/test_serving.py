@@ -1,0 +1,744 @@
+"""The scoring service: a real process without torch, real clients, and a champion that changes under them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks import serving as benchmark
+from benchmarks.serving import Service
+from distilrank import cli, records, registry, trec
+from distilrank.config import Compute, Text
+from distilrank.errors import InputError
+from distilrank.scorer import Scorer
+from distilrank.serving import app, watch
+from distilrank.serving.metrics import Metrics
+from distilrank.serving.settings import TOKEN_VARIABLE, Serving, load
+from distilrank.serving.state import State
+
+ROOT = Path(__file__).parents[1]
+TOKEN = "a-token-of-24-characters"
+WORDS = "red blue green black white leather cotton sofa couch chair table lamp phone case cordless drill".split()
+CLOSE = 1e-4
+JSON = {"content-type": "application/json"}
+HEAD = b"POST /v1/score HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+
+
+def make_request(seed: int, products: int = 8) -> dict[str, Any]:
+    draw = np.random.default_rng(seed)
+
+    def text(words: int) -> str:
+        return " ".join(draw.choice(WORDS, words))
+
+    return {
+        "query": text(2),
+        "products": [{"title": text(5), "brand": text(1), "product_type": text(1)} for _ in range(products)],
+    }
+
+
+REQUESTS = [make_request(seed) for seed in range(20)]
+
+
+@dataclass
+class Shop:
+    """A registry with versions of tiny models, the first of which is the champion."""
+
+    uri: str
+    versions: list[str]
+
+    def __post_init__(self) -> None:
+        self.backend = registry.open(self.uri)
+        self.scorers = {
+            name: Scorer.load(self.student(name), Compute(threads=1), backend="onnx") for name in self.versions
+        }
+
+    def student(self, name: str) -> Path:
+        return Path(self.uri) / "versions" / name / "student"
+
+    def scores(self, name: str, body: dict[str, Any]) -> np.ndarray:
+        return self.scorers[name].score_lists([body["query"]], [body["products"]])[0]
+
+    def move(self, name: str) -> None:
+        self.backend.move(registry.CHAMPION, name, self.backend.champion())
+
+
+def contrasting(source: Path, target: Path) -> Path:
+    """The encoder with larger weights: as it is made, it says nearly the same of all pairs."""
+    from transformers import AutoModel
+
+    shutil.copytree(source, target)
+    model = AutoModel.from_pretrained(source)
+    for weights in model.parameters():
+        if weights.dim() > 1:
+            weights.data *= 10
+    model.save_pretrained(target)
+    return target
+
+
+@pytest.fixture(scope="module")
+def shop(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    work = tmp_path_factory.mktemp("serving")
+    uri = str(work / "registry")
+    pairs = benchmark.as_pairs(REQUESTS, 100)
+    students = [work / f"student-{number}" for number in (1, 2, 3)]
+    benchmark.make_student(contrasting(models / "encoder", work / "encoder"), 1, pairs, students[0], "onnx")
+    for student in students[1:]:
+        shutil.copytree(students[0], student)
+    # The same network, but it is shown less; and the same scores, but other probabilities.
+    benchmark.redescribe(students[1], text=Text(fields=("title",)).model_dump(mode="json"))
+    benchmark.redescribe(students[2], calibration={"method": "platt", "slope": 2.0, "intercept": 0.0})
+    versions = [benchmark.publish(student, uri, pairs, work) for student in students]
+    shop = Shop(uri, versions)
+    for name in versions:
+        assert np.std(shop.scores(name, REQUESTS[0])) > 1000 * CLOSE
+    shop.move(versions[0])
+    return shop
+
+
+@pytest.fixture(scope="module")
+def service(shop: Shop) -> Iterator[Service]:
+    options = "--reload-seconds 0.1 --max-query-characters 2000 --max-bytes 300000 --threads 1".split()
+    with Service(shop.uri, "--backend", "onnx", *options) as service:
+        yield service
+
+
+@pytest.fixture(autouse=True)
+def first_champion(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each test of the shared service begins with the first version."""
+    yield
+    if "service" in request.fixturenames:
+        shop, service = request.getfixturevalue("shop"), request.getfixturevalue("service")
+        shop.move(shop.versions[0])
+        wait(lambda: ready(service) == {"ready": True, "reason": None, "version": shop.versions[0], "failing": None})
+
+
+def wait(true: Callable[[], bool], seconds: float = 20.0) -> None:
+    ends = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < ends, "it did not come true"
+        time.sleep(0.02)
+
+
+def ready(service: Service) -> dict[str, Any]:
+    return service.http.get("/readyz").json()
+
+
+def metrics(service: Service) -> dict[str, float]:
+    """Every series, by its name and labels."""
+    text = service.http.get("/metrics").text
+    lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in lines}
+
+
+def connect(service: Service) -> socket.socket:
+    host, _, port = service.url.removeprefix("http://").partition(":")
+    return socket.create_connection((host, int(port)), timeout=20)
+
+
+def post(service: Service, body: Any, path: str = "/v1/score", **headers: str) -> httpx.Response:
+    return service.http.post(path, json=body, headers=headers)
+
+
+# Scores -----------------------------------------------------------------------------------------------------------
+
+
+def test_scores_are_the_librarys_in_the_order_of_the_products(service: Service, shop: Shop) -> None:
+    champion = shop.versions[0]
+    for body in REQUESTS:
+        answer = post(service, body).json()
+        assert (answer["version"], answer["alias"], answer["probabilities"]) == (champion, "champion", None)
+        np.testing.assert_allclose(answer["scores"], shop.scores(champion, body), atol=CLOSE)
+    body = REQUESTS[0] | {"probability": True}
+    answer = post(service, body).json()
+    wanted = shop.scorers[champion].probability(np.array(answer["scores"], np.float32))
+    np.testing.assert_allclose(answer["probabilities"], wanted, atol=1e-9)
+
+
+def test_absent_null_and_empty_fields_are_the_same(service: Service) -> None:
+    products = [{"title": "red sofa"} | more for more in ({}, {"brand": None, "id": "7"}, {"brand": ""})]
+    scores = post(service, {"query": "sofa", "products": products}).json()["scores"]
+    assert scores[0] == scores[1] == scores[2]
+
+
+def test_many_products_take_turns_and_come_back_in_order(service: Service, shop: Shop) -> None:
+    body = make_request(99, 1000)
+    answer = post(service, body).json()
+    np.testing.assert_allclose(answer["scores"], shop.scores(shop.versions[0], body), atol=CLOSE)
+
+
+def test_a_ranking_is_that_of_the_evaluation(service: Service, shop: Shop) -> None:
+    body = make_request(5, 6)
+    body["products"] += [body["products"][0], body["products"][0]]  # three that tie
+    ids = ["9", "10", "b", "a", "ü", "Z", "91", "z"]
+    products = [product | {"id": name} for product, name in zip(body["products"], ids, strict=True)]
+    ranking = post(service, {**body, "products": products, "probability": True}, "/v1/rank").json()["ranking"]
+    scores = shop.scores(shop.versions[0], body)
+    wanted = sorted(zip(scores.tolist(), map(trec.encode, ids), ids, strict=True), reverse=True)
+    assert [one["id"] for one in ranking] == [name for *_, name in wanted]
+    np.testing.assert_allclose([one["score"] for one in ranking], [score for score, *_ in wanted], atol=CLOSE)
+    assert [one["probability"] for one in ranking] == sorted((one["probability"] for one in ranking), reverse=True)
+    tied = [at for at, one in enumerate(ranking) if one["id"] in ("9", "91", "z")]
+    assert [ranking[at]["id"] for at in tied] == ["z", "91", "9"] and tied == list(range(tied[0], tied[0] + 3))
+
+
+def test_what_arrives_together_is_scored_together(service: Service, shop: Shop) -> None:
+    before = metrics(service)
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda body: post(service, body).json(), REQUESTS * 4))
+    for body, answer in zip(REQUESTS * 4, answers, strict=True):
+        np.testing.assert_allclose(answer["scores"], shop.scores(shop.versions[0], body), atol=CLOSE)
+    after = metrics(service)
+    batches, requests = (
+        after[f"distilrank_batch_requests_{what}"] - before[f"distilrank_batch_requests_{what}"]
+        for what in ("count", "sum")
+    )
+    assert requests == len(answers) and batches < requests
+
+
+# Refusals ---------------------------------------------------------------------------------------------------------
+
+ONE = [{"title": "red sofa"}]
+REFUSED = [
+    (b"", 400, "body: is empty, expected JSON"),
+    (b'{"query": "sofa"', 400, "body: not JSON (EOF while parsing an object at line 1 column 16)"),
+    (b'{"query": "so\xffa"}', 400, "body: not UTF-8 (byte 13)"),
+    (b'{"query": NaN}', 400, "body: not JSON (expected value at line 1 column 11)"),
+    (b'{"query": "\\ud800"}', 400, "body: not JSON (unexpected end of hex escape at line 1 column 18)"),
+    (b"[" * 100_000, 400, "body: not JSON (recursion limit exceeded at line 1 column 202)"),
+    (b"[]", 422, "body: got a list, expected an object"),
+    (b"null", 422, "body: got null, expected an object"),
+    ({"products": ONE}, 422, "query: missing"),
+    ({"query": "sofa"}, 422, "products: missing"),
+    ({"query": "", "products": ONE}, 422, "query: is empty, expected text"),
+    ({"query": " \t", "products": ONE}, 422, "query: is empty, expected text"),
+    ({"query": 7, "products": ONE}, 422, "query: got 7, expected text"),
+    ({"query": "q" * 2001, "products": ONE}, 422, "query: got 2001 characters, expected at most 2000"),
+    (
+        {"query": "9 " * 600, "products": ONE},
+        422,
+        f"query {'9 ' * 30!r}...: 605 tokens with its product shortened, the model takes at most 512",
+    ),
+    ({"query": "sofa", "products": []}, 422, "products: got 0, expected at least 1"),
+    ({"query": "sofa", "products": "red sofa"}, 422, 'products: got "red sofa", expected a list'),
+    ({"query": "sofa", "products": ["red sofa"]}, 422, 'products[0]: got "red sofa", expected an object'),
+    ({"query": "sofa", "products": [*ONE, {"brand": "x"}]}, 422, "products[1].title: missing"),
+    ({"query": "sofa", "products": [{"title": ""}, {}]}, 422, "products[0].title: is empty, expected text; and 1 more"),
+    ({"query": "sofa", "products": [{"title": "x", "brand": 5}]}, 422, "products[0].brand: got 5, expected text"),
+    (
+        {"query": "sofa", "products": [{"title": "x", "colour": "red"}]},
+        422,
+        "products[0].colour: unknown field, did you mean 'color'?",
+    ),
+    ({"query": "sofa", "products": ONE, "top": 5}, 422, "top: unknown field"),
+    ({"query": "sofa", "products": ONE, "probability": 1}, 422, "probability: got 1, expected true or false"),
+    ({"query": "sofa", "products": ONE * 1001}, 413, "products: got 1001, expected at most 1000"),
+    ({"query": "sofa", "products": ONE * 10_000}, 413, "products: got 10000, expected at most 1000"),
+    (b" " * 300_001, 413, "body: more than 300000 bytes"),
+]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"), REFUSED, ids=[f"{one[1]}-{at}" for at, one in enumerate(REFUSED)]
+)
+def test_bad_requests_are_refused_by_one_line(service: Service, body: Any, status: int, message: str) -> None:
+    content = body if isinstance(body, bytes) else json.dumps(body)
+    answer = service.http.post("/v1/score", content=content, headers=JSON)
+    assert (answer.status_code, answer.json()) == (status, {"error": message})
+    assert answer.text.count("\n") == 1 and answer.headers["content-type"] == "application/json"
+
+
+def test_a_ranking_needs_ids_of_its_own(service: Service) -> None:
+    cases = {(None, "a"): "products[0].id: missing", ("a", "b", "a"): "products[2].id: got 'a' a second time"}
+    for ids, message in cases.items():
+        products = [{"title": "sofa"} | ({"id": one} if one else {}) for one in ids]
+        answer = post(service, {"query": "sofa", "products": products}, "/v1/rank")
+        assert (answer.status_code, answer.json()) == (422, {"error": message})
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status", "message"),
+    [
+        ("GET", "/v1/score", {}, 405, "method: got GET, expected POST"),
+        ("DELETE", "/v1/model", {}, 405, "method: got DELETE, expected GET"),
+        ("GET", "/v1/other", {}, 404, "no such path, expected one of those in /docs"),
+        ("POST", "/v1/score", {}, 415, "content-type: got '', expected application/json"),
+        ("POST", "/v1/score", {"content-encoding": "gzip", **JSON}, 415, "content-encoding: got 'gzip', expected none"),
+    ],
+)
+def test_other_requests_are_refused(
+    service: Service, method: str, path: str, headers: dict[str, str], status: int, message: str
+) -> None:
+    answer = service.http.request(method, path, content=b"{}", headers=headers)
+    assert (answer.status_code, answer.json()) == (status, {"error": message})
+    if status == 405:
+        assert answer.headers["allow"] == message.rpartition(" ")[2]
+
+
+def test_a_body_without_end_is_cut_off_while_it_is_read(service: Service) -> None:
+    with connect(service) as connection:
+        connection.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n")
+        sent = 0
+        try:
+            while sent < 2**30:
+                connection.sendall(b"10000\r\n" + b" " * 2**16 + b"\r\n")
+                sent += 2**16
+        except OSError:  # closed by the service
+            pass
+        answer = connection.recv(2**16)
+    assert answer.startswith(b"HTTP/1.1 413") and b"body: more than 300000 bytes" in answer
+    assert sent < 2**26
+
+
+def test_the_documentation_has_examples_that_work(service: Service) -> None:
+    schema = service.http.get("/openapi.json").json()
+    assert set(schema["paths"]) == {"/v1/score", "/v1/rank", "/v1/model", "/healthz", "/readyz", "/metrics"}
+    body = schema["paths"]["/v1/score"]["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    described = schema["components"]["schemas"][body.rpartition("/")[2]]
+    assert all("description" in field for field in described["properties"].values())
+    for path in ("/v1/score", "/v1/rank"):
+        assert post(service, described["examples"][0], path).status_code == 200
+    assert "swagger" in service.http.get("/docs").text
+
+
+# Operation --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_served_says_what_it_is(service: Service, shop: Shop) -> None:
+    model = service.http.get("/v1/model").json()
+    manifest = shop.backend.manifest(shop.versions[0])
+    assert (model["version"], model["alias"], model["problem"]) == (shop.versions[0], "champion", None)
+    assert model["digests"] == manifest["digests"] and model["created"] == manifest["created"]
+    assert "onnxruntime" in model["backend"] and model["calibrated"]
+
+
+def test_requests_are_counted(service: Service, shop: Shop) -> None:
+    before = metrics(service)
+    body = make_request(123)
+    for _ in range(3):
+        post(service, body)
+    service.http.get("/v1/score")
+    service.http.get("/v1/nowhere")
+    after = metrics(service)
+
+    def added(name: str) -> float:
+        return after[f"distilrank_{name}"] - before.get(f"distilrank_{name}", 0)
+
+    assert added('requests_total{endpoint="/v1/score",status="200"}') == 3
+    assert added('requests_total{endpoint="/v1/score",status="405"}') == 1
+    assert added('requests_total{endpoint="other",status="404"}') == 1
+    assert added('request_seconds_count{endpoint="/v1/score"}') == 4
+    assert added("queue_seconds_count") == added("batch_pairs_count") == added("scoring_seconds_count") == 3
+    assert added("pairs_total") == added("batch_pairs_sum") == 3 * len(body["products"])
+    assert (added("product_cache_misses_total"), added("product_cache_hits_total")) == (8, 16)
+    assert after["distilrank_waiting_pairs"] == 0 and after["distilrank_in_flight_requests"] == 1  # the one for these
+    assert added(f'model_info{{alias="champion",version="{shop.versions[0]}"}}') == 0  # 1, as before
+    assert after["distilrank_ready"] == after["distilrank_reload_failing"] + 1 == 1
+
+
+def test_a_request_keeps_the_id_that_it_brings_and_gets_one_otherwise(service: Service) -> None:
+    assert post(service, REQUESTS[0], **{"x-request-id": "shop-17.a"}).headers["x-request-id"] == "shop-17.a"
+    made = post(service, REQUESTS[0], **{"x-request-id": "two words"}).headers["x-request-id"]
+    assert re.fullmatch("[0-9a-f]{32}", made)
+
+
+# The champion changes ---------------------------------------------------------------------------------------------
+
+
+def test_under_load_the_champion_changes_without_a_lost_or_mixed_answer(service: Service, shop: Shop) -> None:
+    versions = shop.versions[:2]
+    expected = {name: np.array([shop.scores(name, body) for body in REQUESTS]) for name in versions}
+    assert np.abs(expected[versions[0]] - expected[versions[1]]).max(axis=1).min() > 100 * CLOSE
+
+    async def drive() -> benchmark.Seen:
+        client = benchmark.Client(service.url, REQUESTS, expected, CLOSE)
+        async with client.http:
+            seen, took = await asyncio.gather(client.load(3.0, 40), benchmark.swap(client, shop.uri, versions, 3.0, 5))
+            assert len(took) >= 3 and max(took) < 3
+            return seen
+
+    before = metrics(service)["distilrank_reloads_total"]
+    seen = asyncio.run(drive())
+    assert (seen.failed, seen.mixed) == ([], [])
+    assert len(seen.versions) > 60 and set(seen.versions) == set(versions)
+    assert metrics(service)["distilrank_reloads_total"] >= before + 3
+
+
+def test_the_client_of_the_load_finds_mixed_and_failed_answers(service: Service, shop: Shop) -> None:
+    expected = {shop.versions[0]: np.array([shop.scores(shop.versions[0], body) for body in REQUESTS])}
+    expected[shop.versions[0]][3, 2] += 0.01
+
+    async def drive(url: str) -> benchmark.Seen:
+        client = benchmark.Client(url, REQUESTS, expected, CLOSE)
+        async with client.http:
+            return (await client.saturate(0.3, 1))[1]
+
+    seen = asyncio.run(drive(service.url))
+    assert seen.mixed[0] == f"request 3: scores are not all those of {shop.versions[0]}" and not seen.failed
+    assert "404" in asyncio.run(drive(f"{service.url}/other")).failed[0]
+
+
+def test_a_damaged_version_is_told_of_and_the_old_one_goes_on(service: Service, shop: Shop) -> None:
+    first, second, third = shop.versions
+    weights = shop.student(third) / "model.safetensors"
+    intact = weights.read_bytes()
+    weights.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
+    try:
+        shop.move(third)
+        wait(lambda: (ready(service)["failing"] or {}).get("version") == third)
+        assert (ready(service)["ready"], ready(service)["version"]) == (True, first)
+        assert post(service, REQUESTS[0]).json()["version"] == first
+        assert "model.safetensors: digest" in service.http.get("/v1/model").json()["problem"]
+        found = metrics(service)
+        assert found["distilrank_reload_failures_total"] >= 1 and found["distilrank_reload_failing"] == 1
+        assert any("model.safetensors: digest" in line and f"{first} goes on serving" in line for line in service.lines)
+        assert str(weights) not in service.http.get("/readyz").text
+        shop.move(second)
+        wait(lambda: ready(service) == {"ready": True, "reason": None, "version": second, "failing": None})
+        shop.move(third)
+        wait(lambda: ready(service)["failing"] is not None)
+    finally:
+        weights.write_bytes(intact)
+    wait(lambda: ready(service)["version"] == third)  # tried again
+    assert service.http.get("/v1/model").json()["problem"] is None
+
+
+def test_an_unreadable_alias_is_told_of_and_the_old_version_goes_on(service: Service, shop: Shop) -> None:
+    alias = Path(shop.uri) / "aliases" / "champion.json"
+    intact = alias.read_bytes()
+    alias.write_text("{")
+    try:
+        wait(lambda: ready(service)["failing"] is not None)
+        assert ready(service)["failing"]["version"] is None and ready(service)["ready"]
+        assert "champion.json: not JSON" in service.http.get("/v1/model").json()["problem"]
+    finally:
+        alias.write_bytes(intact)
+    wait(lambda: ready(service)["failing"] is None)
+
+
+def test_a_version_that_scores_otherwise_than_when_it_was_promoted_is_refused(shop: Shop, tmp_path: Path) -> None:
+    name = shop.versions[0]
+    settings = Serving(registry=str(tmp_path / "registry"), backend="onnx", threads=1)
+    folder = tmp_path / "made"
+    shutil.copytree(Path(shop.uri) / "versions" / name, folder)
+    path = folder / "traffic" / "reference_scores.parquet"
+    scores = records.read(path, records.TRAFFIC_SCORES).column("score").to_numpy()
+    other = scores + np.where(np.arange(len(scores)) % 2, 0.05, -0.05).astype(np.float32)
+    pq.write_table(pa.table({"score": other}), path)
+    backend = registry.open(settings.registry)
+    backend.publish(folder, name)
+    with pytest.raises(InputError, match=r"are off by 0\.0500 on average .* expected at most 0\.02"):
+        watch.load(backend, name, settings)
+    assert watch.load(backend, name, settings.model_copy(update={"tolerance": 0.06})).id == name
+
+
+# From start to end ------------------------------------------------------------------------------------------------
+
+
+def test_from_an_empty_registry_to_the_end(shop: Shop, tmp_path: Path) -> None:
+    """Not ready until there is a champion, closed without a token, and after SIGTERM all is answered."""
+    empty = tmp_path / "registry"
+    (tmp_path / "tokens").write_text(f"{TOKEN}-old\n{TOKEN}\n")
+    settings = tmp_path / "serve.yaml"
+    settings.write_text("backend: onnx\nlog_format: json\nreload_seconds: 0.1\nbatch_pairs: 1\ndrain_seconds: 60\n")
+    options = ["--config", str(settings), "--token-file", str(tmp_path / "tokens"), "--drain-seconds", "1.5"]
+    options += ["--threads", "1", "--no-open-metrics", "--max-products", "3000"]
+    mine = {"authorization": f"Bearer {TOKEN}"}
+    home = tmp_path / "home"
+    home.mkdir()
+    with Service(str(empty), *options, environment={"HOME": str(home)}, ready=False) as service:
+        answer = service.http.get("/readyz")
+        assert (answer.status_code, answer.json()["reason"]) == (503, "no version is loaded yet")
+        assert service.http.get("/healthz").json() == {"live": True}
+        answer = post(service, REQUESTS[0], **mine)
+        assert (answer.status_code, answer.json()) == (503, {"error": "no version is loaded yet"})
+        assert int(answer.headers["retry-after"]) > 0
+
+        shutil.copytree(shop.uri, empty)
+        wait(lambda: service.http.get("/readyz").status_code == 200)
+
+        for headers, why in (
+            ({}, "got none"),
+            ({"authorization": "Bearer another-token-of-some-length"}, "got another"),
+            ({"authorization": f"Basic {TOKEN}"}, "got another"),
+        ):
+            for path in ("/v1/score", "/v1/model", "/metrics", "/docs", "/nowhere"):
+                answer = service.http.post(path, headers=headers)
+                error = f"token: {why}, expected Authorization: Bearer TOKEN"
+                assert (answer.status_code, answer.json()) == (401, {"error": error})
+        assert post(service, REQUESTS[0], authorization=f"Bearer {TOKEN}-old").status_code == 200
+        assert service.http.get("/metrics", headers=mine).status_code == 200
+
+        slow = make_request(1, 3000)
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(post, service, slow, **mine)
+            begun = re.compile(r"distilrank_pairs_total ([1-9]\d+)")  # more than the few of before
+            wait(lambda: begun.search(service.http.get("/metrics", headers=mine).text) is not None)
+            service.process.send_signal(signal.SIGTERM)
+            wait(lambda: service.http.get("/readyz").json()["reason"] == "shutting down")
+            late = post(service, REQUESTS[1], **mine)
+            assert late.status_code == 200 and late.headers["connection"] == "close"
+            assert service.process.wait(30) == 0
+            answer = running.result()
+        np.testing.assert_allclose(answer.json()["scores"], shop.scores(shop.versions[0], slow), atol=CLOSE)
+
+    lines = [json.loads(line) for line in service.lines]
+    asked = next(line for line in lines if line.get("products") == 3000)
+    assert (asked["path"], asked["status"], asked["version"]) == ("/v1/score", 200, shop.versions[0])
+    assert lines[-1]["event"] == "ended"
+    said = "\n".join(service.lines)
+    assert TOKEN not in said and slow["query"] not in said and slow["products"][0]["title"] not in said
+    assert list(home.iterdir()) == []
+    with pytest.raises(httpx.ConnectError):
+        service.http.get("/healthz")
+
+
+# The queue, in this process, so that it can be made to wait ---------------------------------------------------------
+
+
+@asynccontextmanager
+async def stalled(shop: Shop, **settings: Any) -> AsyncIterator[tuple[State, httpx.AsyncClient]]:
+    """A service that has a version but does not score: `state.batcher.run()` makes it."""
+    state = State(Serving(registry=shop.uri, backend="onnx", threads=1, **settings))
+    await state.watch.look()
+    transport = httpx.ASGITransport(app.create(state, ()))
+    async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+        yield state, client
+
+
+def test_too_much_waiting_is_refused_with_a_time_to_come_back(shop: Shop) -> None:
+    async def scene() -> None:
+        async with stalled(shop, max_waiting=20, max_products=20) as (state, client):
+            waiting = [asyncio.create_task(client.post("/v1/score", json=body)) for body in REQUESTS[:2]]
+            while state.batcher.waiting() < 16:
+                await asyncio.sleep(0.01)
+            refused = await client.post("/v1/score", json=REQUESTS[2])
+            assert (refused.status_code, refused.json()) == (503, {"error": "16 pairs are waiting"})
+            assert int(refused.headers["retry-after"]) >= 1
+            running = asyncio.create_task(state.batcher.run())
+            assert [one.status_code for one in await asyncio.gather(*waiting)] == [200, 200]
+            assert (await client.post("/v1/score", json=REQUESTS[2])).status_code == 200
+            running.cancel()
+
+    asyncio.run(scene())
+
+
+def test_too_many_requests_are_refused_before_they_are_read(shop: Shop) -> None:
+    async def scene() -> None:
+        async with stalled(shop, max_requests=2) as (state, client):
+            waiting = [asyncio.create_task(client.post("/v1/score", json=body)) for body in REQUESTS[:2]]
+            while state.batcher.waiting() < 16:
+                await asyncio.sleep(0.01)
+            refused = await client.post("/v1/score", content=b"not read", headers=JSON)
+            assert (refused.status_code, refused.json()) == (503, {"error": "3 requests are in flight"})
+            running = asyncio.create_task(state.batcher.run())
+            assert [one.status_code for one in await asyncio.gather(*waiting)] == [200, 200]
+            running.cancel()
+
+    asyncio.run(scene())
+
+
+def test_what_is_not_scored_in_time_is_given_up(shop: Shop) -> None:
+    async def scene() -> None:
+        async with stalled(shop, timeout_seconds=0.2) as (state, client):
+            answer = await client.post("/v1/score", json=REQUESTS[0])
+            assert (answer.status_code, answer.json()) == (504, {"error": "not scored in 0.2 s"})
+            assert state.batcher.waiting() == 0
+
+            async def dribble() -> AsyncIterator[bytes]:
+                yield b'{"query":'
+                await asyncio.sleep(5)
+
+            answer = await client.post("/v1/score", content=dribble(), headers=JSON)
+            assert (answer.status_code, answer.json()) == (408, {"error": "body: did not arrive in 0.2 s"})
+
+    asyncio.run(scene())
+
+
+def test_a_client_that_has_gone_is_dropped(service: Service) -> None:
+    before = metrics(service).get('distilrank_abandoned_total{reason="gone"}', 0)
+    body = json.dumps(make_request(7, 1000)).encode()
+    connections = [connect(service) for _ in range(4)]
+    for connection in connections:
+        connection.sendall(HEAD + f"content-length: {len(body)}\r\n\r\n".encode() + body)
+    for connection in connections:
+        connection.close()
+    wait(lambda: metrics(service).get('distilrank_abandoned_total{reason="gone"}', 0) > before)
+    wait(lambda: metrics(service)['distilrank_requests_total{endpoint="/v1/score",status="499"}'] >= 1)
+    wait(lambda: metrics(service)["distilrank_waiting_pairs"] == 0)
+
+
+def test_a_large_request_does_not_hold_up_a_small_one(shop: Shop) -> None:
+    async def scene() -> None:
+        async with stalled(shop, batch_pairs=10) as (state, _):
+            version = state.watch.current
+            assert version
+            large, small = make_request(1, 200), make_request(2, 5)
+            jobs = [state.batcher.submit(version, body["query"], body["products"]) for body in (large, small)]
+            ended = []
+            for name, job in zip(("large", "small"), jobs, strict=True):
+                job.scored.add_done_callback(lambda _, name=name: ended.append((name, jobs[0].done)))
+            running = asyncio.create_task(state.batcher.run())
+            for job, body in zip(jobs, (large, small), strict=True):
+                np.testing.assert_allclose(await job.scored, shop.scores(version.id, body), atol=CLOSE)
+            running.cancel()
+            assert [name for name, _ in ended] == ["small", "large"] and ended[0][1] <= 20
+
+    asyncio.run(scene())
+
+
+def test_a_batch_is_of_one_version_and_who_began_with_the_old_one_ends_with_it(shop: Shop) -> None:
+    async def scene() -> None:
+        async with stalled(shop, batch_pairs=12) as (state, _):
+            old = state.watch.current
+            new = watch.load(shop.backend, shop.versions[1], state.settings)
+            assert old and old.id == shop.versions[0]
+            order = [old, old, new, old, new]
+            jobs = [
+                state.batcher.submit(version, body["query"], body["products"])
+                for version, body in zip(order, REQUESTS, strict=False)
+            ]
+            running = asyncio.create_task(state.batcher.run())
+            for version, body, job in zip(order, REQUESTS, jobs, strict=False):
+                np.testing.assert_allclose(await job.scored, shop.scores(version.id, body), atol=CLOSE)
+            running.cancel()
+
+    asyncio.run(scene())
+
+
+def test_of_a_batch_only_who_is_to_blame_fails(shop: Shop) -> None:
+    async def scene() -> None:
+        async with stalled(shop, max_query_characters=2000) as (state, client):
+            bodies = [REQUESTS[0], {"query": "9 " * 600, "products": ONE}, REQUESTS[1]]
+            waiting = [asyncio.create_task(client.post("/v1/score", json=body)) for body in bodies]
+            while state.batcher.waiting() < 17:
+                await asyncio.sleep(0.01)
+            running = asyncio.create_task(state.batcher.run())
+            answers = await asyncio.gather(*waiting)
+            running.cancel()
+            assert [one.status_code for one in answers] == [200, 422, 200]
+            assert "tokens with its product shortened" in answers[1].json()["error"]
+
+    asyncio.run(scene())
+
+
+def test_a_failure_within_tells_nothing_of_itself(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    async def scene() -> None:
+        async with stalled(shop) as (state, client):
+            version = state.watch.current
+            assert version
+
+            def fail(*_: Any) -> None:
+                raise RuntimeError("a path, a password")
+
+            version.scorer.score_lists = fail  # type: ignore[method-assign]
+            running = asyncio.create_task(state.batcher.run())
+            answer = await client.post("/v1/score", json=REQUESTS[0], headers={"x-request-id": "r1"})
+            assert (answer.status_code, answer.json()) == (500, {"error": "internal error, the log tells more"})
+            assert "a path, a password" in caplog.text
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            state.tasks = [running]
+            assert (await client.get("/healthz")).status_code == 503
+
+    asyncio.run(scene())
+
+
+# Settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_settings_come_from_defaults_file_and_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "serve.yaml"
+    path.write_text("port: 9000\nmax_products: 50\n")
+    settings = load(path, {"port": "9001"})
+    assert (settings.port, settings.max_products, settings.max_bytes) == (9001, 50, Serving().max_bytes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "file", "said"),
+    [
+        (["--port", "99999"], None, "command line: port: Input should be less than or equal to 65535 (got '99999')"),
+        (["--model", "best"], None, "model: String should match pattern '^(champion|v[0-9a-f]{12})$' (got 'best')"),
+        (["--max-waiting", "10"], None, "max_waiting is 10, expected at least max_products (1000)"),
+        (["--registry", "s3://x"], None, "registry 's3://x': no backend for s3://"),
+        ([], "prot: 80\n", "serve.yaml: unknown key 'prot'; did you mean 'port'?"),
+        ([], "- port\n", "serve.yaml: expected a mapping of settings, got list"),
+        (["--config", "absent.yaml"], None, "absent.yaml: not readable as YAML"),
+        (["--token-file", "absent"], None, "absent: the tokens cannot be read (No such file or directory)"),
+        (["--host", "nowhere.invalid"], None, "nowhere.invalid, port 8080: cannot be listened on"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_before_anything_listens(
+    arguments: list[str],
+    file: str | None,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if file is not None:
+        (tmp_path / "serve.yaml").write_text(file)
+        arguments = [*arguments, "--config", "serve.yaml"]
+    refused(["serve", *arguments], said, capsys)
+
+
+def test_tokens_are_checked_and_never_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(TOKEN_VARIABLE, "short")
+    expected = f"{TOKEN_VARIABLE}: token 1 has 5 characters, expected at least 16, ASCII without blanks"
+    refused(["serve"], expected, capsys)
+    refused(["serve", "--token-file", "x"], f"{TOKEN_VARIABLE} is set and --token-file given", capsys)
+    monkeypatch.delenv(TOKEN_VARIABLE)
+    (tmp_path / "tokens").write_text("\n\n")
+    refused(["serve", "--token-file", "tokens"], "tokens: holds no token, expected one a line", capsys)
+    (tmp_path / "tokens").write_text(f"{TOKEN}\nsecret secret secret\n")
+    refused(["serve", "--token-file", "tokens"], "tokens: token 2 has 20 characters, expected", capsys)
+
+
+def test_a_port_in_use_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        refused(["serve", "--port", str(port)], f"port {port}: cannot be listened on (Address already in use)", capsys)
+
+
+def refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and len(error.splitlines()) == 1 and said in error, error
+    assert "secret" not in error
+
+
+def test_the_documentation_lists_every_setting_and_metric() -> None:
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    for name, field in Serving.model_fields.items():
+        default = json.dumps(field.default)
+        assert f"| `{name}` | `{default}` | {field.description} |" in page
+    for family in Metrics().registry.collect():
+        if family.name.startswith("distilrank_"):
+            suffix = "_total" if family.type == "counter" else ""
+            assert f"`{family.name}{suffix}`" in page and family.documentation in page, family.name
+    assert os.environ.get(TOKEN_VARIABLE) is None and TOKEN_VARIABLE in page
