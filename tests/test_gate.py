@@ -58,10 +58,20 @@ def metrics() -> dict[str, Any]:
 
 
 def decide(
-    policy: Gate | None = None, champion: dict | None = CHAMPION, drift: dict | None = None, **changed: Any
+    policy: Gate | None = None,
+    champion: dict | None = CHAMPION,
+    drift: dict | None = None,
+    parity: dict | None = None,
+    **changed: Any,
 ) -> gate.Verdict:
-    measured = metrics() | changed
-    return gate.decide(policy or Gate(), metrics=measured, drift=drift or DRIFT, candidate=CANDIDATE, champion=champion)
+    return gate.decide(
+        policy or Gate(),
+        metrics=metrics() | changed,
+        drift=drift or DRIFT,
+        candidate=CANDIDATE,
+        champion=champion,
+        parity=parity,
+    )
 
 
 def failed(verdict: gate.Verdict) -> list[str]:
@@ -99,6 +109,21 @@ def test_without_a_champion_it_is_a_cold_start() -> None:
     assert verdict.to_json()["champion"] is None
     # Without a champion the other checks hold all the same.
     assert decide(champion=None, comparisons=with_comparison("bm25", 0.01, -0.01, 0.03)).outcome == "refused"
+
+
+def test_exported_files_must_rank_as_the_student_does() -> None:
+    files = {"model.onnx": {"ndcg_loss": -1e-9}, "model_qint8_avx512_vnni.onnx": {"ndcg_loss": 0.0031}}
+    verdict = decide(parity={"files": files})
+    assert failed(verdict) == ["onnx_parity"]
+    assert detail(verdict, "onnx_parity") == (
+        "model_qint8_avx512_vnni.onnx loses .0031 of dev nDCG@10 to torch, the most of 2 ONNX files; "
+        "at most .002 may be lost"
+    )
+    assert not failed(decide(Gate(max_onnx_loss=0.004), parity={"files": files}))
+    assert not failed(decide(parity={"files": {"model.onnx": {"ndcg_loss": -0.01}}}))
+    for unknown in ({}, {"files": {"model.onnx": {"ndcg_loss": None}}}):
+        assert failed(decide(parity=unknown)) == ["onnx_parity"]
+        assert not failed(decide(Gate(max_onnx_loss=1), parity=unknown))
 
 
 def test_verdict_has_the_form_that_readers_rely_on() -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from distilrank import artifacts, progress
 from distilrank import registry as registries
 from distilrank.config import Gate, Registry
+from distilrank.model_card import PARITY
 
 Outcome = Literal["promoted", "cold_start", "overridden", "refused"]
 
@@ -68,6 +69,7 @@ def decide(
     drift: dict[str, Any],
     candidate: dict[str, Any],
     champion: dict[str, Any] | None,
+    parity: dict[str, Any] | None = None,
 ) -> Verdict:
     """Hold a candidate to the policy; a pure function.
 
@@ -76,6 +78,7 @@ def decide(
         drift: content of `drift.json`; only the candidate's part counts. A drifted champion is a reason to replace it.
         candidate: `id` of the version that the student would become, and anything worth keeping beside it.
         champion: likewise for the version in use, scored on the same rows in `metrics`; None: there is none.
+        parity: content of the student's `onnx/parity.json`; None: it was not exported.
     """
     measured = _Measured(policy.metric, metrics)
     checks = [_enough_queries(policy, measured)]
@@ -90,6 +93,8 @@ def decide(
     if policy.teacher_margin < 1:
         checks.append(measured.difference("teacher_margin", "teacher", 0 - policy.teacher_margin, strictly=False))
     checks += [_calibration(policy, measured), _drift(policy, drift)]
+    if parity is not None:
+        checks.append(_exported(policy, parity))
     if champion is not None:
         margin = 0 - policy.champion_margin
         checks.append(measured.difference("not_inferior_to_champion", "champion", margin, strictly=False))
@@ -125,6 +130,7 @@ def gate(
         record.inputs |= {**digests, "champion": champion}
         artifacts.verify(evaluation, only=["metrics.json"])
         artifacts.verify(drift, only=["drift.json"])
+        parity = student / PARITY
         replaced = registries.open(registry.uri).manifest(champion) if champion else None
         verdict = decide(
             config,
@@ -132,6 +138,7 @@ def gate(
             drift=artifacts.read_json(drift / "drift.json"),
             candidate={"id": registries.version_id(digests["student"]), "digest": digests["student"]},
             champion=replaced and {"id": replaced["id"], "created": replaced["created"]},
+            parity=artifacts.read_json(parity) if parity.is_file() else None,
         )
         artifacts.write_json(output / "verdict.json", verdict.to_json())
         for check in verdict.checks:
@@ -228,6 +235,20 @@ def _drift(policy: Gate, drift: dict[str, Any]) -> Check:
     which = f" ({', '.join(names)})" if names else ""
     detail = f"{100 * share:.3g} % of the columns{which} have drifted from training window to newest traffic; {rule}"
     return Check("drift", share <= bound, share, bound, detail)
+
+
+def _exported(policy: Gate, parity: dict[str, Any]) -> Check:
+    losses = {name: _number(found.get("ndcg_loss")) for name, found in parity.get("files", {}).items()}
+    bound = policy.max_onnx_loss
+    rule = f"at most {_limit(bound)} may be lost" if bound < 1 else "no limit is set"
+    unknown = [name for name, loss in losses.items() if loss is None]
+    if unknown or not losses:
+        detail = f"how far {unknown[0] if unknown else 'any ONNX file'} is from torch is not known; {rule}"
+        return Check("onnx_parity", bound == 1, None, bound, detail)
+    worst = max(losses, key=lambda name: losses[name] or 0.0)
+    loss = losses[worst] or 0.0
+    detail = f"{worst} loses {_figure(loss, 4)} of dev nDCG@10 to torch, the most of {len(losses)} ONNX files; {rule}"
+    return Check("onnx_parity", loss <= bound, loss, bound, detail)
 
 
 def _new(candidate: dict[str, Any], champion: dict[str, Any] | None) -> Check:

@@ -52,6 +52,7 @@ CHECKS = {
     "teacher_margin": "Close to its teacher",
     "calibration": "Calibrated",
     "drift": "Learned from traffic like today's",
+    "onnx_parity": "Its ONNX files rank as it does",
     "not_inferior_to_champion": "Not worse than the champion",
     "new": "Differs from the champion",
 }

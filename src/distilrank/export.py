@@ -1,0 +1,376 @@
+"""Export of a student to ONNX, in the files that sentence-transformers looks for, each held to the network in torch.
+
+    onnx/model.onnx                     fp32, standard operators only
+    onnx/model_O2.onnx                  fp32 with onnxruntime's fused operators: the same scores
+    onnx/model_O4.onnx                  fp16 with GELU approximated, for GPUs
+    onnx/model_qint8_avx512_vnni.onnx   products of matrices in 8 bits, weights signed: for processors with VNNI
+    onnx/model_quint8_avx2.onnx         the same with unsigned weights: signed ones overflow in processors without VNNI
+    onnx/parity.json                    how far each is from torch in fp32 on judged pairs, and what was left out
+
+The inputs are `input_ids`, `attention_mask` and, for models with segments, `token_type_ids`: int64, shape (batch,
+sequence), both free. The output is `logits`: raw logits, float32, shape (batch, 1).
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnxruntime
+import pyarrow as pa
+import torch
+from onnx import helper, numpy_helper
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.transformers import optimizer
+from onnxruntime.transformers.fusion_options import AttentionMaskFormat, FusionOptions
+from scipy.stats import spearmanr
+from transformers import AttentionInterface, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+
+from distilrank import __version__, artifacts, encoding, hardware, measures, progress
+from distilrank.config import Compute
+from distilrank.errors import InputError, RunStopped
+from distilrank.graph import INPUTS, Graph
+from distilrank.scorer import Scorer
+
+FOLDER = "onnx"
+MODEL = "model.onnx"
+PARITY = "parity.json"
+Variant = Literal["O2", "O4", "qint8_avx512_vnni", "quint8_avx2"]
+WEIGHTS = {"qint8_avx512_vnni": QuantType.QInt8, "quint8_avx2": QuantType.QUInt8}
+OPSET = 20  # the first with Gelu; onnxruntime reads it since 1.17
+LARGEST = 2**31 - 2**24  # bytes of weights within one file: protobuf ends at 2 GiB
+FUSIBLE = frozenset("bert camembert distilbert electra roberta xlm-roberta".split())
+"""Values of `model_type` whose attention becomes one operator, as the tests hold."""
+ATTENTION = "distilrank_fusible"
+CONTRIBUTED = "com.microsoft"  # the domain of onnxruntime's own operators
+
+
+def export(
+    folder: Path,
+    judged: pa.Table,
+    *,
+    variants: Sequence[Variant] = ("qint8_avx512_vnni",),
+    max_difference: float = 1e-3,
+    max_ndcg_loss: float = 0.002,
+    pairs: int = 5000,
+) -> dict[str, Any]:
+    """Write the folder `onnx` into the student's, all of it or nothing; what was there before is replaced.
+
+    `model.onnx` is always written and must be right. A variant that is further from torch than its bound, or that the
+    student's architecture does not have, is left out, and `parity.json` says why.
+
+    Args:
+        folder: what the student stage saved, `distilrank.json` included.
+        judged: pairs to compare on, as records.JUDGED; dev, say.
+        variants: what to write beside `model.onnx`, by sentence-transformers' names.
+        max_difference: largest difference of a raw logit from torch, for the files in fp32.
+        max_ndcg_loss: largest loss of nDCG@10, for the others.
+        pairs: how many pairs to compare on at most, whole queries.
+
+    Returns:
+        What `parity.json` holds.
+
+    Raises:
+        InputError: `folder` is not one of ours, or no query of `judged` has products of different rating.
+        RunStopped: the network cannot be exported, or `model.onnx` is not what torch computes.
+    """
+    reference = _Reference(folder, _whole_queries(judged, pairs))
+    scratch = folder / f".{FOLDER}.partial"
+    shutil.rmtree(scratch, ignore_errors=True)
+    (scratch / FOLDER).mkdir(parents=True)
+    files: dict[str, dict[str, Any]] = {}
+    left_out: dict[str, str] = {}
+    try:
+        network = _load(folder)
+        plain, fused = scratch / FOLDER / MODEL, scratch / "fused.onnx"
+        _save(_trace(network, reference.has_types), plain)
+        fusible = network.config.model_type in FUSIBLE
+        if fusible:
+            _fuse(plain, fused, network.config)
+        for variant in (None, *variants):
+            path = plain.with_name(f"model_{variant}.onnx") if variant else plain
+            if variant in ("O2", "O4") and not fusible:
+                left_out[path.name] = f"onnxruntime's optimiser does not know {network.config.model_type}"
+                continue
+            if variant == "O2":
+                _save(onnx.load(fused), path)
+            elif variant == "O4":
+                _fuse(plain, path, network.config, half=True)
+            elif variant:
+                _quantise(fused if fusible else plain, path, WEIGHTS[variant])
+            in_fp32 = variant in (None, "O2")
+            measure, bound = ("max_difference", max_difference) if in_fp32 else ("ndcg_loss", max_ndcg_loss)
+            try:
+                found = reference.compare(path)
+                told = f"{measure} {found[measure]:.2g} from torch in fp32, expected at most {bound:g}"
+                if found[measure] <= bound:
+                    files[path.name] = {"bytes": sum(map(_size, _parts(path))), "fused": _fused(path), **found}
+                    continue
+            except (InputError, RunStopped) as error:  # not readable, or scores that are not finite
+                told = f"{network.config.model_type} does not survive it ({error})"
+            if not variant:
+                raise RunStopped(f"{folder / FOLDER / MODEL}: {told}")
+            left_out[path.name] = told
+            for part in _parts(path):
+                part.unlink()
+        parity = {
+            "reference": reference.describe(),
+            "bounds": {"max_difference": max_difference, "max_ndcg_loss": max_ndcg_loss},
+            "onnxruntime": onnxruntime.__version__,
+            "files": files,
+            "left_out": left_out,
+        }
+        artifacts.write_json(plain.with_name(PARITY), parity)
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+        plain.parent.replace(folder / FOLDER)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    for name, reason in left_out.items():
+        progress.announce("export", "note", f"{folder / FOLDER / name} is left out: {reason}")
+    return parity
+
+
+# Parity -----------------------------------------------------------------------------------------------------------
+
+
+def _whole_queries(judged: pa.Table, pairs: int) -> pa.Table:
+    """At most `pairs` rows, those of a query together; one query at least."""
+    if judged.num_rows <= pairs:
+        return judged
+    _, query, sizes = np.unique(judged.column("query_id").to_pylist(), return_inverse=True, return_counts=True)
+    kept = np.cumsum(sizes) <= pairs
+    kept[0] = True
+    return judged.filter(pa.array(kept[query]))
+
+
+class _Reference:
+    """The scores of the network in torch, in fp32, that files are held to."""
+
+    def __init__(self, folder: Path, judged: pa.Table) -> None:
+        scorer = Scorer.load(folder, Compute(device="cpu", precision="fp32"), backend="torch")
+        self._judged, self._budget, self._pad_token = judged, scorer.tokens, scorer.encoder.pad_token_id
+        self.has_types = scorer.encoder.has_types
+        self._tokens = encoding.encode_table(scorer.encoder, judged, scorer.text)
+        self._logits = scorer.backend.score(self._tokens, self._budget)
+        self._ndcg = self._measure(self._logits)
+
+    def _measure(self, logits: np.ndarray) -> float:
+        query, product, gain = (self._judged.column(name).to_pylist() for name in ("query_id", "product_id", "gain"))
+        return measures.mean_ndcg(query, product, gain, logits)
+
+    def compare(self, path: Path) -> dict[str, Any]:
+        """How the scores of the file at `path` differ; its rank correlation is null where all scores are equal."""
+        logits = Graph(path, path.name, self._pad_token, hardware.cores()).score(self._tokens, self._budget)
+        difference = np.abs(logits.astype(np.float64) - self._logits)
+        ndcg = self._measure(logits)
+        with warnings.catch_warnings(action="ignore"):
+            correlation = float(spearmanr(logits, self._logits).statistic)
+        return {
+            "max_difference": float(difference.max()),
+            "mean_difference": float(difference.mean()),
+            "spearman": correlation if np.isfinite(correlation) else None,
+            "ndcg_at_10": ndcg,
+            "ndcg_loss": self._ndcg - ndcg,
+        }
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "system": f"torch {torch.__version__}, fp32",
+            "pairs": self._judged.num_rows,
+            "queries": len(self._judged.column("query_id").unique()),
+            "ndcg_at_10": self._ndcg,
+        }
+
+
+# Graphs -----------------------------------------------------------------------------------------------------------
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of an encoder, in the operators that onnxruntime's optimiser looks for: scores are divided."""
+    scores = torch.matmul(query, key.transpose(2, 3)) / query.shape[-1] ** 0.5 + attention_mask
+    return torch.matmul(scores.softmax(-1), value).transpose(1, 2), None
+
+
+AttentionInterface.register(ATTENTION, _attention)
+
+
+class _Network(torch.nn.Module):
+    """The network from tokens to logits, without what transformers wraps them in."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        if self.model.config.model_type in FUSIBLE:  # the mask as it was made when the optimiser was written
+            attention_mask = 1 - attention_mask[:, None, None, :].to(torch.float32)
+            attention_mask = attention_mask * torch.finfo(torch.float32).min
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits
+
+
+def _load(folder: Path) -> PreTrainedModel:
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", use_safetensors=True, trust_remote_code=False
+    )
+    if model.config.model_type in FUSIBLE:
+        model.set_attn_implementation(ATTENTION)
+    return model.eval()
+
+
+def _trace(model: PreTrainedModel, has_types: bool) -> onnx.ModelProto:
+    """The network as an ONNX graph.
+
+    Raises:
+        RunStopped: torch's exporter does not manage this architecture.
+    """
+    names = INPUTS if has_types else INPUTS[:2]
+    example = tuple(torch.ones(2, 8, dtype=torch.int64) for _ in names)  # one tensor each: equal ones would be merged
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                _Network(model).eval(),
+                example,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(names),
+                output_names=["logits"],
+                dynamic_shapes=(axes,) * len(names),
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = next(filter(None, reversed(str(error).splitlines())), "")
+        raise RunStopped(f"{model.config.model_type}: cannot be exported to ONNX ({reason[:200]})") from error
+    assert program is not None
+    traced = program.model_proto
+    if model.config.model_type in FUSIBLE:
+        _split_mask(traced.graph)
+    return traced
+
+
+def _split_mask(graph: onnx.GraphProto) -> None:
+    """Give the mask its two dimensions one by one, as the optimiser expects them; the exporter merges the two steps."""
+    for at, node in enumerate(graph.node):
+        if node.op_type == "Unsqueeze" and list(node.input)[:1] == ["attention_mask"]:
+            axes = [numpy_helper.from_array(np.array([axis]), f"axis_{axis}") for axis in (1, 2)]
+            graph.initializer.extend(axes)
+            steps = [
+                helper.make_node("Unsqueeze", ["attention_mask", axes[0].name], ["mask_of_rows"], "mask_of_rows"),
+                helper.make_node("Unsqueeze", ["mask_of_rows", axes[1].name], node.output, "mask_of_heads"),
+            ]
+            kept = [*graph.node[:at], *steps, *graph.node[at + 1 :]]
+            del graph.node[:]
+            graph.node.extend(kept)
+            return
+
+
+def _fuse(source: Path, target: Path, config: PretrainedConfig, half: bool = False) -> None:
+    """Write the graph with onnxruntime's fused operators; `half`: in fp16, with GELU by tanh."""
+    options = FusionOptions("bert")
+    options.attention_mask_format = AttentionMaskFormat.AttentionMask  # wherever the padding stands
+    options.enable_gelu_approximation = half
+    with _quiet():
+        fused = optimizer.optimize_model(
+            str(source),
+            "bert",
+            num_heads=config.num_attention_heads,
+            hidden_size=config.hidden_size,
+            optimization_options=options,
+            opt_level=0,  # onnxruntime's own level 1 and 2 would write for the processor at hand
+        )
+        if half:
+            fused.convert_float_to_float16(keep_io_types=True)
+    fused.topological_sort()
+    if not any(one.domain == CONTRIBUTED for one in fused.model.opset_import):
+        fused.model.opset_import.append(helper.make_opsetid(CONTRIBUTED, 1))
+    _save(fused.model, target)
+
+
+def _quantise(source: Path, target: Path, weights: QuantType) -> None:
+    """Write the graph with its matrix products in 8 bits, a scale for each column of weights.
+
+    Embeddings are looked up, and the head is one row: they stay in fp32 and cost nothing.
+    """
+    rough = source.with_name(f"rough_{target.name}")
+    head = [node.name for node in onnx.load(source, load_external_data=False).graph.node if node.op_type == "Gemm"]
+    large = sum(map(_size, _parts(source))) > LARGEST
+    with _quiet():
+        quantize_dynamic(
+            source,
+            rough,
+            op_types_to_quantize=["MatMul", "Attention"],
+            per_channel=True,
+            weight_type=weights,
+            nodes_to_exclude=[f"{name}_MatMul" for name in head],  # the name it gives their products
+            use_external_data_format=large,
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # nobody tells it what fused operators give
+        )
+    _save(onnx.load(rough), target)
+    for part in _parts(rough):
+        part.unlink()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' remarks on their own insides."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(before)
+
+
+# Files ------------------------------------------------------------------------------------------------------------
+
+
+def _save(model: onnx.ModelProto, path: Path) -> None:
+    """Write the model without what differs from machine to machine (file names in stack traces) and is not needed.
+
+    Weights beyond `LARGEST` go to a file of their own, `model.onnx_data` for `model.onnx`.
+    """
+    graph = model.graph
+    del model.metadata_props[:], graph.metadata_props[:], graph.value_info[:]
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        part.ClearField("doc_string")
+    for part in (*graph.node, *graph.input, *graph.output, *graph.initializer):
+        part.ClearField("metadata_props")
+    model.producer_name, model.producer_version = "distilrank", __version__
+    large = sum(len(one.raw_data) for one in graph.initializer) > LARGEST
+    beside = f"{path.name}_data" if large else None
+    onnx.save_model(model, path, save_as_external_data=large, location=beside, size_threshold=1024)
+
+
+def _parts(path: Path) -> list[Path]:
+    """The file and that of its weights, if it has one."""
+    return [part for part in (path, path.with_name(f"{path.name}_data")) if part.exists()]
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _fused(path: Path) -> dict[str, int]:
+    """How many of each of onnxruntime's own operators the graph has."""
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    found = collections.Counter(node.op_type for node in nodes if node.domain == CONTRIBUTED)
+    return dict(sorted(found.items()))
