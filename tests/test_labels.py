@@ -330,9 +330,9 @@ def _teacher(models: Path, output: Path, text: TeacherText = TeacherText()) -> P
     model = network.load_model(models / "decoder", compute.setup(COMPUTE))
     torch.nn.init.normal_(model.score.weight)
     encoder = scorer.load_encoder(models / "decoder", text)
-    model.config.pad_token_id = encoder.tokenizer.pad_token_id
+    model.config.pad_token_id = encoder.pad_token_id
     model.save_pretrained(output)
-    encoder.tokenizer.save_pretrained(output)
+    network.save_tokenizer(models / "decoder", output, encoder.pad_token)
     scorer.describe(output, role="teacher", encoder=encoder, text=text, tokens=4096, base="tiny")
     artifacts.write_json(output / scorer.METRICS, {"tokens_per_pair": 30.0})
     artifacts.seal(output)
@@ -487,7 +487,9 @@ def test_the_price_of_all_shards_is_known_if_that_of_each_is(copied: list[Path])
 
 
 def test_labels_stand_beside_their_candidates(prepared: Path, taught: Path, labelled: list[Path]) -> None:
-    table = labels.read(labelled[::-1], prepared, taught)
+    tables = list(labels.read(labelled[::-1], prepared, taught, rows=7))
+    assert max(map(len, tables)) == 7
+    table = pa.concat_tables(tables)
     assert table.schema.names == [*records.CANDIDATES.names, "logit"]
     one_by_one = scorer.Scorer.load(taught, COMPUTE, tokens=1).score(table)
     np.testing.assert_allclose(table["logit"].to_numpy(), one_by_one, atol=1e-4)
@@ -505,7 +507,7 @@ def _edit(folder: Path, **values) -> None:
 def test_labels_that_do_not_fit_are_refused(prepared: Path, taught: Path, copied: list[Path], tmp_path: Path) -> None:
     def refused(message: str, folders: list[Path] = copied, candidates: Path = prepared) -> None:
         with pytest.raises(InputError, match=message):
-            labels.read(folders, candidates, taught)
+            list(labels.read(folders, candidates, taught))
 
     refused("labels of shard-00000, expected shard-00000, shard-00001", copied[:1])
     refused("labels of no shard", [])

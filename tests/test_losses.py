@@ -11,7 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from distilrank.losses import Thresholds, margin_loss, ordinal_cross_entropy, pointwise_loss, soft_cross_entropy
+from distilrank.losses import (
+    Thresholds,
+    listwise_loss,
+    margin_loss,
+    ordinal_cross_entropy,
+    pointwise_cross_entropy,
+    pointwise_loss,
+    prefer_by_logit,
+    prefer_by_probability,
+    ranknet_loss,
+    soft_cross_entropy,
+)
 
 queries = st.lists(st.integers(1, 7), min_size=1, max_size=5)  # products of each query
 scale = st.floats(0.1, 20)
@@ -67,6 +78,99 @@ def test_pointwise_loss_is_the_weighted_mean_of_squares(sizes: list[int], scale:
         assert float(pointwise_loss(student, teacher, query, weight)) == pytest.approx(np.mean(expected), rel=1e-4)
 
 
+def ranknet(
+    student: torch.Tensor, teacher: torch.Tensor, query: torch.Tensor, weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    return ranknet_loss(student, prefer_by_logit, teacher, query, weight)
+
+
+def graded(
+    student: torch.Tensor, teacher: torch.Tensor, query: torch.Tensor, weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    return ranknet_loss(student, prefer_by_probability, teacher.float().sigmoid(), query, weight)
+
+
+def pointwise_binary(
+    student: torch.Tensor, teacher: torch.Tensor, query: torch.Tensor, weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    return pointwise_cross_entropy(student, teacher.float().sigmoid(), query, weight)
+
+
+LOSSES = (margin_loss, pointwise_loss, pointwise_binary, ranknet, graded, listwise_loss)
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + np.exp(-value))
+
+
+@settings(max_examples=40, deadline=None)
+@given(queries, seeds)
+def test_ranknet_is_the_cross_entropy_of_all_preferences(sizes: list[int], seed: int) -> None:
+    student, teacher, query = batch(sizes, 3.0, seed)
+    for weight in (None, some_weights(query, seed)):
+        for loss, prefer in (
+            (ranknet, lambda a, b: sigmoid(a - b)),
+            (graded, lambda a, b: (1 + sigmoid(a) - sigmoid(b)) / 2),
+        ):
+            per_query = []
+            for one in query.unique():
+                s, t, w = (
+                    values[query == one].double().tolist()
+                    for values in (student, teacher, torch.ones(len(query)) if weight is None else weight)
+                )
+                pairs = list(combinations(range(len(s)), 2))
+                if pairs:
+                    values = [
+                        -prefer(t[i], t[j]) * np.log(sigmoid(s[i] - s[j]))
+                        - (1 - prefer(t[i], t[j])) * np.log(sigmoid(s[j] - s[i]))
+                        for i, j in pairs
+                    ]
+                    per_query.append(np.average(values, weights=[w[i] * w[j] for i, j in pairs]))
+            expected = np.mean(per_query) if per_query else 0.0
+            assert float(loss(student, teacher, query, weight)) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(queries, seeds, st.floats(0.5, 4))
+def test_listwise_is_the_divergence_of_the_lists(sizes: list[int], seed: int, temperature: float) -> None:
+    student, teacher, query = batch(sizes, 3.0, seed)
+    for weight in (None, some_weights(query, seed)):
+        per_query = []
+        for one in query.unique():
+            s, t = (values[query == one].double().numpy() / temperature for values in (student, teacher))
+            w = np.ones(len(s)) if weight is None else weight[query == one].double().numpy()
+            if len(s) > 1:
+                p, q = (w * np.exp(values) / (w * np.exp(values)).sum() for values in (t, s))
+                per_query.append(temperature**2 * (p * np.log(p / q)).sum())
+        expected = np.mean(per_query) if per_query else 0.0
+        found = float(listwise_loss(student, teacher, query, weight, temperature))
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(queries, seeds)
+def test_pointwise_cross_entropy_is_that_of_single_products(sizes: list[int], seed: int) -> None:
+    student, teacher, query = batch(sizes, 3.0, seed)
+    for weight in (None, some_weights(query, seed)):
+        p, w = teacher.sigmoid(), torch.ones(len(query)) if weight is None else weight
+        expected = [
+            float(soft_cross_entropy(student[query == one], p[query == one], w[query == one])) for one in query.unique()
+        ]
+        found = float(pointwise_binary(student, teacher, query, weight))
+        assert found == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+def test_ranking_losses_are_least_where_the_student_agrees() -> None:
+    _, teacher, query = batch([4, 3, 6], 2.0, 5)
+    for loss in (ranknet, listwise_loss, margin_loss, pointwise_loss, pointwise_binary):
+        student = teacher.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(student, teacher, query), student)
+        assert gradient.abs().max() < 1e-5
+        assert loss(teacher + torch.randn(13, generator=torch.manual_seed(1)), teacher, query) > loss(
+            teacher, teacher, query
+        )
+
+
 @settings(max_examples=30, deadline=None)
 @given(queries, scale, seeds)
 def test_equal_weights_are_none(sizes: list[int], scale: float, seed: int) -> None:
@@ -75,6 +179,9 @@ def test_equal_weights_are_none(sizes: list[int], scale: float, seed: int) -> No
     for loss in (
         lambda weight: margin_loss(student, teacher, query, weight),
         lambda weight: pointwise_loss(student, teacher, query, weight),
+        lambda weight: pointwise_binary(student, teacher, query, weight),
+        lambda weight: ranknet(student, teacher, query, weight),
+        lambda weight: listwise_loss(student, teacher, query, weight),
         lambda weight: soft_cross_entropy(student, teacher.sigmoid(), weight),
         lambda weight: ordinal_cross_entropy(student, teacher.sigmoid(), thresholds, weight),
     ):
@@ -90,7 +197,7 @@ def test_a_row_of_weight_0_is_not_there(sizes: list[int], scale: float, seed: in
     student, teacher, query = batch([*sizes, 2], scale, seed)
     weight = some_weights(query, seed)
     weight[-1] = 0
-    for loss in (margin_loss, pointwise_loss):
+    for loss in LOSSES:
         without = loss(student[:-1], teacher[:-1], query[:-1], weight[:-1])
         assert float(loss(student, teacher, query, weight)) == pytest.approx(float(without), rel=1e-5, abs=1e-6)
     shorter = soft_cross_entropy(student[:-1], teacher[:-1].sigmoid(), weight[:-1])
@@ -117,7 +224,7 @@ def test_padding_and_order_change_nothing(sizes: list[int], scale: float, seed: 
             (student, filler), (teacher, -filler), (query, torch.full((padding,), -1)), (weight, filler),
         )
     ]  # fmt: skip
-    for loss in (margin_loss, pointwise_loss):
+    for loss in LOSSES:
         for padded, plain in ((rows[:3], (student, teacher, query)), (rows, (student, teacher, query, weight))):
             assert float(loss(*padded)) == pytest.approx(float(loss(*plain)), rel=1e-4, abs=1e-5)
 
@@ -157,7 +264,7 @@ def cross_entropy(student: torch.Tensor, teacher: torch.Tensor, query: torch.Ten
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("loss", [margin_loss, pointwise_loss, cross_entropy, ordinal])
+@pytest.mark.parametrize("loss", [*LOSSES, cross_entropy, ordinal])
 def test_finite_in_bf16_with_gradients(loss, weighted: bool) -> None:
     student, teacher, query = batch([5, 1, 3], 30.0, 3)
     student = student.bfloat16().requires_grad_()
@@ -176,13 +283,18 @@ def test_single_product_queries_give_no_margin_but_a_pointwise_term() -> None:
     margin = margin_loss(student, teacher, query)
     assert float(margin.detach()) == 0
     margin.backward()
+    for loss in (ranknet, graded, listwise_loss):
+        value = loss(student, teacher, query)
+        assert float(value.detach()) == 0
+        value.backward()
     assert torch.equal(student.grad, torch.zeros(2))
     assert float(pointwise_loss(student, teacher, query).detach()) == pytest.approx(2.5)
 
 
 def test_a_batch_of_padding_only_is_zero() -> None:
     nothing = torch.zeros(3), torch.ones(3), torch.full((3,), -1)
-    assert float(margin_loss(*nothing)) == 0 and float(pointwise_loss(*nothing)) == 0
+    for loss in LOSSES:
+        assert float(loss(*nothing)) == 0
 
 
 def test_soft_cross_entropy_is_least_at_the_target() -> None:

@@ -553,6 +553,24 @@ class Label(Section):
     )
 
 
+class Export(Section):
+    """ONNX files beside the student's weights, for scoring without torch; each is held to torch on dev pairs."""
+
+    onnx: bool = Field(True, description="Write them; false: none.")
+    variants: tuple[Literal["O2", "O4", "qint8_avx512_vnni", "quint8_avx2"], ...] = Field(
+        ("qint8_avx512_vnni",),
+        description="Beside model.onnx, by sentence-transformers' names: O2 (fused, fp32), O4 (fused, fp16, for GPUs), "
+        "int8 for processors with VNNI, or for those without.",
+    )
+    max_difference: Annotated[float, Field(gt=0)] = Field(
+        1e-3, description="Largest difference of a logit from torch in fp32, for files in fp32."
+    )
+    max_ndcg_loss: Annotated[float, Field(ge=0)] = Field(
+        0.002, description="Largest loss of dev nDCG@10, for the others; a file beyond it is left out."
+    )
+    pairs: Positive = Field(5000, description="Most dev pairs that are compared, whole queries.")
+
+
 class Student(Section):
     """The BERT cross-encoder that is shipped."""
 
@@ -563,20 +581,48 @@ class Student(Section):
     )
     text: Text = Field(Text(), description="How a pair is shown to it.")
     optimiser: StudentOptimiser = Field(StudentOptimiser(), description="Training.")
+    layers: Count = Field(0, description="Keep this many of the model's layers, evenly spread, for speed; 0: all.")
+    dropout: Share = Field(
+        0.0, description="While training; soft labels regularise by themselves, and without it a step is shorter."
+    )
+    loss: Literal["margin", "ranknet", "listwise", "none"] = Field(
+        "margin",
+        description="What is learned within a query: all margins (arXiv 2505.07105), preferences (RankNet), how the "
+        "relevance is shared out (ListNet), or nothing but the pointwise term.",
+    )
     target: Literal["logit", "probability"] = Field(
-        "logit", description="Learn margins of the teacher's calibrated logits, or of its probabilities."
+        "logit", description="Learn from the teacher's calibrated logits, or from its probabilities."
+    )
+    temperature: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="Of `listwise`; higher looks further down the list."
     )
     pointwise: Annotated[float, Field(ge=0)] = Field(
-        0.25, description="Weight of the pointwise term beside the margin loss (arXiv 2411.04539)."
+        0.25, description="Weight of the pointwise term beside that loss (arXiv 2411.04539); 0: none."
+    )
+    pointwise_loss: Literal["squared_error", "cross_entropy"] = Field(
+        "squared_error", description="Of scores on the target's scale, or of probabilities, whatever the target."
     )
     confidence: bool = Field(
         False, description="Weigh labels by how near the teacher is to people where it gives such a score."
     )
     human: Annotated[float, Field(ge=0)] = Field(
-        1.0, description="Weight of the human judgements' soft-target cross-entropy; 0: they are not mixed in."
+        1.0, description="Weight of the human judgements' loss; 0: they are not mixed in."
+    )
+    human_loss: Literal["cross_entropy", "ranknet"] = Field(
+        "cross_entropy", description="Of the judgements: with soft targets, or preferences between two products."
+    )
+    human_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Share of judged queries among those of an epoch, by repetition; 0: each once, as the others."
     )
     score_tokens: Positive = Field(8192, description="Most tokens in one forward pass without gradients.")
     calibration: Literal["platt", "isotonic", "none"] = Field("platt", description="Score to probability, fit on dev.")
+    export: Export = Field(Export(), description="What is written for serving without torch.")
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Student:
+        if self.loss == "none" and not self.pointwise:
+            raise ValueError("loss is 'none' and pointwise is 0, expected one of them to teach something")
+        return self
 
 
 # Decision ---------------------------------------------------------------------------------------------------------
@@ -631,6 +677,9 @@ class Gate(Section):
     )
     max_ece: Share = Field(0.2, description="Largest calibration error of the student; 1: any.")
     max_drift_share: Share = Field(0.5, description="Largest share of drifted columns; 1: any.")
+    max_onnx_loss: Share = Field(
+        0.002, description="Largest loss of dev nDCG@10 of an exported ONNX file against torch; 1: any."
+    )
 
     @model_validator(mode="after")
     def _some_limit(self) -> Gate:

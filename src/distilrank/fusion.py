@@ -58,7 +58,7 @@ def fuse(stage: str, model: nn.Module, compute: Compute, runtime: Runtime, opera
     if missing or compute.compile == "off" or (compute.compile == "auto" and not long):
         return False
     torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 16)
-    for layer in packing.plain(model).base_model.layers:
+    for layer in packing.layers(model):
         layer.compile(dynamic=True)
     progress.announce(stage, "note", "fusing layers by torch.compile: the first batches take a minute longer")
     return True

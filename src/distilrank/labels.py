@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -17,8 +21,8 @@ from distilrank.config import Compute, Label
 from distilrank.errors import InputError
 from distilrank.label_manifest import MANIFEST
 from distilrank.label_parts import IDS, Device, Parts, Scored, label_rows
-from distilrank.network import score_encoded
-from distilrank.scorer import DESCRIPTION, METRICS, Scorer
+from distilrank.network import Network, score_encoded
+from distilrank.scorer import CHUNK_ROWS, DESCRIPTION, METRICS, Scorer
 
 LABELS = "labels.parquet"
 
@@ -101,26 +105,30 @@ class _Teacher:
     """Encodes and scores apart from each other, so that neither waits for the other."""
 
     scorer: Scorer
+    network: Network
 
     def encode(self, rows: pa.Table) -> encoding.Tokens:
         return encoding.encode_table(self.scorer.encoder, rows, self.scorer.text)
 
     def score(self, encoded: encoding.Tokens, counter: progress.Counter) -> Scored:
-        scorer = self.scorer
-        logits = score_encoded(scorer.model, encoded, scorer.runtime.device, scorer.tokens, counter)
+        network = self.network
+        logits = score_encoded(network.model, encoded, network.runtime.device, self.scorer.tokens, counter)
         return Scored(logits, len(encoded.ids), encoded.truncated)
 
 
 def _load(name: str, teacher: Path, config: Label, compute: Compute, pairs: int) -> _Teacher:
     """The teacher, fused if the shard as a whole is worth it: what is left of it must not decide, or bits would."""
-    scorer = Scorer.load(teacher, compute, config.score_tokens)
+    scorer = Scorer.load(teacher, compute, backend="torch", tokens=config.score_tokens)
+    network = cast(Network, scorer.backend)
     tokens = pairs * artifacts.read_json(teacher / METRICS)["tokens_per_pair"]
-    fusion.fuse(name, scorer.model, compute, scorer.runtime, 2 * fusion.weights(scorer.model) * tokens)
-    return _Teacher(scorer)
+    fusion.fuse(name, network.model, compute, network.runtime, 2 * fusion.weights(network.model) * tokens)
+    return _Teacher(scorer, network)
 
 
-def read(folders: list[Path], candidates: Path, teacher: Path) -> pa.Table:
-    """Candidates with the teacher's logits: records.CANDIDATES and a column `logit`.
+def read(folders: list[Path], candidates: Path, teacher: Path, rows: int = CHUNK_ROWS) -> Iterator[pa.Table]:
+    """Candidates with the teacher's logits, at most `rows` at a time: records.CANDIDATES and a column `logit`.
+
+    Every digest is checked before the first table comes.
 
     Raises:
         InputError: a shard without labels or with two, labels of another teacher or of other candidates, or damaged
@@ -136,7 +144,7 @@ def read(folders: list[Path], candidates: Path, teacher: Path) -> pa.Table:
     if sorted(by_shard) != shards:
         raise InputError(f"labels of {', '.join(sorted(by_shard))}, expected {', '.join(shards)}")
     artifacts.verify(candidates, [f"{shard}.parquet" for shard in shards])
-    tables = []
+    files = []
     for manifest in manifests:
         shard = candidates / f"{manifest['shard']}.parquet"
         folder = by_shard[manifest["shard"]]
@@ -146,8 +154,23 @@ def read(folders: list[Path], candidates: Path, teacher: Path) -> pa.Table:
             raise InputError(f"{folder / LABELS}: missing, although {folder / MANIFEST} tells of it")
         if artifacts.digest_file(folder / LABELS) != manifest["labels"]:
             raise InputError(f"{folder / LABELS}: differs from the digest in {folder / MANIFEST}; the file is corrupt")
-        rows, labels = records.read(shard, records.CANDIDATES), records.read(folder / LABELS, records.LABELS)
-        if not all(rows.column(name).equals(labels.column(name)) for name in IDS):
-            raise InputError(f"{folder / LABELS}: not the rows of {shard} in their order")
-        tables.append(rows.append_column(records.LABELS.field("logit"), labels.column("logit")))
-    return pa.concat_tables(tables)
+        files.append((shard, folder / LABELS))
+    return itertools.chain.from_iterable(_read_shard(*file, rows) for file in files)
+
+
+def _read_shard(shard: Path, labelled: Path, rows: int) -> Iterator[pa.Table]:
+    labels = records.read(labelled, records.LABELS)
+    done = 0
+    for batch in pq.ParquetFile(shard).iter_batches(rows):
+        table = records.conform(pa.Table.from_batches([batch]), records.CANDIDATES, str(shard))
+        those = labels.slice(done, len(table))
+        if not all(table.column(name).equals(those.column(name)) for name in IDS):
+            raise InputError(f"{labelled}: not the rows of {shard} in their order")
+        logits = those.column("logit").to_numpy()
+        if not np.isfinite(logits).all():
+            row = done + int(np.flatnonzero(~np.isfinite(logits))[0])
+            raise InputError(f"{labelled}: row {row + 1}, logit {labels['logit'][row].as_py()}, expected a finite one")
+        yield table.append_column(records.LABELS.field("logit"), those.column("logit"))
+        done += len(table)
+    if done != len(labels):
+        raise InputError(f"{labelled}: {len(labels)} rows, expected the {done} of {shard}")

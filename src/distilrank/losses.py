@@ -1,14 +1,24 @@
 """Losses over a flat batch of whole queries: one row a product, `query` says which rows belong together.
 
+| loss | what the student learns | teacher | student | of a query |
+| --- | --- | --- | --- | --- |
+| margin_loss | all differences of scores, squared error | logit or probability | the same | two products or more |
+| ranknet_loss | which of two products is preferred, cross-entropy | preference of each pair | logit | two or more |
+| listwise_loss | how the query's relevance is shared out, divergence | logit or probability | the same | two or more |
+| pointwise_loss | each score, squared error | logit or probability | the same | one or more |
+| pointwise_cross_entropy | each probability, cross-entropy | probability | logit | one or more |
+
 A row whose `query` is negative is padding and counts for nothing. Weights are not negative, of shape (rows,); only
-their ratios matter, and None is a weight of 1 for every row.
+their ratios matter, and None is a weight of 1 for every row. Every query counts alike.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, softplus
 
 
 def _sum_by_query(values: Tensor, query: Tensor, queries: int) -> Tensor:
@@ -65,6 +75,103 @@ def pointwise_loss(student: Tensor, teacher: Tensor, query: Tensor, weight: Tens
     total = _sum_by_query(weight, query, queries)
     squares = _sum_by_query(weight * residual.square(), query, queries)
     return (squares / total.clamp(min=1e-12)).sum() / max(queries, 1)
+
+
+def pointwise_cross_entropy(student: Tensor, teacher: Tensor, query: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean over queries of the mean binary cross-entropy of logits against soft labels.
+
+    Args:
+        student: logits, shape (rows,).
+        teacher: probabilities in [0, 1], shape (rows,).
+        query: as in `margin_loss`.
+        weight: as in `margin_loss`.
+    """
+    real = query >= 0
+    _, query = torch.unique(query[real], return_inverse=True)
+    queries = int(query.max()) + 1 if len(query) else 0
+    loss = binary_cross_entropy_with_logits(student[real].float(), teacher[real].float(), reduction="none")
+    weight = torch.ones_like(loss) if weight is None else weight[real].float()
+    total = _sum_by_query(weight, query, queries)
+    return (_sum_by_query(weight * loss, query, queries) / total.clamp(min=1e-12)).sum() / max(queries, 1)
+
+
+def _as_lists(query: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of each query, int64, shape (queries, longest), and which of these places hold one, bool, same shape."""
+    rows = torch.nonzero(query >= 0)[:, 0]
+    if not len(rows):
+        return rows.view(0, 0), rows.view(0, 0).bool()
+    _, number, sizes = torch.unique(query[rows], return_inverse=True, return_counts=True)
+    place = torch.arange(int(sizes.max()), device=query.device)[None]
+    at = (sizes.cumsum(0) - sizes)[:, None] + place
+    return rows[torch.argsort(number, stable=True)][at.clamp(max=len(rows) - 1)], place < sizes[:, None]
+
+
+def ranknet_loss(
+    student: Tensor,
+    preference: Callable[[Tensor, Tensor], Tensor],
+    teacher: Tensor,
+    query: Tensor,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Mean over queries of the mean cross-entropy of all pairwise preferences (RankNet; Burges et al., ICML 2005).
+
+    With P_ij the probability that product i is preferred to j: -P_ij log sigmoid(s_i - s_j) - (1 - P_ij) log
+    sigmoid(s_j - s_i), a pair counting w_i w_j. Only its order matters to a pair once it is far apart, so unlike
+    `margin_loss` it does not chase large margins.
+
+    Args:
+        student: logits, shape (rows,).
+        preference: P_ij from the teacher's scores of i and j: `prefer_by_logit` or `prefer_by_probability`.
+        teacher: what `preference` takes, shape (rows,).
+        query: as in `margin_loss`.
+        weight: as in `margin_loss`.
+    """
+    rows, held = _as_lists(query)
+    s, t = student.float()[rows], teacher.float()[rows]
+    w = torch.where(held, 1.0 if weight is None else weight.float()[rows], 0.0)
+    pair = (w[:, :, None] * w[:, None, :]).triu(diagonal=1)
+    loss = binary_cross_entropy_with_logits(
+        s[:, :, None] - s[:, None, :], preference(t[:, :, None], t[:, None, :]), reduction="none"
+    )
+    total = pair.sum((1, 2))
+    paired = total > 0
+    return ((pair * loss).sum((1, 2))[paired] / total[paired]).sum() / paired.sum().clamp(min=1)
+
+
+def prefer_by_logit(first: Tensor, second: Tensor) -> Tensor:
+    """Bradley-Terry: sigmoid of the difference of logits."""
+    return (first - second).sigmoid()
+
+
+def prefer_by_probability(first: Tensor, second: Tensor) -> Tensor:
+    """(1 + p_i - p_j) / 2: i relevant and j not, or a fair coin where both are or neither, judged independently."""
+    return (1 + first - second) / 2
+
+
+def listwise_loss(
+    student: Tensor, teacher: Tensor, query: Tensor, weight: Tensor | None = None, temperature: float = 1.0
+) -> Tensor:
+    """Mean over queries of KL(softmax(t / T) || softmax(s / T)) T^2 (ListNet, Cao et al., ICML 2007, with a softened
+    teacher, arXiv 1503.02531, whose T^2 keeps the gradient's scale).
+
+    Args:
+        student: scores, shape (rows,).
+        teacher: scores on the same scale, shape (rows,).
+        query: as in `margin_loss`.
+        weight: a row counts as so many copies of it, in both distributions.
+        temperature: T; higher looks further down the list.
+    """
+    rows, held = _as_lists(query)
+    held = held & (torch.ones_like(held) if weight is None else weight[rows] > 0)
+    paired = held.sum(1) > 1
+    rows, held = rows[paired], held[paired]
+    times = 0.0 if weight is None else weight.float()[rows].clamp(min=1e-30).log()
+    log_t, log_s = (
+        log_softmax((scores.float()[rows] / temperature + times).masked_fill(~held, -torch.inf), dim=1)
+        for scores in (teacher, student)
+    )
+    divergence = torch.where(held, log_t.exp() * (log_t - log_s), 0.0).sum(1)
+    return temperature**2 * divergence.sum() / paired.sum().clamp(min=1)
 
 
 def _mean(loss: Tensor, weight: Tensor | None) -> Tensor:

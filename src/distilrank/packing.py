@@ -2,11 +2,12 @@
 
 All that works token by token (nine tenths of a model) then sees no padding at all. A prompt begins with its query, so
 the prompts of a query's products begin with the same tokens, and a causal model gives those the same states: they are
-computed once, and each pair's own tokens attend to them and to themselves. Attention is computed for one segment
-(a shared beginning, or the rest of a pair) a row, padded to the longest of the batch; it is a few per cent of the work.
+computed once, and each pair's own tokens attend to them and to themselves. An encoder looks both ways, so its pairs
+share nothing. Attention is computed for one segment (a shared beginning, the rest of a pair, or a whole one) a row,
+padded to the longest of the batch; it is a few per cent of the work.
 
-The result is that of a padded batch, to rounding. It holds for causal models that leave attention to transformers'
-attention interface and add nothing to it; MODEL_TYPES are those that the tests hold to it. Other models are padded.
+The result is that of a padded batch, to rounding. It holds for models that leave attention to transformers' attention
+interface and add nothing to it; DECODERS and ENCODERS are those that the tests hold to it. Other models are padded.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from distilrank.encoding import Tokens
 from distilrank.errors import InputError
 
 ATTENTION = "distilrank_packed"
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+DECODERS = ("llama", "mistral", "qwen2", "qwen3")
+ENCODERS = ("bert",)
+MODEL_TYPES = DECODERS + ENCODERS
 
 
 @dataclass(frozen=True)
@@ -40,22 +43,53 @@ class Packed:
     keys: Tensor
     """Tokens that a segment attends to, those that it shares first: int64, shape (segments, longest with shared)."""
     mask: Tensor
-    """0 where a token may see a key, else -inf: float32, shape (segments, 1, longest, longest with shared)."""
+    """0 where a token may see a key, else -inf: float32, shape (segments, 1, longest, longest with shared), or with 1
+    for longest where all tokens of a segment see the same."""
     places: Tensor
     """Where each token stands among the places of all segments, int64, shape (tokens,)."""
-    last: Tensor
-    """The last token of each pair, int64, shape (pairs,), in the order of the rows that were asked for."""
+    read: Tensor
+    """The token of each pair whose state is its result, the last one of a decoder and the first one of an encoder:
+    int64, shape (pairs,), in the order of the rows that were asked for."""
+    types: Tensor | None = None
+    """Segment of each token in the tokenizer's sense, int64, shape (1, tokens), for models that have them."""
 
     def to(self, device: torch.device) -> Packed:
         """The batch on `device`; from pinned memory where that is a GPU, so that the copy runs beside the model."""
         if device.type == "cpu":
             return self
-        pinned = {name: value.pin_memory() if device.type == "cuda" else value for name, value in vars(self).items()}
+        there = {name: value for name, value in vars(self).items() if value is not None}
+        pinned = {name: value.pin_memory() if device.type == "cuda" else value for name, value in there.items()}
         return Packed(**{name: value.to(device, non_blocking=True) for name, value in pinned.items()})
 
 
+def lay_out(tokens: Tokens, rows: np.ndarray) -> Packed:
+    """Lay the pairs `rows` out without padding, for a model that looks both ways."""
+    begins, lengths = tokens.starts[rows], tokens.lengths[rows]
+    offset = np.concatenate([[0], np.cumsum(lengths)])
+    longest = int(lengths.max())
+    pair = np.repeat(np.arange(len(rows)), lengths)
+    inside = np.arange(offset[-1]) - offset[pair]
+    source = begins[pair] + inside
+    place = np.arange(longest)[None]
+    at = torch.from_numpy(offset[:-1, None] + np.minimum(place, lengths[:, None] - 1))
+    seen = np.where(place < lengths[:, None], np.float32(0), -np.float32(np.inf))
+    return Packed(
+        ids=torch.from_numpy(tokens.ids[source].astype(np.int64))[None],
+        positions=torch.from_numpy(inside)[None],
+        queries=at,
+        keys=at,
+        mask=torch.from_numpy(seen)[:, None, None],
+        places=torch.from_numpy(pair * longest + inside),
+        read=torch.from_numpy(offset[:-1]),
+        types=None if tokens.types is None else torch.from_numpy(tokens.types[source].astype(np.int64))[None],
+    )
+
+
 def pack(tokens: Tokens, rows: np.ndarray) -> Packed:
-    """Lay the pairs `rows` out without padding, those of a query beside each other with their common beginning once."""
+    """Lay the pairs `rows` out without padding, those of a query beside each other with their common beginning once.
+
+    For a causal model.
+    """
     order = np.argsort(tokens.queries[rows], kind="stable")
     begins, lengths = tokens.starts[rows][order], tokens.lengths[rows][order]
     shared = _shared(tokens, rows[order])
@@ -88,7 +122,7 @@ def pack(tokens: Tokens, rows: np.ndarray) -> Packed:
         keys=torch.from_numpy(keys),
         mask=torch.from_numpy(np.where(key[None] <= seen[:, :, None], np.float32(0), -np.float32(np.inf)))[:, None],
         places=torch.from_numpy(segment * longest + inside),
-        last=torch.from_numpy(last),
+        read=torch.from_numpy(last),
     )
 
 
@@ -183,15 +217,43 @@ def plain(model: nn.Module) -> nn.Module:
 
 def logits(model: nn.Module, tokens: Tokens, rows: np.ndarray, device: torch.device) -> Tensor:
     """Raw logits of the pairs `rows`, shape (pairs,), of a model that takes packed batches."""
-    batch = pack(tokens, rows).to(device)
     classifier = plain(model)
+    if classifier.config.model_type in ENCODERS:
+        return _encode(classifier, lay_out(tokens, rows).to(device))
+    batch = pack(tokens, rows).to(device)
     states = classifier.base_model(
-        input_ids=batch.ids,
-        position_ids=batch.positions,
-        use_cache=False,
-        queries=batch.queries,
-        keys=batch.keys,
-        mask=batch.mask.to(classifier.dtype),
-        places=batch.places,
+        input_ids=batch.ids, position_ids=batch.positions, use_cache=False, **_segments(batch, classifier.dtype)
     ).last_hidden_state
-    return classifier.score(states[0, batch.last])[:, 0]
+    return classifier.score(states[0].index_select(0, batch.read))[:, 0]
+
+
+def _segments(batch: Packed, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What `attend` takes beside the states."""
+    return {"queries": batch.queries, "keys": batch.keys, "mask": batch.mask.to(dtype), "places": batch.places}
+
+
+def _encode(classifier: nn.Module, batch: Packed) -> Tensor:
+    """Logits of an encoder, which reads the state of each pair's first token: its last layer computes no other one."""
+    base, segments = classifier.base_model, _segments(batch, classifier.dtype)
+    states = base.embeddings(input_ids=batch.ids, token_type_ids=batch.types, position_ids=batch.positions)
+    *before, last = base.encoder.layer
+    for layer in before:
+        states = layer(states, None, **segments)
+    own = last.attention.self
+    first = states[0].index_select(0, batch.read)
+    query = own.query(first).view(len(first), own.num_attention_heads, 1, -1)
+    key, value = (
+        project(states)[0].index_select(0, batch.keys.flatten()).view(*batch.keys.shape, *query.shape[1::2])
+        for project in (own.key, own.value)
+    )
+    scores = torch.matmul(query * own.scaling, key.permute(0, 2, 3, 1)) + segments["mask"]
+    weights = torch.dropout(scores.softmax(-1), own.dropout.p, own.training)
+    attended = last.attention.output(torch.matmul(weights, value.transpose(1, 2)).flatten(1), first)
+    result = last.output(last.intermediate(attended), attended)
+    return classifier.classifier(classifier.dropout(base.pooler(result[:, None])))[:, 0]
+
+
+def layers(model: nn.Module) -> nn.ModuleList:
+    """The layers of a model that takes packed batches."""
+    base = plain(model).base_model
+    return base.encoder.layer if plain(model).config.model_type in ENCODERS else base.layers

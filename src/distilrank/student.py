@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from distilrank import (
     artifacts,
-    batching,
     calibration,
     encoding,
+    export,
+    fusion,
     label_manifest,
     labels,
     launch,
     losses,
+    model_card,
     models,
+    packing,
     progress,
     quality,
     records,
     training,
 )
 from distilrank import compute as computing
+from distilrank.ahead import ahead
 from distilrank.config import Compute, Student
-from distilrank.network import load_model
+from distilrank.errors import InputError
+from distilrank.lists import Lists, Piece
+from distilrank.network import load_model, save_tokenizer
 from distilrank.scorer import DESCRIPTION, METRICS, calibrate, describe, load_encoder
 from distilrank.teacher import dev_ndcg
+
+SCRATCH = ".tokens-"
 
 
 class StudentResult(NamedTuple):
@@ -37,32 +50,116 @@ class StudentResult(NamedTuple):
     dev_ndcg_at_10: float
 
 
-class _Lists:
-    """Whole queries of either kind, teacher-labelled or human-judged, as rows and as units for batching."""
-
-    def __init__(
-        self, table: pa.Table, target: np.ndarray, weight: np.ndarray, human: np.ndarray, encoded: encoding.Tokens
-    ) -> None:
-        # A query may be labelled and judged: it is two lists then.
-        keys = [f"{kind:d}{query}" for kind, query in zip(human, table.column("query_id").to_pylist(), strict=True)]
-        _, self.query = np.unique(keys, return_inverse=True)
-        self.target, self.weight, self.human, self.encoded = target, weight, human, encoded
-        order = np.argsort(self.query, kind="stable")
-        self.rows = np.split(order, np.flatnonzero(np.diff(self.query[order])) + 1)
-        lengths = encoded.lengths
-        self.longest = np.array([lengths[rows].max() for rows in self.rows])
-        self.sizes = np.array([len(rows) for rows in self.rows])
-
-
-def _targets(config: Student, teacher: Path, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What the student learns of each label, and the label's weight: float32, shape (n,) each."""
+def _targets(config: Student, teacher: Path) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """What turns the teacher's logits, shape (n,), into what the student learns of each, and each label's weight."""
     calibrated = artifacts.read_json(teacher / DESCRIPTION)["calibration"]
     convert = calibration.calibrated_logit if config.target == "logit" else calibration.probability
-    target = convert(calibrated, logits).astype(np.float32)
-    if not config.confidence:
-        return target, np.ones_like(target)
-    curve = artifacts.read_json(teacher / quality.QUALITY)["confidence"]
-    return target, quality.weights(curve, calibration.probability(calibrated, logits), config.target)
+    curve = artifacts.read_json(teacher / quality.QUALITY)["confidence"] if config.confidence else None
+
+    def of(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        target = convert(calibrated, logits).astype(np.float32)
+        if curve is None:
+            return target, np.ones_like(target)
+        return target, quality.weights(curve, calibration.probability(calibrated, logits), config.target)
+
+    return of
+
+
+def _pieces(
+    scored: Iterator[pa.Table], judged: pa.Table | None, teacher: Path, encoder: encoding.Encoder, config: Student
+) -> Iterator[Piece]:
+    """All that is learned from, some rows at a time, tokenised beside the writing of the piece before."""
+    targets = _targets(config, teacher)
+    for table in scored:
+        target, weight = targets(table.column("logit").to_numpy())
+        yield Piece.of(table, encoding.encode_table(encoder, table, config.text), target, weight, human=False)
+    if judged is not None:
+        target = judged.column("target").to_numpy()
+        weight = np.ones(judged.num_rows, np.float32)
+        yield Piece.of(judged, encoding.encode_table(encoder, judged, config.text), target, weight, human=True)
+
+
+def _check(lists: Lists, config: Student) -> None:
+    """Refuse labels that teach nothing, and say what some of them cannot teach."""
+    taught = lists.target[np.repeat(~lists.human, lists.sizes)]
+    if np.ptp(taught) == 0:
+        raise InputError(f"all {len(taught)} labels are {taught[0]:g}; the teacher tells no product from another")
+    labelled = lists.sizes[~lists.human]
+    alone = int((labelled == 1).sum())
+    if alone == len(labelled) and not config.pointwise:
+        raise InputError(
+            f"each of the {alone} labelled queries has one product, which gives no {config.loss} to learn; "
+            "expected student.pointwise above 0, or more candidates a query"
+        )
+    if alone and config.loss != "none":
+        term = "the pointwise term only" if config.pointwise else "nothing, as student.pointwise is 0"
+        progress.announce("student", "note", f"{alone} of {len(labelled)} labelled queries have one product: {term}")
+
+
+def _objective(config: Student, lists: Lists, device: torch.device) -> Callable[[torch.nn.Module, np.ndarray], Tensor]:
+    """The loss of a batch of lists: labelled and judged ones by their numbers in it."""
+    query = torch.from_numpy(lists.tokens.queries)
+    target, weight = torch.from_numpy(lists.target), torch.from_numpy(lists.weight)
+    prefer = losses.prefer_by_logit if config.target == "logit" else losses.prefer_by_probability
+
+    def taught(logits: Tensor, rows: Tensor) -> Tensor:
+        """The loss on labels: within queries, and of each by itself."""
+        labels, of = target[rows].to(device), query[rows].to(device)
+        weights = weight[rows].to(device) if config.confidence else None
+        score = logits if config.target == "logit" else logits.float().sigmoid()
+        total = logits.new_zeros((), dtype=torch.float32)
+        if config.loss == "margin":
+            total = losses.margin_loss(score, labels, of, weights)
+        elif config.loss == "ranknet":
+            total = losses.ranknet_loss(logits, prefer, labels, of, weights)
+        elif config.loss == "listwise":
+            total = losses.listwise_loss(score, labels, of, weights, config.temperature)
+        if config.pointwise and config.pointwise_loss == "squared_error":
+            total = total + config.pointwise * losses.pointwise_loss(score, labels, of, weights)
+        elif config.pointwise:
+            probability = labels.sigmoid() if config.target == "logit" else labels
+            total = total + config.pointwise * losses.pointwise_cross_entropy(logits, probability, of, weights)
+        return total
+
+    def judged(logits: Tensor, rows: Tensor) -> Tensor:
+        truth = target[rows].to(device)
+        if config.human_loss == "cross_entropy":
+            return losses.soft_cross_entropy(logits, truth)
+        return losses.ranknet_loss(logits, losses.prefer_by_probability, truth, query[rows].to(device))
+
+    def loss(current: torch.nn.Module, batch: np.ndarray) -> Tensor:
+        batch = np.sort(batch)  # their rows lie near each other in the file then
+        rows = lists.rows(batch)
+        logits = current(lists.tokens, rows)
+        human = torch.from_numpy(lists.human[lists.tokens.queries[rows]])
+        share = float(lists.human[batch].mean())
+        chosen, total = torch.from_numpy(rows), logits.new_zeros((), dtype=torch.float32)
+        if share < 1:
+            labelled = ~human
+            total = total + (1 - share) * taught(logits[labelled.to(device)], chosen[labelled])
+        if share > 0:
+            total = total + share * config.human * judged(logits[human.to(device)], chosen[human])
+        return total
+
+    return loss
+
+
+def _shorten(model: PreTrainedModel, layers: int) -> None:
+    """Keep `layers` of the model's layers, evenly spread, its first and its last among them."""
+    have = model.config.num_hidden_layers
+    if layers > have:
+        raise InputError(f"student.layers: {layers}, but the model has {have}")
+    owner, name = next(
+        (owner, name)
+        for owner in model.modules()
+        for name, child in owner.named_children()
+        if isinstance(child, torch.nn.ModuleList) and len(child) == have
+    )
+    stack = getattr(owner, name)
+    kept = np.linspace(0, have - 1, layers).round().astype(int)
+    setattr(owner, name, torch.nn.ModuleList([stack[place] for place in kept]))
+    model.config.num_hidden_layers = layers
+    progress.announce("student", "note", f"{layers} of {have} layers: {', '.join(str(place + 1) for place in kept)}")
 
 
 def train(
@@ -115,62 +212,39 @@ def train(
         folder = models.resolve(config.model)
         training.seed_everything(config.optimiser.seed)
         model = load_model(folder, runtime, torch.float32)  # fp32 master weights; the forward pass runs under autocast
+        if config.layers:
+            _shorten(model, config.layers)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = config.dropout
         encoder = load_encoder(folder, config.text, "encoder")
-        human = judged if config.human else judged.slice(0, 0)
-        pairs = pa.concat_tables([table.select(list(records.PAIR_COLUMNS)) for table in (scored, human)])
-        target, weight = _targets(config, teacher, scored.column("logit").to_numpy())
-        lists = _Lists(
-            pairs,
-            np.concatenate([target, human.column("target").to_numpy()]),
-            np.concatenate([weight, np.ones(human.num_rows, np.float32)]),
-            np.repeat([False, True], [scored.num_rows, human.num_rows]),
-            encoding.encode_table(encoder, pairs, config.text),
-        )
+        scratch = output / f"{SCRATCH}{os.environ.get('RANK', '0')}"
+        shutil.rmtree(scratch, ignore_errors=True)  # what a killed attempt left
+        lists = Lists(ahead(_pieces(scored, judged if config.human else None, teacher, encoder, config)), scratch)
+        _check(lists, config)
         dev_encoded = encoding.encode_table(encoder, dev, config.text)
         rng = np.random.default_rng(config.optimiser.seed)
+        packed = packing.is_packed(model)
         epochs = [
-            batching.shuffled(lists.longest, lists.sizes, config.optimiser.batch_tokens, rng)
+            lists.batches(config.optimiser.batch_tokens, config.human_share, packed, rng)
             for _ in range(config.optimiser.epochs)
         ]
-
-        def loss(current: torch.nn.Module, units: np.ndarray) -> torch.Tensor:
-            rows = np.concatenate([lists.rows[unit] for unit in units])
-            logits = current(lists.encoded, rows)
-            target, weight, query, judged_rows = (
-                torch.from_numpy(values[rows]).to(runtime.device)
-                for values in (lists.target, lists.weight, lists.query, lists.human)
-            )
-            share = float(np.mean([lists.human[lists.rows[unit][0]] for unit in units]))
-            total = logits.new_zeros((), dtype=torch.float32)
-            if share < 1:
-                score = logits if config.target == "logit" else logits.float().sigmoid()
-                taught = {
-                    "student": score[~judged_rows],
-                    "teacher": target[~judged_rows],
-                    "query": query[~judged_rows],
-                    "weight": weight[~judged_rows] if config.confidence else None,
-                }
-                margin, level = losses.margin_loss(**taught), losses.pointwise_loss(**taught)
-                total = total + (1 - share) * (margin + config.pointwise * level)
-            if share > 0:
-                total = total + share * config.human * losses.soft_cross_entropy(
-                    logits[judged_rows], target[judged_rows]
-                )
-            return total
+        operations = 6 * fusion.weights(model) * len(lists.tokens.ids) * config.optimiser.epochs
+        fusion.fuse("student", model, compute, runtime, operations)
 
         def evaluate(current: torch.nn.Module) -> float:
             return dev_ndcg(dev, training.score_together(current, dev_encoded, runtime.device, config.score_tokens))
 
-        def name_rows(units: np.ndarray) -> str:
-            queries = [pairs.column("query")[int(lists.rows[unit][0])].as_py() for unit in units[:3]]
-            return f"queries {', '.join(map(repr, queries))} and {len(units) - len(queries)} more"
+        def name_rows(batch: np.ndarray) -> str:
+            queries = [lists.queries[one] for one in batch[:3]]
+            return f"queries {', '.join(map(repr, queries))} and {len(batch) - len(queries)} more"
 
         checkpoints = training.checkpoints_of("student", compute, runtime, record.inputs, config)
         outcome = training.fit(
             "student",
             training.Logits(model, runtime.device),
             epochs=epochs,
-            loss=loss,
+            loss=_objective(config, lists, runtime.device),
             evaluate=evaluate,
             name_rows=name_rows,
             optimiser=config.optimiser,
@@ -183,8 +257,7 @@ def train(
         # sentence-transformers applies a sigmoid to one-logit models unless told otherwise
         model.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
         model.save_pretrained(output)
-        encoder.tokenizer.model_max_length = config.text.max_tokens
-        encoder.tokenizer.save_pretrained(output)
+        save_tokenizer(folder, output, encoder.pad_token, config.text.max_tokens)
         describe(
             output, role="student", encoder=encoder, text=config.text, tokens=config.score_tokens, base=config.model
         )
@@ -194,11 +267,30 @@ def train(
             output / METRICS,
             {"curve": outcome.curve, "best_step": outcome.best_step, "dev": reached},
         )
+        for left in output.glob(f"{SCRATCH}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        knobs = config.export
+        if knobs.onnx:
+            with progress.timed("student", "exported to ONNX"):
+                export.export(
+                    output,
+                    dev,
+                    variants=knobs.variants,
+                    max_difference=knobs.max_difference,
+                    max_ndcg_loss=knobs.max_ndcg_loss,
+                    pairs=knobs.pairs,
+                )
+        model_card.write(
+            output,
+            {"config": config.model_dump(mode="json"), "inputs": record.inputs},
+            teacher=artifacts.read_json(teacher / DESCRIPTION).get("base", ""),
+            licence=model_card.read_licence(folder),
+        )
         record.facts |= {
             "runtime": runtime.describe(),
-            "pairs": pairs.num_rows,
-            "queries": len(lists.rows),
-            "tokens": len(lists.encoded.ids),
+            "pairs": len(lists.tokens),
+            "queries": len(lists),
+            "tokens": len(lists.tokens.ids),
             "dev": reached,
         }
         artifacts.seal(output)

@@ -69,7 +69,7 @@ def seed_everything(seed: int) -> None:
     set_seed(seed)
 
 
-AFTERWARDS = {"calibration", "lift_over_bm25", "max_ece", "min_deviation", "disagreements"}
+AFTERWARDS = {"calibration", "lift_over_bm25", "max_ece", "min_deviation", "disagreements", "export"}
 """Knobs that have a say only once a training is over: one that they refuse need not be repeated when they change."""
 
 

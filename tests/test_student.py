@@ -1,0 +1,318 @@
+"""The student's training: what it learns from, by which loss, and what stops it."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distilrank import artifacts, batching, label_manifest, losses, quality, records, student
+from distilrank.checkpoints import Checkpoints
+from distilrank.config import Compute, Export, Student, StudentOptimiser, Text
+from distilrank.encoding import Tokens
+from distilrank.errors import InputError
+from distilrank.lists import Lists, Piece
+from distilrank.scorer import DESCRIPTION, Scorer
+from tests.test_models import pairs
+
+CPU = Compute(device="cpu", precision="fp32", threads=1)
+WORK = {
+    "pairs": 1, "tokens": 1, "truncated": 0, "seconds": 1.0, "device_hours": 0.1, "device": "cpu", "price": None
+}  # fmt: skip
+SHARDS = ("shard-00000", "shard-00001")
+
+
+def lay_down(folder: Path, shards: dict[str, tuple[pa.Table, np.ndarray]]) -> Path:
+    """Judgements, candidates, labels and what is read of a teacher, as the stages before would leave them."""
+    for split, seed in (("train", 1), ("dev", 2), ("test", 3)):
+        records.write(pairs(24, 6, seed), folder / "judgements" / f"{split}.parquet", records.JUDGED)
+    artifacts.write_json(folder / "judgements" / "protocol.json", {"relevant_from": 0.75})
+    artifacts.seal(folder / "judgements")
+    (folder / "teacher").mkdir()
+    artifacts.write_json(folder / "teacher" / DESCRIPTION, {"calibration": {"method": "none"}})
+    curve = quality.confidence(np.linspace(0.05, 0.95, 200), np.linspace(0, 1, 200).round())
+    artifacts.write_json(folder / "teacher" / quality.QUALITY, {"confidence": curve})
+    artifacts.seal(folder / "teacher")
+    for name, (table, _) in shards.items():
+        records.write(table, folder / "candidates" / f"{name}.parquet", records.CANDIDATES)
+    artifacts.seal(folder / "candidates")
+    for name, (table, logits) in shards.items():
+        output = folder / "labels" / name
+        columns = [table[key] for key in ("query_id", "product_id")]
+        labels = pa.table([*columns, pa.array(logits, pa.float32())], ["query_id", "product_id", "logit"])
+        records.write(labels, output / "labels.parquet", records.LABELS)
+        label_manifest.write(
+            output,
+            {
+                "shard": name,
+                "rows": len(table),
+                "queries": len(set(table["query_id"].to_pylist())),
+                "teacher": artifacts.sealed_digest(folder / "teacher"),
+                "candidates": artifacts.digest_file(folder / "candidates" / f"{name}.parquet"),
+                "labels": artifacts.digest_file(output / "labels.parquet"),
+                "work": WORK,
+            },
+        )
+    return folder
+
+
+def taught(table: pa.Table) -> np.ndarray:
+    """Logits of a teacher who knows."""
+    return 4 * table["target"].to_numpy() - 2
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tables = {name: pairs(20, 6, seed) for name, seed in zip(SHARDS, (4, 5))}
+    folder = tmp_path_factory.mktemp("stages")
+    return lay_down(folder, {name: (table, taught(table)) for name, table in tables.items()})
+
+
+def config(models: Path, **changes) -> Student:
+    optimiser = {"epochs": 2, "learning_rate": 2e-3, "batch_tokens": 400, "evaluations": 2}
+    knobs = {"model": str(models / "encoder"), "text": Text(max_tokens=48), "export": Export(onnx=False)}
+    return Student(**knobs | changes | {"optimiser": StudentOptimiser(**optimiser | changes.get("optimiser", {}))})
+
+
+def train(one: Student, stages: Path, output: Path, **compute) -> Path:
+    student.train(
+        one,
+        CPU.model_copy(update=compute),
+        judgements=stages / "judgements",
+        candidates=stages / "candidates",
+        labelled=[path for path in sorted((stages / "labels").iterdir())],
+        teacher=stages / "teacher",
+        model_digest="d" * 64,
+        output=output,
+    )
+    return output
+
+
+def weights(folder: Path) -> str:
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+# Lists ----------------------------------------------------------------------------------------------------------------
+
+
+def piece(queries: list[int], start: int, human: bool = False) -> Piece:
+    """A row's tokens tell its query and its place."""
+    ids = [[query + 1, start + row + 1] + [7] * (query % 3) for row, query in enumerate(queries)]
+    names = [f"q{query}" for query in queries]
+    types = [[0] + [1] * (len(row) - 1) for row in ids]
+    target = np.arange(start, start + len(queries), dtype=np.float64)
+    return Piece(names, [f"query {name}" for name in names], Tokens.of(names, ids, types), target, target + 1, human)
+
+
+sizes = st.lists(st.integers(1, 5), min_size=1, max_size=8)
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes, st.integers(1, 6), st.booleans())
+def test_lists_are_the_same_however_they_come(tmp_path_factory, sizes: list[int], step: int, human: bool) -> None:
+    queries = np.repeat(np.arange(len(sizes)), sizes).tolist()
+    folder = tmp_path_factory.mktemp("lists")
+    pieces = [piece(queries[start : start + step], start) for start in range(0, len(queries), step)]
+    pieces += [piece(queries, len(queries), True)] if human else []
+    lists = Lists(iter(pieces), folder)
+    assert len(lists) == len(sizes) * (1 + human)
+    assert lists.sizes.tolist() == sizes * (1 + human)
+    assert lists.human.tolist() == [False] * len(sizes) + [True] * len(sizes) * human
+    assert lists.queries == [f"query q{query}" for query in range(len(sizes))] * (1 + human)
+    assert lists.target.tolist() == list(range(len(queries) * (1 + human)))
+    assert (lists.weight == lists.target + 1).all()
+    for one in range(len(lists)):
+        for row in lists.rows(np.array([one])):
+            assert lists.tokens.row(row)[:2].tolist() == [one % len(sizes) + 1, row + 1]
+            assert lists.tokens.queries[row] == one
+    assert isinstance(lists.tokens.ids, np.memmap) and lists.tokens.types[0] == 0 and lists.tokens.types[1] == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes, st.integers(4, 60), st.booleans(), st.sampled_from([0.0, 0.2, 0.5, 0.8]))
+def test_an_epoch_holds_each_list_within_budget(
+    tmp_path_factory, sizes: list[int], budget: int, packed: bool, share: float
+) -> None:
+    queries = np.repeat(np.arange(len(sizes)), sizes).tolist()
+    lists = Lists(iter([piece(queries, 0), piece([0, 0, 1], 99, True)]), tmp_path_factory.mktemp("lists"))
+    batches = lists.batches(budget, share, packed, np.random.default_rng(0))
+    lengths = lists.tokens.lengths
+    for batch in batches:
+        rows = lists.rows(batch)
+        tokens = lengths[rows].sum() if packed else lengths[rows].max() * len(rows)
+        assert tokens <= budget or len(batch) == 1
+    drawn = np.concatenate(batches)
+    labelled, judged = drawn[~lists.human[drawn]], drawn[lists.human[drawn]]
+    assert sorted(labelled.tolist()) == list(range(len(sizes)))
+    if share:
+        assert abs(len(judged) - share / (1 - share) * len(labelled)) <= 1
+        counts = np.bincount(judged, minlength=len(lists))[-2:]
+        assert counts.max() - counts.min() <= 1
+    else:
+        assert sorted(judged.tolist()) == [len(sizes), len(sizes) + 1]
+
+
+def test_packed_batches_pad_nothing() -> None:
+    lengths = np.random.default_rng(0).integers(3, 40, 500)
+    packed = batching.consecutive(np.arange(500), lengths, 256)
+    padded = batching.pack(np.arange(500), lengths, np.ones(500, int), 256)
+    assert len(packed) < 0.8 * len(padded)
+
+
+# Loss -----------------------------------------------------------------------------------------------------------------
+
+KNOBS = [
+    {},
+    {"target": "probability", "pointwise": 0.5, "human": 2.0},
+    {"loss": "ranknet", "pointwise_loss": "cross_entropy", "human_loss": "ranknet"},
+    {"loss": "ranknet", "target": "probability", "pointwise": 0},
+    {"loss": "listwise", "temperature": 2.0, "confidence": True},
+    {"loss": "none", "pointwise": 1.0, "pointwise_loss": "cross_entropy", "target": "probability"},
+]
+
+
+@pytest.mark.parametrize("knobs", KNOBS, ids=lambda knobs: "-".join(map(str, knobs.values())) or "default")
+def test_a_batch_costs_what_the_configuration_says(tmp_path: Path, knobs: dict) -> None:
+    one = Student(**knobs)
+    queries = [0, 0, 0, 1, 1, 2]
+    labelled, judged = piece(queries, 0), piece([0, 0, 3, 3, 3], 6, True)
+    rng = np.random.default_rng(0)
+    labelled = labelled._replace(target=rng.random(6), weight=rng.uniform(0.5, 2, 6))
+    judged = judged._replace(target=rng.random(5))
+    lists = Lists(iter([labelled, judged]), tmp_path)
+    logits = torch.tensor(rng.normal(size=11), dtype=torch.float32, requires_grad=True)
+    loss = student._objective(one, lists, torch.device("cpu"))
+    found = loss(lambda tokens, rows: logits[torch.from_numpy(rows)], np.array([4, 0, 2, 1, 3]))
+
+    target, weight, query = (torch.from_numpy(v) for v in (lists.target, lists.weight, lists.tokens.queries))
+    t, s, q, w = target[:6], logits[:6], query[:6], weight[:6] if one.confidence else None
+    score = s if one.target == "logit" else s.sigmoid()
+    prefer = losses.prefer_by_logit if one.target == "logit" else losses.prefer_by_probability
+    expected = {
+        "margin": lambda: losses.margin_loss(score, t, q, w),
+        "ranknet": lambda: losses.ranknet_loss(s, prefer, t, q, w),
+        "listwise": lambda: losses.listwise_loss(score, t, q, w, one.temperature),
+        "none": lambda: 0,
+    }[one.loss]()
+    if one.pointwise_loss == "squared_error":
+        expected = expected + one.pointwise * losses.pointwise_loss(score, t, q, w)
+    else:
+        soft = t if one.target == "probability" else t.sigmoid()
+        expected = expected + one.pointwise * losses.pointwise_cross_entropy(s, soft, q, w)
+    if one.human_loss == "cross_entropy":
+        people = losses.soft_cross_entropy(logits[6:], target[6:])
+    else:
+        people = losses.ranknet_loss(logits[6:], losses.prefer_by_probability, target[6:], query[6:])
+    expected = 3 / 5 * expected + 2 / 5 * one.human * people
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    found.backward()
+    assert torch.isfinite(logits.grad).all() and (logits.grad != 0).all() == (one.pointwise > 0)
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"layers": 1, "dropout": 0.1},
+        {"loss": "ranknet", "human_loss": "ranknet", "human_share": 0.4},
+        {"loss": "listwise", "target": "probability", "confidence": True, "human": 0},
+    ],
+    ids=["shorter", "ranknet", "listwise"],
+)
+def test_the_student_learns_what_the_teacher_says(models: Path, stages: Path, tmp_path: Path, knobs: dict) -> None:
+    output = train(config(models, optimiser={"epochs": 8}, **knobs), stages, tmp_path / "student")
+    table = records.read(stages / "judgements" / "test.parquet", records.JUDGED)
+    scorer = Scorer.load(output, CPU)
+    assert np.corrcoef(scorer.score(table), table["target"])[0, 1] > 0.4
+    assert artifacts.read_json(output / "config.json")["num_hidden_layers"] == knobs.get("layers", 2)
+    assert not list(output.glob(f"{student.SCRATCH}*"))
+    artifacts.verify(output)
+
+
+def test_a_killed_student_goes_on_and_ends_the_same(models: Path, stages: Path, tmp_path: Path, monkeypatch) -> None:
+    one = config(models, dropout=0.1)
+    whole = train(one, stages, tmp_path / "whole")
+    progress = {"resume": str(tmp_path / "progress"), "checkpoint_seconds": 0.0}
+    save = Checkpoints.save
+
+    def cut_off(self, step: int, state: dict) -> None:
+        save(self, step, state)
+        if step == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "save", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        train(one, stages, tmp_path / "broken", **progress)
+    monkeypatch.setattr(Checkpoints, "save", save)
+    assert list((tmp_path / "broken").glob(f"{student.SCRATCH}*")), "a kill leaves its tokens"
+    steps = []
+    monkeypatch.setattr(Checkpoints, "save", lambda self, step, state: steps.append(step) or save(self, step, state))
+    train(one, stages, tmp_path / "broken", **progress)
+    assert steps[0] == 4, "it went on after the third step"
+    assert weights(tmp_path / "broken") == weights(whole)
+    artifacts.verify(tmp_path / "broken")
+
+
+def test_two_processes_distil_as_one(models: Path, stages: Path, tmp_path: Path) -> None:
+    one = config(models, optimiser={"accumulate": 2})
+    curves = [
+        artifacts.read_json(train(one, stages, tmp_path / str(count), processes=count) / "metrics.json")["curve"]
+        for count in (1, 2)
+    ]
+    for ours, theirs in zip(*curves, strict=True):
+        assert ours["step"] == theirs["step"] and ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+    artifacts.verify(tmp_path / "2")
+
+
+# Refusals -------------------------------------------------------------------------------------------------------------
+
+
+def test_labels_that_teach_nothing_are_refused(models: Path, tmp_path: Path) -> None:
+    table = pairs(12, 5, 4)
+
+    def refused(message: str, rows: pa.Table, logits: np.ndarray, **knobs) -> None:
+        folder = tmp_path / hashlib.sha256(message.encode()).hexdigest()[:8]
+        stages = lay_down(folder, {"shard-00000": (rows, logits)})
+        with pytest.raises(InputError, match=message):
+            train(config(models, **knobs), stages, folder / "student")
+        assert not (folder / "student" / artifacts.SEAL).exists()
+
+    refused(r"all 60 labels are 0\.5; the teacher tells no product from another", table, np.full(60, 0.5))
+    singles = table.take(np.arange(0, 60, 5))
+    message = "each of the 12 labelled queries has one product.*student.pointwise above 0"
+    refused(message, singles, np.arange(12.0), pointwise=0)
+    broken = taught(table).astype(np.float64)
+    broken[7] = np.nan
+    refused(r"labels.parquet: row 8, logit nan, expected a finite one", table, broken)
+    refused(r"student.layers: 9, but the model has 2", table, taught(table), layers=9)
+
+
+def test_queries_of_one_product_feed_the_pointwise_term(models: Path, tmp_path: Path, capsys) -> None:
+    table = pairs(12, 5, 4)
+    rows = table.take(np.concatenate([np.arange(10), np.arange(10, 60, 5)]))
+    stages = lay_down(tmp_path / "stages", {"shard-00000": (rows, taught(rows))})
+    train(config(models, human=0), stages, tmp_path / "student")
+    assert "10 of 12 labelled queries have one product: the pointwise term only" in capsys.readouterr().out
+
+
+def test_a_loss_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="loss is 'none' and pointwise is 0"):
+        Student(loss="none", pointwise=0)
+
+
+def test_labels_of_two_teachers_are_refused(models: Path, stages: Path, tmp_path: Path) -> None:
+    shutil.copytree(stages, tmp_path / "stages")
+    output = tmp_path / "stages" / "labels" / SHARDS[1]
+    manifest = {key: value for key, value in label_manifest.read(output).items() if key != "digest"}
+    label_manifest.write(output, manifest | {"teacher": "0" * 64})
+    with pytest.raises(InputError, match="labels of 2 different teachers"):
+        train(config(models), tmp_path / "stages", tmp_path / "student")
