@@ -79,11 +79,18 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/.recipe"), help="keeps what is done")
     parser.add_argument("--arms", type=int, default=len(ARMS), help="only the first so many")
     parser.add_argument("--threads", type=int, default=0, help="processor threads")
+    parser.add_argument("--quick", action="store_true", help="two rows of 100 pairs: does it run?")
     options = parser.parse_args()
     base = Path("configs/home-depot.yaml")
-    kept = [f"prepare.judged_pairs={options.pairs}", "prepare.dev_queries=100", "prepare.test_queries=250"]
-    config = load(base, kept)
-    folder = options.folder / str(options.pairs)
+    pairs, arms = (100, 2) if options.quick else (options.pairs, options.arms)
+    queries = (10, 20) if options.quick else (100, 250)
+    kept = [
+        f"prepare.judged_pairs={pairs}",
+        f"prepare.dev_queries={queries[0]}",
+        f"prepare.test_queries={queries[1]}",
+    ]
+    config = load(base, [*kept, "prepare.log_queries=20"] if options.quick else kept)
+    folder = options.folder / str(pairs)
     data = folder / "data"
     if not (data / "judgements" / artifacts.SEAL).exists():
         prepare.prepare(
@@ -95,9 +102,11 @@ def main() -> None:
             data_digest="",
             **{name: data / name for name in ("judgements", "candidates", "traffic", "profile")},
         )
-    compute = Compute(threads=options.threads, resume=str(folder / "progress"), compile="on")
+    compute = Compute(
+        threads=options.threads, resume=str(folder / "progress"), compile="off" if options.quick else "on"
+    )
     found = {}
-    for name, changes in list(ARMS.items())[: options.arms]:
+    for name, changes in list(ARMS.items())[:arms]:
         settings = load(base, kept + COMMON + changes)
         done = folder / f"{artifacts.digest_json(settings.teacher.model_dump(mode='json'))[:12]}.json"
         if not done.exists():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -179,7 +179,10 @@ def baselines(judged: Judged, config: Evaluate) -> dict[str, System]:
 
 
 def compare_systems(
-    judged: Judged, systems: Mapping[str, System], config: Evaluate
+    judged: Judged,
+    systems: Mapping[str, System],
+    config: Evaluate,
+    comparisons: Sequence[tuple[str, str]] = COMPARISONS,
 ) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
     """Measure systems on the same rows and compare them.
 
@@ -188,6 +191,7 @@ def compare_systems(
         systems: by name; comparisons whose systems are not all here are left out, and so is one of a measure that has
             no value.
         config: resamples, confidence, bins, seed.
+        comparisons: pairs of names, a system and its baseline.
 
     Returns:
         `metrics.json` without its latency; and by system the per-query measures of the ranked queries, each of shape
@@ -222,7 +226,7 @@ def compare_systems(
             "ece": None if system.probability is None else measures.ece(diagrams[name]),
             "brier": None if system.probability is None else measures.brier(system.probability, judged.target),
         }
-    versus = [(system, baseline) for system, baseline in COMPARISONS if {system, baseline} <= set(systems)]
+    versus = [(system, baseline) for system, baseline in comparisons if {system, baseline} <= set(systems)]
     metrics = {
         "protocol": {
             **judged.protocol,
@@ -467,7 +471,7 @@ def evaluate(
         evaluation = Evaluation(
             figures["student"]["ndcg_at_10"], figures["student"]["ndcg_at_10"] - figures["bm25"]["ndcg_at_10"]
         )
-        record.facts.update(evaluation._asdict(), runtime=shipped["student"].runtime.describe())
+        record.facts.update(evaluation._asdict(), runtime=shipped["student"].backend.describe())
         record.facts.update({name: metrics["protocol"][name] for name in ("pairs", "queries", "ranked_queries")})
         for name, values in figures.items():
             line = (f"{metric} {values[metric]:.4f}" for metric in ("ndcg_at_10", "pair_accuracy"))

