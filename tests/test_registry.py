@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from distilrank import artifacts, gate, promote, records, registry
-from distilrank.config import Gate, Registry
+from distilrank.config import Gate, Registry, Text
 from distilrank.errors import InputError, RunStopped
 from distilrank.registry.local import Local
 
@@ -27,7 +27,9 @@ def student(root: Path, weights: str) -> Path:
     folder = root / f"student-{weights}"
     artifacts.write_text(folder / "model.safetensors", weights * 1000)
     artifacts.write_text(folder / "onnx" / "model.onnx", weights)
-    artifacts.write_json(folder / "distilrank.json", {"base": "wheel:mini"})
+    description = {"base": "wheel:mini", "text": Text().model_dump(mode="json"), "calibration": {"method": "none"}}
+    artifacts.write_json(folder / "distilrank.json", description)
+    artifacts.write_json(folder / "metrics.json", {"dev": {"student": 0.91, "bm25": 0.85}})
     artifacts.seal(folder)
     artifacts.write_json(folder / "stage.json", {"config": {"pointwise": 0.25}, "inputs": {"teacher": "t" * 64}})
     return folder
@@ -355,7 +357,8 @@ def stages(root: Path, weights: str = "a", champion: dict[str, Any] | None = Non
         for baseline in ("bm25", "random", "teacher", "champion")
     ]
     figures = {"student": {"ndcg_at_10": 0.9, "ece": 0.05}}
-    artifacts.write_json(root / "evaluation" / "metrics.json", {"systems": figures, "comparisons": comparisons})
+    measured = {"protocol": {"ranked_queries": 100}, "systems": figures, "comparisons": comparisons}
+    artifacts.write_json(root / "evaluation" / "metrics.json", measured)
     artifacts.write_json(root / "drift" / "drift.json", {"candidate": {"share": 0.1}, "champion": None})
     artifacts.write_text(root / "drift" / "drift.html", "<p>drift</p>")
     artifacts.write_text(root / "report" / "report.html", "<p>report</p>")
@@ -391,6 +394,7 @@ def test_promotion_publishes_a_version_that_tells_what_it_is(tmp_path: Path) -> 
     assert backend.champion() == name == registry.version_id(artifacts.sealed_digest(folders["student"]))
     folder = backend.fetch(name)
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
+        "README.md",
         "manifest.json",
         "metrics.json",
         "verdict.json",
@@ -402,8 +406,10 @@ def test_promotion_publishes_a_version_that_tells_what_it_is(tmp_path: Path) -> 
         "student/model.safetensors",
         "student/onnx/model.onnx",
         "student/distilrank.json",
+        "student/metrics.json",
         "student/digest.json",
     }
+    assert "On test" in (folder / "README.md").read_text() and ".9000" in (folder / "README.md").read_text()
     manifest = backend.manifest(name)
     assert manifest["digests"]["data"] == "d" * 64 and manifest["digests"]["code"] == "c" * 64
     assert manifest["digests"]["student"] == artifacts.sealed_digest(folders["student"])

@@ -464,7 +464,7 @@ class Lora(Section):
 class Optimiser(Section):
     """AdamW with linear warm-up and decay."""
 
-    epochs: Positive = Field(2, description="Passes over the training data.")
+    epochs: Positive = Field(3, description="Passes over the training data; a decoder with adapters needs several.")
     learning_rate: Annotated[float, Field(gt=0)] = Field(5e-4, description="Peak rate.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="Decoupled weight decay.")
     warmup: Share = Field(0.1, description="Share of steps with rising rate.")

@@ -22,7 +22,7 @@ from distilrank import artifacts
 from distilrank.errors import InputError
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md")
 CONVERTER = "1"  # part of the cache key: raise it when conversion writes something else
 
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from distilrank import artifacts, progress
+from distilrank import artifacts, model_card, progress
 from distilrank import registry as registries
 from distilrank.config import Registry
 from distilrank.errors import InputError, RunStopped
@@ -108,6 +108,14 @@ def promote(
                     "verdict": decision,
                     "lineage": {**lineage, "stages": stages},
                 }
+                card = model_card.render(
+                    student,
+                    stages["student"],
+                    teacher=manifest["models"]["teacher"],
+                    licence=model_card.read_licence(student),
+                    evaluation=artifacts.read_json(evaluation / "metrics.json"),
+                )
+                artifacts.write_text(content / model_card.FILE, card)  # that of the student itself knows dev only
                 artifacts.write_json(content / "manifest.json", manifest)
                 backend.publish(content, version)
         else:
