@@ -5,18 +5,18 @@
 On Home Depot's real judgements: 4,000 judged pairs are the labelled budget, the ratings of all other training pairs are
 hidden, and those pairs are the log, with products from the catalogue beside them. Test queries are never trained on.
 
-Everything that is done stays in the folder under a name that holds its settings, and a killed training goes on from its
-checkpoint, so that the command can be given again until it is through: hours on two cores. `--only` does a part.
+Everything that is done stays in the folder under a name that follows from its settings and from what it was made of
+(not from the code), and a killed training goes on from its checkpoint, so that the command can be given again until it
+is through: hours on two cores. `--only` does a part.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
+import re
 import shutil
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import matplotlib
 import numpy as np
 import pyarrow as pa
 from matplotlib.figure import Figure
+from pydantic import BaseModel
 
 from benchmarks import machine
 from distilrank import artifacts, figures, labels, prepare, records, relevance, student, teacher
@@ -132,8 +133,10 @@ class Study:
     """The folder that keeps what is done."""
 
     def __init__(self, folder: Path, threads: int, last: list[str]) -> None:
-        self.folder, self.data, self.last = folder, folder / "data", last
+        self.folder, self.last = folder, last
         self.compute = Compute(threads=threads, resume=str(folder / "progress"))
+        base = self.config([])
+        self.data = folder / _named("data", base.prepare, base.data)
 
     def config(self, changes: list[str]) -> Config:
         return load(BASE, [*PREPARED, *changes, *self.last])
@@ -149,26 +152,29 @@ class Study:
 
     def teach(self, name: str, changes: list[str]) -> Path:
         """A teacher trained on the labelled budget, and its scores of the test rows."""
-        output = self.folder / name
+        config = self.config(changes).teacher
+        output = self.folder / _named(name, config, self.data.name)
         if not (output / artifacts.SEAL).exists():
-            config = self.config(changes).teacher
             teacher.train(config, self.compute, judgements=self.data / "judgements", model_digest="", output=output)
-        self.score(name, output)
+        self.score(output)
         return output
 
-    def label(self, shards: int) -> None:
+    def label(self, taught: Path, shards: int) -> list[Path]:
+        """The folders of the first shards' labels."""
         config = self.config(TEACHER).label
-        for number in range(shards):
-            output = self.folder / "labels" / f"label-{number:05d}"
+        folder = self.folder / _named("labels", config, taught.name)
+        outputs = [folder / f"label-{number:05d}" for number in range(shards)]
+        for number, output in enumerate(outputs):
             if not (output / "manifest.json").exists():
                 labels.label(
                     config, self.compute, shard=f"shard-{number:05d}", candidates=self.data / "candidates",
-                    teacher=self.folder / "teacher", output=output,
+                    teacher=taught, output=output,
                 )  # fmt: skip
+        return outputs
 
     def log(self, shards: int) -> Path:
         """The first shards of the log as a folder of their own."""
-        output = self.folder / "logs" / str(shards)
+        output = self.folder / _named(f"log-{shards}", self.data.name)
         if not (output / artifacts.SEAL).exists():
             output.mkdir(parents=True, exist_ok=True)
             for number in range(shards):
@@ -177,40 +183,39 @@ class Study:
             artifacts.seal(output)
         return output
 
-    def distil(self, name: str, arm: Arm) -> None:
+    def student(self, name: str, arm: Arm, taught: Path) -> Path:
+        """The folder of an arm's student, whether it is there yet or not."""
         config = self.config(arm.settings()).student
-        if self.scores(name).exists():
-            return
-        output = self.folder / "students" / _file(name)
-        started = time.monotonic()
-        student.train(
-            config,
-            self.compute,
-            judgements=self.data / "judgements",
-            candidates=self.log(arm.shards),
-            labelled=[self.folder / "labels" / f"label-{number:05d}" for number in range(arm.shards)],
-            teacher=self.folder / "teacher",
-            model_digest="",
-            output=output,
-        )
-        self.score(name, output, seconds=time.monotonic() - started)
+        return self.folder / "students" / _named(name, config, arm.shards, taught.name)
 
-    def scores(self, name: str) -> Path:
-        return self.folder / "scores" / f"{_file(name)}.json"
+    def distil(self, name: str, arm: Arm, taught: Path) -> None:
+        output = self.student(name, arm, taught)
+        if not (output / artifacts.SEAL).exists():
+            student.train(
+                self.config(arm.settings()).student,
+                self.compute,
+                judgements=self.data / "judgements",
+                candidates=self.log(arm.shards),
+                labelled=self.label(taught, arm.shards),
+                teacher=taught,
+                model_digest="",
+                output=output,
+            )
+        self.score(output)
 
-    def score(self, name: str, model: Path, **facts: float) -> None:
+    def scores(self, model: Path) -> Path:
+        return self.folder / "scores" / f"{model.name}.json"
+
+    def score(self, model: Path) -> None:
         """Keep what the model in a folder says of the test rows."""
-        if self.scores(name).exists():
+        if self.scores(model).exists():
             return
         scorer = Scorer.load(model, self.compute)
         logits = scorer.score(self.test)
         probability = scorer.probability(logits)
         artifacts.write_json(
-            self.scores(name),
+            self.scores(model),
             {
-                **facts,
-                "settings": artifacts.read_json(model / artifacts.RECORD)["config"],
-                "facts": artifacts.read_json(model / artifacts.RECORD)["facts"],
                 "score": logits.astype(float).tolist(),
                 "probability": None if probability is None else probability.astype(float).tolist(),
             },
@@ -230,19 +235,17 @@ class Study:
         names = (self.data / "candidates" / f"shard-{number:05d}.parquet" for number in range(shards))
         return sum(len(records.read(name, records.CANDIDATES, ["query_id"])) for name in names)
 
-    def report(self) -> dict[str, Any]:
-        """Measure all that is done on the same test rows."""
+    def report(self, done: dict[str, Path]) -> dict[str, Any]:
+        """Measure the models of these names on the same test rows, as far as they are there."""
         judged, config = Judged.read(self.data / "judgements"), Evaluate(bootstrap=10_000)
         systems = relevance.baselines(judged, config) | {"MiniLM cosine": System(self.cosine().astype(np.float32))}
-        seconds = {}
-        for name in ("teacher", "human labels only", *ARMS):
-            if self.scores(name).exists():
-                kept = artifacts.read_json(self.scores(name))
+        for name, model in done.items():
+            if self.scores(model).exists():
+                kept = artifacts.read_json(self.scores(model))
                 probability = kept["probability"]
                 systems[name] = System(
                     np.array(kept["score"], np.float32), None if probability is None else np.array(probability)
                 )
-                seconds[name] = kept.get("seconds")
         versus = [
             (name, other)
             for name in systems
@@ -255,7 +258,6 @@ class Study:
             "log_pairs": {f"{shards}x": self.pairs(shards) for shards in EPOCHS},
             "systems": metrics["systems"],
             "comparisons": metrics["comparisons"],
-            "train_seconds": seconds,
         }
 
 
@@ -296,13 +298,10 @@ def draw(found: dict[str, Any], path: Path) -> None:
         figure.savefig(path, metadata={"Date": None})
 
 
-def _file(name: str) -> str:
-    """A file's name for an arm, and for its settings: other settings never meet its results."""
-    arm = ARMS.get(name)
-    words = name.replace(", ", "-").replace(" ", "-").replace(".", "")
-    if arm is None:
-        return words
-    return f"{words}-{hashlib.sha256(json.dumps([arm.shards, arm.settings()]).encode()).hexdigest()[:8]}"
+def _named(name: str, *made_of: Any) -> str:
+    """A folder's name for something, with a digest of what it is made of: other settings never meet its results."""
+    plain = [one.model_dump(mode="json") if isinstance(one, BaseModel) else one for one in made_of]
+    return f"{re.sub('[^a-z0-9]+', '-', name.lower())}-{artifacts.digest_json(plain)[:8]}"
 
 
 def main() -> None:
@@ -324,14 +323,14 @@ def main() -> None:
         study, wanted = Study(options.folder, options.threads, []), list(ARMS) if options.only is None else options.only
     with machine.aside():
         study.prepare()
-        study.teach("teacher", TEACHER)
-        study.teach("human labels only", HUMAN_ONLY)
+        taught = study.teach("teacher", TEACHER)
+        done = {"teacher": taught, "human labels only": study.teach("human labels only", HUMAN_ONLY)}
         for name, arm in ARMS.items():
             if name in wanted:
-                study.label(arm.shards)
-                study.distil(name, arm)
+                study.distil(name, arm, taught)
                 print(f"{name}: done", file=sys.stderr)
-        found = study.report()
+            done[name] = study.student(name, arm, taught)
+        found = study.report(done)
         if options.figure:
             draw(found, options.figure)
     print(
@@ -347,18 +346,22 @@ def main() -> None:
 
 
 def bars(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Whether the student of the largest log beats its teacher and people's labels alone, for each seed of it."""
+    """Whether the students of the largest log beat their teacher and people's labels alone; None: not done yet."""
+    lows = {(one["system"], one["baseline"], one["metric"]): one["ci_low"] for one in found["comparisons"]}
+    asked = [
+        (name, baseline, metric)
+        for name in ("16x", "16x, seed 2", "16x, seed 3")
+        for baseline in ("teacher", "human labels only")
+        for metric in ("ndcg_at_10", "pair_accuracy")
+    ]
     return [
         {
-            "name": f"{one['system']} against {one['baseline']}, {one['metric']}, lower end of the interval",
-            "value": one["ci_low"],
+            "name": f"{name} against {baseline}, {metric}, lower end of the interval",
+            "value": lows.get((name, baseline, metric)),
             "bound": 0,
-            "holds": one["ci_low"] > 0,
+            "holds": lows.get((name, baseline, metric), 0) > 0,
         }
-        for one in found["comparisons"]
-        if one["system"].startswith("16x")
-        and one["baseline"] in ("teacher", "human labels only")
-        and one["metric"] in ("ndcg_at_10", "pair_accuracy")
+        for name, baseline, metric in asked
     ]
 
 

@@ -46,9 +46,15 @@ TOLERANCE = {"onnx": 1e-4, "onnx-int8": 1.0}
 since activations are scaled by the largest of all that are computed together."""
 # A service as its image has it: what is not there cannot be imported.
 SERVE = """
-import sys
-absent = "torch transformers scipy sklearn pandas duckdb onnx selectolax bm25s evidently kfp matplotlib"
-sys.modules.update(dict.fromkeys(absent.split()))
+import importlib.abc, sys
+absent = "torch transformers scipy sklearn pandas duckdb onnx selectolax bm25s evidently kfp matplotlib".split()
+
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in absent:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Refuse())
 from distilrank.cli import main
 main(["serve", *sys.argv[1:]])
 """

@@ -181,3 +181,31 @@ def test_the_peer_gets_whole_lists_of_eight_products(tmp_path: Path, monkeypatch
     queries = np.array(train["query_id"].to_pylist()).reshape(-1, student.PRODUCTS)
     assert (queries == queries[:, :1]).all() and len(set(queries[:, 0])) == len(queries) > 50
     assert not set(queries[:, 0]) & set(dev["query_id"].to_pylist())
+
+
+# Distillation ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_study_keeps_is_named_by_its_settings(tmp_path: Path) -> None:
+    """Only the names: the study itself takes hours, and data that not everybody has."""
+    from benchmarks.distillation import ARMS, HUMAN_ONLY, TEACHER, Arm, Study
+
+    one, other = Study(tmp_path, 1, []), Study(tmp_path, 1, ["prepare.seed=99"])
+    assert one.data == Study(tmp_path, 1, []).data != other.data
+    taught = tmp_path / "teacher-0"
+    names = [one.student(name, arm, taught) for name, arm in ARMS.items()]
+    assert len(set(names)) == len(ARMS)
+    assert one.student("4x", ARMS["4x"], taught) != one.student("4x", Arm(4, ["student.pointwise=0.3"]), taught)
+    assert one.student("4x", ARMS["4x"], taught) != one.student("4x", ARMS["4x"], tmp_path / "teacher-1")
+    assert one.config(TEACHER).teacher != one.config(HUMAN_ONLY).teacher
+
+
+def test_a_study_that_is_not_through_fails_its_bars() -> None:
+    from benchmarks.distillation import bars
+
+    rows = [
+        {"system": "16x", "baseline": "teacher", "metric": "ndcg_at_10", "ci_low": 0.001},
+        {"system": "16x", "baseline": "human labels only", "metric": "ndcg_at_10", "ci_low": -0.001},
+    ]
+    held = [bar["holds"] for bar in bars({"comparisons": rows})]
+    assert len(held) == 12 and held.count(True) == 1

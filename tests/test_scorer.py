@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -384,6 +385,26 @@ def test_a_small_cache_changes_nothing(student: Path, size: int) -> None:
         for one, other in zip(small.score_lists(queries, products), expected):
             np.testing.assert_array_equal(one, other)
         assert len(small.products) == size
+
+
+def test_of_a_long_product_only_the_tokens_that_the_model_takes_are_kept(student: Path) -> None:
+    ours = Scorer.load(student, CPU, backend="onnx")
+    ours.score_lists(["sofa"], [[{"title": "red sofa"}]])
+    tracemalloc.start()
+    try:
+        for number in range(20):
+            ours.score_lists(["sofa"], [[{"title": f"{number} " + "red sofa " * 10_000}]])
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(ours.products) == 21 and kept < 90_000  # one of the texts alone
+
+
+def test_products_that_differ_in_a_field_are_not_taken_for_each_other(student: Path) -> None:
+    ours = Scorer.load(student, CPU, backend="onnx")
+    products = [{"title": "red", "brand": "sofa"}, {"title": "red sofa"}, {"title": "red", "product_type": "sofa"}]
+    ours.score_lists(["sofa"], [products])
+    assert (ours.products.misses, len(ours.products)) == (3, 3)
 
 
 def test_the_cache_forgets_what_was_not_used_for_longest() -> None:

@@ -216,6 +216,20 @@ def test_a_batch_costs_what_the_configuration_says(tmp_path: Path, knobs: dict) 
     assert torch.isfinite(logits.grad).all() and (logits.grad != 0).all() == (one.pointwise > 0)
 
 
+def test_a_list_that_is_repeated_in_a_batch_is_two(tmp_path: Path) -> None:
+    lists = Lists(
+        iter([piece([0, 0], 0), piece([5, 5, 6, 6], 2, True)._replace(target=np.array([0, 1, 0.5, 0]))]), tmp_path
+    )
+    loss = student._objective(Student(human_loss="ranknet"), lists, torch.device("cpu"))
+    logits = torch.tensor([0.3, 0.1, 2.0, -1.0, 0.5, 0.2])
+
+    def of(*batch: int) -> float:
+        return float(loss(lambda tokens, rows: logits[torch.from_numpy(rows)], np.array(batch)))
+
+    assert of(1, 1, 2) == pytest.approx((2 * of(1) + of(2)) / 3, rel=1e-5)
+    assert of(0, 0, 1) == pytest.approx((2 * of(0) + of(1)) / 3, rel=1e-5)
+
+
 # Training -------------------------------------------------------------------------------------------------------------
 
 
@@ -293,6 +307,8 @@ def test_labels_that_teach_nothing_are_refused(models: Path, tmp_path: Path) -> 
     broken = taught(table).astype(np.float64)
     broken[7] = np.nan
     refused(r"labels.parquet: row 8, logit nan, expected a finite one", table, broken)
+    nothing = table.slice(0, 0)
+    refused("candidates: no candidate is labelled", nothing, np.zeros(0))
     refused(r"student.layers: 9, but the model has 2", table, taught(table), layers=9)
 
 

@@ -3,7 +3,7 @@
     onnx/model.onnx                     fp32, standard operators only
     onnx/model_O2.onnx                  fp32 with onnxruntime's fused operators: the same scores
     onnx/model_O4.onnx                  fp16 with GELU approximated, for GPUs
-    onnx/model_qint8_avx512_vnni.onnx   products of matrices in 8 bits, weights signed: for processors with VNNI
+    onnx/model_qint8_avx512_vnni.onnx   linear layers in 8 bits, weights signed: for processors with VNNI
     onnx/model_quint8_avx2.onnx         the same with unsigned weights: signed ones overflow in processors without VNNI
     onnx/parity.json                    how far each is from torch in fp32 on judged pairs, and what was left out
 
@@ -28,7 +28,6 @@ import onnxruntime
 import pyarrow as pa
 import torch
 from onnx import helper, numpy_helper
-from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.transformers import optimizer
 from onnxruntime.transformers.fusion_options import AttentionMaskFormat, FusionOptions
 from scipy.stats import spearmanr
@@ -38,19 +37,22 @@ from distilrank import __version__, artifacts, encoding, hardware, measures, pro
 from distilrank.config import Compute
 from distilrank.errors import InputError, RunStopped
 from distilrank.graph import INPUTS, Graph
+from distilrank.quantisation import CONTRIBUTED, quantise
 from distilrank.scorer import Scorer
 
 FOLDER = "onnx"
 MODEL = "model.onnx"
 PARITY = "parity.json"
 Variant = Literal["O2", "O4", "qint8_avx512_vnni", "quint8_avx2"]
-WEIGHTS = {"qint8_avx512_vnni": QuantType.QInt8, "quint8_avx2": QuantType.QUInt8}
+SIGNED = {"qint8_avx512_vnni": True, "quint8_avx2": False}
+"""Whether the weights of each variant in 8 bits are, see `quantisation.quantise`."""
 OPSET = 20  # the first with Gelu; onnxruntime reads it since 1.17
 LARGEST = 2**31 - 2**24  # bytes of weights within one file: protobuf ends at 2 GiB
-FUSIBLE = frozenset("bert camembert distilbert electra roberta xlm-roberta".split())
-"""Values of `model_type` whose attention becomes one operator, as the tests hold."""
+LIKE_BERT = frozenset("bert camembert electra roberta xlm-roberta".split())
+"""Values of `model_type` whose layers are BERT's and whose head reads the first token alone: see `_FirstToken`."""
+FUSIBLE = LIKE_BERT | {"distilbert"}
+"""Values of `model_type` whose attention becomes one operator; not that of a `_FirstToken`."""
 ATTENTION = "distilrank_fusible"
-CONTRIBUTED = "com.microsoft"  # the domain of onnxruntime's own operators
 
 
 def export(
@@ -90,22 +92,17 @@ def export(
     left_out: dict[str, str] = {}
     try:
         network = _load(folder)
-        plain, fused = scratch / FOLDER / MODEL, scratch / "fused.onnx"
+        plain = scratch / FOLDER / MODEL
         _save(_trace(network, reference.has_types), plain)
-        fusible = network.config.model_type in FUSIBLE
-        if fusible:
-            _fuse(plain, fused, network.config)
         for variant in (None, *variants):
             path = plain.with_name(f"model_{variant}.onnx") if variant else plain
-            if variant in ("O2", "O4") and not fusible:
+            if variant in ("O2", "O4") and network.config.model_type not in FUSIBLE:
                 left_out[path.name] = f"onnxruntime's optimiser does not know {network.config.model_type}"
                 continue
-            if variant == "O2":
-                _save(onnx.load(fused), path)
-            elif variant == "O4":
-                _fuse(plain, path, network.config, half=True)
+            if variant in ("O2", "O4"):
+                _fuse(plain, path, network.config, half=variant == "O4")
             elif variant:
-                _quantise(fused if fusible else plain, path, WEIGHTS[variant])
+                _quantise(plain, path, SIGNED[variant])
             in_fp32 = variant in (None, "O2")
             measure, bound = ("max_difference", max_difference) if in_fp32 else ("ndcg_loss", max_ndcg_loss)
             try:
@@ -226,12 +223,38 @@ class _Network(torch.nn.Module):
         return self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits
 
 
+class _FirstToken(torch.nn.Module):
+    """A model's last layer for its first token alone, which is all that the head reads; the others it attends to.
+
+    Args:
+        layer: of one of `LIKE_BERT`.
+    """
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, states: torch.Tensor, attention_mask: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        """The first token's state, shape (batch, 1, width)."""
+        own, first = self.layer.attention.self, states[:, :1]
+        query, key, value = (
+            project(of).unflatten(-1, (-1, own.attention_head_size)).transpose(1, 2)
+            for project, of in ((own.query, first), (own.key, states), (own.value, states))
+        )
+        context, _weights = _attention(own, query, key, value, attention_mask)
+        attended = self.layer.attention.output(context.flatten(2), first)
+        return self.layer.output(self.layer.intermediate(attended), attended)
+
+
 def _load(folder: Path) -> PreTrainedModel:
     model = AutoModelForSequenceClassification.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", use_safetensors=True, trust_remote_code=False
     )
     if model.config.model_type in FUSIBLE:
         model.set_attn_implementation(ATTENTION)
+    if model.config.model_type in LIKE_BERT:
+        layers = model.base_model.encoder.layer
+        layers[-1] = _FirstToken(layers[-1])
     return model.eval()
 
 
@@ -277,6 +300,7 @@ def _split_mask(graph: onnx.GraphProto) -> None:
                 helper.make_node("Unsqueeze", ["mask_of_rows", axes[1].name], node.output, "mask_of_heads"),
             ]
             kept = [*graph.node[:at], *steps, *graph.node[at + 1 :]]
+            graph.initializer.remove(next(one for one in graph.initializer if one.name == node.input[1]))
             del graph.node[:]
             graph.node.extend(kept)
             return
@@ -304,28 +328,11 @@ def _fuse(source: Path, target: Path, config: PretrainedConfig, half: bool = Fal
     _save(fused.model, target)
 
 
-def _quantise(source: Path, target: Path, weights: QuantType) -> None:
-    """Write the graph with its matrix products in 8 bits, a scale for each column of weights.
-
-    Embeddings are looked up, and the head is one row: they stay in fp32 and cost nothing.
-    """
-    rough = source.with_name(f"rough_{target.name}")
-    head = [node.name for node in onnx.load(source, load_external_data=False).graph.node if node.op_type == "Gemm"]
-    large = sum(map(_size, _parts(source))) > LARGEST
-    with _quiet():
-        quantize_dynamic(
-            source,
-            rough,
-            op_types_to_quantize=["MatMul", "Attention"],
-            per_channel=True,
-            weight_type=weights,
-            nodes_to_exclude=[f"{name}_MatMul" for name in head],  # the name it gives their products
-            use_external_data_format=large,
-            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # nobody tells it what fused operators give
-        )
-    _save(onnx.load(rough), target)
-    for part in _parts(rough):
-        part.unlink()
+def _quantise(source: Path, target: Path, signed: bool) -> None:
+    """Write the graph with its linear layers in 8 bits; embeddings, which are looked up, and the head stay in fp32."""
+    model = onnx.load(source)
+    quantise(model, signed=signed)
+    _save(model, target)
 
 
 @contextlib.contextmanager

@@ -130,7 +130,9 @@ def gate(
         record.inputs |= {**digests, "champion": champion}
         artifacts.verify(evaluation, only=["metrics.json"])
         artifacts.verify(drift, only=["drift.json"])
-        parity = student / PARITY
+        exported = PARITY.as_posix() in artifacts.read_json(student / artifacts.SEAL)["files"]
+        if exported:
+            artifacts.verify(student, only=[PARITY.as_posix()])
         replaced = registries.open(registry.uri).manifest(champion) if champion else None
         verdict = decide(
             config,
@@ -138,7 +140,7 @@ def gate(
             drift=artifacts.read_json(drift / "drift.json"),
             candidate={"id": registries.version_id(digests["student"]), "digest": digests["student"]},
             champion=replaced and {"id": replaced["id"], "created": replaced["created"]},
-            parity=artifacts.read_json(parity) if parity.is_file() else None,
+            parity=artifacts.read_json(student / PARITY) if exported else None,
         )
         artifacts.write_json(output / "verdict.json", verdict.to_json())
         for check in verdict.checks:

@@ -138,6 +138,8 @@ def read(folders: list[Path], candidates: Path, teacher: Path, rows: int = CHUNK
     expected = artifacts.sealed_digest(teacher)
     if manifests[0]["teacher"] != expected:
         raise InputError(f"labels by the teacher {manifests[0]['teacher'][:12]}, expected {expected[:12]}")
+    if not any(manifest["rows"] for manifest in manifests):
+        raise InputError(f"{candidates}: no candidate is labelled, expected some to learn from")
     sealed = artifacts.read_json(candidates / artifacts.SEAL)["files"]
     by_shard = {label_manifest.read(folder)["shard"]: folder for folder in folders}
     shards = sorted(name.removesuffix(".parquet") for name in sealed if name.endswith(".parquet"))

@@ -9,7 +9,7 @@
 | pointwise_cross_entropy | each probability, cross-entropy | probability | logit | one or more |
 
 A row whose `query` is negative is padding and counts for nothing. Weights are not negative, of shape (rows,); only
-their ratios matter, and None is a weight of 1 for every row. Every query counts alike.
+their ratios matter, and None is a weight of 1 for every row. In the losses above every query counts alike.
 """
 
 from __future__ import annotations

@@ -44,7 +44,8 @@ SYSTEMS = {"student": "this model", "teacher": "its teacher", "bm25": "BM25", "r
 def read_licence(base: Path) -> str:
     """The licence that a pretrained model's own card in `base` states, as the hub abbreviates it; empty: none."""
     path = base / FILE
-    head = re.match(r"---\n(.*?)\n---", path.read_text(encoding="utf-8"), re.DOTALL) if path.is_file() else None
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     try:
         said = yaml.safe_load(head[1]) if head else None
     except yaml.YAMLError:

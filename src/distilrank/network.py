@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from distilrank import batching, compute, packing, progress
@@ -56,7 +57,7 @@ def load_model(folder: Path, runtime: compute.Runtime, dtype: torch.dtype | None
             use_safetensors=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, AttributeError, SafetensorError) as error:
         raise InputError(f"{folder}: not a model that can be loaded ({' '.join(str(error).split())[:200]})") from error
     model.config.use_cache = False  # nothing is generated
     model.config.problem_type = "regression"

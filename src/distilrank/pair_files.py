@@ -36,8 +36,8 @@ def score(
 ) -> int:
     """Score the rows of `input` and write them with a column `score` to `output`, in the same order.
 
-    All rows are read and checked before the first is scored. The output appears when it is complete: whoever kills
-    this leaves the file that was there before, or none.
+    Columns, types and empty values of all rows are checked before the first is scored. The output appears when it is
+    complete: whoever kills this leaves the file that was there before, or none.
 
     Args:
         model: a folder, or `champion` or a version of the registry.
@@ -64,15 +64,15 @@ def score(
         if probability and scorer.probability(np.empty(0, np.float32)) is None:
             raise InputError(f"{model}: is not calibrated, so its scores have no probability")
         added = [SCORE, PROBABILITY] if probability else [SCORE]
-        kept = [field for field in schema if field.name not in added]
+        kept = [field for field in schema if field.name not in (SCORE, PROBABILITY)]  # of an earlier model
         schema = pa.schema([*kept, *(pa.field(name, pa.float32()) for name in added)])
         told, done = counter(total), 0
         with _writer(handle, output, schema) as writer:
             for table, shown in ahead(_pieces(input)):
                 try:
                     logits = scorer.score(shown, told)
-                except RunStopped as error:
-                    raise RunStopped(f"{input}, of the rows from {done + 1}: {error}") from None
+                except (InputError, RunStopped) as error:
+                    raise type(error)(f"{input}, of the rows from {done + 1}: {error}") from None
                 done += table.num_rows
                 values = {SCORE: logits, PROBABILITY: scorer.probability(logits)}
                 columns = [table.column(field.name) for field in kept]

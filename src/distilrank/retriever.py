@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ from tokenizers import Encoding, Tokenizer
 
 from distilrank import artifacts, batching, hardware, models
 from distilrank.errors import InputError
+from distilrank.quantisation import quantise
 
 CHUNK = 8192  # texts tokenised, and sorted by length, at a time
 BATCH_TOKENS = 2048  # of one call of the network, padding included; larger batches leave the processor's cache
@@ -294,23 +294,8 @@ def _network(folder: Path, config: dict[str, Any], precision: Precision) -> byte
     def constant(*values: float) -> np.ndarray:
         return np.array(values, np.float32)
 
-    @cache  # query, key and value share their input
-    def rounded(x: str) -> tuple[str, str]:
-        """Each token's values in 8 bits around 128, and their unit."""
-        unit = node("Mul", node("ReduceMax", node("Abs", x), np.array([-1])), constant(1 / 127))
-        unit = node("Max", unit, constant(1e-12))  # of a token whose values are all zero
-        return node("Cast", node("Add", node("Div", x, unit), constant(128.5)), to=TensorProto.UINT8), unit
-
-    def times(x: str, matrix: np.ndarray) -> str:
-        if precision == "fp32":
-            return node("MatMul", x, matrix)
-        whole, unit = rounded(x)
-        units = np.maximum(np.abs(matrix).max(axis=0) / 127, constant(1e-12))
-        product = node("MatMulInteger", whole, np.round(matrix / units).astype(np.int8), np.array(128, np.uint8))
-        return node("Mul", node("Mul", node("Cast", product, to=TensorProto.FLOAT), units), unit)
-
     def linear(x: str, name: str) -> str:
-        return node("Add", times(x, weights(f"{name}.weight").T), weights(f"{name}.bias"))
+        return node("Add", node("MatMul", x, weights(f"{name}.weight").T), weights(f"{name}.bias"))
 
     def norm(x: str, name: str) -> str:
         scale, bias = weights(f"{name}.weight"), weights(f"{name}.bias")
@@ -342,6 +327,8 @@ def _network(folder: Path, config: dict[str, Any], precision: Precision) -> byte
     graph, axes = node.model.graph, ["batch", "sequence"]
     graph.input.extend(helper.make_tensor_value_info(name, TensorProto.INT64, axes) for name in INPUTS[:2])
     graph.output.append(helper.make_tensor_value_info(x, TensorProto.FLOAT, [*axes, width]))
+    if precision == "int8":
+        quantise(node.model)
     return node.model.SerializeToString()
 
 

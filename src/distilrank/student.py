@@ -98,13 +98,12 @@ def _check(lists: Lists, config: Student) -> None:
 
 def _objective(config: Student, lists: Lists, device: torch.device) -> Callable[[torch.nn.Module, np.ndarray], Tensor]:
     """The loss of a batch of lists: labelled and judged ones by their numbers in it."""
-    query = torch.from_numpy(lists.tokens.queries)
     target, weight = torch.from_numpy(lists.target), torch.from_numpy(lists.weight)
     prefer = losses.prefer_by_logit if config.target == "logit" else losses.prefer_by_probability
 
-    def taught(logits: Tensor, rows: Tensor) -> Tensor:
+    def taught(logits: Tensor, rows: Tensor, of: Tensor) -> Tensor:
         """The loss on labels: within queries, and of each by itself."""
-        labels, of = target[rows].to(device), query[rows].to(device)
+        labels = target[rows].to(device)
         weights = weight[rows].to(device) if config.confidence else None
         score = logits if config.target == "logit" else logits.float().sigmoid()
         total = logits.new_zeros((), dtype=torch.float32)
@@ -121,24 +120,26 @@ def _objective(config: Student, lists: Lists, device: torch.device) -> Callable[
             total = total + config.pointwise * losses.pointwise_cross_entropy(logits, probability, of, weights)
         return total
 
-    def judged(logits: Tensor, rows: Tensor) -> Tensor:
+    def judged(logits: Tensor, rows: Tensor, of: Tensor) -> Tensor:
         truth = target[rows].to(device)
         if config.human_loss == "cross_entropy":
             return losses.soft_cross_entropy(logits, truth)
-        return losses.ranknet_loss(logits, losses.prefer_by_probability, truth, query[rows].to(device))
+        return losses.ranknet_loss(logits, losses.prefer_by_probability, truth, of)
 
     def loss(current: torch.nn.Module, batch: np.ndarray) -> Tensor:
         batch = np.sort(batch)  # their rows lie near each other in the file then
         rows = lists.rows(batch)
         logits = current(lists.tokens, rows)
-        human = torch.from_numpy(lists.human[lists.tokens.queries[rows]])
+        # by place in the batch: a list that is in it twice is two
+        place = np.repeat(np.arange(len(batch)), lists.sizes[batch])
+        human = torch.from_numpy(lists.human[batch][place])
         share = float(lists.human[batch].mean())
-        chosen, total = torch.from_numpy(rows), logits.new_zeros((), dtype=torch.float32)
-        if share < 1:
-            labelled = ~human
-            total = total + (1 - share) * taught(logits[labelled.to(device)], chosen[labelled])
-        if share > 0:
-            total = total + share * config.human * judged(logits[human.to(device)], chosen[human])
+        chosen, of = torch.from_numpy(rows), torch.from_numpy(place)
+        total = logits.new_zeros((), dtype=torch.float32)
+        for part, weight_of_part, loss_of_part in ((~human, 1 - share, taught), (human, share * config.human, judged)):
+            if part.any():
+                there = part.to(device)
+                total = total + weight_of_part * loss_of_part(logits[there], chosen[part], of[part].to(device))
         return total
 
     return loss

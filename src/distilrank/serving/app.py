@@ -94,9 +94,15 @@ class _Body(Request):
         except UnicodeDecodeError as error:
             raise HTTPException(400, f"body: not UTF-8 (byte {error.start})") from None
         try:
-            return pydantic_core.from_json(body, allow_inf_nan=False)
+            content = pydantic_core.from_json(body, allow_inf_nan=False)
         except ValueError as error:
             raise HTTPException(400, f"body: not JSON ({error})") from None
+        # Before the products are looked at one by one: of too many, not even that is done.
+        products = content.get("products") if isinstance(content, dict) else None
+        limit = self.app.state.service.settings.max_products
+        if isinstance(products, list) and len(products) > limit:
+            raise HTTPException(413, f"products: got {len(products)}, expected at most {limit}")
+        return content
 
 
 class _BoundedRoute(APIRoute):
@@ -156,13 +162,13 @@ def _add_scoring(app: FastAPI, state: State) -> None:
     async def rank(request: Request, body: messages.Request) -> messages.Ranking:
         """The products, the most relevant first. Each needs an `id` of its own; of equal scores, the larger id
         (as bytes) comes first, as in the evaluation."""
-        ids = [product.id for product in body.products]
-        names = [name for name in ids if name is not None]
-        if len(names) < len(ids):
-            raise HTTPException(422, f"products[{ids.index(None)}].id: missing")
-        if len(set(names)) < len(names):
-            twice = next(at for at, name in enumerate(names) if name in names[:at])
-            raise HTTPException(422, f"products[{twice}].id: got {names[twice][: messages.SHOWN]!r} a second time")
+        places: dict[str, int] = {}
+        for at, product in enumerate(body.products):
+            if product.id is None:
+                raise HTTPException(422, f"products[{at}].id: missing")
+            if places.setdefault(product.id, at) < at:
+                raise HTTPException(422, f"products[{at}].id: got {product.id[: messages.SHOWN]!r} a second time")
+        names = list(places)
         version, logits, probabilities = await _scored(state, request, body)
         order = np.lexsort((-trec.tie_ranks(names), -logits))
         return messages.Ranking(
@@ -230,8 +236,6 @@ async def _scored(
 ) -> tuple[Version, np.ndarray, np.ndarray | None]:
     """One version's logits of the request's products, and their probabilities if asked for."""
     settings = state.settings
-    if len(body.products) > settings.max_products:
-        raise HTTPException(413, f"products: got {len(body.products)}, expected at most {settings.max_products}")
     if len(body.query) > settings.max_query_characters:
         raise HTTPException(
             422, f"query: got {len(body.query)} characters, expected at most {settings.max_query_characters}"

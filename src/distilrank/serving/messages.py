@@ -7,7 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 SHOWN = 60  # characters of a refused value that its message repeats
 
@@ -35,6 +36,15 @@ class Message(BaseModel):
     """Base of all requests: of the declared types, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_known(cls, values: Any) -> Any:
+        # pydantic would make an error of each unknown field, and a body has room for a million of them
+        for name in values if isinstance(values, dict) else ():
+            if name not in cls.model_fields:
+                raise PydanticCustomError("unknown_field", "unknown field", {"name": _cut(name)})
+        return values
 
 
 class Product(Message):
@@ -168,12 +178,15 @@ EXPECTED = {
 """What pydantic's errors mean in JSON's words."""
 
 
+def _cut(text: str) -> str:
+    return f"{text[:SHOWN]}..." if len(text) > SHOWN else text
+
+
 def _shown(value: Any) -> str:
     """A refused value as it was written, if it is short."""
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
-    text = json.dumps(value, ensure_ascii=False)
-    return f"{text[:SHOWN]}..." if len(text) > SHOWN else text
+    return _cut(json.dumps(value, ensure_ascii=False))
 
 
 def describe(errors: Sequence[Any], known: Sequence[str]) -> str:
@@ -184,13 +197,15 @@ def describe(errors: Sequence[Any], known: Sequence[str]) -> str:
         known: names of the fields that there are, for a hint at a misspelt one.
     """
     first = errors[0]
-    path = [part for part in first["loc"] if part != "body"]
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".") or "body"
     kind, bounds = first["type"], first.get("ctx", {})
+    path = [part for part in first["loc"] if part != "body"]
+    if kind == "unknown_field":
+        path.append(bounds["name"])
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".") or "body"
     if kind == "missing":
         what = "missing"
-    elif kind == "extra_forbidden":
-        close = difflib.get_close_matches(str(path[-1]), known, n=1)
+    elif kind == "unknown_field":
+        close = difflib.get_close_matches(bounds["name"], known, n=1)
         what = "unknown field" + (f", did you mean {close[0]!r}?" if close else "")
     elif kind in ("string_too_short", "value_error"):
         what = "is empty, expected text"

@@ -71,8 +71,9 @@ def _listen(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
-    except OSError as error:
-        raise InputError(f"{host}, port {port}: cannot be listened on ({error.strerror})") from None
+    except (OSError, ValueError) as error:  # ValueError: what no host name can be, such as a..b
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{host}, port {port}: cannot be listened on ({reason})") from None
     return listening
 
 

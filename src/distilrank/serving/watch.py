@@ -39,13 +39,15 @@ class Version:
 def load(backend: registries.Backend, name: str, settings: Serving) -> Version:
     """Load a version: every byte verified, and its scores those with which it was promoted.
 
+    It computes on the processor, in fp32: a version's scores are the same wherever it is served.
+
     Raises:
         InputError: it is damaged, cannot be computed here, or its scores are others.
     """
     folder = backend.fetch(name)
     scorer = Scorer.load(
         folder / "student",
-        Compute(threads=settings.threads),
+        Compute(device="cpu", precision="fp32", threads=settings.threads),
         backend=settings.backend,
         cached_products=settings.cached_products,
     )

@@ -1,0 +1,85 @@
+"""Matrix products of ONNX graphs in 8 bits, with a scale for each token and for each column of weights.
+
+A token's values are divided by their own largest one. With one scale for all of a batch, as onnxruntime's dynamic
+quantisation has it, one token of large values leaves the others few of the 256 steps, and a score depends on what else
+is in its batch.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+CONTRIBUTED = "com.microsoft"  # the domain of onnxruntime's own operators
+ZERO = 128  # what stands for 0 among unsigned bytes
+STEPS = 127  # of a byte to either side of it
+SMALLEST = np.float32(1e-12)  # unit of what is zero throughout
+
+
+def quantise(model: onnx.ModelProto, *, signed: bool = True) -> None:
+    """Turn the products of activations with constant matrices into products of bytes, in place.
+
+    Such is `MatMul` by a float32 initialiser of two dimensions: the linear layers of a network, but neither the
+    products within attention nor `Gemm`, which is a head's single row. Activations become unsigned bytes, 0 at 128.
+
+    Args:
+        model: of opset 18 or later.
+        signed: weights as signed bytes: what processors with VNNI or AMX multiply with unsigned ones. On x86 processors
+            without, onnxruntime then multiplies by VPMADDUBSW, which adds two products in 16 bits, where up to
+            2 x 255 x 127 does not fit. Unsigned weights it widens to 16 bits first, which is slower and exact; the
+            other remedy, weights of 7 bits, would double their rounding error.
+    """
+    graph = model.graph
+    weights = {one.name: one for one in graph.initializer if len(one.dims) == 2 and one.data_type == TensorProto.FLOAT}
+    constants: dict[str, onnx.TensorProto] = {}
+    nodes: list[onnx.NodeProto] = []
+
+    def constant(name: str, value: np.ndarray | np.generic) -> str:
+        constants.setdefault(name, numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def node(operator: str, output: str, *inputs: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(operator, inputs, [output], output, **attributes))
+        return output
+
+    @cache  # query, key and value share their input
+    def rounded(values: str) -> tuple[str, str]:
+        """A token's values in bytes, and their unit."""
+        size = node("Abs", f"{values}_size", values)
+        largest = node("ReduceMax", f"{values}_largest", size, constant("bytes_last_axis", np.array([-1])))
+        unit = node("Mul", f"{values}_share", largest, constant("bytes_step", np.float32(1 / STEPS)))
+        unit = node("Max", f"{values}_unit", unit, constant("bytes_smallest_unit", SMALLEST))
+        inverse = node("Reciprocal", f"{values}_inverse", unit)  # of one number a token: cheaper than to divide all
+        scaled = node("Mul", f"{values}_scaled", values, inverse)
+        shifted = node("Add", f"{values}_shifted", scaled, constant("bytes_zero_and_half", np.float32(ZERO + 0.5)))
+        return node("Cast", f"{values}_bytes", shifted, to=TensorProto.UINT8), unit  # which cuts the fraction off
+
+    @cache
+    def columns(name: str) -> tuple[str, str]:
+        """The bytes of a matrix, and the units of its columns."""
+        matrix = numpy_helper.to_array(weights[name])
+        units = np.maximum(np.abs(matrix).max(axis=0) / np.float32(STEPS), SMALLEST)
+        whole = np.round(matrix / units)
+        whole = whole.astype(np.int8) if signed else (whole + ZERO).astype(np.uint8)
+        return constant(f"{name}_bytes", whole), constant(f"{name}_units", units)
+
+    for one in graph.node:
+        if one.op_type != "MatMul" or one.input[1] not in weights:
+            nodes.append(one)
+            continue
+        activations, unit = rounded(one.input[0])
+        matrix, units = columns(one.input[1])
+        scale, zero = constant("bytes_one", np.float32(1)), constant("bytes_zero", np.uint8(ZERO))
+        inputs = (activations, matrix, scale, units, zero, *(() if signed else (zero,)))
+        product = node("MatMulIntegerToFloat", f"{one.output[0]}_of_bytes", *inputs, domain=CONTRIBUTED)
+        node("Mul", one.output[0], product, unit)
+    used = {name for one in nodes for name in one.input}
+    initializers = [*(one for one in graph.initializer if one.name in used), *constants.values()]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(initializers)
+    model.opset_import.append(helper.make_opsetid(CONTRIBUTED, 1))
