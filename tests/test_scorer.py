@@ -225,7 +225,7 @@ def _without(path: Path, *names: str) -> None:
             r"takes 11 tokens of a pair, of which 3 are not text; expected at least 12",
         ),
         (lambda folder: _without(folder / "config.json", "max_position_embeddings"), "max_position_embeddings is None"),
-        (lambda folder: (folder / DESCRIPTION).write_text("{}"), r"distilrank\.json: lacks 'text'"),
+        (lambda folder: (folder / DESCRIPTION).write_text("{}"), r"distilrank\.json: has no section 'text'"),
         (lambda folder: (folder / "config.json").unlink(), r"config\.json: no such file"),
         (
             lambda folder: (folder / "onnx" / "model.onnx").unlink(),

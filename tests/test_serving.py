@@ -252,7 +252,7 @@ REFUSED = [
     ({"query": "sofa", "products": ONE, "probability": 1}, 422, "probability: got 1, expected true or false"),
     ({"query": "sofa", "products": ONE * 1001}, 413, "products: got 1001, expected at most 1000"),
     ({"query": "sofa", "products": ONE * 10_000}, 413, "products: got 10000, expected at most 1000"),
-    ({"query": "", "products": [1] * 100_000}, 413, "products: got 100000, expected at most 1000"),
+    ({"query": "", "products": [1] * 90_000}, 413, "products: got 90000, expected at most 1000"),
     ({"query": "sofa", "products": ONE, "x" * 200_000: 1}, 422, f"{'x' * 60}...: unknown field"),
     (
         {"query": "sofa", "products": [{"title": "a"} | {f"x{at}": 1 for at in range(20_000)}]},
@@ -737,7 +737,6 @@ def test_settings_come_from_defaults_file_and_command_line(tmp_path: Path) -> No
         (["--host", "nowhere.invalid"], None, "nowhere.invalid, port 8080: cannot be listened on"),
         (["--host", "a..b"], None, "a..b, port 8080: cannot be listened on ("),
         (["--host", "a" * 70], None, "a, port 8080: cannot be listened on ("),
-        ([], 'host: "a\\0b"', "port 8080: cannot be listened on (embedded null"),
     ],
 )
 def test_what_cannot_be_served_is_refused_before_anything_listens(

@@ -27,7 +27,7 @@ CHUNK_ROWS = 20_000  # rows whose tokens are held at a time, while those of the 
 BACKENDS = ("auto", "torch", "onnx", "onnx-int8")
 AUTOMATIC = Compute()
 CACHED_PRODUCTS = 50_000
-"""Products whose tokens are kept: 20 MB of titles with their attributes, 110 MB of descriptions with 512 tokens each."""
+"""Products whose tokens are kept: 25 MB where each has 50 tokens, 120 MB where it has 512."""
 
 
 class Backend(Protocol):

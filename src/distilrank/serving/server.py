@@ -71,7 +71,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
-    except (OSError, ValueError) as error:  # ValueError: what no host name can be, such as a..b
+    except (OSError, UnicodeError) as error:  # UnicodeError: what no host name can be, such as a..b
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{host}, port {port}: cannot be listened on ({reason})") from None
     return listening
