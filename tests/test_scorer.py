@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import tracemalloc
 from collections.abc import Callable
 from itertools import chain
@@ -536,15 +535,32 @@ def test_what_cannot_be_written_is_refused_before_scoring(
     assert not list(tmp_path.glob("*out*"))
 
 
+KILLED_AT_THE_SECOND_PIECE = """
+import os, signal, sys
+from distilrank import cli
+from distilrank.scorer import Scorer
+from distilrank.sources import reading
+
+reading.BATCH_ROWS, reading._BLOCK_BYTES = 100, 10_000
+score, scored = Scorer.score, []
+
+def killed(scorer, shown, told):
+    if scored:
+        os.kill(os.getpid(), signal.SIGKILL)
+    scored.append(len(shown))
+    return score(scorer, shown, told)
+
+Scorer.score = killed
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
 def test_killed_it_leaves_the_file_that_was_there(student: Path, tmp_path: Path) -> None:
-    table = pa.concat_tables([rows(1200, seed=7)] * 40)  # three pieces
-    source = write_pairs(table, tmp_path / "pairs.csv")
+    source = write_pairs(rows(1200, seed=7), tmp_path / "pairs.csv")
     output = tmp_path / "scores" / "out.parquet"
     artifacts.write_text(output, "before")
-    command = [sys.executable, "-m", "distilrank", "score", "--model", student, "--input", source, "--output", output]
-    with subprocess.Popen([*command, "--backend", "onnx"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as run:
-        while run.poll() is None and not any(path.stat().st_size for path in output.parent.glob(".*.partial")):
-            time.sleep(0.01)
-        assert run.poll() is None, "it ended before the first piece was written"
-        run.send_signal(signal.SIGKILL)
+    options = ["--model", student, "--input", source, "--output", output, "--backend", "onnx"]
+    run = subprocess.run([sys.executable, "-c", KILLED_AT_THE_SECOND_PIECE, "score", *options], capture_output=True)
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    assert list(output.parent.glob(".*.partial")), "it was killed before it had begun to write"
     assert output.read_text() == "before"
