@@ -18,21 +18,21 @@ import pytest
 import torch
 from onnx import helper
 from sentence_transformers import CrossEncoder
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from distilrank import artifacts, encoding, export, records
 from distilrank.config import Compute, Text
 from distilrank.errors import InputError, RunStopped
-from distilrank.scorer import Scorer, describe, load_encoder
+from distilrank.scorer import Scorer, load_encoder
 from tests.conftest import WORDS
+from tests.students import BERT, write_student
 
 BACKEND = Path(sys.prefix) / "onnx-backend"
 TEXT = Text(fields=("title", "brand"), max_tokens=64)
 LAYERS = 2
-SIZE = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
 FAMILIES: dict[str, dict[str, Any]] = {
-    "bert": SIZE | {"num_hidden_layers": LAYERS},
-    "roberta": SIZE | {"num_hidden_layers": LAYERS, "type_vocab_size": 1},
+    "bert": BERT | {"num_hidden_layers": LAYERS},
+    "roberta": BERT | {"num_hidden_layers": LAYERS, "type_vocab_size": 1},
     "distilbert": {"dim": 32, "n_heads": 4, "hidden_dim": 64, "n_layers": 1},
 }
 PRODUCTS = [{"title": "sofa"}, {"title": "cordless drill bit " * 6, "brand": "acme"}, {"title": "red leather chair"}]
@@ -63,25 +63,8 @@ def _judged(queries: int = 12, products: int = 6) -> pa.Table:
 
 
 def _student(models: Path, family: str, folder: Path) -> Path:
-    """A student of random weights, saved as the student stage saves one."""
-    torch.manual_seed(5)
-    tokenizer = AutoTokenizer.from_pretrained(models / "encoder")
-    config = AutoConfig.for_model(
-        family,
-        vocab_size=len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        num_labels=1,
-        max_position_embeddings=96,
-        initializer_range=0.3,
-        **FAMILIES[family],
-    )
-    config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
-    tokenizer.model_max_length = TEXT.max_tokens
-    tokenizer.save_pretrained(folder)
-    encoder = load_encoder(folder, TEXT, "encoder")
-    describe(folder, role="student", encoder=encoder, text=TEXT, tokens=512, base=family)
-    return folder
+    shape = FAMILIES[family] | {"max_position_embeddings": 96}
+    return write_student(folder, models, TEXT, tokens=512, family=family, **shape)
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +169,7 @@ def test_the_last_layer_computes_the_first_token_alone(student: Path, name: str)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     values = _tokens(student).padded(np.arange(3), pad_token=0)
     (inner,) = session.run([last], {one.name: values[one.name] for one in session.get_inputs()})
-    assert inner.shape == (3, 1, SIZE["intermediate_size"])
+    assert inner.shape == (3, 1, BERT["intermediate_size"])
 
 
 def test_parity_tells_how_far_each_file_is_from_torch(student: Path) -> None:

@@ -525,7 +525,12 @@ def test_labels_that_do_not_fit_are_refused(prepared: Path, taught: Path, copied
     kept = edited.read_text()
     edited.write_text(kept.replace(f'"rows": {ROWS}', f'"rows": {ROWS + 1}'))
     refused(rf"^{edited}: differs from the digest that it holds of itself")
-    for content, message in (("[]", "differs from the digest"), (kept[:-9], "not JSON"), (None, "no such file")):
+    for content, message in (
+        ("[]", "holds "),
+        ("{}", "differs from the digest"),
+        (kept[:-9], "not JSON"),
+        (None, "no such file"),
+    ):
         edited.write_text(content) if content else edited.unlink()
         refused(rf"^{edited}: {message}")
     edited.write_text(kept)

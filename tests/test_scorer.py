@@ -12,7 +12,6 @@ import tracemalloc
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +19,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.models.auto import modeling_auto
 
 import distilrank
@@ -31,10 +30,10 @@ from distilrank.config import Compute, Student, TeacherText, Text
 from distilrank.errors import InputError, RunStopped
 from distilrank.scorer import DESCRIPTION, Scorer, load_encoder
 from tests.conftest import WORDS
+from tests.students import BERT, PLATT, change, write_student
 
 CPU = Compute(device="cpu", precision="fp32", threads=1)
 TEXT = Text(max_tokens=48)
-PLATT = {"method": "platt", "slope": 2.0, "intercept": -1.0}
 ODD = (
     "ａ①ﬁ 東京タワー",
     "🛋️ sofa 🔴",
@@ -47,36 +46,6 @@ ODD = (
     "\u0000 \ufffd ½ ™",
     "مصباح أحمر",
 )
-
-
-def write_student(folder: Path, models: Path, family: str = "bert", text: Text = TEXT, **shape: Any) -> Path:
-    """A calibrated student of random weights, large enough for scores to differ, saved as the stage saves one."""
-    torch.manual_seed(3)
-    tokenizer = AutoTokenizer.from_pretrained(models / "encoder")
-    config = AutoConfig.for_model(
-        family,
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        initializer_range=0.3,
-        pad_token_id=tokenizer.pad_token_id,
-        num_labels=1,
-        **{"max_position_embeddings": 64} | shape,
-    )
-    config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
-    tokenizer.model_max_length = text.max_tokens
-    tokenizer.save_pretrained(folder)
-    encoder = load_encoder(folder, text, "encoder")
-    scorer.describe(folder, role="student", encoder=encoder, text=text, tokens=4096, base=family)
-    change(folder / DESCRIPTION, calibration=PLATT)
-    return folder
-
-
-def change(path: Path, **values: Any) -> None:
-    artifacts.write_json(path, artifacts.read_json(path) | values)
 
 
 def rows(count: int, seed: int = 0) -> pa.Table:
@@ -114,7 +83,9 @@ def lists(table: pa.Table) -> tuple[list[str], list[list[dict[str, str | None]]]
 
 @pytest.fixture(scope="module")
 def student(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_student(tmp_path_factory.mktemp("scorer") / "student", models)
+    folder = write_student(
+        tmp_path_factory.mktemp("scorer") / "student", models, TEXT, tokens=4096, **BERT, max_position_embeddings=64
+    )
     export.export(folder, rows(60), variants=("qint8_avx512_vnni",), max_ndcg_loss=1)
     return folder
 
@@ -195,7 +166,9 @@ def test_encoders_are_those_of_transformers() -> None:
 @pytest.mark.parametrize("family", ["roberta", "bert", "distilbert"])
 def test_a_pair_of_as_many_tokens_as_there_are_positions_is_scored(models: Path, tmp_path: Path, family: str) -> None:
     text = Text(max_tokens=96, fields=("title",))
-    folder = write_student(tmp_path / family, models, family, text, max_position_embeddings=50)
+    folder = write_student(
+        tmp_path / family, models, text, tokens=4096, family=family, **BERT, max_position_embeddings=50
+    )
     ours = Scorer.load(folder, CPU)
     lost = 50 - ours.encoder.limit
     assert lost == (1 if family == "roberta" else 0)  # the pad token is 0
@@ -226,6 +199,7 @@ def _without(path: Path, *names: str) -> None:
         (lambda folder: _without(folder / "config.json", "max_position_embeddings"), "max_position_embeddings is None"),
         (lambda folder: (folder / DESCRIPTION).write_text("{}"), r"distilrank\.json: has no section 'text'"),
         (lambda folder: (folder / "config.json").unlink(), r"config\.json: no such file"),
+        (lambda folder: (folder / "config.json").write_text("[1]"), r"config\.json: holds \[1\], expected a JSON object"),
         (
             lambda folder: (folder / "onnx" / "model.onnx").unlink(),
             r"onnx/model\.onnx: no such file, which the backend onnx reads; the student stage exports it",

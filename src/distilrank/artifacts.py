@@ -67,18 +67,22 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+def read_json(path: Path, kind: type[dict | list] = dict) -> Any:
+    """Read a JSON file that holds an object or, with `kind`, an array.
 
     Raises:
-        InputError: the file is missing or is not JSON.
+        InputError: the file is missing, is not JSON, or holds something else.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not JSON ({error})") from None
+    if not isinstance(value, kind):
+        expected = "object" if kind is dict else "array"
+        raise InputError(f"{path}: holds {json.dumps(value, ensure_ascii=False)[:60]}, expected a JSON {expected}")
+    return value
 
 
 def digest_bytes(data: bytes) -> str:
@@ -121,7 +125,7 @@ def seal(folder: Path) -> str:
 
 def _seal(folder: Path) -> dict[str, Any]:
     sealed = read_json(folder / SEAL)
-    if not isinstance(sealed, dict) or not isinstance(sealed.get("files"), dict) or "digest" not in sealed:
+    if not isinstance(sealed.get("files"), dict) or "digest" not in sealed:
         raise InputError(f"{folder / SEAL}: damaged, expected an object with digest and files")
     return sealed
 

@@ -28,7 +28,7 @@ def read(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     manifest = artifacts.read_json(path)
-    if not isinstance(manifest, dict) or manifest.get("digest") != _digest(manifest):
+    if manifest.get("digest") != _digest(manifest):
         raise InputError(f"{path}: differs from the digest that it holds of itself; it was changed or damaged")
     return manifest
 

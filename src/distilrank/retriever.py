@@ -247,7 +247,7 @@ def _config(folder: Path) -> dict[str, Any]:
 def _pooling(folder: Path) -> str:
     """`mean` or `cls`, by what sentence-transformers keeps in `folder`; `mean` where it keeps nothing."""
     listed, pooling = folder / "modules.json", "mean"
-    for module in artifacts.read_json(listed) if listed.is_file() else ():
+    for module in artifacts.read_json(listed, list) if listed.is_file() else ():
         kind = module["type"].rpartition(".")[2]
         if kind not in MODULES:
             raise InputError(f"{listed}: module {kind}, expected only {', '.join(MODULES)}")

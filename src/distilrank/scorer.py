@@ -113,7 +113,7 @@ class Scorer:
         """
         path = folder / DESCRIPTION
         description = artifacts.read_json(path)
-        if not isinstance(description, dict) or not isinstance(description.get("text"), dict):
+        if not isinstance(description.get("text"), dict):
             raise InputError(f"{path}: has no section 'text', expected what the teacher or student stage writes")
         missing = [name for name in ("kind", "score_tokens") if name not in description]
         if missing:
