@@ -5,6 +5,7 @@ from components.stage import ops_stage
 
 @ops_stage
 def promote_student(
+    resolved: Input[Artifact],
     profile: Input[Artifact],
     teacher: Input[Model],
     student: Input[Model],
@@ -14,8 +15,12 @@ def promote_student(
     report: Input[Artifact],
     traffic: Input[Dataset],
     champion: str,
+    anchor: str,
+    name: str,
     data_digest: str,
     code_digest: str,
+    images: dict,
+    label: dict,
     config: dict,
     promotion: Output[Artifact],
 ) -> str:
@@ -27,6 +32,7 @@ def promote_student(
 
     return stage.promote(
         Registry(**config),
+        preflight=Path(resolved.path),
         profile=Path(profile.path),
         teacher=Path(teacher.path),
         student=Path(student.path),
@@ -35,7 +41,9 @@ def promote_student(
         verdict=Path(verdict.path),
         report=Path(report.path),
         traffic=Path(traffic.path),
+        label=label,
         champion=champion,
-        lineage={"data": data_digest, "code": code_digest},
+        anchor=anchor,
+        lineage={"name": name, "data": data_digest, "code": code_digest, "images": images},
         output=Path(promotion.path),
     )

@@ -1,4 +1,4 @@
-"""The local registry and promotion into it: immutable, verified, consistent whenever it is killed or raced."""
+"""The registry in a folder and in a bucket: immutable, verified, consistent whenever it is killed or raced."""
 
 from __future__ import annotations
 
@@ -7,94 +7,124 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
+from google.cloud import storage
 
-from distilrank import artifacts, gate, promote, records, registry
-from distilrank.config import Gate, Registry, Text
+from benchmarks import registry as benchmark
+from benchmarks.registry import Bucket, Folder, Place
+from distilrank import artifacts, registry
+from distilrank.config import Registry
 from distilrank.errors import InputError, RunStopped
+from distilrank.registry import ANCHOR, CHAMPION, content, gcs, ledger, local
+from distilrank.registry.ledger import Ledger
 from distilrank.registry.local import Local
 
-CHAMPION = registry.CHAMPION
+TEST_SET = "ab" * 32
 
 
-def student(root: Path, weights: str) -> Path:
-    folder = root / f"student-{weights}"
-    artifacts.write_text(folder / "model.safetensors", weights * 1000)
-    artifacts.write_text(folder / "onnx" / "model.onnx", weights)
-    description = {"base": "wheel:mini", "text": Text().model_dump(mode="json"), "calibration": {"method": "none"}}
-    artifacts.write_json(folder / "distilrank.json", description)
-    artifacts.write_json(folder / "metrics.json", {"dev": {"student": 0.91, "bm25": 0.85}})
-    artifacts.seal(folder)
-    artifacts.write_json(folder / "stage.json", {"config": {"pointwise": 0.25}, "inputs": {"teacher": "t" * 64}})
-    return folder
+@pytest.fixture(scope="module")
+def emulator() -> Iterator[None]:
+    with benchmark.serve():
+        yield
 
 
-def version(root: Path, weights: str, note: str = "") -> tuple[Path, str]:
+@pytest.fixture
+def bucket(emulator: None, tmp_path: Path) -> Bucket:
+    return Bucket(f"models/{uuid.uuid4().hex}", tmp_path / "cache")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path / "registry")
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def place(request: pytest.FixtureRequest) -> Place:
+    return request.getfixturevalue(request.param)
+
+
+def make(root: Path, weights: str, note: str = "") -> tuple[Path, str]:
     """A folder to publish, and its id."""
-    made = student(root, weights)
-    folder = root / f"version-{weights}{note}"
-    folder.mkdir()
-    (folder / "student").symlink_to(made)
-    name = registry.version_id(artifacts.sealed_digest(made))
-    artifacts.write_json(folder / "manifest.json", {"id": name, "created": "2026-11-01T00:00:00Z", "note": note})
-    return folder, name
+    made = root / f"version-{weights}{note}"
+    name = benchmark.make_version(made, weights)
+    if note:
+        artifacts.write_json(made / "manifest.json", {"id": name, "note": note})
+    return made, name
 
 
-def published(root: Path, *weights: str) -> tuple[registry.Backend, list[str]]:
-    backend = registry.open(str(root / "registry"))
+def published(place: Place, root: Path, *weights: str) -> tuple[registry.Backend, list[str]]:
+    backend = registry.connect(place.config)
     names = []
     for text in weights:
-        folder, name = version(root, text)
-        backend.publish(folder, name)
+        made, name = make(root, text)
+        backend.publish(made, name)
         names.append(name)
     return backend, names
 
 
-def promoted(root: Path, *weights: str) -> tuple[registry.Backend, list[str]]:
-    backend, names = published(root, *weights)
+def promoted(place: Place, root: Path, *weights: str) -> tuple[registry.Backend, list[str]]:
+    backend, names = published(place, root, *weights)
     for before, name in zip(["", *names], names, strict=False):
         backend.move(CHAMPION, name, before)
     return backend, names
 
 
-def everything(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+def anew(place: Place, cache: Path) -> registry.Backend:
+    """The registry as a machine sees it that has downloaded nothing yet."""
+    return registry.connect(place.config.model_copy(update={"cache": str(cache)}))
+
+
+def file_of(place: Place, version: str, name: str) -> str:
+    """Under which name a file of a version is stored."""
+    folder = registry.connect(place.config).location(version).removeprefix(f"{place.config.uri}/")
+    return f"{folder}/{name}"
 
 
 # Opening ----------------------------------------------------------------------------------------------------------
 
 
-def test_opening_makes_nothing_and_an_absent_registry_is_empty(tmp_path: Path) -> None:
-    backend = registry.open(str(tmp_path / "registry"))
-    assert (backend.champion(), backend.versions(), backend.history()) == ("", [], [])
-    assert list(tmp_path.iterdir()) == []
+def test_a_registry_that_nobody_has_written_to_is_empty(place: Place) -> None:
+    backend = registry.connect(place.config)
+    assert (backend.alias(CHAMPION), backend.aliases(), backend.versions(), backend.history()) == ("", {}, [], [])
+    assert place.files() == {}
     with pytest.raises(InputError, match="no champion yet"):
         registry.resolve(backend, CHAMPION)
+    with pytest.raises(InputError, match="no alias 'anchor'; it has: nothing"):
+        registry.resolve(backend, ANCHOR)
 
 
-def test_a_file_uri_is_the_same_folder(tmp_path: Path) -> None:
-    backend, [name] = promoted(tmp_path, "a")
-    other = registry.open(f"file://{tmp_path}/registry")
+def test_opening_makes_no_folder_and_a_file_uri_is_the_same_folder(folder: Folder, tmp_path: Path) -> None:
+    assert registry.open(str(folder.root)).versions() == [] and list(tmp_path.iterdir()) == []
+    backend, [name] = promoted(folder, tmp_path, "a")
+    other = registry.open(f"file://{folder.root}")
     assert other.uri == backend.uri and registry.resolve(other, CHAMPION) == registry.resolve(other, name) == name
 
 
-@pytest.mark.parametrize(("uri", "named"), [("gs://shop/models", "gs://"), ("s3://x", "s3://"), ("", "''")])
+@pytest.mark.parametrize(
+    ("uri", "named"), [("s3://x", "s3://"), ("", "''"), ("gs://", "gs://BUCKET"), ("gs://b//x", "//")]
+)
 def test_what_cannot_be_opened_is_named(uri: str, named: str) -> None:
-    with pytest.raises(InputError, match="folder") as caught:
+    with pytest.raises(InputError, match="expected") as caught:
         registry.open(uri)
     assert named in str(caught.value)
 
 
-def test_check_makes_the_folder_and_names_what_cannot_be_written(tmp_path: Path) -> None:
-    registry.open(str(tmp_path / "new" / "registry")).check()
-    assert (tmp_path / "new" / "registry").is_dir()
-    assert everything(tmp_path / "new") == {}
+def test_check_leaves_nothing(place: Place) -> None:
+    registry.connect(place.config).check()
+    assert place.files() == {}
+
+
+def test_check_names_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(InputError, match=r"registry .*/file: cannot use .*"):
         registry.open(str(tmp_path / "file")).check()
@@ -103,54 +133,124 @@ def test_check_makes_the_folder_and_names_what_cannot_be_written(tmp_path: Path)
 # Versions ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_version_comes_back_whole_and_verified(tmp_path: Path) -> None:
-    backend, [name] = published(tmp_path, "a")
-    folder = backend.fetch(name)
-    assert backend.versions() == [name]
-    assert artifacts.verify(folder / "student") == artifacts.sealed_digest(tmp_path / "student-a")
-    assert not any(path.is_symlink() for path in folder.rglob("*"))
-    assert backend.manifest(name)["id"] == name
+def test_a_version_comes_back_whole_and_verified(place: Place, tmp_path: Path) -> None:
+    made, name = make(tmp_path, "a")
+    (made / "report.html").symlink_to(made / "metrics.json")
+    artifacts.write_json(made / "stage.json", {"seconds": 1.5})  # a stage's record is no part of a version
+    before = benchmark.Folder(made).files()
+    backend = registry.connect(place.config)
+    backend.publish(made, name)
+    assert benchmark.Folder(made).files() == before
+    found = backend.fetch(name)
+    assert backend.versions() == [name] and backend.manifest(name)["id"] == name
+    assert backend.location(name).startswith(backend.uri)
+    fetched = benchmark.Folder(found).files()
+    assert fetched.pop("digest.json") and fetched == {key: before[key] for key in before if key != "stage.json"}
+    assert not any(path.is_symlink() for path in found.rglob("*"))
+    backend.verify(name)
 
 
-def test_publishing_again_is_a_no_op_and_other_content_an_error(tmp_path: Path) -> None:
-    backend, [name] = published(tmp_path, "a")
-    before = everything(Path(backend.uri))
+def test_publishing_again_is_a_no_op_and_other_content_an_error(place: Place, tmp_path: Path) -> None:
+    backend, [name] = published(place, tmp_path, "a")
+    before = place.files()
     backend.publish(tmp_path / "version-a", name)
-    other, _ = version(tmp_path, "a", note="other")
+    other, _ = make(tmp_path, "a", note="other")
     with pytest.raises(InputError, match=r"manifest\.json: version v\w+ is published already, with other content"):
         backend.publish(other, name)
-    assert everything(Path(backend.uri)) == before
+    assert place.files() == before
 
 
-def test_an_id_stands_for_the_students_bytes(tmp_path: Path) -> None:
-    folder, name = version(tmp_path, "a")
-    backend = registry.open(str(tmp_path / "registry"))
+def test_an_id_stands_for_the_students_bytes(place: Place, tmp_path: Path) -> None:
+    made, name = make(tmp_path, "a")
+    backend = registry.connect(place.config)
     with pytest.raises(InputError, match=f"is version {name}, expected v000000000000"):
-        backend.publish(folder, "v000000000000")
+        backend.publish(made, "v000000000000")
     with pytest.raises(InputError, match="is no version id"):
-        backend.publish(folder, "../outside")
+        backend.publish(made, "../outside")
     assert backend.versions() == []
 
 
-@pytest.mark.parametrize("file", ["student/model.safetensors", "student/onnx/model.onnx", "manifest.json"])
-@pytest.mark.parametrize("damage", ["changed", "missing"])
-def test_damage_is_named(tmp_path: Path, file: str, damage: str) -> None:
-    backend, [name] = published(tmp_path, "a")
-    path = tmp_path / "registry" / "versions" / name / file
-    if damage == "changed":
-        path.write_bytes(path.read_bytes()[:-1] + b"?")
+def test_an_unknown_version_is_named_with_the_known_ones(place: Place, tmp_path: Path) -> None:
+    backend, [name] = published(place, tmp_path, "a")
+    for wrong in ("v123456789abc", "../versions", ""):
+        asks: list[Callable[[str], Any]] = [backend.fetch, backend.manifest, backend.verify]
+        for ask in [*asks, lambda text: backend.move(CHAMPION, text, "")]:
+            with pytest.raises(InputError, match=f"no version {wrong!r}; it has: {name}"):
+                ask(wrong)
+    assert backend.aliases() == {}
+
+
+# Damage -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_changed_byte_anywhere_is_caught(place: Place, tmp_path: Path) -> None:
+    found = benchmark.damage(place, tmp_path, count=16, seed=int(time.time()))
+    assert found["caught"] == found["changed_bytes"] == 16, found["missed"]
+
+
+@pytest.mark.parametrize("name", ["aliases/champion.json", "history/champion/00000001.json", "digest.json"])
+def test_white_space_is_part_of_the_bytes(place: Place, tmp_path: Path, name: str) -> None:
+    _, [version] = promoted(place, tmp_path, "a")
+    if name == "digest.json":
+        stored = file_of(place, version, name) if isinstance(place, Folder) else f"versions/{version}.json"
     else:
+        stored = name
+    place.put(stored, place.files()[stored].replace(b"  ", b" \t", 1))
+    with pytest.raises(InputError, match=rf"{os.path.basename(stored)}: damaged, expected .* in which it was written"):
+        benchmark._load(place.config.model_copy(update={"cache": str(tmp_path / "fresh")}), stored)
+
+
+@pytest.mark.parametrize("file", ["student/model.safetensors", "manifest.json", "student/digest.json"])
+@pytest.mark.parametrize("damage", ["changed", "missing"])
+def test_damage_of_a_version_is_named(place: Place, tmp_path: Path, file: str, damage: str) -> None:
+    backend, [first, second] = promoted(place, tmp_path, "a", "b")
+    stored = file_of(place, first, file)
+    if damage == "changed":
+        place.put(stored, place.files()[stored][:-1] + b"?")
+    else:
+        place.remove(stored)
+    named = rf"{backend.uri}/{stored}: (digest|missing|no such)"
+    for ask in (anew(place, tmp_path / "fresh").fetch, backend.verify):
+        with pytest.raises(InputError, match=named):
+            ask(first)
+    with pytest.raises(InputError, match=r".*model\.safetensors" if "model" in file else "json"):
+        anew(place, tmp_path / "fresh").rollback()
+    assert backend.alias(CHAMPION) == second and len(backend.history()) == 2
+
+
+def test_a_file_that_was_added_to_a_folder_is_found_out(folder: Folder, tmp_path: Path) -> None:
+    backend, [name] = published(folder, tmp_path, "a")
+    for extra in ("student/extra.bin", "stage.json"):
+        path = folder.root / "versions" / name / extra
+        path.write_text("{}")
+        with pytest.raises(InputError, match=rf"{extra}: not listed"):
+            backend.fetch(name)
         path.unlink()
-    with pytest.raises(InputError, match=str(path)):
-        backend.fetch(name)
+    backend.fetch(name)
 
 
-def test_another_student_under_matching_seals_is_found_out(tmp_path: Path) -> None:
-    backend, names = published(tmp_path, "a", "b")
-    first, second = (tmp_path / "registry" / "versions" / name for name in names)
-    (first / "student" / "digest.json").write_bytes((second / "student" / "digest.json").read_bytes())
-    with pytest.raises(InputError, match=r"student/digest\.json: digest \w+ differs"):
-        backend.fetch(names[0])
+def test_evidence_that_was_replaced_under_matching_seals_is_found_out(place: Place, tmp_path: Path) -> None:
+    """The id stands for the student alone, so it is the alias's record that knows the rest."""
+    backend, [name] = promoted(place, tmp_path, "a")
+    forged = Folder(tmp_path / "forged") if isinstance(place, Folder) else Bucket(place.prefix + "-2", tmp_path / "c2")
+    made, _ = make(tmp_path, "a", note="better figures")
+    other = registry.connect(forged.config)
+    other.publish(made, name)
+    for stored in [stored for stored in place.files() if stored.startswith("versions/")]:
+        place.remove(stored)
+    for stored, data in forged.files().items():
+        place.put(stored, data)
+    other.fetch(name)
+    for ask in (anew(place, tmp_path / "fresh").fetch, backend.verify):
+        with pytest.raises(
+            InputError, match=r"digest\.json: digest \w+ differs from \w+, which champion was pointed to"
+        ):
+            ask(name)
+
+
+def test_another_student_under_matching_seals_is_found_out(folder: Folder, tmp_path: Path) -> None:
+    backend, names = published(folder, tmp_path, "a", "b")
+    first, second = (folder.root / "versions" / name for name in names)
     (first / "student" / "model.safetensors").write_bytes((second / "student" / "model.safetensors").read_bytes())
     artifacts.seal(first / "student")
     artifacts.seal(first)
@@ -158,112 +258,155 @@ def test_another_student_under_matching_seals_is_found_out(tmp_path: Path) -> No
         backend.fetch(names[0])
 
 
-def test_an_added_file_is_found_out(tmp_path: Path) -> None:
-    backend, [name] = published(tmp_path, "a")
-    (tmp_path / "registry" / "versions" / name / "student" / "extra.bin").write_text("x")
-    with pytest.raises(InputError, match=r"extra\.bin: not listed"):
-        backend.fetch(name)
+def test_a_list_of_files_cannot_lead_outside(bucket: Bucket, tmp_path: Path) -> None:
+    files = {"../../outside": "0" * 64}
+    sealed = content.encode({"digest": artifacts.digest_json(files), "files": files})
+    with pytest.raises(InputError, match=r"lists '../../outside', expected files inside the version"):
+        content.parse_seal(sealed, "gs://x")
 
 
-def test_an_unknown_version_is_named_with_the_known_ones(tmp_path: Path) -> None:
-    backend, [name] = published(tmp_path, "a")
-    for wrong in ("v123456789abc", "../versions", "", CHAMPION):
-        for ask in (backend.fetch, backend.manifest, lambda text: backend.move(CHAMPION, text, "")):
-            with pytest.raises(InputError, match=f"no version {wrong!r}; it has: {name}"):
-                ask(wrong)
+def test_records_that_were_taken_away_or_put_back_are_found_out(place: Place, tmp_path: Path) -> None:
+    backend, [first, second] = published(place, tmp_path, "a", "b")
+    backend.move(CHAMPION, first, "")
+    old = place.files()["aliases/champion.json"]
+    backend.move(CHAMPION, second, first)
+    now = place.files()
+
+    place.put("aliases/champion.json", old)
+    with pytest.raises(InputError, match=r"champion\.json: is record 1, but champion has a history of 2"):
+        backend.history()
+    place.remove("aliases/champion.json")
+    for ask in (backend.history, backend.aliases, lambda: backend.move(CHAMPION, first, "")):
+        with pytest.raises(InputError, match=r"champion\.json: is missing, but champion has a history"):
+            ask()
+    place.put("aliases/champion.json", now["aliases/champion.json"])
+    place.remove("history/champion/00000001.json")
+    with pytest.raises(InputError, match=r"00000002\.json: holds record 2 .* expected the one that its name says"):
+        backend.history()
+    place.put("history/champion/00000001.json", b"[]\n")
+    with pytest.raises(InputError, match=r"00000001\.json: damaged"):
+        backend.rollback()
+    place.put("history/champion/00000001.json", now["history/champion/00000001.json"])
+    assert backend.rollback() == first
 
 
-# The champion -----------------------------------------------------------------------------------------------------
+def test_a_record_that_does_not_follow_the_one_before_is_found_out(place: Place, tmp_path: Path) -> None:
+    backend, _ = promoted(place, tmp_path, "a", "b")
+    name = "history/champion/00000001.json"
+    record = json.loads(place.files()[name]) | {"by": "somebody else"}
+    record["digest"] = artifacts.digest_json({key: value for key, value in record.items() if key != "digest"})
+    place.put(name, content.encode(record))
+    with pytest.raises(InputError, match=r"00000002\.json: does not follow the record before it"):
+        backend.history()
 
 
-def test_moving_compares_before_it_sets(tmp_path: Path) -> None:
-    backend, [first, second, third] = published(tmp_path, "a", "b", "c")
+# Aliases ----------------------------------------------------------------------------------------------------------
+
+
+def test_moving_compares_before_it_sets(place: Place, tmp_path: Path) -> None:
+    backend, [first, second, third] = published(place, tmp_path, "a", "b", "c")
     backend.move(CHAMPION, first, "")
     backend.move(CHAMPION, second, first)
-    before = everything(Path(backend.uri))
+    before = place.files()
     with pytest.raises(RunStopped, match=f"champion is {second}, expected {first}; someone else moved it"):
         backend.move(CHAMPION, third, first)
     with pytest.raises(RunStopped, match=f"champion is {second}, expected not set"):
         backend.move(CHAMPION, third, "")
     backend.move(CHAMPION, second, first)  # a repeated move, after a kill say
-    assert everything(Path(backend.uri)) == before
-    alias = json.loads((tmp_path / "registry" / "aliases" / "champion.json").read_text())
-    assert (alias["version"], alias["previous"]) == (second, first)
+    assert place.files() == before
+    alias = json.loads(before["aliases/champion.json"])
+    assert (alias["version"], alias["previous"], alias["number"]) == (second, first, 2)
     assert alias["since"].endswith("Z")
 
 
-def test_rollback_goes_back_promotion_by_promotion(tmp_path: Path) -> None:
-    backend, [first, second, third] = promoted(tmp_path, "a", "b", "c")
-    assert backend.rollback() == second == backend.champion()
-    assert backend.rollback() == first == backend.champion()
+def test_aliases_have_names_and_a_history_each(place: Place, tmp_path: Path) -> None:
+    backend, [first, second] = promoted(place, tmp_path, "a", "b")
+    backend.move(ANCHOR, first, "", action="move", reason="the first")
+    backend.move("holiday-2026", second, "", action="move")
+    assert backend.aliases() == {ANCHOR: first, CHAMPION: second, "holiday-2026": second}
+    assert registry.resolve(backend, ANCHOR) == first
+    history = backend.history()
+    assert [(one["alias"], one["action"], one["reason"]) for one in history] == [
+        (CHAMPION, "promote", ""),
+        (CHAMPION, "promote", ""),
+        (ANCHOR, "move", "the first"),
+        ("holiday-2026", "move", ""),
+    ]
+    assert all("@" in one["by"] for one in history)
+    for wrong in ("", "Champion", "../x", "a" * 42, first):
+        with pytest.raises(InputError, match=f"'{wrong}' is no alias, expected"):
+            backend.move(wrong, second, "")
+    with pytest.raises(
+        InputError, match=f"no alias 'none'; it has: anchor, champion, holiday-2026, {min(first, second)}"
+    ):
+        registry.resolve(backend, "none")
+
+
+def test_rollback_goes_back_move_by_move(place: Place, tmp_path: Path) -> None:
+    backend, [first, second, third] = promoted(place, tmp_path, "a", "b", "c")
+    assert backend.rollback(reason="too slow") == second == backend.alias(CHAMPION)
+    assert backend.rollback() == first == backend.alias(CHAMPION)
     with pytest.raises(InputError, match=f"{first} is the first champion, nothing to roll back to"):
         backend.rollback()
     backend.move(CHAMPION, third, first)
     assert backend.rollback() == first
     assert backend.versions() == sorted([first, second, third])
-    moves = [(record["action"], record["previous"], record["version"]) for record in backend.history()]
+    moves = [(one["action"], one["previous"], one["version"], one["reason"]) for one in backend.history()]
     assert moves == [
-        ("promote", "", first),
-        ("promote", first, second),
-        ("promote", second, third),
-        ("rollback", third, second),
-        ("rollback", second, first),
-        ("promote", first, third),
-        ("rollback", third, first),
+        ("promote", "", first, ""),
+        ("promote", first, second, ""),
+        ("promote", second, third, ""),
+        ("rollback", third, second, "too slow"),
+        ("rollback", second, first, ""),
+        ("promote", first, third, ""),
+        ("rollback", third, first, ""),
     ]
-    assert all("@" in record["by"] and record["alias"] == CHAMPION for record in backend.history())
+    with pytest.raises(InputError, match="anchor was never set, so there is nothing to roll back"):
+        backend.rollback(ANCHOR)
+    backend.move(ANCHOR, first, "", action="move")
+    backend.move(ANCHOR, third, first, action="move")
+    assert backend.rollback(ANCHOR) == first == backend.alias(CHAMPION)
 
 
-def test_rollback_of_nothing_and_to_a_damaged_version_change_nothing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no champion yet"):
-        registry.open(str(tmp_path / "empty")).rollback()
-    backend, [first, second] = promoted(tmp_path, "a", "b")
-    (tmp_path / "registry" / "versions" / first / "student" / "model.safetensors").write_text("damaged")
-    with pytest.raises(InputError, match=r"model\.safetensors: digest"):
-        backend.rollback()
-    assert backend.champion() == second and len(backend.history()) == 2
+def test_of_many_that_move_at_once_one_wins(place: Place, tmp_path: Path) -> None:
+    found = benchmark.race(place, tmp_path, promoters=5, rounds=2)
+    assert (found["rounds_with_one_winner"], found["winner_is_not_the_champion"], found["records"]) == (2, 0, 2)
+    assert found["problems"] == []
 
 
-def _race(uri: str, name: str, expected: str, barrier: Any, won: Any) -> None:
-    read = Local._record
-
-    def slowly(backend: Local, alias: str) -> dict[str, Any]:
-        record = read(backend, alias)
-        time.sleep(0.05)  # all the others read in the meantime, if nothing keeps them out
-        return record
-
-    Local._record = slowly  # type: ignore[method-assign]
-    barrier.wait()
-    try:
-        registry.open(uri).move(CHAMPION, name, expected)
-    except RunStopped:
-        return
-    won.put(name)
-
-
-def test_of_many_that_move_at_once_one_wins(tmp_path: Path) -> None:
-    backend, [first, *others] = published(tmp_path, *"abcdefg")
+def test_a_move_that_was_read_too_early_is_refused(place: Place, tmp_path: Path, monkeypatch: Any) -> None:
+    backend, [first, second, third] = published(place, tmp_path, "a", "b", "c")
     backend.move(CHAMPION, first, "")
-    context = multiprocessing.get_context("fork")
-    barrier, won = context.Barrier(len(others)), context.Queue()
-    racers = [context.Process(target=_race, args=(backend.uri, name, first, barrier, won)) for name in others]
-    for racer in racers:
-        racer.start()
-    winner = won.get(timeout=10)
-    for racer in racers:
-        racer.join()
-    assert won.empty() and backend.champion() == winner
-    assert [record["version"] for record in backend.history()] == [first, winner]
+    other, claim = registry.connect(place.config), Ledger._swap
+
+    def overtaken(self: Ledger, alias: str, version: str, *rest: Any) -> None:
+        if version == third:
+            with monkeypatch.context() as inner:
+                inner.setattr(Local, "_changing", lambda self: local.contextlib.nullcontext())
+                other.move(CHAMPION, second, first)
+        claim(self, alias, version, *rest)
+
+    monkeypatch.setattr(Ledger, "_swap", overtaken)
+    with pytest.raises(RunStopped, match=f"champion is {second}, expected {first}; someone else moved it"):
+        backend.move(CHAMPION, third, first)
+    assert [one["version"] for one in backend.history()] == [first, second]
 
 
 # Killed -----------------------------------------------------------------------------------------------------------
 
 
-def killed_at(owner: Any, name: str, action: Callable[..., Any], *arguments: Any) -> None:
-    """Run `action` in a process that is killed as it comes to call `owner.name`."""
+def killed_at(owner: Any, name: str, action: Callable[..., Any], *arguments: Any, when: str = "") -> None:
+    """Run `action` in a process that is killed as it comes to call `owner.name` (of a file whose name has `when`)."""
 
     def child() -> None:
-        setattr(owner, name, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+        original = getattr(owner, name)
+
+        def fatal(*given: Any, **options: Any) -> Any:
+            if when in " ".join(map(str, given)):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*given, **options)
+
+        setattr(owner, name, fatal)
         action(*arguments)
 
     process = multiprocessing.get_context("fork").Process(target=child)
@@ -272,227 +415,336 @@ def killed_at(owner: Any, name: str, action: Callable[..., Any], *arguments: Any
     assert process.exitcode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("point", [(artifacts, "seal"), (Local, "_lock")])
-def test_a_killed_publish_leaves_nothing_to_see_and_is_cleaned_up_when_old(tmp_path: Path, point: Any) -> None:
-    folder, name = version(tmp_path, "a")
-    backend = registry.open(str(tmp_path / "registry"))
-    killed_at(*point, backend.publish, folder, name)
-    [left] = (tmp_path / "registry" / "versions").iterdir()
+def test_kills_at_random_moments_break_nothing(place: Place, tmp_path: Path) -> None:
+    is_folder = isinstance(place, Folder)
+
+    def make(number: int) -> Place:
+        part = f"killed-{number}"
+        return Folder(tmp_path / part) if is_folder else Bucket(f"{place.prefix}/{part}", tmp_path / "cache")
+
+    found = benchmark.kill(make, tmp_path, kills=5, seed=int(time.time()))
+    assert (found["kills"], found["broken"]) == (5, 0), found
+
+
+@pytest.mark.parametrize("point", [(artifacts, "seal"), (Local, "_changing")])
+def test_a_killed_publish_leaves_nothing_to_see_and_is_cleaned_up_when_old(
+    folder: Folder, tmp_path: Path, point: Any
+) -> None:
+    made, name = make(tmp_path, "a")
+    long_ago = time.time() - 30 * 24 * 3600
+    os.utime(made, (long_ago, long_ago))  # the attempt is as old as itself, not as its source
+    backend = registry.connect(folder.config)
+    killed_at(*point, backend.publish, made, name)
+    [left] = [path for path in (folder.root / "versions").iterdir()]
     assert left.name.startswith(".") and backend.versions() == []
 
-    other, other_name = version(tmp_path, "b")
+    other, other_name = make(tmp_path, "b")
     backend.publish(other, other_name)  # that attempt may still be alive
     assert left.exists() and backend.versions() == [other_name]
     two_days_ago = time.time() - 2 * 24 * 3600
     os.utime(left, (two_days_ago, two_days_ago))
-    backend.publish(folder, name)
+    backend.publish(made, name)
     assert not left.exists() and backend.versions() == sorted([name, other_name])
     backend.fetch(name)
 
 
-def test_copying_an_old_folder_does_not_make_the_attempt_look_old(tmp_path: Path) -> None:
-    folder, name = version(tmp_path, "a")
-    long_ago = time.time() - 30 * 24 * 3600
-    os.utime(folder, (long_ago, long_ago))
-    backend = registry.open(str(tmp_path / "registry"))
-    killed_at(artifacts, "seal", backend.publish, folder, name)
-    [left] = (tmp_path / "registry" / "versions").iterdir()
-    backend.publish(*version(tmp_path, "b"))
-    assert left.exists()
+@pytest.mark.parametrize("when", ["student/", "versions/v"])
+def test_a_killed_upload_leaves_nothing_to_see_and_is_collected_when_old(
+    bucket: Bucket, tmp_path: Path, monkeypatch: Any, when: str
+) -> None:
+    made, name = make(tmp_path, "a")
+    backend = registry.connect(bucket.config)
+    monkeypatch.setattr(gcs, "TRANSFERS", 1)
+    owner = storage.Blob if "student" in when else gcs.Bucket
+    point = "upload_from_filename" if "student" in when else "_write"
+    killed_at(owner, point, backend.publish, made, name, when=when)
+    left = set(bucket.files())
+    assert left and backend.versions() == []
+    with pytest.raises(InputError, match="no version"):
+        backend.fetch(name)
+    backend.publish(made, name)
+    assert backend.collect(1, dry_run=False) == [] and left < set(bucket.files()), "that attempt may still be alive"
+    backend.move(CHAMPION, name, "")
+    monkeypatch.setattr(ledger, "MINIMUM_AGE", -60.0)
+    assert backend.collect(1, dry_run=False) == [] and not left & set(bucket.files())
+    anew(bucket, tmp_path / "fresh").fetch(name)
 
 
-def test_killed_between_alias_and_log_the_log_is_completed(tmp_path: Path) -> None:
-    backend, [first, second, third] = published(tmp_path, "a", "b", "c")
+def test_killed_between_alias_and_history_the_history_is_completed(place: Place, tmp_path: Path) -> None:
+    backend, [first, second, third] = published(place, tmp_path, "a", "b", "c")
     backend.move(CHAMPION, first, "")
-    killed_at(Local, "_append", backend.move, CHAMPION, second, first)
-    assert backend.champion() == second
-    assert [record["version"] for record in backend.history()] == [first, second]
-    assert len((tmp_path / "registry" / "history.jsonl").read_text().splitlines()) == 1
-    backend.move(CHAMPION, third, second)
-    lines = (tmp_path / "registry" / "history.jsonl").read_text().splitlines()
-    assert [json.loads(line)["version"] for line in lines] == [first, second, third]
-    assert backend.rollback() == second
+    owner = Local if isinstance(place, Folder) else gcs.Bucket
+    killed_at(owner, "_write", backend.move, CHAMPION, second, first, when="history/")
+    assert backend.alias(CHAMPION) == second
+    assert [one["version"] for one in backend.history()] == [first, second]
+    assert len([name for name in place.files() if name.startswith("history/")]) == 1
+    backend.move(CHAMPION, second, first)  # what was killed is done again
+    assert len([name for name in place.files() if name.startswith("history/")]) == 2
+    killed_at(owner, "_write", backend.rollback, when="history/")
+    backend.move(CHAMPION, third, first)
+    logged = [json.loads(data) for name, data in sorted(place.files().items()) if name.startswith("history/")]
+    assert [one["version"] for one in logged] == [first, second, first, third]
+    assert logged == backend.history()
 
 
-def test_half_a_line_of_log_is_no_record(tmp_path: Path) -> None:
-    backend, [first, second] = promoted(tmp_path, "a", "b")
-    log = tmp_path / "registry" / "history.jsonl"
-    log.write_bytes(log.read_bytes() + '{"alias": "champion", "by": "ü'.encode()[:-1])
-    assert len(backend.history()) == 2
-    assert backend.rollback() == first
-    assert [json.loads(line)["action"] for line in log.read_text().splitlines()] == ["promote", "promote", "rollback"]
-    assert second in backend.versions()
+# Looks and collection ---------------------------------------------------------------------------------------------
 
 
-def test_a_damaged_alias_or_log_is_named(tmp_path: Path) -> None:
-    backend, _ = promoted(tmp_path, "a")
-    (tmp_path / "registry" / "history.jsonl").write_text("not json\n")
-    with pytest.raises(InputError, match=r"history\.jsonl: line 1 is not JSON"):
-        backend.rollback()
-    (tmp_path / "registry" / "aliases" / "champion.json").write_text('{"version": "../x"}\n')
-    with pytest.raises(InputError, match=r"champion\.json: got .* expected a record"):
-        backend.champion()
-
-
-# Promotion --------------------------------------------------------------------------------------------------------
-
-
-def stages(root: Path, weights: str = "a", champion: dict[str, Any] | None = None) -> dict[str, Path]:
-    """The folders that a promotion reads, as the stages leave them."""
-    numbers = {"query_words", "query_characters", "unseen_words", "title_words", "bm25"}
-    columns = {field.name: [1, 2] if field.name in numbers else ["x", "y"] for field in records.TRAFFIC}
-    records.write(pa.table(columns), root / "traffic" / "reference.parquet", records.TRAFFIC)
-    scores = pa.table({"score": np.array([0.2, 0.8], np.float32)})
-    records.write(scores, root / "evaluation" / "traffic_scores" / "reference.parquet", records.TRAFFIC_SCORES)
-    comparisons = [
-        {
-            "system": "student",
-            "baseline": baseline,
-            "metric": "ndcg_at_10",
-            "delta": 0.1,
-            "ci_low": 0.05,
-            "ci_high": 0.2,
-        }
-        | {"queries": 100}
-        for baseline in ("bm25", "random", "teacher", "champion")
+def test_looks_are_counted_once_a_candidate_and_test_set(place: Place) -> None:
+    backend = registry.connect(place.config)
+    one, two = "v" + "1" * 12, "v" + "2" * 12
+    assert [backend.look(TEST_SET, name) for name in (one, one, two, one)] == [1, 1, 2, 2]
+    assert backend.look("cd" * 32, one) == 1
+    assert sorted(name for name in place.files() if TEST_SET in name) == [
+        f"looks/{TEST_SET}/{one}",
+        f"looks/{TEST_SET}/{two}",
     ]
-    figures = {"student": {"ndcg_at_10": 0.9, "ece": 0.05}}
-    measured = {"protocol": {"ranked_queries": 100}, "systems": figures, "comparisons": comparisons}
-    artifacts.write_json(root / "evaluation" / "metrics.json", measured)
-    artifacts.write_json(root / "drift" / "drift.json", {"candidate": {"share": 0.1}, "champion": None})
-    artifacts.write_text(root / "drift" / "drift.html", "<p>drift</p>")
-    artifacts.write_text(root / "report" / "report.html", "<p>report</p>")
-    artifacts.write_json(root / "teacher" / "distilrank.json", {"base": "wheel:large"})
-    artifacts.write_json(root / "profile" / "stage.json", {"config": {"salt": "s"}, "inputs": {}})
-    for name in ("traffic", "evaluation", "drift", "teacher"):
-        artifacts.seal(root / name)
-        artifacts.write_json(root / name / "stage.json", {"config": {"of": name}, "inputs": {}})
-    folders = {
-        name: root / name for name in ("evaluation", "drift", "report", "traffic", "verdict", "teacher", "profile")
-    }
-    folders["student"] = student(root, weights)
-    given = {name: folders[name] for name in ("evaluation", "drift", "student")}
-    where = Registry(uri=str(root / "registry"))
-    gate.gate(Gate(), where, champion=champion["id"] if champion else "", output=root / "verdict", **given)
-    return folders
+    with ThreadPoolExecutor(4) as pool:
+        counts = list(pool.map(lambda number: backend.look("ef" * 32, f"v{number:012x}"), range(4)))
+    assert max(counts) == 4 and backend.look("ef" * 32, f"v{0:012x}") == 4
+    for test_set, candidate in (("../x", one), (TEST_SET, "../x")):
+        with pytest.raises(InputError, match=r"'\.\./x' is no (test set|candidate), expected"):
+            backend.look(test_set, candidate)
 
 
-def run(root: Path, folders: dict[str, Path], champion: str = "", output: str = "promotion") -> str:
-    return promote.promote(
-        Registry(uri=str(root / "registry")),
-        **folders,
-        champion=champion,
-        lineage={"data": "d" * 64, "code": "c" * 64, "run": "demo"},
-        output=root / output,
+def test_what_nothing_needs_is_collected_once_it_is_a_day_old(place: Place, tmp_path: Path, monkeypatch: Any) -> None:
+    backend, names = promoted(place, tmp_path, *"abcd")
+    backend.move(ANCHOR, names[1], "", action="move")
+    backend.publish(*make(tmp_path, "never"))
+    never = make(tmp_path, "never")[1]
+    before = place.files()
+    assert backend.collect(1, dry_run=False) == [] and place.files() == before, "younger than a day"
+    monkeypatch.setattr(ledger, "MINIMUM_AGE", -60.0)
+    assert backend.collect(3, dry_run=True) == sorted([names[0], never]) and place.files() == before
+    assert backend.collect(3, dry_run=False) == sorted([names[0], never])
+    assert backend.versions() == sorted(names[1:])
+    assert backend.collect(1, dry_run=False) == [names[2]]
+    assert backend.versions() == sorted([names[1], names[3]]), "those that champion and anchor name"
+    assert not any(names[0] in name or never in name for name in place.files() if name.startswith("versions/"))
+    for name in (names[1], names[3]):
+        anew(place, tmp_path / "fresh").fetch(name)
+    with pytest.raises(InputError, match=f"no version '{names[2]}'"):
+        backend.rollback()
+    assert len(backend.history()) == 5
+    with pytest.raises(InputError, match="keep is 0, expected at least 1"):
+        backend.collect(0, dry_run=True)
+    # What was removed can be published again.
+    backend.publish(tmp_path / "version-a", names[0])
+    backend.move(CHAMPION, names[0], names[3])
+
+
+def test_nothing_is_collected_by_a_damaged_history(place: Place, tmp_path: Path, monkeypatch: Any) -> None:
+    backend, _ = promoted(place, tmp_path, "a", "b")
+    place.put("history/champion/00000001.json", b"{}\n")
+    monkeypatch.setattr(ledger, "MINIMUM_AGE", -60.0)
+    with pytest.raises(InputError, match=r"00000001\.json: damaged"):
+        backend.collect(1, dry_run=False)
+    assert len(backend.versions()) == 2
+
+
+def test_a_version_that_is_promoted_while_others_are_collected_stays(
+    bucket: Bucket, tmp_path: Path, monkeypatch: Any
+) -> None:
+    backend, [first, second, third] = promoted(bucket, tmp_path, "a", "b", "c")
+    needed = Ledger._needed
+
+    def overtaken(self: Ledger, keep: int) -> set[str]:
+        found = needed(self, keep)
+        registry.connect(bucket.config).move(CHAMPION, first, third)
+        return found
+
+    monkeypatch.setattr(ledger, "MINIMUM_AGE", -60.0)
+    monkeypatch.setattr(Ledger, "_needed", overtaken)
+    assert backend.collect(1, dry_run=False) == [second]
+    assert registry.resolve(backend, CHAMPION) == first
+    anew(bucket, tmp_path / "fresh").fetch(first)
+
+
+def test_a_published_version_is_young_again_when_it_is_published_again(folder: Folder, tmp_path: Path) -> None:
+    backend, [name, other] = published(folder, tmp_path, "a", "b")
+    for one in (name, other):
+        seal = folder.root / "versions" / one / "digest.json"
+        os.utime(seal, (time.time() - 2 * ledger.MINIMUM_AGE,) * 2)
+    backend.publish(tmp_path / "version-a", name)
+    assert backend.collect(1, dry_run=False) == [other]
+
+
+# Cloud Storage ----------------------------------------------------------------------------------------------------
+
+
+def test_versions_are_downloaded_once_and_a_damaged_copy_again(
+    bucket: Bucket, tmp_path: Path, monkeypatch: Any
+) -> None:
+    backend, [name] = published(bucket, tmp_path, "a")
+    downloads: list[str] = []
+    download = gcs.Bucket._download
+    monkeypatch.setattr(
+        gcs.Bucket, "_download", lambda self, root, target: downloads.append(name) or download(self, root, target)
     )
+    found = backend.fetch(name)
+    assert backend.fetch(name) == found and len(downloads) == 1
+    weights = found / "student" / "model.safetensors"
+    intact = weights.read_bytes()
+    weights.write_bytes(intact[:-1] + b"?")
+    assert backend.fetch(name) == found and weights.read_bytes() == intact and len(downloads) == 2
+    weights.write_bytes(b"")
+    killed_at(gcs.Bucket, "_cached", backend.fetch, name)
+    killed_at(storage.Blob, "download_to_filename", backend.fetch, name)
+    assert backend.fetch(name) == found and weights.read_bytes() == intact
+    assert {path.name for path in found.parent.iterdir()} == {name, f".{name}.lock"}, "whatever was killed"
 
 
-def test_promotion_publishes_a_version_that_tells_what_it_is(tmp_path: Path) -> None:
-    folders = stages(tmp_path)
-    name = run(tmp_path, folders)
-    backend = registry.open(str(tmp_path / "registry"))
-    assert backend.champion() == name == registry.version_id(artifacts.sealed_digest(folders["student"]))
-    folder = backend.fetch(name)
-    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
-        "README.md",
-        "manifest.json",
-        "metrics.json",
-        "verdict.json",
-        "report.html",
-        "drift.html",
-        "digest.json",
-        "traffic/reference.parquet",
-        "traffic/reference_scores.parquet",
-        "student/model.safetensors",
-        "student/onnx/model.onnx",
-        "student/distilrank.json",
-        "student/metrics.json",
-        "student/digest.json",
-    }
-    assert "On test" in (folder / "README.md").read_text() and ".9000" in (folder / "README.md").read_text()
-    manifest = backend.manifest(name)
-    assert manifest["digests"]["data"] == "d" * 64 and manifest["digests"]["code"] == "c" * 64
-    assert manifest["digests"]["student"] == artifacts.sealed_digest(folders["student"])
-    assert manifest["models"] == {"student": "wheel:mini", "teacher": "wheel:large"}
-    assert manifest["lineage"]["stages"]["prepare"]["config"] == {"salt": "s"}
-    assert manifest["metrics"]["ndcg_at_10"] == 0.9
-    assert manifest["verdict"] == artifacts.read_json(tmp_path / "verdict" / "verdict.json")
-    assert manifest["lineage"]["run"] == "demo"
-    assert manifest["lineage"]["stages"]["gate"]["config"]["metric"] == "ndcg_at_10"
-    promotion = artifacts.read_json(tmp_path / "promotion" / "promotion.json")
-    assert (promotion["version"], promotion["previous"], promotion["outcome"]) == (name, "", "cold_start")
+def _fetch(config: Registry, name: str, barrier: Any) -> None:
+    barrier.wait()
+    registry.connect(config).fetch(name)
 
 
-def test_promotion_is_repeatable_wherever_it_was_killed(tmp_path: Path) -> None:
-    folders = stages(tmp_path)
-    backend = registry.open(str(tmp_path / "registry"))
-    killed_at(Local, "move", run, tmp_path, folders)
-    [name] = backend.versions()
-    assert backend.champion() == ""
-    bytes_before = everything(tmp_path / "registry" / "versions")
-    # Other evidence by now (a report carries timings), and the same student.
-    artifacts.write_text(tmp_path / "report" / "report.html", "<p>another report</p>")
-    assert run(tmp_path, folders) == name == backend.champion()
-    assert run(tmp_path, folders, output="again") == name  # killed after the alias moved
-    assert everything(tmp_path / "registry" / "versions") == bytes_before
-    assert len(backend.history()) == 1
+def test_many_may_download_at_once(bucket: Bucket, tmp_path: Path) -> None:
+    _, [name] = published(bucket, tmp_path, "a")
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(4)
+    fetchers = [context.Process(target=_fetch, args=(bucket.config, name, barrier)) for _ in range(4)]
+    for fetcher in fetchers:
+        fetcher.start()
+    for fetcher in fetchers:
+        fetcher.join()
+    assert [fetcher.exitcode for fetcher in fetchers] == [0] * 4
+    content.verify(registry.connect(bucket.config).fetch(name), name)
 
 
-def test_a_second_student_replaces_the_first_with_both_kept(tmp_path: Path) -> None:
-    first = run(tmp_path, stages(tmp_path))
-    second = run(tmp_path, stages(tmp_path, "b", champion={"id": first}), champion=first)
-    backend = registry.open(str(tmp_path / "registry"))
-    assert backend.champion() == second and backend.versions() == sorted([first, second])
-    assert backend.manifest(second)["verdict"]["champion"]["id"] == first
-    assert backend.rollback() == first
+def test_a_cache_that_cannot_be_used_is_named(bucket: Bucket, tmp_path: Path) -> None:
+    _, [name] = published(bucket, tmp_path, "a")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=rf"registry\.cache {tmp_path}/file/.*: cannot be used \(Not a directory\)"):
+        anew(bucket, tmp_path / "file").fetch(name)
 
 
-def refuse(tmp_path: Path, folders: dict[str, Path], match: str, champion: str = "") -> None:
-    with pytest.raises((RunStopped, InputError), match=match):
-        run(tmp_path, folders, champion)
-    backend = registry.open(str(tmp_path / "registry"))
-    assert (backend.versions(), backend.champion()) == ([], "")
-    assert not (tmp_path / "promotion" / "promotion.json").exists()
+@pytest.fixture
+def front(emulator: None, monkeypatch: Any) -> Iterator[Callable[[Callable[..., Any]], None]]:
+    """Puts a server of the test's own in front of the emulator."""
+    servers = []
+
+    def put(answer: Callable[..., Any]) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            def _handle(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                status, data, headers = answer(self, body)
+                self.send_response(status)
+                for name, value in headers.items():
+                    if name.lower() not in ("content-length", "transfer-encoding", "connection", "date"):
+                        self.send_header(name, value)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_GET = do_POST = do_DELETE = do_PUT = do_PATCH = _handle
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        servers.append(server)
+        Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_address[1]}")
+
+    yield put
+    for server in servers:
+        server.shutdown()
+        server.server_close()
 
 
-def test_only_a_promoting_verdict_promotes(tmp_path: Path) -> None:
-    folders = stages(tmp_path)
-    path = tmp_path / "verdict" / "verdict.json"
-    verdict = artifacts.read_json(path)
-    verdict["checks"][0]["passed"] = False
-    artifacts.write_json(path, verdict | {"outcome": "refused", "promoted": False})
-    refuse(tmp_path, folders, r"refused \(failed: enough_queries\), so there is nothing to promote")
+def test_a_write_whose_answer_was_lost_is_told_from_a_lost_race(bucket: Bucket, front: Any, tmp_path: Path) -> None:
+    backend, [first, second] = published(bucket, tmp_path, "a", "b")
+    target, lost = os.environ["STORAGE_EMULATOR_HOST"], []
 
+    def forward(request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes, Any]:
+        headers = {name: value for name, value in request.headers.items() if name.lower() != "host"}
+        asked = urllib.request.Request(target + request.path, body or None, headers, method=request.command)
+        try:
+            with urllib.request.urlopen(asked) as answer:
+                found = answer.status, answer.read(), dict(answer.headers)
+        except urllib.error.HTTPError as error:
+            return error.code, error.read(), {}
+        if request.command == "POST" and b"aliases/" in body and not lost:
+            lost.append(request.path)
+            return 503, b"{}", {}
+        return found
 
-def test_a_verdict_on_another_student_does_not_count(tmp_path: Path) -> None:
-    folders = stages(tmp_path)
-    refuse(tmp_path, folders | {"student": student(tmp_path, "b")}, "is about v.*, but the student is v")
-
-
-def test_a_verdict_over_another_champion_does_not_count(tmp_path: Path) -> None:
-    refuse(tmp_path, stages(tmp_path), "compares with no champion, expected v0", champion="v000000000000")
+    front(forward)
+    proxied = registry.connect(bucket.config)
+    proxied.move(CHAMPION, first, "")
+    assert lost and backend.alias(CHAMPION) == first and len(backend.history()) == 1
+    with pytest.raises(RunStopped, match="someone else moved it"):
+        proxied.move(CHAMPION, second, "")
 
 
 @pytest.mark.parametrize(
-    ("part", "file"),
-    [("student", "model.safetensors"), ("evaluation", "metrics.json"), ("traffic", "reference.parquet")],
+    ("status", "said"),
+    [
+        (401, "credentials .* run as a service account that has roles/storage.{}"),
+        (403, "access is denied .* grant roles/storage.{} on gs://"),
+        (404, "no bucket gs://benchmark, expected one"),
+    ],
 )
-def test_damaged_input_is_not_published(tmp_path: Path, part: str, file: str) -> None:
-    folders = stages(tmp_path)
-    path = folders[part] / file
-    path.write_bytes(path.read_bytes() + b" ")
-    refuse(tmp_path, folders, f"{path}: digest")
+def test_what_is_refused_is_said_with_what_to_grant(
+    bucket: Bucket, front: Any, tmp_path: Path, status: int, said: str
+) -> None:
+    promoted(bucket, tmp_path, "a")
+    front(lambda request, body: (status, b'{"error": {"message": "somebody has no access"}}', {"X": "y"}))
+    denied = anew(bucket, tmp_path / "fresh")
+    for ask in (denied.versions, denied.check, denied.history):
+        with pytest.raises(InputError, match=said.format("objectViewer")):
+            ask()
 
 
-def test_a_missing_report_is_named(tmp_path: Path) -> None:
-    folders = stages(tmp_path)
-    (tmp_path / "report" / "report.html").unlink()
-    refuse(tmp_path, folders, r"report\.html: no such file")
+def test_reading_and_looking_need_no_right_to_replace(bucket: Bucket, front: Any, tmp_path: Path) -> None:
+    backend, [first, second] = promoted(bucket, tmp_path, "a", "b")
+    target = os.environ["STORAGE_EMULATOR_HOST"]
+    made: list[str] = []
+
+    def viewer_and_creator(request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes, Any]:
+        if request.command != "GET" and ("ifGenerationMatch=0" not in request.path or b"looks/" not in body):
+            return 403, b'{"error": {"message": "no storage.objects.delete"}}', {}
+        made.append(request.command)
+        headers = {name: value for name, value in request.headers.items() if name.lower() != "host"}
+        asked = urllib.request.Request(target + request.path, body or None, headers, method=request.command)
+        try:
+            with urllib.request.urlopen(asked) as answer:
+                return answer.status, answer.read(), dict(answer.headers)
+        except urllib.error.HTTPError as error:
+            return error.code, error.read(), {}
+
+    front(viewer_and_creator)
+    reader = anew(bucket, tmp_path / "fresh")
+    assert reader.fetch(registry.resolve(reader, CHAMPION)).name == second
+    assert len(reader.history()) == 2 and reader.look(TEST_SET, first) == 1 == reader.look(TEST_SET, first)
+    assert "POST" in made
+    for change in (
+        lambda: reader.move(CHAMPION, first, second),
+        reader.rollback,
+        reader.check,
+        lambda: reader.publish(*make(tmp_path, "c")),
+    ):
+        with pytest.raises(InputError, match=r"access is denied .* grant roles/storage.objectUser on gs://benchmark"):
+            change()
+    assert backend.alias(CHAMPION) == second
 
 
-def test_someone_elses_promotion_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
-    folders = stages(tmp_path)
-    backend, [other] = promoted(tmp_path, "z")
-    with pytest.raises(RunStopped, match=f"champion is {other}, expected not set"):
-        run(tmp_path, folders)
-    assert backend.champion() == other
+def test_without_credentials_it_says_whose_are_needed(monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    with pytest.raises(InputError, match=r"no credentials .* a service account that has roles/storage.objectViewer on"):
+        registry.open("gs://shop/models").check()
+
+
+def test_the_promoter_is_another_identity(monkeypatch: Any, tmp_path: Path) -> None:
+    """Whoever runs this reads; what is written is written as the promoter."""
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    credentials = {"type": "authorized_user", "client_id": "x", "client_secret": "y", "refresh_token": "z"}
+    artifacts.write_json(tmp_path / "key.json", credentials)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    backend = registry.connect(Registry(uri="gs://shop/models", promoter="promoter@shop.iam.gserviceaccount.com"))
+    assert backend._writer._credentials.service_account_email == "promoter@shop.iam.gserviceaccount.com"
+    assert not hasattr(backend._reader._credentials, "service_account_email")

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks import registry as emulator
 from benchmarks import serving as benchmark
 from benchmarks.serving import Service
 from distilrank import cli, records, registry, trec
@@ -77,7 +78,7 @@ class Shop:
         return self.scorers[name].score_lists([body["query"]], [body["products"]])[0]
 
     def move(self, name: str) -> None:
-        self.backend.move(registry.CHAMPION, name, self.backend.champion())
+        self.backend.move(registry.CHAMPION, name, self.backend.alias(registry.CHAMPION))
 
 
 def contrasting(source: Path, target: Path) -> Path:
@@ -487,6 +488,28 @@ def test_a_version_that_scores_otherwise_than_when_it_was_promoted_is_refused(sh
     with pytest.raises(InputError, match=r"are off by 0\.0500 on average .* expected at most 0\.02"):
         watch.load(backend, name, settings)
     assert watch.load(backend, name, settings.model_copy(update={"tolerance": 0.06})).id == name
+
+
+def test_a_bucket_is_followed_like_a_folder(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a real server process that speaks Cloud Storage's protocol."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first, second = shop.versions[:2]
+    with emulator.serve():
+        uri = f"gs://{emulator.BUCKET}/shop"
+        backend = registry.open(uri)
+        followed = watch.Watch(Serving(registry=uri, backend="onnx", threads=1), Metrics())
+        asyncio.run(followed.look())
+        assert followed.current is None and "no champion yet" in str(followed.problem)
+        for before, name in (("", first), (first, second)):
+            backend.publish(Path(shop.uri) / "versions" / name, name)
+            backend.move(registry.CHAMPION, name, before)
+            asyncio.run(followed.look())
+            assert followed.problem is None and followed.current is not None and followed.current.id == name
+        served = followed.current
+        asyncio.run(followed.look())
+        assert followed.current is served
+    [scores] = served.scorer.score_lists([REQUESTS[0]["query"]], [REQUESTS[0]["products"]])
+    np.testing.assert_allclose(scores, shop.scores(second, REQUESTS[0]), atol=CLOSE)
 
 
 def test_with_torch_scores_are_in_fp32_too(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,7 @@ def render(
     teacher: str = "",
     licence: str = "",
     evaluation: Mapping[str, Any] | None = None,
+    verdict: Mapping[str, Any] | None = None,
 ) -> str:
     """The card of the student in `folder`, Markdown.
 
@@ -75,6 +76,7 @@ def render(
         teacher: reference of the pretrained model that its teacher began as; empty: not known.
         licence: of the pretrained model that it began as, see `read_licence`; empty: not known.
         evaluation: the `metrics.json` of the evaluate stage; None: the student has not been tested yet.
+        verdict: the gate's `verdict.json`; None: it has not been decided on yet.
 
     Raises:
         InputError: one of the files is missing or damaged.
@@ -93,6 +95,7 @@ def render(
                 _purpose(),
                 _training(base, teacher, record),
                 _measured(dev, evaluation),
+                *([_promotion(verdict)] if verdict else []),
                 _calibration(description["calibration"]),
                 *([_files(parity)] if parity else []),
                 _licence(base, licence),
@@ -195,7 +198,7 @@ is not meant for decisions about people."""
 
 def _training(base: str, teacher: str, record: Mapping[str, Any]) -> str:
     settings = {name: value for name, value in record["config"].items() if name not in ("model", "text")}
-    knobs = "\n".join(f"| {name} | {_plain(value)} |" for name, value in _flat(settings).items())
+    knobs = "\n".join(f"| {name} | {_plain(value)} |" for name, value in flatten(settings).items())
     digests = "\n".join(f"| {name} | `{digest}` |" for name, digest in record["inputs"].items())
     return f"""## How it was trained
 
@@ -214,11 +217,11 @@ What it was made from, by SHA-256; the records of the run tell what each is:
 {digests}"""
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Settings by dotted name."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        found |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return found
 
 
@@ -252,6 +255,18 @@ On test, judged queries that nothing was chosen by:
 Protocol:
 
 {protocol}"""
+
+
+def _promotion(verdict: Mapping[str, Any]) -> str:
+    champion, override = verdict["champion"], verdict.get("override")
+    checks, failed = verdict["checks"], [check for check in verdict["checks"] if not check["passed"]]
+    before = f"in place of `{champion['id']}`" if champion else "as the first of its registry"
+    said = [f"## Promotion\n\nIt was promoted {before}: {len(checks) - len(failed)} of {len(checks)} checks passed."]
+    if override:
+        said.append(f"These did not, and were overridden by {override['by']} until {override['until']}:")
+        said.append("\n".join(f"- {check['name']}: {check['detail']}" for check in failed))
+        said.append(f"The reason given: {override['reason']}")
+    return "\n\n".join(said)
 
 
 def _calibration(fitted: Mapping[str, Any]) -> str:

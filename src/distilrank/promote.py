@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from distilrank import artifacts, model_card, progress
+from distilrank import __version__, artifacts, model_card, progress
 from distilrank import registry as registries
 from distilrank.config import Registry
 from distilrank.errors import InputError, RunStopped
 
-LINEAGE = ("data", "code")
-"""Digests that only the wiring knows, and that every version must tell."""
+LINEAGE = ("name", "data", "code", "images")
+"""What only the wiring knows of a run, and what every version must tell: its name, digests, and where it ran."""
+SECTIONS = ("data", "window", "preflight", "compute")
+"""Of the configuration that preflight records; each other section is in the record of its own stage."""
+KNOWN = ("champion", "anchor", "data_digest", "code_digest")
+"""Of what preflight resolved: it comes by another way."""
 
 
 def promote(
     config: Registry,
     *,
+    preflight: Path,
     profile: Path,
     teacher: Path,
     student: Path,
@@ -27,58 +33,82 @@ def promote(
     verdict: Path,
     report: Path,
     traffic: Path,
+    label: Mapping[str, Any],
     champion: str,
-    lineage: dict[str, Any],
+    anchor: str,
+    lineage: Mapping[str, Any],
     output: Path,
 ) -> str:
     """Publish the student with its evidence and make it the champion; repeating a promotion changes nothing.
 
-    A student that is published already (its promotion was killed half-way, or rolled back later) is not published
-    again: the version keeps the evidence of its first time.
+    A student that is published already (its promotion was killed half-way, say) is not published again: the version
+    keeps the evidence of its first time. The first to be promoted becomes the anchor too.
 
     Args:
+        preflight: folder with the record of that stage, which has the window and where the data came from.
         profile: folder with the record of the prepare stage.
         teacher, student, evaluation, drift, traffic: the sealed folders of those stages.
         verdict: folder with the gate's `verdict.json` on this student.
         report: folder with `report.html`.
+        label: the section of the configuration; that stage's shards have no folder here.
         champion: the version that the verdict compared with and that the alias must still name; empty: none.
-        lineage: `data` and `code`, the digests that the preflight gave, and what else is worth keeping (the run's
-            name, say); stored in the manifest.
+        anchor: the version that the verdict also compared with; empty: none.
+        lineage: `name` of the run, `data` and `code`, the digests that the preflight gave, `images`, the reference
+            of each image, and what else is worth keeping.
         output: folder for `promotion.json`.
 
     Returns:
         The version's id.
 
     Raises:
-        RunStopped: the verdict does not promote this very student over this champion, or the alias has moved.
+        RunStopped: the verdict does not promote this very student over these versions, the alias has moved, or the
+            student was in use and was rolled back.
         InputError: an input is damaged or incomplete, or the registry cannot be written.
     """
     folders = {"teacher": teacher, "student": student, "evaluation": evaluation, "drift": drift, "traffic": traffic}
     with artifacts.stage("promote", output, config=config) as record:
         digests = {name: artifacts.sealed_digest(folder) for name, folder in folders.items()}
-        record.inputs |= {**digests, "champion": champion}
-        lacking = [name for name in LINEAGE if name not in lineage]
+        record.inputs |= {**digests, "champion": champion, "anchor": anchor}
+        lacking = [name for name in LINEAGE if not lineage.get(name)]
         if lacking:
             raise InputError(f"lineage: {lacking[0]!r} is missing; it has {', '.join(sorted(lineage)) or 'nothing'}")
         version = registries.version_id(artifacts.verify(student))
         decision = artifacts.read_json(verdict / "verdict.json")
-        _insist(decision, version, champion, verdict / "verdict.json")
+        _insist(decision, version, champion, anchor, verdict / "verdict.json")
 
-        backend = registries.open(config.uri)
+        backend = registries.connect(config)
+        taken_back = rolled_back(backend.history(), version)
+        if taken_back is not None:
+            raise RunStopped(
+                f"registry {backend.uri}: {version} was the champion and was rolled back on {taken_back['since']} by "
+                f"{taken_back['by']} ({taken_back['reason'] or 'no reason given'}), so no run promotes it again; "
+                f"`distilrank registry promote {version} --reason TEXT` does"
+            )
         published_now = version not in backend.versions()
         if published_now:
             artifacts.verify(evaluation, only=["metrics.json", "traffic_scores/reference.parquet"])
             artifacts.verify(drift, only=["drift.html"])
             artifacts.verify(traffic, only=["reference.parquet"])
             recorded = {
+                "preflight": preflight,
                 "prepare": profile,
                 "teacher": teacher,
                 "student": student,
                 "evaluate": evaluation,
                 "drift": drift,
                 "gate": verdict,
+                "report": report,
             }
             stages = {name: _record(folder) for name, folder in recorded.items()}
+            given = stages["preflight"]["config"]
+            resolved = artifacts.read_json(preflight / artifacts.RECORD)["facts"]
+            stages["preflight"]["config"] = {name: given[name] for name in SECTIONS if name in given}
+            stages["label"] = {"config": dict(label), "inputs": {"teacher": digests["teacher"]}}
+            metrics = artifacts.read_json(evaluation / "metrics.json")
+            models = {
+                "student": artifacts.read_json(student / "distilrank.json")["base"],
+                "teacher": artifacts.read_json(teacher / "distilrank.json")["base"],
+            }
             with tempfile.TemporaryDirectory() as scratch:
                 content = Path(scratch)
                 _link(student, content / "student")
@@ -91,62 +121,124 @@ def promote(
                     ("traffic/reference_scores.parquet", evaluation / "traffic_scores" / "reference.parquet"),
                 ):
                     _link(source, content / name)
+                card = model_card.render(
+                    student,
+                    stages["student"],
+                    teacher=models["teacher"],
+                    licence=model_card.read_licence(student),
+                    evaluation=metrics,
+                    verdict=decision,
+                )
+                artifacts.write_text(content / model_card.FILE, card)  # that of the student itself knows dev only
                 manifest = {
                     "id": version,
                     "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                     "digests": {
-                        **{name: lineage[name] for name in LINEAGE},
+                        "data": lineage["data"],
+                        "code": lineage["code"],
                         "configuration": artifacts.digest_json({name: stages[name]["config"] for name in stages}),
                         **digests,
                         "report": artifacts.digest_file(report / "report.html"),
                     },
-                    "models": {
-                        "student": artifacts.read_json(student / "distilrank.json")["base"],
-                        "teacher": artifacts.read_json(teacher / "distilrank.json")["base"],
-                    },
-                    "metrics": artifacts.read_json(evaluation / "metrics.json")["systems"]["student"],
+                    "models": models,
+                    "metrics": metrics["systems"]["student"],
                     "verdict": decision,
-                    "lineage": {**lineage, "stages": stages},
+                    "lineage": {
+                        **lineage,
+                        "release": __version__,
+                        "parents": {"champion": champion, "anchor": anchor},
+                        "resolved": {name: value for name, value in resolved.items() if name not in KNOWN},
+                        "stages": stages,
+                    },
+                    "files": _files(content),
                 }
-                card = model_card.render(
-                    student,
-                    stages["student"],
-                    teacher=manifest["models"]["teacher"],
-                    licence=model_card.read_licence(student),
-                    evaluation=artifacts.read_json(evaluation / "metrics.json"),
-                )
-                artifacts.write_text(content / model_card.FILE, card)  # that of the student itself knows dev only
                 artifacts.write_json(content / "manifest.json", manifest)
                 backend.publish(content, version)
         else:
-            backend.fetch(version)
+            backend.verify(version)
             progress.announce("promote", "note", f"{version} is in the registry already and stays as it was published")
-        backend.move(registries.CHAMPION, version, expected=champion)
+        backend.move(registries.CHAMPION, version, expected=champion, reason=_reason(decision))
+        _set_anchor(backend, version)
         artifacts.write_json(
             output / "promotion.json",
-            {"version": version, "previous": champion, "registry": config.uri, "outcome": decision["outcome"]},
+            {
+                "version": version,
+                "previous": champion,
+                "anchor": backend.alias(registries.ANCHOR),
+                "registry": config.uri,
+                "outcome": decision["outcome"],
+            },
         )
         record.facts.update(version=version, published_now=published_now)
         progress.announce("promote", "note", f"champion: {version}, before: {champion or 'none'}, in {config.uri}")
         return version
 
 
-def _insist(decision: dict[str, Any], version: str, champion: str, path: Path) -> None:
-    """Stop unless `decision` is to promote `version` over `champion`."""
+def rolled_back(history: Iterable[Mapping[str, Any]], version: str) -> Mapping[str, Any] | None:
+    """The record by which `version` stopped being the champion, if a rollback took it out of use and nobody has
+    put it back since; else None.
+
+    A gate would pass such a student again each time that a run makes it, the champion before it being worse by
+    every measure; whoever rolled back knew something that the measures do not show.
+
+    Args:
+        history: of the registry, oldest first.
+    """
+    latest = None
+    for record in history:
+        if record["alias"] == registries.CHAMPION and version in (record["version"], record["previous"]):
+            latest = record if record["action"] == "rollback" and record["previous"] == version else None
+    return latest
+
+
+def _set_anchor(backend: registries.Backend, version: str) -> None:
+    """Make the first champion the anchor, which later ones are compared with however many promotions lie between."""
+    if backend.alias(registries.ANCHOR):
+        return
+    try:
+        backend.move(registries.ANCHOR, version, expected="", reason="the first champion")
+    except RunStopped as error:  # someone set one in the meantime, which is as good
+        progress.announce("promote", "note", str(error))
+
+
+def _insist(decision: Mapping[str, Any], version: str, champion: str, anchor: str, path: Path) -> None:
+    """Stop unless `decision` is to promote `version` over `champion` and `anchor`."""
     if not decision["promoted"]:
         failed = ", ".join(check["name"] for check in decision["checks"] if not check["passed"])
         raise RunStopped(f"{path}: {decision['outcome']} (failed: {failed}), so there is nothing to promote")
     if decision["candidate"]["id"] != version:
         raise RunStopped(f"{path}: is about {decision['candidate']['id']}, but the student is {version}")
-    judged = decision["champion"]["id"] if decision["champion"] else ""
-    if judged != champion:
-        raise RunStopped(f"{path}: compares with {judged or 'no champion'}, expected {champion or 'no champion'}")
+    for name, expected in (("champion", champion), ("anchor", anchor)):
+        judged = decision[name]["id"] if decision.get(name) else ""
+        if judged != expected:
+            raise RunStopped(f"{path}: compares with {judged or f'no {name}'}, expected {expected or f'no {name}'}")
+
+
+def _reason(decision: Mapping[str, Any]) -> str:
+    """What the registry's history says of a promotion: nothing, or who set which checks aside."""
+    override = decision.get("override")
+    if not override:
+        return ""
+    failed = ", ".join(check["name"] for check in decision["checks"] if not check["passed"])
+    return f"override by {override['by']} until {override['until']}: {override['reason']} (failed: {failed})"
 
 
 def _record(folder: Path) -> dict[str, Any]:
     """What a stage was given, from its own record."""
     record = artifacts.read_json(folder / artifacts.RECORD)
     return {"config": record["config"], "inputs": record["inputs"]}
+
+
+def _files(content: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of each file of a version, so that two versions can be compared without their bytes."""
+    student = artifacts.read_json(content / "student" / artifacts.SEAL)["files"]
+    known = {f"student/{name}": digest for name, digest in student.items()}
+    paths = sorted(path for path in content.rglob("*") if path.is_file())
+    names = {path.relative_to(content).as_posix(): path for path in paths}
+    return {
+        name: {"bytes": path.stat().st_size, "digest": known.get(name) or artifacts.digest_file(path)}
+        for name, path in names.items()
+    }
 
 
 def _link(source: Path, target: Path) -> None:

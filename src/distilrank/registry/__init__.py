@@ -1,8 +1,9 @@
-"""Where promoted students live: immutable versions, and the alias `champion` that names the one in use.
+"""Where promoted students live: immutable versions, and aliases such as `champion` that name those in use.
 
 A version is a folder: `student/` (what was promoted), `metrics.json`, `verdict.json`, `report.html`, `drift.html`
-(why), `traffic/reference.parquet` with `traffic/reference_scores.parquet` (what monitoring compares with), and
-`manifest.json` (what it was made from). Its id comes from the student's bytes.
+(why), `traffic/reference.parquet` with `traffic/reference_scores.parquet` (what monitoring compares with),
+`manifest.json` (what it was made from) and `digest.json` (the SHA-256 of every file). Its id comes from the student's
+bytes. Every move of an alias is a record; the records of an alias form a chain.
 """
 
 from __future__ import annotations
@@ -10,15 +11,20 @@ from __future__ import annotations
 import importlib
 import re
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+from distilrank.config import Registry
 from distilrank.errors import InputError
 
 CHAMPION = "champion"
-BACKENDS = {"": "local", "file": "local"}
+"""The version in use."""
+ANCHOR = "anchor"
+"""The version that every candidate is compared with, however often the champion changes."""
+BACKENDS = {"": "local", "file": "local", "gs": "gcs"}
 """Module of this package for each scheme of a registry's URI; a plain path has none."""
 
 _VERSION = re.compile(r"v[0-9a-f]{12}")
+_ALIAS = re.compile(r"[a-z][a-z0-9-]{0,40}")
 
 
 class Backend(Protocol):
@@ -26,14 +32,20 @@ class Backend(Protocol):
 
     uri: str
 
-    def champion(self) -> str:
-        """The version in use; empty: none has been promoted yet."""
+    def alias(self, name: str) -> str:
+        """The version that alias `name` points to; empty: it was never set."""
+
+    def aliases(self) -> dict[str, str]:
+        """The version of every alias, by name, sorted."""
 
     def versions(self) -> list[str]:
         """Ids of all complete versions, sorted."""
 
     def manifest(self, version: str) -> dict[str, Any]:
-        """What `version` says of itself."""
+        """What `version` says of itself, its bytes verified."""
+
+    def location(self, version: str) -> str:
+        """URI of the folder of `version`."""
 
     def fetch(self, version: str) -> Path:
         """A local folder with `version`, every byte of it verified; read only."""
@@ -41,42 +53,99 @@ class Backend(Protocol):
     def publish(self, folder: Path, version: str) -> None:
         """Add the content of `folder` as `version`; a no-op where that very content is there already."""
 
-    def move(self, alias: str, version: str, expected: str) -> None:
+    def move(self, alias: str, version: str, expected: str, *, action: str = "promote", reason: str = "") -> None:
         """Point `alias` to `version`, provided that it points to `expected` (empty: to nothing) at that moment.
 
         Repeating a move that has succeeded is a no-op.
+
+        Args:
+            action: what the history calls it, `promote` or `move`.
+            reason: why, for the history.
 
         Raises:
             RunStopped: the alias points elsewhere; nothing has changed.
         """
 
-    def rollback(self) -> str:
-        """Take back the champion's promotion; returns the version in use before it, now in use again.
+    def rollback(self, alias: str = CHAMPION, reason: str = "") -> str:
+        """Take back the latest move of `alias`; returns the version that it pointed to before, and does again.
 
-        A second rollback goes one promotion further back.
+        A second rollback goes one move further back.
 
         Raises:
-            InputError: there is no earlier champion, or it is damaged; nothing has changed.
+            InputError: there is no earlier version, or it is damaged; nothing has changed.
+            RunStopped: someone else moved the alias meanwhile.
         """
 
     def history(self) -> list[dict[str, Any]]:
-        """Every promotion and rollback, oldest first: `alias`, `action`, `version`, `previous`, `since`, `by`."""
+        """Every move and rollback of every alias, oldest first.
+
+        Keys: `alias`, `action` (promote, move or rollback), `version`, `previous`, `since`, `by`, `reason`; `number`
+        (of the alias's records, from 1), `content` (digest of the version's `digest.json`), `before` (digest of the
+        alias's record before), `token` (unique), `digest` (of the record itself).
+
+        Raises:
+            InputError: a record is damaged or missing.
+        """
+
+    def look(self, test_set: str, candidate: str) -> int:
+        """Note that `candidate` (a version id) was measured on a test set; a repeated look counts once.
+
+        Args:
+            test_set: the test set's digest, hexadecimal.
+
+        Returns:
+            How many candidates have looked at this test set, this one included.
+        """
+
+    def collect(self, keep: int, *, dry_run: bool) -> list[str]:
+        """Remove versions that nothing needs any more, and return their ids.
+
+        What stays: whatever an alias points to or pointed to in the last `keep` records of its history, and whatever
+        was published less than a day ago: its alias may be about to move.
+        """
+
+    def verify(self, version: str) -> None:
+        """Check every byte of `version` where it is stored, and against every record that names it.
+
+        Raises:
+            InputError: naming the file that is damaged.
+        """
 
     def check(self) -> None:
         """Make sure that a version could be published, before any expensive work."""
 
 
 def open(uri: str) -> Backend:
-    """The registry at `uri`: a local folder, as a path or `file://`. Nothing is read or made yet.
+    """The registry at `uri`: a local folder, as a path or `file://`, or `gs://BUCKET/PREFIX`. Nothing is read yet.
 
     Raises:
         InputError: there is no backend for the URI's scheme.
     """
-    scheme = uri.partition("://")[0] if "://" in uri else ""
+    return _open(Registry.model_construct(uri=uri))
+
+
+def connect(config: Registry) -> Backend:
+    """The registry that `config` describes, with all that it says beyond the URI. Nothing is read yet.
+
+    Raises:
+        InputError: as `open`.
+    """
+    backend = _open(config)
+    if not config.mirror:
+        return backend
+    mirrors = importlib.import_module("distilrank.registry.mirror")  # it needs this module
+    return cast(Backend, mirrors.open(backend, config))
+
+
+def _open(config: Registry) -> Backend:
+    scheme = config.uri.partition("://")[0] if "://" in config.uri else ""
     if scheme not in BACKENDS:
-        raise InputError(f"registry {uri!r}: no backend for {scheme}://, expected a local folder (a path, or file://)")
+        raise InputError(
+            f"registry {config.uri!r}: no backend for {scheme}://, expected a local folder (a path, or file://) "
+            "or gs://BUCKET/PREFIX"
+        )
     module = importlib.import_module(f"distilrank.registry.{BACKENDS[scheme]}")
-    return module.open(uri)
+    return cast(Backend, module.open(config))
 
 
 def version_id(student_digest: str) -> str:
@@ -89,16 +158,24 @@ def is_version_id(text: str) -> bool:
     return _VERSION.fullmatch(text) is not None
 
 
+def is_alias(text: str) -> bool:
+    """Whether `text` may name an alias: lower-case letters, digits and hyphens, and no version's id."""
+    return _ALIAS.fullmatch(text) is not None and not is_version_id(text)
+
+
 def resolve(backend: Backend, name: str) -> str:
-    """The version id that `name` stands for: an id, or `champion`.
+    """The version id that `name` stands for: an id, or an alias.
 
     Raises:
-        InputError: the registry has no such version, or no champion yet.
+        InputError: the registry has no such version, or no such alias yet.
     """
-    version = backend.champion() if name == CHAMPION else name
-    if not version:
+    version = backend.alias(name) if is_alias(name) else name
+    if not version and name == CHAMPION:
         raise InputError(f"registry {backend.uri}: no champion yet; a promoted run makes one")
-    if version not in backend.versions():
-        known = ", ".join(backend.versions()) or "none"
-        raise InputError(f"registry {backend.uri}: no version {version!r}; it has: {known}")
+    known = backend.versions()
+    if not version:
+        listed = ", ".join([*backend.aliases(), *known]) or "nothing"
+        raise InputError(f"registry {backend.uri}: no alias {name!r}; it has: {listed}")
+    if version not in known:
+        raise InputError(f"registry {backend.uri}: no version {version!r}; it has: {', '.join(known) or 'none'}")
     return version

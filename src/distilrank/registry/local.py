@@ -1,22 +1,20 @@
 """A registry in a folder, which may be a volume that several machines mount.
 
-    versions/<id>/          immutable; renamed into place whole, so what is there is complete
-    aliases/champion.json   the alias: its latest record
-    history.jsonl           every record of every alias, a line each
-    .lock                   held while anything of the above changes
+    versions/<id>/      immutable; renamed into place whole, so what is there is complete
+    aliases/, history/, looks/      see ledger
+    .lock               held while anything of the above changes
 
-Whoever is killed leaves at most a hidden `*.partial`, which nobody reads and a later publish removes.
+Files and folders are on the disk before they take their name. Whoever is killed leaves at most a hidden `*.partial`,
+which nobody reads and a later publish removes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import getpass
-import json
+import itertools
 import os
 import shutil
-import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -24,37 +22,35 @@ from pathlib import Path
 from typing import Any
 
 from distilrank import artifacts
-from distilrank.errors import InputError, RunStopped
-from distilrank.registry import CHAMPION, is_version_id, version_id
+from distilrank.config import Registry
+from distilrank.errors import InputError
+from distilrank.registry import CHAMPION, Backend, content, is_version_id
+from distilrank.registry.ledger import Ledger
 
 STALE_SECONDS = 24 * 3600
 """Age from which a `*.partial` counts as left over; publishing takes minutes."""
 
 
-def open(uri: str) -> Local:
-    """The registry in the folder `uri`.
+def open(config: Registry) -> Backend:
+    """The registry in the folder `config.uri`.
 
     Raises:
-        InputError: `uri` names no folder.
+        InputError: it names no folder.
     """
-    path = uri.removeprefix("file://")
+    path = config.uri.removeprefix("file://")
     if not path.strip():
-        raise InputError(f"registry {uri!r}: expected the path of a folder")
+        raise InputError(f"registry {config.uri!r}: expected the path of a folder")
     return Local(Path(path).expanduser().absolute())
 
 
-class Local:
+class Local(Ledger):
     """See registry.Backend for the contract."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.uri = root, str(root)
         self._versions = root / "versions"
-        self._history = root / "history.jsonl"
 
-    # Reading ------------------------------------------------------------------------------------------------------
-
-    def champion(self) -> str:
-        return self._record(CHAMPION).get("version", "")
+    # Versions -----------------------------------------------------------------------------------------------------
 
     def versions(self) -> list[str]:
         if not self._versions.is_dir():
@@ -62,18 +58,20 @@ class Local:
         return sorted(path.name for path in self._versions.iterdir() if is_version_id(path.name) and path.is_dir())
 
     def manifest(self, version: str) -> dict[str, Any]:
-        return artifacts.read_json(self._folder(version) / "manifest.json")
+        folder = self._folder(version)
+        artifacts.verify(folder, only=[content.MANIFEST])
+        return artifacts.read_json(folder / content.MANIFEST)
+
+    def location(self, version: str) -> str:
+        return str(self._versions / version)
 
     def fetch(self, version: str) -> Path:
         folder = self._folder(version)
-        _verify(folder, version)
+        self._insist(version, content.verify(folder, version), self._heads())
         return folder
 
-    def history(self) -> list[dict[str, Any]]:
-        records = self._logged()
-        return records + self._unlogged(records)
-
-    # Changing -----------------------------------------------------------------------------------------------------
+    def verify(self, version: str) -> None:
+        self._insist(version, content.verify(self._folder(version), version), self.history())
 
     def publish(self, folder: Path, version: str) -> None:
         if not is_version_id(version):
@@ -81,65 +79,101 @@ class Local:
         target = self._versions / version
         # The copy takes over its source's age, so it is this folder around it that tells how old the attempt is.
         partial = self._versions / f".{version}.{uuid.uuid4().hex[:8]}.partial"
-        with _storage(self.root):
-            self._versions.mkdir(parents=True, exist_ok=True)
+        with self._storage():
+            _make(self._versions)
             self._remove_stale()
             try:
                 partial.mkdir()
                 copy = Path(shutil.copytree(folder, partial / version))
-                artifacts.seal(copy)
-                _verify(copy, version)
-                with self._lock():
+                content.seal(copy)
+                content.verify(copy, version)
+                _flush(copy)
+                with self._changing():
                     if not target.exists():
                         copy.rename(target)
-                    elif (differing := _differing(copy, target)) is not None:
+                        _sync(self._versions)
+                        return
+                    ours, theirs = (content.read_seal(one)["files"] for one in (copy, target))
+                    if (name := content.differing(ours, theirs)) is not None:
                         raise InputError(
-                            f"{target / differing}: version {version} is published already, with other content; "
+                            f"{target / name}: version {version} is published already, with other content; "
                             f"versions never change"
                         )
+                    self._claim(version)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
 
-    def move(self, alias: str, version: str, expected: str) -> None:
-        self._folder(version)
-        with _storage(self.root), self._lock():
-            record = self._record(alias)
-            current = record.get("version", "")
-            if current == version and expected in (version, record["previous"]):
-                return
-            if current != expected:
-                raise RunStopped(
-                    f"registry {self.uri}: {alias} is {current or 'not set'}, expected {expected or 'not set'}; "
-                    f"someone else moved it meanwhile, so it stays and {version} is not promoted"
-                )
-            self._set(alias, "promote", version, previous=current)
-
-    def rollback(self) -> str:
-        with _storage(self.root), self._lock():
-            current = self.champion()
-            # Promotions stack up and a rollback takes the top one off, so a second rollback goes further back.
-            stack: list[str] = []
-            for record in self.history():
-                if record["alias"] == CHAMPION and record["action"] == "promote":
-                    stack = [*stack, record["version"]] if record["previous"] else [record["version"]]
-                elif record["alias"] == CHAMPION:
-                    stack = stack[:-1]
-            if not current:
-                raise InputError(f"registry {self.uri}: no champion yet, so there is nothing to roll back")
-            if len(stack) < 2:
-                raise InputError(f"registry {self.uri}: {current} is the first champion, nothing to roll back to")
-            target = stack[-2]
-            self.fetch(target)
-            self._set(CHAMPION, "rollback", target, previous=current)
-            return target
-
     def check(self) -> None:
-        with _storage(self.root):
-            self._versions.mkdir(parents=True, exist_ok=True)
+        with self._storage():
+            _make(self._versions)
             probe = self._versions / f".{uuid.uuid4().hex[:8]}.partial"
             probe.write_text("writable\n", encoding="utf-8")
             probe.unlink()
-        self.champion()
+        self.alias(CHAMPION)
+
+    # What the ledger asks for -------------------------------------------------------------------------------------
+
+    def _place(self, name: str) -> str:
+        return str(self.root / name)
+
+    def _read(self, name: str) -> tuple[bytes, Any] | None:
+        with self._storage():
+            try:
+                data = (self.root / name).read_bytes()
+            except FileNotFoundError:
+                return None
+            return data, data
+
+    def _write(self, name: str, data: bytes, token: Any) -> bool:
+        path = self.root / name
+        found = self._read(name)  # nobody else writes: _changing keeps them out
+        if (found[1] if found else None) != token:
+            return False
+        _make(path.parent)
+        with artifacts.replacing(path) as handle:
+            handle.write(data)
+        _sync(path.parent)
+        return True
+
+    def _names(self, folder: str) -> list[str]:
+        with self._storage():
+            try:
+                return sorted(path.name for path in (self.root / folder).iterdir() if not path.name.startswith("."))
+            except FileNotFoundError:
+                return []
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        with self._storage():
+            _make(self.root)
+            # flock, not lockf: it also keeps threads of one process apart, and closing another handle does not drop it.
+            with (self.root / ".lock").open("a") as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+                yield
+
+    def _claim(self, version: str) -> str:
+        folder = self._folder(version)
+        digest = content.read_seal(folder)["digest"]
+        os.utime(folder / artifacts.SEAL)
+        return digest
+
+    def _ages(self) -> dict[str, tuple[float, Any]]:
+        now = time.time()
+        seals = {version: self._versions / version / artifacts.SEAL for version in self.versions()}
+        # A version without a seal is damaged: somebody should see it.
+        return {
+            version: (now - seal.stat().st_mtime if seal.exists() else 0.0, None) for version, seal in seals.items()
+        }
+
+    def _remove(self, version: str, known: Any) -> bool:
+        partial = self._versions / f".{version}.{uuid.uuid4().hex[:8]}.partial"
+        (self._versions / version).rename(partial)
+        _sync(self._versions)
+        shutil.rmtree(partial, ignore_errors=True)  # it looks stale already, so a publisher may be at it too
+        return True
+
+    def _sweep(self) -> None:
+        self._remove_stale()
 
     # Parts --------------------------------------------------------------------------------------------------------
 
@@ -150,105 +184,42 @@ class Local:
             raise InputError(f"registry {self.uri}: no version {version!r}; it has: {known}")
         return folder
 
-    def _record(self, alias: str) -> dict[str, Any]:
-        """The latest record of `alias`; empty where it was never set."""
-        path = self.root / "aliases" / f"{alias}.json"
-        if not path.exists():
-            return {}
-        record = artifacts.read_json(path)
-        if not isinstance(record, dict) or not is_version_id(str(record.get("version"))):
-            raise InputError(f"{path}: got {record!r}, expected a record with a version")
-        return record
-
-    def _set(self, alias: str, action: str, version: str, previous: str) -> None:
-        """Point `alias` to `version` and log it. The lock is held."""
-        self._complete_log()
-        record = {
-            "alias": alias,
-            "action": action,
-            "version": version,
-            "previous": previous,
-            "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "by": _who(),
-        }
-        artifacts.write_json(self.root / "aliases" / f"{alias}.json", record)
-        self._append(record)
-
-    def _complete_log(self) -> None:
-        """Repair what a kill left: half a line at the log's end, or an alias that moved without a line."""
-        if self._history.exists():
-            text = self._history.read_bytes()
-            if not text.endswith(b"\n"):
-                os.truncate(self._history, text.rfind(b"\n") + 1)
-        for record in self._unlogged(self._logged()):
-            self._append(record)
-
-    def _unlogged(self, logged: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        # An alias moves before its record is logged, so a kill in between leaves the log one record short.
-        latest = {record["alias"]: record for record in logged}
-        aliases = sorted(path.stem for path in (self.root / "aliases").glob("[!.]*.json"))
-        return [record for record in map(self._record, aliases) if record != latest.get(record["alias"])]
-
-    def _append(self, record: dict[str, Any]) -> None:
-        with self._history.open("a", encoding="utf-8") as log:
-            log.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-    def _logged(self) -> list[dict[str, Any]]:
-        try:
-            text = self._history.read_bytes()
-        except FileNotFoundError:
-            return []
-        records = []
-        for number, line in enumerate(text.split(b"\n")[:-1], start=1):  # what follows the last break is half a line
-            try:
-                records.append(json.loads(line))
-            except (json.JSONDecodeError, UnicodeDecodeError):
-                raise InputError(f"{self._history}: line {number} is not JSON ({line[:60]!r})") from None
-        return records
-
     def _remove_stale(self) -> None:
-        for folder in (self._versions, self.root / "aliases"):
-            for path in folder.glob(".*.partial"):
-                with contextlib.suppress(FileNotFoundError):  # another publisher may be removing it too
-                    if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        folders = ("versions", "aliases", "history/*", "looks/*")
+        for path in itertools.chain.from_iterable(self.root.glob(f"{folder}/.*.partial") for folder in folders):
+            with contextlib.suppress(FileNotFoundError):  # another publisher may be removing it too
+                if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        self.root.mkdir(parents=True, exist_ok=True)
-        # flock, not lockf: it also keeps threads of one process apart, and closing another handle does not drop it.
-        with (self.root / ".lock").open("a") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+    def _storage(self) -> Iterator[None]:
+        """Turn what the file system refuses into one line."""
+        try:
             yield
+        except OSError as error:
+            place, reason = error.filename or self.root, error.strerror or " ".join(str(error).split())[:200]
+            raise InputError(f"registry {self.root}: cannot use {place} ({reason})") from error
 
 
-@contextlib.contextmanager
-def _storage(root: Path) -> Iterator[None]:
-    """Turn what the file system refuses into one line."""
+def _sync(path: Path) -> None:
+    """Make sure that a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        yield
-    except OSError as error:
-        place, reason = error.filename or root, error.strerror or " ".join(str(error).split())[:200]
-        raise InputError(f"registry {root}: cannot use {place} ({reason})") from error
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
-def _verify(folder: Path, version: str) -> None:
-    """Check every byte of a version, and that its student is the one that its id stands for."""
-    artifacts.verify(folder)
-    digest = artifacts.verify(folder / "student")
-    if version_id(digest) != version:
-        raise InputError(f"{folder / 'student'}: is version {version_id(digest)}, expected {version}")
+def _flush(folder: Path) -> None:
+    """Make sure that a folder and all below it are on the disk."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        _sync(path)
+    _sync(folder)
 
 
-def _differing(left: Path, right: Path) -> str | None:
-    """The first file in which two sealed folders differ, or None."""
-    ours, theirs = (artifacts.read_json(folder / artifacts.SEAL)["files"] for folder in (left, right))
-    return next((name for name in sorted(ours | theirs) if ours.get(name) != theirs.get(name)), None)
-
-
-def _who() -> str:
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container may run under a user that has no name
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
+def _make(folder: Path) -> None:
+    """Make a folder whose name is on the disk when this returns."""
+    if not folder.is_dir():
+        _make(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync(folder.parent)

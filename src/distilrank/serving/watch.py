@@ -101,7 +101,7 @@ class Watch:
         """Load what the alias points to now, unless that is served already or failed a moment ago."""
         wanted: str | None = None
         try:
-            wanted = await asyncio.to_thread(registries.resolve, self.backend, self.settings.model)
+            wanted = await asyncio.to_thread(self._wanted)
             if self.current is None or self.current.id != wanted:
                 if wanted == self.failing and time.monotonic() < self._again:
                     return
@@ -113,6 +113,13 @@ class Watch:
         except Exception as error:  # whatever a version makes a library do, the old one must go on serving
             log.exception("version %s cannot be loaded", wanted)
             self._fail(wanted, f"{type(error).__name__}, see the log")
+
+    def _wanted(self) -> str:
+        """The version to serve. That nothing has changed is known by one small read, wherever the registry is."""
+        now = self.current.id if self.current else None
+        if now and now == (self.backend.alias(self.alias) if self.alias else self.settings.model):
+            return now
+        return registries.resolve(self.backend, self.settings.model)
 
     def _serve(self, version: Version) -> None:
         before = self.current.id if self.current else "none"

@@ -1,0 +1,406 @@
+"""`distilrank registry`: what people do with promoted students."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from distilrank import config
+from distilrank import registry as registries
+from distilrank.errors import InputError
+from distilrank.model_card import flatten
+from distilrank.registry.mirror import Mirrored
+from distilrank.terminal import AsJson, console, figure, print_json
+
+HELP = """Promoted students: what there is, what changed, and which one is in use.
+
+A version never changes; aliases such as `champion` point to one, and every move of an alias is kept with its reason.
+
+    # What was promoted, and which one is in use; why, and made from what
+    distilrank registry list
+    distilrank registry show champion
+    # What is different between two of them
+    distilrank registry diff anchor champion
+
+    # Back to the one before
+    distilrank registry rollback --reason "empty results for sofas"
+    # Put a version in use on purpose
+    distilrank registry promote v3f2a91c07be4 --reason "the sofa index is repaired"
+
+A registry in a bucket is one more option, `--registry gs://shop-models/ranker`. A cache, a promoter's account or a
+mirror stand in the section `registry` of a configuration: `--config shop.yaml`.
+"""
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help=HELP)
+
+Uri = Annotated[
+    str,
+    typer.Option(
+        "--registry",
+        metavar="URI",
+        help="A folder or gs://BUCKET/PREFIX; stronger than the configuration.",
+        show_default=config.Registry().uri,
+    ),
+]
+Settings = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="A run's configuration; its section `registry` counts."),
+]
+Version = Annotated[str, typer.Argument(metavar="VERSION", help="A version's id, or an alias.")]
+Alias = Annotated[str, typer.Option(metavar="NAME", help="`champion` is in use, `anchor` compared with for good.")]
+Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why, for the history.")]
+
+MIB = 2**20
+
+
+@app.command("list")
+def list_versions(registry: Uri = "", settings: Settings = None, as_json: AsJson = False) -> None:
+    """List all versions, oldest first, with the aliases that name them.
+
+    Example: `distilrank registry list --registry gs://shop-models/ranker`
+    """
+    backend = _connect(registry, settings)
+    aliases = backend.aliases()
+    manifests = sorted((backend.manifest(version) for version in backend.versions()), key=_age)
+    if as_json:
+        print_json([_summary(manifest) | {"aliases": _naming(aliases, manifest["id"])} for manifest in manifests])
+        return
+    if not manifests:
+        print(f"registry {backend.uri}: no version yet; a run that passes the gate publishes one")
+        return
+    table = Table("version", "", "created", "nDCG@10", "ECE", "outcome", "in place of", title=f"registry {backend.uri}")
+    for manifest in manifests:
+        replaced, named = manifest["verdict"]["champion"], _naming(aliases, manifest["id"])
+        table.add_row(
+            manifest["id"],
+            ", ".join(named),
+            manifest["created"],
+            figure(manifest["metrics"].get("ndcg_at_10")),
+            figure(manifest["metrics"].get("ece")),
+            manifest["verdict"]["outcome"].replace("_", " "),
+            replaced["id"] if replaced else "-",
+            style="bold" if registries.CHAMPION in named else None,
+        )
+    console().print(table)
+
+
+@app.command("show")
+def show_version(
+    version: Version = registries.CHAMPION, registry: Uri = "", settings: Settings = None, as_json: AsJson = False
+) -> None:
+    """Show one version: its measures, every check, who set which aside, what it was made from, and its history.
+
+    Example: `distilrank registry show champion`
+    """
+    backend = _connect(registry, settings)
+    manifest = backend.manifest(registries.resolve(backend, version))
+    named = _naming(backend.aliases(), manifest["id"])
+    past = [record for record in backend.history() if manifest["id"] in (record["version"], record["previous"])]
+    if as_json:
+        print_json({**manifest, "aliases": named, "history": past})
+        return
+    out = console()
+    out.print(", ".join([manifest["id"], *named, f"created {manifest['created']}"]), style="bold")
+    measures = Table("measure", "student", title="On the test queries")
+    for name, value in manifest["metrics"].items():
+        measures.add_row(name, figure(value))
+    out.print(measures)
+    verdict = manifest["verdict"]
+    checks = Table("check", "", "detail", title=f"Verdict: {verdict['outcome'].replace('_', ' ')}")
+    for check in verdict["checks"]:
+        checks.add_row(check["name"], "passed" if check["passed"] else "failed", check["detail"])
+    out.print(checks)
+    if override := verdict.get("override"):
+        out.print(f"overridden by {override['by']} until {override['until']}: {override['reason']}")
+    origins = Table("made from", "what", title="Origin")
+    for name, value in _origins(manifest).items():
+        origins.add_row(name, value)
+    out.print(origins)
+    moves = Table("when", "alias", "what", "version", "in place of", "by", "reason", title="History")
+    for record in past:
+        cells = (record[key] for key in ("since", "alias", "action", "version", "previous", "by", "reason"))
+        moves.add_row(*(cell or "-" for cell in cells))
+    out.print(moves)
+
+
+@app.command("diff")
+def compare(
+    before: Annotated[str, typer.Argument(metavar="A", help="A version's id, or an alias.")],
+    after: Annotated[str, typer.Argument(metavar="B", help="Likewise; differences are B minus A.")],
+    registry: Uri = "",
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what is different between two versions: measures, settings, inputs, files.
+
+    Measures of two versions may stem from different test queries: the digest `test set` tells.
+
+    Example: `distilrank registry diff anchor champion`
+    """
+    backend = _connect(registry, settings)
+    left, right = (backend.manifest(registries.resolve(backend, name)) for name in (before, after))
+    found = diff(left, right)
+    if as_json:
+        print_json(found)
+        return
+    out, ids = console(), (left["id"], right["id"])
+    measures = Table("measure", *ids, "difference", title="Measures on the test queries")
+    for row in found["measures"]:
+        measures.add_row(row["name"], figure(row["a"]), figure(row["b"]), figure(row["difference"], "+"))
+    out.print(measures)
+    for title, rows in (("Settings", found["settings"]), ("Origin", found["origin"])):
+        table = Table(title=f"{title} that differ")
+        for heading in ("what", *ids):
+            table.add_column(heading, overflow="fold")
+        for row in rows:
+            table.add_row(row["name"], *("-" if row[side] is None else str(row[side]) for side in ("a", "b")))
+        out.print(table if rows else f"{title}: no difference")
+    files = Table("file", *(f"{one}, bytes" for one in ids), title="Files that differ")
+    for row in found["files"]:
+        files.add_row(row["name"], *("-" if row[side] is None else f"{row[side]:,}" for side in ("a", "b")))
+    out.print(files if found["files"] else "Files: no difference")
+
+
+@app.command("promote")
+def promote(
+    version: Version,
+    reason: Reason,
+    alias: Alias = registries.CHAMPION,
+    expect: Annotated[
+        str, typer.Option(metavar="VERSION", help="Move only from this version; without it, from what it is now.")
+    ] = "",
+    registry: Uri = "",
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Point an alias to a version that is there already, on purpose: no gate is asked.
+
+    Every byte of the version is checked first. If someone else moves the alias meanwhile, theirs stands.
+
+    Example: `distilrank registry promote champion --alias anchor --reason "yearly review"`
+    """
+    backend = _connect(registry, settings)
+    target = registries.resolve(backend, version)
+    with _progress_aside():
+        backend.verify(target)
+        current = backend.alias(alias)
+        backend.move(alias, target, expect or current, action="move", reason=_said(reason))
+    _print_move(backend, alias, "was already" if current == target else "", as_json)
+
+
+@app.command("rollback")
+def roll_back(
+    reason: Reason,
+    alias: Alias = registries.CHAMPION,
+    registry: Uri = "",
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take back the latest move of an alias; no version is lost, and a second rollback goes one further.
+
+    No run makes the version that was taken back the champion again; `distilrank registry promote` does.
+
+    Example: `distilrank registry rollback --reason "empty results for sofas"`
+    """
+    backend = _connect(registry, settings)
+    with _progress_aside():
+        backend.rollback(alias, _said(reason))
+    _print_move(backend, alias, "", as_json)
+
+
+@app.command("verify")
+def verify_versions(
+    version: Annotated[str, typer.Argument(metavar="[VERSION]", help="An id or an alias; empty: all.")] = "",
+    registry: Uri = "",
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check every byte against its digest, the history of every alias, and that each names a version.
+
+    Example: `distilrank registry verify champion`
+    """
+    backend = _connect(registry, settings)
+    versions = [registries.resolve(backend, version)] if version else backend.versions()
+    problems: dict[str, str] = {}
+    for one in versions:
+        try:
+            backend.verify(one)
+        except InputError as error:
+            problems[one] = str(error)
+    if as_json:
+        print_json([{"id": one, "problem": problems.get(one)} for one in versions])
+    else:
+        table = Table("version", "state", title=f"registry {backend.uri}")
+        for one in versions:
+            table.add_row(one, problems.get(one, "every digest matches"))
+        console().print(table)
+    if problems:
+        damaged = ", ".join(problems)
+        raise InputError(f"registry {backend.uri}: {len(problems)} of {len(versions)} versions damaged: {damaged}")
+    backend.history()
+    for alias in backend.aliases():
+        registries.resolve(backend, alias)
+
+
+@app.command("gc")
+def collect(
+    keep: Annotated[int, typer.Option(metavar="N", help="Keep what an alias named in its last N records.", min=1)],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing, tell what would go.")] = False,
+    registry: Uri = "",
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove versions that no alias names, or has named lately; history and looks stay.
+
+    What was published less than a day ago stays too: a run may be about to promote it.
+
+    Example: `distilrank registry gc --keep 10 --dry-run`
+    """
+    backend = _connect(registry, settings)
+    sizes = {version: _bytes(backend, version) for version in backend.collect(keep, dry_run=True)}
+    with _progress_aside():
+        removed = list(sizes) if dry_run else backend.collect(keep, dry_run=False)
+    rows = [{"id": version, "bytes": sizes.get(version, 0)} for version in removed]
+    total = sum(sizes.get(version, 0) for version in removed)
+    if as_json:
+        print_json({"removed": rows, "bytes": total, "dry_run": dry_run})
+        return
+    word = "would be removed" if dry_run else "removed"
+    for version in removed:
+        print(f"{version}: {word}, {sizes.get(version, 0) / MIB:.1f} MiB")
+    print(f"registry {backend.uri}: {len(removed)} {word}, {total / MIB:.1f} MiB in all")
+
+
+@app.command("mirror")
+def mirror(settings: Settings = None, registry: Uri = "", as_json: AsJson = False) -> None:
+    """Bring the Kubeflow Model Registry of `registry.mirror` up to date.
+
+    Every promotion and rollback does so by itself; this is for when the mirror was down, or is new.
+
+    Example: `distilrank registry mirror --config shop.yaml`
+    """
+    backend = _connect(registry, settings)
+    if not isinstance(backend, Mirrored):
+        raise InputError(f"registry {backend.uri}: no mirror, expected registry.mirror in the file that --config names")
+    written = backend.mirror.sync(backend)
+    if as_json:
+        print_json(written)
+        return
+    for line in written:
+        print(line)
+    print(f"{backend.mirror.url}: {len(written)} changes" if written else f"{backend.mirror.url}: up to date")
+
+
+def diff(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
+    """What two manifests say differently.
+
+    Returns:
+        `measures`: all of them, with `difference`, b minus a; `settings` and `origin`: those that differ, by `name`;
+        `files`: bytes of those whose content differs; None: it has no such file.
+    """
+    measures = []
+    for name in left["metrics"] | right["metrics"]:
+        a, b = left["metrics"].get(name), right["metrics"].get(name)
+        measures.append({"name": name, "a": a, "b": b, "difference": None if a is None or b is None else b - a})
+    ours, theirs = left["files"], right["files"]
+    changed = [name for name in sorted(ours | theirs) if _digest(ours, name) != _digest(theirs, name)]
+    return {
+        "a": left["id"],
+        "b": right["id"],
+        "measures": measures,
+        "settings": _differing(_settings(left), _settings(right)),
+        "origin": _differing(_origins(left), _origins(right)),
+        "files": [
+            {"name": name, **{side: files.get(name, {}).get("bytes") for side, files in (("a", ours), ("b", theirs))}}
+            for name in changed
+        ],
+    }
+
+
+def _differing(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[dict[str, Any]]:
+    names = dict.fromkeys([*left, *right])
+    return [
+        {"name": name, "a": left.get(name), "b": right.get(name)} for name in names if left.get(name) != right.get(name)
+    ]
+
+
+def _settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Every knob that the version was made with, by its key in a configuration file."""
+    stages = {name: stage["config"] for name, stage in manifest["lineage"]["stages"].items()}
+    return flatten(stages.pop("preflight") | stages)
+
+
+def _origins(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """What the version was made from and where, beyond settings."""
+    lineage, verdict = manifest["lineage"], manifest["verdict"]
+    test_set = verdict.get("test_set") or {}
+    return {
+        "run": lineage["name"],
+        "distilrank": lineage["release"],
+        **{f"image {name}": reference for name, reference in lineage["images"].items()},
+        **{f"compared with {name}": parent or "-" for name, parent in lineage["parents"].items()},
+        **{f"{name} model": base for name, base in manifest["models"].items()},
+        **{name.replace("_", " "): str(value) for name, value in lineage["resolved"].items() if value},
+        **({"test set": test_set["digest"]} if test_set.get("digest") else {}),
+        **{f"digest of {name}": digest for name, digest in manifest["digests"].items()},
+    }
+
+
+def _digest(files: Mapping[str, Any], name: str) -> str | None:
+    return files[name]["digest"] if name in files else None
+
+
+def _bytes(backend: registries.Backend, version: str) -> int:
+    try:
+        return sum(file["bytes"] for file in backend.manifest(version)["files"].values())
+    except InputError:  # a damaged version can be removed like any other
+        return 0
+
+
+def _connect(registry: str, settings: Path | None) -> registries.Backend:
+    section = config.load(settings).registry if settings else config.Registry()
+    return registries.connect(section.model_copy(update={"uri": registry}) if registry else section)
+
+
+@contextlib.contextmanager
+def _progress_aside() -> Iterator[None]:
+    """Standard output is for results; what the registry says meanwhile (a mirror that is down) goes beside it."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def _said(reason: str) -> str:
+    if not reason.strip():
+        raise InputError("--reason: is empty, expected why this is done; it stays in the history")
+    return " ".join(reason.split())
+
+
+def _print_move(backend: registries.Backend, alias: str, note: str, as_json: bool) -> None:
+    record = [record for record in backend.history() if record["alias"] == alias][-1]
+    if as_json:
+        print_json(record)
+    else:
+        print(f"{alias}: {record['version']}, before: {record['previous'] or 'none'}{f' ({note})' if note else ''}")
+
+
+def _naming(aliases: Mapping[str, str], version: str) -> list[str]:
+    return [alias for alias, target in aliases.items() if target == version]
+
+
+def _summary(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "id": manifest["id"],
+        "created": manifest["created"],
+        "outcome": manifest["verdict"]["outcome"],
+        "metrics": manifest["metrics"],
+    }
+
+
+def _age(manifest: Mapping[str, Any]) -> tuple[str, str]:
+    return manifest["created"], manifest["id"]

@@ -1,0 +1,112 @@
+"""Small finished runs: the folders that a promotion reads, as the stages leave them, and registries made of them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from distilrank import artifacts, promote, records, registry
+from distilrank.config import Registry, Text
+
+IMAGES = {"ops": "shop/ops@sha256:" + "1" * 64, "train": "shop/train@sha256:" + "2" * 64}
+LINEAGE = {"name": "nightly", "data": "d" * 64, "code": "c" * 64, "images": IMAGES}
+OVERRIDE = {"by": "ana@shop.example", "reason": "season starts on Monday", "until": "2026-12-01"}
+FOLDERS = ("preflight", "profile", "teacher", "student", "evaluation", "drift", "verdict", "report", "traffic")
+
+
+def student(folder: Path, weights: str) -> str:
+    """Write a sealed student; `weights` make its bytes. Returns the id of the version that it would be."""
+    artifacts.write_text(folder / "model.safetensors", weights * 1000)
+    artifacts.write_text(folder / "onnx" / "model.onnx", weights)
+    description = {"base": "wheel:mini", "text": Text().model_dump(mode="json"), "calibration": {"method": "none"}}
+    artifacts.write_json(folder / "distilrank.json", description)
+    artifacts.write_json(folder / "metrics.json", {"dev": {"student": 0.91, "bm25": 0.85}})
+    return registry.version_id(artifacts.seal(folder))
+
+
+def stages(
+    root: Path,
+    weights: str = "a",
+    *,
+    champion: str = "",
+    anchor: str = "",
+    ndcg: float = 0.9,
+    passes: int = 3,
+    override: dict[str, str] | None = None,
+) -> dict[str, Path]:
+    """The folders of a run, whose student was made in `passes` and reached `ndcg`."""
+    shutil.rmtree(root, ignore_errors=True)
+    folders = {name: root / name for name in FOLDERS}
+    candidate = student(folders["student"], weights)
+    numbers = {field.name for field in records.TRAFFIC if not pa.types.is_string(field.type)}
+    columns = {field.name: [1, 2] if field.name in numbers else ["x", "y"] for field in records.TRAFFIC}
+    records.write(pa.table(columns), folders["traffic"] / "reference.parquet", records.TRAFFIC)
+    scores = pa.table({"score": np.array([0.2, 0.8], np.float32)})
+    records.write(scores, folders["evaluation"] / "traffic_scores" / "reference.parquet", records.TRAFFIC_SCORES)
+    figures = {"student": {"ndcg_at_10": ndcg, "ece": 0.05, "mrr": None}, "bm25": {"ndcg_at_10": 0.8}}
+    artifacts.write_json(folders["evaluation"] / "metrics.json", {"protocol": {"queries": 100}, "systems": figures})
+    artifacts.write_json(folders["drift"] / "drift.json", {"candidate": {"share": 0.1}, "champion": None})
+    artifacts.write_text(folders["drift"] / "drift.html", "<p>drift</p>")
+    artifacts.write_text(folders["report"] / "report.html", f"<p>report on {weights}</p>")
+    artifacts.write_json(folders["teacher"] / "distilrank.json", {"base": "wheel:large"})
+    check = {"name": "lift_over_bm25", "passed": True, "value": 0.07, "bound": 0, "detail": "interval [+.071, +.108]"}
+    late = {"name": "latency", "passed": override is None, "value": 9.0, "bound": 8.0, "detail": "p99 is 9 ms"}
+    verdict = {
+        "outcome": "overridden" if override else "promoted" if champion else "cold_start",
+        "promoted": True,
+        "checks": [check, late],
+        "candidate": {"id": candidate},
+        "champion": {"id": champion} if champion else None,
+        "anchor": {"id": anchor} if anchor else None,
+        "override": override,
+        "test_set": {"digest": "5" * 64, "looks": 2, "warn_from": 20},
+    }
+    artifacts.write_json(folders["verdict"] / "verdict.json", verdict)
+    settings: dict[str, dict[str, Any]] = {
+        "preflight": {"data": {"path": "shop.csv"}, "window": {"days": 28}, "gate": {"metric": "not the gate's own"}},
+        "profile": {"salt": "s"},
+        "student": {"passes": passes, "optimiser": {"rate": 3e-5}},
+        "verdict": {"metric": "ndcg_at_10"},
+    }
+    for name, folder in folders.items():
+        if name in ("traffic", "evaluation", "drift", "teacher"):
+            artifacts.seal(folder)
+        facts = {"newest_end": "2026-11-01", "champion": champion}
+        record = {"config": settings.get(name, {"of": name}), "inputs": {}, "facts": facts}
+        artifacts.write_json(folder / artifacts.RECORD, record)
+    return folders
+
+
+def run(
+    config: Registry,
+    folders: dict[str, Path],
+    *,
+    champion: str = "",
+    anchor: str = "",
+    output: str = "promotion",
+    lineage: dict[str, Any] | None = None,
+) -> str:
+    """Promote what the run made; returns the version."""
+    return promote.promote(
+        config,
+        **folders,
+        label={"batch": 32},
+        champion=champion,
+        anchor=anchor,
+        lineage=LINEAGE if lineage is None else lineage,
+        output=folders["student"].parent / output,
+    )
+
+
+def fill(config: Registry, root: Path, *weights: str) -> list[str]:
+    """Promote a student after the other, each over the one before; returns the versions."""
+    versions: list[str] = []
+    for number, text in enumerate(weights):
+        before = {"champion": versions[-1] if versions else "", "anchor": versions[0] if versions else ""}
+        folders = stages(root / f"run-{text}", text, ndcg=0.9 + number / 100, passes=3 + number, **before)
+        versions.append(run(config, folders, **before))
+    return versions
