@@ -1,4 +1,4 @@
-from kfp.dsl import Artifact, Input, Model, Output
+from kfp.dsl import Artifact, Dataset, Input, Model, Output
 
 from components.stage import ops_stage
 
@@ -8,7 +8,10 @@ def decide(
     evaluation: Input[Artifact],
     drift: Input[Artifact],
     student: Input[Model],
+    judgements: Input[Dataset],
     champion: str,
+    anchor: str,
+    newest_end: str,
     config: dict,
     registry: dict,
     verdict: Output[Artifact],
@@ -25,6 +28,9 @@ def decide(
         evaluation=Path(evaluation.path),
         drift=Path(drift.path),
         student=Path(student.path),
+        judgements=Path(judgements.path),
         champion=champion,
+        anchor=anchor,
+        newest_end=newest_end,
         output=Path(verdict.path),
     )

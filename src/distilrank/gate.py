@@ -1,64 +1,87 @@
 """The decision whether a student is good enough to replace what is in use.
 
-Differences between systems are judged by their interval, not by the figure itself: a lift counts when even its lower
-end is above the bound, and "not worse" means that the lower end is within a margin that was stated beforehand.
+What it is held to is the policy, the configuration's section `gate`; the checks are in `distilrank.checks`.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from distilrank import artifacts, progress
 from distilrank import registry as registries
-from distilrank.config import Gate, Registry
+from distilrank.checks import Check, Evidence, examine
+from distilrank.config import Gate, Registry, parameters
+from distilrank.errors import InputError
 from distilrank.model_card import PARITY
 
 Outcome = Literal["promoted", "cold_start", "overridden", "refused"]
 
-METRICS = {"ndcg_at_5": "nDCG@5", "ndcg_at_10": "nDCG@10", "mrr": "MRR", "pair_accuracy": "pair accuracy"}
-BASELINES = {"bm25": "BM25", "random": "random ordering", "teacher": "its teacher", "champion": "the champion"}
-
-
-@dataclass(frozen=True)
-class Check:
-    """One condition of the policy: the value seen, the bound that it is held to, and a sentence on it.
-
-    `value` is None where the evaluation does not have it: such a check has failed.
-    """
-
-    name: str
-    passed: bool
-    value: float | str | None
-    bound: float | str | None
-    detail: str
-
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was decided, and every check that it rests on."""
+    """What was decided, every check that it rests on, and the policy that asked for them."""
 
     outcome: Outcome
     checks: tuple[Check, ...]
-    candidate: dict[str, Any]
-    champion: dict[str, Any] | None
+    evidence: Evidence
+    policy: Gate
 
     @property
     def promoted(self) -> bool:
         """Whether the candidate becomes the champion."""
         return self.outcome != "refused"
 
+    @property
+    def failed(self) -> list[Check]:
+        """The checks that did not pass."""
+        return [check for check in self.checks if not check.passed]
+
+    @property
+    def candidate(self) -> dict[str, Any]:
+        """The version that the student would become."""
+        return self.evidence.candidate
+
+    @property
+    def notes(self) -> list[str]:
+        """What people must know beside the checks."""
+        notes, override, looks = [], self.policy.override, self.evidence.looks
+        if self.failed and override.by:
+            word = f"the override by {override.by}, until {override.until}"
+            fixed = ", ".join(check.name for check in self.failed if not check.excusable)
+            if self.outcome == "overridden":
+                notes.append(f"{word}, promotes in spite of the failed checks: {override.reason}")
+            elif not _in_force(self.policy, self.evidence.now):
+                notes.append(f"{word}, has expired, so it changes nothing")
+            else:
+                notes.append(f"{word}, cannot excuse {fixed}")
+        if looks is not None and 0 < self.policy.warn_from_looks <= looks:
+            notes.append(
+                f"candidates judged by this test set: {looks}, this one included; the more there are, the likelier one "
+                "passes by luck, so draw a fresh set (prepare.test_draw) or bring new judgements"
+            )
+        return notes
+
     def to_json(self) -> dict[str, Any]:
         """The content of `verdict.json`."""
+        evidence = self.evidence
         return {
             "outcome": self.outcome,
             "promoted": self.promoted,
+            "decided": evidence.now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "checks": [asdict(check) for check in self.checks],
-            "candidate": self.candidate,
-            "champion": self.champion,
+            "candidate": evidence.candidate,
+            "champion": evidence.champion,
+            "anchor": evidence.anchor,
+            "override": parameters(self.policy.override) if self.outcome == "overridden" else None,
+            "test_set": {
+                "digest": evidence.metrics.get("test_set", {}).get("digest", ""),
+                "looks": evidence.looks,
+                "warn_from": self.policy.warn_from_looks,
+            },
+            "policy": parameters(self.policy),
         }
 
 
@@ -69,225 +92,159 @@ def decide(
     drift: dict[str, Any],
     candidate: dict[str, Any],
     champion: dict[str, Any] | None,
+    anchor: dict[str, Any] | None = None,
     parity: dict[str, Any] | None = None,
+    looks: int | None = None,
+    newest_end: str = "",
+    now: datetime | None = None,
 ) -> Verdict:
-    """Hold a candidate to the policy; a pure function.
+    """Hold a candidate to the policy; a pure function, given `now` (None: the clock's).
 
-    Args:
-        metrics: content of `metrics.json`; a comparison that it lacks is a failed check.
-        drift: content of `drift.json`; only the candidate's part counts. A drifted champion is a reason to replace it.
-        candidate: `id` of the version that the student would become, and anything worth keeping beside it.
-        champion: likewise for the version in use, scored on the same rows in `metrics`; None: there is none.
-        parity: content of the student's `onnx/parity.json`; None: it was not exported.
+    The arguments are those of `checks.Evidence`. An override in force excuses checks that were measured and failed;
+    what was not measured it does not excuse, nor a candidate that is the champion itself.
     """
-    measured = _Measured(policy.metric, metrics)
-    checks = [_enough_queries(policy, measured)]
-    if policy.min_value > 0:
-        checks.append(_min_value(policy, measured))
-    for name, baseline, bound in (
-        ("lift_over_bm25", "bm25", policy.lift_over_bm25),
-        ("lift_over_random", "random", policy.lift_over_random),
-    ):
-        if bound > -1:
-            checks.append(measured.difference(name, baseline, bound, strictly=True))
-    if policy.teacher_margin < 1:
-        checks.append(measured.difference("teacher_margin", "teacher", 0 - policy.teacher_margin, strictly=False))
-    checks += [_calibration(policy, measured), _drift(policy, drift)]
-    if parity is not None:
-        checks.append(_exported(policy, parity))
-    if champion is not None:
-        margin = 0 - policy.champion_margin
-        checks.append(measured.difference("not_inferior_to_champion", "champion", margin, strictly=False))
-    checks.append(_new(candidate, champion))
-    passed = all(check.passed for check in checks)
-    outcome: Outcome = "refused" if not passed else "promoted" if champion is not None else "cold_start"
-    return Verdict(outcome, tuple(checks), candidate, champion)
+    evidence = Evidence(
+        metrics=metrics,
+        drift=drift,
+        candidate=candidate,
+        champion=champion,
+        anchor=anchor,
+        parity=parity,
+        looks=looks,
+        newest_end=newest_end,
+        now=now or datetime.now(UTC),
+    )
+    checks = examine(policy, evidence)
+    failed = [check for check in checks if not check.passed]
+    outcome: Outcome = "promoted" if champion is not None else "cold_start"
+    if failed:
+        excused = _in_force(policy, evidence.now) and all(check.excusable for check in failed)
+        outcome = "overridden" if excused else "refused"
+    return Verdict(outcome, checks, evidence, policy)
+
+
+def _in_force(policy: Gate, now: datetime) -> bool:
+    """Whether the policy has an override that has not expired."""
+    last = policy.override.last_day
+    return last is not None and now.astimezone(UTC).date() <= last
 
 
 def gate(
-    config: Gate, registry: Registry, *, evaluation: Path, drift: Path, student: Path, champion: str, output: Path
+    config: Gate,
+    registry: Registry,
+    *,
+    evaluation: Path,
+    drift: Path,
+    student: Path,
+    judgements: Path,
+    champion: str,
+    anchor: str,
+    newest_end: str,
+    output: Path,
 ) -> bool:
-    """Decide on a student and write `verdict.json`.
+    """Decide on a student, count that its test set was looked at, and write `verdict.json`.
 
     Args:
+        config: the policy.
+        registry: where champion and anchor are, and where looks are counted.
         evaluation: folder with `metrics.json`.
         drift: folder with `drift.json`.
         student: the sealed student; its digest gives the id of the version that it would become.
+        judgements: the sealed judgements that `evaluation` was made with.
         champion: id of the version that `evaluation` compared with; empty: there was none.
+        anchor: likewise.
+        newest_end: ISO 8601 end of the newest traffic; empty: the log has no times.
         output: folder for `verdict.json`.
 
     Returns:
         Whether the student is to be promoted.
 
     Raises:
-        InputError: a file is missing or damaged, or the registry has no such champion.
+        InputError: a file is missing or damaged, the evaluation is of something else, or the registry has no such
+            champion or anchor.
     """
     with artifacts.stage("gate", output, config=config) as record:
-        digests = {
-            name: artifacts.sealed_digest(folder)
-            for name, folder in (("evaluation", evaluation), ("drift", drift), ("student", student))
-        }
-        record.inputs |= {**digests, "champion": champion}
+        folders = {"evaluation": evaluation, "drift": drift, "student": student, "judgements": judgements}
+        digests = {name: artifacts.sealed_digest(folder) for name, folder in folders.items()}
+        record.inputs |= {**digests, "champion": champion, "anchor": anchor}
         artifacts.verify(evaluation, only=["metrics.json"])
         artifacts.verify(drift, only=["drift.json"])
-        exported = PARITY.as_posix() in artifacts.read_json(student / artifacts.SEAL)["files"]
-        if exported:
-            artifacts.verify(student, only=[PARITY.as_posix()])
-        replaced = registries.open(registry.uri).manifest(champion) if champion else None
+        _insist_same(evaluation, record.inputs)
+        metrics = artifacts.read_json(evaluation / "metrics.json")
+        backend = registries.connect(registry)
+        candidate = registries.version_id(digests["student"])
+        test_set = metrics.get("test_set", {}).get("digest", "")
         verdict = decide(
             config,
-            metrics=artifacts.read_json(evaluation / "metrics.json"),
+            metrics=metrics,
             drift=artifacts.read_json(drift / "drift.json"),
-            candidate={"id": registries.version_id(digests["student"]), "digest": digests["student"]},
-            champion=replaced and {"id": replaced["id"], "created": replaced["created"]},
-            parity=artifacts.read_json(student / PARITY) if exported else None,
+            candidate={"id": candidate, "digest": digests["student"]},
+            champion=_described(backend, champion),
+            anchor=_described(backend, anchor),
+            parity=_parity(student),
+            looks=backend.look(test_set, candidate) if test_set else None,
+            newest_end=newest_end,
         )
         artifacts.write_json(output / "verdict.json", verdict.to_json())
         for check in verdict.checks:
             progress.announce("gate", "note", "passed" if check.passed else "FAILED", check.name, check.detail)
-        progress.announce("gate", "note", f"{verdict.candidate['id']}: {verdict.outcome.replace('_', ' ')}")
+        for note in verdict.notes:
+            progress.announce("gate", "note", note)
+        progress.announce("gate", "note", f"{candidate}: {verdict.outcome.replace('_', ' ')}")
         record.facts.update(
-            outcome=verdict.outcome, failed=[check.name for check in verdict.checks if not check.passed]
+            outcome=verdict.outcome,
+            failed=[check.name for check in verdict.failed],
+            notes=verdict.notes,
+            looks=verdict.evidence.looks,
         )
         return verdict.promoted
 
 
-class _Measured:
-    """What an evaluation says of the student by one metric."""
+def reconsider(run: Path, policy: Gate) -> Verdict:
+    """What `policy` would have said of a finished run; nothing is written, counted or promoted.
 
-    def __init__(self, metric: str, metrics: dict[str, Any]) -> None:
-        self.metric, self.label = metric, METRICS[metric]
-        self.systems = metrics.get("systems", {})
-        confidence = _number(metrics.get("protocol", {}).get("confidence"))
-        self.interval = "interval" if confidence is None else f"{100 * confidence:g} % interval"
-        self.comparisons = {
-            row["baseline"]: row
-            for row in metrics.get("comparisons", [])
-            if row["system"] == "student" and row["metric"] == metric
-        }
+    Args:
+        run: folder of a local run, with its `metrics.json`, `drift.json`, `profile.json`, `verdict.json`, `student/`.
 
-    def value(self, system: str, metric: str) -> float | None:
-        return _number((self.systems.get(system) or {}).get(metric))
-
-    def queries(self) -> int | None:
-        """Queries under the thinnest comparison."""
-        counts = [_number(row.get("queries")) for row in self.comparisons.values()]
-        return min((int(count or 0) for count in counts), default=None)
-
-    def difference(self, name: str, baseline: str, bound: float, strictly: bool) -> Check:
-        """Whether the lower end of the interval of student minus baseline is above the bound, or not below it."""
-        label = BASELINES[baseline]
-        row = self.comparisons.get(baseline, {})
-        delta, low, high = (_number(row.get(key)) for key in ("delta", "ci_low", "ci_high"))
-        if delta is None or low is None or high is None:
-            detail = f"the evaluation does not compare the student with {label} by {self.label}, so this cannot pass"
-            return Check(name, False, None, bound, detail)
-        passed = low > bound if strictly else low >= bound
-        places = _places(low, bound)
-        ours, theirs = (_shown(self.value(system, self.metric)) for system in ("student", baseline))
-        verb = "beats" if delta > 0 else "trails" if delta < 0 else "equals"
-        by = f" by {_figure(delta, sign='+')}" if delta > 0 else f" by {_figure(-delta)}" if delta < 0 else ""
-        rule, failing = ("must exceed", "but does not") if strictly else ("must not be below", "but is")
-        queries = f" on {row['queries']} queries" if "queries" in row else ""
-        detail = (
-            f"student {self.label}{ours} {verb} {label}{theirs}{by}, {self.interval} "
-            f"[{_figure(low, places, '+')}, {_figure(high, places, '+')}]{queries}; "
-            f"the lower end {rule} {_limit(bound)}{'' if passed else f', {failing}'}"
-        )
-        return Check(name, passed, low, bound, detail)
+    Raises:
+        InputError: there is no such run, or it did not come to a verdict.
+    """
+    said = artifacts.read_json(run / "verdict.json")
+    decided = said.get("decided")
+    return decide(
+        policy,
+        metrics=artifacts.read_json(run / "metrics.json"),
+        drift=artifacts.read_json(run / "drift.json"),
+        candidate=said["candidate"],
+        champion=said["champion"],
+        anchor=said.get("anchor"),
+        parity=_parity(run / "student"),
+        looks=said.get("test_set", {}).get("looks"),
+        newest_end=artifacts.read_json(run / "profile.json")["windows"]["newest_end"],
+        now=datetime.fromisoformat(decided) if decided else None,
+    )
 
 
-def _enough_queries(policy: Gate, measured: _Measured) -> Check:
-    queries = measured.queries()
-    if queries is None:
-        detail = f"the evaluation compares the student with nothing by {measured.label}, so no query counts"
-        return Check("enough_queries", False, None, policy.min_queries, detail)
-    detail = f"the decision rests on {queries} test queries; it takes at least {policy.min_queries}"
-    return Check("enough_queries", queries >= policy.min_queries, queries, policy.min_queries, detail)
+def _insist_same(evaluation: Path, inputs: dict[str, str]) -> None:
+    """Refuse an evaluation that was made of something else than what is decided on."""
+    path = evaluation / artifacts.RECORD
+    made_of = artifacts.read_json(path)["inputs"] if path.exists() else {}
+    for name in ("judgements", "student", "champion", "anchor"):
+        if made_of.get(name, inputs[name]) != inputs[name]:
+            seen, expected = (value[:13] or "none" for value in (made_of[name], inputs[name]))
+            raise InputError(f"{evaluation}: evaluated with {name} {seen}, expected {expected}")
 
 
-def _min_value(policy: Gate, measured: _Measured) -> Check:
-    value = measured.value("student", policy.metric)
-    if value is None:
-        detail = f"the evaluation has no {measured.label} of the student, so this cannot pass"
-        return Check("min_value", False, None, policy.min_value, detail)
-    figure = _figure(value, _places(value, policy.min_value))
-    detail = f"student {measured.label} is {figure}; it must be at least {_limit(policy.min_value)}"
-    return Check("min_value", value >= policy.min_value, value, policy.min_value, detail)
+def _described(backend: registries.Backend, version: str) -> dict[str, Any] | None:
+    if not version:
+        return None
+    manifest = backend.manifest(version)
+    return {"id": manifest["id"], "created": manifest["created"]}
 
 
-def _calibration(policy: Gate, measured: _Measured) -> Check:
-    value, bound = measured.value("student", "ece"), policy.max_ece
-    rule = f"it may be {_limit(bound)} at most" if bound < 1 else "no limit is set"
-    if value is None:
-        detail = f"the evaluation has no calibration error (ECE) of the student; {rule}"
-        return Check("calibration", bound == 1, None, bound, detail)
-    detail = f"student calibration error (ECE) is {_figure(value, _places(value, bound))}; {rule}"
-    return Check("calibration", value <= bound, value, bound, detail)
-
-
-def _drift(policy: Gate, drift: dict[str, Any]) -> Check:
-    found, bound = drift.get("candidate") or {}, policy.max_drift_share
-    share = _number(found.get("share"))
-    rule = f"at most {100 * bound:g} % may" if bound < 1 else "no limit is set"
-    if share is None:
-        detail = f"how far the newest traffic has drifted from the training window is not known; {rule}"
-        return Check("drift", bound == 1, None, bound, detail)
-    names = [column["name"] for column in found.get("columns", []) if column["drifted"]]
-    which = f" ({', '.join(names)})" if names else ""
-    detail = f"{100 * share:.3g} % of the columns{which} have drifted from training window to newest traffic; {rule}"
-    return Check("drift", share <= bound, share, bound, detail)
-
-
-def _exported(policy: Gate, parity: dict[str, Any]) -> Check:
-    losses = {name: _number(found.get("ndcg_loss")) for name, found in parity.get("files", {}).items()}
-    bound = policy.max_onnx_loss
-    rule = f"at most {_limit(bound)} may be lost" if bound < 1 else "no limit is set"
-    unknown = [name for name, loss in losses.items() if loss is None]
-    if unknown or not losses:
-        detail = f"how far {unknown[0] if unknown else 'any ONNX file'} is from torch is not known; {rule}"
-        return Check("onnx_parity", bound == 1, None, bound, detail)
-    worst = max(losses, key=lambda name: losses[name] or 0.0)
-    loss = losses[worst] or 0.0
-    detail = f"{worst} loses {_figure(loss, 4)} of dev nDCG@10 to torch, the most of {len(losses)} ONNX files; {rule}"
-    return Check("onnx_parity", loss <= bound, loss, bound, detail)
-
-
-def _new(candidate: dict[str, Any], champion: dict[str, Any] | None) -> Check:
-    ours = candidate["id"]
-    if champion is None:
-        return Check("new", True, ours, None, f"there is no champion yet, so candidate {ours} is new")
-    if ours == champion["id"]:
-        detail = f"candidate {ours} is the champion itself, byte for byte, so there is nothing to promote"
-    else:
-        detail = f"candidate {ours} differs from the champion, {champion['id']}"
-    return Check("new", ours != champion["id"], ours, champion["id"], detail)
-
-
-def _number(value: Any) -> float | None:
-    """`value` if it is a finite number, else None: what is not a number never passes a check."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return value if is_number else None
-
-
-def _figure(value: float, places: int = 3, sign: str = "-") -> str:
-    """A number as papers print them: .931, +.089."""
-    return _bare(f"{value:{sign}z.{places}f}")
-
-
-def _limit(value: float) -> str:
-    return _bare(f"{value:g}")
-
-
-def _bare(text: str) -> str:
-    """The number without its leading zero."""
-    return re.sub(r"^([+-]?)0\.", r"\1.", text)
-
-
-def _shown(value: float | None) -> str:
-    return "" if value is None else f" {_figure(value)}"
-
-
-def _places(value: float, bound: float) -> int:
-    """Decimals, at least 3, that show on which side of the bound the value is."""
-    return next((places for places in range(3, 9) if value == bound or round(value, places) != round(bound, places)), 9)
+def _parity(student: Path) -> dict[str, Any] | None:
+    """What the student's export found of itself; None: it was not exported."""
+    if PARITY.as_posix() not in artifacts.read_json(student / artifacts.SEAL)["files"]:
+        return None
+    artifacts.verify(student, only=[PARITY.as_posix()])
+    return artifacts.read_json(student / PARITY)

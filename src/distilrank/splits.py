@@ -30,12 +30,15 @@ def hash_position(query_id: str, salt: str) -> float:
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
 
 
-def sides(position: np.ndarray, dev_share: float, test_share: float) -> np.ndarray:
+def sides(position: np.ndarray, config: Prepare) -> np.ndarray:
     """TRAIN, DEV or TEST for each position in hash order.
 
-    Test takes the low end and dev the high end, so that changing one share moves no query of the other.
+    Test takes the low end and dev the high end, so that changing one share moves no query of the other. Each further
+    draw takes the stretch of the same length above that of the draw before it, and leaves dev where it is.
     """
-    return np.where(position < test_share, TEST, np.where(position >= 1 - dev_share, DEV, TRAIN))
+    low, high = config.test_draw * config.test_share, (config.test_draw + 1) * config.test_share
+    drawn = (position >= low) & (position < high)
+    return np.where(position >= 1 - config.dev_share, DEV, np.where(drawn, TEST, TRAIN))
 
 
 def strata(impressions: np.ndarray) -> np.ndarray:
@@ -78,7 +81,7 @@ def split(pair_query: np.ndarray, position: np.ndarray, config: Prepare) -> Spli
     judged, pairs = np.unique(pair_query, return_counts=True)
     order = np.argsort(position[judged], kind="stable")
     judged, pairs = judged[order], pairs[order]
-    side = sides(position[judged], config.dev_share, config.test_share)
+    side = sides(position[judged], config)
     of = {name: side == code for code, name in enumerate(SIDES)}
     wanted = {"train": 1.0, "dev": config.dev_share, "test": config.test_share}
     for name, mask in of.items():
@@ -160,6 +163,6 @@ def check_leaks(queries: Mapping[str, Iterable[str]], config: Prepare) -> None:
         allowed = "train" if use == "candidates" else use
         for text in texts:
             position = np.array(hash_position(normalise.split_key(text, config.plurals), config.salt))
-            side = SIDES[int(sides(position, config.dev_share, config.test_share))]
+            side = SIDES[int(sides(position, config))]
             if side != allowed:
                 raise RunStopped(f"query {text!r} of the {side} side is among the {use} queries; nothing was written")

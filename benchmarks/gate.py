@@ -1,0 +1,227 @@
+"""How often the gate promotes by luck, and how small a gain or loss it can see.
+
+    python -m benchmarks.gate --figure docs/gate.svg
+
+Real differences: nDCG@10 of BM25 minus that of plain word overlap, query by query, on all judged queries of Home Depot.
+Centred, they are a world in which two systems are equally good and differ as real ones do. A gating draws a test set
+of some queries from it, adds a true difference, and asks the gate, with the project's own interval and decision, to
+promote. Of equal systems it should promote few under `superior`; of systems that are worse by just the margin, few
+under `not_inferior`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MultipleLocator
+from scipy.stats import beta, norm
+
+from benchmarks import machine
+from distilrank import bm25, corpus, figures, gate, logstore, measures, normalise, significance, sources, trec
+from distilrank.config import Config, Evaluate, Gate, Prepare, load
+from distilrank.problems import Problems
+
+BASE = Path("configs/home-depot.yaml")
+RESAMPLES = 400
+"""Of each interval: fewer than a run's 2,000, so that thousands of gatings take minutes."""
+TOGETHER = 20
+"""Gatings whose intervals share resampling draws (never queries), for speed: it hardly makes them dependent."""
+SIZES = (100, 250, 500, 1000, 2000)
+TOLERATED = 0.05
+"""Share of promotions by luck. The lower end of a 95 % interval is a test at 2.5 %, so there is room."""
+SURE = 0.95
+STEPS = np.arange(-6, 13) / 400
+"""True differences of the power curves."""
+COMMON: dict[str, Any] = {
+    "min_queries": 0,
+    "min_judgements": 0,
+    "lift_over_random": -1,
+    "teacher_margin": 1,
+    "slices": False,
+    "max_ece": 1,
+    "min_score_spread": 0,
+    "min_distinct_scores": 0,
+    "max_latency_ratio": 0,
+    "max_drift_share": 1,
+    "max_embedding_auc": 1,
+}
+"""Only the comparison with the champion is left to decide; that with BM25 always passes."""
+RULES = {rule: Gate.model_validate(COMMON | {"champion": rule}) for rule in ("superior", "not_inferior")}
+
+
+def differences(config: Config) -> tuple[np.ndarray, dict[str, float]]:
+    """nDCG@10 of BM25 minus that of word overlap, shape (queries,), and the mean of each and of random order."""
+    with tempfile.TemporaryDirectory() as folder, logstore.connect(Path(folder)) as connection:
+        read = corpus.read(
+            sources.open(config.data), Prepare(), "", "", "",
+            connection=connection, scratch=Path(folder), problems=Problems(),
+        )  # fmt: skip
+        titles = list(read.catalogue.texts(np.arange(len(read.catalogue))))
+        product_ids = read.catalogue.column("product_id").to_pylist()
+        judged, texts = read.judged, read.queries.to_pylist()
+        gain = measures.grades(read.gains)
+    index = bm25.Index(titles)
+    stems = [{index.stem(word) for word in normalise.words(title)} for title in titles]
+    asked = [{index.stem(word) for word in normalise.words(text)} for text in texts]
+    overlap = [len(asked[query] & stems[product]) for query, product in zip(judged.query, judged.product, strict=True)]
+    systems = {
+        "bm25": index.scores(texts, judged.query, judged.product),
+        "overlap": np.array(overlap, np.float32),
+        "random": np.random.default_rng(0).random(len(gain), np.float32),
+    }
+    ranked = measures.rankable(judged.query, gain)
+    tie = trec.tie_ranks([product_ids[product] for product in judged.product])
+    found = {name: measures.ndcg(judged.query, gain, score, 10, tie)[ranked] for name, score in systems.items()}
+    return found["bm25"] - found["overlap"], {name: float(values.mean()) for name, values in found.items()}
+
+
+def intervals(pool: np.ndarray, queries: int, gatings: int, config: Evaluate, seed: int) -> np.ndarray:
+    """Observed difference and both ends of its interval of many test sets drawn from `pool`, shape (gatings, 3)."""
+    found = []
+    for rng in np.random.default_rng([seed, queries]).spawn(-(-gatings // TOGETHER)):
+        drawn = rng.choice(pool, (queries, TOGETHER))
+        sure = significance.paired(
+            drawn, resamples=RESAMPLES, confidence=config.confidence, rng=rng, interval=config.interval
+        )
+        found.append(np.stack([drawn.mean(axis=0), sure.low, sure.high], axis=1))
+    return np.concatenate(found)[:gatings]
+
+
+def promotions(policy: Gate, found: np.ndarray, queries: int, true: float, config: Evaluate) -> int:
+    """How many gatings promote if the candidate is better by `true`.
+
+    To add a constant to every query's difference moves the mean and its interval by that constant.
+    """
+    won = {"system": "student", "baseline": "bm25", "metric": policy.metric, "delta": 1, "ci_low": 1, "ci_high": 1}
+    promoted = 0
+    for delta, low, high in (found + true).tolist():
+        champion = won | {"baseline": "champion", "delta": delta, "ci_low": low, "ci_high": high}
+        verdict = gate.decide(
+            policy,
+            metrics={
+                "protocol": {"confidence": config.confidence},
+                "comparisons": [row | {"queries": queries} for row in (won, champion)],
+            },
+            drift={},
+            candidate={"id": "candidate"},
+            champion={"id": "champion"},
+        )
+        promoted += verdict.promoted
+    return promoted
+
+
+def share(count: int, of: int) -> dict[str, float]:
+    """A share with its exact interval (Clopper and Pearson, Biometrika 26, 1934), one-sided at each end."""
+    low = float(beta.ppf(1 - SURE, count, of - count + 1)) if count else 0.0
+    high = float(beta.ppf(SURE, count + 1, of - count)) if count < of else 1.0
+    return {"promoted": count, "of": of, "share": count / of, "low": low, "high": high}
+
+
+def simulate(pool: np.ndarray, sizes: tuple[int, ...], gatings: int) -> dict[str, Any]:
+    """Promotions by rule, number of test queries and true difference."""
+    config = Evaluate()
+    centred = pool - pool.mean()
+    found: dict[str, Any] = {rule: {} for rule in RULES}
+    for queries in sizes:
+        began = time.monotonic()
+        for seed, (rule, policy) in enumerate(RULES.items()):
+            drawn = intervals(centred, queries, gatings, config, seed)
+            found[rule][queries] = {
+                f"{true:g}": share(promotions(policy, drawn, queries, float(true), config), gatings) for true in STEPS
+            }
+        print(f"{queries} queries: {time.monotonic() - began:.0f} s", file=sys.stderr)
+    return found
+
+
+def needed(standard_deviation: float, difference: float, power: float = 0.8) -> int:
+    """Queries for which the lower end clears a bound that is `difference` below the truth, with this chance.
+
+    Normal approximation of the mean: ((z(.975) + z(power)) * deviation / difference) squared.
+    """
+    reach = norm.ppf((1 + Evaluate().confidence) / 2) + norm.ppf(power)
+    return int(np.ceil((reach * standard_deviation / difference) ** 2))
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """The power curves: share of promotions by true difference, a line for each number of test queries."""
+    margin = RULES["not_inferior"].champion_margin
+    titles = {"superior": "superior", "not_inferior": f"not_inferior, margin {margin:g}".replace("0.", ".")}
+    forbidden = {"superior": 0.0, "not_inferior": -margin}
+    palette = matplotlib.colormaps["viridis_r"]
+    with matplotlib.rc_context(
+        {**figures.STYLE, "figure.facecolor": "white", "savefig.facecolor": "white", "svg.hashsalt": "gate"}
+    ):
+        figure = Figure(figsize=(9.6, 3.8), layout="constrained")
+        for ax, (rule, curves) in zip(figure.subplots(1, 2, sharey=True), found.items(), strict=True):
+            ax.axvspan(STEPS[0], forbidden[rule], color=figures.FAINT, linewidth=0)
+            ax.axhline(TOLERATED, color=figures.WORSE, linewidth=1, linestyle=(0, (4, 3)))
+            for at, (queries, curve) in enumerate(curves.items()):
+                ax.plot(
+                    STEPS, [one["share"] for one in curve.values()],
+                    color=palette(0.12 + 0.85 * at / max(len(curves) - 1, 1)), label=f"{queries:,} queries",
+                )  # fmt: skip
+            ax.set(title=f"champion: {titles[rule]}", xlabel="true difference of nDCG@10", xlim=(STEPS[0], STEPS[-1]))
+            ax.xaxis.set_major_locator(MultipleLocator(0.01))
+            ax.xaxis.set_major_formatter(lambda value, _: f"{value:+.2f}".replace("0.", ".") if value else "0")
+            ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        figure.axes[0].set_ylabel("promoted")
+        figure.axes[1].legend(loc="lower right")
+        figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    """Simulate, draw, and print the figures as one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gatings", type=int, default=2000, help="simulated gatings for each number of queries")
+    parser.add_argument("--figure", type=Path, help="draw the power curves to this .svg or .png")
+    parser.add_argument("--quick", action="store_true", help="few queries and gatings: does it run?")
+    options = parser.parse_args()
+    sizes, gatings = (SIZES[:2], 200) if options.quick else (SIZES, options.gatings)
+    with machine.aside():
+        pool, means = differences(load(BASE, ["data.queries=1500"] if options.quick else None))
+        found = simulate(pool, sizes, gatings)
+    if options.figure:
+        draw(found, options.figure)
+    deviation = float(pool.std(ddof=1))
+    margin = RULES["not_inferior"].champion_margin
+    print(
+        json.dumps(
+            {
+                "benchmark": "gate",
+                "machine": machine.describe(("numpy", "scipy", "bm25s")),
+                "figures": {
+                    "queries": len(pool),
+                    "ndcg_at_10": means,
+                    "difference": {"mean": float(pool.mean()), "standard_deviation": deviation},
+                    "ties": float((np.abs(pool) < 1e-12).mean()),
+                    "gatings": gatings,
+                    "resamples": RESAMPLES,
+                    "needed": {f"{one:g}": needed(deviation, one) for one in (0.003, 0.005, 0.01, 0.02, 0.03)},
+                    "promotions": found,
+                },
+                "bars": [
+                    {
+                        "name": f"promotions by luck, {rule}, {queries} queries: lower end of the {SURE:.0%} interval",
+                        "value": curve[f"{true:g}"]["low"],
+                        "bound": TOLERATED,
+                        "holds": curve[f"{true:g}"]["low"] <= TOLERATED,
+                    }
+                    for rule, true in (("superior", 0.0), ("not_inferior", -margin))
+                    for queries, curve in found[rule].items()
+                ],
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

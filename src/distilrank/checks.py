@@ -1,0 +1,466 @@
+"""The checks that the gate holds a student to: each turns the policy and the evidence into what it found.
+
+Differences between systems are judged by their interval, not by the figure itself: a lift counts when even its lower
+end is above the bound, and "not worse" means that the lower end is within a margin that was stated beforehand. What
+the evidence lacks fails the check that asks for it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+from distilrank.config import Gate
+
+METRICS = {
+    "ndcg_at_5": "nDCG@5",
+    "ndcg_at_10": "nDCG@10",
+    "mrr": "MRR",
+    "pair_accuracy": "pair accuracy",
+    "roc_auc": "ROC-AUC",
+    "pr_auc": "PR-AUC",
+    "recall_at_precision_95": "recall at 95 % precision",
+}
+BASELINES = {
+    "bm25": "BM25",
+    "random": "random ordering",
+    "teacher": "its teacher",
+    "champion": "the champion",
+    "anchor": "the anchor",
+}
+SLICED = ("ndcg_at_10", "pair_accuracy")
+"""The measures by which slices are compared; a policy that decides by another one has them judged by the first."""
+
+SHOWN = 3
+"""Slices that a sentence names."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One condition of the policy: the value seen, the bound that it is held to, and a sentence on it.
+
+    `value` is None where the evidence does not have it: such a check has failed, unless it asks for nothing.
+    """
+
+    name: str
+    passed: bool
+    value: float | str | None
+    bound: float | str | None
+    detail: str
+
+    @property
+    def excusable(self) -> bool:
+        """Whether an override may stand in for it: not where nothing was measured, or nothing is there to promote."""
+        return self.value is not None and self.name != "new"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a candidate when the gate decides."""
+
+    metrics: dict[str, Any]
+    """Content of `metrics.json`."""
+    drift: dict[str, Any]
+    """Content of `drift.json`; only the candidate's part counts. A drifted champion is a reason to replace it."""
+    candidate: dict[str, Any]
+    """`id` of the version that the student would become, and anything worth keeping beside it."""
+    champion: dict[str, Any] | None
+    """Likewise for the version in use, scored on the same rows in `metrics`; None: there is none."""
+    anchor: dict[str, Any] | None
+    """Likewise for the version that no promotion moves; None: there is none."""
+    parity: dict[str, Any] | None
+    """Content of the student's `onnx/parity.json`; None: it was not exported."""
+    looks: int | None
+    """Candidates that were judged by this test set, this one included; None: not known."""
+    newest_end: str
+    """ISO 8601 end of the newest traffic; empty: the log has no times."""
+    now: datetime
+    """When the decision is made, with a time zone."""
+
+    @cached_property
+    def confidence(self) -> float | None:
+        """Level of the intervals."""
+        return number(self.metrics.get("protocol", {}).get("confidence"))
+
+    def value(self, system: str, metric: str) -> float | None:
+        """A measure of a system."""
+        return number((self.metrics.get("systems", {}).get(system) or {}).get(metric))
+
+    def comparisons(self, metric: str) -> dict[str, dict[str, Any]]:
+        """How the student compares by a measure, by baseline."""
+        return {
+            row["baseline"]: row
+            for row in self.metrics.get("comparisons", [])
+            if row["system"] == "student" and row["metric"] == metric
+        }
+
+
+Found = Iterator[Check]
+Part = tuple[bool, float | None, float, str]
+"""One of several conditions of a check: whether it holds, the value seen, its bound, a sentence."""
+
+
+def examine(policy: Gate, evidence: Evidence) -> tuple[Check, ...]:
+    """What every check that applies has found, in the order in which people read them."""
+    return tuple(check for rule in RULES for check in rule(policy, evidence))
+
+
+# What the decision rests on ---------------------------------------------------------------------------------------
+
+
+def enough_queries(policy: Gate, evidence: Evidence) -> Found:
+    """Queries under the thinnest comparison."""
+    label, bound = METRICS[policy.metric], policy.min_queries
+    counts = [number(row.get("queries")) for row in evidence.comparisons(policy.metric).values()]
+    if not counts:
+        detail = f"the evaluation compares the student with nothing by {label}, so no query counts"
+        yield Check("enough_queries", False, None, bound, detail)
+        return
+    queries = min(int(count or 0) for count in counts)
+    detail = f"the decision rests on {queries} test queries; it takes at least {bound}"
+    yield Check("enough_queries", queries >= bound, queries, bound, detail)
+
+
+def enough_judgements(policy: Gate, evidence: Evidence) -> Found:
+    """Judged pairs of all splits."""
+    bound = policy.min_judgements
+    if not bound:
+        return
+    pairs = number(evidence.metrics.get("test_set", {}).get("judgements"))
+    seen = "how many pairs are judged" if pairs is None else f"{pairs:,.0f} pairs are judged"
+    detail = f"{seen} in train, dev and test {'is not known' if pairs is None else 'together'}; it takes {bound:,}"
+    yield Check("enough_judgements", pairs is not None and pairs >= bound, pairs, bound, detail)
+
+
+def test_set(policy: Gate, evidence: Evidence) -> Found:
+    """How often the test set has been looked at: whoever tries often enough passes by luck."""
+    looks, bound = evidence.looks, policy.refuse_from_looks
+    if not bound:
+        return
+    seen = "how many candidates were judged by this test set is not known"
+    if looks is not None:
+        seen = f"candidates judged by this test set: {looks}, this one included"
+    detail = f"{seen}; from {bound} on a student is refused, and a fresh set is due (prepare.test_draw)"
+    yield Check("test_set", looks is not None and looks < bound, looks, bound, detail)
+
+
+# How well the student ranks ---------------------------------------------------------------------------------------
+
+
+def minimum(policy: Gate, evidence: Evidence) -> Found:
+    """Lowest values of single measures."""
+    for metric, bound in policy.minima.model_dump().items():
+        if not bound:
+            continue
+        name, label, value = f"minimum_{metric}", METRICS[metric], evidence.value("student", metric)
+        if value is None:
+            detail = f"the evaluation has no {label} of the student, so this cannot pass"
+            yield Check(name, False, None, bound, detail)
+            continue
+        detail = f"student {label} is {_figure(value, _places(value, bound))}; it must be at least {_limit(bound)}"
+        yield Check(name, value >= bound, value, bound, detail)
+
+
+def lift_over_bm25(policy: Gate, evidence: Evidence) -> Found:
+    """Better than words in common."""
+    if policy.lift_over_bm25 > -1:
+        yield _difference(policy, evidence, "lift_over_bm25", "bm25", policy.lift_over_bm25, strictly=True)
+
+
+def lift_over_random(policy: Gate, evidence: Evidence) -> Found:
+    """Better than chance, which short lists make look good."""
+    if policy.lift_over_random > -1:
+        yield _difference(policy, evidence, "lift_over_random", "random", policy.lift_over_random, strictly=True)
+
+
+def teacher_margin(policy: Gate, evidence: Evidence) -> Found:
+    """Not far behind the model that it learned from."""
+    if policy.teacher_margin < 1:
+        yield _difference(policy, evidence, "teacher_margin", "teacher", -policy.teacher_margin, strictly=False)
+
+
+def against_champion(policy: Gate, evidence: Evidence) -> Found:
+    """Not worse, or better, than what it would replace."""
+    if evidence.champion is None:
+        return
+    if policy.champion == "superior":
+        bound = policy.lift_over_champion
+        yield _difference(policy, evidence, "superior_to_champion", "champion", bound, strictly=True)
+    else:
+        bound = -policy.champion_margin
+        yield _difference(policy, evidence, "not_inferior_to_champion", "champion", bound, strictly=False)
+
+
+def against_anchor(policy: Gate, evidence: Evidence) -> Found:
+    """Not worse than the fixed version: small losses, each within the champion's margin, would add up."""
+    if evidence.anchor is not None and policy.anchor_margin < 1:
+        name, bound = "not_inferior_to_anchor", -policy.anchor_margin
+        yield _difference(policy, evidence, name, "anchor", bound, strictly=False)
+
+
+def slices(policy: Gate, evidence: Evidence) -> Found:
+    """Whether any slice is significantly worse than the champion's: a family of tests, so corrected by Holm."""
+    if evidence.champion is None or not policy.slices:
+        return
+    metric = policy.metric if policy.metric in SLICED else SLICED[0]
+    label, found = METRICS[metric], evidence.metrics.get("slices", {})
+    rows = found.get("rows")
+    compared = [
+        (row, comparison)
+        for row in rows or []
+        for comparison in row.get("comparisons", [])
+        if comparison["baseline"] == "champion" and comparison["metric"] == metric
+    ]
+    known = all(number(one.get(key)) is not None for _, one in compared for key in ("delta", "p_holm"))
+    if rows is None or len(compared) < len(rows) or not known or evidence.confidence is None:
+        detail = f"the evaluation does not compare every slice with the champion by {label}, so this cannot pass"
+        yield Check("slices", False, None, 0, detail)
+        return
+    alpha = 1 - evidence.confidence
+    worse = sorted(
+        ((row, one) for row, one in compared if one["delta"] < 0 and one["p_holm"] < alpha),
+        key=lambda pair: pair[1]["delta"],
+    )
+    thin = found.get("left_out")
+    untested = f"; slices of fewer than {found.get('min_queries')} queries are not tested" if thin else ""
+    among = f"{len(compared)} slices by {label} (Holm, {100 * alpha:.3g} %)"
+    if worse:
+        named = ", ".join(
+            f"{row['column']} {row['value']} by {_figure(-one['delta'])} on {row['queries']} queries"
+            for row, one in worse[:SHOWN]
+        )
+        more = f" and {len(worse) - SHOWN} more" if len(worse) > SHOWN else ""
+        detail = f"significantly worse than the champion on {len(worse)} of {among}: {named}{more}; none may be"
+    else:
+        detail = f"significantly worse than the champion on none of {among}"
+    yield Check("slices", not worse, len(worse), 0, detail + untested)
+
+
+def _difference(policy: Gate, evidence: Evidence, name: str, baseline: str, bound: float, *, strictly: bool) -> Check:
+    """Whether the lower end of the interval of student minus baseline is above the bound, or not below it."""
+    bound += 0.0  # no negative zero
+    metric, theirs = METRICS[policy.metric], BASELINES[baseline]
+    row = evidence.comparisons(policy.metric).get(baseline, {})
+    delta, low, high = (number(row.get(key)) for key in ("delta", "ci_low", "ci_high"))
+    if delta is None or low is None or high is None:
+        detail = f"the evaluation does not compare the student with {theirs} by {metric}, so this cannot pass"
+        return Check(name, False, None, bound, detail)
+    passed = low > bound if strictly else low >= bound
+    places = _places(low, bound)
+    seen, other = (_shown(evidence.value(system, policy.metric)) for system in ("student", baseline))
+    verb = "beats" if delta > 0 else "trails" if delta < 0 else "equals"
+    by = f" by {_figure(delta, sign='+')}" if delta > 0 else f" by {_figure(-delta)}" if delta < 0 else ""
+    rule, failing = ("must exceed", "but does not") if strictly else ("must not be below", "but is")
+    queries = f" on {row['queries']} queries" if "queries" in row else ""
+    interval = "interval" if evidence.confidence is None else f"{100 * evidence.confidence:g} % interval"
+    detail = (
+        f"student {metric}{seen} {verb} {theirs}{other}{by}, {interval} "
+        f"[{_figure(low, places, '+')}, {_figure(high, places, '+')}]{queries}; "
+        f"the lower end {rule} {_limit(bound)}{'' if passed else f', {failing}'}"
+    )
+    return Check(name, passed, low, bound, detail)
+
+
+# Whether it can be served -----------------------------------------------------------------------------------------
+
+
+def calibration(policy: Gate, evidence: Evidence) -> Found:
+    """Whether its probabilities mean what they say."""
+    value, bound = evidence.value("student", "ece"), policy.max_ece
+    rule = f"it may be {_limit(bound)} at most" if bound < 1 else "no limit is set"
+    if value is None:
+        detail = f"the evaluation has no calibration error (ECE) of the student; {rule}"
+        yield Check("calibration", bound == 1, None, bound, detail)
+        return
+    detail = f"student calibration error (ECE) is {_figure(value, _places(value, bound))}; {rule}"
+    yield Check("calibration", value <= bound, value, bound, detail)
+
+
+def score_collapse(policy: Gate, evidence: Evidence) -> Found:
+    """Whether its scores tell products apart at all."""
+    found = (evidence.metrics.get("distribution") or {}).get("student") or {}
+    spread, distinct = number(found.get("within_query")), number(found.get("distinct"))
+    parts: list[Part] = []
+    if bound := policy.min_score_spread:
+        seen = "is not known" if spread is None else f"is {spread:.3g}"
+        detail = f"the standard deviation of the student's scores within a query {seen}, expected at least {bound:g}"
+        parts.append((spread is not None and spread >= bound, spread, bound, detail))
+    if bound := policy.min_distinct_scores:
+        seen = "is not known" if distinct is None else f"is {100 * distinct:.3g} %"
+        detail = f"the share of distinct scores {seen}, expected at least {100 * bound:g} %"
+        parts.append((distinct is not None and distinct >= bound, distinct, bound, detail))
+    yield from _joint("score_collapse", parts)
+
+
+def onnx_parity(policy: Gate, evidence: Evidence) -> Found:
+    """Whether its exported files rank as it does."""
+    if evidence.parity is None:
+        return
+    losses = {name: number(found.get("ndcg_loss")) for name, found in evidence.parity.get("files", {}).items()}
+    bound = policy.max_onnx_loss
+    rule = f"at most {_limit(bound)} may be lost" if bound < 1 else "no limit is set"
+    unknown = [name for name, loss in losses.items() if loss is None]
+    if unknown or not losses:
+        detail = f"how far {unknown[0] if unknown else 'any ONNX file'} is from torch is not known; {rule}"
+        yield Check("onnx_parity", bound == 1, None, bound, detail)
+        return
+    worst = max(losses, key=lambda name: losses[name] or 0.0)
+    loss = losses[worst] or 0.0
+    detail = f"{worst} loses {_figure(loss, 4)} of dev nDCG@10 to torch, the most of {len(losses)} ONNX files; {rule}"
+    yield Check("onnx_parity", loss <= bound, loss, bound, detail)
+
+
+def latency(policy: Gate, evidence: Evidence) -> Found:
+    """Whether it is about as fast as what it would replace, timed in turn on the same requests."""
+    timed = evidence.metrics.get("latency") or {}
+    times = {
+        system: {key: number((timed.get(system) or {}).get(f"{key}_ms")) for key in ("p50", "p95")}
+        for system in ("student", "champion")
+    }
+    parts: list[Part] = []
+    if (bound := policy.max_latency_ratio) and evidence.champion is not None:
+        for key in ("p50", "p95"):
+            ours, theirs = times["student"][key], times["champion"][key]
+            if ours is None or not theirs:
+                parts.append((False, None, bound, f"{key} of student and champion was not timed in this run"))
+                continue
+            ratio = ours / theirs
+            detail = f"{key} of a request is {ours:.1f} ms, {ratio:.2f} times the champion's {theirs:.1f} ms"
+            parts.append((ratio <= bound, ratio, bound, f"{detail}; at most {bound:g} times"))
+    if bound := policy.max_p95_ms:
+        ours = times["student"]["p95"]
+        seen = "was not timed" if ours is None else f"is {ours:.1f} ms"
+        parts.append((ours is not None and ours <= bound, ours, bound, f"p95 {seen}, at most {bound:g} ms"))
+    yield from _joint("latency", parts)
+
+
+def new(policy: Gate, evidence: Evidence) -> Found:
+    """Whether it is another student than the champion."""
+    ours, champion = evidence.candidate["id"], evidence.champion
+    if champion is None:
+        yield Check("new", True, ours, None, f"there is no champion yet, so candidate {ours} is new")
+        return
+    if ours == champion["id"]:
+        detail = f"candidate {ours} is the champion itself, byte for byte, so there is nothing to promote"
+    else:
+        detail = f"candidate {ours} differs from the champion, {champion['id']}"
+    yield Check("new", ours != champion["id"], ours, champion["id"], detail)
+
+
+# Whether it learned from today's traffic --------------------------------------------------------------------------
+
+
+def drift(policy: Gate, evidence: Evidence) -> Found:
+    """Share of the columns that have drifted."""
+    found, bound = evidence.drift.get("candidate") or {}, policy.max_drift_share
+    share = number(found.get("share")) if found.get("comparable", True) else None
+    rule = f"at most {100 * bound:g} % may" if bound < 1 else "no limit is set"
+    if share is None:
+        detail = f"how far the newest traffic has drifted from the training window is not known; {rule}"
+        yield Check("drift", bound == 1, None, bound, detail)
+        return
+    names = [column["name"] for column in found.get("columns", []) if column["drifted"]]
+    which = f" ({', '.join(names)})" if names else ""
+    detail = f"{100 * share:.3g} % of the columns{which} have drifted from training window to newest traffic; {rule}"
+    yield Check("drift", share <= bound, share, bound, detail)
+
+
+def embedding_drift(policy: Gate, evidence: Evidence) -> Found:
+    """Whether a classifier tells the newest traffic from the training window by what it means."""
+    part, bound = evidence.drift.get("candidate") or {}, policy.max_embedding_auc
+    found = part.get("embedding") or {}
+    auc, low, high = (number(found.get(key)) for key in ("auc", "ci_low", "ci_high"))
+    rule = f"the lower end may be {_limit(bound)} at most" if bound < 1 else "no limit is set"
+    if auc is None or low is None or high is None:
+        why = f" ({part['note'].rstrip('.')})" if part.get("note") else ""
+        detail = f"how far the newest traffic's embeddings are from the training window's is not known{why}; {rule}"
+        yield Check("embedding_drift", bound == 1, None, bound, detail)
+        return
+    detail = (
+        f"a classifier tells newest traffic from training window by embeddings with a ROC-AUC of {_figure(auc)}, "
+        f"interval [{_figure(low, _places(low, bound))}, {_figure(high, _places(low, bound))}]; {rule}"
+    )
+    yield Check("embedding_drift", low <= bound, low, bound, detail)
+
+
+def freshness(policy: Gate, evidence: Evidence) -> Found:
+    """Age of the newest traffic."""
+    bound = policy.max_traffic_age_days
+    if not bound:
+        return
+    rule = f"at most {bound:g} are allowed"
+    if not evidence.newest_end:
+        detail = f"the log has no times, so it is not known how many days old the newest traffic is; {rule}"
+        yield Check("freshness", False, None, bound, detail)
+        return
+    end = datetime.fromisoformat(evidence.newest_end)
+    end = end if end.tzinfo else end.replace(tzinfo=UTC)
+    days = max((evidence.now - end).total_seconds(), 0) / 86_400
+    detail = f"the newest traffic ends {end.astimezone(UTC):%Y-%m-%d}, {days:.1f} days before this decision; {rule}"
+    yield Check("freshness", days <= bound, round(days, 3), bound, detail)
+
+
+RULES: tuple[Callable[[Gate, Evidence], Found], ...] = (
+    enough_queries,
+    enough_judgements,
+    test_set,
+    minimum,
+    lift_over_bm25,
+    lift_over_random,
+    teacher_margin,
+    against_champion,
+    against_anchor,
+    slices,
+    calibration,
+    score_collapse,
+    onnx_parity,
+    latency,
+    drift,
+    embedding_drift,
+    freshness,
+    new,
+)
+
+
+# Words ------------------------------------------------------------------------------------------------------------
+
+
+def _joint(name: str, parts: list[Part]) -> Found:
+    """One check of several conditions: value and bound are those of the first that fails, else of the first."""
+    if parts:
+        passed, value, bound, _ = next((part for part in parts if not part[0]), parts[0])
+        yield Check(name, passed, value, bound, "; ".join(part[-1] for part in parts))
+
+
+def number(value: Any) -> float | None:
+    """`value` if it is a finite number, else None: what is not a number never passes a check."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return value if is_number else None
+
+
+def _figure(value: float, places: int = 3, sign: str = "-") -> str:
+    """A number as papers print them: .931, +.089."""
+    return _bare(f"{value:{sign}z.{places}f}")
+
+
+def _limit(value: float) -> str:
+    return _bare(f"{value:g}")
+
+
+def _bare(text: str) -> str:
+    """The number without its leading zero."""
+    return re.sub(r"^([+-]?)0\.", r"\1.", text)
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f" {_figure(value)}"
+
+
+def _places(value: float, bound: float) -> int:
+    """Decimals, at least 3, that show on which side of the bound the value is."""
+    return next((places for places in range(3, 9) if value == bound or round(value, places) != round(bound, places)), 9)

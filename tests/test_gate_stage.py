@@ -1,0 +1,232 @@
+"""The stage around the decision: what it reads, writes, counts and refuses to decide on; and asking again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from distilrank import artifacts, cli, gate, registry
+from distilrank.config import Gate, Registry, parameters, parse
+from distilrank.errors import InputError
+from tests.test_gate import DRIFT, metrics
+
+FOLDERS = ("evaluation", "drift", "student", "judgements")
+
+
+class Stage:
+    """A candidate with its evaluation, and a registry with a champion, all on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.where = folder, Registry(uri=str(folder / "registry"))
+        self.measured(metrics())
+        artifacts.write_json(folder / "drift" / "drift.json", DRIFT)
+        artifacts.write_text(folder / "judgements" / "test.parquet", "rows")
+        for name in ("drift", "judgements"):
+            artifacts.seal(folder / name)
+        self.student("weights")
+
+    def measured(self, found: dict[str, Any], **made_of: str) -> None:
+        artifacts.write_json(self.folder / "evaluation" / "metrics.json", found)
+        artifacts.seal(self.folder / "evaluation")
+        artifacts.write_json(self.folder / "evaluation" / artifacts.RECORD, {"inputs": made_of})
+
+    def student(self, weights: str) -> str:
+        artifacts.write_text(self.folder / "student" / "model.safetensors", weights)
+        return registry.version_id(artifacts.seal(self.folder / "student"))
+
+    def promoted(self, weights: str) -> str:
+        """A version of the registry that is champion and anchor."""
+        made = self.folder / f"made-{weights}"
+        artifacts.write_text(made / "student" / "model.safetensors", weights)
+        version = registry.version_id(artifacts.seal(made / "student"))
+        artifacts.write_json(made / "manifest.json", {"id": version, "created": "2026-10-01T00:00:00Z"})
+        backend = registry.connect(self.where)
+        backend.publish(made, version)
+        for alias in (registry.CHAMPION, registry.ANCHOR):
+            backend.move(alias, version, backend.alias(alias))
+        return version
+
+    def decide(self, policy: Gate | None = None, champion: str = "", anchor: str = "", newest_end: str = "") -> bool:
+        return gate.gate(
+            policy or Gate(),
+            self.where,
+            **{name: self.folder / name for name in FOLDERS},
+            champion=champion,
+            anchor=anchor,
+            newest_end=newest_end,
+            output=self.folder / "verdict",
+        )
+
+    @property
+    def verdict(self) -> dict[str, Any]:
+        return artifacts.read_json(self.folder / "verdict" / "verdict.json")
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return artifacts.read_json(self.folder / "verdict" / "stage.json")
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage(tmp_path)
+
+
+def test_it_writes_the_verdict_and_its_record(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    assert stage.decide() is True
+    digest = artifacts.sealed_digest(stage.folder / "student")
+    assert stage.verdict["outcome"] == "cold_start"
+    assert stage.verdict["candidate"] == {"id": registry.version_id(digest), "digest": digest}
+    assert (stage.verdict["champion"], stage.verdict["anchor"]) == (None, None)
+    assert stage.record["inputs"]["student"] == digest and stage.record["config"]["metric"] == "ndcg_at_10"
+    assert stage.record["inputs"]["judgements"] == artifacts.sealed_digest(stage.folder / "judgements")
+    assert "| note | passed | lift_over_bm25 | student nDCG@10 .931 beats" in capsys.readouterr().out
+
+
+def test_it_names_champion_and_anchor_as_the_registry_has_them(stage: Stage) -> None:
+    version = stage.promoted("earlier")
+    assert stage.decide(champion=version, anchor=version) is True
+    described = {"id": version, "created": "2026-10-01T00:00:00Z"}
+    assert (stage.verdict["champion"], stage.verdict["anchor"]) == (described, described)
+    assert stage.verdict["outcome"] == "promoted"
+
+
+def test_it_refuses_and_says_why(stage: Stage) -> None:
+    assert stage.decide(Gate.model_validate({"minima": {"ndcg_at_10": 0.99}})) is False
+    assert stage.verdict["outcome"] == "refused"
+    assert stage.record["facts"]["failed"] == ["minimum_ndcg_at_10"]
+
+
+def test_each_candidate_counts_as_one_look(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    policy = Gate(warn_from_looks=2, refuse_from_looks=3)
+    for _ in range(2):  # a stage that is repeated looks at nothing new
+        assert stage.decide(policy)
+        assert stage.verdict["test_set"] == {"digest": "d" * 64, "looks": 1, "warn_from": 2}
+    assert "| note | candidates judged by this test set" not in capsys.readouterr().out
+    stage.student("second")
+    assert stage.decide(policy) and stage.verdict["test_set"]["looks"] == 2
+    assert "| gate | note | candidates judged by this test set: 2, this one included" in capsys.readouterr().out
+    stage.student("third")
+    assert not stage.decide(policy) and stage.record["facts"]["failed"] == ["test_set"]
+    # A fresh test set has not been looked at.
+    found = metrics()
+    stage.measured(found | {"test_set": found["test_set"] | {"digest": "e" * 64, "draw": 1}})
+    assert stage.decide(policy) and stage.verdict["test_set"]["looks"] == 1
+
+
+def test_an_override_is_recorded_and_an_expired_one_told(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    policy = {"max_ece": 0.01, "override": {"by": "Jo", "reason": "a rule covers the tail", "until": "9999-12-31"}}
+    assert stage.decide(Gate.model_validate(policy)) is True
+    assert (stage.verdict["outcome"], stage.verdict["override"]) == ("overridden", policy["override"])
+    policy["override"] |= {"until": "2020-01-01"}
+    assert stage.decide(Gate.model_validate(policy)) is False
+    assert (stage.verdict["outcome"], stage.verdict["override"]) == ("refused", None)
+    assert "| the override by Jo, until 2020-01-01, has expired" in capsys.readouterr().out
+    assert "has expired" in stage.record["facts"]["notes"][0]
+
+
+def test_it_does_not_decide_on_damaged_figures(stage: Stage) -> None:
+    path = stage.folder / "evaluation" / "metrics.json"
+    path.write_text(path.read_text().replace("0.842", "0.142"))
+    with pytest.raises(InputError, match=r"metrics\.json: digest .* differs"):
+        stage.decide()
+    assert not (stage.folder / "verdict" / "verdict.json").exists()
+
+
+@pytest.mark.parametrize("name", ["student", "judgements", "champion", "anchor"])
+def test_it_does_not_decide_on_the_evaluation_of_something_else(stage: Stage, name: str) -> None:
+    version = stage.promoted("earlier")
+    digests = {one: artifacts.sealed_digest(stage.folder / one) for one in ("student", "judgements")}
+    made_of = digests | {"champion": version, "anchor": version}
+    stage.measured(metrics(), **made_of)
+    assert stage.decide(champion=version, anchor=version)
+    stage.measured(metrics(), **made_of | {name: "other"})
+    with pytest.raises(InputError, match=f"evaluation: evaluated with {name} other, expected {made_of[name][:13]}"):
+        stage.decide(champion=version, anchor=version)
+
+
+@pytest.mark.parametrize("alias", ["champion", "anchor"])
+def test_it_names_a_version_that_the_registry_lacks(stage: Stage, alias: str) -> None:
+    with pytest.raises(InputError, match="no version 'vbbbbbbbbbbbb'"):
+        stage.decide(**{alias: "vbbbbbbbbbbbb"})
+
+
+# Asking again -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(stage: Stage) -> Path:
+    """A finished run's folder, which did not need its champion's superiority."""
+    version = stage.promoted("earlier")
+    assert stage.decide(champion=version, anchor=version, newest_end="2026-11-16T00:00:00+00:00")
+    folder = stage.folder / "runs" / "one"
+    artifacts.copy_tree(stage.folder / "student", folder / "student")
+    artifacts.write_json(folder / "verdict.json", stage.verdict)
+    artifacts.write_json(folder / "metrics.json", metrics())
+    artifacts.write_json(folder / "drift.json", DRIFT)
+    artifacts.write_json(folder / "profile.json", {"windows": {"newest_end": "2026-11-16T00:00:00+00:00"}})
+    settings = parameters(parse({"data": {"source": "demo_shop"}}, "run"))
+    artifacts.write_text(folder / "config.yaml", yaml.safe_dump(settings))
+    return folder
+
+
+def command(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["gate", *map(str, arguments)])
+    return int(exit.value.code or 0)  # type: ignore[arg-type]
+
+
+def test_the_same_policy_says_the_same_again(run: Path) -> None:
+    said = artifacts.read_json(run / "verdict.json")
+    assert gate.reconsider(run, Gate()).to_json() == said
+
+
+def test_another_policy_is_asked_without_a_trace(
+    run: Path, stage: Stage, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    before = {path: path.read_bytes() for path in sorted(stage.folder.rglob("*")) if path.is_file()}
+    policy = tmp_path / "superior.yaml"
+    policy.write_text("champion: superior\n")
+    before[policy] = policy.read_bytes()
+    assert command("--run", run, "--policy", policy) == 0
+    shown = capsys.readouterr().out
+    assert "would be refused" in shown and "superior_to_champion" in shown and "FAILED" in shown
+    assert command("--run", run, "--policy", policy, "--fail-on-refusal") == 3
+    assert command("--run", run, "--fail-on-refusal") == 0
+    assert {path: path.read_bytes() for path in sorted(stage.folder.rglob("*")) if path.is_file()} == before
+
+
+def test_single_keys_can_be_asked_for(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("--run", run, "--set", "gate.max_ece=.03", "--set", "gate.warn_from_looks=1", "--json") == 0
+    verdict = json.loads(capsys.readouterr().out)
+    assert [check["name"] for check in verdict["checks"] if not check["passed"]] == ["calibration"]
+    assert verdict["policy"]["max_ece"] == 0.03 and verdict["test_set"]["looks"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "gate: --run is missing"),
+        (("--run", "nowhere"), "nowhere/config.yaml: no such configuration file"),
+        (("--run", "{run}", "--policy", "nowhere.yaml"), "nowhere.yaml: no such policy file"),
+        (("--run", "{run}", "--set", "gate.max_ec=1"), "unknown key 'max_ec'; did you mean 'max_ece'?"),
+        (("--run", "{run}", "--set", "student.layers=1"), "--set student: expected gate.KEY=VALUE"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    run: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    assert command(*(argument.format(run=run) for argument in arguments)) == 2
+    said = capsys.readouterr().err
+    assert message in said and len(said.strip().splitlines()) == 1
+
+
+def test_the_schema_accepts_what_the_policy_does(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("--schema") == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert set(schema["properties"]) == set(Gate.model_fields) and schema["additionalProperties"] is False
+    assert schema["properties"]["champion"]["enum"] == ["not_inferior", "superior"]
+    assert all("description" in field for field in schema["properties"].values())
