@@ -240,7 +240,7 @@ def test_plots_are_well_formed_with_real_text_and_a_description(rich: tuple[str,
     assert len(plots) == 3
     for plot in plots:
         root = ET.fromstring(plot.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
-        assert len(root.attrib["aria-label"]) > 20
+        assert len(root.findtext("{http://www.w3.org/2000/svg}title") or "") > 20
         assert root.findall(".//{http://www.w3.org/2000/svg}text")
 
 

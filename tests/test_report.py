@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 import xml.etree.ElementTree as ET
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,12 +15,12 @@ import pyarrow as pa
 import pytest
 from scipy.special import expit
 
-from distilrank import artifacts, calibration, gate, label_manifest, quality, records, relevance, report
+from distilrank import artifacts, calibration, figures, gate, label_manifest, quality, records, relevance, report
 from distilrank.config import Evaluate, Gate, Report
 from distilrank.errors import InputError
 
 WORDS = ["cordless", "drill", "hammer", "saw", "blade", "ladder", "paint", "roller", "brush", "hose", "tap", "valve"]
-VERSION, CHAMPION = "v0123456789ab", "vba9876543210"
+VERSION, CHAMPION, ANCHOR = "v0123456789ab", "vba9876543210", "vaabbccddeeff"
 
 
 def judgements(folder: Path, split: str, queries: int, seed: int, text: str = "") -> pa.Table:
@@ -77,17 +80,31 @@ def drift_part(drifted: bool, text: str = "") -> dict:
             {
                 "name": "bm25", "kind": "numeric", "statistic": "Wasserstein", "value": 0.031, "threshold": 0.1,
                 "noise": 0.04, "drifted": False, "reference_mean": 6.312, "current_mean": 6.108,
+                "group": "score", "shift": "mean 6.11, was 6.31",
             },
             {
                 "name": "product_type", "kind": "categorical", "statistic": "Jensen-Shannon",
                 "value": 0.213 if drifted else 0.071, "threshold": 0.1, "noise": 0.05, "drifted": drifted,
                 "moved": [{"value": f"snow shovel{text}", "reference": 0.0, "current": 0.118 if drifted else 0.011}],
+                "group": "product", "shift": f"snow shovel{text} {'11.8' if drifted else '1.1'} %, was 0.0 %",
+            },
+            {
+                "name": "embedding", "kind": "numeric", "statistic": "domain classifier ROC-AUC", "value": 0.612,
+                "threshold": 0.75, "noise": 0.03, "drifted": False, "group": "embedding",
+                "shift": "a classifier tells the newest rows from the reference's with ROC-AUC 0.612",
             },
             {
                 "name": "color", "kind": "categorical", "statistic": "Jensen-Shannon", "value": None,
                 "threshold": 0.1, "noise": 0.0, "drifted": False, "moved": [], "note": "no values, so not counted",
+                "group": "product", "shift": "no values, so not counted",
             },
         ],
+        "embedding": {
+            "auc": 0.612, "ci_low": 0.581, "ci_high": 0.643, "limit": 0.75, "drifted": False,
+            "rows": {"reference": 900, "current": 900},
+            "examples": [{"query": f"ice melt{text}", "title": "Ice melt, 10 kg", "probability": 0.934}],
+        },
+        "examples": {"queries": [{"query": f"snow shovel{text}", "rows": 84}, {"query": "ice melt", "rows": 31}]},
         "new_queries": [f"snow shovel{text}", "ice melt", "window insulation"] if drifted else [],
         "new_query_share": 0.146,
         "new_product_types": [f"snow shovel{text}"] if drifted else [],
@@ -115,10 +132,19 @@ def assessed(dev: pa.Table, method: str) -> quality.Quality:
     return quality.assess(dev, logits, fitted, relevant_from=0.65)
 
 
-def folders(root: Path, *, champion: bool = True, calibrated: bool = True, skill: float = 1.0, text: str = "") -> dict:
+def folders(
+    root: Path,
+    *,
+    champion: bool = True,
+    calibrated: bool = True,
+    skill: float = 1.0,
+    text: str = "",
+    policy: Gate | None = None,
+) -> dict:
     """Everything that a run leaves, small: real measures of made-up scores, a real verdict.
 
     Args:
+        policy: of the gate.
         skill: how well the student ranks; 0 is random.
         text: put into a query, a title, a product type and a stage's configuration.
     """
@@ -184,16 +210,21 @@ def folders(root: Path, *, champion: bool = True, calibrated: bool = True, skill
     rng = np.random.default_rng(4)
     judged = relevance.Judged.read(paths["judgements"])
     systems = relevance.baselines(judged, Evaluate())
-    for name, noise, scale in (("teacher", 0.8, 1.1), ("student", 1.0, 0.9), ("champion", 1.1, 0.7)):
-        if name == "champion" and not champion:
+    for name, noise, scale in (
+        ("teacher", 0.8, 1.1),
+        ("student", 1.0, 0.9),
+        ("champion", 1.1, 0.7),
+        ("anchor", 1.3, 0.6),
+    ):
+        if name in ("champion", "anchor") and not champion:
             continue
         signal = (judged.target - 0.5) * 3 * (skill if name == "student" else 1)
         score = signal + rng.normal(0, noise, len(signal))
         systems[name] = relevance.System(score.astype(np.float32), expit(scale * score) if calibrated else None)
     metrics, by_query = relevance.compare_systems(judged, systems, Evaluate(bootstrap=200, cluster_bootstrap=50))
     metrics["latency"] = {
-        name: {"pairs_per_second": 1912.4, "p50_ms": 4.12, "p95_ms": 6.93, "pairs_per_request": 8.0}
-        for name in ("student", "champion")
+        name: {"pairs_per_second": 1912.4, "p50_ms": 4.12, "p95_ms": 6.93, "p99_ms": 9.87, "pairs_per_request": 8.0}
+        for name in ("student", "champion", "anchor")
         if name in systems
     }
     artifacts.write_json(paths["evaluation"] / "metrics.json", metrics)
@@ -232,11 +263,14 @@ def folders(root: Path, *, champion: bool = True, calibrated: bool = True, skill
     record(paths["drift"], "drift", 2.1)
 
     decided = gate.decide(
-        Gate(),
+        policy or Gate(),
         metrics=metrics,
         drift=drift,
         candidate={"id": VERSION},
         champion={"id": CHAMPION} if champion else None,
+        anchor={"id": ANCHOR} if champion else None,
+        looks=7,
+        now=datetime(2026, 11, 20, 12, tzinfo=UTC),
     )
     artifacts.write_json(paths["verdict"] / "verdict.json", decided.to_json())
     record(paths["verdict"], "gate", 0.2)
@@ -268,7 +302,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag, f"line {self.getpos()}: </{tag}>"
 
     def handle_data(self, data: str) -> None:
-        if self.open[-1:] != ["style"]:
+        if self.open[-1:] not in (["style"], ["script"]):
             self.words.append(data)
 
     @property
@@ -291,15 +325,15 @@ def promoted(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str, Page]
 def test_the_verdict_comes_first_in_words(promoted: tuple[dict, str, Page]) -> None:
     _, _, page = promoted
     assert page.text.index("Promoted") < page.text.index("Checks")
-    assert f"This student, {VERSION}, replaces {CHAMPION} as the champion." in page.text
+    assert f"This student, {VERSION}, replaces {CHAMPION} as the champion: its nDCG@10 differs" in page.text
     assert "Better than BM25" in page.text and "✕ failed" not in page.text
 
 
 def deltas(paths: dict) -> pd.Series:
-    """nDCG@10 of the student minus BM25's, by query."""
+    """nDCG@10 of the student minus the champion's, by query."""
     table = records.read(paths["evaluation"] / "per_query.parquet", records.PER_QUERY).to_pandas()
     by_system = table.pivot(index="query_id", columns="system", values="ndcg_at_10")
-    return by_system["student"] - by_system["bm25"]
+    return by_system["student"] - by_system["champion"]
 
 
 def test_figures_are_those_of_the_files(promoted: tuple[dict, str, Page]) -> None:
@@ -310,14 +344,15 @@ def test_figures_are_those_of_the_files(promoted: tuple[dict, str, Page]) -> Non
             assert f"{values[key]:.3f}".lstrip("0") in page.text
     delta = deltas(paths)
     assert f"the student orders {(delta > 1e-9).sum()} of {len(delta)} queries better" in page.text
-    assert "snow shovel 0 % → 11.8 %" in page.text and "mean 6.312 → 6.108" in page.text
+    assert "snow shovel 11.8 %, was 0.0 %" in page.text and "mean 6.11, was 6.31" in page.text
+    assert "ROC-AUC of .612 (.581 to .643)" in page.text and "snow shovel 84" in page.text
     best = max(values["ndcg_at_10"] for values in metrics["systems"].values())
     assert f'<span class="best">{report.measure_text(best)}</span>' in source
     assert "2 min 20 s" in page.text and "6 240 more pairs of 520 queries" in page.text
 
 
 def test_examples_show_how_both_systems_rank(promoted: tuple[dict, str, Page]) -> None:
-    paths, source, _ = promoted
+    paths, source, page = promoted
     best = deltas(paths).idxmax()
     scores = records.read(paths["evaluation"] / "pair_scores.parquet", records.PAIR_SCORES).to_pandas()
     top = (
@@ -327,6 +362,7 @@ def test_examples_show_how_both_systems_rank(promoted: tuple[dict, str, Page]) -
     )
     test = records.read(paths["judgements"] / "test.parquet", records.JUDGED).to_pandas()
     title = test[(test["query_id"] == best) & (test["product_id"] == top["product_id"])].iloc[0]["title"]
+    assert page.text.count("Student") > page.text.count("Where it wins most") == 1
     example = source[source.index('class="example"') :]
     first = example[example.index("<li>") : example.index("</li>")]
     assert title in first and report.measure_text(top["target"], 2) in first
@@ -405,10 +441,13 @@ def test_the_choice_of_calibration_is_told(chosen: dict, said: str) -> None:
 
 def test_the_page_stands_alone(promoted: tuple[dict, str, Page]) -> None:
     _, source, page = promoted
-    assert not {tag for tag, _ in page.seen} & {"script", "link", "img", "iframe", "object"}
+    assert not {tag for tag, _ in page.seen} & {"link", "img", "iframe", "object"}
+    assert [values for tag, values in page.seen if tag == "script"] == [{}]
     links = [values.get("href") or values.get("xlink:href") or "" for _, values in page.seen]
     assert {link for link in links if link and not link.startswith("#")} == {"drift.html", "champion.html"}
-    assert "default-src 'none'" in source and "@import" not in source
+    script = source[source.index("<script>") + len("<script>") : source.index("</script>")]
+    assert f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in source
+    assert "default-src 'none'" in source and "@import" not in source and len(source) < 3_000_000
     for address in re.findall(r"(?:src=|url\()[\"']?([^\"')]*)", source):
         assert address.startswith("#")
     ids = [values["id"] for _, values in page.seen if values.get("id")]
@@ -419,17 +458,21 @@ def test_the_page_stands_alone(promoted: tuple[dict, str, Page]) -> None:
 def test_plots_are_well_formed_with_real_text_and_a_description(promoted: tuple[dict, str, Page]) -> None:
     _, source, _ = promoted
     plots = [plot for plot in re.findall(r"<svg.*?</svg>", source, re.DOTALL) if 'role="img"' in plot]
-    assert len(plots) == 8
+    assert len(plots) > 20
     for plot in plots:
         root = ET.fromstring(plot.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
-        assert len(root.attrib["aria-label"]) > 20
+        if root.attrib.get("class", "").startswith("interval "):  # of a table's row, which says the rest
+            assert re.fullmatch(r"interval \S+ to \S+", root.attrib["aria-label"])
+            continue
+        assert all(len(root.findtext(f"{{http://www.w3.org/2000/svg}}{part}") or "") > 9 for part in ("title", "desc"))
         assert root.findall(".//{http://www.w3.org/2000/svg}text")
+        assert not re.findall(r": (#[0-9a-f]{3,8})", plot), "a colour that does not follow the page's"
 
 
 def test_text_of_other_people_stays_text(tmp_path: Path) -> None:
     attack = '<script>alert("x")</script>&amp;'
     source, page = render(folders(tmp_path, text=attack), Report(title=f"Run {attack}"))
-    assert "<script" not in source
+    assert source.count("<script") == 1
     assert page.text.count(attack) >= 6  # title, new query, product type, moved category, a disagreement's two
     contradicted = page.text[page.text.index("contradicts people") :]
     assert attack in contradicted[: contradicted.index("Training")]
@@ -437,8 +480,11 @@ def test_text_of_other_people_stays_text(tmp_path: Path) -> None:
 
 def test_a_refusal_says_why(tmp_path: Path) -> None:
     _, page = render(folders(tmp_path, skill=0.1, champion=False))
-    assert "Refused" in page.text and "is not promoted, and there still is no champion." in page.text
+    assert f"Refused This student, {VERSION}, is not promoted, because" in page.text
+    assert "So there still is no champion." in page.text
     assert "✕ failed" in page.text and "so not counted" in page.text
+    assert "because it is not clearly better than BM25 (\N{MINUS SIGN}." in page.text
+    assert "where more than 0 is needed" in page.text or "where at least 0 is needed" in page.text
     assert "worse than" in page.text
 
 
@@ -446,11 +492,78 @@ def test_a_run_without_champion_or_calibration(tmp_path: Path) -> None:
     paths = folders(tmp_path, champion=False, calibrated=False)
     artifacts.write_json(paths["profile"] / "profile.json", {})
     metrics = json.loads((paths["evaluation"] / "metrics.json").read_text())
-    del metrics["latency"], metrics["slices"], metrics["reliability"]
+    for key in ("latency", "slices", "reliability", "agreement", "examples", "distribution", "test_set"):
+        del metrics[key]
     artifacts.write_json(paths["evaluation"] / "metrics.json", metrics)
+    verdict = json.loads((paths["verdict"] / "verdict.json").read_text())
+    for key in ("anchor", "override", "test_set", "policy"):
+        del verdict[key]
+    artifacts.write_json(paths["verdict"] / "verdict.json", verdict)
     _, page = render(paths)
     assert "are no probabilities" in page.text
-    assert "Has traffic moved away" not in page.text and "Median request" not in page.text
+    for absent in (
+        "Has traffic moved away", "requests within", "Kinds of queries", "Beside what is in use", "The test set",
+        "Where it wins most", "The policy that", "tell products apart", "Does the student follow it", "summary.html",
+    ):  # fmt: skip
+        assert absent not in page.text
+
+
+def test_an_override_and_a_worn_test_set_are_said_first(tmp_path: Path) -> None:
+    override = {"by": "maria@shop.example", "reason": "the sale <starts> on Friday", "until": "2026-12-01"}
+    strict = Gate.model_validate({"minima": {"ndcg_at_10": 0.999}, "warn_from_looks": 5, "override": override})
+    paths = folders(tmp_path, skill=1.5, policy=strict)
+    _, page = render(paths)
+    top = page.text[: page.text.index("Checks")]
+    assert "Promoted by override" in top and "although its nDCG@10 is too low" in top
+    assert all(part in top for part in override.values())
+    assert "7 candidates have been held against the same test queries" in top and "comes from 5" in top
+    assert "minima, ndcg at 10" in page.text[page.text.index("The policy that") :]
+
+
+def test_a_fresh_test_set_raises_no_alarm(promoted: tuple[dict, str, Page]) -> None:
+    paths, _, page = promoted
+    digest = json.loads((paths["evaluation"] / "metrics.json").read_text())["test_set"]["digest"]
+    assert "Worn test set" not in page.text
+    assert "7 candidates have been held against it" in page.text and digest in page.text
+
+
+def test_slices_are_marked_by_what_holm_leaves(promoted: tuple[dict, str, Page]) -> None:
+    paths, source, _ = promoted
+    metrics = json.loads((paths["evaluation"] / "metrics.json").read_text())
+    rows = metrics["slices"]["rows"]
+    assert len(rows) >= 3 and source.count('class="interval ') % len(rows) == 0
+    for number, row in enumerate(rows):
+        for entry in row["comparisons"]:
+            entry |= {"delta": 0.05 if number else -0.05, "p_holm": 0.0499 if number < 2 else 0.0501}
+    found = report._slices(metrics)["forests"][0]
+    assert [row["tone"] for row in found["rows"]] == ["worse", "better", *["level"] * (len(rows) - 2)]
+    first = found["rows"][0]
+    named = f"worse than the champion for {first['column'].lower()} {first['value']} (\N{MINUS SIGN}.050)"
+    assert named in found["sentence"]
+    assert all(0 <= row[f"{end}_at"] <= 100 for row in found["rows"] for end in ("ci_low", "ci_high"))
+
+
+def test_an_anchor_that_is_the_champion_is_told_once(promoted: tuple[dict, str, Page]) -> None:
+    paths, source, page = promoted
+    assert '<tr class="anchor">' in source and "vs Anchor" in source
+    assert page.text.count("the anchor too") == 1  # in the protocol
+    metrics = json.loads((paths["evaluation"] / "metrics.json").read_text())
+    decided = {"champion": {"id": CHAMPION}, "anchor": {"id": CHAMPION}}
+    told = report._without_twin(metrics, decided)
+    assert "anchor" not in told["systems"].keys() | told["latency"].keys()
+    assert not [entry for entry in told["comparisons"] if entry["baseline"] == "anchor"]
+    assert [(row["label"], row["anchor_too"]) for row in report._rivals(decided, told)] == [("Champion", True)]
+    assert not [part for part in report._slices(told)["forests"] if part["baseline"] == "Anchor"]
+
+
+def test_plots_use_the_stylesheet_s_colours() -> None:
+    style = (Path(report.__file__).parent / "templates" / "style.css.j2").read_text()
+    light, dark = (dict(re.findall(r"(--[a-z0-9-]+): (#[0-9a-f]{6});", part)) for part in style.split("@media", 2)[:2])
+    assert {name: light[name] for name in figures.VARIABLES.values()} == {
+        name: colour for colour, name in figures.VARIABLES.items()
+    }
+    assert light.keys() == dark.keys() and set(figures.COLOURS.values()) <= figures.VARIABLES.keys()
+    assert all(light[name] != dark[name] for name in light)
 
 
 def test_the_same_run_gives_the_same_page(promoted: tuple[dict, str, Page]) -> None:

@@ -1,6 +1,7 @@
-"""The report's plots, as SVG to be put into a page: text stays text, and the page's font applies to it.
+"""The report's plots, as SVG to be put into a page: text stays text, and the page's font and colours apply to it.
 
-Only fixed words are drawn, never text from queries or products.
+Only fixed words are drawn, never text from queries or products. Each plot carries a title and, as its description,
+what it shows in words and figures.
 """
 
 from __future__ import annotations
@@ -23,10 +24,20 @@ COLOURS = {
     "student": "#0072b2",
     "teacher": "#c4580a",
     "champion": "#7a4e9f",
+    "anchor": "#00796b",
     "bm25": "#5b6470",
     "random": "#9aa1ab",
 }
 INK, MUTED, LINE, FAINT, WORSE = "#1b1f24", "#5b6470", "#d5d9de", "#eef0f3", "#c4580a"
+
+PAPER = "#ffffff"
+
+VARIABLES = {
+    INK: "--ink", MUTED: "--muted", LINE: "--line", FAINT: "--faint", PAPER: "--paper", WORSE: "--worse",
+    COLOURS["student"]: "--student", COLOURS["champion"]: "--champion", COLOURS["anchor"]: "--anchor",
+    COLOURS["random"]: "--random",
+}  # fmt: skip
+"""The variable of templates/style.css.j2 that has this colour in light pages, and a lighter one of its kind in dark."""
 
 MINUS = "\N{MINUS SIGN}"
 PIXELS_PER_INCH = 102.5  # 9.6 inches fill the page's 984 pixels
@@ -74,7 +85,7 @@ def _panels(width: float, height: float, columns: int, rows: int = 1, **options:
     return figure, list(axes.flat)
 
 
-def _svg(figure: Figure, name: str, description: str) -> str:
+def _svg(figure: Figure, name: str, title: str, description: str = "") -> str:
     buffer = io.StringIO()
     # The salt keeps identifiers apart on a page with many plots, and the same from run to run.
     with matplotlib.rc_context({"svg.hashsalt": name}):
@@ -84,14 +95,29 @@ def _svg(figure: Figure, name: str, description: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
     opening, body = text.split(">", 1)
     box = re.search(r'viewBox="[^"]*"', opening)
-    label = html.escape(description, quote=True)
+    body = re.sub(r"#[0-9a-f]{6}\b", lambda found: _variable(found[0]), body)
     body = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", body)
-    # One scale for all plots, so that their text has one size.
-    width = f"max-width:{figure.get_figwidth() * PIXELS_PER_INCH:.0f}px"
-    namespace = "http://www.w3.org/1999/xlink"
+    # One scale for all plots, so that their text has one size; on a narrow screen it must not shrink to nothing.
+    width = figure.get_figwidth() * PIXELS_PER_INCH
+    style = f"max-width:{width:.0f}px;min-width:{0.55 * width:.0f}px"
+    label = f'<title id="{name}-title">{html.escape(title)}</title>'
+    described = ""
+    if description:
+        label += f'<desc id="{name}-desc">{html.escape(description)}</desc>'
+        described = f' aria-describedby="{name}-desc"'
     return (
-        f'<svg xmlns:xlink="{namespace}" {box[0] if box else ""} style="{width}" role="img" aria-label="{label}">{body}'
+        f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {box[0] if box else ""} style="{style}" role="img" '
+        f'aria-labelledby="{name}-title"{described}>{label}{body}'
     )
+
+
+def _variable(colour: str) -> str:
+    return f"var({VARIABLES[colour]})" if colour in VARIABLES else colour
+
+
+def _row(panels: Sequence[str], least: int = 290) -> str:
+    """Plots side by side, below one another where each would be narrower than `least` pixels."""
+    return f'<div class="panels" style="--least:{least}px">{"".join(panels)}</div>'
 
 
 def _format(value: float, digits: int = 4) -> str:
@@ -107,9 +133,11 @@ def deltas(comparisons: Sequence[Mapping[str, Any]], metrics: Mapping[str, str],
         names: labels of the systems, by key.
     """
     baselines = [name for name in names if any(entry["baseline"] == name for entry in comparisons)]
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _panels(9.6, 0.75 + 0.5 * len(baselines), len(metrics), sharey=True)
-        for ax, (metric, title) in zip(axes, metrics.items(), strict=True):
+    panels = []
+    for metric, title in metrics.items():
+        told: list[str] = []
+        with matplotlib.rc_context(STYLE):
+            figure, (ax,) = _panels(3.2, 0.75 + 0.46 * len(baselines), 1)
             ax.axvline(0, color=MUTED, linewidth=1)
             for row, baseline in enumerate(reversed(baselines)):
                 for entry in comparisons:
@@ -121,8 +149,9 @@ def deltas(comparisons: Sequence[Mapping[str, Any]], metrics: Mapping[str, str],
                     ax.plot(entry["delta"], row, "o" if low > 0 or high < 0 else "D", color=colour, markersize=6)
                     ax.annotate(
                         _format(entry["delta"]), (entry["delta"], row), (0, 8), textcoords="offset points",
-                        ha="center", color=INK, fontsize=9, bbox={"fc": "white", "ec": "none", "pad": 0.8},
+                        ha="center", color=INK, fontsize=9, bbox={"fc": PAPER, "ec": "none", "pad": 0.8},
                     )  # fmt: skip
+                    told.insert(0, f"{names[baseline]} {_format(entry['delta'])}, {_format(low)} to {_format(high)}")
             ax.set_title(title)
             ax.grid(axis="y", visible=False)
             ax.spines["left"].set_visible(False)
@@ -132,7 +161,9 @@ def deltas(comparisons: Sequence[Mapping[str, Any]], metrics: Mapping[str, str],
             ax.set_yticks(range(len(baselines)), [f"vs {names[name]}" for name in reversed(baselines)])
             ax.tick_params(axis="y", labelcolor=INK)
             ax.margins(x=0.15)
-        return _svg(figure, "deltas", "Intervals of the student's differences against each baseline, by measure")
+            label = f"Intervals of the student's differences in {title} from each baseline"
+            panels.append(_svg(figure, f"deltas-{metric}", label, f"Student minus baseline: {'; '.join(told)}."))
+    return _row(panels)
 
 
 def learning(curves: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> str:
@@ -142,34 +173,40 @@ def learning(curves: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) 
         curves: metrics.json of teacher and student, by key.
         names: labels of the systems, by key.
     """
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _panels(9.6, 4.3, len(curves), 2, sharex="col")
-        for column, (name, metrics) in enumerate(curves.items()):
-            curve, dev, colour = metrics["curve"], metrics.get("dev", {}), COLOURS[name]
-            steps = [row["step"] for row in curve]
-            upper, lower = axes[column], axes[len(curves) + column]
-            reached = [row["dev_ndcg_at_10"] for row in curve]
-            if column:  # nDCG compares across models; their losses are not of one kind, so those do not
-                upper.sharey(axes[0])
-            upper.plot(steps, reached, "o-", color=colour, markersize=4, linewidth=1.8)
-            if reached:
-                best = int(np.argmax(reached))
-                upper.plot(steps[best], reached[best], "o", markersize=11, markerfacecolor="none", color=colour)
+    # nDCG compares across models; their losses are not of one kind, so those do not.
+    seen = [row["dev_ndcg_at_10"] for metrics in curves.values() for row in metrics["curve"]]
+    seen += [metrics["dev"]["bm25"] for metrics in curves.values() if "bm25" in metrics.get("dev", {})]
+    margin = 0.18 * max(max(seen) - min(seen), 0.01)
+    reached, losses = [], []
+    for name, metrics in curves.items():
+        curve, dev, colour = metrics["curve"], metrics.get("dev", {}), COLOURS[name]
+        steps, values = [row["step"] for row in curve], [row["dev_ndcg_at_10"] for row in curve]
+        best = int(np.argmax(values))
+        with matplotlib.rc_context(STYLE):
+            figure, (ax,) = _panels(4.7, 2.3, 1)
+            ax.plot(steps, values, "o-", color=colour, markersize=4, linewidth=1.8)
+            ax.plot(steps[best], values[best], "o", markersize=11, markerfacecolor="none", color=colour)
             if "bm25" in dev:
-                upper.axhline(dev["bm25"], color=COLOURS["bm25"], linewidth=1.1, linestyle=(0, (4, 3)))
-                upper.annotate(
+                ax.axhline(dev["bm25"], color=COLOURS["bm25"], linewidth=1.1, linestyle=(0, (4, 3)))
+                ax.annotate(
                     "BM25", (0, dev["bm25"]), (4, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
                     color=MUTED, fontsize=9,
                 )  # fmt: skip
-            lower.plot(steps, [row["loss"] for row in curve], "o-", color=colour, markersize=4, linewidth=1.8)
-            upper.set_title(f"{names[name]}: dev nDCG@10")
-            lower.set_title(f"{names[name]}: training loss")
-            lower.set_xlabel("step")
-            lower.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            upper.margins(y=0.18)
-            upper.yaxis.set_major_formatter(lambda value, _: f"{value:.2f}".replace("0.", ".", 1))
-            upper.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-        return _svg(figure, "learning", "Dev nDCG@10 and training loss over the steps, for teacher and student")
+            ax.set(title=f"{names[name]}: dev nDCG@10", ylim=(min(seen) - margin, max(seen) + margin), xlabel="step")
+            ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            ax.yaxis.set_major_formatter(lambda value, _: f"{value:.2f}".replace("0.", ".", 1))
+            ax.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+            told = f"From {values[0]:.3f} at step {steps[0]} to {values[-1]:.3f} at step {steps[-1]}; "
+            told += f"kept: step {steps[best]}, {values[best]:.3f}."
+            reached.append(_svg(figure, f"learning-{name}", f"Dev nDCG@10 of the {name} over the steps", told))
+            figure, (ax,) = _panels(4.7, 2.1, 1)
+            ax.plot(steps, [row["loss"] for row in curve], "o-", color=colour, markersize=4, linewidth=1.8)
+            ax.set(title=f"{names[name]}: training loss", xlabel="step")
+            ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            ax.yaxis.set_major_locator(MaxNLocator(4))
+            told = f"From {curve[0]['loss']:.3g} to {curve[-1]['loss']:.3g}."
+            losses.append(_svg(figure, f"loss-{name}", f"Training loss of the {name} over the steps", told))
+    return _row([*reached, *losses], 400)
 
 
 def reliability(
@@ -182,22 +219,25 @@ def reliability(
         names: labels of the systems, by key.
         name: of the plot, one of its own on a page.
     """
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _panels(3.2 * len(diagrams), 3.4, len(diagrams), sharey=True)
-        for ax, (system, bins) in zip(axes, diagrams.items(), strict=True):
+    panels = []
+    for system, bins in diagrams.items():
+        said, seen = ([part[key] for part in bins] for key in ("mean_probability", "mean_target"))
+        largest = max(part["count"] for part in bins)
+        areas = [12 + 110 * part["count"] / largest for part in bins]
+        with matplotlib.rc_context(STYLE):
+            figure, (ax,) = _panels(3.2, 3.3, 1)
             ax.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-            said, seen = ([part[key] for part in bins] for key in ("mean_probability", "mean_target"))
-            largest = max(part["count"] for part in bins)
-            areas = [12 + 110 * part["count"] / largest for part in bins]
             ax.plot(said, seen, color=COLOURS[system], linewidth=1.2, alpha=0.5)
             ax.scatter(said, seen, areas, color=COLOURS[system], zorder=3)
-            ax.set(
-                title=names[system], xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xlabel="probability given"
-            )
+            ax.set(title=names[system], xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
+            ax.set(xlabel="probability given", ylabel="mean judgement")
             ax.set_xticks(*QUARTERS)
             ax.set_yticks(*QUARTERS)
-        axes[0].set_ylabel("mean judgement")
-        return _svg(figure, name, "Reliability diagrams: mean judgement against the probability given")
+            points = "; ".join(f"{given:.2f} is {judged:.2f}" for given, judged in zip(said, seen, strict=True))
+            label = f"{names[system]}: mean judgement against the probability given"
+            told = f"By bin, the probability given and the mean judgement: {points}."
+            panels.append(_svg(figure, f"{name}-{system}", label, told))
+    return _row(panels)
 
 
 def scores(parts: Mapping[str, tuple[np.ndarray, np.ndarray]], names: Mapping[str, str], label: str) -> str:
@@ -208,25 +248,67 @@ def scores(parts: Mapping[str, tuple[np.ndarray, np.ndarray]], names: Mapping[st
         names: labels of the systems, by key.
         label: what the scores are.
     """
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _panels(4.8 * len(parts), 2.7, len(parts))
-        for ax, (name, (relevant, others)) in zip(axes, parts.items(), strict=True):
-            both = np.concatenate([relevant, others])
-            probabilities = both.min() >= 0 and both.max() <= 1
-            edges = np.histogram_bin_edges(both, 24, (0, 1) if probabilities else None).tolist()
-            for values, colour, kind in ((others, MUTED, "not relevant"), (relevant, COLOURS[name], "relevant")):
+    panels = []
+    for name, (relevant, others) in parts.items():
+        both = np.concatenate([relevant, others])
+        probabilities = both.min() >= 0 and both.max() <= 1
+        edges = np.histogram_bin_edges(both, 24, (0, 1) if probabilities else None).tolist()
+        with matplotlib.rc_context(STYLE):
+            figure, (ax,) = _panels(3.2, 2.6, 1)
+            for values, colour, kind in ((others, MUTED, "others"), (relevant, COLOURS[name], "relevant")):
                 ax.hist(
                     values, edges, weights=np.full(len(values), 1 / max(len(values), 1)), histtype="stepfilled",
                     facecolor=(*matplotlib.colors.to_rgb(colour), 0.22), edgecolor=colour, linewidth=1.4, label=kind,
                 )  # fmt: skip
-            ax.set(title=names[name], xlabel=label)
+            ax.set(title=names[name], xlabel=label, ylabel="share of pairs")
             ax.yaxis.set_major_locator(MaxNLocator(4))
             ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-            ax.legend(loc="lower right", bbox_to_anchor=(1.02, 0.98), ncols=2, columnspacing=1.2, handlelength=1.4)
+            ax.legend(
+                loc="lower right", bbox_to_anchor=(1.03, 0.98), ncols=2, columnspacing=0.9, handlelength=0.9,
+                handletextpad=0.5, fontsize=8.5,
+            )  # fmt: skip
             if probabilities:
                 ax.set_xticks(*QUARTERS)
-        axes[0].set_ylabel("share of pairs")
-        return _svg(figure, "scores", "Distributions of scores for relevant pairs and for others")
+            medians = [f"{np.median(values):.2f}" if len(values) else "none" for values in (relevant, others)]
+            told = (
+                f"Median of the {len(relevant)} relevant pairs {medians[0]}, of the {len(others)} others {medians[1]}."
+            )
+            kind = f"{names[name]}: distribution of the {label} for relevant pairs and for others"
+            panels.append(_svg(figure, f"scores-{name}", kind, told))
+    return _row(panels)
+
+
+def latency(timed: Mapping[str, Mapping[str, float]], names: Mapping[str, str]) -> str:
+    """Time of a request by system: a line from the median to the slowest in a hundred, a row a system.
+
+    Args:
+        timed: p50_ms, p95_ms and p99_ms, by system; without p99_ms the line ends at p95_ms.
+        names: labels of the systems, by key.
+    """
+    quantiles = {"p50_ms": ("o", 7, "median"), "p95_ms": ("s", 7, "95 % within"), "p99_ms": ("|", 12, "99 % within")}
+    seen = {name: {key: values[key] for key in quantiles if key in values} for name, values in timed.items()}
+    with matplotlib.rc_context(STYLE):
+        figure, (ax,) = _panels(9.6, 0.95 + 0.42 * len(seen), 1)
+        for row, (name, values) in enumerate(reversed(seen.items())):
+            ax.plot([0, max(values.values())], [row, row], color=COLOURS[name], linewidth=1.4, alpha=0.35)
+            for key, value in values.items():
+                marker, size, _ = quantiles[key]
+                ax.plot(value, row, marker, color=COLOURS[name], markersize=size, markeredgewidth=2)
+        for marker, size, label in quantiles.values():
+            ax.plot([], [], marker, color=MUTED, markersize=size, markeredgewidth=2, label=label)
+        ax.legend(loc="lower right", bbox_to_anchor=(1.01, 0.98), ncols=3, columnspacing=1.4, handletextpad=0.3)
+        ax.set(xlabel="milliseconds a request", ylim=(-0.6, len(seen) - 0.4))
+        ax.set_xlim(0, 1.06 * max(max(values.values()) for values in seen.values()))
+        ax.set_yticks(range(len(seen)), [names[name] for name in reversed(seen)])
+        ax.tick_params(axis="y", labelcolor=INK)
+        ax.grid(axis="y", visible=False)
+        ax.spines["left"].set_visible(False)
+        ax.xaxis.set_major_locator(MaxNLocator(6))
+        told = [
+            f"{names[name]}: {', '.join(f'{quantiles[key][2]} {value:.3g} ms' for key, value in values.items())}"
+            for name, values in seen.items()
+        ]
+        return _svg(figure, "latency", "Time of a request, by model", f"{'; '.join(told)}.")
 
 
 def logits(histograms: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str]) -> str:
@@ -249,11 +331,13 @@ def logits(histograms: Mapping[str, Mapping[str, Any]], colours: Mapping[str, st
         ax.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         ax.legend(loc="lower right", bbox_to_anchor=(1.02, 0.98), ncols=2, columnspacing=1.2, handlelength=1.4)
-        return _svg(figure, "logits", "Distributions of the teacher's logits on judged and on labelled pairs")
+        told = "; ".join(f"{label}: {sum(histogram['counts'])} pairs" for label, histogram in histograms.items())
+        title = "Distributions of the teacher's logits on judged and on labelled pairs"
+        return _svg(figure, "logits", title, f"{told}.")
 
 
-def query_deltas(values: np.ndarray) -> str:
-    """Histogram of per-query differences of nDCG@10, student minus BM25, shape (queries,)."""
+def query_deltas(values: np.ndarray, baseline: str) -> str:
+    """Histogram of per-query differences of nDCG@10, student minus the baseline of that label, shape (queries,)."""
     reach = max(float(np.abs(values).max()), 0.01)
     edges = np.linspace(-reach, reach, 42)  # an odd number of bins, so that the middle one holds the ties
     counts, _ = np.histogram(values, edges)
@@ -262,12 +346,15 @@ def query_deltas(values: np.ndarray) -> str:
     colours = np.where(middle, COLOURS["random"], np.where(centres > 0, COLOURS["student"], WORSE))
     with matplotlib.rc_context(STYLE):
         figure, (ax,) = _panels(9.6, 2.4, 1)
-        ax.bar(centres, counts, width=edges[1] - edges[0], color=colours.tolist(), edgecolor="white", linewidth=0.8)
+        ax.bar(centres, counts, width=edges[1] - edges[0], color=colours.tolist(), edgecolor=PAPER, linewidth=0.8)
         ax.axvline(0, color=MUTED, linewidth=1)
-        ax.set(xlabel="nDCG@10 of the query, student minus BM25", ylabel="queries", xlim=(-reach, reach))
+        ax.set(xlabel=f"nDCG@10 of the query, student minus {baseline}", ylabel="queries", xlim=(-reach, reach))
         ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         ax.xaxis.set_major_formatter(lambda value, _: _format(value, 2) if abs(value) > 1e-9 else "0")
-        return _svg(figure, "queries", "Histogram of the difference in nDCG@10 by query, student minus BM25")
+        told = f"{len(values)} queries from {_format(values.min(), 3)} to {_format(values.max(), 3)}, "
+        told += f"median {_format(float(np.median(values)), 3)}."
+        label = f"Histogram of the difference in nDCG@10 by query, student minus {baseline}"
+        return _svg(figure, "queries", label, told)
 
 
 def targets(values: np.ndarray, relevant_from: float | None) -> str:
@@ -290,7 +377,8 @@ def targets(values: np.ndarray, relevant_from: float | None) -> str:
         ax.set_xticks(*QUARTERS)
         ax.yaxis.set_major_locator(MaxNLocator(4))
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        return _svg(figure, "targets", "Distribution of the judgements' soft targets")
+        told = f"{len(values)} pairs, mean {values.mean():.3f}." if len(values) else "No pairs."
+        return _svg(figure, "targets", "Distribution of the judgements' soft targets", told)
 
 
 # The data profile -------------------------------------------------------------------------------------------------

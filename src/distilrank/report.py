@@ -1,10 +1,15 @@
-"""The report stage: everything a run found, as one self-contained page that needs no network and runs no script."""
+"""The report stage: everything a run found, as one self-contained page that needs no network.
+
+It reads fully without its only script, which sorts tables; the page's security policy names that script by its hash.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +19,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
-from distilrank import artifacts, figures, label_manifest, measures, records, trec
+from distilrank import artifacts, figures, label_manifest, measures, records
 from distilrank.config import Report
+from distilrank.significance import TIE
 
-SYSTEMS = {"random": "Random", "bm25": "BM25", "teacher": "Teacher", "champion": "Champion", "student": "Student"}
-BASELINES = {"random": "random order", "bm25": "BM25", "teacher": "its teacher", "champion": "the champion"}
+SYSTEMS = {
+    "random": "Random",
+    "bm25": "BM25",
+    "teacher": "Teacher",
+    "anchor": "Anchor",
+    "champion": "Champion",
+    "student": "Student",
+}
+BASELINES = {
+    "random": "random order",
+    "bm25": "BM25",
+    "teacher": "its teacher",
+    "anchor": "the anchor",
+    "champion": "the champion",
+}
 
 MEASURES = (
     ("ndcg_at_5", "nDCG@5", True),
@@ -45,17 +64,49 @@ OUTCOMES = {
 }
 
 CHECKS = {
-    "enough_queries": "Enough test queries",
-    "min_value": "High enough",
-    "lift_over_bm25": "Better than BM25",
-    "lift_over_random": "Better than random order",
-    "teacher_margin": "Close to its teacher",
-    "calibration": "Calibrated",
-    "drift": "Learned from traffic like today's",
-    "onnx_parity": "Its ONNX files rank as it does",
-    "not_inferior_to_champion": "Not worse than the champion",
-    "new": "Differs from the champion",
+    "enough_queries": ("Enough test queries", "too few test queries carry the decision"),
+    "enough_judgements": ("Enough judgements", "too few judgements carry the decision"),
+    "lift_over_bm25": ("Better than BM25", "it is not clearly better than BM25"),
+    "lift_over_random": ("Better than random order", "it is not clearly better than random order"),
+    "teacher_margin": ("Close to its teacher", "it may fall too far behind its teacher"),
+    "calibration": ("Calibrated", "its probabilities are off"),
+    "score_collapse": ("Tells products apart", "its scores hardly tell products apart"),
+    "onnx_parity": ("Its ONNX files rank as it does", "its ONNX files do not rank as it does"),
+    "latency": ("Fast enough", "it is too slow"),
+    "drift": ("Learned from traffic like today's", "the newest traffic is unlike what it learned from"),
+    "embedding_drift": (
+        "Learned from texts like today's",
+        "the texts of the newest traffic are unlike those that it learned from",
+    ),
+    "freshness": ("Learned from recent traffic", "the traffic behind it is out of date"),
+    "not_inferior_to_champion": ("Not worse than the champion", "it may be worse than the champion"),
+    "superior_to_champion": ("Better than the champion", "it is not clearly better than the champion"),
+    "not_inferior_to_anchor": ("Not worse than the anchor", "it may be worse than the anchor"),
+    "slices": ("No kind of query got worse", "some kinds of queries got worse"),
+    "test_set": ("Test set still fresh", "its test set has been looked at too often"),
+    "new": ("Differs from the champion", "it is the champion itself"),
 }
+"""By name, what a check that passed says, and the reason that a failed one is."""
+
+MINIMUM = "minimum_"
+"""Before the key of a measure, the name of the check that it is high enough."""
+
+REASONS = 2
+"""Failed checks that the banner's sentence names; a list below it has them all."""
+
+SLICES = {
+    "stratum": "How often searched",
+    "query_words": "Words in the query",
+    "query_characters": "Characters in the query",
+}
+GROUPS = {
+    "query": "Queries",
+    "product": "Products",
+    "clicks": "Clicks",
+    "score": "Scores",
+    "embedding": "Texts, as the student's encoder reads them",
+}
+"""Groups of drift's columns, in the page's order."""
 
 PROFILED = ("rows", "queries", "impressions", "windows", "candidates", "lengths")
 """The sections of profile.json that the page shows, in this order; profile.html shows them all."""
@@ -68,9 +119,8 @@ CALIBRATIONS = {"platt": "a sigmoid (Platt)", "isotonic": "a monotone curve (iso
 AGREEING = ("random", "bm25", "teacher")
 ISO_TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d(?:Z|\+00:00)")
 DASH = "\N{EN DASH}"
-EXAMPLES = 3
-LISTED = 5
-TIED = 1e-9
+CHANCE = 0.5
+"""ROC-AUC of a classifier that cannot tell two windows apart."""
 
 
 def render(
@@ -108,7 +158,7 @@ def render(
         record.inputs["labels"] = label_manifest.identity(labels)
         record.inputs["verdict"] = artifacts.digest_file(verdict / "verdict.json")
         decided = artifacts.read_json(verdict / "verdict.json")
-        metrics = artifacts.read_json(evaluation / "metrics.json")
+        metrics = _without_twin(artifacts.read_json(evaluation / "metrics.json"), decided)
         drifted = artifacts.read_json(drift / "drift.json")
         trained = {
             key: artifacts.read_json(folder / "metrics.json")
@@ -117,21 +167,28 @@ def render(
         judged = _judged(judgements)
         protocol = artifacts.read_json(judgements / "protocol.json")
         stages = [profile, teacher, *labels, student, evaluation, drift, verdict]
+        script = _environment().get_template("sort.js.j2").render()
         page = {
             "title": config.title or name,
             "name": name,
-            "verdict": _verdict(decided),
+            "script": Markup(script),
+            "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            "verdict": _verdict(decided, metrics),
+            "rivals": _rivals(decided, metrics),
             "tiles": _tiles(metrics, drifted),
             "relevance": _relevance(metrics),
-            "queries": _queries(evaluation, judged["test"]),
+            "slices": _slices(metrics),
+            "queries": _queries(evaluation, metrics),
             "training": _training(trained),
             "calibration": _calibration(metrics, evaluation),
-            "teacher": _teacher(teacher, labelled),
+            "teacher": _teacher(teacher, labelled, metrics),
             "latency": _latency(metrics),
-            "drift": _drift(drifted),
+            "drift": _drift(drifted, summary=(drift / "summary.html").exists()),
             "data": _data(artifacts.read_json(profile / "profile.json"), judged, protocol, labelled),
+            "test_set": _test_set(metrics, decided),
             "stages": _stages(stages),
-            "protocol": metrics.get("protocol", {}),
+            "lineage": _lineage(decided, record.inputs),
+            "protocol": list(_settings(metrics.get("protocol", {}))),
         }
         artifacts.write_text(output / "report.html", _environment().get_template("report.html.j2").render(page))
         folders = {
@@ -230,24 +287,101 @@ def _listing(words: Sequence[str]) -> str:
 # The parts of the page --------------------------------------------------------------------------------------------
 
 
-def _verdict(decided: Mapping[str, Any]) -> dict[str, Any]:
+def _without_twin(metrics: dict[str, Any], decided: Mapping[str, Any]) -> dict[str, Any]:
+    """The measures without the anchor's where the anchor is the champion, whose figures would be told twice."""
+    champion, anchor = ((decided.get(key) or {}).get("id") for key in ("champion", "anchor"))
+    if anchor is None or anchor != champion:
+        return metrics
+    kept = {
+        key: {name: value for name, value in metrics[key].items() if name != "anchor"}
+        for key in ("systems", "latency", "reliability", "distribution")
+        if isinstance(metrics.get(key), dict)
+    }
+    comparisons = [entry for entry in metrics.get("comparisons", []) if entry["baseline"] != "anchor"]
+    return {**metrics, **kept, "comparisons": comparisons}
+
+
+def _verdict(decided: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
     tone, label = OUTCOMES[decided["outcome"]]
-    checks = [
-        {**check, "label": CHECKS.get(check["name"], check["name"].replace("_", " ").capitalize())}
-        for check in decided["checks"]
-    ]
+    checks = [{**check, **_told(check)} for check in decided["checks"]]
     failed = [check for check in checks if not check["passed"]]
     candidate, champion = ((decided.get(key) or {}).get("id", "") for key in ("candidate", "champion"))
     passing = f"All {len(checks)} checks passed"
-    failing = f"{len(failed)} of {len(checks)} checks failed"
+    stays = f"{champion} stays the champion" if champion else "there still is no champion"
+    reasons = _reasons(failed)
     sentence = {
-        "promoted": f"{passing}. This student, {candidate}, replaces {champion} as the champion.",
-        "cold_start": f"{passing}. There was no champion yet, so this student, {candidate}, becomes the first.",
-        "overridden": f"{failing}, and someone decided to promote this student, {candidate}, all the same.",
-        "refused": f"{failing}. This student, {candidate}, is not promoted"
-        + (f"; {champion} stays the champion." if champion else ", and there still is no champion."),
+        "promoted": f"{passing}. This student, {candidate}, replaces {champion} as the champion"
+        f"{_gain(metrics, 'champion')}.",
+        "cold_start": f"{passing}. There was no champion yet, so this student, {candidate}, becomes the first"
+        f"{_gain(metrics, 'bm25')}.",
+        "overridden": f"This student, {candidate}, was promoted by a person's decision although {reasons}.",
+        "refused": f"This student, {candidate}, is not promoted, because {reasons}. So {stays}.",
     }[decided["outcome"]]
-    return {"tone": tone, "label": label, "sentence": sentence, "checks": checks, "failed": failed}
+    return {
+        "tone": tone,
+        "label": label,
+        "sentence": sentence,
+        "checks": [*failed, *(check for check in checks if check["passed"])],
+        "failed": failed,
+        "override": decided.get("override"),
+        "policy": list(_settings(decided.get("policy", {}))),
+    }
+
+
+def _told(check: Mapping[str, Any]) -> dict[str, str]:
+    """A check's label, and the reason that it is if it failed: what is wrong, and by how much."""
+    name, value, bound = check["name"], check["value"], check["bound"]
+    if name.startswith(MINIMUM):
+        measure = next((label for key, label, _ in MEASURES if key == name.removeprefix(MINIMUM)), name)
+        label, reason = f"High enough in {measure}", f"its {measure} is too low"
+    else:
+        words = name.replace("_", " ")
+        label, reason = CHECKS.get(name, (words.capitalize(), f"the check “{words}” failed"))
+    if isinstance(value, int | float) and isinstance(bound, int | float):
+        limit = bound_text(bound)
+        needed = (
+            f"at most {limit} is allowed"
+            if value > bound
+            else f"{'at least' if value < bound else 'more than'} {limit} is needed"
+        )
+        reason += f" ({bound_text(value)}, where {needed})"
+    return {"label": label, "reason": reason}
+
+
+def _reasons(failed: Sequence[Mapping[str, Any]]) -> str:
+    reasons = [check["reason"] for check in failed[:REASONS]]
+    if len(failed) > REASONS:
+        more = len(failed) - REASONS
+        reasons.append(f"{more} more {'check' if more == 1 else 'checks'} failed")
+    return _listing(reasons) if reasons else "no check failed"
+
+
+def _gain(metrics: Mapping[str, Any], baseline: str) -> str:
+    """What the student is better or worse by, as the end of a sentence."""
+    entry = _comparison(metrics, baseline, "ndcg_at_10")
+    if not entry:
+        return ""
+    interval = f"{delta_text(entry['ci_low'], 3)} to {delta_text(entry['ci_high'], 3)}"
+    return f": its nDCG@10 differs from that of {BASELINES[baseline]} by {delta_text(entry['delta'], 3)} ({interval})"
+
+
+def _rivals(decided: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The student beside the champion and beside the anchor: a row for each that there is."""
+    champion, anchor = ((decided.get(key) or {}).get("id", "") for key in ("champion", "anchor"))
+    timed = metrics.get("latency", {})
+    return [
+        {
+            "label": SYSTEMS[name],
+            "version": version,
+            "ndcg_at_10": metrics["systems"].get(name, {}).get("ndcg_at_10"),
+            "ece": metrics["systems"].get(name, {}).get("ece"),
+            "p95_ms": timed.get(name, {}).get("p95_ms"),
+            "entry": _comparison(metrics, name, "ndcg_at_10"),
+            "anchor_too": anchor == champion,
+        }
+        for name, version in (("champion", champion), ("anchor", "" if anchor == champion else anchor))
+        if version
+    ]
 
 
 def _comparison(metrics: Mapping[str, Any], baseline: str, metric: str) -> dict[str, Any] | None:
@@ -264,16 +398,20 @@ def _tiles(metrics: Mapping[str, Any], drifted: Mapping[str, Any]) -> list[dict[
     tiles = [
         {"label": "nDCG@10", "value": measure_text(systems["student"]["ndcg_at_10"]), "note": " · ".join(others)},
     ]
-    for baseline in ("bm25", "champion" if "champion" in systems else "teacher"):
+    for baseline in ("champion" if "champion" in systems else "teacher", "bm25"):
         entry = _comparison(metrics, baseline, "ndcg_at_10")
         if entry:
-            note = f"nDCG@10, interval {delta_text(entry['ci_low'])} to {delta_text(entry['ci_high'])}"
+            note = f"nDCG@10, {delta_text(entry['ci_low'])} to {delta_text(entry['ci_high'])}"
             label = f"Against {BASELINES[baseline]}"
             tiles.append({"label": label, "value": delta_text(entry["delta"]), "note": note})
-    timed = metrics.get("latency", {}).get("student")
-    if timed:
-        note = f"95 % within {timed['p95_ms']:.3g} ms; {figure_text(round(timed['pairs_per_second']))} pairs a second"
-        tiles.append({"label": "Median request", "value": f"{timed['p50_ms']:.3g} ms", "note": note})
+    timed = metrics.get("latency", {})
+    if "student" in timed:
+        note = f"{timed['student']['p50_ms']:.3g} ms at the median"
+        if "champion" in timed:
+            note += f"; champion {timed['champion']['p95_ms']:.3g} ms"
+        tiles.append(
+            {"label": "95 % of requests within", "value": f"{timed['student']['p95_ms']:.3g} ms", "note": note}
+        )
     candidate = drifted["candidate"]
     moved = [column["name"].replace("_", " ") for column in candidate["columns"] if column["drifted"]]
     counted = sum(column["value"] is not None for column in candidate["columns"])
@@ -301,111 +439,136 @@ def _relevance(metrics: Mapping[str, Any]) -> dict[str, Any]:
             standings.setdefault(_standing(entry), []).append(label)
     words = [f"{standing} {_listing(names)}" for standing, names in standings.items()]
     compared = [entry for entry in metrics.get("comparisons", []) if entry["system"] == "student"]
-    shown = {key: label for key, label in COMPARED.items() if any(entry["metric"] == key for entry in compared)}
+    near = [entry for entry in compared if entry["baseline"] != "random"]  # so far off that it hides the others
+    shown = {key: label for key, label in COMPARED.items() if any(entry["metric"] == key for entry in near)}
     return {
         "systems": [{"name": name, "label": SYSTEMS[name], "values": values} for name, values in systems.items()],
         "columns": columns,
         "within": WITHIN,
         "standing": f"By nDCG@10 the student is {', '.join(words)}." if words else "",
-        "deltas": Markup(figures.deltas(compared, shown, SYSTEMS)) if shown else "",
+        "deltas": Markup(figures.deltas(near, shown, SYSTEMS)) if shown else "",
         "comparisons": [
             {**entry, "baseline_label": SYSTEMS.get(entry["baseline"], entry["baseline"]), "metric_label": label}
             for key, label, _ in MEASURES
             for entry in compared
             if entry["metric"] == key
         ],
-        "slices": _slices(metrics, list(systems)),
         "confidence": metrics.get("protocol", {}).get("confidence", 0.95),
     }
 
 
-def _slices(metrics: Mapping[str, Any], systems: Sequence[str]) -> list[dict[str, Any]]:
+def _slices(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How the student does by kind of query, against each baseline; None where it was not measured."""
     slices = metrics.get("slices", {})
-    order = [name for name in STRATA if name in slices] + sorted(set(slices) - set(STRATA))
-    rows = []
-    for stratum in order:
-        values = [slices[stratum].get(name, {}) for name in systems]
-        rows.append(
-            {
-                "name": stratum,
-                "queries": max((part.get("queries", 0) for part in values), default=0),
-                "cells": {
-                    metric: [
-                        {
-                            "value": part.get(metric),
-                            "best": part.get(metric) == max(other.get(metric, 0.0) for other in values),
-                            "system": name,
-                        }
-                        for name, part in zip(systems, values, strict=True)
-                    ]
-                    for metric in ("ndcg_at_10", "pair_accuracy")
-                },
-            }
-        )
-    return rows
+    if not slices.get("rows"):
+        return None
+    level = 1 - metrics.get("protocol", {}).get("confidence", 0.95)
+    keys = list(
+        dict.fromkeys((entry["baseline"], entry["metric"]) for row in slices["rows"] for entry in row["comparisons"])
+    )
+    order = {"champion": 0, "bm25": 1, "anchor": 2}
+    keys.sort(key=lambda key: (order.get(key[0], len(order)), key[1] != "ndcg_at_10"))
+    labels = {key: label for key, label, _ in MEASURES}
+    forests = []
+    for baseline, metric in keys:
+        if baseline in metrics["systems"]:
+            rows = _forest(slices["rows"], baseline, metric, level)
+            forests.append(
+                {
+                    "baseline": SYSTEMS[baseline],
+                    "against": BASELINES[baseline],
+                    "metric": labels.get(metric, metric),
+                    "rows": rows,
+                    "sentence": _slices_told(rows, BASELINES[baseline], labels.get(metric, metric)),
+                    **_axis(rows),
+                }
+            )
+    left_out = [
+        f"{_slice_label(each['column'])} {each['value']} ({figure_text(each['queries'])})"
+        for each in slices.get("left_out", [])
+    ]
+    return {"forests": forests, "min_queries": slices["min_queries"], "left_out": left_out}
+
+
+def _slice_label(column: str) -> str:
+    return SLICES.get(column, column.replace("_", " ").capitalize())
+
+
+def _forest(rows: Sequence[Mapping[str, Any]], baseline: str, metric: str, level: float) -> list[dict[str, Any]]:
+    found = []
+    for row in rows:
+        for entry in row["comparisons"]:
+            if (entry["baseline"], entry["metric"]) == (baseline, metric):
+                sure = entry["p_holm"] is not None and entry["p_holm"] < level
+                found.append(
+                    {
+                        **entry,
+                        "column": _slice_label(row["column"]),
+                        "value": row["value"],
+                        "queries": row["queries"],
+                        "pairs": row["pairs"],
+                        "student": row["systems"].get("student", {}).get(metric),
+                        "theirs": row["systems"].get(baseline, {}).get(metric),
+                        "tone": "level" if not sure else "better" if entry["delta"] > 0 else "worse",
+                    }
+                )
+    return found
+
+
+def _axis(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Puts each row's interval on a common scale, in percent of its width, and says where zero and the ends are."""
+    reach = 1.08 * max((abs(row[key]) for row in rows for key in ("ci_low", "ci_high")), default=0) or 0.01
+    for row in rows:
+        for key in ("ci_low", "delta", "ci_high"):
+            row[f"{key}_at"] = round(50 + 50 * row[key] / reach, 2)
+    return {"reach": reach}
+
+
+def _slices_told(rows: Sequence[Mapping[str, Any]], baseline: str, metric: str) -> str:
+    parts = []
+    for tone in ("worse", "better"):
+        named = [
+            f"{row['column'].lower()} {row['value']} ({delta_text(row['delta'], 3)})"
+            for row in rows
+            if row["tone"] == tone
+        ]
+        if named:
+            shown = [*named[:4], *([f"{len(named) - 4} more"] if len(named) > 4 else [])]
+            parts.append(f"{tone} than {baseline} for {_listing(shown)}")
+    if parts:
+        return f"By {metric} the student is {', and '.join(parts)}."
+    return f"By {metric} the student and {baseline} are level in all {len(rows)} slices, which are judged together."
 
 
 def _judged(judgements: Path) -> dict[str, pa.Table]:
     return {split: records.read(judgements / f"{split}.parquet", records.JUDGED) for split in ("train", "dev", "test")}
 
 
-def _queries(evaluation: Path, test: pa.Table) -> dict[str, Any] | None:
-    """Where the student wins and loses against BM25, query by query; None where a system was not measured."""
+def _queries(evaluation: Path, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Where the student wins and loses, query by query; None where a system was not measured."""
+    examples = metrics.get("examples") or {}
+    baseline = examples.get("baseline") or ("champion" if "champion" in metrics["systems"] else "bm25")
     table = records.read(evaluation / "per_query.parquet", records.PER_QUERY)
-    student, bm25 = (table.filter(pc.field("system") == name).sort_by("query_id") for name in ("student", "bm25"))
-    if not student.num_rows or student["query_id"] != bm25["query_id"]:
+    student, other = (table.filter(pc.field("system") == name).sort_by("query_id") for name in ("student", baseline))
+    if not student.num_rows or student["query_id"] != other["query_id"]:
         return None
-    values = student["ndcg_at_10"].to_numpy() - bm25["ndcg_at_10"].to_numpy()
-    counts = {
-        "wins": int((values > TIED).sum()),
-        "ties": int((np.abs(values) <= TIED).sum()),
-        "losses": int((values < -TIED).sum()),
-    }
-    # Of equal differences the query with more products says more; the id settles the rest.
-    pairs, ids = student["pairs"].to_numpy(), np.array(student["query_id"].to_pylist())
-    best_first = np.lexsort((ids, -pairs, -values))
-    worst_first = np.lexsort((ids, -pairs, values))
-    scores = records.read(evaluation / "pair_scores.parquet", records.PAIR_SCORES)
+    values = student["ndcg_at_10"].to_numpy() - other["ndcg_at_10"].to_numpy()
     return {
-        **counts,
+        "baseline": BASELINES[baseline],
+        "wins": int((values > TIE).sum()),
+        "ties": int((np.abs(values) <= TIE).sum()),
+        "losses": int((values < -TIE).sum()),
         "total": len(values),
-        "figure": Markup(figures.query_deltas(values)),
-        "best": [
-            _example(student, row, values[row], scores, test) for row in best_first[:EXAMPLES] if values[row] > TIED
-        ],
-        "worst": [
-            _example(student, row, values[row], scores, test) for row in worst_first[:EXAMPLES] if values[row] < -TIED
-        ],
+        "figure": Markup(figures.query_deltas(values, BASELINES[baseline])),
+        **{side: [_example(each, baseline) for each in examples.get(side, [])] for side in ("best", "worst")},
     }
 
 
-def _example(table: pa.Table, row: int, delta: float, scores: pa.Table, test: pa.Table) -> dict[str, Any]:
-    """One query as both systems rank it: the top products with their titles and judgements."""
-    query = table.slice(int(row), 1).to_pylist()[0]
-    judged = test.filter(pc.field("query_id") == query["query_id"])
-    titles = dict(zip(judged["product_id"].to_pylist(), judged["title"].to_pylist(), strict=True))
-    lists = []
-    for system in ("student", "bm25"):
-        part = scores.filter((pc.field("system") == system) & (pc.field("query_id") == query["query_id"]))
-        products = part["product_id"].to_pylist()
-        rank = measures.ranks(np.zeros(len(products), int), part["score"].to_numpy(), trec.tie_ranks(products))
-        ranked = [part.slice(int(index), 1).to_pylist()[0] for index in np.argsort(rank)[:LISTED]]
-        lists.append(
-            {
-                "label": SYSTEMS[system],
-                "products": [
-                    {"title": titles.get(pair["product_id"]) or pair["product_id"], "target": pair["target"]}
-                    for pair in ranked
-                ],
-            }
-        )
-    return {
-        "query": query["query"],
-        "stratum": query["stratum"],
-        "pairs": query["pairs"],
-        "delta": delta,
-        "lists": lists,
-    }
+def _example(example: Mapping[str, Any], baseline: str) -> dict[str, Any]:
+    """One query as both systems rank it."""
+    sides = (("student", "student"), ("baseline", baseline))
+    lists = [{"label": SYSTEMS[system], "products": example[key]} for key, system in sides]
+    return {"query": example["query"], "delta": example["delta"], "lists": lists}
 
 
 def _training(trained: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -424,7 +587,7 @@ def _training(trained: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _calibration(metrics: Mapping[str, Any], evaluation: Path) -> dict[str, Any]:
-    wanted = [name for name in ("teacher", "student", "champion") if name in metrics["systems"]]
+    wanted = [name for name in ("teacher", "champion", "student") if name in metrics["systems"]]
     diagrams = {name: metrics["reliability"][name] for name in wanted if metrics.get("reliability", {}).get(name)}
     errors = [
         f"{SYSTEMS[name].lower()} {measure_text(metrics['systems'][name]['ece'])}"
@@ -435,7 +598,7 @@ def _calibration(metrics: Mapping[str, Any], evaluation: Path) -> dict[str, Any]
     table = records.read(evaluation / "pair_scores.parquet", records.PAIR_SCORES)
     parts = {}
     column = "probability" if "student" in diagrams else "score"
-    for name in ("teacher", "student"):
+    for name in wanted:
         rows = table.filter(pc.field("system") == name)
         values = rows[column].drop_null().to_numpy()
         if grade is not None and len(values) == rows.num_rows > 0:
@@ -447,10 +610,15 @@ def _calibration(metrics: Mapping[str, Any], evaluation: Path) -> dict[str, Any]
         "reliability": Markup(figures.reliability(diagrams, SYSTEMS)) if diagrams else "",
         "scores": Markup(figures.scores(parts, SYSTEMS, label)) if parts else "",
         "scale": label,
+        "distribution": [
+            {"label": SYSTEMS[name], **spread}
+            for name, spread in metrics.get("distribution", {}).items()
+            if name in SYSTEMS
+        ],
     }
 
 
-def _teacher(folder: Path, labelled: Mapping[str, Any]) -> dict[str, Any]:
+def _teacher(folder: Path, labelled: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
     """What held-out judgements say of the teacher, and what its labels are and took."""
     path = folder / "quality.json"
     quality = artifacts.read_json(path) if path.exists() else None
@@ -464,7 +632,25 @@ def _teacher(folder: Path, labelled: Mapping[str, Any]) -> dict[str, Any]:
         "logits": Markup(figures.logits(histograms, colours)) if histograms else "",
         "both": len(histograms) == 2,
         "dev": _dev(quality) if quality else None,
+        "followed": _followed(metrics.get("agreement")),
     }
+
+
+def _followed(agreement: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """How closely the student follows its teacher on the test pairs."""
+    if agreement is None:
+        return None
+    tiles = [
+        {"label": label, "value": value, "note": note}
+        for label, value, note in (
+            ("Same order", measure_text(agreement["kendall"]), "Kendall's τ-b within queries, 1 is the same"),
+            ("Same first product", percent_text(agreement["top_1"]), "of the queries"),
+            ("Rank correlation", measure_text(agreement["spearman"]), "Spearman, over all pairs"),
+            ("Correlation", measure_text(agreement["pearson"]), "Pearson, over all pairs"),
+            ("Mean difference", measure_text(agreement["mean_difference"]), "between their probabilities"),
+        )
+    ]
+    return {"pairs": agreement["pairs"], "tiles": tiles}
 
 
 def _dev(quality: Mapping[str, Any]) -> dict[str, Any]:
@@ -555,33 +741,65 @@ def _chosen(calibrated: Mapping[str, Any]) -> str:
     return f"{by}: {against}."
 
 
-def _latency(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    timed = metrics.get("latency", {})
-    return [{"label": SYSTEMS[name], **timed[name]} for name in SYSTEMS if name in timed]
+def _latency(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    timed = {name: metrics.get("latency", {}).get(name) for name in ("student", "champion", "anchor")}
+    timed = {name: values for name, values in timed.items() if values}
+    if not timed:
+        return None
+    return {
+        "figure": Markup(figures.latency(timed, SYSTEMS)),
+        "rows": [{"label": SYSTEMS[name], "p99_ms": None, **values} for name, values in timed.items()],
+    }
 
 
-def _drift(drifted: Mapping[str, Any]) -> dict[str, Any]:
+def _drift(drifted: Mapping[str, Any], *, summary: bool) -> dict[str, Any]:
     parts = [("The candidate", drifted["candidate"])]
     if drifted.get("champion"):
         parts.append(("The champion", drifted["champion"]))
-    return {"parts": [{"label": label, **part, "columns": _drift_columns(part)} for label, part in parts]}
-
-
-def _drift_columns(part: Mapping[str, Any]) -> list[dict[str, Any]]:
-    rows = []
-    for column in part["columns"]:
-        value, bound = column["value"], column["threshold"]
-        rows.append(
+    return {
+        "summary": summary,
+        "parts": [
             {
-                **column,
-                "label": column["name"].replace("_", " "),
-                "reach": None if value is None else round(min(value / bound / 2, 1) * 100, 1),
-                "moved": column.get("moved", []),
-                "means": [column.get("reference_mean"), column.get("current_mean")],
-                "note": column.get("note", ""),
+                "comparable": True, "embedding": None, **part, "label": label, "groups": _drift_groups(part),
+                "moved": [column["name"].replace("_", " ") for column in part["columns"] if column["drifted"]],
+                "fresh": part.get("examples", {}).get("queries")
+                or [{"query": query, "rows": None} for query in part["new_queries"]],
+                "counted": sum(column["value"] is not None for column in part["columns"]),
             }
-        )
-    return sorted(rows, key=lambda row: -1 if row["value"] is None else row["value"] / row["threshold"], reverse=True)
+            for label, part in parts
+        ],
+    }  # fmt: skip
+
+
+def _drift_groups(part: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The columns by group, those nearest to their limits first."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for column in part["columns"]:
+        groups.setdefault(column.get("group", ""), []).append(_drift_column(column))
+    known = [name for name in GROUPS if name in groups]
+    ordered = [*known, *(name for name in groups if name not in GROUPS)]
+    return [
+        {"label": GROUPS.get(name, name), "columns": sorted(groups[name], key=lambda row: row["reach"], reverse=True)}
+        for name in ordered
+    ]
+
+
+def _drift_column(column: Mapping[str, Any]) -> dict[str, Any]:
+    value, bound = column["value"], column["threshold"]
+    # The bar's middle is the limit; what two samples of one distribution would give is its left end.
+    least = CHANCE if column.get("group") == "embedding" else 0.0
+    reach = -1.0
+    if value is not None:
+        reach = round(100 * min(max((value - least) / (bound - least) / 2, 0), 1), 1) if bound > least else 100.0
+    return {
+        **column,
+        "label": column["name"].replace("_", " "),
+        "reach": reach,
+        "moved": column.get("moved", []),
+        "means": [column.get("reference_mean"), column.get("current_mean")],
+        "shift": column.get("shift", ""),
+        "note": column.get("note", ""),
+    }
 
 
 def _data(
@@ -668,3 +886,40 @@ def _stages(folders: Sequence[Path]) -> dict[str, Any]:
         "peak": max(row["peak_memory_mib"] for row in rows),
         "started": max(row["started"] for row in rows),
     }
+
+
+def _test_set(metrics: Mapping[str, Any], decided: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The judged test rows, and how many candidates have been held against them."""
+    looked = decided.get("test_set") or {}
+    known = {**metrics.get("test_set", {}), **looked}
+    if not known:
+        return None
+    looks, limit = known.get("looks"), known.get("warn_from")
+    return {
+        **dict.fromkeys(("digest", "queries", "pairs", "judgements", "draw", "looks", "warn_from")),
+        **known,
+        "worn": bool(looks and limit and looks >= limit),
+    }
+
+
+def _lineage(decided: Mapping[str, Any], inputs: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Ids of the versions, and digests of all that the page was made from."""
+    named = [(key, (decided.get(key) or {}).get("id", "")) for key in ("candidate", "champion", "anchor")]
+    return [(key, value) for key, value in (*named, *inputs.items()) if value]
+
+
+def _settings(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """Settings as rows of a name and a value, however deeply they are nested."""
+    for key, value in values.items():
+        name = f"{path}, {_words(key)}" if path else _words(key)
+        if isinstance(value, Mapping) and value:
+            yield from _settings(value, name)
+        elif isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
+            for number, each in enumerate(value, 1):
+                yield from (
+                    _settings(each, f"{name} {number}")
+                    if isinstance(each, Mapping)
+                    else [(f"{name} {number}", figure_text(each))]
+                )
+        else:
+            yield name, "none" if value in ({}, []) else figure_text(value)
