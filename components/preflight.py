@@ -15,6 +15,7 @@ def check_inputs(
     compute: dict,
     teacher: dict,
     student: dict,
+    drift: dict,
     registry: dict,
     resolved: Output[Artifact],
 ) -> NamedTuple(  # type: ignore[valid-type]
@@ -28,6 +29,7 @@ def check_inputs(
         ("newest_start", str),
         ("newest_end", str),
         ("champion", str),
+        ("anchor", str),
     ],
 ):
     """Resolve the log window, digest every outside input, and fail early if anything is missing."""
@@ -36,5 +38,6 @@ def check_inputs(
     from distilrank import config, preflight as stage
 
     sections = dict(data=data, window=window, preflight=preflight, compute=compute, teacher=teacher, student=student)
-    checked = config.parse({**sections, "prepare": prepare, "registry": registry}, "pipeline parameters")
+    sections |= dict(prepare=prepare, drift=drift, registry=registry)
+    checked = config.parse(sections, "pipeline parameters")
     return stage.check(checked, schedule_time=schedule_time, output=Path(resolved.path))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -21,10 +23,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help=(
-        "Run and compile the distill pipeline.\n\n"
+        "Run and compile the pipelines distill and monitor.\n\n"
         "[bold]python -m pipelines run --config configs/demo.yaml[/] trains, evaluates and decides on this machine.\n\n"
         "[bold]python -m pipelines compile --config configs/paper.yaml --output distill.yaml[/] "
         "writes what Kubeflow takes.\n\n"
+        "[bold]python -m pipelines monitor --config configs/demo.yaml[/] "
+        "tells whether traffic has left the champion.\n\n"
         "Any knob can be set on the way: [bold]--set student.optimiser.epochs=5[/]; `distilrank config` lists them all."
     ),
 )
@@ -97,27 +101,79 @@ def run(
         raise typer.Exit(3)
 
 
+@app.command()
+def monitor(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    name: Annotated[
+        str, typer.Option(help="Folder below --runs; default: the configuration's name, -monitor and the time.")
+    ] = "",
+    runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
+    cache: Annotated[bool, typer.Option(help="Take over stages of earlier runs that would do the same again.")] = True,
+    fail_on_alarm: Annotated[bool, typer.Option("--fail-on-alarm", help="Exit with 3 if there is an alarm.")] = False,
+) -> None:
+    """Hold the newest traffic against the champion's; with monitor.retrain=on_alarm an alarm runs `distill`.
+
+    Needs a champion and a log, and no judgement of what is new. Leaves runs/NAME/monitor.json and its pages.
+    """
+    from pipelines import local
+
+    console = Console(highlight=False, file=sys.stdout)
+    fast = hardware.fast_bf16()
+    settings = load(config, overrides, fast_bf16=fast)
+    name = name or f"{settings.name}-monitor-{time.strftime('%Y%m%d-%H%M%S')}"
+    console.print(f"[bold]monitor[/] {name}: {_describe_machine(fast)}")
+    try:
+        folder = local.monitor(settings, name=name, runs=runs, cache=cache, console=console)
+    except KeyboardInterrupt:  # SIGTERM too
+        console.print("interrupted: the same command takes over what is finished")
+        raise typer.Exit(130) from None
+    found = artifacts.read_json(folder / "monitor.json")
+    console.print()
+    for check in found["checks"]:
+        mark, style = ("✓", None) if check["passed"] else ("✗", "red")
+        console.print(f"{mark} {check['name']}: {check['detail']}", style=style, markup=False, soft_wrap=True)
+    if (folder / "verdict.json").exists():
+        _summarise(console, folder, artifacts.read_json(folder / "verdict.json"))
+    word = "alarm" if found["alarm"] else "nothing to act on"
+    console.print(f"\n[bold]{word}[/]: look at [bold]{folder / 'summary.html'}[/]", soft_wrap=True)
+    if fail_on_alarm and found["alarm"]:
+        raise typer.Exit(3)
+
+
+class Pipeline(StrEnum):
+    """What can be compiled."""
+
+    distill = "distill"
+    monitor = "monitor"
+
+
 @app.command(name="compile")
 def compile_pipeline(
     config: ConfigFile,
-    output: Annotated[Path, typer.Option(help="The file to write.")] = Path("distill.yaml"),
+    pipeline: Annotated[Pipeline, typer.Argument(help="Which pipeline.")] = Pipeline.distill,
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="The file to write.", show_default="the pipeline's name and .yaml"),
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Compile the pipeline to YAML for Kubeflow, with the configuration as its parameters' defaults."""
+    """Compile a pipeline to YAML for Kubeflow, with the configuration as its parameters' defaults."""
     from kfp import compiler
 
-    from pipelines.distill import distill
-
     settings = load(config, overrides)
+    output = output or Path(f"{pipeline}.yaml")
+    wanted = getattr(importlib.import_module(f"pipelines.{pipeline}"), pipeline)
+    given = {key: value for key, value in parameters(settings).items() if key in wanted.component_spec.inputs}
     partial = output.with_name(f".{output.stem}.partial.yaml")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        compiler.Compiler().compile(distill, str(partial), pipeline_parameters=parameters(settings))
+        compiler.Compiler().compile(wanted, str(partial), pipeline_parameters=given)
         partial.replace(output)
     except OSError as error:
         raise InputError(f"--output {output}: cannot write ({error.strerror})") from error
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{output}: pipeline distill with {config}")
+    console.print(f"{output}: pipeline {pipeline} with {config}")
     if not Path(settings.registry.uri).is_absolute():
         console.print(
             f"note: registry.uri is {settings.registry.uri!r}, a folder of whichever pod looks at it; "

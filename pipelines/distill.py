@@ -8,6 +8,8 @@ from components.gate import decide
 from components.label import label_shard
 from components.promote import promote_student
 from components.report import render_report
+from components.snapshot import keep_snapshot
+from components.stage import OPS_IMAGE, TRAIN_IMAGE
 from components.student import distil_student
 from components.teacher import train_teacher
 from pipelines.start import start
@@ -46,9 +48,11 @@ def distill(
         compute=compute,
         teacher=teacher,
         student=student,
+        drift=drift,
         registry=registry,
     )
-    champion = checked.outputs["champion"]
+    champion, anchor = checked.outputs["champion"], checked.outputs["anchor"]
+    newest_end = checked.outputs["newest_end"]
 
     judgements = prepared.outputs["judgements"]
     candidates = prepared.outputs["candidates"]
@@ -82,6 +86,7 @@ def distill(
         teacher=taught.outputs["teacher"],
         student=distilled.outputs["student"],
         champion=champion,
+        anchor=anchor,
         config=evaluate,
         compute=compute,
         registry=registry,
@@ -90,19 +95,28 @@ def distill(
     drifted = measure_drift(
         traffic=traffic,
         evaluation=evaluated.outputs["evaluation"],
+        student=distilled.outputs["student"],
         champion=champion,
         config=drift,
         registry=registry,
     ).set_display_name("drift")
+    kept = keep_snapshot(
+        drift=drifted.outputs["drift"], name=name, newest_end=newest_end, config=drift, registry=registry
+    )
+    kept.set_caching_options(False).set_display_name("snapshot")
 
     decided = decide(
         evaluation=evaluated.outputs["evaluation"],
         drift=drifted.outputs["drift"],
         student=distilled.outputs["student"],
+        judgements=judgements,
         champion=champion,
+        anchor=anchor,
+        newest_end=newest_end,
         config=gate,
         registry=registry,
-    ).set_display_name("gate")
+    )
+    decided.set_caching_options(False).set_display_name("gate")  # it counts how often a test set was looked at
 
     reported = render_report(
         name=name,
@@ -120,6 +134,7 @@ def distill(
 
     with dsl.If(decided.outputs["Output"] == True):  # noqa: E712 - KFP reads the comparison
         promoted = promote_student(
+            resolved=checked.outputs["resolved"],
             profile=prepared.outputs["profile"],
             teacher=taught.outputs["teacher"],
             student=distilled.outputs["student"],
@@ -129,8 +144,12 @@ def distill(
             report=reported.outputs["report"],
             traffic=traffic,
             champion=champion,
+            anchor=anchor,
+            name=name,
             data_digest=checked.outputs["data_digest"],
             code_digest=checked.outputs["code_digest"],
+            images={"ops": OPS_IMAGE, "train": TRAIN_IMAGE},
+            label=label,
             config=registry,
         )
         promoted.set_caching_options(False).set_display_name("promote")

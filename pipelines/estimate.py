@@ -16,6 +16,7 @@ def estimate(
     teacher: dict,
     label: dict,
     student: dict,
+    drift: dict,
     registry: dict,
     schedule_time: str = "",
 ):
@@ -29,6 +30,7 @@ def estimate(
         compute=compute,
         teacher=teacher,
         student=student,
+        drift=drift,
         registry=registry,
     )
     estimated = estimate_spend(

@@ -25,6 +25,7 @@ from distilrank.errors import InputError, RunStopped
 from pipelines.console import RunDisplay
 from pipelines.distill import distill
 from pipelines.estimate import estimate as spend
+from pipelines.monitor import monitor as watch
 
 ESTIMATE = "estimate.json"
 NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
@@ -68,7 +69,10 @@ def _fitted(config: Config, runs: Path) -> Config:
     prepare = config.prepare
     if not prepare.store:
         prepare = prepare.model_copy(update={"store": str((runs / ".log").resolve())})
-    return config.model_copy(update={"compute": compute, "label": label, "prepare": prepare})
+    drift = config.drift
+    if not drift.workspace:
+        drift = drift.model_copy(update={"workspace": str((runs / ".evidently").resolve())})
+    return config.model_copy(update={"compute": compute, "label": label, "prepare": prepare, "drift": drift})
 
 
 def _new_folder(runs: Path, name: str) -> Path:
@@ -114,18 +118,9 @@ def run(config: Config, *, name: str, runs: Path, cache: bool, pipeline: Path | 
     """
     folder = _new_folder(runs, name)
     config = _fitted(config, runs)
-    artifacts.write_text(
-        folder / "config.yaml", yaml.safe_dump(parameters(config), sort_keys=False, allow_unicode=True)
-    )
-    made, seconds, peak_mib = _execute(
-        components.load_component_from_file(str(pipeline)) if pipeline else distill,
-        distill,
-        parameters(config) | {"name": name},
-        folder,
-        runs,
-        cache,
-        console,
-    )
+    _keep(config, folder)
+    runnable = components.load_component_from_file(str(pipeline)) if pipeline else distill
+    made, seconds, peak_mib = _execute(runnable, distill, config, folder, runs, cache, console)
     _gather(made, folder, seconds, peak_mib)
     _point(runs / "latest", folder)
     return folder
@@ -137,23 +132,48 @@ def estimate(config: Config, *, name: str, runs: Path, cache: bool, console: Con
     What is prepared is kept: a run with the same configuration takes it over. Arguments and errors as for `run`.
     """
     folder = _new_folder(runs, name)
-    config = _fitted(config, runs)
-    given = {key: value for key, value in parameters(config).items() if key in spend.component_spec.inputs}
-    made, _, _ = _execute(spend, spend, given, folder, runs, cache, console)
+    made, _, _ = _execute(spend, spend, _fitted(config, runs), folder, runs, cache, console)
     shutil.copyfile(made / "estimate-spend" / "spend" / ESTIMATE, folder / ESTIMATE)
     return artifacts.read_json(folder / ESTIMATE)
+
+
+def monitor(config: Config, *, name: str, runs: Path, cache: bool, console: Console) -> Path:
+    """Hold the newest traffic against the champion's, and where the configuration says so answer an alarm by `distill`.
+
+    Arguments and errors as for `run`. The folder has `monitor.json`, `metrics.prom` and the pages on drift; after an
+    alarm that was answered also what `run` leaves, and `runs/latest` points at it.
+    """
+    folder = _new_folder(runs, name)
+    config = _fitted(config, runs)
+    _keep(config, folder)
+    made, seconds, peak_mib = _execute(watch, watch, config, folder, runs, cache, console)
+    if (made / "render-report").is_dir():
+        _gather(made, folder, seconds, peak_mib)
+        _point(runs / "latest", folder)
+    found = made / "watch-champion" / "watched"
+    for path in (*found.glob("*.html"), found / "monitor.json", found / "metrics.prom"):
+        shutil.copyfile(path, folder / path.name)
+    return folder
+
+
+def _keep(config: Config, folder: Path) -> None:
+    artifacts.write_text(
+        folder / "config.yaml", yaml.safe_dump(parameters(config), sort_keys=False, allow_unicode=True)
+    )
 
 
 def _execute(
     runnable: Any,
     pipeline: Any,
-    arguments: dict[str, Any],
+    config: Config,
     folder: Path,
     runs: Path,
     cache: bool,
     console: Console,
 ) -> tuple[Path, float, float]:
     """Run a pipeline, and return KFP's folder of the run, its seconds, and the peak of its memory in MiB."""
+    given = parameters(config) | {"name": folder.name}
+    arguments = {key: value for key, value in given.items() if key in pipeline.component_spec.inputs}
     root = runs / ".kfp" / folder.name
     before = set(root.glob(f"{pipeline.name}-*"))
     started = time.monotonic()

@@ -22,6 +22,7 @@ PROMISED = (
     "metrics.json",
     "verdict.json",
     "labels/manifest.json",
+    "summary.html",
     "timings.json",
     "student",
 )
@@ -68,6 +69,8 @@ class Shop:
                 "teacher_margin": 1,
                 "max_ece": 1,
                 "min_queries": 3,
+                "min_score_spread": 0,
+                "max_latency_ratio": 0,  # of four requests of a millisecond each: noise
             },
         }
         self.config.write_text(yaml.safe_dump(values))
@@ -153,11 +156,11 @@ def test_the_same_again_meets_the_champion_and_has_nothing_to_promote(promoted: 
 
 
 def test_a_student_below_the_policy_is_refused_and_not_registered(promoted: Path, shop: Shop) -> None:
-    result = shop.run("strict", "gate.min_value=0.999", f"registry.uri={shop.folder / 'fresh'}")
+    result = shop.run("strict", "gate.minima.ndcg_at_10=0.999", f"registry.uri={shop.folder / 'fresh'}")
     assert result.returncode == 0, result.stdout + result.stderr
     verdict = json.loads((shop.runs / "strict" / "verdict.json").read_text())
     assert verdict["outcome"] == "refused" and not verdict["promoted"]
-    assert "min_value" in [check["name"] for check in verdict["checks"] if not check["passed"]]
+    assert "minimum_ndcg_at_10" in [check["name"] for check in verdict["checks"] if not check["passed"]]
     assert (
         not list((shop.folder / "fresh").glob("versions/*"))
         and not (shop.folder / "fresh/aliases/champion.json").exists()
@@ -198,6 +201,51 @@ def test_bad_input_is_one_line_and_status_2(shop: Shop, setting: str, message: s
     result = shop.run(f"bad-{abs(hash(setting))}", setting)
     assert result.returncode == 2, result.stdout + result.stderr
     assert message in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def watch(shop: Shop, name: str, *settings: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    return shop("monitor", "--runs", str(shop.runs), "--name", name, *overrides, *options)
+
+
+MOVED = ("data.drift.new_product_type=0.5", "data.drift.seasonal_words=0.5")
+
+
+def test_monitoring_finds_the_champion_where_it_was(promoted: Path, shop: Shop) -> None:
+    (teacher,) = shop.runs.glob(".kfp/first/distill-*/train-teacher/teacher")
+    latest = (shop.runs / "latest").resolve()
+    result = watch(shop, "steady", f"monitor.teacher={teacher}", options=("--fail-on-alarm",))
+    found = json.loads((shop.runs / "steady" / "monitor.json").read_text())
+    assert result.returncode == 0 and not found["alarm"], result.stdout + result.stderr
+    assert found["champion"] == json.loads((promoted / "verdict.json").read_text())["candidate"]["id"]
+    assert [check["name"] for check in found["checks"]] == ["drift", "disagreement"]
+    assert found["disagreement"]["ci_low"] <= found["disagreement"]["rise"] <= found["disagreement"]["ci_high"]
+    metrics = (shop.runs / "steady" / "metrics.prom").read_text()
+    assert 'distilrank_monitor_alarm{check="drift"} 0.0' in metrics and "distilrank_monitor_time_seconds" in metrics
+    assert (shop.runs / "steady" / "summary.html").exists() and (shop.runs / "latest").resolve() == latest
+
+
+def test_an_alarm_is_told_by_the_exit_status_and_starts_a_run(promoted: Path, shop: Shop) -> None:
+    registry = (shop.registry / "aliases" / "champion.json").read_bytes()
+    result = watch(
+        shop, "moved", *MOVED, "monitor.retrain=on_alarm", "gate.minima.ndcg_at_10=1", options=("--fail-on-alarm",)
+    )
+    assert result.returncode == 3, result.stdout + result.stderr
+    found = json.loads((shop.runs / "moved" / "monitor.json").read_text())
+    assert found["alarm"] and found["disagreement"] is None
+    verdict = json.loads((shop.runs / "moved" / "verdict.json").read_text())
+    assert verdict["outcome"] == "refused" and (shop.registry / "aliases" / "champion.json").read_bytes() == registry
+    assert (shop.runs / "latest").resolve().name == "moved"
+
+
+def test_monitoring_needs_a_champion_and_its_own_teacher(promoted: Path, shop: Shop) -> None:
+    for name, setting, message in (
+        ("none", f"registry.uri={shop.folder / 'nobody'}", "no champion yet"),
+        ("other", f"monitor.teacher={promoted / 'student'}", "but the champion v"),
+    ):
+        result = watch(shop, name, setting)
+        assert result.returncode == 2 and message in result.stderr, result.stderr
+        assert len(result.stderr.splitlines()) == 1
 
 
 def test_a_run_does_not_overwrite_another(promoted: Path, shop: Shop) -> None:

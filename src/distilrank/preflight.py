@@ -40,6 +40,18 @@ class Resolved(NamedTuple):
     newest_end: str
     champion: str
     """Version id; empty where there is none yet."""
+    anchor: str
+    """Likewise of the version that no candidate may fall far behind."""
+
+
+class Watched(NamedTuple):
+    """What a look at the newest traffic is pinned to, as in `Resolved`."""
+
+    data_digest: str
+    reference_start: str
+    newest_start: str
+    newest_end: str
+    champion: str
 
 
 def check(config: Config, *, schedule_time: str, output: Path) -> Resolved:
@@ -60,7 +72,8 @@ def check(config: Config, *, schedule_time: str, output: Path) -> Resolved:
         free = _check_disk(config.preflight.free_disk_gib, output)
         device = _check_device(config.compute.device)
         trainjob.check(config.compute)
-        backend = registry.open(config.registry.uri)
+        _check_workspace(config)
+        backend = registry.connect(config.registry)
         backend.check()
         source = sources.open(config.data)
         source.check(Problems())
@@ -68,25 +81,13 @@ def check(config: Config, *, schedule_time: str, output: Path) -> Resolved:
         if log is not None:
             least_clients(log, config.prepare)
             make_scrubber(config.prepare.privacy)
-        champion = backend.champion()
-        if champion:
-            _check_split(config.prepare, champion, backend.fetch(champion))  # damage shows now, not after the teacher
+        champion, anchor = (backend.alias(name) for name in (registry.CHAMPION, registry.ANCHOR))
+        for version in sorted({champion, anchor} - {""}):
+            _check_split(config.prepare, version, backend.fetch(version))  # damage shows now, not after the teacher
         with progress.timed(STAGE, "digested the models"):
             used = {config.teacher.model, config.student.model, config.prepare.retriever.model}
             bases = {reference: models.digest(reference) for reference in sorted(used)}
-        bounds = "", "", ""
-        with progress.timed(STAGE, "digested the data"), _store(config.prepare, output) as store:
-            if log is not None and log.timed:
-                bounds = resolve_window(config.window, schedule_time, days_of(store, log))
-            elif config.window.end != "latest":
-                progress.announce(STAGE, "note", f"window.end {config.window.end} has no effect: the log has no time")
-            data_digest = artifacts.digest_json(
-                {
-                    "source": source.digest(),
-                    "log": [log.settings, store.digests(log, bounds[0][:10], bounds[2][:10])] if log else None,
-                    "retriever": bases[config.prepare.retriever.model],
-                }
-            )
+        bounds, data_digest = _pin(config, schedule_time, output, source, bases[config.prepare.retriever.model])
         resolved = Resolved(
             data_digest,
             artifacts.code_digest(),
@@ -94,6 +95,7 @@ def check(config: Config, *, schedule_time: str, output: Path) -> Resolved:
             bases[config.student.model],
             *bounds,
             champion,
+            anchor,
         )
         parts = [part.name for part in log.parts] if log is not None else []
         found: dict[str, Any] = {
@@ -113,8 +115,82 @@ def check(config: Config, *, schedule_time: str, output: Path) -> Resolved:
         return resolved
 
 
+def check_monitor(config: Config, *, schedule_time: str, output: Path) -> Watched:
+    """Check that the champion can be held against the newest traffic, and resolve which; arguments as for `check`.
+
+    Raises:
+        InputError: there is no champion, the log has no times, or data, teacher, registry or log window are not as the
+            configuration says.
+    """
+    with artifacts.stage(STAGE, output, config=config) as record:
+        backend = registry.connect(config.registry)
+        champion = registry.resolve(backend, registry.CHAMPION)
+        _check_teacher(config.monitor.teacher, champion, backend.fetch(champion))
+        _check_workspace(config)
+        source = sources.open(config.data)
+        source.check(Problems())
+        log = source.log()
+        if log is None or not log.timed:
+            raise InputError("data: the log has no times, expected some: without them no traffic is the newest")
+        least_clients(log, config.prepare)
+        make_scrubber(config.prepare.privacy)
+        reference = config.prepare.retriever.model
+        bounds, data_digest = _pin(config, schedule_time, output, source, models.digest(reference))
+        watched = Watched(data_digest, *bounds, champion)
+        artifacts.write_json(output / "preflight.json", watched._asdict() | {"registry": config.registry.uri})
+        record.facts.update(watched._asdict())
+        progress.announce(STAGE, "note", f"newest traffic {bounds[1]} to {bounds[2]}, champion {champion}")
+        return watched
+
+
+def _pin(
+    config: Config, schedule_time: str, output: Path, source: sources.Source, retriever: str
+) -> tuple[tuple[str, str, str], str]:
+    """The bounds of the log's windows, and the digest of all outside data within them.
+
+    `retriever` is the digest of the model whose tokens and vectors preparation uses.
+    """
+    log, bounds = source.log(), ("", "", "")
+    with progress.timed(STAGE, "digested the data"), _store(config.prepare, output) as store:
+        if log is not None and log.timed:
+            bounds = resolve_window(config.window, schedule_time, days_of(store, log))
+        elif config.window.end != "latest":
+            progress.announce(STAGE, "note", f"window.end {config.window.end} has no effect: the log has no time")
+        content = {
+            "source": source.digest(),
+            "log": [log.settings, store.digests(log, bounds[0][:10], bounds[2][:10])] if log else None,
+            "retriever": retriever,
+        }
+        return bounds, artifacts.digest_json(content)
+
+
+def _check_workspace(config: Config) -> None:
+    if config.drift.workspace:
+        from distilrank import drift  # brings Evidently, which takes seconds to import
+
+        drift.check_workspace(config.drift)
+
+
+def _check_teacher(teacher: str, champion: str, version: Path) -> None:
+    """Refuse a teacher other than the one that the champion learned from: they would disagree without any drift."""
+    if not teacher:
+        return
+    digest, expected = (
+        artifacts.sealed_digest(Path(teacher)),
+        artifacts.read_json(version / "manifest.json")["digests"]["teacher"],
+    )
+    if digest != expected:
+        raise InputError(
+            f"monitor.teacher {teacher}: its digest is {digest[:12]}, but the champion {champion} learned from "
+            f"{expected[:12]}; name that teacher's folder, or leave it empty"
+        )
+
+
 def _check_split(prepare: Prepare, version: str, folder: Path) -> None:
-    """Refuse to test a champion on queries that it may have learned from, because the split has changed since."""
+    """Refuse to test a champion on queries that it may have learned from, because the split has changed since.
+
+    Another draw is allowed: champion and anchor have learned from its judgements, which flatters them alone.
+    """
     before = artifacts.read_json(folder / "metrics.json")["protocol"]["split"]
     if before["salt"] != prepare.salt:
         raise InputError(
@@ -126,10 +202,24 @@ def _check_split(prepare: Prepare, version: str, folder: Path) -> None:
             f"prepare.plurals is {prepare.plurals!r}, but the champion {version} was trained with "
             f"{before.get('plurals', 'apart')!r}: the split is another one; restore it or use another registry"
         )
+    drawn = before.get("draw", 0)
+    if (drawn or prepare.test_draw) and before["test_share"] != prepare.test_share:
+        raise InputError(
+            f"prepare.test_share is {prepare.test_share:g}, but the champion {version} was trained with "
+            f"{before['test_share']:g}: with test_draw {prepare.test_draw} after {drawn} the sets would overlap; "
+            "restore it or use another registry"
+        )
     if before["test_share"] < prepare.test_share:
         raise InputError(
             f"prepare.test_share is {prepare.test_share:g}, but the champion {version} was trained with "
             f"{before['test_share']:g}: it learned from some of the test queries; lower it or use another registry"
+        )
+    if drawn != prepare.test_draw:
+        progress.announce(
+            STAGE,
+            "note",
+            f"test draw {prepare.test_draw}, the champion {version} was trained with {drawn}: it has learned from the "
+            "judgements that it is tested on now, so the comparison favours it",
         )
 
 

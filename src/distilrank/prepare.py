@@ -29,6 +29,7 @@ from distilrank import (
     profile_page,
     progress,
     records,
+    scripts,
     sources,
     splits,
 )
@@ -36,7 +37,7 @@ from distilrank.candidates import PROVENANCES, Balance, Embedded, Mined, Miner
 from distilrank.config import Data, Prepare
 from distilrank.corpus import Corpus, read, soft_targets
 from distilrank.errors import InputError
-from distilrank.pool import Pairs
+from distilrank.pool import Impressions, Pairs, systematic
 from distilrank.problems import Problems
 from distilrank.retriever import Neighbours, Retriever, Tokens
 from distilrank.splits import SIDES, STRATA, TRAIN
@@ -129,7 +130,7 @@ def prepare(
         with clock.phase("traffic"):
             samples, basis = _sample_traffic(corpus, config)
             for name, sample in samples.items():
-                _write_traffic(corpus, index, sample, traffic / f"{name}.parquet")
+                _write_traffic(corpus, index, tokens, sample, traffic / f"{name}.parquet")
             artifacts.seal(traffic)
         with clock.phase("judged"):
             used = {side: _texts(corpus, split.queries[side]) for side in SIDES}
@@ -176,6 +177,47 @@ def prepare(
             STAGE, "note", f"judged pairs: {pairs}; {tally.pairs} candidates of {len(miner.queries)} queries"
         )
         return [shard["name"] for shard in shards]
+
+
+def sample_newest(
+    config: Prepare,
+    data: Data,
+    *,
+    reference_start: str,
+    newest_start: str,
+    newest_end: str,
+    data_digest: str,
+    traffic: Path,
+) -> int:
+    """Write the sample of the newest traffic that `prepare` would, and nothing else: what it takes to watch a champion.
+
+    Args:
+        traffic: folder for current.parquet; the others as for `prepare`, none of them empty.
+
+    Returns:
+        Its rows.
+
+    Raises:
+        InputError: the data is unusable, or a window is empty.
+    """
+    with (
+        artifacts.stage("sample", traffic, config=config) as record,
+        logstore.scratch(Path(config.store) if config.store else traffic) as scratch,
+        logstore.connect(scratch) as connection,
+    ):
+        record.inputs["data"] = data_digest
+        _clear(traffic)
+        corpus = read(
+            sources.open(data), config, reference_start, newest_start, newest_end,
+            connection=connection, scratch=scratch, problems=Problems(),
+        )  # fmt: skip
+        samples, basis = _sample_traffic(corpus, config)
+        newest = samples["current"]
+        tokens = Tokens(config.retriever.model)
+        _write_traffic(corpus, _index(corpus), tokens, newest, traffic / "current.parquet")
+        artifacts.seal(traffic)
+        record.facts.update(rows=len(newest.query), basis=basis)
+        return len(newest.query)
 
 
 def _texts(corpus: Corpus, places: np.ndarray) -> list[str]:
@@ -234,6 +276,7 @@ def _protocol(source: sources.Source, data: Data, config: Prepare, corpus: Corpu
             "plurals": config.plurals,
             "dev_share": config.dev_share,
             "test_share": config.test_share,
+            "draw": config.test_draw,
         },
         "ties": "broken by product id, ascending",
         "gain": "the source's own, linear" if own else "soft target, linear",
@@ -246,13 +289,13 @@ def _protocol(source: sources.Source, data: Data, config: Prepare, corpus: Corpu
 # Traffic ----------------------------------------------------------------------------------------------------------
 
 
-def _sample_traffic(corpus: Corpus, config: Prepare) -> tuple[dict[str, Pairs], str]:
+def _sample_traffic(corpus: Corpus, config: Prepare) -> tuple[dict[str, Impressions], str]:
     """The reference and current samples, and one line on what they are."""
     draw = np.random.default_rng([config.seed, 1])
     size = config.traffic_sample
     if corpus.timed:
         samples = {
-            name: corpus.log.sample(newest, size, draw, None)
+            name: corpus.log.sample(newest, size, draw, corpus.stratum)
             for name, newest in (("reference", False), ("current", True))
         }
         for window, sample in zip(("training window", "newest traffic"), samples.values(), strict=True):
@@ -266,12 +309,17 @@ def _sample_traffic(corpus: Corpus, config: Prepare) -> tuple[dict[str, Pairs], 
     seen = corpus.impressions > 0
     sides = {"reference": ~held_out, "current": held_out}
     if all((seen & side).any() for side in sides.values()):
-        samples = {name: corpus.log.sample(None, size, draw, np.flatnonzero(side)) for name, side in sides.items()}
+        samples = {
+            name: corpus.log.sample(None, size, draw, corpus.stratum, np.flatnonzero(side))
+            for name, side in sides.items()
+        }
         return samples, f"{HELD_OUT}: the log has no time"
     samples = {}
     for name, side in sides.items():
         rows = np.flatnonzero(side[corpus.judged.query])
-        samples[name] = corpus.judged.take(np.sort(draw.choice(rows, min(size, len(rows)), replace=False)))
+        pairs = corpus.judged.take(rows[systematic(len(rows), size, draw)])
+        untold = np.full(len(pairs.query), np.nan, np.float32)
+        samples[name] = Impressions(pairs.query, pairs.product, position=untold, clicked=untold)
     return samples, f"{HELD_OUT}: there is no log"
 
 
@@ -405,15 +453,20 @@ class _Lengths:
         return np.ceil((typed[query] + self.known[pairs.product]) * self.per_character).astype(np.int64)
 
 
-def _write_traffic(corpus: Corpus, index: bm25.Index, sample: Pairs, path: Path) -> None:
+def _write_traffic(corpus: Corpus, index: bm25.Index, tokens: Tokens, sample: Impressions, path: Path) -> None:
     queries, query = np.unique(sample.query, return_inverse=True)
     texts = _texts(corpus, queries)
     columns = _pair_columns(corpus, sample)
+    clicks = sum(corpus.log.totals(newest)[1] for newest in (False, True))
     features = {
         "query_words": np.array([len(normalise.words(text)) for text in texts])[query],
         "query_characters": np.array([len(text) for text in texts])[query],
+        "query_tokens": tokens.count(texts)[query],
         "unseen_words": np.array([index.unseen(text) for text in texts], np.float32)[query],
+        "script": np.array([scripts.dominant(text) for text in texts], object)[query],
         "title_words": [len(normalise.words(title or "")) for title in columns["title"].to_pylist()],
         "bm25": _scores(index, corpus, sample),
+        "position": pa.array(sample.position, from_pandas=True),
+        "clicked": pa.array(sample.clicked if clicks else np.full_like(sample.clicked, np.nan), from_pandas=True),
     }
     records.write(pa.table({**columns, **features}), path, records.TRAFFIC)

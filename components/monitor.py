@@ -1,0 +1,34 @@
+from kfp.dsl import Artifact, Dataset, Input, Output
+
+from components.stage import ops_stage
+
+
+@ops_stage
+def watch_champion(
+    traffic: Input[Dataset],
+    scores: Input[Artifact],
+    champion: str,
+    name: str,
+    newest_end: str,
+    config: dict,
+    drift: dict,
+    registry: dict,
+    watched: Output[Artifact],
+) -> bool:
+    """Hold the newest traffic against the champion's; return whether an alarm is to start `distill`."""
+    from pathlib import Path
+
+    from distilrank import monitor as stage
+    from distilrank.config import Drift, Monitor, Registry
+
+    return stage.judge(
+        Monitor(**config),
+        Drift(**drift),
+        Registry(**registry),
+        traffic=Path(traffic.path),
+        scores=Path(scores.path),
+        champion=champion,
+        name=name,
+        newest_end=newest_end,
+        output=Path(watched.path),
+    )

@@ -1,0 +1,30 @@
+from kfp.dsl import Dataset, Output
+
+from components.stage import ops_stage
+
+
+@ops_stage
+def sample_newest(
+    reference_start: str,
+    newest_start: str,
+    newest_end: str,
+    data_digest: str,
+    config: dict,
+    data: dict,
+    traffic: Output[Dataset],
+) -> int:
+    """Sample the newest traffic from the log; return its rows."""
+    from pathlib import Path
+
+    from distilrank import prepare as stage
+    from distilrank.config import Config, Prepare
+
+    return stage.sample_newest(
+        Prepare(**config),
+        Config(data=data).data,
+        reference_start=reference_start,
+        newest_start=newest_start,
+        newest_end=newest_end,
+        data_digest=data_digest,
+        traffic=Path(traffic.path),
+    )

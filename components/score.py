@@ -1,0 +1,28 @@
+from kfp.dsl import Artifact, Dataset, Input, Output
+
+from components.stage import train_stage
+
+
+@train_stage
+def score_newest(
+    traffic: Input[Dataset],
+    champion: str,
+    config: dict,
+    compute: dict,
+    registry: dict,
+    scores: Output[Artifact],
+):
+    """Score the newest traffic by the champion and, where it is at hand, by its teacher."""
+    from pathlib import Path
+
+    from distilrank import newest as stage
+    from distilrank.config import Compute, Monitor, Registry
+
+    stage.score(
+        Monitor(**config),
+        Compute(**compute),
+        Registry(**registry),
+        traffic=Path(traffic.path),
+        champion=champion,
+        output=Path(scores.path),
+    )

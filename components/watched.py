@@ -1,0 +1,35 @@
+from typing import NamedTuple
+
+from kfp.dsl import Artifact, Output
+
+from components.stage import ops_stage
+
+
+@ops_stage
+def check_champion(
+    schedule_time: str,
+    data: dict,
+    window: dict,
+    prepare: dict,
+    drift: dict,
+    monitor: dict,
+    registry: dict,
+    resolved: Output[Artifact],
+) -> NamedTuple(  # type: ignore[valid-type]
+    "Watched",
+    [
+        ("data_digest", str),
+        ("reference_start", str),
+        ("newest_start", str),
+        ("newest_end", str),
+        ("champion", str),
+    ],
+):
+    """Find the champion and the newest traffic, and fail early if either is missing."""
+    from pathlib import Path
+
+    from distilrank import config, preflight as stage
+
+    sections = dict(data=data, window=window, prepare=prepare, drift=drift, monitor=monitor, registry=registry)
+    checked = config.parse(sections, "pipeline parameters")
+    return stage.check_monitor(checked, schedule_time=schedule_time, output=Path(resolved.path))
