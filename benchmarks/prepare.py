@@ -609,7 +609,7 @@ def pandas_pool(folder: str, output: str) -> dict[str, Any]:
 
     keys = counts["key"].unique()
     place = np.array([splits.hash_position(key, knobs.salt) for key in keys])
-    train = keys[splits.sides(place, knobs.dev_share, knobs.test_share) == splits.TRAIN]
+    train = keys[splits.sides(place, knobs) == splits.TRAIN]
     best = counts[counts["key"].isin(train)].sort_values(["key", "shown"], ascending=[True, False])
     best = best.groupby("key").head(knobs.from_impressions)
     other = catalogue["product_id"].sample(len(train) * knobs.from_random, replace=True, random_state=knobs.seed)

@@ -10,13 +10,14 @@ def evaluate_student(
     teacher: Input[Model],
     student: Input[Model],
     champion: str,
+    anchor: str,
     config: dict,
     compute: dict,
     registry: dict,
     evaluation: Output[Artifact],
     metrics: Output[Metrics],
 ) -> float:
-    """Measure student, teacher, champion and baselines on the same test rows; return the student's nDCG@10."""
+    """Measure student, teacher, champion, anchor and baselines on the same test rows; return the student's nDCG@10."""
     from pathlib import Path
 
     from distilrank import relevance as stage
@@ -31,6 +32,7 @@ def evaluate_student(
         teacher=Path(teacher.path),
         student=Path(student.path),
         champion=champion,
+        anchor=anchor,
         output=Path(evaluation.path),
     )
     metrics.log_metric("ndcg_at_10", result.ndcg_at_10)

@@ -174,7 +174,7 @@ def compile_pipeline(
         raise InputError(f"--output {output}: cannot write ({error.strerror})") from error
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{output}: pipeline {pipeline} with {config}")
-    if not Path(settings.registry.uri).is_absolute():
+    if "://" not in settings.registry.uri and not Path(settings.registry.uri).is_absolute():
         console.print(
             f"note: registry.uri is {settings.registry.uri!r}, a folder of whichever pod looks at it; "
             "on a cluster name one on a volume that all of them mount"

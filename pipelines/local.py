@@ -235,6 +235,7 @@ def _gather(made: Path, folder: Path, seconds: float, peak_mib: float) -> None:
         shutil.copyfile(single["profile"] / name, folder / name)
     artifacts.copy_tree(single["student"], folder / "student")
     artifacts.copy_tree(single["evaluation"], folder / "evaluation")
+    artifacts.copy_tree(single["judgements"], folder / "judgements")
     artifacts.write_json(folder / "labels" / "manifest.json", label_manifest.combine(inputs["labels"]))
     records = [artifacts.read_json(path) for path in made.rglob(artifacts.RECORD)]
     known = {record["stage"] for record in records}

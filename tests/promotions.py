@@ -50,7 +50,8 @@ def stages(
     figures = {"student": {"ndcg_at_10": ndcg, "ece": 0.05, "mrr": None}, "bm25": {"ndcg_at_10": 0.8}}
     artifacts.write_json(folders["evaluation"] / "metrics.json", {"protocol": {"queries": 100}, "systems": figures})
     artifacts.write_json(folders["drift"] / "drift.json", {"candidate": {"share": 0.1}, "champion": None})
-    artifacts.write_text(folders["drift"] / "drift.html", "<p>drift</p>")
+    for page in ("drift.html", "summary.html"):
+        artifacts.write_text(folders["drift"] / page, "<p>drift</p>")
     artifacts.write_text(folders["report"] / "report.html", f"<p>report on {weights}</p>")
     artifacts.write_json(folders["teacher"] / "distilrank.json", {"base": "wheel:large"})
     check = {"name": "lift_over_bm25", "passed": True, "value": 0.07, "bound": 0, "detail": "interval [+.071, +.108]"}

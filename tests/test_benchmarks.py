@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -209,3 +209,22 @@ def test_a_study_that_is_not_through_fails_its_bars() -> None:
     ]
     held = [bar["holds"] for bar in bars({"comparisons": rows})]
     assert len(held) == 12 and held.count(True) == 1
+
+
+# Evaluation -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_evaluation_and_the_plain_loops_give_the_same_figures(tmp_path: Path) -> None:
+    from benchmarks import evaluation
+
+    scale = replace(evaluation.QUICK, pairs=900, queries=90, bootstrap=100, cluster_bootstrap=50, plain_resamples=120)
+    evaluation.write(tmp_path, scale)
+    found = evaluation.plain(str(tmp_path), asdict(scale))
+    assert max(found["largest_difference"].values()) < evaluation.EQUAL
+    made = evaluation.ours(str(tmp_path), asdict(scale))
+    assert 0 < made["ranked_queries"] <= 90 and (made["slices"], made["comparisons"]) == (4, 24)
+    assert set(artifacts.read_json(tmp_path / "out" / "metrics.json")["systems"]) == {
+        "random",
+        "bm25",
+        *evaluation.NOISE,
+    }

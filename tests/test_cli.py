@@ -54,35 +54,6 @@ def complains(ran: Ran, *words: str, status: int = 2) -> None:
         assert word in ran.err, ran.err
 
 
-def publish(folder: Path, weights: str, created: str, champion: dict[str, str] | None = None) -> str:
-    """Publish a small version into `folder`/registry and make it the champion."""
-    made = folder / f"made-{weights}"
-    artifacts.write_text(made / "student" / "model.safetensors", weights)
-    name = registry.version_id(artifacts.seal(made / "student"))
-    check = {"name": "lift_over_bm25", "passed": True, "value": 0.07, "bound": 0, "detail": "interval [+.071, +.108]"}
-    manifest = {
-        "id": name,
-        "created": created,
-        "digests": {"data": "d" * 64, "student": "s" * 64},
-        "models": {"student": "wheel:mini", "teacher": "t" * 64},
-        "metrics": {"ndcg_at_10": 0.931, "ece": None},
-        "verdict": {"outcome": "promoted" if champion else "cold_start", "checks": [check], "champion": champion},
-        "lineage": {},
-    }
-    artifacts.write_json(made / "manifest.json", manifest)
-    backend = registry.open(str(folder / "registry"))
-    backend.publish(made, name)
-    backend.move(registry.CHAMPION, name, backend.champion())
-    return name
-
-
-@pytest.fixture
-def versions(tmp_path: Path) -> list[str]:
-    """Two versions in ./registry, oldest first; the second is the champion."""
-    first = publish(tmp_path, "first", "2026-10-01T00:00:00Z")
-    return [first, publish(tmp_path, "second", "2026-11-01T00:00:00Z", champion={"id": first})]
-
-
 # The command itself -----------------------------------------------------------------------------------------------
 
 
@@ -110,10 +81,11 @@ def test_module_runs_as_the_command_and_errors_have_no_traceback(tmp_path: Path)
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
     assert module("--version").stdout.strip() == "0.1.0"
-    failed = module("registry", "list", "--registry", "gs://shop/models")
+    failed = module("registry", "list", "--registry", "s3://shop/models")
     assert (failed.returncode, failed.stdout) == (2, "")
     assert failed.stderr == (
-        "distilrank: registry 'gs://shop/models': no backend for gs://, expected a local folder (a path, or file://)\n"
+        "distilrank: registry 's3://shop/models': no backend for s3://, expected a local folder (a path, or file://) "
+        "or gs://BUCKET/PREFIX\n"
     )
     assert module("registry", "burn").returncode == 2
 
@@ -124,7 +96,7 @@ def test_help_teaches_by_example(run: Any) -> None:
         "distilrank demo-data --output shop",
         "distilrank preflight --config configs/demo.yaml",
         "distilrank score --model champion --input pairs.csv --output out.parquet",
-        "distilrank registry rollback",
+        "distilrank registry rollback --reason",
         "Exit status: 0 done, 2 bad input or configuration, 1 a failure.",
     ):
         assert example in text
@@ -133,76 +105,16 @@ def test_help_teaches_by_example(run: Any) -> None:
 
 def test_a_stopped_run_and_a_refusing_disk_exit_as_documented(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(error: Exception) -> Ran:
-        def open(uri: str) -> None:
+        def connect(section: config.Registry) -> None:
             raise error
 
-        monkeypatch.setattr(registry, "open", open)
+        monkeypatch.setattr(registry, "connect", connect)
         return run("registry", "list")
 
     complains(fails(RunStopped("the teacher is\nnot worth it")), "the teacher is not worth it", status=1)
     complains(fails(PermissionError(13, "Permission denied", "/x")), "/x: Permission denied")
     with pytest.raises(OSError, match="Too many"):  # a failure of ours keeps its traceback
-        monkeypatch.setattr(registry, "open", lambda uri: (_ for _ in ()).throw(OSError(24, "Too many open files")))
-        cli.main(["registry", "list"])
-
-
-# Registry ---------------------------------------------------------------------------------------------------------
-
-
-def test_list_marks_the_champion(run: Any, versions: list[str]) -> None:
-    rows = run("registry", "list", "--json").json()
-    assert [(row["id"], row["champion"], row["outcome"]) for row in rows] == [
-        (versions[0], False, "cold_start"),
-        (versions[1], True, "promoted"),
-    ]
-    lines = run("registry", "list").out.splitlines()
-    [first] = [line for line in lines if line.startswith(f"│ {versions[0]} ")]
-    [second] = [line for line in lines if line.startswith(f"│ {versions[1]} ")]
-    assert "champion" in second and "champion" not in first
-    assert "0.9310" in second and versions[0] in second
-
-
-def test_an_empty_registry_lists_nothing(run: Any, tmp_path: Path) -> None:
-    assert run("registry", "list", "--json").json() == []
-    assert "no version yet" in run("registry", "list", "--registry", tmp_path / "elsewhere").out
-    complains(run("registry", "show"), "no champion yet")
-    complains(run("registry", "rollback"), "no champion yet")
-    assert list(tmp_path.rglob("*.json")) == []
-
-
-def test_show_tells_why_and_from_what(run: Any, versions: list[str]) -> None:
-    text = run("registry", "show").out
-    assert f"{versions[1]}, champion, created 2026-11-01T00:00:00Z" in text
-    for word in ("interval [+.071, +.108]", "d" * 64, "wheel:mini", "0.9310", "promote"):
-        assert word in text
-    shown = run("registry", "show", versions[0], "--json").json()
-    assert (shown["id"], shown["champion"]) == (versions[0], False)
-    assert [record["version"] for record in shown["history"]] == versions
-    complains(run("registry", "show", "v000000000000"), "no version 'v000000000000'", *versions)
-
-
-def test_rollback_goes_back_once(run: Any, versions: list[str]) -> None:
-    record = run("registry", "rollback", "--json").json()
-    assert (record["version"], record["previous"], record["action"]) == (versions[0], versions[1], "rollback")
-    complains(run("registry", "rollback"), "nothing to roll back to")
-    backend = registry.open("registry")
-    backend.move(registry.CHAMPION, versions[1], versions[0])
-    assert run("registry", "rollback").out == f"champion: {versions[0]}, before: {versions[1]}\n"
-
-
-def test_verify_reads_every_version_and_names_the_damaged_file(run: Any, versions: list[str], tmp_path: Path) -> None:
-    assert run("registry", "verify").out.count("every digest matches") == 2
-    damaged = tmp_path / "registry" / "versions" / versions[0] / "student" / "model.safetensors"
-    damaged.write_text("other")
-    ran = run("registry", "verify", "--json")
-    problems = {row["id"]: row["problem"] for row in json.loads(ran.out)}
-    assert str(damaged) in problems[versions[0]] and problems[versions[1]] is None
-    complains(ran, "1 of 2 versions damaged", versions[0])
-
-
-def test_verify_finds_a_champion_without_its_version(run: Any, versions: list[str], tmp_path: Path) -> None:
-    (tmp_path / "registry" / "versions" / versions[1]).rename(tmp_path / "taken-away")
-    complains(run("registry", "verify"), f"no version '{versions[1]}'")
+        fails(OSError(24, "Too many open files"))
 
 
 # Configuration ----------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 COMPONENTS = sorted(path for path in (ROOT / "components").glob("*.py") if path.stem not in ("__init__", "stage"))
+MONITORING = ("watched", "sample", "score", "monitor")
 STAGES = ("preflight", "prepare", "teacher", "label", "student", "evaluate", "drift", "gate", "report", "promote")
 
 
@@ -21,7 +22,7 @@ def function(path: Path) -> ast.FunctionDef:
 
 
 def test_every_stage_has_its_component() -> None:
-    assert {path.stem for path in COMPONENTS} == {*STAGES, "estimate"}
+    assert {path.stem for path in COMPONENTS} == {*STAGES, *MONITORING, "estimate", "snapshot"}
 
 
 @pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: path.stem)
@@ -51,27 +52,30 @@ COMPILE = """
 import sys, json
 from kfp import compiler
 from pipelines.distill import distill
+from pipelines.monitor import monitor
 compiler.Compiler().compile(distill, sys.argv[1])
+compiler.Compiler().compile(monitor, sys.argv[2])
 heavy = {"torch", "transformers", "evidently", "pandas", "pyarrow", "bm25s", "matplotlib", "sklearn"}
 print(json.dumps(sorted(heavy & set(sys.modules))))
 """
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str]:
-    output = tmp_path_factory.mktemp("compiled") / "distill.yaml"
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict, str]:
+    outputs = [tmp_path_factory.mktemp("compiled") / f"{name}.yaml" for name in ("distill", "monitor")]
     result = subprocess.run(
-        [sys.executable, "-c", COMPILE, str(output)], capture_output=True, text=True, cwd=ROOT, check=True
+        [sys.executable, "-c", COMPILE, *map(str, outputs)], capture_output=True, text=True, cwd=ROOT, check=True
     )
-    return next(yaml.safe_load_all(output.read_text())), result.stdout.splitlines()[-1]
+    distill, monitor = (next(yaml.safe_load_all(output.read_text())) for output in outputs)
+    return distill, monitor, result.stdout.splitlines()[-1]
 
 
-def test_compiling_needs_no_heavy_library(compiled: tuple[dict, str]) -> None:
-    assert compiled[1] == "[]"
+def test_compiling_needs_no_heavy_library(compiled: tuple[dict, dict, str]) -> None:
+    assert compiled[2] == "[]"
 
 
-def test_nothing_is_installed_at_run_time(compiled: tuple[dict, str]) -> None:
-    for name, executor in compiled[0]["deploymentSpec"]["executors"].items():
+def test_nothing_is_installed_at_run_time(compiled: tuple[dict, dict, str]) -> None:
+    for name, executor in compiled[1]["deploymentSpec"]["executors"].items():  # those of distill are among them
         container = executor["container"]
         text = " ".join(container["command"] + container.get("args", []))
         assert "pip install" not in text and "packages_to_install" not in text, name
@@ -79,11 +83,11 @@ def test_nothing_is_installed_at_run_time(compiled: tuple[dict, str]) -> None:
         assert container["image"].split(":")[1] not in ("", "latest")
 
 
-def test_effects_are_never_cached_and_the_promotion_is_conditional(compiled: tuple[dict, str]) -> None:
+def test_effects_are_never_cached_and_the_promotion_is_conditional(compiled: tuple[dict, dict, str]) -> None:
     spec = compiled[0]
     tasks = spec["root"]["dag"]["tasks"]
     never = {name for name, task in tasks.items() if not task.get("cachingOptions", {}).get("enableCache")}
-    assert never >= {"check-inputs", "render-report"}
+    assert never >= {"check-inputs", "decide", "keep-snapshot", "render-report"}
     (conditional,) = [task for task in tasks.values() if "triggerPolicy" in task]
     assert "true" in conditional["triggerPolicy"]["condition"]
     inner = spec["components"][conditional["componentRef"]["name"]]["dag"]["tasks"]
@@ -93,7 +97,7 @@ def test_effects_are_never_cached_and_the_promotion_is_conditional(compiled: tup
     assert "render-report" in conditional["dependentTasks"], "the report comes before the promotion"
 
 
-def test_each_stage_gets_only_its_own_sections(compiled: tuple[dict, str]) -> None:
+def test_each_stage_gets_only_its_own_sections(compiled: tuple[dict, dict, str]) -> None:
     tasks = compiled[0]["root"]["dag"]["tasks"]
     sections = {
         name: {
@@ -108,3 +112,14 @@ def test_each_stage_gets_only_its_own_sections(compiled: tuple[dict, str]) -> No
     assert sections["train-teacher"] == {"teacher", "compute"}
     assert sections["distil-student"] == {"student", "compute"}
     assert sections["decide"] == {"gate", "registry"}
+
+
+def test_monitoring_runs_distill_only_if_it_says_so(compiled: tuple[dict, dict, str]) -> None:
+    tasks = compiled[1]["root"]["dag"]["tasks"]
+    never = {name for name, task in tasks.items() if not task.get("cachingOptions", {}).get("enableCache")}
+    assert never >= {"check-champion", "watch-champion"} and "sample-newest" not in never
+    (conditional,) = [task for task in tasks.values() if "triggerPolicy" in task]
+    inner = compiled[1]["components"][conditional["componentRef"]["name"]]["dag"]["tasks"]
+    assert list(inner) == ["distill"] and "watch-champion" in conditional["dependentTasks"]
+    run = compiled[1]["components"][inner["distill"]["componentRef"]["name"]]["dag"]["tasks"]
+    assert set(run) == set(compiled[0]["root"]["dag"]["tasks"])

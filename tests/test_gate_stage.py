@@ -230,3 +230,14 @@ def test_the_schema_accepts_what_the_policy_does(capsys: pytest.CaptureFixture[s
     assert set(schema["properties"]) == set(Gate.model_fields) and schema["additionalProperties"] is False
     assert schema["properties"]["champion"]["enum"] == ["not_inferior", "superior"]
     assert all("description" in field for field in schema["properties"].values())
+
+
+def test_a_student_that_was_rolled_back_is_refused_with_who_and_why(stage: Stage) -> None:
+    first, second = stage.promoted("first"), stage.promoted("weights")
+    backend = registry.connect(stage.where)
+    assert backend.rollback(reason="empty results for sofas") == first
+    stage.student("weights")
+    assert stage.decide() is False
+    (check,) = [check for check in stage.verdict["checks"] if check["name"] == "new"]
+    assert not check["passed"] and f"candidate {second} was the champion" in check["detail"]
+    assert "rolled it back on 20" in check["detail"] and "empty results for sofas" in check["detail"]

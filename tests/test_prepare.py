@@ -117,9 +117,9 @@ def test_bm25_needs_a_word() -> None:
 
 def test_sides_have_their_shares_and_do_not_move_each_other() -> None:
     position = np.array([splits.hash_position(f"{number:016x}", "salt") for number in range(20_000)])
-    side = splits.sides(position, 0.15, 0.25)
+    side = splits.sides(position, Prepare())
     assert np.bincount(side) / len(side) == pytest.approx([0.6, 0.15, 0.25], abs=0.01)
-    more_dev = splits.sides(position, 0.3, 0.25)
+    more_dev = splits.sides(position, Prepare(dev_share=0.3))
     assert ((side == splits.TEST) == (more_dev == splits.TEST)).all()
     assert (more_dev[side == splits.DEV] == splits.DEV).all()
     other = np.array([splits.hash_position(f"{number:016x}", "pepper") for number in range(20_000)])
@@ -144,7 +144,7 @@ def test_a_leak_stops_the_run() -> None:
     knobs = Prepare()
     texts = [f"query {number}" for number in range(200)]
     positions = np.array([splits.hash_position(normalise.query_id(text), knobs.salt) for text in texts])
-    side = splits.sides(positions, knobs.dev_share, knobs.test_share)
+    side = splits.sides(positions, knobs)
     of = {name: [texts[at] for at in np.flatnonzero(side == code)] for code, name in enumerate(splits.SIDES)}
     splits.check_leaks({**of, "candidates": of["train"]}, knobs)
     with pytest.raises(RunStopped, match=f"query '{of['dev'][0]}' of the dev side is among the candidates queries"):

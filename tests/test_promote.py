@@ -69,6 +69,7 @@ def test_a_version_tells_what_it_is_and_all_that_it_came_from(
         "verdict.json",
         "report.html",
         "drift.html",
+        "summary.html",
         "digest.json",
         "traffic/reference.parquet",
         "traffic/reference_scores.parquet",

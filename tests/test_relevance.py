@@ -138,24 +138,23 @@ ROWS = st.lists(
 
 
 @given(ROWS)
-def test_areas_agree_with_scikit_learn_ties_and_weights_included(rows):
-    relevant, score, weight = (np.array(column) for column in zip(*rows, strict=True))
-    curve = measures.ThresholdCurve(relevant, score)
-    for weights in (None, weight):
-        hits, misses = curve.counts(weights)
-        total = np.ones(len(rows)) if weights is None else weights
-        positives, negatives = total[relevant].sum(), total[~relevant].sum()
-        if positives and negatives:
-            expected = sklearn.metrics.roc_auc_score(relevant, score, sample_weight=weights)
-            assert measures.roc_auc(hits, misses) == pytest.approx(expected)
+def test_areas_agree_with_scikit_learn_ties_and_draws_included(rows):
+    relevant, score, drawn = (np.array(column) for column in zip(*rows, strict=True))
+    curve = measures.ThresholdCurve(relevant, score).counts()
+    whole = measures.roc_auc(*curve), measures.pr_auc(*curve)
+    areas = measures.Areas(relevant, score, np.arange(len(rows)))
+    assert areas.measure(np.ones(len(rows))) == pytest.approx(whole, nan_ok=True)
+    for weights, (roc, pr) in ((np.ones(len(rows)), whole), (drawn, areas.measure(drawn))):
+        if weights[relevant].sum() and weights[~relevant].sum():
+            assert roc == pytest.approx(sklearn.metrics.roc_auc_score(relevant, score, sample_weight=weights))
         else:
-            assert math.isnan(measures.roc_auc(hits, misses))
-        if positives:
-            expected = sklearn.metrics.average_precision_score(relevant, score, sample_weight=weights)
-            assert measures.pr_auc(hits, misses) == pytest.approx(expected)
+            assert math.isnan(roc)
+        if weights[relevant].sum():
+            assert pr == pytest.approx(sklearn.metrics.average_precision_score(relevant, score, sample_weight=weights))
         else:
-            assert math.isnan(measures.pr_auc(hits, misses))
-            assert math.isnan(measures.recall_at_precision(hits, misses, 0.95))
+            assert math.isnan(pr)
+    if not relevant.any():
+        assert math.isnan(measures.recall_at_precision(*curve, 0.95))
 
 
 @given(ROWS, st.sampled_from([0.5, 0.6, 0.95]))
@@ -365,7 +364,18 @@ def test_metrics_have_the_documented_form_and_finite_values(tmp_path):
     systems["champion"] = System(systems["student"].score.copy())
     metrics, _ = compare_systems(judged, systems, SMALL)
     json.dumps(metrics, allow_nan=False)
-    assert set(metrics) == {"protocol", "systems", "comparisons", "slices", "reliability", "scores"}
+    assert set(metrics) == {
+        "protocol",
+        "systems",
+        "comparisons",
+        "slices",
+        "agreement",
+        "examples",
+        "distribution",
+        "test_set",
+        "reliability",
+        "scores",
+    }
     nine = {
         "ndcg_at_5",
         "ndcg_at_10",
@@ -386,11 +396,14 @@ def test_metrics_have_the_documented_form_and_finite_values(tmp_path):
     keys = [(one["system"], one["baseline"], one["metric"]) for one in metrics["comparisons"]]
     assert len(set(keys)) == len(keys) == 5 * 6
     for one in metrics["comparisons"]:
-        assert set(one) == {"system", "baseline", "metric", "delta", "ci_low", "ci_high", "p_value", "queries"}
+        across = one["metric"] in ("roc_auc", "pr_auc")
+        keys = {"system", "baseline", "metric", "delta", "ci_low", "ci_high", "p_value", "queries"}
+        assert set(one) == keys | (set() if across else {"wins", "ties", "losses"})
+        if not across:
+            assert one["wins"] + one["ties"] + one["losses"] == one["queries"]
         figures = (metrics["systems"][one[role]][one["metric"]] for role in ("system", "baseline"))
         assert one["delta"] == pytest.approx(next(figures) - next(figures))
         assert one["ci_low"] <= one["ci_high"] and 0 < one["p_value"] <= 1
-        across = one["metric"] in ("roc_auc", "pr_auc")
         assert one["queries"] == metrics["protocol"]["queries" if across else "ranked_queries"]
         if one["baseline"] == "champion":  # the same scores
             assert (one["delta"], one["ci_low"], one["ci_high"], one["p_value"]) == (0, 0, 0, 1)
@@ -460,17 +473,6 @@ def test_measures_without_meaning_are_null_and_not_compared(tmp_path):
     assert figures["roc_auc"] is figures["pr_auc"] is figures["recall_at_precision_95"] is None
     assert figures["mrr"] == 0 and figures["ndcg_at_10"] == 1
     assert {one["metric"] for one in metrics["comparisons"]} == set(measures.PER_QUERY)
-
-
-def test_slices_are_by_stratum_of_the_query(tmp_path):
-    rows = [("q1", "a", 0.0), ("q1", "b", 1.0), ("q2", "a", 1.0), ("q2", "b", 0.0), ("q3", "a", 1.0)]
-    table = judged_table(rows, stratum=["head", "head", "tail", "tail", "torso"])
-    metrics, _ = compare_systems(
-        Judged.read(judgements(tmp_path, table)), {"student": System(np.array([0, 1, 0, 1, 0], np.float32))}, SMALL
-    )
-    assert set(metrics["slices"]) == {"head", "tail"}  # the torso has nothing to rank
-    assert metrics["slices"]["head"]["student"] == {"ndcg_at_10": 1.0, "pair_accuracy": 1.0, "queries": 1}
-    assert metrics["slices"]["tail"]["student"]["pair_accuracy"] == 0.0
 
 
 def test_dev_ndcg_is_the_figure_of_the_evaluation_in_any_row_order(tmp_path):
@@ -548,7 +550,10 @@ def a_traffic_table(rng, rows):
         "query": words(rows),
         "product_id": [f"p{row}" for row in range(rows)],
         "title": words(rows),
-        **{name: [1] * rows for name in ("query_words", "query_characters", "title_words")},
+        **{name: [1] * rows for name in ("query_words", "query_characters", "query_tokens", "title_words")},
+        "script": ["latin"] * rows,
+        "position": [None] * rows,
+        "clicked": [None] * rows,
         "unseen_words": [0.0] * rows,
         "bm25": [1.0] * rows,
     }
@@ -574,9 +579,9 @@ def inputs(tmp_path_factory, models):
     return root
 
 
-def run_stage(root, output, champion="", uri="unused"):
+def run_stage(root, output, champion="", uri="unused", anchor="", config=SMALL):
     return relevance.evaluate(
-        SMALL,
+        config,
         CPU,
         Registry(uri=str(uri)),
         judgements=root / "judgements",
@@ -584,6 +589,7 @@ def run_stage(root, output, champion="", uri="unused"):
         teacher=root / "teacher",
         student=root / "student",
         champion=champion,
+        anchor=anchor,
         output=output,
     )
 
@@ -607,7 +613,11 @@ def test_the_stage_writes_a_sealed_folder_of_everything(inputs, tmp_path):
     assert evaluation.lift_over_bm25 == pytest.approx(student["ndcg_at_10"] - metrics["systems"]["bm25"]["ndcg_at_10"])
     assert set(metrics["latency"]) == {"student"}
     timed = metrics["latency"]["student"]
-    assert 0 < timed["p50_ms"] <= timed["p95_ms"] and timed["pairs_per_second"] > 0 and timed["pairs_per_request"] >= 2
+    assert (
+        0 < timed["p50_ms"] <= timed["p95_ms"] <= timed["p99_ms"]
+        and timed["pairs_per_second"] > 0
+        and timed["pairs_per_request"] >= 2
+    )
 
     pairs = records.read(output / "pair_scores.parquet", records.PAIR_SCORES).to_pandas()
     scorer = Scorer.load(inputs / "student", CPU)
@@ -638,18 +648,27 @@ def test_the_stage_repeats_itself_but_for_the_timings(inputs, tmp_path):
     assert digests[0] == digests[1] and metrics[0] == metrics[1]
 
 
-def test_the_champion_is_scored_again_on_the_same_rows(inputs, tmp_path):
-    backend = registry.open(str(tmp_path / "registry"))
-    version = "v" + artifacts.sealed_digest(inputs / "version" / "student")[:12]
-    artifacts.copy_tree(inputs / "version", tmp_path / "version")
-    artifacts.seal(tmp_path / "version")
-    backend.publish(tmp_path / "version", version)
+def publish(inputs, folder, seed=0):
+    """A version in the registry of `folder`; another one with another `seed`."""
+    made = folder / f"version-{seed}"
+    artifacts.copy_tree(inputs / "version", made)
+    if seed:
+        shutil.rmtree(made / "student")
+        artifacts.copy_tree(inputs / "student", made / "student")
+    artifacts.seal(made)
+    version = "v" + artifacts.sealed_digest(made / "student")[:12]
+    registry.open(str(folder / "registry")).publish(made, version)
+    return version
 
+
+def test_the_champion_is_scored_again_on_the_same_rows(inputs, tmp_path):
+    version = publish(inputs, tmp_path)
     output = tmp_path / "evaluation"
     run_stage(inputs, output, version, tmp_path / "registry")
     metrics = artifacts.read_json(output / "metrics.json")
     assert list(metrics["systems"]) == ["random", "bm25", "teacher", "student", "champion"]
     assert metrics["systems"]["champion"]["ece"] is None, "it was not calibrated"
+    assert metrics["examples"]["baseline"] == "champion"
     assert set(metrics["latency"]) == {"student", "champion"}
     pairs = records.read(output / "pair_scores.parquet", records.PAIR_SCORES).to_pandas()
     scorer = Scorer.load(inputs / "version" / "student", CPU)
@@ -661,6 +680,51 @@ def test_the_champion_is_scored_again_on_the_same_rows(inputs, tmp_path):
 
     run_stage(inputs, output)  # into the same folder, without a champion: nothing of it may stay
     assert not {name for name in files(output) if "champion" in name}
+
+
+def test_an_anchor_is_a_system_of_its_own_unless_it_is_the_champion(inputs, tmp_path):
+    champion, anchor = publish(inputs, tmp_path), publish(inputs, tmp_path, seed=1)
+    run_stage(inputs, tmp_path / "two", champion, tmp_path / "registry", anchor)
+    two = artifacts.read_json(tmp_path / "two" / "metrics.json")
+    assert two["systems"]["anchor"] == two["systems"]["student"] != two["systems"]["champion"], "the same weights"
+    assert set(two["latency"]) == {"student", "champion", "anchor"}
+    run_stage(inputs, tmp_path / "one", champion, tmp_path / "registry", champion)
+    one = artifacts.read_json(tmp_path / "one" / "metrics.json")
+    assert one["systems"]["anchor"] == one["systems"]["champion"] == two["systems"]["champion"]
+    assert set(one["latency"]) == {"student", "champion", "anchor"}
+    by_baseline = {
+        name: [entry | {"baseline": ""} for entry in one["comparisons"] if entry["baseline"] == name]
+        for name in ("champion", "anchor")
+    }
+    assert len(by_baseline["anchor"]) == 6
+    assert by_baseline["anchor"] == by_baseline["champion"]
+    assert {entry["baseline"] for row in one["slices"]["rows"] for entry in row["comparisons"]} <= {
+        "bm25",
+        "champion",
+        "anchor",
+    }
+
+
+def test_a_champion_that_cannot_be_loaded_is_named_before_anything_is_scored(inputs, tmp_path, monkeypatch):
+    version = publish(inputs, tmp_path)
+    scored = []
+    monkeypatch.setattr(Scorer, "score", lambda *arguments: scored.append(arguments))
+    found = next((tmp_path / "registry").rglob(f"*{version}*/student/model.safetensors"))
+    found.chmod(0o644)
+    found.write_bytes(found.read_bytes()[:-8] + b"damaged.")
+    with pytest.raises(InputError, match=rf"the champion {version} of registry .* cannot be loaded: .*safetensors"):
+        run_stage(inputs, tmp_path / "evaluation", version, tmp_path / "registry")
+    with pytest.raises(InputError, match=r"the anchor v0123456789ab of registry .* cannot be loaded"):
+        run_stage(inputs, tmp_path / "evaluation", "", tmp_path / "registry", "v0123456789ab")
+    assert not scored
+
+
+def test_a_slice_column_that_there_is_not_is_named_before_a_model_is_loaded(inputs, tmp_path):
+    config = SMALL.model_copy(update={"slices": ("stratum", "colour")})
+    with pytest.raises(
+        InputError, match=r"evaluate\.slices: 'colour' is no column .* expected some of query_words, .*color"
+    ):
+        run_stage(inputs, tmp_path / "evaluation", champion="v-unknown", config=config)
 
 
 def test_an_empty_test_split_ends_the_stage(inputs, tmp_path):

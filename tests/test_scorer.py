@@ -199,7 +199,10 @@ def _without(path: Path, *names: str) -> None:
         (lambda folder: _without(folder / "config.json", "max_position_embeddings"), "max_position_embeddings is None"),
         (lambda folder: (folder / DESCRIPTION).write_text("{}"), r"distilrank\.json: has no section 'text'"),
         (lambda folder: (folder / "config.json").unlink(), r"config\.json: no such file"),
-        (lambda folder: (folder / "config.json").write_text("[1]"), r"config\.json: holds \[1\], expected a JSON object"),
+        (
+            lambda folder: (folder / "config.json").write_text("[1]"),
+            r"holds \[1\], expected a JSON object",
+        ),
         (
             lambda folder: (folder / "onnx" / "model.onnx").unlink(),
             r"onnx/model\.onnx: no such file, which the backend onnx reads; the student stage exports it",

@@ -340,8 +340,16 @@ def latency(policy: Gate, evidence: Evidence) -> Found:
 
 
 def new(policy: Gate, evidence: Evidence) -> Found:
-    """Whether it is another student than the champion."""
-    ours, champion = evidence.candidate["id"], evidence.champion
+    """Whether it is another student than the champion, and than those that were rolled back."""
+    ours, champion, back = evidence.candidate["id"], evidence.champion, evidence.candidate.get("rolled_back")
+    if back:
+        why = f": {back['reason']}" if back["reason"] else ""
+        detail = (
+            f"candidate {ours} was the champion and {back['by']} rolled it back on {back['since'][:10]}{why}; "
+            f"`distilrank registry promote {ours} --reason ...` is the way to put it back"
+        )
+        yield Check("new", False, ours, None, detail)
+        return
     if champion is None:
         yield Check("new", True, ours, None, f"there is no champion yet, so candidate {ours} is new")
         return

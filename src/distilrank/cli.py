@@ -10,7 +10,6 @@ import contextlib
 import datetime
 import inspect
 import io
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -23,9 +22,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from distilrank import __version__, artifacts, config, hardware, knobs, progress
-from distilrank import registry as registries
 from distilrank.errors import InputError, RunStopped
+from distilrank.registry import commands as registry_commands
 from distilrank.serving import settings as serving
+from distilrank.terminal import AsJson, console, figure, print_json
 
 HELP = """Distil an LLM's sense of product relevance into a small, fast ranker.
 
@@ -50,11 +50,16 @@ Look at your data and your settings before a run, score with what came out of it
     # The same over HTTP, following the champion as it changes
     distilrank serve --registry registry --model champion
 
+    # Measure students on judged pairs, query by query
+    distilrank evaluate --model champion --model runs/latest/student --judgements JUDGEMENTS
+
     # What was promoted, and which one is in use; why, and made from what
     distilrank registry list
     distilrank registry show champion
     # Back to the one before
-    distilrank registry rollback
+    distilrank registry rollback --reason "empty results for sofas"
+    # What another policy would have said of a run
+    distilrank gate --run runs/latest --policy configs/policies/strict.yaml
 
 Exit status: 0 done, 2 bad input or configuration, 1 a failure.
 """
@@ -62,18 +67,19 @@ Exit status: 0 done, 2 bad input or configuration, 1 a failure.
 app = typer.Typer(
     name="distilrank", help=HELP, rich_markup_mode="markdown", no_args_is_help=True, pretty_exceptions_enable=False
 )
-registry_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 app.add_typer(data_app, name="data", help="Your data: what is wrong with it, what is left out of it.")
-app.add_typer(registry_app, name="registry", help="Promoted students: list, show, roll back, verify.")
+app.add_typer(registry_commands.app, name="registry")
 
-Uri = Annotated[str, typer.Option("--registry", metavar="URI", help="Where the registry is: a local folder.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+Uri = Annotated[
+    str, typer.Option("--registry", metavar="URI", help="Where the registry is: a folder or gs://BUCKET/PREFIX.")
+]
 Settings = Annotated[Path, typer.Option("--config", metavar="FILE", help="The run's configuration (YAML).")]
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Stronger than the file; may be repeated.")
 ]
 DEFAULT_URI = config.Registry().uri
+COMPUTE = config.Compute()
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -111,116 +117,29 @@ def _options(
     """Options of the command itself; its help is HELP."""
 
 
-# Registry ---------------------------------------------------------------------------------------------------------
-
-
-@registry_app.command("list")
-def list_versions(registry: Uri = DEFAULT_URI, as_json: AsJson = False) -> None:
-    """List all versions, oldest first, and mark the champion."""
-    backend = registries.open(registry)
-    champion = backend.champion()
-    manifests = sorted((backend.manifest(version) for version in backend.versions()), key=_age)
-    if as_json:
-        _print_json([_summary(manifest) | {"champion": manifest["id"] == champion} for manifest in manifests])
-        return
-    if not manifests:
-        print(f"registry {backend.uri}: no version yet; a run that passes the gate publishes one")
-        return
-    table = Table("version", "", "created", "nDCG@10", "ECE", "outcome", "in place of", title=f"registry {backend.uri}")
-    for manifest in manifests:
-        replaced = manifest["verdict"]["champion"]
-        table.add_row(
-            manifest["id"],
-            "champion" if manifest["id"] == champion else "",
-            manifest["created"],
-            _number(manifest["metrics"].get("ndcg_at_10")),
-            _number(manifest["metrics"].get("ece")),
-            manifest["verdict"]["outcome"].replace("_", " "),
-            replaced["id"] if replaced else "-",
-            style="bold" if manifest["id"] == champion else None,
-        )
-    _console().print(table)
-
-
-@registry_app.command("show")
-def show_version(
-    version: Annotated[str, typer.Argument(help="A version's id, or `champion`.")] = registries.CHAMPION,
-    registry: Uri = DEFAULT_URI,
-    as_json: AsJson = False,
-) -> None:
-    """Show one version: its measures, every check that it passed, and what it was made from."""
-    backend = registries.open(registry)
-    manifest = backend.manifest(registries.resolve(backend, version))
-    is_champion = manifest["id"] == backend.champion()
-    past = [record for record in backend.history() if manifest["id"] in (record["version"], record["previous"])]
-    if as_json:
-        _print_json({**manifest, "champion": is_champion, "history": past})
-        return
-    console = _console()
-    mark = ", champion" if is_champion else ""
-    console.print(f"{manifest['id']}{mark}, created {manifest['created']}", style="bold")
-    measures = Table("measure", "student", title="On the test queries")
-    for name, value in manifest["metrics"].items():
-        measures.add_row(name, _number(value))
-    console.print(measures)
-    checks = Table("check", "", "detail", title=f"Verdict: {manifest['verdict']['outcome'].replace('_', ' ')}")
-    for check in manifest["verdict"]["checks"]:
-        checks.add_row(check["name"], "passed" if check["passed"] else "failed", check["detail"])
-    console.print(checks)
-    origins = Table("made from", "digest or model", title="Origin")
-    for name, digest in manifest["digests"].items():
-        origins.add_row(name, digest)
-    for name, base in manifest["models"].items():
-        origins.add_row(f"{name} model", base)
-    console.print(origins)
-    moves = Table("when", "what", "version", "in place of", "by", title="History")
-    for record in past:
-        moves.add_row(record["since"], record["action"], record["version"], record["previous"] or "-", record["by"])
-    console.print(moves)
-
-
-@registry_app.command("rollback")
-def roll_back(registry: Uri = DEFAULT_URI, as_json: AsJson = False) -> None:
-    """Make the champion before this one the champion again; no version is lost."""
-    backend = registries.open(registry)
-    version = backend.rollback()
-    record = backend.history()[-1]
-    if as_json:
-        _print_json(record)
-    else:
-        print(f"champion: {version}, before: {record['previous']}")
-
-
-@registry_app.command("verify")
-def verify_versions(registry: Uri = DEFAULT_URI, as_json: AsJson = False) -> None:
-    """Check every byte of every version against its digest, and that the champion is one of them."""
-    backend = registries.open(registry)
-    problems: dict[str, str] = {}
-    versions = backend.versions()
-    for version in versions:
-        try:
-            backend.fetch(version)
-        except InputError as error:
-            problems[version] = str(error)
-    if as_json:
-        _print_json([{"id": version, "problem": problems.get(version)} for version in versions])
-    else:
-        table = Table("version", "state", title=f"registry {backend.uri}")
-        for version in versions:
-            table.add_row(version, problems.get(version, "every digest matches"))
-        _console().print(table)
-    if problems:
-        damaged = ", ".join(problems)
-        raise InputError(f"registry {backend.uri}: {len(problems)} of {len(versions)} versions damaged: {damaged}")
-    if backend.champion():
-        registries.resolve(backend, registries.CHAMPION)
-
-
 # Around a run -----------------------------------------------------------------------------------------------------
 
 
 def _compute(name: str) -> str:
     return config.Compute.model_fields[name].description or ""
+
+
+BackendName = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        help="torch; onnx, which needs no torch; onnx-int8, the fastest on processors; auto: torch where it is "
+        "installed, else onnx.",
+    ),
+]
+Device = Annotated[str, typer.Option("--device", help=_compute("device"))]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision", help="fp32 gives the scores that other libraries give; bf16 is faster where there is a unit."
+    ),
+]
+Threads = Annotated[int, typer.Option("--threads", help=_compute("threads"))]
 
 
 @app.command()
@@ -229,18 +148,10 @@ def score(
     source: Annotated[Path, typer.Option("--input", help="Rows to score, .csv or .parquet: query, title and more.")],
     output: Annotated[Path, typer.Option(help="The same rows with a column `score`, .csv or .parquet.")],
     registry: Uri = DEFAULT_URI,
-    backend: Annotated[
-        str,
-        typer.Option(
-            help="torch; onnx, which needs no torch; onnx-int8, the fastest on processors; auto: torch where it is "
-            "installed, else onnx."
-        ),
-    ] = "auto",
-    device: Annotated[str, typer.Option(help=_compute("device"))] = config.Compute().device,
-    precision: Annotated[
-        str, typer.Option(help="fp32 gives the scores that other libraries give; bf16 is faster where there is a unit.")
-    ] = "fp32",
-    threads: Annotated[int, typer.Option(help=_compute("threads"))] = config.Compute().threads,
+    backend: BackendName = "auto",
+    device: Device = COMPUTE.device,
+    precision: Precision = "fp32",
+    threads: Threads = COMPUTE.threads,
     probability: Annotated[
         bool, typer.Option("--probability", help="Add a column `probability`: that of relevance, calibrated.")
     ] = False,
@@ -268,6 +179,105 @@ def score(
             counter=counter,
         )
     print(f"{output}: {rows} rows")
+
+
+@app.command()
+def evaluate(
+    models: Annotated[
+        list[str],
+        typer.Option("--model", metavar="STUDENT", help="A student's folder, an alias or a version; may be repeated."),
+    ],
+    judgements: Annotated[
+        Path,
+        typer.Option(
+            metavar="PATH", help="A run's `judgements` folder, whose test split is taken, or one of its Parquet files."
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write metrics.json and per_query.parquet there.")
+    ] = None,
+    settings: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="Take `evaluate` from this configuration (YAML).")
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006 - typer copies it
+    registry: Uri = DEFAULT_URI,
+    backend: BackendName = "auto",
+    device: Device = COMPUTE.device,
+    precision: Precision = "fp32",
+    threads: Threads = COMPUTE.threads,
+    as_json: AsJson = False,
+) -> None:
+    """Measure students on judged pairs that none of them has learned from, beside random order and BM25.
+
+    Differences come with intervals and p-values, query by query: of each student to BM25, to random order and to every
+    other student. Give students that differ by their seed alone, and the last table tells how far luck goes.
+
+    Examples:
+
+        # What is in use, and a new one
+        distilrank evaluate --model champion --model runs/latest/student --judgements JUDGEMENTS --output compared
+
+        # Three seeds, more resamples, slices of your own
+        distilrank evaluate --model seed-1/student --model seed-2/student --model seed-3/student \\
+            --judgements JUDGEMENTS --set evaluate.bootstrap=10000 --set evaluate.slices='[script, brand]'
+    """
+    compute = config.parse(
+        {"device": device, "precision": precision, "threads": threads}, "command line", model=config.Compute
+    )
+    given = config.settings(overrides)
+    others = [name for name in given if name != "evaluate"]
+    if others:
+        raise InputError(f"--set {others[0]}: expected evaluate.KEY=VALUE, one of `distilrank config evaluate`")
+    base = (config.load(settings).evaluate if settings else config.Evaluate()).model_dump()
+    choices = config.parse(base | given.get("evaluate", {}), "evaluate", model=config.Evaluate)
+    from distilrank import stability
+
+    with contextlib.redirect_stdout(sys.stderr), _counting("evaluate", "pairs") as counter:
+        metrics = stability.measure(
+            models, judgements, output, registry, compute, choices, backend=backend, counter=counter
+        )
+    if as_json:
+        print_json(metrics)
+    else:
+        _print_measures(metrics, models)
+
+
+def _print_measures(metrics: dict[str, Any], models: Sequence[str]) -> None:
+    out, protocol = console(), metrics["protocol"]
+    systems = metrics["systems"]
+    counts = f"{protocol['ranked_queries']:,} ranked of {protocol['queries']:,} queries, {protocol['pairs']:,} pairs"
+    table = Table("measure", *systems, title=counts)
+    for metric in next(iter(systems.values())):
+        table.add_row(metric, *(figure(values[metric]) for values in systems.values()))
+    out.print(table)
+    level = f"{protocol['confidence']:.0%}"
+    table = Table("system", "against", "measure", "difference", f"{level} interval", "p", "wins, ties, losses")
+    for one in metrics["comparisons"]:
+        interval = f"{figure(one['ci_low'], '+')} to {figure(one['ci_high'], '+')}"
+        counted = ", ".join(f"{one[key]:,}" for key in ("wins", "ties", "losses") if key in one) or "-"
+        row = (one["system"], one["baseline"], one["metric"], figure(one["delta"], "+"), interval)
+        table.add_row(*row, f"{one['p_value']:.4f}", counted)
+    out.print(table)
+    slices = metrics["slices"]
+    worse = [
+        (f"{row['column']}: {row['value']}", one)
+        for row in slices["rows"]
+        for one in row["comparisons"]
+        if one["delta"] < 0 and one["p_holm"] < 1 - protocol["confidence"]
+    ]
+    for name, one in worse:
+        out.print(
+            f"worse: {one['system']} than {one['baseline']} on {name} by {one['metric']}, "
+            f"{one['delta']:+.4f} (p {one['p_holm']:.4f}, adjusted)"
+        )
+    if not worse:
+        out.print(f"no student is significantly worse on any of {len(slices['rows'])} slices")
+    if metrics["stability"]:
+        table = Table("measure", "mean", "sd", "lowest", "highest", title=f"{len(models)} students")
+        for metric, values in metrics["stability"]["measures"].items():
+            keys = ("mean", "standard_deviation", "lowest", "highest")
+            table.add_row(metric, *(figure(values[key]) for key in keys))
+        out.print(table)
 
 
 @contextlib.contextmanager
@@ -360,12 +370,58 @@ def preflight(
         stage.check(values, schedule_time=at, output=Path(scratch))
         resolved = artifacts.read_json(Path(scratch) / "preflight.json")
     if as_json:
-        _print_json(resolved)
+        print_json(resolved)
         return
     table = Table("resolved", "value", title=f"{settings}: ready to run")
     for name, value in resolved.items():
         table.add_row(name.replace("_", " "), _words(value))
-    _console().print(table)
+    console().print(table)
+
+
+@app.command("gate")
+def reconsider(
+    run: Annotated[
+        Path | None, typer.Option("--run", metavar="FOLDER", help="A finished run: runs/NAME, or runs/latest.")
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option("--policy", metavar="FILE", help="A policy (YAML); without it, the run's own.")
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006 - typer copies it
+    fail_on_refusal: Annotated[
+        bool, typer.Option("--fail-on-refusal", help="Exit with 3 if the policy refuses the student.")
+    ] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a policy, and stop.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask what a policy says of a finished run: nothing is trained, counted or promoted.
+
+    Example: `distilrank gate --run runs/latest --policy configs/policies/strict.yaml --set gate.min_queries=200`
+    """
+    if schema:
+        print_json(config.Gate.model_json_schema())
+        return
+    if run is None:
+        raise InputError("gate: --run is missing, expected the folder of a finished run, or --schema")
+    base = config.read_policy(policy) if policy else config.load(run / "config.yaml").gate
+    from distilrank import gate as stage
+
+    verdict = stage.reconsider(run, config.policy(base, overrides))
+    if as_json:
+        print_json(verdict.to_json())
+    else:
+        out = console()
+        outcome = verdict.outcome.replace("_", " ")
+        table = Table(title=f"{run}: candidate {verdict.candidate['id']} would be {outcome}")
+        for heading in ("check", "", "value", "bound", "detail"):
+            table.add_column(heading, overflow="fold", no_wrap=heading in ("check", ""))
+        for check in verdict.checks:
+            figures = (_short(value) for value in (check.value, check.bound))
+            table.add_row(check.name, "passed" if check.passed else "FAILED", *figures, check.detail)
+        out.print(table)
+        for note in verdict.notes:
+            out.print(f"note: {note}")
+    if fail_on_refusal and not verdict.promoted:
+        raise typer.Exit(3)
 
 
 @data_app.command("check")
@@ -389,13 +445,13 @@ def check_data(
         found = data_check.check(values, full=full, schedule_time=schedule_time)
     problems = list(found.problems)
     if as_json:
-        _print_json({"problems": [problem.to_json() for problem in problems], **found.facts})
+        print_json({"problems": [problem.to_json() for problem in problems], **found.facts})
     else:
-        console = _console()
+        out = console()
         facts = Table("what", "found", title=f"{settings}: {found.facts['read']}")
         for name, value in found.facts.items():
             facts.add_row(name.replace("_", " "), _words(value))
-        console.print(facts)
+        out.print(facts)
         table = Table(title="Problems", show_lines=True)
         for heading in ("where", "", "rows", "problem", "examples"):
             table.add_column(heading, overflow="fold")
@@ -403,9 +459,9 @@ def check_data(
             mark = "stops a run" if problem.fatal else "left out or odd"
             table.add_row(problem.where, mark, f"{problem.rows:,}", problem.what, "\n".join(problem.examples))
         if problems:
-            console.print(table)
+            out.print(table)
         else:
-            console.print("no problem found")
+            out.print("no problem found")
     fatal = sum(problem.fatal for problem in problems)
     if fatal:
         raise InputError(f"{settings}: {fatal} of {len(problems)} problems would stop a run")
@@ -448,24 +504,15 @@ def show_config(
     if not chosen:
         known = ", ".join(dict.fromkeys(group.path for group in groups if group.path))
         raise InputError(f"config: no section {section!r}, expected one of {known}")
-    console = _console()
+    out = console()
     for group in chosen:
         table = Table("key", "default", "bound", "what it does", title=group.title, caption=group.summary)
         for knob in group.knobs:
             table.add_row(knob.key, knob.default, knob.bound or knob.type, knob.description)
-        console.print(table)
+        out.print(table)
 
 
 # Printing ---------------------------------------------------------------------------------------------------------
-
-
-def _console() -> Console:
-    # A pipe has no width of its own; the default of 80 would fold the tables.
-    return Console(width=None if sys.stdout.isatty() else 140, markup=False, highlight=False, emoji=False)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def _words(value: Any) -> str:
@@ -477,18 +524,5 @@ def _words(value: Any) -> str:
     return str(value) or "-"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _summary(manifest: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "id": manifest["id"],
-        "created": manifest["created"],
-        "outcome": manifest["verdict"]["outcome"],
-        "metrics": manifest["metrics"],
-    }
-
-
-def _age(manifest: dict[str, Any]) -> tuple[str, str]:
-    return manifest["created"], manifest["id"]
+def _short(value: float | str | None) -> str:
+    return "-" if value is None else value if isinstance(value, str) else f"{value:.4g}"

@@ -7,13 +7,15 @@ documentation follow from the models below. Needs pydantic and PyYAML only, so t
 from __future__ import annotations
 
 import difflib
+import math
 import types
 import typing
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from distilrank.errors import InputError
 
@@ -21,6 +23,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Lift = Annotated[float, Field(ge=-1, le=1)]
+Day = Annotated[str, BeforeValidator(lambda value: value.isoformat() if isinstance(value, date) else value)]
 ProductField = Literal["title", "product_type", "brand", "color", "gender", "description"]
 
 
@@ -283,6 +286,11 @@ class Prepare(Section):
     judged_pairs: Count = Field(
         0, description="Keep this many judged training pairs; the others become unlabelled log. 0: all stay judged."
     )
+    test_draw: Count = Field(
+        0,
+        description="Which part of hash order the test queries come from: each draw is a test set that nobody has "
+        "looked at yet, and shares no query with the others.",
+    )
     dev_queries: Count = Field(0, description="Use at most this many dev queries, by hash; 0: all.")
     test_queries: Count = Field(0, description="Use at most this many test queries, by hash; 0: all.")
     privacy: Privacy = Field(Privacy(), description="What of a log is kept.")
@@ -308,7 +316,9 @@ class Prepare(Section):
     )
     retriever: Retriever = Field(Retriever(), description="The embedding retriever.")
     shards: Positive = Field(2, description="Shards of candidates, each labelled by a task of its own.")
-    traffic_sample: Positive = Field(2000, description="Impressions of each window kept for drift.")
+    traffic_sample: Positive = Field(
+        4000, description="Impressions of each window kept for drift, a proportional sample of its queries."
+    )
     store: str = Field(
         "",
         description="Folder that outlives the run, for the log's day aggregates: each file of it is read once; "
@@ -320,6 +330,12 @@ class Prepare(Section):
     def _shares(self) -> Prepare:
         if self.dev_share + self.test_share >= 1:
             raise ValueError(f"dev_share + test_share is {self.dev_share + self.test_share}, expected less than 1")
+        draws = math.floor((1 - self.dev_share) / self.test_share + 1e-9) if self.test_share else 1
+        if self.test_draw >= draws:
+            raise ValueError(
+                f"test_draw is {self.test_draw}, expected 0 to {draws - 1}: test_share ({self.test_share:g}) fits "
+                f"{draws} times beside dev_share ({self.dev_share:g})"
+            )
         if "://" in self.store:
             raise ValueError(f"store is {self.store!r}, expected a folder, mounted if it is to outlive a pod")
         quotas = {name: getattr(self, name) for name in Prepare.model_fields if name.startswith("from_")}
@@ -636,13 +652,33 @@ class Evaluate(Section):
         200, description="Resamples of queries for AUC-like measures."
     )
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, description="Level of the intervals.")
+    interval: Literal["percentile", "bca"] = Field(
+        "percentile",
+        description="Bootstrap interval of per-query measures; bca: bias-corrected and accelerated, for few queries and "
+        "skewed differences.",
+    )
+    slices: tuple[str, ...] = Field(
+        ("stratum", "query_words", "product_type"),
+        description="What test queries are sliced by: query_words, query_characters, script, or a column of the judged "
+        "rows, of which the most frequent value among the query's relevant products counts.",
+    )
+    slice_queries: Annotated[int, Field(ge=2)] = Field(
+        20, description="Fewest ranked queries of a slice; thinner ones are named and left out."
+    )
     bins: Annotated[int, Field(ge=2)] = Field(10, description="Equal-width bins of ECE and the reliability diagram.")
     seed: Count = Field(23, description="Seed of resampling and of the random ordering.")
     latency_pairs: Positive = Field(256, description="Pairs on which the student's scoring is timed.")
 
+    @model_validator(mode="after")
+    def _sliced_once(self) -> Self:
+        twice = [name for at, name in enumerate(self.slices) if name in self.slices[:at]]
+        if twice:
+            raise ValueError(f"slices: {twice[0]!r} is named more than once, expected each column once")
+        return self
+
 
 class Drift(Section):
-    """When a column counts as drifted; above about 1,000 rows the statistics are effect sizes."""
+    """When a column counts as drifted, and which of them raise the alarm; docs/drift.md has what this was chosen by."""
 
     numeric: Annotated[float, Field(gt=0)] = Field(
         0.1, description="Normalised Wasserstein distance from which it has."
@@ -650,48 +686,190 @@ class Drift(Section):
     categorical: Annotated[float, Field(gt=0)] = Field(0.1, description="Jensen-Shannon distance from which it has.")
     score: Annotated[float, Field(gt=0)] = Field(0.1, description="Likewise for the student's scores (Wasserstein).")
     chance: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.01,
-        description="Small samples differ by chance alone: a distance must also be one that shuffling rows between "
-        "the two samples reaches less often than this; 1: no such bar.",
+        0.05,
+        description="Small samples differ by chance alone: a distance must also be one that exchanging whole queries "
+        "between the two samples reaches, in any column at all, less often than this; 1: no such bar.",
     )
-    share: Share = Field(0.5, description="Share of drifted columns above which the data set as a whole has drifted.")
+    embedding: Annotated[float, Field(ge=0.5, le=1)] = Field(
+        0.55,
+        description="ROC-AUC of a classifier of the window, on embeddings of query and title, that the lower end of "
+        "its interval must exceed; 0.5: told apart by chance.",
+    )
+    embedding_rows: Count = Field(1000, description="Rows of each sample that are embedded; 0: none are.")
+    encoder: str = Field(
+        "student",
+        min_length=1,
+        description="What embeds them: student (the BERT encoder of the model in question), or a model reference.",
+    )
+    alarm: tuple[Literal["query", "product", "clicks", "score", "embedding"], ...] = Field(
+        ("query", "product", "score", "embedding"),
+        description="Groups of columns of which a single drifted one means that the traffic as a whole has drifted.",
+    )
+    share: Share = Field(0.5, description="Share of drifted columns, of all groups, above which it has, too.")
+    page_rows: Positive = Field(20_000, description="Most rows of each sample on Evidently's pages alone.")
+    workspace: str = Field(
+        "",
+        description="Evidently workspace that keeps every run's snapshot: a local folder or the http(s) address of "
+        "Evidently's service, whose secret is in EVIDENTLY_SECRET; empty: none.",
+    )
+
+
+class Minima(Section):
+    """Lowest values of the student's measures on the test queries; 0: none."""
+
+    ndcg_at_5: Share = Field(0.0, description="nDCG@5.")
+    ndcg_at_10: Share = Field(0.0, description="nDCG@10.")
+    mrr: Share = Field(0.0, description="Mean reciprocal rank of the first relevant product.")
+    pair_accuracy: Share = Field(0.0, description="Share of a query's pairs of products in the right order.")
+    roc_auc: Share = Field(0.0, description="Area under the ROC curve, over all pairs.")
+    pr_auc: Share = Field(0.0, description="Average precision, over all pairs.")
+    recall_at_precision_95: Share = Field(0.0, description="Recall where 95 % of what is taken is relevant.")
+
+
+class Override(Section):
+    """Promote in spite of failed checks: somebody's word, with a reason and a last day; all three or none."""
+
+    by: str = Field("", description="Who answers for it; empty: no override.")
+    reason: str = Field("", description="Why, in a sentence.")
+    until: Day = Field("", description="The last day on which it holds, as 2026-03-31 (UTC).")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Override:
+        least = {"by": 2, "reason": 15}
+        given = {name: getattr(self, name).strip() for name in Override.model_fields}
+        if not any(given.values()):
+            return self
+        for name, value in given.items():
+            if not value:
+                raise ValueError(f"{name} is missing, expected by, reason and until")
+        for name, length in least.items():
+            if len(given[name]) < length:
+                raise ValueError(f"{name} is {given[name]!r}, expected at least {length} characters")
+        try:
+            date.fromisoformat(self.until)
+        except ValueError:
+            raise ValueError(f"until is {self.until!r}, expected a day such as 2026-03-31") from None
+        return self
+
+    @property
+    def last_day(self) -> date | None:
+        """The last day on which it holds; None: there is no override."""
+        return date.fromisoformat(self.until) if self.until else None
 
 
 class Gate(Section):
-    """What a student must show to be promoted."""
+    """What a student must show to be promoted: the policy. It may stand in a file of its own: `gate: strict.yaml`."""
 
     metric: Literal["ndcg_at_5", "ndcg_at_10", "mrr", "pair_accuracy"] = Field(
-        "ndcg_at_10", description="The measure that decides."
+        "ndcg_at_10", description="The measure by which systems are compared."
     )
     min_queries: Count = Field(30, description="Fewest test queries that a decision may rest on.")
-    min_value: Share = Field(0.0, description="Lowest value of the measure; 0: none.")
+    min_judgements: Count = Field(100, description="Fewest judged pairs in all: train, dev and test; 0: any.")
+    minima: Minima = Field(Minima(), description="Lowest values of its measures.")
     lift_over_bm25: Lift = Field(
         0.0, description="The lower end of the interval of student minus BM25 must exceed this; -1: any."
     )
     lift_over_random: Lift = Field(0.0, description="Likewise for student minus random; -1: any.")
-    champion_margin: Annotated[float, Field(ge=0)] = Field(
-        0.005, description="Non-inferiority: student minus champion may be this much below 0 at the lower end."
-    )
-    teacher_margin: Annotated[float, Field(ge=0, le=1)] = Field(
+    teacher_margin: Share = Field(
         0.1, description="Student minus teacher may be this much below 0 at the lower end; 1: any."
     )
+    champion: Literal["not_inferior", "superior"] = Field(
+        "not_inferior", description="What the student must be to the champion, which is scored again beside it."
+    )
+    champion_margin: Share = Field(
+        0.005, description="not_inferior: student minus champion may be this much below 0 at the lower end."
+    )
+    lift_over_champion: Share = Field(
+        0.0, description="superior: the lower end of student minus champion must exceed this."
+    )
+    anchor_margin: Share = Field(
+        0.01,
+        description="Student minus anchor, the first champion or the one named, may be this much below 0 at the lower "
+        "end, so that small losses do not add up; 1: any.",
+    )
+    slices: bool = Field(
+        True, description="Refuse a student that is significantly worse than the champion on a slice (Holm)."
+    )
     max_ece: Share = Field(0.2, description="Largest calibration error of the student; 1: any.")
-    max_drift_share: Share = Field(0.5, description="Largest share of drifted columns; 1: any.")
+    min_score_spread: Annotated[float, Field(ge=0)] = Field(
+        0.01, description="Least standard deviation of the student's scores within a query, on average; 0: any."
+    )
+    min_distinct_scores: Share = Field(
+        0.1, description="Least share of distinct scores among those of the test pairs; 0: any."
+    )
     max_onnx_loss: Share = Field(
         0.002, description="Largest loss of dev nDCG@10 of an exported ONNX file against torch; 1: any."
     )
+    max_latency_ratio: Annotated[float, Field(ge=0)] = Field(
+        2.0, description="How many times the champion's p50 and p95 the student's may be, timed in turn; 0: any."
+    )
+    max_p95_ms: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Longest p95 of a request, in milliseconds of the machine that evaluates; 0: any."
+    )
+    max_drift_share: Share = Field(0.5, description="Largest share of drifted columns; 1: any.")
+    max_embedding_auc: Annotated[float, Field(ge=0.5, le=1)] = Field(
+        0.8,
+        description="How well a classifier may tell the newest traffic from the training window by its embeddings "
+        "(lower end of the interval of its ROC-AUC); 1: any.",
+    )
+    max_traffic_age_days: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Oldest that the end of the newest traffic may be when the gate decides; 0: any."
+    )
+    warn_from_looks: Count = Field(
+        10, description="Warn from this many candidates that were judged by one test set, this one included; 0: never."
+    )
+    refuse_from_looks: Count = Field(0, description="Refuse a student from this many on; 0: never.")
+    override: Override = Field(Override(), description="Promote in spite of failed checks, until a day.")
 
     @model_validator(mode="after")
     def _some_limit(self) -> Gate:
-        # min_queries bounds the evidence, not the student, and champion_margin does not hold for the first champion.
+        # The other limits bound the evidence or the circumstances, or do not hold for the first champion.
         lifts = self.lift_over_bm25 > -1 or self.lift_over_random > -1
-        ceilings = self.teacher_margin < 1 or self.max_ece < 1 or self.max_drift_share < 1
-        if not (self.min_value > 0 or lifts or ceilings):
+        if not (any(self.minima.model_dump().values()) or lifts or self.teacher_margin < 1):
             raise ValueError(
-                "every limit on the student is switched off, expected at least one of min_value, lift_over_bm25, "
-                "lift_over_random, teacher_margin, max_ece, max_drift_share"
+                "nothing is asked of the student's relevance, expected at least one of minima, lift_over_bm25, "
+                "lift_over_random, teacher_margin"
             )
         return self
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Gate:
+        if self.champion == "not_inferior" and self.lift_over_champion:
+            raise ValueError(
+                f"lift_over_champion is {self.lift_over_champion:g} while champion is 'not_inferior', expected "
+                "champion: superior, or no lift"
+            )
+        if self.champion == "not_inferior" and self.anchor_margin < self.champion_margin:
+            raise ValueError(
+                f"anchor_margin is {self.anchor_margin:g}, expected at least champion_margin "
+                f"({self.champion_margin:g}): while the champion is the anchor, that one would never decide"
+            )
+        if 0 < self.refuse_from_looks < self.warn_from_looks:
+            raise ValueError(
+                f"warn_from_looks is {self.warn_from_looks}, expected at most refuse_from_looks "
+                f"({self.refuse_from_looks})"
+            )
+        return self
+
+
+class Monitor(Section):
+    """How the champion is watched between runs; needs no judgements."""
+
+    teacher: str = Field(
+        "", description="Folder of the teacher that the champion learned from, to ask it again; empty: it is not asked."
+    )
+    pairs: Positive = Field(
+        300, description="Impressions of each window that teacher and champion both score, to see how they disagree."
+    )
+    max_disagreement: Share = Field(
+        0.05,
+        description="Rise of their mean absolute difference in probability since the promotion, at the lower end of "
+        "its interval, from which the champion counts as left behind; 1: any.",
+    )
+    retrain: Literal["never", "on_alarm"] = Field(
+        "never", description="Whether an alarm starts `distill` in the same run."
+    )
+    seed: Count = Field(31, description="Seed of the draws.")
 
 
 class Report(Section):
@@ -703,7 +881,22 @@ class Report(Section):
 class Registry(Section):
     """Where promoted students live."""
 
-    uri: str = Field("registry", description="A local folder; each shop needs one of its own.")
+    uri: str = Field("registry", description="A local folder or gs://BUCKET/PREFIX; each shop needs one of its own.")
+    cache: str = Field("", description="Folder that versions are downloaded to; empty: the user's cache folder.")
+    promoter: str = Field(
+        "",
+        description="Service account to impersonate for writing versions and aliases to Cloud Storage; empty: none.",
+    )
+    mirror: Annotated[str, Field(pattern=r"^(https?://\S+)?$")] = Field(
+        "", description="URL of a Kubeflow Model Registry that is to show versions and aliases too; empty: none."
+    )
+    mirror_name: Annotated[str, Field(min_length=1)] = Field(
+        "distilrank", description="Its registered model, which belongs to this registry alone."
+    )
+    mirror_token_file: str = Field("", description="File with a bearer token for the mirror; empty: none is sent.")
+    mirror_ca_file: str = Field(
+        "", description="Certificates (PEM) to trust the mirror by; empty: those that the system trusts."
+    )
 
 
 class Config(Section):
@@ -725,6 +918,7 @@ class Config(Section):
     gate: Gate = Field(Gate(), description="What it takes.")
     report: Report = Field(Report(), description="The page for people.")
     registry: Registry = Field(Registry(), description="Where versions live.")
+    monitor: Monitor = Field(Monitor(), description="Watching the champion between runs.")
 
 
 SLOW = "without_fast_bf16"
@@ -744,15 +938,17 @@ def _describe(error: ValidationError, model: type[BaseModel]) -> str:
     # The discriminated union puts the chosen source into the location; users never typed it.
     sources = {typing.get_args(source.model_fields["source"].annotation)[0] for source in _models(Data)}
     where = [str(part) for part in first["loc"] if part not in sources]
-    key = ".".join(where) or "(top level)"
+    key = ".".join(where)
     if first["type"] == "extra_forbidden":
         known = _known_keys(model, where[:-1])
         close = difflib.get_close_matches(where[-1], known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}" if known else ""
         return f"unknown key {key!r}; {hint}"
     more = len(error.errors()) - 1
-    seen = "" if first["type"] == "missing" else f" (got {first['input']!r})"
-    return f"{key}: {first['msg']}{seen}" + (f"; and {more} more" if more else "")
+    # A rule about a whole section says what it saw; the section itself would fill the screen.
+    seen = "" if first["type"] == "missing" or isinstance(first["input"], dict) else f" (got {first['input']!r})"
+    said = f"{first['msg'].removeprefix('Value error, ')}{seen}" + (f"; and {more} more" if more else "")
+    return f"{key}: {said}" if key else said
 
 
 def _known_keys(model: Any, path: list[str]) -> list[str]:
@@ -787,44 +983,92 @@ def parse(values: dict[str, Any], origin: str, model: type[BaseModel] = Config) 
         raise InputError(f"{origin}: {_describe(error, model)}") from None
 
 
-def load(path: Path, overrides: list[str] | None = None, fast_bf16: bool = True) -> Config:
-    """Read a configuration file; command line > file > defaults.
-
-    Args:
-        path: YAML file with what differs from the defaults.
-        overrides: `section.key=value` from the command line, values as in YAML.
-        fast_bf16: whether this machine computes in bf16; if not, the file's `without_fast_bf16` differences apply.
-
-    Raises:
-        InputError: the file is missing, is not a YAML mapping, or does not fit.
-    """
+def _read(path: Path, what: str, content: str) -> dict[str, Any]:
+    """The mapping in a YAML file; `what` it is and what its `content` is are for the errors."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such configuration file") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{path}: no such {what} file") from None
+    except (yaml.YAMLError, ValueError, OSError) as error:  # ValueError: a date that the calendar lacks, bytes
         raise InputError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a mapping of sections, got {type(values).__name__}")
-    slow = values.pop(SLOW, {})
-    if not isinstance(slow, dict):
-        raise InputError(f"{path}: {SLOW}: expected a mapping of sections, got {slow!r}")
+        raise InputError(f"{path}: expected a mapping of {content}, got {type(values).__name__}")
+    return values
+
+
+def read_policy(path: Path) -> Gate:
+    """The policy in a YAML file: keys of `gate` that differ from their defaults.
+
+    Raises:
+        InputError: the file is missing, is not a YAML mapping, or is no policy.
+    """
+    return parse(_read(path, "policy", "the keys of `gate`"), str(path), model=Gate)
+
+
+def _with_policy(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """`values` with the whole policy in place of its file's name, which is relative to `folder`."""
+    policy = values.get("gate")
+    return values | {"gate": parameters(read_policy(folder / policy))} if isinstance(policy, str) else values
+
+
+def settings(overrides: list[str]) -> dict[str, Any]:
+    """What the command line sets, as nested mappings.
+
+    Args:
+        overrides: `section.key=value`, values as in YAML; the last one counts.
+
+    Raises:
+        InputError: one of them has another form.
+    """
     given: dict[str, Any] = {}
-    for override in overrides or []:
+    for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise InputError(f"--set {override}: expected section.key=value")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):
             raise InputError(f"--set {override}: {text!r} is not a YAML value") from None
         for part in reversed(key.split(".")):
             value = {part: value}
-        given = _merge(given, value)
+        given = _merge(given, _with_policy(value, Path()))
+    return given
+
+
+def load(path: Path, overrides: list[str] | None = None, fast_bf16: bool = True) -> Config:
+    """Read a configuration file; command line > file > defaults.
+
+    Args:
+        path: YAML file with what differs from the defaults; its `gate` may name a policy file, relative to it.
+        overrides: `section.key=value` from the command line, values as in YAML.
+        fast_bf16: whether this machine computes in bf16; if not, the file's `without_fast_bf16` differences apply.
+
+    Raises:
+        InputError: a file is missing, is not a YAML mapping, or does not fit.
+    """
+    values = _with_policy(_read(path, "configuration", "sections"), path.parent)
+    slow = values.pop(SLOW, {})
+    if not isinstance(slow, dict):
+        raise InputError(f"{path}: {SLOW}: expected a mapping of sections, got {slow!r}")
+    given = settings(overrides or [])
+    slow = _with_policy(slow, path.parent)
     if slow:  # a typo there must show on every machine
         parse(_merge(_merge(values, slow), given), f"{path} with {SLOW}")
     values = _merge(values if fast_bf16 else _merge(values, slow), given)
     return parse(values, f"{path} with --set" if overrides else str(path))
+
+
+def policy(base: Gate, overrides: list[str]) -> Gate:
+    """The policy `base` with what the command line sets of it, as `gate.key=value`.
+
+    Raises:
+        InputError: something else is set, or the outcome is no policy.
+    """
+    given = settings(overrides)
+    others = sorted(set(given) - {"gate"})
+    if others:
+        raise InputError(f"--set {others[0]}: expected gate.KEY=VALUE, for only the policy can change after a run")
+    return parse(_merge({"gate": parameters(base)}, given)["gate"], "--set gate", model=Gate)
 
 
 def parameters(section: BaseModel) -> dict[str, Any]:

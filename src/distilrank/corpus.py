@@ -225,7 +225,7 @@ def _assemble(
         query_ids=query_ids,
         queries=queries,
         position=position,
-        side=sides(position, config.dev_share, config.test_share),
+        side=sides(position, config),
         judged=judged,
         ratings=ratings,
         targets=targets,

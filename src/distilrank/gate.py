@@ -173,12 +173,13 @@ def gate(
         metrics = artifacts.read_json(evaluation / "metrics.json")
         backend = registries.connect(registry)
         candidate = registries.version_id(digests["student"])
+        back = registries.rolled_back(backend.history(), candidate)
         test_set = metrics.get("test_set", {}).get("digest", "")
         verdict = decide(
             config,
             metrics=metrics,
             drift=artifacts.read_json(drift / "drift.json"),
-            candidate={"id": candidate, "digest": digests["student"]},
+            candidate={"id": candidate, "digest": digests["student"]} | ({"rolled_back": dict(back)} if back else {}),
             champion=_described(backend, champion),
             anchor=_described(backend, anchor),
             parity=_parity(student),

@@ -60,16 +60,24 @@ def ndcg(query: np.ndarray, gain: np.ndarray, score: np.ndarray, k: int, tie: np
 
     Gains must not be negative; a query without any gain has no value (NaN).
     """
+    return _ndcg(query, gain, ranks(query, score, tie), ranks(query, gain), k)
+
+
+def _ndcg(query: np.ndarray, gain: np.ndarray, rank: np.ndarray, ideal: np.ndarray, k: int) -> np.ndarray:
     with np.errstate(invalid="ignore"):
-        return _dcg(query, gain, ranks(query, score, tie), k) / _dcg(query, gain, ranks(query, gain), k)
+        return _dcg(query, gain, rank, k) / _dcg(query, gain, ideal, k)
 
 
 def reciprocal_rank(
     query: np.ndarray, relevant: np.ndarray, score: np.ndarray, tie: np.ndarray | None = None
 ) -> np.ndarray:
     """One over the rank of the first relevant row (`relevant` is bool, shape (rows,)); 0 where no row is relevant."""
+    return _reciprocal_rank(query, relevant, ranks(query, score, tie))
+
+
+def _reciprocal_rank(query: np.ndarray, relevant: np.ndarray, rank: np.ndarray) -> np.ndarray:
     best = np.zeros(int(query.max()) + 1)
-    np.maximum.at(best, query, relevant / (ranks(query, score, tie) + 1.0))
+    np.maximum.at(best, query, relevant / (rank + 1.0))
     return best
 
 
@@ -103,6 +111,28 @@ def pair_accuracy(query: np.ndarray, gain: np.ndarray, score: np.ndarray) -> np.
         return right / total
 
 
+def kendall(query: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Kendall's tau-b of two scores within each query (Biometrika 33, 1945), in [-1, 1].
+
+    (concordant - discordant pairs) over the root of the pairs that the one score tells apart times those of the other;
+    a query without such pairs has no value (NaN).
+    """
+    order = np.argsort(query, kind="stable")
+    query = query[order]
+    one, other = (np.asarray(score, np.float32)[order] for score in (first, second))
+    queries = int(query[-1]) + 1
+    agreed, apart, others_apart = np.zeros(queries), np.zeros(queries), np.zeros(queries)
+    for left, right in _pairs(query):
+        at = query[left]
+        signs = (one[left] > one[right]).astype(np.int8) - (one[left] < one[right])
+        others = (other[left] > other[right]).astype(np.int8) - (other[left] < other[right])
+        agreed += np.bincount(at, signs * others, queries)
+        apart += np.bincount(at, signs != 0, queries)
+        others_apart += np.bincount(at, others != 0, queries)
+    with np.errstate(invalid="ignore"):
+        return agreed / np.sqrt(apart * others_apart)
+
+
 def per_query(
     query: np.ndarray, gain: np.ndarray, relevant: np.ndarray, score: np.ndarray, tie: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
@@ -115,10 +145,11 @@ def per_query(
         score: shape (rows,).
         tie: as in `ranks`.
     """
+    rank, ideal = ranks(query, score, tie), ranks(query, gain)
     return {
-        "ndcg_at_5": ndcg(query, gain, score, 5, tie),
-        "ndcg_at_10": ndcg(query, gain, score, 10, tie),
-        "mrr": reciprocal_rank(query, relevant, score, tie),
+        "ndcg_at_5": _ndcg(query, gain, rank, ideal, 5),
+        "ndcg_at_10": _ndcg(query, gain, rank, ideal, 10),
+        "mrr": _reciprocal_rank(query, relevant, rank),
         "pair_accuracy": pair_accuracy(query, gain, score),
     }
 
@@ -148,22 +179,55 @@ def mean_ndcg(
 
 
 class ThresholdCurve:
-    """How many relevant and other rows lie above each threshold of the score; equal scores pass it together.
-
-    Sorted once, then cheap to count again with other weights of the rows (a bootstrap).
-    """
+    """How many relevant and other rows lie above each threshold of the score; equal scores pass it together."""
 
     def __init__(self, relevant: np.ndarray, score: np.ndarray) -> None:
         score = np.asarray(score, np.float32)
-        self._order = np.argsort(-score, kind="stable")
-        self._last = np.flatnonzero(np.append(np.diff(score[self._order]) != 0, True))
-        self._relevant = relevant[self._order]
+        order = np.argsort(-score, kind="stable")
+        last = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))
+        self._hits = np.cumsum(relevant[order])[last]
+        self._misses = last + 1 - self._hits
 
-    def counts(self, weight: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Relevant and other rows at or above each threshold, from the highest down; `weight` is of shape (rows,)."""
-        weights = np.ones(len(self._order)) if weight is None else weight[self._order]
-        hits = np.cumsum(weights * self._relevant)[self._last]
-        return hits, np.cumsum(weights)[self._last] - hits
+    def counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Relevant and other rows at or above each threshold, from the highest down."""
+        return self._hits, self._misses
+
+
+class Areas:
+    """`roc_auc` and `pr_auc` of rows whose queries are drawn some number of times (a bootstrap).
+
+    Sorted once; a draw then costs two gathers and two running sums. Both areas are sums over the relevant rows: of
+    the other rows below each, and of the precision at its threshold.
+    """
+
+    def __init__(self, relevant: np.ndarray, score: np.ndarray, query: np.ndarray) -> None:
+        score = np.asarray(score, np.float32)
+        order = np.argsort(-score, kind="stable")
+        chosen = relevant[order]
+        end = np.flatnonzero(np.append(np.diff(score[order]) != 0, True)) + 1
+        start = np.append(0, end[:-1])
+        threshold = np.repeat(np.arange(len(end)), end - start)[chosen]
+        hits = np.append(0, np.cumsum(chosen))
+        self._relevant, self._others = query[order][chosen], query[order][~chosen]
+        # Of each relevant row: relevant rows down to its threshold, other rows above it, and down to it.
+        self._hits = hits[end][threshold]
+        self._above = (start - hits[start])[threshold]
+        self._misses = (end - hits[end])[threshold]
+
+    def measure(self, drawn: np.ndarray) -> tuple[float, float]:
+        """ROC-AUC and average precision where query i is there `drawn[i]` times, whole numbers; NaN as those have."""
+        drawn = drawn.astype(np.int32)
+        weight = drawn[self._relevant]
+        hits, misses = (np.append(0, np.cumsum(part, dtype=np.int64)) for part in (weight, drawn[self._others]))
+        if not hits[-1]:
+            return float("nan"), float("nan")
+        passed, missed = hits[self._hits], misses[self._misses]
+        # rows drawn 0 times may come first: they weigh nothing
+        precision = float(np.sum(weight * (passed / np.maximum(passed + missed, 1)))) / hits[-1]
+        if not misses[-1]:
+            return float("nan"), precision
+        below = 2 * misses[-1] - misses[self._above] - missed
+        return float(np.sum(weight * below)) / (2.0 * hits[-1] * misses[-1]), precision
 
 
 def roc_auc(hits: np.ndarray, misses: np.ndarray) -> float:

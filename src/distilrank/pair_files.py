@@ -60,7 +60,7 @@ def score(
         raise InputError(f"{output}: expected a .csv or .parquet file to write")
     with artifacts.replacing(output) as handle:  # first, so that an output that cannot be written shows at once
         total, schema = _check(input, output)
-        scorer = Scorer.load(_find(model, registry), compute, backend=backend)
+        scorer = Scorer.load(locate(model, registry), compute, backend=backend)
         if probability and scorer.probability(np.empty(0, np.float32)) is None:
             raise InputError(f"{model}: is not calibrated, so its scores have no probability")
         added = [SCORE, PROBABILITY] if probability else [SCORE]
@@ -87,8 +87,12 @@ def _writer(handle: BinaryIO, output: Path, schema: pa.Schema) -> pyarrow.csv.CS
     return pq.ParquetWriter(handle, schema, compression="zstd")
 
 
-def _find(model: str, registry: str) -> Path:
-    """The student's folder that `model` names."""
+def locate(model: str, registry: str) -> Path:
+    """The student's folder that `model` names: a folder, or an alias or a version of the registry.
+
+    Raises:
+        InputError: there is no such folder, and the registry has no such student.
+    """
     folder = Path(model)
     if folder.is_dir():
         return folder

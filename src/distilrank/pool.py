@@ -38,6 +38,27 @@ class Shown(Pairs):
     """Impressions as they would be if every rank were seen alike (`Pool.prepare`)."""
 
 
+@dataclass(frozen=True)
+class Impressions(Pairs):
+    """Single impressions of pairs, a row each."""
+
+    position: np.ndarray
+    """Rank, 1 is the top; NaN where the log does not tell."""
+    clicked: np.ndarray
+    """1 where it was clicked, else 0."""
+
+
+def systematic(total: int, size: int, draw: np.random.Generator) -> np.ndarray:
+    """Places of a systematic sample: at equal distances from a random start, ascending; all if there are no more.
+
+    Each place is as likely as any other, and each run of neighbours gets its share of the sample to one place: whatever
+    the rows are sorted by is stratified proportionally.
+    """
+    if size >= total:
+        return np.arange(total)
+    return ((draw.random() + np.arange(size)) * (total / size)).astype(np.int64)
+
+
 class Pool:
     """Impressions of the training window and of the newest traffic.
 
@@ -126,35 +147,56 @@ class Pool:
         statement = "SELECT product, sum({}) FROM pool GROUP BY product"
         return self._column(statement.format("clicked"), products), self._column(statement.format("shown"), products)
 
-    def sample(self, newest: bool | None, size: int, draw: np.random.Generator, queries: np.ndarray | None) -> Pairs:
-        """At most `size` impressions, drawn without replacement, ascending by query and product.
+    def sample(
+        self,
+        newest: bool | None,
+        size: int,
+        draw: np.random.Generator,
+        stratum: np.ndarray,
+        queries: np.ndarray | None = None,
+    ) -> Impressions:
+        """At most `size` impressions, a systematic sample by stratum, query, product and rank, sorted so.
+
+        Finer than any day: of impressions that agree in all four, it does not matter which ones are drawn.
 
         Args:
             newest: of which window; None: of both.
+            stratum: of each query.
             queries: places of the queries that count; None: all.
         """
         where = "true" if newest is None else f"newest = {newest}"
-        if queries is not None:
-            self._connection.register("chosen", pa.table({"query": queries.astype(np.int32)}))
-            where += " AND query IN (SELECT query FROM chosen)"
+        chosen = np.arange(len(stratum)) if queries is None else queries
+        self._connection.register(
+            "chosen", pa.table({"query": chosen.astype(np.int32), "stratum": stratum[chosen].astype(np.int8)})
+        )
         self._connection.execute(
-            f"""CREATE OR REPLACE TEMP TABLE sampled AS SELECT query, product, sum(shown)::BIGINT AS shown
-            FROM impressions WHERE {where} GROUP BY query, product"""
+            f"""CREATE OR REPLACE TEMP TABLE sampled AS SELECT c.stratum, query, product, position,
+                sum(shown)::BIGINT AS shown, sum(clicked)::BIGINT AS clicked
+            FROM impressions JOIN chosen c USING (query) WHERE {where} GROUP BY ALL"""
         )
         (total,) = self._connection.execute("SELECT coalesce(sum(shown), 0)::BIGINT FROM sampled").fetchall()[0]
-        drawn = np.sort(draw.choice(total, min(size, total), replace=False, shuffle=False)) if total else np.empty(0)
-        found: list[Pairs] = []
+        drawn = systematic(total, size, draw)
+        found: list[list[np.ndarray]] = [[np.empty(0, np.int64)] * 2 + [np.empty(0, np.float32)] * 2]
         before = 0
-        reader = self._connection.sql("SELECT * FROM sampled ORDER BY query, product").to_arrow_reader(1 << 17)
+        reader = self._connection.sql(
+            """SELECT query, product, position::FLOAT AS position, shown, clicked FROM sampled
+            ORDER BY stratum, query, product, position"""
+        ).to_arrow_reader(1 << 17)
         for batch in reader:
-            query, product, shown = (column.to_numpy(zero_copy_only=False) for column in batch.columns)
+            query, product, position, shown, clicked = (
+                column.to_numpy(zero_copy_only=False) for column in batch.columns
+            )
             ends = before + np.cumsum(shown)
             here = drawn[(drawn >= before) & (drawn < ends[-1])]
             rows = np.searchsorted(ends, here, side="right")
-            found.append(Pairs(query[rows].astype(np.int64), product[rows].astype(np.int64)))
+            clicks = here - (ends - shown)[rows] < clicked[rows]  # the first impressions of a cell stand for its clicks
+            found.append(
+                [
+                    query[rows].astype(np.int64),
+                    product[rows].astype(np.int64),
+                    position[rows].astype(np.float32),
+                    clicks.astype(np.float32),
+                ]
+            )
             before = ends[-1]
-        empty = np.empty(0, np.int64)
-        return Pairs(
-            np.concatenate([empty, *(pairs.query for pairs in found)]),
-            np.concatenate([empty, *(pairs.product for pairs in found)]),
-        )
+        return Impressions(*(np.concatenate(columns) for columns in zip(*found, strict=True)))

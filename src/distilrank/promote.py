@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ def promote(
         _insist(decision, version, champion, anchor, verdict / "verdict.json")
 
         backend = registries.connect(config)
-        taken_back = rolled_back(backend.history(), version)
+        taken_back = registries.rolled_back(backend.history(), version)
         if taken_back is not None:
             raise RunStopped(
                 f"registry {backend.uri}: {version} was the champion and was rolled back on {taken_back['since']} by "
@@ -87,7 +87,8 @@ def promote(
         published_now = version not in backend.versions()
         if published_now:
             artifacts.verify(evaluation, only=["metrics.json", "traffic_scores/reference.parquet"])
-            artifacts.verify(drift, only=["drift.html"])
+            pages = sorted(path.name for path in drift.glob("*.html"))  # that the report links to
+            artifacts.verify(drift, only=pages)
             artifacts.verify(traffic, only=["reference.parquet"])
             recorded = {
                 "preflight": preflight,
@@ -116,7 +117,7 @@ def promote(
                     ("metrics.json", evaluation / "metrics.json"),
                     ("verdict.json", verdict / "verdict.json"),
                     ("report.html", report / "report.html"),
-                    ("drift.html", drift / "drift.html"),
+                    *((page, drift / page) for page in pages),
                     ("traffic/reference.parquet", traffic / "reference.parquet"),
                     ("traffic/reference_scores.parquet", evaluation / "traffic_scores" / "reference.parquet"),
                 ):
@@ -172,23 +173,6 @@ def promote(
         record.facts.update(version=version, published_now=published_now)
         progress.announce("promote", "note", f"champion: {version}, before: {champion or 'none'}, in {config.uri}")
         return version
-
-
-def rolled_back(history: Iterable[Mapping[str, Any]], version: str) -> Mapping[str, Any] | None:
-    """The record by which `version` stopped being the champion, if a rollback took it out of use and nobody has
-    put it back since; else None.
-
-    A gate would pass such a student again each time that a run makes it, the champion before it being worse by
-    every measure; whoever rolled back knew something that the measures do not show.
-
-    Args:
-        history: of the registry, oldest first.
-    """
-    latest = None
-    for record in history:
-        if record["alias"] == registries.CHAMPION and version in (record["version"], record["previous"]):
-            latest = record if record["action"] == "rollback" and record["previous"] == version else None
-    return latest
 
 
 def _set_anchor(backend: registries.Backend, version: str) -> None:

@@ -95,16 +95,29 @@ TRAFFIC = pa.schema(
         *PAIR,
         pa.field("query_words", pa.int32(), nullable=False),
         pa.field("query_characters", pa.int32(), nullable=False),
+        pa.field("query_tokens", pa.int32(), nullable=False),  # word pieces of the retriever's tokenizer
         pa.field("unseen_words", pa.float32(), nullable=False),  # share of the query's words absent from the catalogue
+        pa.field("script", pa.string(), nullable=False),  # of most of the query's letters
         pa.field("title_words", pa.int32(), nullable=False),
         pa.field("bm25", pa.float32(), nullable=False),
+        pa.field("position", pa.float32()),  # 1 is the top of the list; null where the log does not tell
+        pa.field("clicked", pa.float32()),  # 0 or 1; null where the log has no clicks
     ]
 )
 """A seeded sample of one window's traffic, a row an impression, with the features that drift is measured on."""
 
-TRAFFIC_NUMERIC = ("query_words", "query_characters", "unseen_words", "title_words", "bm25")
-TRAFFIC_CATEGORICAL = ("product_type", "brand", "color")
-"""The columns of TRAFFIC that drift is measured on."""
+TRAFFIC_NUMERIC = {
+    "query_words": "query",
+    "query_characters": "query",
+    "query_tokens": "query",
+    "unseen_words": "query",
+    "title_words": "product",
+    "bm25": "product",
+    "position": "clicks",
+    "clicked": "clicks",
+}
+TRAFFIC_CATEGORICAL = {"script": "query", "product_type": "product", "brand": "product", "color": "product"}
+"""The columns of TRAFFIC that drift is measured on, and the group that each belongs to."""
 
 # What models say --------------------------------------------------------------------------------------------------
 

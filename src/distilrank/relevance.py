@@ -1,6 +1,7 @@
 """The `evaluate` stage: every system on the same judged test rows, compared query by query.
 
-The measures are in `distilrank.measures`, how sure a difference is in `distilrank.significance`.
+The rows are in `distilrank.judged`, the measures in `distilrank.measures`, how sure a difference is in
+`distilrank.significance`, parts of the queries in `distilrank.slices`.
 """
 
 from __future__ import annotations
@@ -9,8 +10,6 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +17,11 @@ import numpy as np
 import pyarrow as pa
 from scipy.special import expit
 
-from distilrank import artifacts, measures, progress, records, significance, trec
+from distilrank import agreement, artifacts, examples, measures, progress, records, significance, slices, trec
 from distilrank import registry as registries
 from distilrank.config import Compute, Evaluate, Registry
 from distilrank.errors import InputError, RunStopped
+from distilrank.judged import Judged, System
 from distilrank.measures import mean_ndcg
 from distilrank.scorer import Scorer
 
@@ -34,6 +34,8 @@ __all__ = [
     "evaluate",
     "latency",
     "mean_ndcg",
+    "score_judged",
+    "write_per_query",
     "write_trec",
 ]
 
@@ -42,8 +44,10 @@ COMPARISONS = (
     ("student", "bm25"),
     ("student", "teacher"),
     ("student", "champion"),
+    ("student", "anchor"),
     ("teacher", "bm25"),
 )
+SLICED = (("student", "bm25"), ("student", "champion"), ("student", "anchor"))
 ACROSS = ("roc_auc", "pr_auc")
 PRECISION = 0.95
 HISTOGRAM_BINS = 20
@@ -58,9 +62,12 @@ PROTOCOL = {
     " (percent-encoded where needed) comes first, as in trec_eval; in pair_accuracy equal scores count one half",
     "random": "one seeded draw",
     "calibration": "ece: equal-width bins of the calibrated probability; ece and brier: against soft targets",
-    "significance": "per-query measures: paired percentile bootstrap by query, p_value by sign-flip randomisation;"
-    " roc_auc, pr_auc: percentile bootstrap of whole queries, p_value from the same bootstrap; two-sided",
-    "champion": "scored again on the same rows in the same run",
+    "significance": "per-query measures: paired bootstrap by query, its interval as `interval` says, p_value by"
+    " sign-flip randomisation; roc_auc, pr_auc: percentile bootstrap of whole queries, p_value from the same bootstrap;"
+    " two-sided",
+    "slices": "p_holm: adjusted for all slices of one baseline and metric (Holm); a query's value of a product's column"
+    " is the most frequent one among its relevant products",
+    "champion": "scored again on the same rows in the same run; the anchor too",
     "latency": "one query's products a request, tokenising included, after one pass to warm up",
 }
 
@@ -70,100 +77,6 @@ class Evaluation(NamedTuple):
 
     ndcg_at_10: float
     lift_over_bm25: float
-
-
-@dataclass(frozen=True)
-class System:
-    """What one system says of each row."""
-
-    score: np.ndarray
-    """float32, shape (rows,): higher is more relevant."""
-
-    probability: np.ndarray | None = None
-    """Calibrated probability of relevance in [0, 1], shape (rows,); None where the system has none."""
-
-
-@dataclass(frozen=True)
-class Judged:
-    """The judged test rows, in the arrays that measures take."""
-
-    table: pa.Table
-    query_ids: np.ndarray
-    """Of each query, shape (queries,), sorted."""
-    query: np.ndarray
-    """Index of each row's query, shape (rows,)."""
-    target: np.ndarray
-    """Soft target, float64, shape (rows,)."""
-    grade: np.ndarray
-    """Gain in whole hundredths, shape (rows,)."""
-    relevant: np.ndarray
-    """Whether each row counts as relevant, by its soft target."""
-    relevant_grade: int
-    """The least grade of a relevant row, above that of any other."""
-    ranked: np.ndarray
-    """Indices of the queries whose gains differ, ascending."""
-    protocol: dict[str, Any]
-
-    @classmethod
-    def read(cls, folder: Path) -> Judged:
-        """Read the test split and the protocol of a `judgements` folder.
-
-        Raises:
-            InputError: the split is empty, has a pair twice, a target outside [0, 1], or no query to rank.
-        """
-        path = folder / "test.parquet"
-        table = records.read(path, records.JUDGED)
-        protocol = artifacts.read_json(folder / "protocol.json")
-        start = protocol.get("relevant_from")
-        if not isinstance(start, int | float) or not 0 < start <= 1:
-            raise InputError(f"{folder / 'protocol.json'}: relevant_from is {start!r}, expected a number in (0, 1]")
-        if not table.num_rows:
-            raise InputError(f"{path}: no rows, expected judged pairs; raise prepare.test_share or add judgements")
-        target = table.column("target").to_numpy().astype(np.float64)
-        outside = np.flatnonzero(~((target >= 0) & (target <= 1)))
-        if len(outside):
-            raise InputError(f"{path}: row {outside[0] + 1}: target is {target[outside[0]]}, expected 0 to 1")
-        query_ids, query = np.unique(table.column("query_id").to_pylist(), return_inverse=True)
-        product = np.unique(table.column("product_id").to_pylist(), return_inverse=True)[1]
-        _, first, count = np.unique(query * len(product) + product, return_index=True, return_counts=True)
-        if count.max() > 1:
-            twice = table.slice(int(first[count > 1].min()), 1).to_pylist()[0]
-            raise InputError(
-                f"{path}: query {twice['query']!r} and product {twice['product_id']!r} are judged more than once,"
-                " expected one row a pair"
-            )
-        grade = measures.grades(table.column("gain").to_numpy())
-        relevant = measures.grades(target) >= measures.grades([start])[0]
-        least = int(grade[relevant].min()) if relevant.any() else int(measures.grades([start])[0])
-        if (grade[~relevant] >= least).any():
-            raise InputError(
-                f"{path}: a pair that is not relevant gains {grade[~relevant].max() / 100:g}, a relevant one "
-                f"{least / 100:g}, expected relevant pairs to gain more"
-            )
-        ranked = np.flatnonzero(measures.rankable(query, grade))
-        if not len(ranked):
-            raise InputError(
-                f"{path}: none of {len(query_ids)} queries has products of different rating, expected some to rank"
-            )
-        return cls(table, query_ids, query, target, grade, relevant, least, ranked, protocol)
-
-    @cached_property
-    def rows(self) -> np.ndarray:
-        """Indices of the rows of ranked queries."""
-        return np.flatnonzero(np.isin(self.query, self.ranked))
-
-    @cached_property
-    def product_ids(self) -> list[str]:
-        return self.table.column("product_id").to_pylist()
-
-    @cached_property
-    def tie(self) -> np.ndarray:
-        return trec.tie_ranks(self.product_ids)
-
-    def per_query(self, column: str) -> np.ndarray:
-        """A column that is the same in all rows of a query, for each query, shape (queries,)."""
-        first = np.unique(self.query, return_index=True)[1]
-        return np.array(self.table.column(column).to_pylist(), object)[first]
 
 
 # Measuring --------------------------------------------------------------------------------------------------------
@@ -178,11 +91,18 @@ def baselines(judged: Judged, config: Evaluate) -> dict[str, System]:
     }
 
 
+def score_judged(scorer: Scorer, judged: Judged, counter: progress.Counter | None = None) -> System:
+    """What a model says of the judged rows."""
+    logits = scorer.score(judged.table, counter)
+    return System(logits, scorer.probability(logits))
+
+
 def compare_systems(
     judged: Judged,
     systems: Mapping[str, System],
     config: Evaluate,
     comparisons: Sequence[tuple[str, str]] = COMPARISONS,
+    sliced: Sequence[tuple[str, str]] = SLICED,
 ) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
     """Measure systems on the same rows and compare them.
 
@@ -190,16 +110,19 @@ def compare_systems(
         judged: the test rows.
         systems: by name; comparisons whose systems are not all here are left out, and so is one of a measure that has
             no value.
-        config: resamples, confidence, bins, seed.
+        config: resamples, confidence, slices, bins, seed.
         comparisons: pairs of names, a system and its baseline.
+        sliced: those that are compared on every slice too.
 
     Returns:
         `metrics.json` without its latency; and by system the per-query measures of the ranked queries, each of shape
         (ranked,).
 
     Raises:
+        InputError: a slice is asked for by a column that there is not.
         RunStopped: a score is not a finite number.
     """
+    slices.require(config.slices)
     for name, system in systems.items():
         broken = np.flatnonzero(~np.isfinite(system.score))
         if len(broken):
@@ -209,7 +132,6 @@ def compare_systems(
                 f" ({len(broken)} of {len(system.score)} rows are not finite); the model is broken"
             )
     by_query = {name: _per_query(judged, system) for name, system in systems.items()}
-    curves = {name: measures.ThresholdCurve(judged.relevant, system.score) for name, system in systems.items()}
     diagrams = {
         name: measures.reliability(system.probability, judged.target, config.bins)
         for name, system in systems.items()
@@ -217,7 +139,7 @@ def compare_systems(
     }
     figures = {}
     for name, system in systems.items():
-        counts = curves[name].counts()
+        counts = measures.ThresholdCurve(judged.relevant, system.score).counts()
         figures[name] = {
             **{metric: float(values.mean()) for metric, values in by_query[name].items()},
             "roc_auc": _known(measures.roc_auc(*counts)),
@@ -226,7 +148,8 @@ def compare_systems(
             "ece": None if system.probability is None else measures.ece(diagrams[name]),
             "brier": None if system.probability is None else measures.brier(system.probability, judged.target),
         }
-    versus = [(system, baseline) for system, baseline in comparisons if {system, baseline} <= set(systems)]
+    versus = [pair for pair in comparisons if set(pair) <= set(systems)]
+    split = judged.protocol.get("split", {})
     metrics = {
         "protocol": {
             **judged.protocol,
@@ -242,11 +165,28 @@ def compare_systems(
             "bootstrap": config.bootstrap,
             "cluster_bootstrap": config.cluster_bootstrap,
             "confidence": config.confidence,
+            "interval": config.interval,
             "bins": config.bins,
         },
         "systems": figures,
-        "comparisons": _within(by_query, versus, config) + _across(judged, curves, figures, versus, config),
-        "slices": _slices(judged, by_query),
+        "comparisons": _within(by_query, versus, config) + _across(judged, systems, figures, versus, config),
+        "slices": slices.measure(judged, by_query, [pair for pair in sliced if set(pair) <= set(systems)], config),
+        "agreement": agreement.agreement(judged, systems["teacher"], systems["student"])
+        if {"teacher", "student"} <= set(systems)
+        else None,
+        "examples": examples.extremes(
+            judged, systems, by_query, "student", "champion" if "champion" in systems else "bm25"
+        )
+        if {"student", "bm25"} <= set(systems)
+        else None,
+        "distribution": {name: agreement.distribution(judged, system) for name, system in systems.items()},
+        "test_set": {
+            "digest": judged.digest,
+            "queries": len(judged.query_ids),
+            "pairs": len(judged.query),
+            "judgements": judged.judgements,
+            "draw": split.get("draw", 0),
+        },
         "reliability": diagrams,
         "scores": {
             name: _histogram(system.probability) for name, system in systems.items() if system.probability is not None
@@ -287,17 +227,25 @@ def _within(
         return []
     deltas = np.stack([by_query[one][metric] - by_query[other][metric] for one, other, metric in keys], axis=1)
     certainty = significance.paired(
-        deltas, resamples=config.bootstrap, confidence=config.confidence, rng=np.random.default_rng([config.seed, 1])
+        deltas,
+        resamples=config.bootstrap,
+        confidence=config.confidence,
+        rng=np.random.default_rng([config.seed, 1]),
+        interval=config.interval,
     )
+    outcomes = significance.outcomes(deltas)
     return [
         _comparison(*key, float(delta), sure, len(deltas))
-        for key, delta, sure in zip(keys, deltas.mean(axis=0), zip(*certainty, strict=True), strict=True)
+        | dict(zip(("wins", "ties", "losses"), map(int, counts), strict=True))
+        for key, delta, sure, counts in zip(
+            keys, deltas.mean(axis=0), zip(*certainty, strict=True), zip(*outcomes, strict=True), strict=True
+        )
     ]
 
 
 def _across(
     judged: Judged,
-    curves: Mapping[str, measures.ThresholdCurve],
+    systems: Mapping[str, System],
     figures: Mapping[str, Mapping[str, float | None]],
     versus: list[tuple[str, str]],
     config: Evaluate,
@@ -305,12 +253,14 @@ def _across(
     keys = [(system, baseline, metric) for system, baseline in versus for metric in ACROSS]
     if not keys or any(figures[system][metric] is None for system, _, metric in keys):
         return []
-    areas = {"roc_auc": measures.roc_auc, "pr_auc": measures.pr_auc}
-    compared = {name for pair in versus for name in pair}
+    areas = {
+        name: measures.Areas(judged.relevant, systems[name].score, judged.query)
+        for name in dict.fromkeys(name for pair in versus for name in pair)
+    }
 
     def differences(drawn: np.ndarray) -> np.ndarray:
-        counts = {name: curves[name].counts(drawn[judged.query]) for name in compared}
-        return np.array([areas[metric](*counts[one]) - areas[metric](*counts[other]) for one, other, metric in keys])
+        found = {name: dict(zip(ACROSS, one.measure(drawn), strict=True)) for name, one in areas.items()}
+        return np.array([found[one][metric] - found[other][metric] for one, other, metric in keys])
 
     queries = len(judged.query_ids)
     certainty = significance.clustered(
@@ -325,21 +275,6 @@ def _across(
         _comparison(*key, float(delta), sure, queries)
         for key, delta, sure in zip(keys, deltas, zip(*certainty, strict=True), strict=True)
     ]
-
-
-def _slices(judged: Judged, by_query: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
-    stratum = judged.per_query("stratum")[judged.ranked]
-    return {
-        name: {
-            system: {
-                "ndcg_at_10": float(values["ndcg_at_10"][stratum == name].mean()),
-                "pair_accuracy": float(values["pair_accuracy"][stratum == name].mean()),
-                "queries": int((stratum == name).sum()),
-            }
-            for system, values in by_query.items()
-        }
-        for name in sorted(set(stratum))
-    }
 
 
 def _histogram(probability: np.ndarray) -> dict[str, Any]:
@@ -359,7 +294,7 @@ def latency(scores: Mapping[str, Callable[[pa.Table], Any]], judged: Judged, pai
         pairs: as many requests as it takes for this many pairs, or all there are.
 
     Returns:
-        By system: pairs_per_second, p50_ms and p95_ms of a request, and pairs_per_request (mean).
+        By system: pairs_per_second, p50_ms, p95_ms and p99_ms of a request, and pairs_per_request (mean).
     """
     order = np.argsort(judged.query, kind="stable")
     lists = np.split(order, np.flatnonzero(np.diff(judged.query[order])) + 1)
@@ -383,6 +318,7 @@ def latency(scores: Mapping[str, Callable[[pa.Table], Any]], judged: Judged, pai
             "pairs_per_second": total / max(sum(times), 1e-9),
             "p50_ms": float(np.quantile(times, 0.5)) * 1e3,
             "p95_ms": float(np.quantile(times, 0.95)) * 1e3,
+            "p99_ms": float(np.quantile(times, 0.99)) * 1e3,
             "pairs_per_request": total / len(requests),
         }
         for name, times in seconds.items()
@@ -402,9 +338,10 @@ def evaluate(
     teacher: Path,
     student: Path,
     champion: str,
+    anchor: str,
     output: Path,
 ) -> Evaluation:
-    """Measure random order, BM25, teacher, student and champion on the test split; score the traffic samples.
+    """Measure random order, BM25, teacher, student, champion and anchor on the test split; score the traffic samples.
 
     Args:
         config: the protocol's free choices.
@@ -415,11 +352,13 @@ def evaluate(
         teacher: model folder.
         student: model folder.
         champion: version id, or empty: there is none.
+        anchor: likewise; where it is the champion, the system `anchor` is the champion's scores again.
         output: folder for `metrics.json`, `per_query.parquet`, `pair_scores.parquet`, `qrels.txt`, `runs/` and
             `traffic_scores/`.
 
     Raises:
-        InputError: an input is missing or damaged, or the test split has nothing to rank.
+        InputError: an input is missing or damaged, the champion or the anchor cannot be loaded, the test split has
+            nothing to rank, or a slice is asked for by a column that there is not.
         RunStopped: a model gives scores that are not numbers.
     """
     with artifacts.stage("evaluate", output, config=config) as record:
@@ -429,7 +368,9 @@ def evaluate(
             "teacher": artifacts.sealed_digest(teacher),
             "student": artifacts.sealed_digest(student),
             "champion": champion,
+            "anchor": anchor,
         }
+        slices.require(config.slices)
         for name in ("runs", "traffic_scores"):  # an earlier attempt may have had a champion
             shutil.rmtree(output / name, ignore_errors=True)
         judged = Judged.read(judgements)
@@ -437,21 +378,20 @@ def evaluate(
             name: records.read(traffic / f"{name}.parquet", records.TRAFFIC, records.PAIR_COLUMNS)
             for name in ("reference", "current")
         }
-        folders = {"teacher": teacher, "student": student}
-        if champion:
-            folders["champion"] = registries.open(registry.uri).fetch(champion) / "student"
+        versions = {"champion": champion, "anchor": "" if anchor == champion else anchor}
+        # All but the teacher, which may be fifty times as large, are kept for the latency.
+        shipped = {"student": Scorer.load(student, compute)}
+        shipped |= {
+            name: _of_version(registry, name, version, compute) for name, version in versions.items() if version
+        }
         sampled = windows["reference"].num_rows + windows["current"].num_rows * (2 if champion else 1)
-        counter = progress.Counter("evaluate", len(folders) * len(judged.query) + sampled, "pairs")
+        counter = progress.Counter("evaluate", (1 + len(shipped)) * len(judged.query) + sampled, "pairs")
 
         systems = baselines(judged, config)
-        shipped: dict[str, Scorer] = {}
-        for name, folder in folders.items():
-            scorer = Scorer.load(folder, compute)
-            score = scorer.score(judged.table, counter)
-            systems[name] = System(score, scorer.probability(score))
-            if name != "teacher":  # it may be fifty times as large as the others: not kept
-                shipped[name] = scorer
-            del scorer
+        systems["teacher"] = score_judged(Scorer.load(teacher, compute), judged, counter)
+        systems |= {name: score_judged(scorer, judged, counter) for name, scorer in shipped.items()}
+        if anchor and anchor == champion:
+            systems["anchor"] = systems["champion"]
         metrics, by_query = compare_systems(judged, systems, config)
 
         for name, window in windows.items():
@@ -462,8 +402,11 @@ def evaluate(
             metrics["latency"] = latency(
                 {name: scorer.score for name, scorer in shipped.items()}, judged, config.latency_pairs
             )
+            if anchor and anchor == champion:
+                metrics["latency"]["anchor"] = metrics["latency"]["champion"]
 
-        _write_tables(output, judged, systems, by_query)
+        write_per_query(output / "per_query.parquet", judged, by_query)
+        _write_pair_scores(output / "pair_scores.parquet", judged, systems)
         write_trec(output, judged, systems)
         artifacts.write_json(output / "metrics.json", metrics)
         artifacts.seal(output)
@@ -479,6 +422,13 @@ def evaluate(
     return evaluation
 
 
+def _of_version(registry: Registry, name: str, version: str, compute: Compute) -> Scorer:
+    try:
+        return Scorer.load(registries.connect(registry).fetch(version) / "student", compute)
+    except InputError as error:
+        raise InputError(f"the {name} {version} of registry {registry.uri} cannot be loaded: {error}") from None
+
+
 def _write_traffic(output: Path, name: str, scorer: Scorer, window: pa.Table, counter: progress.Counter) -> None:
     logits = scorer.score(window, counter)
     probability = scorer.probability(logits)
@@ -488,9 +438,8 @@ def _write_traffic(output: Path, name: str, scorer: Scorer, window: pa.Table, co
     records.write(scores, output / "traffic_scores" / f"{name}.parquet", records.TRAFFIC_SCORES)
 
 
-def _write_tables(
-    output: Path, judged: Judged, systems: Mapping[str, System], by_query: Mapping[str, Mapping[str, np.ndarray]]
-) -> None:
+def write_per_query(path: Path, judged: Judged, by_query: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Write each system's measures of the ranked queries, as records.PER_QUERY."""
     ranked = judged.ranked
     described = {
         "query_id": judged.query_ids[ranked],
@@ -499,8 +448,10 @@ def _write_tables(
         "pairs": np.bincount(judged.query)[ranked].astype(np.int32),
     }
     parts = [pa.table({"system": [name] * len(ranked), **described, **values}) for name, values in by_query.items()]
-    records.write(pa.concat_tables(parts), output / "per_query.parquet", records.PER_QUERY)
+    records.write(pa.concat_tables(parts), path, records.PER_QUERY)
 
+
+def _write_pair_scores(path: Path, judged: Judged, systems: Mapping[str, System]) -> None:
     same = judged.table.select(["query_id", "product_id", "target"])
     parts = []
     for name, system in systems.items():
@@ -508,7 +459,7 @@ def _write_tables(
         part = same.append_column("system", pa.array([name] * same.num_rows))
         part = part.append_column("score", pa.array(system.score, pa.float32()))
         parts.append(part.append_column("probability", pa.array(none, pa.float32(), from_pandas=True)))
-    records.write(pa.concat_tables(parts), output / "pair_scores.parquet", records.PAIR_SCORES)
+    records.write(pa.concat_tables(parts), path, records.PAIR_SCORES)
 
 
 def write_trec(output: Path, judged: Judged, systems: Mapping[str, System]) -> None:

@@ -1,6 +1,6 @@
 """Where promoted students live: immutable versions, and aliases such as `champion` that name those in use.
 
-A version is a folder: `student/` (what was promoted), `metrics.json`, `verdict.json`, `report.html`, `drift.html`
+A version is a folder: `student/` (what was promoted), `metrics.json`, `verdict.json`, `report.html`, the pages on drift
 (why), `traffic/reference.parquet` with `traffic/reference_scores.parquet` (what monitoring compares with),
 `manifest.json` (what it was made from) and `digest.json` (the SHA-256 of every file). Its id comes from the student's
 bytes. Every move of an alias is a record; the records of an alias form a chain.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -179,3 +180,20 @@ def resolve(backend: Backend, name: str) -> str:
     if version not in known:
         raise InputError(f"registry {backend.uri}: no version {version!r}; it has: {', '.join(known) or 'none'}")
     return version
+
+
+def rolled_back(history: Iterable[Mapping[str, Any]], version: str) -> Mapping[str, Any] | None:
+    """The record by which `version` stopped being the champion, if a rollback took it out of use and nobody has
+    put it back since; else None.
+
+    A gate would pass such a student again each time that a run makes it, the champion before it being worse by
+    every measure; whoever rolled back knew something that the measures do not show.
+
+    Args:
+        history: of the registry, oldest first.
+    """
+    latest = None
+    for record in history:
+        if record["alias"] == CHAMPION and version in (record["version"], record["previous"]):
+            latest = record if record["action"] == "rollback" and record["previous"] == version else None
+    return latest

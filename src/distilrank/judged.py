@@ -1,0 +1,147 @@
+"""The judged pairs that systems are measured on, in the arrays that measures take, and what a system says of them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from distilrank import artifacts, measures, records, trec
+from distilrank.errors import InputError
+
+SPLITS = ("train", "dev", "test")
+
+
+@dataclass(frozen=True)
+class System:
+    """What one system says of each row."""
+
+    score: np.ndarray
+    """float32, shape (rows,): higher is more relevant."""
+
+    probability: np.ndarray | None = None
+    """Calibrated probability of relevance in [0, 1], shape (rows,); None where the system has none."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Judged rows of one split: of test, as a rule."""
+
+    table: pa.Table
+    query_ids: np.ndarray
+    """Of each query, shape (queries,), sorted."""
+    query: np.ndarray
+    """Index of each row's query, shape (rows,)."""
+    target: np.ndarray
+    """Soft target, float64, shape (rows,)."""
+    grade: np.ndarray
+    """Gain in whole hundredths, shape (rows,)."""
+    relevant: np.ndarray
+    """Whether each row counts as relevant, by its soft target."""
+    relevant_grade: int
+    """The least grade of a relevant row, above that of any other."""
+    ranked: np.ndarray
+    """Indices of the queries whose gains differ, ascending."""
+    protocol: dict[str, Any]
+    judgements: int
+    """Judged pairs of all splits together."""
+
+    @classmethod
+    def read(cls, source: Path) -> Judged:
+        """Read the test split of a `judgements` folder, or the split that is the Parquet file `source` in such a one.
+
+        Raises:
+            InputError: the split is empty, has a pair twice, a target outside [0, 1], or no query to rank.
+        """
+        path = source if source.suffix == ".parquet" else source / "test.parquet"
+        folder = path.parent
+        table = records.read(path, records.JUDGED)
+        protocol = artifacts.read_json(folder / "protocol.json")
+        start = protocol.get("relevant_from")
+        if not isinstance(start, int | float) or not 0 < start <= 1:
+            raise InputError(f"{folder / 'protocol.json'}: relevant_from is {start!r}, expected a number in (0, 1]")
+        if not table.num_rows:
+            raise InputError(f"{path}: no rows, expected judged pairs; raise prepare.test_share or add judgements")
+        target = table.column("target").to_numpy().astype(np.float64)
+        outside = np.flatnonzero(~((target >= 0) & (target <= 1)))
+        if len(outside):
+            raise InputError(f"{path}: row {outside[0] + 1}: target is {target[outside[0]]}, expected 0 to 1")
+        query_ids, query = _codes(table.column("query_id"))
+        products, product = _codes(table.column("product_id"))
+        _, first, count = np.unique(query * len(products) + product, return_index=True, return_counts=True)
+        if count.max() > 1:
+            twice = table.slice(int(first[count > 1].min()), 1).to_pylist()[0]
+            raise InputError(
+                f"{path}: query {twice['query']!r} and product {twice['product_id']!r} are judged more than once,"
+                " expected one row a pair"
+            )
+        grade = measures.grades(table.column("gain").to_numpy())
+        relevant = measures.grades(target) >= measures.grades([start])[0]
+        least = int(grade[relevant].min()) if relevant.any() else int(measures.grades([start])[0])
+        if (grade[~relevant] >= least).any():
+            raise InputError(
+                f"{path}: a pair that is not relevant gains {grade[~relevant].max() / 100:g}, a relevant one "
+                f"{least / 100:g}, expected relevant pairs to gain more"
+            )
+        if len(table) > 1 and grade.min() == grade.max():
+            raise InputError(
+                f"{path}: judgements without variance: all {len(table)} gain {grade[0] / 100:g}, expected pairs that "
+                "are judged differently"
+            )
+        ranked = np.flatnonzero(measures.rankable(query, grade))
+        if not len(ranked):
+            alone = " (each has a single product)" if len(query_ids) == len(table) else ""
+            raise InputError(
+                f"{path}: none of {len(query_ids)} queries has products of different rating{alone}, expected some to"
+                " rank"
+            )
+        splits = [folder / f"{split}.parquet" for split in SPLITS]
+        judgements = sum(pq.read_metadata(one).num_rows for one in splits if one.is_file())
+        return cls(table, query_ids, query, target, grade, relevant, least, ranked, protocol, judgements)
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """Indices of the rows of ranked queries."""
+        return np.flatnonzero(np.isin(self.query, self.ranked))
+
+    @cached_property
+    def product_ids(self) -> list[str]:
+        return self.table.column("product_id").to_pylist()
+
+    @cached_property
+    def tie(self) -> np.ndarray:
+        return trec.tie_ranks(self.product_ids)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of (query_id, product_id, target) of all rows, in hexadecimal, whatever order they are in."""
+        names = ["query_id", "product_id"]
+        content = hashlib.sha256()
+        for piece in (
+            self.table.select([*names, "target"]).sort_by([(name, "ascending") for name in names]).to_batches()
+        ):
+            for row in zip(*(column.to_pylist() for column in piece.columns), strict=True):
+                content.update("{}\0{}\0{:.6f}\n".format(*row).encode())
+        return content.hexdigest()
+
+    def per_query(self, column: str) -> np.ndarray:
+        """A column that is the same in all rows of a query, for each query, shape (queries,)."""
+        first = np.unique(self.query, return_index=True)[1]
+        return np.array(self.table.column(column).to_pylist(), object)[first]
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct values of a column of texts, sorted by code point, and the place of each row's among them."""
+    encoded = column.combine_chunks().dictionary_encode()
+    values = encoded.dictionary
+    order = pc.array_sort_indices(values).to_numpy()
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    return np.array(values.take(pa.array(order)).to_pylist(), str), place[encoded.indices.to_numpy()]

@@ -1,0 +1,173 @@
+"""Slices of the test queries: how queries get their values, and what is said of each slice."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from distilrank import significance, slices
+from distilrank.config import Evaluate
+from distilrank.errors import InputError
+from distilrank.judged import Judged, System
+from distilrank.relevance import compare_systems
+from tests.test_relevance import judged_table, judgements, some_rows, with_models
+
+FAST = Evaluate(bootstrap=200, cluster_bootstrap=50, slice_queries=5)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """Judged rows, systems and metrics; the student is worse than the champion on the tail only."""
+    rng = np.random.default_rng(1)
+    rows = some_rows(120, rng)
+    of_query = {f"q{query}": ("tail", "head", "torso")[query % 3] for query in range(120)}
+    types = ["drill" if int(query[1:]) < 60 else None for query, _, _ in rows]
+    table = judged_table(rows, stratum=[of_query[query] for query, _, _ in rows], product_type=types)
+    judged = Judged.read(judgements(tmp_path_factory.mktemp("judged"), table))
+    systems = with_models(judged, rng)
+    champion = (judged.target + rng.normal(0, 0.1, len(judged.target))).astype(np.float32)
+    tail = np.array([of_query[query] == "tail" for query, _, _ in rows])
+    student = np.where(tail, -champion, champion).astype(np.float32)
+    systems |= {"student": System(student, np.clip(student, 0, 1)), "champion": System(champion)}
+    metrics, by_query = compare_systems(judged, systems, FAST)
+    return judged, systems, metrics, by_query
+
+
+def rows_of(metrics, column):
+    return [row for row in metrics["slices"]["rows"] if row["column"] == column]
+
+
+def test_the_slices_of_a_column_make_up_the_whole(measured):
+    judged, systems, metrics, _ = measured
+    found = metrics["slices"]
+    assert (found["min_queries"], set(found)) == (5, {"min_queries", "family", "rows", "left_out"})
+    json.dumps(found, allow_nan=False)
+    for column in ("stratum", "query_words"):
+        rows = rows_of(metrics, column)
+        left_out = [one for one in found["left_out"] if one["column"] == column]
+        assert sum(one["queries"] for one in [*rows, *left_out]) == len(judged.ranked)
+    rows = rows_of(metrics, "stratum")
+    assert [row["value"] for row in rows] == ["head", "tail", "torso"]
+    assert sum(row["pairs"] for row in rows) == metrics["protocol"]["ranked_pairs"]
+    queries = np.array([row["queries"] for row in rows])
+    for name in systems:
+        for metric in slices.METRICS:
+            values = np.array([row["systems"][name][metric] for row in rows])
+            assert (queries * values).sum() / queries.sum() == pytest.approx(metrics["systems"][name][metric])
+
+
+def test_a_part_that_became_worse_is_found_and_the_others_are_not(measured):
+    _, _, metrics, _ = measured
+    worse = {
+        (row["value"], one["metric"])
+        for row in metrics["slices"]["rows"]
+        for one in row["comparisons"]
+        if row["column"] == "stratum" and one["baseline"] == "champion" and one["delta"] < 0 and one["p_holm"] < 0.05
+    }
+    assert worse == {("tail", "ndcg_at_10"), ("tail", "pair_accuracy")}
+    head = next(row for row in rows_of(metrics, "stratum") if row["value"] == "head")
+    same = [one for one in head["comparisons"] if one["baseline"] == "champion"]
+    assert [(one["delta"], one["p_value"], one["p_holm"]) for one in same] == [(0, 1, 1)] * 2
+
+
+def test_p_values_are_adjusted_over_all_slices_of_one_baseline_and_metric(measured):
+    _, _, metrics, _ = measured
+    rows = metrics["slices"]["rows"]
+    assert {(one["baseline"], one["metric"]) for row in rows for one in row["comparisons"]} == {
+        (baseline, metric) for baseline in ("bm25", "champion") for metric in slices.METRICS
+    }
+    for baseline in ("bm25", "champion"):
+        for metric in slices.METRICS:
+            family = [
+                one
+                for row in rows
+                for one in row["comparisons"]
+                if (one["baseline"], one["metric"]) == (baseline, metric)
+            ]
+            assert len(family) == len(rows) > 4
+            expected = significance.holm(np.array([one["p_value"] for one in family]))
+            assert [one["p_holm"] for one in family] == expected.tolist()
+            assert all(
+                one["p_holm"] >= one["p_value"] and one["ci_low"] <= one["delta"] <= one["ci_high"] for one in family
+            )
+
+
+def test_thin_slices_and_queries_without_a_value_are_named_not_measured(measured):
+    judged, systems, metrics, _ = measured
+    ranked = len(judged.ranked)
+    drills = rows_of(metrics, "product_type")
+    assert [row["value"] for row in drills] == ["drill"]
+    none = {"column": "product_type", "value": slices.NO_VALUE, "queries": ranked - drills[0]["queries"]}
+    assert none in metrics["slices"]["left_out"]
+    thin, _ = compare_systems(judged, systems, FAST.model_copy(update={"slice_queries": ranked}))
+    assert [row["column"] for row in thin["slices"]["rows"]] == ["query_words"], "all queries have as many words"
+    assert {one["value"] for one in thin["slices"]["left_out"]} == {"head", "tail", "torso", "drill", slices.NO_VALUE}
+
+
+def test_many_thin_slices_become_one_line():
+    names, counts = np.array([f"type {one:02d}" for one in range(30)]), np.arange(30) + 1
+    found = slices._thin("product_type", names, counts, 0, 29)
+    assert len(found) == slices.THIN_LISTED + 1 and found[0] == {
+        "column": "product_type",
+        "value": "type 27",
+        "queries": 28,
+    }
+    assert found[-1] == {"column": "product_type", "value": "(8 more)", "queries": sum(range(1, 9))}
+
+
+def test_the_most_frequent_value_of_the_relevant_products_counts(tmp_path):
+    rows = [
+        *[
+            ("two drills", product, target)
+            for product, target in (("a", 1.0), ("b", 1.0), ("c", 0.5), ("d", 0), ("e", 0))
+        ],
+        *[("a tie", product, 1.0 if product < "c" else 0.0) for product in "abc"],
+        *[("none relevant", product, target) for product, target in (("a", 0.25), ("b", 0.0), ("c", 0.0))],
+        *[("no value", product, target) for product, target in (("a", 1.0), ("b", 0.0))],
+    ]
+    kinds = ["drill", "drill", "saw", "lamp", "lamp", "saw", "lamp", None, "bulb", "lamp", "lamp", None, "lamp"]
+    judged = Judged.read(judgements(tmp_path, judged_table([(q, p, float(t)) for q, p, t in rows], product_type=kinds)))
+    found = dict(zip(judged.query_ids[judged.ranked], slices.values(judged, "product_type"), strict=True))
+    assert found == {"two drills": "drill", "a tie": "lamp", "none relevant": "lamp", "no value": None}
+    assert set(slices.values(judged, "raters")) == {"3"}
+
+
+@pytest.mark.parametrize(
+    ("column", "query", "value"),
+    [
+        ("query_words", "sofa", "1"),
+        ("query_words", "5/8 in. x 4ft", "5+"),
+        ("query_words", "a b c d", "4"),
+        ("query_characters", "lamp", "1-10"),
+        ("query_characters", "x" * 11, "11-20"),
+        ("query_characters", "x" * 40, "31-40"),
+        ("query_characters", "x" * 41, "41+"),
+        ("script", "красный диван", "cyrillic"),
+        ("script", "12 34", "none"),
+    ],
+)
+def test_values_that_are_made_of_the_query(tmp_path, column, query, value):
+    table = judged_table([("q", "a", 0.0), ("q", "b", 1.0)], query=[query] * 2)
+    assert slices.values(Judged.read(judgements(tmp_path, table)), column).tolist() == [value]
+
+
+def test_columns_that_cannot_be_sliced_by_are_refused_by_name(measured):
+    judged, systems, _, _ = measured
+    for name in ("colour", "title", "query_id"):
+        with pytest.raises(
+            InputError, match=rf"evaluate\.slices: '{name}' is no column .*: *|expected some of"
+        ) as refused:
+            compare_systems(judged, systems, FAST.model_copy(update={"slices": (name,)}))
+        assert all(known in str(refused.value) for known in slices.columns())
+    with pytest.raises(ValidationError, match=re.escape("'stratum' is named more than once")):
+        Evaluate(slices=("stratum", "script", "stratum"))
+
+
+def test_no_slices_are_asked_for(measured):
+    judged, systems, _, _ = measured
+    metrics, _ = compare_systems(judged, systems, FAST.model_copy(update={"slices": ()}))
+    assert metrics["slices"]["rows"] == metrics["slices"]["left_out"] == []

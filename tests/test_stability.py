@@ -1,0 +1,113 @@
+"""`distilrank evaluate`: several students on one judged split."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from distilrank import artifacts, cli, measures, records
+from distilrank.config import Text
+from distilrank.scorer import Scorer
+from distilrank.stability import spread
+from tests.conftest import WORDS
+from tests.test_relevance import CPU, judged_table, judgements, some_rows, trained
+
+SET = [
+    part
+    for key in ("bootstrap=100", "cluster_bootstrap=50", "slice_queries=5")
+    for part in ("--set", f"evaluate.{key}")
+]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory, models):
+    """A judgements folder, and two students that differ by their seed."""
+    root, rng = tmp_path_factory.mktemp("stability"), np.random.default_rng(3)
+    rows = some_rows(12, rng)
+    texts = {"query": [f"{WORDS[int(row[0][1:])]} lamp" for row in rows]}
+    texts["title"] = [" ".join(rng.choice(WORDS, 4)) for _ in rows]
+    judgements(root / "judgements", judged_table(rows, **texts))
+    platt = {"method": "platt", "slope": 0.5, "intercept": -0.25}
+    for seed in (1, 2):
+        trained(models / "encoder", root / f"seed-{seed}", seed, "encoder", Text(max_tokens=32), platt)
+    return root
+
+
+@pytest.fixture
+def run(root, capsys, monkeypatch):
+    monkeypatch.chdir(root)
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as exit:
+            cli.main(["evaluate", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return exit.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+def test_students_are_measured_beside_the_baselines_and_each_other(run, root, tmp_path):
+    names = ["seed-1", "seed-2"]
+    status, out, err = run(
+        "--model", names[0], "--model", names[1], "--judgements", "judgements", "--output", tmp_path / "out",
+        "--json", *SET,
+    )  # fmt: skip
+    assert status == 0, err
+    metrics = json.loads(out)
+    assert artifacts.read_json(tmp_path / "out" / "metrics.json") == metrics
+    assert list(metrics["systems"]) == ["random", "bm25", *names]
+    test = records.read(root / "judgements" / "test.parquet", records.JUDGED)
+    per_query = records.read(tmp_path / "out" / "per_query.parquet", records.PER_QUERY).to_pandas()
+    for name in names:
+        score = Scorer.load(root / name, CPU).score(test)
+        columns = (test[column].to_pylist() for column in ("query_id", "product_id", "target"))
+        assert metrics["systems"][name]["ndcg_at_10"] == pytest.approx(measures.mean_ndcg(*columns, score), abs=1e-6)
+        means = per_query[per_query.system == name][list(measures.PER_QUERY)].mean()
+        assert all(means[metric] == pytest.approx(metrics["systems"][name][metric]) for metric in measures.PER_QUERY)
+    versus = {(one["system"], one["baseline"]) for one in metrics["comparisons"]}
+    assert versus == {*((name, other) for name in names for other in ("bm25", "random")), tuple(names)}
+    found = metrics["stability"]["measures"]
+    values = [metrics["systems"][name]["roc_auc"] for name in names]
+    assert found["roc_auc"]["mean"] == pytest.approx(np.mean(values))
+    assert found["roc_auc"]["standard_deviation"] == pytest.approx(abs(values[0] - values[1]) / np.sqrt(2))
+    assert metrics["examples"]["baseline"] == "seed-2" and metrics["agreement"] is None
+    sliced = {(one["system"], one["baseline"]) for row in metrics["slices"]["rows"] for one in row["comparisons"]}
+    assert sliced == {*((name, "bm25") for name in names), tuple(names)}
+
+
+def test_one_student_is_printed_as_tables(run):
+    status, out, err = run("--model", "seed-1", "--judgements", "judgements/test.parquet", *SET)
+    assert status == 0, err
+    for words in ("ndcg_at_10", "seed-1", "95% interval", "wins, ties, losses", "ranked of 12 queries"):
+        assert words in out
+    assert "students" not in out, "one has no spread"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "seed-1", "--model", "seed-1"], "--model: 'seed-1' is named twice"),
+        (["--model", "bm25"], "--model bm25: this name is that of a baseline"),
+        (["--model", "nowhere"], "--model nowhere: no such folder, and"),
+        (["--model", "seed-1", "--set", "gate.min_queries=3"], "--set gate: expected evaluate.KEY=VALUE"),
+        (["--model", "seed-1", "--set", "evaluate.bootstrap=3"], "bootstrap"),
+        (["--model", "seed-1", "--set", "evaluate.slices=[colour]"], "evaluate.slices: 'colour' is no column"),
+        (["--model", "seed-1", "--judgements", "seed-1"], "seed-1/test.parquet: no such file"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(run, tmp_path, arguments, words):
+    given = arguments if "--judgements" in arguments else [*arguments, "--judgements", "judgements"]
+    status, out, err = run(*given, "--output", tmp_path / "out")
+    assert (status, out) == (2, "") and words in err
+    assert len(err.strip().splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_measure_that_a_student_lacks_has_no_spread():
+    figures = {"one": {"a": 0.1, "b": None}, "two": {"a": 0.3, "b": 0.5}, "three": {"a": 0.2, "b": 0.5}}
+    found = spread(figures)
+    assert list(found["measures"]) == ["a"] and found["models"] == list(figures)
+    expected = {"mean": 0.2, "standard_deviation": 0.1, "lowest": 0.1, "highest": 0.3, "range": 0.2}
+    assert found["measures"]["a"] == pytest.approx(expected)
+    assert spread({"one": {"a": 0.1}}) is None
