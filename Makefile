@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The Evidently workspace of local runs, and where it is served.
+WORKSPACE ?= runs/.evidently
+PORT ?= 8000
 # Options for pip, e.g. an index that offers CPU-only builds of torch.
 PIP_OPTIONS ?=
 
-.PHONY: demo test lint types compile check clean help
+.PHONY: demo test lint types compile check clean evidently-ui help
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +32,9 @@ compile: $(READY) ## Compile the pipeline of each configuration to build/
 	done
 
 check: lint types compile test ## All of lint, types, compile and test
+
+evidently-ui: $(READY) ## Serve the drift of all runs over time (WORKSPACE=..., PORT=...)
+	@$(BIN)/evidently ui --workspace $(WORKSPACE) --port $(PORT)
 
 clean: ## Remove runs (the demo's registry is among them) and builds; the environment stays
 	rm -rf runs build

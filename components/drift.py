@@ -1,4 +1,4 @@
-from kfp.dsl import Artifact, Dataset, Input, Metrics, Output
+from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
 
 from components.stage import ops_stage
 
@@ -7,6 +7,7 @@ from components.stage import ops_stage
 def measure_drift(
     traffic: Input[Dataset],
     evaluation: Input[Artifact],
+    student: Input[Model],
     champion: str,
     config: dict,
     registry: dict,
@@ -24,6 +25,7 @@ def measure_drift(
         Registry(**registry),
         traffic=Path(traffic.path),
         evaluation=Path(evaluation.path),
+        student=Path(student.path),
         champion=champion,
         output=Path(drift.path),
     )

@@ -16,6 +16,7 @@ def check_inputs(
     teacher: dict,
     student: dict,
     drift: dict,
+    gate: dict,
     registry: dict,
     resolved: Output[Artifact],
 ) -> NamedTuple(  # type: ignore[valid-type]
@@ -38,6 +39,6 @@ def check_inputs(
     from distilrank import config, preflight as stage
 
     sections = dict(data=data, window=window, preflight=preflight, compute=compute, teacher=teacher, student=student)
-    sections |= dict(prepare=prepare, drift=drift, registry=registry)
+    sections |= dict(prepare=prepare, drift=drift, gate=gate, registry=registry)
     checked = config.parse(sections, "pipeline parameters")
     return stage.check(checked, schedule_time=schedule_time, output=Path(resolved.path))

@@ -49,6 +49,7 @@ def distill(
         teacher=teacher,
         student=student,
         drift=drift,
+        gate=gate,
         registry=registry,
     )
     champion, anchor = checked.outputs["champion"], checked.outputs["anchor"]

@@ -17,6 +17,7 @@ def estimate(
     label: dict,
     student: dict,
     drift: dict,
+    gate: dict,
     registry: dict,
     schedule_time: str = "",
 ):
@@ -31,6 +32,7 @@ def estimate(
         teacher=teacher,
         student=student,
         drift=drift,
+        gate=gate,
         registry=registry,
     )
     estimated = estimate_spend(

@@ -23,8 +23,8 @@ def setup(tmp_path: Path):
         (tmp_path / name).write_text(text)
     model = tmp_path / "model"
     model.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        (model / name).write_text("{}")
+    (model / "config.json").write_text('{"model_type": "bert"}')
+    (model / "model.safetensors").write_text("{}")
 
     def run(schedule_time: str = "", **overrides) -> preflight.Resolved:
         data = {
@@ -164,3 +164,13 @@ def test_models_are_checked_without_loading(setup, tmp_path: Path) -> None:
     (tmp_path / "model" / "config.json").unlink()
     with pytest.raises(InputError, match=r"no config\.json beside the weights"):
         setup()
+
+
+def test_a_student_that_drift_cannot_embed_with_is_named(setup, tmp_path: Path) -> None:
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "distilbert"}')
+    with pytest.raises(
+        InputError, match=r"drift\.encoder: the student, '.*model', is of type 'distilbert', expected bert"
+    ):
+        setup()
+    setup(drift={"encoder": str(tmp_path / "model")})
+    setup(drift={"embedding_rows": 0}, gate={"max_embedding_auc": 1})

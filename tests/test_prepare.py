@@ -443,6 +443,12 @@ def test_traffic_of_two_windows(made: tuple[Shop, Prepared]) -> None:
     index = bm25.Index(shop.products["title"])
     place = np.array([int(row["product_id"][1:])])
     assert row["bm25"] == index.scores([row["query"]], np.array([0]), place)[0]
+    assert row["script"] == "latin" and row["query_tokens"] >= 3
+    ranks = set(zip(shop.log["query"], shop.log["product_id"], shop.log["rank"], strict=True))
+    clicks = Counter(zip(shop.log["query"], shop.log["product_id"], shop.log["click"], strict=True))
+    for row in out.traffic["reference"].to_pylist():
+        assert (row["query"], row["product_id"], row["position"]) in ranks
+        assert clicks[row["query"], row["product_id"], bool(row["clicked"])]
 
 
 @pytest.mark.parametrize("logs", [True, False])

@@ -654,7 +654,7 @@ class Evaluate(Section):
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, description="Level of the intervals.")
     interval: Literal["percentile", "bca"] = Field(
         "percentile",
-        description="Bootstrap interval of per-query measures; bca: bias-corrected and accelerated, for few queries and "
+        description="Bootstrap interval of per-query measures; bca: bias-corrected and accelerated, for few queries or "
         "skewed differences.",
     )
     slices: tuple[str, ...] = Field(
@@ -681,10 +681,10 @@ class Drift(Section):
     """When a column counts as drifted, and which of them raise the alarm; docs/drift.md has what this was chosen by."""
 
     numeric: Annotated[float, Field(gt=0)] = Field(
-        0.1, description="Normalised Wasserstein distance from which it has."
+        0.15, description="Normalised Wasserstein distance from which it has."
     )
-    categorical: Annotated[float, Field(gt=0)] = Field(0.1, description="Jensen-Shannon distance from which it has.")
-    score: Annotated[float, Field(gt=0)] = Field(0.1, description="Likewise for the student's scores (Wasserstein).")
+    categorical: Annotated[float, Field(gt=0)] = Field(0.15, description="Jensen-Shannon distance from which it has.")
+    score: Annotated[float, Field(gt=0)] = Field(0.15, description="Likewise for the student's scores (Wasserstein).")
     chance: Annotated[float, Field(gt=0, le=1)] = Field(
         0.05,
         description="Small samples differ by chance alone: a distance must also be one that exchanging whole queries "
@@ -806,7 +806,9 @@ class Gate(Section):
     max_p95_ms: Annotated[float, Field(ge=0)] = Field(
         0.0, description="Longest p95 of a request, in milliseconds of the machine that evaluates; 0: any."
     )
-    max_drift_share: Share = Field(0.5, description="Largest share of drifted columns; 1: any.")
+    max_drift_share: Share = Field(
+        0.25, description="Largest share of drifted columns between training window and newest traffic; 1: any."
+    )
     max_embedding_auc: Annotated[float, Field(ge=0.5, le=1)] = Field(
         0.8,
         description="How well a classifier may tell the newest traffic from the training window by its embeddings "

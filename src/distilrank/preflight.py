@@ -87,6 +87,7 @@ def check(config: Config, *, schedule_time: str, output: Path) -> Resolved:
         with progress.timed(STAGE, "digested the models"):
             used = {config.teacher.model, config.student.model, config.prepare.retriever.model}
             bases = {reference: models.digest(reference) for reference in sorted(used)}
+        _check_embedded(config)
         bounds, data_digest = _pin(config, schedule_time, output, source, bases[config.prepare.retriever.model])
         resolved = Resolved(
             data_digest,
@@ -169,6 +170,21 @@ def _check_workspace(config: Config) -> None:
         from distilrank import drift  # brings Evidently, which takes seconds to import
 
         drift.check_workspace(config.drift)
+
+
+def _check_embedded(config: Config) -> None:
+    """Refuse a student whose encoder the drift stage cannot embed with, where the gate asks for what it would find."""
+    if config.drift.encoder != "student" or not config.drift.embedding_rows or config.gate.max_embedding_auc == 1:
+        return
+    if config.student.model.startswith(("hub:", "gs://")):
+        return  # what it is shows only once it is fetched
+    path = models.resolve(config.student.model) / "config.json"
+    kind = artifacts.read_json(path).get("model_type")
+    if kind != "bert":
+        raise InputError(
+            f"drift.encoder: the student, {config.student.model!r}, is of type {kind!r}, expected bert; name a BERT "
+            "sentence encoder there, or set drift.embedding_rows to 0 and gate.max_embedding_auc to 1"
+        )
 
 
 def _check_teacher(teacher: str, champion: str, version: Path) -> None:

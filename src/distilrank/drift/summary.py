@@ -1,0 +1,57 @@
+"""What moved, on one screen: a self-contained page that needs no network and runs no script."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+TEMPLATES = Path(__file__).parent.parent / "templates"
+WORDS = {"query": "queries", "product": "products shown", "clicks": "clicks", "score": "scores", "embedding": "texts"}
+"""What each group of columns is about."""
+
+
+def render(drift: Mapping[str, Any]) -> str:
+    """The page for the content of `drift.json`."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,  # queries and titles are other people's text
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    parts = []
+    if drift["candidate"]:
+        parts.append(("The candidate", "Does what it learned from represent the newest traffic?", drift["candidate"]))
+    if drift["champion"]:
+        parts.append(("The champion", "Has traffic moved away from it? Only reported.", drift["champion"]))
+    shown = [
+        {"label": label, "question": question, **part, "rows_shown": _rows(part)} for label, question, part in parts
+    ]
+    return environment.get_template("drift.html.j2").render(parts=shown)
+
+
+def _rows(part: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The columns that have a value, those that moved most first."""
+    rows = []
+    for column in part["columns"]:
+        if column["value"] is None:
+            continue
+        reach = column["value"] / column["threshold"]
+        if column["group"] == "embedding":  # 0.5 is the value of no difference
+            reach = max(column["value"] - 0.5, 0) / max(column["threshold"] - 0.5, 1e-9)
+        rows.append(
+            {
+                "label": column["name"].replace("_", " "),
+                "about": WORDS[column["group"]],
+                "shift": column["shift"],
+                "value": f"{column['value']:.3f}",
+                "threshold": f"{column['threshold']:.3f}",
+                "drifted": column["drifted"],
+                "reach": round(min(reach / 2, 1) * 100, 1),
+                "order": reach + 1e6 * column["drifted"],
+            }
+        )
+    return sorted(rows, key=lambda row: -row["order"])
