@@ -9,13 +9,22 @@ PORT ?= 8000
 # Options for pip, e.g. an index that offers CPU-only builds of torch.
 PIP_OPTIONS ?=
 
-.PHONY: demo test lint types compile check clean evidently-ui help
+.PHONY: demo demo-refusals test lint types compile check clean evidently-ui help
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: $(READY) ## Run the whole pipeline on the built-in shop: minutes, no GPU, no data needed
 	@$(BIN)/python -m pipelines run --config configs/demo.yaml
+
+demo-refusals: demo ## After the demo: a worse student, and a good one that learned from traffic that is gone
+	@$(BIN)/python -m pipelines run --config configs/demo.yaml $(WORSE)
+	@$(BIN)/python -m pipelines run --config configs/demo.yaml $(LEFT_BEHIND)
+
+# Two layers of six; another seed, in a week in which half of the searches are for what was not sold before.
+WORSE = --set name=demo-worse --set student.layers=2
+LEFT_BEHIND = --set name=demo-left-behind --set student.optimiser.seed=99 \
+	--set data.drift.new_product_type=0.5 --set data.drift.seasonal_words=0.4
 
 test: $(READY) $(VENV)/onnx-backend/.ready ## Run the tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -26,9 +35,12 @@ lint: $(READY) ## Check style and format
 types: $(READY) ## Check types
 	@$(BIN)/mypy
 
-compile: $(READY) ## Compile the pipeline of each configuration to build/
+compile: $(READY) ## Compile the pipelines of each configuration to build/
 	@for config in configs/*.yaml; do \
-		$(BIN)/python -m pipelines compile --config $$config --output build/distill-$$(basename $$config) || exit; \
+		for pipeline in distill monitor; do \
+			$(BIN)/python -m pipelines compile $$pipeline --config $$config --output build/$$pipeline-$$(basename $$config) \
+				|| exit; \
+		done; \
 	done
 
 check: lint types compile test ## All of lint, types, compile and test

@@ -281,7 +281,7 @@ def test_details_are_sentences_with_the_numbers() -> None:
         "the lower end must not be below -.1"
     )
     assert detail(verdict, "drift") == (
-        "25 % of the columns (bm25) have drifted from training window to newest traffic; at most 50 % may"
+        "25 % of the columns (bm25) have drifted from training window to newest traffic; at most 25 % may"
     )
     assert detail(verdict, "calibration") == "student calibration error (ECE) is .031; it may be .2 at most"
     assert detail(verdict, "enough_judgements") == (
