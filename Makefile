@@ -27,7 +27,7 @@ LEFT_BEHIND = --set name=demo-left-behind --set student.optimiser.seed=99 \
 	--set data.drift.new_product_type=0.5 --set data.drift.seasonal_words=0.4
 
 test: $(READY) $(VENV)/onnx-backend/.ready ## Run the tests
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY) ## Check style and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -15,6 +15,7 @@ def check_inputs(
     compute: dict,
     teacher: dict,
     student: dict,
+    evaluate: dict,
     drift: dict,
     gate: dict,
     registry: dict,
@@ -39,6 +40,6 @@ def check_inputs(
     from distilrank import config, preflight as stage
 
     sections = dict(data=data, window=window, preflight=preflight, compute=compute, teacher=teacher, student=student)
-    sections |= dict(prepare=prepare, drift=drift, gate=gate, registry=registry)
+    sections |= dict(prepare=prepare, evaluate=evaluate, drift=drift, gate=gate, registry=registry)
     checked = config.parse(sections, "pipeline parameters")
     return stage.check(checked, schedule_time=schedule_time, output=Path(resolved.path))

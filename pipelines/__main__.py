@@ -136,7 +136,7 @@ def monitor(
     if (folder / "verdict.json").exists():
         _summarise(console, folder, artifacts.read_json(folder / "verdict.json"))
     word = "alarm" if found["alarm"] else "nothing to act on"
-    console.print(f"\n[bold]{word}[/]: look at [bold]{folder / 'summary.html'}[/]", soft_wrap=True)
+    console.print(f"\n[bold]{word}[/]: look at [bold]{folder / 'monitor' / 'summary.html'}[/]", soft_wrap=True)
     if fail_on_alarm and found["alarm"]:
         raise typer.Exit(3)
 

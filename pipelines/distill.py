@@ -48,6 +48,7 @@ def distill(
         compute=compute,
         teacher=teacher,
         student=student,
+        evaluate=evaluate,
         drift=drift,
         gate=gate,
         registry=registry,

@@ -79,7 +79,8 @@ def _new_folder(runs: Path, name: str) -> Path:
     folder = runs / name
     if NAME.fullmatch(name) is None or name == "latest":
         raise InputError(f"--name {name}: expected lower-case letters, digits and hyphens, and not latest")
-    failed = (folder / "run.log").is_file() and not (folder / "verdict.json").exists()
+    done = ("verdict.json", "monitor.json", ESTIMATE)
+    failed = (folder / "run.log").is_file() and not any((folder / name).exists() for name in done)
     if folder.exists() and not failed:  # another run, or no run at all: a registry, say
         raise InputError(f"{folder}: a run of this name is there already; choose another --name")
     try:
@@ -116,14 +117,24 @@ def run(config: Config, *, name: str, runs: Path, cache: bool, pipeline: Path | 
         RunStopped: a stage that ended the run on purpose.
         RuntimeError: a stage that failed; the log tells.
     """
+    runnable = _compiled(pipeline) if pipeline else distill
     folder = _new_folder(runs, name)
     config = _fitted(config, runs)
     _keep(config, folder)
-    runnable = components.load_component_from_file(str(pipeline)) if pipeline else distill
     made, seconds, peak_mib = _execute(runnable, distill, config, folder, runs, cache, console)
     _gather(made, folder, seconds, peak_mib)
     _point(runs / "latest", folder)
     return folder
+
+
+def _compiled(path: Path) -> Any:
+    try:
+        return components.load_component_from_file(str(path))
+    except Exception as error:  # KFP and its YAML reader raise all kinds
+        raise InputError(
+            f"--pipeline {path}: no compiled pipeline ({' '.join(str(error).split())[:150]}); `python -m pipelines "
+            "compile` writes one"
+        ) from None
 
 
 def estimate(config: Config, *, name: str, runs: Path, cache: bool, console: Console) -> dict[str, Any]:
@@ -140,19 +151,22 @@ def estimate(config: Config, *, name: str, runs: Path, cache: bool, console: Con
 def monitor(config: Config, *, name: str, runs: Path, cache: bool, console: Console) -> Path:
     """Hold the newest traffic against the champion's, and where the configuration says so answer an alarm by `distill`.
 
-    Arguments and errors as for `run`. The folder has `monitor.json`, `metrics.prom` and the pages on drift; after an
-    alarm that was answered also what `run` leaves, and `runs/latest` points at it.
+    Arguments and errors as for `run`. The folder has `monitor.json`, and `monitor/` with the metrics and the pages on
+    drift; after an alarm that was answered also what `run` leaves, and `runs/latest` points at it.
     """
     folder = _new_folder(runs, name)
     config = _fitted(config, runs)
     _keep(config, folder)
-    made, seconds, peak_mib = _execute(watch, watch, config, folder, runs, cache, console)
-    if (made / "render-report").is_dir():
-        _gather(made, folder, seconds, peak_mib)
-        _point(runs / "latest", folder)
-    found = made / "watch-champion" / "watched"
-    for path in (*found.glob("*.html"), found / "monitor.json", found / "metrics.prom"):
-        shutil.copyfile(path, folder / path.name)
+    try:
+        made, seconds, peak_mib = _execute(watch, watch, config, folder, runs, cache, console)
+        if (made / "render-report").is_dir():
+            _gather(made, folder, seconds, peak_mib)
+            _point(runs / "latest", folder)
+    finally:  # an alarm must be told of even if the run that answers it fails
+        for found in (runs / ".kfp" / folder.name).glob("monitor-*/watch-champion/watched"):
+            if (found / artifacts.SEAL).exists():
+                artifacts.copy_tree(found, folder / "monitor")
+                shutil.copyfile(found / "monitor.json", folder / "monitor.json")
     return folder
 
 

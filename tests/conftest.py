@@ -16,6 +16,14 @@ WORDS = (
 ).split()
 
 
+LONG = ("test_pipeline.py", "test_training.py")
+"""Files that take minutes: they begin first, since a file runs on one worker and the others would wait for the last."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `decoder` (Llama, BPE) and `encoder` (BERT, WordPiece), both of a few thousand random weights."""

@@ -69,6 +69,7 @@ for arguments in (["--help"], ["config"], ["registry", "list"], ["registry", "ve
 loaded = {{name.split(".")[0] for name in sys.modules}} & {HEAVY!r}
 assert not loaded, loaded
 """
+    (tmp_path / "registry" / "versions").mkdir(parents=True)
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     ran = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr

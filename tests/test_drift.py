@@ -170,6 +170,49 @@ def test_only_the_configured_groups_raise_the_alarm() -> None:
     assert compare(traffic(1500, 1), clicks, alarm=(), share=0.0)["alarm"]
 
 
+def test_an_alarm_by_the_share_is_said_as_one(tmp_path: Path) -> None:
+    clicks = traffic(1500, 2, clicked=np.random.default_rng(1).random(1500) < 0.4)
+    paths = folders(tmp_path, traffic(1500, 1), clicks)
+    part = measure(paths, Drift(embedding_rows=0, alarm=(), share=0.0))["candidate"]
+    assert part["alarm"] and part["why"] == []
+    said = (paths["output"] / "summary.html").read_text()
+    assert "Moved: 1 of 12 columns" in said and "Nothing moved" not in said
+    config = Drift(workspace=str(tmp_path / "workspace"))
+    drift.keep(config, Registry(), drift=paths["output"], name="run", newest_end="2026-03-01")
+    workspace = evidently_page.Workspace.create(config.workspace)
+    (project,) = workspace.list_projects()
+    (kept,) = (workspace.get_run(project.id, one) for one in workspace.list_runs(project.id))
+    assert kept.metadata["alarm"] == "1 of 12 columns"
+
+
+@pytest.mark.parametrize("queries", [1, 2, 5, 6])
+def test_a_handful_of_queries_is_no_evidence(queries: int) -> None:
+    """Two samples of queries of their own, of one period: whatever is found is a false alarm."""
+    draw = np.random.default_rng(6)
+    alarms = 0
+    for seed in range(30):
+        samples = []
+        for side in "ab":
+            query = np.sort(np.arange(40) % queries)
+            names = [f"{side}{number}" for number in query]
+            texts = [TYPES[number] for number in draw.integers(0, len(TYPES), queries)[query]]
+            words = draw.normal(9, 3, queries).round()[query]
+            samples.append(traffic(40, seed, query_id=names, query=names, product_type=texts, title_words=words))
+        part = compare(*samples)
+        alarms += part["alarm"]
+        assert ("none counts" in part["note"]) == (queries < compared.FEWEST)
+    assert alarms == 0 if queries < compared.FEWEST else alarms <= 6  # of 1.5 expected, 6 are reached with p < 0.004
+
+
+def test_equal_distances_are_within_chance() -> None:
+    """Two queries change places as a whole in every flip, so that each of them reaches exactly what was seen."""
+    for seed in range(20):
+        value = np.random.default_rng(seed).normal(size=2)
+        column = one_column(by_queries(np.arange(1), 40, value[:1]), by_queries(np.arange(1, 2), 40, value[1:]))
+        column = replace(column, reference=column.reference + np.linspace(0, 1, 40))
+        assert compared.noise([column], 0.05)["value"] > compared.distance(column)
+
+
 def test_degenerate_columns_and_a_handful_of_rows(tmp_path: Path) -> None:
     same = {"brand": ["one brand"] * 12, "title_words": np.full(12, 7), "bm25": np.full(12, np.nan)}
     constant = traffic(12, 1, **same, query_words=np.full(12, 2))
@@ -224,6 +267,13 @@ def test_the_champion_is_compared_with_its_own_reference(tmp_path: Path) -> None
         output=tmp_path / "watched",
     )  # fmt: skip
     assert alone == result["champion"] and (tmp_path / "watched" / "snapshot.json").exists()
+    page = (tmp_path / "watched" / "drift.html").read_text()
+    assert "raises an alarm" in page and "Only reported" not in page
+    said = (tmp_path / "watched" / "summary.html").read_text()
+    assert "raises an alarm" in said and "drift.html, by" in said
+    assert "Only reported" not in said and "champion.html" not in said
+    said = (paths["output"] / "summary.html").read_text()
+    assert "Only reported" in said and "drift.html and champion.html, by" in said
     measure(paths)
     assert not (paths["output"] / "champion.html").exists()
 

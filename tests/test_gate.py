@@ -522,3 +522,11 @@ def test_an_override_cannot_excuse_what_was_not_measured(changed: dict[str, Any]
     verdict = decide(overriding(max_ece=0.03), **changed)
     assert verdict.outcome == "refused" and set(failed(verdict)) == {"calibration", name}
     assert verdict.notes == [f"the override by J. Doe, until 2026-11-20, cannot excuse {name}"]
+
+
+def test_no_slices_do_not_pass_and_thin_ones_are_told() -> None:
+    none: dict[str, Any] = {"min_queries": 20, "rows": [], "left_out": []}
+    verdict = decide(slices=none)
+    assert failed(verdict) == ["slices"] and detail(verdict, "slices").startswith("the evaluation has no slices")
+    thin = decide(slices=none | {"left_out": [{"column": "stratum", "value": "head", "queries": 9}]})
+    assert thin.promoted and "none of the slices has the 20 queries" in detail(thin, "slices")

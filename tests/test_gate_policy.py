@@ -154,3 +154,10 @@ def test_one_limit_on_relevance_is_enough(limit: dict) -> None:
     parse({"data": {"source": "demo_shop"}, "gate": off | limit}, "run.yaml")
     with pytest.raises(InputError, match=r"run\.yaml: gate: nothing is asked of the student's relevance"):
         parse({"data": {"source": "demo_shop"}, "gate": off}, "run.yaml")
+
+
+def test_blanks_around_an_override_are_no_part_of_it() -> None:
+    blank = Gate.model_validate({"override": {"by": "  ", "reason": "", "until": " "}})
+    assert blank.override.last_day is None and not blank.override.by
+    given = {"by": " Jo ", "reason": "because we must ship", "until": " 2026-03-31"}
+    assert Gate.model_validate({"override": given}).override.until == "2026-03-31"

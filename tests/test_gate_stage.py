@@ -148,6 +148,18 @@ def test_it_does_not_decide_on_the_evaluation_of_something_else(stage: Stage, na
         stage.decide(champion=version, anchor=version)
 
 
+@pytest.mark.parametrize("name", ["evaluation", "student", "champion"])
+def test_it_does_not_decide_on_the_drift_of_something_else(stage: Stage, name: str) -> None:
+    version = stage.promoted("earlier")
+    digests = {one: artifacts.sealed_digest(stage.folder / one) for one in ("evaluation", "student")}
+    made_of = digests | {"champion": version}
+    artifacts.write_json(stage.folder / "drift" / artifacts.RECORD, {"inputs": made_of})
+    assert stage.decide(champion=version, anchor=version)
+    artifacts.write_json(stage.folder / "drift" / artifacts.RECORD, {"inputs": made_of | {name: "other"}})
+    with pytest.raises(InputError, match=f"drift: compared with {name} other, expected {made_of[name][:13]}"):
+        stage.decide(champion=version, anchor=version)
+
+
 @pytest.mark.parametrize("alias", ["champion", "anchor"])
 def test_it_names_a_version_that_the_registry_lacks(stage: Stage, alias: str) -> None:
     with pytest.raises(InputError, match="no version 'vbbbbbbbbbbbb'"):

@@ -62,6 +62,7 @@ class Shop:
             },
             "label": {"min_deviation": 0},
             "student": {"model": str(models / "encoder"), "optimiser": {"epochs": 1, "evaluations": 1}},
+            "drift": {"embedding_rows": 100},
             "evaluate": {"bootstrap": 200, "cluster_bootstrap": 50, "latency_pairs": 32},
             "gate": {
                 "lift_over_bm25": -1,
@@ -208,7 +209,8 @@ def watch(shop: Shop, name: str, *settings: str, options: tuple[str, ...] = ()) 
     return shop("monitor", "--runs", str(shop.runs), "--name", name, *overrides, *options)
 
 
-MOVED = ("data.drift.new_product_type=0.5", "data.drift.seasonal_words=0.5")
+MOVED = ("drift.numeric=0.0001", "drift.chance=1")
+"""Any difference counts, so that there is an alarm and all before it is taken over from the first run."""
 
 
 def test_monitoring_finds_the_champion_where_it_was(promoted: Path, shop: Shop) -> None:
@@ -220,9 +222,22 @@ def test_monitoring_finds_the_champion_where_it_was(promoted: Path, shop: Shop) 
     assert found["champion"] == json.loads((promoted / "verdict.json").read_text())["candidate"]["id"]
     assert [check["name"] for check in found["checks"]] == ["drift", "disagreement"]
     assert found["disagreement"]["ci_low"] <= found["disagreement"]["rise"] <= found["disagreement"]["ci_high"]
-    metrics = (shop.runs / "steady" / "metrics.prom").read_text()
+    metrics = (shop.runs / "steady" / "monitor" / "metrics.prom").read_text()
     assert 'distilrank_monitor_alarm{check="drift"} 0.0' in metrics and "distilrank_monitor_time_seconds" in metrics
-    assert (shop.runs / "steady" / "summary.html").exists() and (shop.runs / "latest").resolve() == latest
+    assert (shop.runs / "steady" / "monitor" / "summary.html").exists() and (shop.runs / "latest").resolve() == latest
+
+
+def test_a_finished_look_is_not_overwritten(promoted: Path, shop: Shop) -> None:
+    kept = (shop.runs / "steady" / "monitor.json").read_bytes()
+    result = watch(shop, "steady")
+    assert result.returncode == 2 and "choose another --name" in result.stderr
+    assert (shop.runs / "steady" / "monitor.json").read_bytes() == kept
+
+
+def test_what_is_no_pipeline_is_refused_before_anything_is_made(shop: Shop) -> None:
+    result = shop.run("nothing", options=("--pipeline", str(ROOT / "README.md")))
+    assert result.returncode == 2 and "README.md: no compiled pipeline" in result.stderr, result.stderr
+    assert len(result.stderr.splitlines()) == 1 and not (shop.runs / "nothing").exists()
 
 
 def test_an_alarm_is_told_by_the_exit_status_and_starts_a_run(promoted: Path, shop: Shop) -> None:
@@ -234,6 +249,8 @@ def test_an_alarm_is_told_by_the_exit_status_and_starts_a_run(promoted: Path, sh
     found = json.loads((shop.runs / "moved" / "monitor.json").read_text())
     assert found["alarm"] and found["disagreement"] is None
     verdict = json.loads((shop.runs / "moved" / "verdict.json").read_text())
+    pages = [(shop.runs / "moved" / part / "summary.html").read_text() for part in ("", "monitor")]
+    assert "The candidate" in pages[0] and "The candidate" not in pages[1]
     assert verdict["outcome"] == "refused" and (shop.registry / "aliases" / "champion.json").read_bytes() == registry
     assert (shop.runs / "latest").resolve().name == "moved"
 

@@ -451,6 +451,16 @@ def test_traffic_of_two_windows(made: tuple[Shop, Prepared]) -> None:
         assert clicks[row["query"], row["product_id"], bool(row["clicked"])]
 
 
+def test_what_monitoring_looks_at_is_the_sample_of_a_whole_run(made: tuple[Shop, Prepared], tmp_path: Path) -> None:
+    shop, whole = made
+    knobs = Prepare(privacy={"min_clients": 1}, shards=3, traffic_sample=100)
+    rows = prepare.sample_newest(knobs, shop.data(), data_digest="d", **WINDOW, traffic=tmp_path / "traffic")
+    artifacts.verify(tmp_path / "traffic")
+    assert [path.name for path in (tmp_path / "traffic").glob("*.parquet")] == ["current.parquet"]
+    found = records.read(tmp_path / "traffic" / "current.parquet", records.TRAFFIC)
+    assert found.equals(whole.traffic["current"]) and len(found) == rows
+
+
 @pytest.mark.parametrize("logs", [True, False])
 def test_without_time_held_out_queries_stand_in_for_newest_traffic(shop: Shop, tmp_path: Path, logs: bool) -> None:
     out = Prepared(tmp_path / "out", shop.data(logs=logs, timed=False), NO_WINDOW)

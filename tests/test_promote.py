@@ -175,6 +175,33 @@ def test_the_version_that_a_rollback_went_to_can_be_promoted_on_from(
     assert backend.alias("champion") == third and backend.rollback() == first
 
 
+def test_of_two_runs_that_publish_the_same_student_at_once_both_succeed(
+    tmp_path: Path, config: Registry, backend: registry.Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders, others = stages(tmp_path / "run"), stages(tmp_path / "other")
+    artifacts.write_text(others["report"] / "report.html", "<p>another report</p>")
+    publish = Local.publish
+
+    def overtaken(self: Local, folder: Path, version: str) -> None:
+        with monkeypatch.context() as inner:
+            inner.setattr(Local, "publish", publish)
+            run(config, others)
+        publish(self, folder, version)
+
+    monkeypatch.setattr(Local, "publish", overtaken)
+    name = run(config, folders)
+    assert backend.alias("champion") == name and len(backend.history()) == 2
+    assert (backend.fetch(name) / "report.html").read_text() == "<p>another report</p>"
+    assert artifacts.read_json(tmp_path / "run" / "promotion" / artifacts.RECORD)["facts"]["published_now"] is False
+
+
+def test_what_hinders_publishing_is_told(tmp_path: Path, config: Registry) -> None:
+    (tmp_path / "registry").mkdir()
+    (tmp_path / "registry" / "versions").touch()
+    with pytest.raises(InputError, match=r"cannot use .*/versions"):
+        run(config, stages(tmp_path / "run"))
+
+
 # Refused ----------------------------------------------------------------------------------------------------------
 
 

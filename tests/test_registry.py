@@ -119,6 +119,18 @@ def test_what_cannot_be_opened_is_named(uri: str, named: str) -> None:
     assert named in str(caught.value)
 
 
+def test_a_home_folder_that_nobody_has_is_named(emulator: None) -> None:
+    with pytest.raises(InputError, match="registry '~nosuchuser/x': no such home folder"):
+        registry.open("~nosuchuser/x")
+    with pytest.raises(InputError, match=r"registry\.cache '~nosuchuser/x': no such home folder"):
+        registry.connect(Registry(uri="gs://models", cache="~nosuchuser/x"))
+
+
+def test_a_registry_exists_once_something_is_written(place: Place, tmp_path: Path) -> None:
+    assert not registry.connect(place.config).exists()
+    assert published(place, tmp_path, "a")[0].exists()
+
+
 def test_check_leaves_nothing(place: Place) -> None:
     registry.connect(place.config).check()
     assert place.files() == {}
@@ -281,7 +293,10 @@ def test_records_that_were_taken_away_or_put_back_are_found_out(place: Place, tm
             ask()
     place.put("aliases/champion.json", now["aliases/champion.json"])
     place.remove("history/champion/00000001.json")
-    with pytest.raises(InputError, match=r"00000002\.json: holds record 2 .* expected the one that its name says"):
+    with pytest.raises(InputError, match=r"00000001\.json: is missing, although 00000002\.json is there"):
+        backend.history()
+    place.put("history/champion/00000001.json", now["history/champion/00000002.json"])
+    with pytest.raises(InputError, match=r"00000001\.json: holds record 2 .* expected the one that its name says"):
         backend.history()
     place.put("history/champion/00000001.json", b"[]\n")
     with pytest.raises(InputError, match=r"00000001\.json: damaged"):

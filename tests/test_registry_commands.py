@@ -87,13 +87,30 @@ def test_list_shows_what_each_alias_names(call: Any, versions: list[str]) -> Non
 
 
 def test_an_empty_registry_lists_nothing(call: Any, tmp_path: Path) -> None:
+    registry.connect(HERE).check()
     assert call("list", "--json").json() == []
-    assert "no version yet" in call("list", "--registry", tmp_path / "elsewhere").out
+    assert "no version yet" in call("list").out
     call("show").complains("no champion yet")
     call("rollback", "--reason", "x").complains("no champion yet")
     call("diff", "anchor", "champion").complains("no alias 'anchor'")
     assert call("gc", "--keep", "1", "--json").json()["removed"] == []
     assert list(tmp_path.rglob("*.json")) == []
+
+
+def test_a_place_without_a_registry_is_told_of_and_left_alone(call: Any, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for place in ("absent", "photos"):
+        for command in (
+            ("list",),
+            ("show",),
+            ("diff", "a", "b"),
+            ("verify",),
+            ("gc", "--keep", "1"),
+            ("rollback", "--reason", "x"),
+            ("promote", "champion", "--reason", "x"),
+        ):
+            call(*command, "--registry", tmp_path / place).complains(f"{tmp_path / place}: no registry there")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "photos"]
 
 
 def test_show_tells_why_and_from_what(call: Any, versions: list[str]) -> None:
@@ -148,6 +165,7 @@ def test_promote_moves_an_alias_on_purpose(call: Any, versions: list[str]) -> No
     assert call("promote", versions[1], "--reason", "x").out == f"champion: {versions[1]}, before: {versions[2]}\n"
     again = call("promote", versions[1], "--reason", "x").out
     assert again == f"champion: {versions[1]}, before: {versions[2]} (was already)\n"
+    assert call("promote", versions[1], "--expect", "champion", "--reason", "x").status == 0
     assert call("promote", versions[0], "--alias", "holdout", "--reason", "A/B").out.endswith("before: none\n")
     assert aliases() == {"anchor": versions[2], "champion": versions[1], "holdout": versions[0]}
 
@@ -158,7 +176,12 @@ def test_promote_refuses_what_is_not_so(call: Any, versions: list[str], tmp_path
     stale.complains(f"champion is {versions[2]}, expected {versions[1]}", status=1)
     call("promote", "v000000000000", "--reason", "x").complains("no version 'v000000000000'")
     call("promote", versions[0], "--alias", "Bad Name", "--reason", "x").complains("'Bad Name' is no alias")
+    call("promote", versions[0], "--expect", "anchor", "--reason", "x").complains(f"expected {versions[0]}", status=1)
+    call("promote", versions[0], "--expect", "nobody", "--reason", "x").complains("no alias 'nobody'")
+    call("promote", versions[0], "--expect", "v000000000000", "--reason", "x").complains("no version 'v000000000000'")
     call("promote", versions[0], "--reason", " ").complains("--reason: is empty")
+    call("promote", versions[0], "--reason", "sof\udce4").complains("--reason: is not UTF-8")
+    call("rollback", "--reason", "sof\udce4").complains("--reason: is not UTF-8")
     assert call("promote", versions[0]).status == 2
     damaged = tmp_path / "registry" / "versions" / versions[0] / "student" / "model.safetensors"
     damaged.write_text("other")
@@ -188,6 +211,14 @@ def test_verify_reads_every_version_and_names_the_damaged_file(call: Any, versio
     call("verify", "anchor").complains(versions[0])
 
 
+def test_a_damaged_history_is_no_damage_of_versions(call: Any, versions: list[str], tmp_path: Path) -> None:
+    damaged = tmp_path / "registry" / "history" / "champion" / "00000001.json"
+    damaged.write_text("{}\n")
+    ran = call("verify")
+    ran.complains(f"{damaged}: damaged")
+    assert "versions damaged" not in ran.err and ran.out == ""
+
+
 def test_verify_finds_an_alias_without_its_version(call: Any, versions: list[str], tmp_path: Path) -> None:
     (tmp_path / "registry" / "versions" / versions[2]).rename(tmp_path / "taken-away")
     call("verify").complains(f"no version '{versions[2]}'")
@@ -215,7 +246,7 @@ def test_a_configuration_tells_where_the_registry_is(call: Any, versions: list[s
     settings = tmp_path / "shop.yaml"
     settings.write_text('{"data": {"source": "demo_shop"}, "registry": {"uri": "registry"}}')
     assert len(call("list", "--config", settings, "--json").json()) == 3
-    assert call("list", "--config", settings, "--registry", "other", "--json").json() == []
+    call("list", "--config", settings, "--registry", "other").complains("/other: no registry there")
     call("list", "--config", "absent.yaml").complains("absent.yaml: no such configuration file")
     call("mirror", "--config", settings).complains("no mirror, expected registry.mirror")
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification
 from distilrank import artifacts, measures, records, registry, relevance, significance, trec
 from distilrank.config import Compute, Evaluate, Registry, TeacherText, Text
 from distilrank.errors import InputError, RunStopped
-from distilrank.relevance import Judged, System, baselines, compare_systems
+from distilrank.relevance import Judged, System, baselines, compare_systems, latency
 from distilrank.scorer import Scorer, describe, load_encoder
 from tests.conftest import WORDS
 
@@ -473,6 +473,23 @@ def test_measures_without_meaning_are_null_and_not_compared(tmp_path):
     assert figures["roc_auc"] is figures["pr_auc"] is figures["recall_at_precision_95"] is None
     assert figures["mrr"] == 0 and figures["ndcg_at_10"] == 1
     assert {one["metric"] for one in metrics["comparisons"]} == set(measures.PER_QUERY)
+
+
+def test_only_the_measure_without_meaning_is_left_out(tmp_path):
+    judged = Judged.read(judgements(tmp_path, judged_table([("q", "a", 0.5), ("q", "b", 1.0)]), relevant_from=0.5))
+    systems = {**baselines(judged, SMALL), "student": System(np.array([0, 1], np.float32))}
+    metrics, _ = compare_systems(judged, systems, SMALL)
+    assert metrics["systems"]["student"]["roc_auc"] is None and metrics["systems"]["student"]["pr_auc"] == 1
+    assert {one["metric"] for one in metrics["comparisons"]} == {*measures.PER_QUERY, "pr_auc"}
+
+
+def test_each_system_is_timed_first_as_often(tmp_path):
+    rows = [(f"q{query}", product, target) for query in range(6) for product, target in (("a", 0.0), ("b", 1.0))]
+    judged = Judged.read(judgements(tmp_path, judged_table(rows)))
+    called = []
+    timed = latency({name: lambda request, name=name: called.append(name) for name in "xyz"}, judged, 100)
+    assert set(timed) == set("xyz")
+    assert "".join(called[18:]) == 2 * "xyzyzxzxy"  # after six requests each to warm up
 
 
 def test_dev_ndcg_is_the_figure_of_the_evaluation_in_any_row_order(tmp_path):

@@ -263,7 +263,7 @@ def folders(
     record(paths["drift"], "drift", 2.1)
 
     decided = gate.decide(
-        policy or Gate(),
+        policy or Gate(max_drift_share=0.5),
         metrics=metrics,
         drift=drift,
         candidate={"id": VERSION},
@@ -484,8 +484,55 @@ def test_a_refusal_says_why(tmp_path: Path) -> None:
     assert "So there still is no champion." in page.text
     assert "✕ failed" in page.text and "so not counted" in page.text
     assert "because it is not clearly better than BM25 (\N{MINUS SIGN}." in page.text
-    assert "where more than 0 is needed" in page.text or "where at least 0 is needed" in page.text
+    assert "where more than 0 is needed" in page.text
     assert "worse than" in page.text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "bound", "reason"),
+    [
+        ("lift_over_bm25", -0.01, 0.0, "it is not clearly better than BM25 (−.01, where more than 0 is needed)"),
+        (
+            "superior_to_champion",
+            0.0,
+            0.0,
+            "it is not clearly better than the champion (0, where more than 0 is needed)",
+        ),
+        ("minimum_ndcg_at_10", 0.84999, 0.85, "its nDCG@10 is too low (.84999, where at least .85 is needed)"),
+        ("calibration", 0.1000001, 0.1, "its probabilities are off (.1000001, where at most .1 is allowed)"),
+        ("test_set", 20, 20, "its test set has been looked at too often (20, where fewer than 20 are allowed)"),
+        ("latency", None, 1.2, "not measured: Fast enough"),
+        ("new", VERSION, None, "there is nothing new to promote"),
+    ],
+)
+def test_the_reason_of_a_failed_check_is_its_own(name: str, value: object, bound: object, reason: str) -> None:
+    told = report._told({"name": name, "value": value, "bound": bound, "passed": False})
+    assert told["reason"] == reason and (value is None or told["seen"] in reason or name == "new")
+
+
+def test_relevant_pairs_are_told_by_their_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gains need not be targets: those of ESCI are 1, .1, .01 and 0 for targets of 1, .5, .25 and 0."""
+    metrics = {"systems": {"student": {"ece": None}}, "protocol": {"relevant_grade": 10, "relevant_from": 0.5}}
+    metrics["reliability"] = {"teacher": []}
+    rows = [{"system": "student", "query_id": "q", "product_id": f"p{place}", "target": target, "score": score}
+            for place, (target, score) in enumerate([(1.0, 4.0), (0.5, 3.0), (0.25, 2.0), (0.0, 1.0)])]  # fmt: skip
+    table = pa.Table.from_pylist([{**row, "probability": None} for row in rows], schema=records.PAIR_SCORES)
+    records.write(table, tmp_path / "pair_scores.parquet", records.PAIR_SCORES)
+    drawn = []
+    monkeypatch.setattr(figures, "scores", lambda parts, *_: drawn.append(parts) or "")
+    assert report._calibration(metrics, tmp_path)["scale"] == "raw score"
+    ((relevant, others),) = (part["student"] for part in drawn)
+    assert (relevant.tolist(), others.tolist()) == ([4, 3], [2, 1])
+
+
+def test_the_caption_of_raw_scores_speaks_of_scores(tmp_path: Path) -> None:
+    """A student without probabilities beside a champion that has them."""
+    paths = folders(tmp_path)
+    metrics = json.loads((paths["evaluation"] / "metrics.json").read_text())
+    del metrics["reliability"]["student"]
+    artifacts.write_json(paths["evaluation"] / "metrics.json", metrics)
+    _, page = render(paths)
+    assert "How well the raw score keeps relevant pairs apart" in page.text
 
 
 def test_a_run_without_champion_or_calibration(tmp_path: Path) -> None:

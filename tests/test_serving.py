@@ -474,6 +474,31 @@ def test_an_unreadable_alias_is_told_of_and_the_old_version_goes_on(service: Ser
     wait(lambda: ready(service)["failing"] is None)
 
 
+def test_an_unreadable_alias_does_not_end_the_pause_of_a_damaged_version(shop: Shop, tmp_path: Path) -> None:
+    root = tmp_path / "registry"
+    shutil.copytree(shop.uri, root)
+    backend = registry.open(str(root))
+    name = registry.resolve(backend, registry.CHAMPION)
+    weights = root / "versions" / name / "student" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(b"damaged")
+    alias = root / "aliases" / "champion.json"
+    intact = alias.read_bytes()
+    followed = watch.Watch(Serving(registry=str(root), backend="onnx", threads=1, reload_seconds=60), Metrics())
+
+    def look() -> tuple[str | None, int, str]:
+        asyncio.run(followed.look())
+        return followed.failing, followed.attempts, str(followed.problem)
+
+    first = look()
+    assert first[:2] == (name, 1) and "model.safetensors: digest" in first[2]
+    alias.write_text("{")
+    assert [look()[:2] for _ in range(2)] == [(None, 1), (None, 2)] and "not JSON" in look()[2]
+    alias.write_bytes(intact)
+    weights.write_bytes(whole)
+    assert look() == first and followed.current is None  # not tried again yet
+
+
 def test_a_version_that_scores_otherwise_than_when_it_was_promoted_is_refused(shop: Shop, tmp_path: Path) -> None:
     name = shop.versions[0]
     settings = Serving(registry=str(tmp_path / "registry"), backend="onnx", threads=1)

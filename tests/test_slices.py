@@ -171,3 +171,22 @@ def test_no_slices_are_asked_for(measured):
     judged, systems, _, _ = measured
     metrics, _ = compare_systems(judged, systems, FAST.model_copy(update={"slices": ()}))
     assert metrics["slices"]["rows"] == metrics["slices"]["left_out"] == []
+
+
+def test_one_broken_slice_of_many_is_found(tmp_path):
+    slices_of, queries = 110, 20
+    rows = [(f"q{number:04}", f"p{place}", float(place)) for number in range(slices_of * queries) for place in (0, 1)]
+    types = [f"type {int(query[1:]) // queries:03}" for query, _, _ in rows]
+    judged = Judged.read(judgements(tmp_path, judged_table(rows, product_type=types)))
+    champion = judged.target.astype(np.float32)
+    broken = np.array(judged.table["product_type"].to_pylist()) == "type 007"
+    systems = {"student": System(np.where(broken, -champion, champion)), "champion": System(champion)}
+    config = FAST.model_copy(update={"slices": ("product_type",)})
+    metrics, _ = compare_systems(judged, systems, config, [("student", "champion")])
+    worse = [
+        row["value"]
+        for row in metrics["slices"]["rows"]
+        for one in row["comparisons"]
+        if one["metric"] == "ndcg_at_10" and one["delta"] < 0 and one["p_holm"] < 0.05
+    ]
+    assert len(metrics["slices"]["rows"]) == slices_of and worse == ["type 007"]

@@ -121,7 +121,11 @@ def enough_queries(policy: Gate, evidence: Evidence) -> Found:
         detail = f"the evaluation compares the student with nothing by {label}, so no query counts"
         yield Check("enough_queries", False, None, bound, detail)
         return
-    queries = min(int(count or 0) for count in counts)
+    if None in counts:
+        detail = f"the evaluation does not say on how many queries it compares by {label}"
+        yield Check("enough_queries", False, None, bound, detail)
+        return
+    queries = min(int(count) for count in counts if count is not None)
     detail = f"the decision rests on {queries} test queries; it takes at least {bound}"
     yield Check("enough_queries", queries >= bound, queries, bound, detail)
 
@@ -220,6 +224,11 @@ def slices(policy: Gate, evidence: Evidence) -> Found:
     if rows is None or len(compared) < len(rows) or not known or evidence.confidence is None:
         detail = f"the evaluation does not compare every slice with the champion by {label}, so this cannot pass"
         yield Check("slices", False, None, 0, detail)
+        return
+    if not compared:
+        thin = found.get("left_out")
+        detail = f"none of the slices has the {found.get('min_queries')} queries that it takes to test it"
+        yield Check("slices", bool(thin), None, 0, detail if thin else "the evaluation has no slices (evaluate.slices)")
         return
     alpha = 1 - evidence.confidence
     worse = sorted(
@@ -439,9 +448,11 @@ RULES: tuple[Callable[[Gate, Evidence], Found], ...] = (
 
 
 def _joint(name: str, parts: list[Part]) -> Found:
-    """One check of several conditions: value and bound are those of the first that fails, else of the first."""
+    """One check of several conditions, with value and bound of an unknown one, else one that fails, else the first."""
     if parts:
-        passed, value, bound, _ = next((part for part in parts if not part[0]), parts[0])
+        failed = [part for part in parts if not part[0]]
+        unknown = [part for part in failed if part[1] is None]  # which no override excuses
+        passed, value, bound, _ = [*unknown, *failed, *parts][0]
         yield Check(name, passed, value, bound, "; ".join(part[-1] for part in parts))
 
 

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from distilrank.errors import InputError
 
@@ -23,7 +31,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Lift = Annotated[float, Field(ge=-1, le=1)]
-Day = Annotated[str, BeforeValidator(lambda value: value.isoformat() if isinstance(value, date) else value)]
+Words = Annotated[str, StringConstraints(strip_whitespace=True)]
+Day = Annotated[Words, BeforeValidator(lambda value: value.isoformat() if isinstance(value, date) else value)]
 ProductField = Literal["title", "product_type", "brand", "color", "gender", "description"]
 
 
@@ -729,14 +738,14 @@ class Minima(Section):
 class Override(Section):
     """Promote in spite of failed checks: somebody's word, with a reason and a last day; all three or none."""
 
-    by: str = Field("", description="Who answers for it; empty: no override.")
-    reason: str = Field("", description="Why, in a sentence.")
+    by: Words = Field("", description="Who answers for it; empty: no override.")
+    reason: Words = Field("", description="Why, in a sentence.")
     until: Day = Field("", description="The last day on which it holds, as 2026-03-31 (UTC).")
 
     @model_validator(mode="after")
     def _complete(self) -> Override:
         least = {"by": 2, "reason": 15}
-        given = {name: getattr(self, name).strip() for name in Override.model_fields}
+        given = {name: getattr(self, name) for name in Override.model_fields}
         if not any(given.values()):
             return self
         for name, value in given.items():

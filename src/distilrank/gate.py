@@ -160,7 +160,7 @@ def gate(
         Whether the student is to be promoted.
 
     Raises:
-        InputError: a file is missing or damaged, the evaluation is of something else, or the registry has no such
+        InputError: a file is missing or damaged, evaluation or drift is of something else, or the registry has no such
             champion or anchor.
     """
     with artifacts.stage("gate", output, config=config) as record:
@@ -169,7 +169,8 @@ def gate(
         record.inputs |= {**digests, "champion": champion, "anchor": anchor}
         artifacts.verify(evaluation, only=["metrics.json"])
         artifacts.verify(drift, only=["drift.json"])
-        _insist_same(evaluation, record.inputs)
+        _insist_same(evaluation, record.inputs, "evaluated", ("judgements", "student", "champion", "anchor"))
+        _insist_same(drift, record.inputs, "compared", ("evaluation", "student", "champion"))
         metrics = artifacts.read_json(evaluation / "metrics.json")
         backend = registries.connect(registry)
         candidate = registries.version_id(digests["student"])
@@ -226,14 +227,14 @@ def reconsider(run: Path, policy: Gate) -> Verdict:
     )
 
 
-def _insist_same(evaluation: Path, inputs: dict[str, str]) -> None:
-    """Refuse an evaluation that was made of something else than what is decided on."""
-    path = evaluation / artifacts.RECORD
+def _insist_same(folder: Path, inputs: dict[str, str], verb: str, names: tuple[str, ...]) -> None:
+    """Refuse what was made of something else than what is decided on."""
+    path = folder / artifacts.RECORD
     made_of = artifacts.read_json(path)["inputs"] if path.exists() else {}
-    for name in ("judgements", "student", "champion", "anchor"):
+    for name in names:
         if made_of.get(name, inputs[name]) != inputs[name]:
             seen, expected = (value[:13] or "none" for value in (made_of[name], inputs[name]))
-            raise InputError(f"{evaluation}: evaluated with {name} {seen}, expected {expected}")
+            raise InputError(f"{folder}: {verb} with {name} {seen}, expected {expected}")
 
 
 def _described(backend: registries.Backend, version: str) -> dict[str, Any] | None:

@@ -89,7 +89,7 @@ def _drift(limits: Drift, part: dict[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
     return {
         "name": "drift",
-        "passed": not part["alarm"],
+        "passed": part["comparable"] and not part["alarm"],
         "value": part["share"],
         "bound": limits.share,
         "detail": detail,
@@ -113,6 +113,8 @@ def _write_metrics(path: Path, found: dict[str, Any], part: dict[str, Any]) -> N
     alarm = Gauge("distilrank_monitor_alarm", "1 where the check fails", ["check"], registry=metrics)
     for check in found["checks"]:
         alarm.labels(check["name"]).set(not check["passed"])
+    comparable = Gauge("distilrank_monitor_comparable", "1 where there was something to compare", registry=metrics)
+    comparable.set(part["comparable"])
     Gauge("distilrank_monitor_drift_share", "Share of the columns that drifted", registry=metrics).set(part["share"])
     distance = Gauge(
         "distilrank_monitor_distance", "Distance from the champion's reference", ["column"], registry=metrics

@@ -38,15 +38,17 @@ def score(config: Monitor, compute: Compute, registry: Registry, *, traffic: Pat
         record.inputs |= {"traffic": artifacts.verify(traffic), "champion": champion}
         (output / DISAGREEMENT).unlink(missing_ok=True)
         version = registries.connect(registry).fetch(champion)
-        windows = {
-            "reference": records.read(version / "traffic" / "reference.parquet", records.TRAFFIC, records.PAIR_COLUMNS),
-            "newest": records.read(traffic / "current.parquet", records.TRAFFIC, records.PAIR_COLUMNS),
-        }
+        newest = records.read(traffic / "current.parquet", records.TRAFFIC, records.PAIR_COLUMNS)
         student = Scorer.load(version / "student", compute)
-        scores = _probability(student, windows["newest"])
+        scores = _probability(student, newest)
         records.write(pa.table({"score": pa.array(scores)}), output / SCORES, records.TRAFFIC_SCORES)
         if config.teacher:
             folder = Path(config.teacher)
+            before = version / "traffic" / "reference.parquet"
+            windows = {
+                "reference": records.read(before, records.TRAFFIC, records.PAIR_COLUMNS),
+                "newest": newest,
+            }
             record.inputs["teacher"] = artifacts.verify(folder)
             found = _disagree(config, student, Scorer.load(folder, compute), windows)
             artifacts.write_json(output / DISAGREEMENT, found)

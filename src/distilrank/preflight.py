@@ -13,7 +13,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,12 +81,16 @@ def check(config: Config, *, schedule_time: str, output: Path) -> Resolved:
             least_clients(log, config.prepare)
             make_scrubber(config.prepare.privacy)
         champion, anchor = (backend.alias(name) for name in (registry.CHAMPION, registry.ANCHOR))
-        for version in sorted({champion, anchor} - {""}):
-            _check_split(config.prepare, version, backend.fetch(version))  # damage shows now, not after the teacher
+        for version, name in {anchor: registry.ANCHOR, champion: registry.CHAMPION}.items():
+            if version:
+                folder = backend.fetch(version)  # damage shows now, not after the teacher
+                _check_split(config.prepare, f"{name} {version}", folder)
         with progress.timed(STAGE, "digested the models"):
             used = {config.teacher.model, config.student.model, config.prepare.retriever.model}
             bases = {reference: models.digest(reference) for reference in sorted(used)}
         _check_embedded(config)
+        if config.gate.slices and not config.evaluate.slices:
+            raise InputError("evaluate.slices is empty, but gate.slices asks for some: name columns, or switch it off")
         bounds, data_digest = _pin(config, schedule_time, output, source, bases[config.prepare.retriever.model])
         resolved = Resolved(
             data_digest,
@@ -166,15 +169,31 @@ def _pin(
 
 
 def _check_workspace(config: Config) -> None:
-    if config.drift.workspace:
-        from distilrank import drift  # brings Evidently, which takes seconds to import
+    """Refuse an Evidently workspace that cannot be used; for a folder that takes no Evidently, which loads slowly."""
+    workspace = config.drift.workspace
+    if workspace.startswith(("http://", "https://")):
+        from distilrank import drift
 
         drift.check_workspace(config.drift)
+    elif workspace:
+        probe = Path(workspace) / f".{os.getpid()}.probe"
+        try:
+            artifacts.write_text(probe, "")
+            probe.unlink()
+        except OSError as error:
+            raise InputError(f"drift.workspace {workspace}: cannot be written ({error.strerror})") from None
 
 
 def _check_embedded(config: Config) -> None:
     """Refuse a student whose encoder the drift stage cannot embed with, where the gate asks for what it would find."""
-    if config.drift.encoder != "student" or not config.drift.embedding_rows or config.gate.max_embedding_auc == 1:
+    if config.gate.max_embedding_auc == 1:
+        return
+    if not config.drift.embedding_rows:
+        raise InputError(
+            f"drift.embedding_rows is 0, but gate.max_embedding_auc is {config.gate.max_embedding_auc:g}: no student "
+            "could pass what is not measured; set gate.max_embedding_auc to 1"
+        )
+    if config.drift.encoder != "student":
         return
     if config.student.model.startswith(("hub:", "gs://")):
         return  # what it is shows only once it is fetched
@@ -191,10 +210,11 @@ def _check_teacher(teacher: str, champion: str, version: Path) -> None:
     """Refuse a teacher other than the one that the champion learned from: they would disagree without any drift."""
     if not teacher:
         return
-    digest, expected = (
-        artifacts.sealed_digest(Path(teacher)),
-        artifacts.read_json(version / "manifest.json")["digests"]["teacher"],
-    )
+    try:
+        digest = artifacts.sealed_digest(Path(teacher))
+    except InputError as error:
+        raise InputError(f"monitor.teacher: {error}") from None
+    expected = artifacts.read_json(version / "manifest.json")["digests"]["teacher"]
     if digest != expected:
         raise InputError(
             f"monitor.teacher {teacher}: its digest is {digest[:12]}, but the champion {champion} learned from "
@@ -210,36 +230,35 @@ def _check_split(prepare: Prepare, version: str, folder: Path) -> None:
     before = artifacts.read_json(folder / "metrics.json")["protocol"]["split"]
     if before["salt"] != prepare.salt:
         raise InputError(
-            f"prepare.salt is {prepare.salt!r}, but the champion {version} was trained with {before['salt']!r}: the "
+            f"prepare.salt is {prepare.salt!r}, but the {version} was trained with {before['salt']!r}: the "
             "test queries would be among those that it learned from; restore the salt or use another registry"
         )
     if before.get("plurals", "apart") != prepare.plurals:
         raise InputError(
-            f"prepare.plurals is {prepare.plurals!r}, but the champion {version} was trained with "
+            f"prepare.plurals is {prepare.plurals!r}, but the {version} was trained with "
             f"{before.get('plurals', 'apart')!r}: the split is another one; restore it or use another registry"
         )
     drawn = before.get("draw", 0)
     if (drawn or prepare.test_draw) and before["test_share"] != prepare.test_share:
         raise InputError(
-            f"prepare.test_share is {prepare.test_share:g}, but the champion {version} was trained with "
+            f"prepare.test_share is {prepare.test_share:g}, but the {version} was trained with "
             f"{before['test_share']:g}: with test_draw {prepare.test_draw} after {drawn} the sets would overlap; "
             "restore it or use another registry"
         )
     if before["test_share"] < prepare.test_share:
         raise InputError(
-            f"prepare.test_share is {prepare.test_share:g}, but the champion {version} was trained with "
+            f"prepare.test_share is {prepare.test_share:g}, but the {version} was trained with "
             f"{before['test_share']:g}: it learned from some of the test queries; lower it or use another registry"
         )
     if drawn != prepare.test_draw:
         progress.announce(
             STAGE,
             "note",
-            f"test draw {prepare.test_draw}, the champion {version} was trained with {drawn}: it has learned from the "
+            f"test draw {prepare.test_draw}, the {version} was trained with {drawn}: it has learned from the "
             "judgements that it is tested on now, so the comparison favours it",
         )
 
 
-@cache
 def _check_disk(least: float, output: Path) -> float:
     """Free GiB where `output` is."""
     free = shutil.disk_usage(output).free / 2**30
@@ -306,8 +325,13 @@ def resolve_window(window: Window, schedule_time: str, days: dict[date, int]) ->
         end = _time(schedule_time or now, "window.end is 'schedule', but the run's schedule time").date()
     else:
         end = _time(window.end, "window.end").date()
-    newest_start = end - timedelta(days=window.newest_days)
-    reference_start = newest_start - timedelta(days=window.days)
+    try:
+        newest_start = end - timedelta(days=window.newest_days)
+        reference_start = newest_start - timedelta(days=window.days)
+    except OverflowError:
+        raise InputError(
+            f"window: {window.days} and {window.newest_days} days before {end} begin before the calendar does"
+        ) from None
     spans = {"training window": (reference_start, newest_start), "newest traffic": (newest_start, end)}
     for name, (start, stop) in spans.items():
         if not any(start <= day < stop for day in days):
@@ -329,6 +353,6 @@ def resolve_window(window: Window, schedule_time: str, days: dict[date, int]) ->
 def _time(text: str, what: str) -> datetime:
     try:
         time = datetime.fromisoformat(text)
-    except ValueError:
+        return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
         raise InputError(f"{what} is {text!r}, expected an ISO 8601 time such as 2026-03-31T00:00:00Z") from None
-    return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)

@@ -200,22 +200,22 @@ def sample_newest(
     Raises:
         InputError: the data is unusable, or a window is empty.
     """
-    with (
-        artifacts.stage("sample", traffic, config=config) as record,
-        logstore.scratch(Path(config.store) if config.store else traffic) as scratch,
-        logstore.connect(scratch) as connection,
-    ):
+    with artifacts.stage("sample", traffic, config=config) as record:
         record.inputs["data"] = data_digest
         _clear(traffic)
-        corpus = read(
-            sources.open(data), config, reference_start, newest_start, newest_end,
-            connection=connection, scratch=scratch, problems=Problems(),
-        )  # fmt: skip
-        samples, basis = _sample_traffic(corpus, config)
-        newest = samples["current"]
-        tokens = Tokens(config.retriever.model)
-        _write_traffic(corpus, _index(corpus), tokens, newest, traffic / "current.parquet")
-        artifacts.seal(traffic)
+        with (
+            logstore.scratch(Path(config.store) if config.store else traffic) as scratch,
+            logstore.connect(scratch) as connection,
+        ):
+            corpus = read(
+                sources.open(data), config, reference_start, newest_start, newest_end,
+                connection=connection, scratch=scratch, problems=Problems(),
+            )  # fmt: skip
+            samples, basis = _sample_traffic(corpus, config)
+            newest = samples["current"]
+            tokens = Tokens(config.retriever.model)
+            _write_traffic(corpus, _index(corpus), tokens, newest, traffic / "current.parquet")
+        artifacts.seal(traffic)  # the scratch folder is gone
         record.facts.update(rows=len(newest.query), basis=basis)
         return len(newest.query)
 

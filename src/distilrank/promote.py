@@ -41,8 +41,8 @@ def promote(
 ) -> str:
     """Publish the student with its evidence and make it the champion; repeating a promotion changes nothing.
 
-    A student that is published already (its promotion was killed half-way, say) is not published again: the version
-    keeps the evidence of its first time. The first to be promoted becomes the anchor too.
+    A student that is published already (its promotion was killed half-way, or another run made the same one) is not
+    published again: the version keeps the evidence of its first time. The first to be promoted becomes the anchor too.
 
     Args:
         preflight: folder with the record of that stage, which has the window and where the data came from.
@@ -154,8 +154,13 @@ def promote(
                     "files": _files(content),
                 }
                 artifacts.write_json(content / "manifest.json", manifest)
-                backend.publish(content, version)
-        else:
+                try:
+                    backend.publish(content, version)
+                except InputError:  # another run may have published the same student, with evidence of its own
+                    published_now = version not in backend.versions()
+                    if published_now:
+                        raise
+        if not published_now:
             backend.verify(version)
             progress.announce("promote", "note", f"{version} is in the registry already and stays as it was published")
         backend.move(registries.CHAMPION, version, expected=champion, reason=_reason(decision))

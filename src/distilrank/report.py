@@ -84,9 +84,12 @@ CHECKS = {
     "not_inferior_to_anchor": ("Not worse than the anchor", "it may be worse than the anchor"),
     "slices": ("No kind of query got worse", "some kinds of queries got worse"),
     "test_set": ("Test set still fresh", "its test set has been looked at too often"),
-    "new": ("Differs from the champion", "it is the champion itself"),
+    "new": ("Differs from the champion", "there is nothing new to promote"),
 }
 """By name, what a check that passed says, and the reason that a failed one is."""
+
+BEYOND = ("lift_over_bm25", "lift_over_random", "superior_to_champion")
+"""Checks whose value has to exceed the bound, where for others it suffices to reach it."""
 
 MINIMUM = "minimum_"
 """Before the key of a measure, the name of the check that it is high enough."""
@@ -215,11 +218,11 @@ def delta_text(value: float | None, places: int = 4) -> str:
     return DASH if value is None else _bare(f"{value:+z.{places}f}")
 
 
-def bound_text(value: Any) -> str:
+def bound_text(value: Any, digits: int = 4) -> str:
     """What a check was held to: numbers as papers print them; a version's id is told by the check's sentence."""
     if isinstance(value, str) or value is None:
         return DASH
-    return _bare(f"{value:.4g}") if isinstance(value, float) else figure_text(value)
+    return _bare(f"{value:.{digits}g}") if isinstance(value, float) else figure_text(value)
 
 
 def _bare(text: str) -> str:
@@ -274,8 +277,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        measure=measure_text, delta=delta_text, figure=figure_text, percent=percent_text, duration=duration_text,
-        bound=bound_text,
+        measure=measure_text, delta=delta_text, figure=figure_text, percent=percent_text, duration=duration_text
     )  # fmt: skip
     return environment
 
@@ -329,7 +331,7 @@ def _verdict(decided: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str
 
 
 def _told(check: Mapping[str, Any]) -> dict[str, str]:
-    """A check's label, and the reason that it is if it failed: what is wrong, and by how much."""
+    """A check's label, value and bound, and the reason that it is if it failed: what is wrong, and by how much."""
     name, value, bound = check["name"], check["value"], check["bound"]
     if name.startswith(MINIMUM):
         measure = next((label for key, label, _ in MEASURES if key == name.removeprefix(MINIMUM)), name)
@@ -337,15 +339,26 @@ def _told(check: Mapping[str, Any]) -> dict[str, str]:
     else:
         words = name.replace("_", " ")
         label, reason = CHECKS.get(name, (words.capitalize(), f"the check “{words}” failed"))
-    if isinstance(value, int | float) and isinstance(bound, int | float):
-        limit = bound_text(bound)
-        needed = (
-            f"at most {limit} is allowed"
-            if value > bound
-            else f"{'at least' if value < bound else 'more than'} {limit} is needed"
-        )
-        reason += f" ({bound_text(value)}, where {needed})"
-    return {"label": label, "reason": reason}
+    seen, limit = _apart(value, bound)
+    if value is None:
+        reason = f"not measured: {label}"
+    elif isinstance(value, int | float) and isinstance(bound, int | float):
+        if name == "test_set":
+            needed = f"fewer than {limit} are allowed"
+        elif name in BEYOND:
+            needed = f"more than {limit} is needed"
+        else:
+            needed = f"at most {limit} is allowed" if value > bound else f"at least {limit} is needed"
+        reason += f" ({seen}, where {needed})"
+    return {"label": label, "reason": reason, "seen": seen, "limit": limit}
+
+
+def _apart(value: Any, bound: Any) -> tuple[str, str]:
+    """Both as texts, of as many digits as it takes to tell them apart."""
+    texts = ((bound_text(value, digits), bound_text(bound, digits)) for digits in range(4, 17))
+    return next(
+        (pair for pair in texts if value == bound or pair[0] != pair[1]), (bound_text(value), bound_text(bound))
+    )
 
 
 def _reasons(failed: Sequence[Mapping[str, Any]]) -> str:
@@ -594,15 +607,15 @@ def _calibration(metrics: Mapping[str, Any], evaluation: Path) -> dict[str, Any]
         for name in diagrams
         if metrics["systems"][name].get("ece") is not None
     ]
-    grade = metrics.get("protocol", {}).get("relevant_grade")
+    relevant_from = metrics.get("protocol", {}).get("relevant_from")
     table = records.read(evaluation / "pair_scores.parquet", records.PAIR_SCORES)
     parts = {}
     column = "probability" if "student" in diagrams else "score"
     for name in wanted:
         rows = table.filter(pc.field("system") == name)
         values = rows[column].drop_null().to_numpy()
-        if grade is not None and len(values) == rows.num_rows > 0:
-            relevant = measures.grades(rows["target"].to_numpy()) >= grade
+        if relevant_from is not None and len(values) == rows.num_rows > 0:
+            relevant = measures.grades(rows["target"].to_numpy()) >= measures.grades([relevant_from])[0]
             parts[name] = (values[relevant], values[~relevant])
     label = "probability given" if column == "probability" else "raw score"
     return {

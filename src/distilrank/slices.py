@@ -5,6 +5,7 @@ A slice is the ranked queries that share a value of a column: of the judged rows
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ from distilrank.judged import Judged
 METRICS = ("ndcg_at_10", "pair_accuracy")
 NO_VALUE = "(none)"
 THIN_LISTED = 20  # thin slices of a column that are named; the rest become one line
+FINER = 5
+"""The least p-value of a randomisation is one in its draws; times the family it must stay this far below the level, or
+Holm could never find the one slice that broke."""
 FAMILY = "all slices of one baseline and metric, Holm"
 
 _MANY_WORDS = 5
@@ -76,7 +80,8 @@ def values(judged: Judged, column: str) -> np.ndarray:
     if column in DERIVED:
         texts = judged.per_query("query")[judged.ranked]
         return np.array([DERIVED[column](text) for text in texts], object)
-    value = judged.table.column(column).combine_chunks().cast(pa.string()).dictionary_encode()
+    texts = judged.table.column(column).combine_chunks().cast(pa.string())
+    value = pc.if_else(pc.equal(texts, ""), None, texts).dictionary_encode()
     named = pc.sort_indices(value.dictionary).to_numpy()
     place = np.empty(len(named), np.int64)
     place[named] = np.arange(len(named))
@@ -126,6 +131,7 @@ def measure(
         deltas = np.stack([by_query[one][metric] - by_query[other][metric] for one, other, metric in keys], axis=1)
     rows: list[dict[str, Any]] = []
     left_out: list[dict[str, Any]] = []
+    drawn: list[tuple[np.ndarray, np.random.Generator]] = []
     for at, column in enumerate(config.slices):
         value = values(judged, column)
         kept = np.flatnonzero([one is not None for one in value])
@@ -146,9 +152,12 @@ def measure(
                         system: {metric: float(measured[metric][inside].mean()) for metric in METRICS}
                         for system, measured in by_query.items()
                     },
-                    "comparisons": _compare(keys, deltas[inside], config, rng),
                 }
             )
+            drawn.append((inside, rng))
+    resamples = max(config.bootstrap, math.ceil(FINER * len(rows) / (1 - config.confidence)))
+    for row, (inside, rng) in zip(rows, drawn, strict=True):
+        row["comparisons"] = _compare(keys, deltas[inside], config, resamples, rng)
     for number in range(len(keys)):
         family = [row["comparisons"][number] for row in rows]
         for one, adjusted in zip(family, significance.holm(np.array([one["p_value"] for one in family])), strict=True):
@@ -169,12 +178,16 @@ def _thin(column: str, names: np.ndarray, counts: np.ndarray, unknown: int, leas
 
 
 def _compare(
-    keys: Sequence[tuple[str, str, str]], deltas: np.ndarray, config: Evaluate, rng: np.random.Generator
+    keys: Sequence[tuple[str, str, str]],
+    deltas: np.ndarray,
+    config: Evaluate,
+    resamples: int,
+    rng: np.random.Generator,
 ) -> list[dict[str, Any]]:
     if not keys:
         return []
     certainty = significance.paired(
-        deltas, resamples=config.bootstrap, confidence=config.confidence, rng=rng, interval=config.interval
+        deltas, resamples=resamples, confidence=config.confidence, rng=rng, interval=config.interval
     )
     return [
         {

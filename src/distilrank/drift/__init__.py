@@ -44,6 +44,10 @@ EXAMPLES = 20
 TYPICAL = 10
 MAX_TOKENS = 64
 
+REPORTED = "Only reported: a drifted champion is a reason to retrain."
+WATCHED = "Drift raises an alarm, which may start a new distillation."
+"""What follows from a drifted champion, in a run and in `monitor`."""
+
 READ = ("query_id", "query", "title", *records.TRAFFIC_NUMERIC, *records.TRAFFIC_CATEGORICAL)
 _ALWAYS = ("query_id", "query", "title")
 _UNITS = {"query_words": "words", "query_characters": "characters", "query_tokens": "tokens", "title_words": "words"}
@@ -101,16 +105,17 @@ def measure(
         )
         artifacts.write_text(output / "drift.html", pages.page)
         artifacts.write_text(output / "snapshot.json", pages.snapshot)
-        against_champion = None
+        against_champion, names = None, ["drift.html"]
         if champion:
             newest = _scored(current, scores / "champion_current.parquet")
-            against_champion, its_pages = _against(config, registry, champion, newest)
+            against_champion, its_pages = _against(config, registry, champion, newest, REPORTED)
             if its_pages:
                 artifacts.write_text(output / "champion.html", its_pages.page)
+                names.append("champion.html")
         part = candidate.part
         drift = {"candidate": part, "champion": against_champion}
         artifacts.write_json(output / "drift.json", drift)
-        artifacts.write_text(output / "summary.html", summary.render(drift))
+        artifacts.write_text(output / "summary.html", summary.render(drift, REPORTED, names))
         artifacts.seal(output)
         record.facts.update(part["rows"], share=part["share"], alarm=part["alarm"])
         drifted = [column["name"] for column in part["columns"] if column["drifted"]]
@@ -137,10 +142,11 @@ def watch(
     """
     _clear(output)
     newest = _scored(_sample(traffic / "current.parquet"), scores)
-    part, pages = _against(config, registry, champion, newest)
+    part, pages = _against(config, registry, champion, newest, WATCHED)
     drift = {"candidate": None, "champion": part}
     artifacts.write_json(output / "drift.json", drift)
-    artifacts.write_text(output / "summary.html", summary.render(drift))
+    names = ["drift.html"] if pages else []
+    artifacts.write_text(output / "summary.html", summary.render(drift, WATCHED, names))
     if pages:
         artifacts.write_text(output / "drift.html", pages.page)
         artifacts.write_text(output / "snapshot.json", pages.snapshot)
@@ -180,14 +186,21 @@ def keep(config: Drift, registry: Registry, *, drift: Path, name: str, newest_en
             config.workspace,
             f"distilrank {registry.uri}" + ("" if found["candidate"] else ", champion"),
             drift / "snapshot.json",
+            against="the training window" if found["candidate"] else "the champion's reference",
             name=name,
             at=at if at.tzinfo else at.replace(tzinfo=UTC),
-            facts={"share": f"{part['share']:.3f}", "alarm": ", ".join(part["why"]) or "none"},
+            facts={"share": f"{part['share']:.3f}", "alarm": _alarm(part)},
         )
     except InputError as error:
         progress.announce("drift", "note", f"warning: {error}; the verdict stands, the history lacks this run")
         return
     progress.announce("drift", "note", f"{config.workspace}: {'added' if added else 'already has'} {name}")
+
+
+def _alarm(part: dict[str, Any]) -> str:
+    """What raised the alarm: columns, or how many of them together."""
+    counted = [column["drifted"] for column in part["columns"] if column["value"] is not None]
+    return ", ".join(part["why"]) or (f"{sum(counted)} of {len(counted)} columns" if part["alarm"] else "none")
 
 
 def check_workspace(config: Drift) -> None:
@@ -217,7 +230,7 @@ def _scored(sample: pa.Table, path: Path) -> pa.Table:
 
 
 def _against(
-    config: Drift, registry: Registry, champion: str, newest: pa.Table
+    config: Drift, registry: Registry, champion: str, newest: pa.Table, consequence: str
 ) -> tuple[dict[str, Any], evidently_page.Pages | None]:
     """The champion's part of drift.json. Its reference is as old as the champion: what cannot be read is said."""
     version = registries.connect(registry).fetch(champion)
@@ -245,7 +258,7 @@ def _against(
         found,
         f"Has traffic moved away from the champion, {champion}?",
         "Reference: the traffic that the champion was promoted on. Current: the newest traffic. "
-        "Score: the champion's, on both. Only reported: a drifted champion is a reason to retrain.",
+        f"Score: the champion's, on both. {consequence}",
     )
     return {**found.part, "version": champion}, pages
 
@@ -295,14 +308,19 @@ def compare(
     present = [column for column in compared if not column.absent]
     values = {column.name: columns.distance(column) for column in present}
     noise = columns.noise(present, config.chance)
+    found = tuple(len(np.unique(side)) for side in queries)
+    too_few = config.chance < 1 and min(found) < columns.FEWEST
+    if too_few:
+        noise = {name: max(bar, columns.beyond(values[name])) for name, bar in noise.items()}
     bounds = {column.name: max(column.threshold, noise[column.name]) for column in present}
     entries = [_entry(column, values.get(column.name), noise, bounds) for column in compared]
 
     notes = []
-    found = tuple(len(np.unique(side)) for side in queries)
     smallest = min(reference.num_rows, current.num_rows)
     if min(found) < SMALL:
         notes.append(f"Samples of only {smallest} rows, {min(found)} queries: shifts that matter may well be missed.")
+    if too_few:
+        notes.append(f"Fewer than {columns.FEWEST} queries in a sample: chance explains any distance, so none counts.")
     embedding = None
     if encoder and config.embedding_rows:
         embedding = _embedding(config, reference, current, queries, encoder)

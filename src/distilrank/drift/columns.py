@@ -26,6 +26,11 @@ LEAST_SPREAD = 0.001
 """A standard deviation counts as no less than this, as in Evidently."""
 
 FLIPS = 1000
+FEWEST = 6
+"""Queries that a sample must have: of n queries a share of 2 ** (1 - n) of all flips leaves things as they are, or
+exchanges the samples as a whole, and reaches what was seen: 3 % at 6 queries, 6 % at 5."""
+ROUNDING = 1e-5
+"""Of a distance: it is computed in 64 bits, those of the flips in 32, and equal ones are within chance."""
 GROUPS = 4096
 """Most groups of queries whose signs are flipped; of more queries, several share a sign."""
 TINY = 1e-9  # of a share: less is a rounding error
@@ -160,8 +165,13 @@ def _spread(column: Column) -> float:
     return max(float(column.reference.std()), LEAST_SPREAD)
 
 
+def beyond(distance: float) -> float:
+    """The least distance that is larger by more than rounding."""
+    return distance * (1 + ROUNDING)
+
+
 def noise(columns: Sequence[Column], chance: float) -> dict[str, float]:
-    """The distances that chance reaches, by column: any of them at all with probability `chance`.
+    """The distances, just above what chance reaches, by column: it gets to any of them with probability `chance`.
 
     Rows of one query resemble each other, so the unit that chance moves about is the query: with probability one half
     its rows of both samples change places. Were the two periods alike, all outcomes of such flips would be as likely
@@ -193,7 +203,9 @@ def noise(columns: Sequence[Column], chance: float) -> dict[str, float]:
     relative = np.divide(reached, bars, out=np.zeros_like(reached), where=bars > 0)
     bars *= max(float(np.quantile(relative.max(axis=1), 1 - chance)), 1.0)
     return {
-        column.name: float(bar) if column.kind == "numeric" else (distance(column) * float(bar) / one if one else 0.0)
+        column.name: beyond(
+            float(bar) if column.kind == "numeric" else (distance(column) * float(bar) / one if one else 0.0)
+        )
         for column, bar, one in zip(columns, bars, seen, strict=True)
     }
 

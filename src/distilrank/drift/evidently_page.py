@@ -114,7 +114,16 @@ def _headed(page: str, title: str, caption: str, notes: Sequence[str]) -> str:
 # Workspace --------------------------------------------------------------------------------------------------------
 
 
-def push(workspace: str, project: str, snapshot: Path, *, name: str, at: datetime, facts: Mapping[str, str]) -> bool:
+def push(
+    workspace: str,
+    project: str,
+    snapshot: Path,
+    *,
+    against: str,
+    name: str,
+    at: datetime,
+    facts: Mapping[str, str],
+) -> bool:
     """Add a snapshot to a project of a workspace, unless the run of this name has brought the same one already.
 
     Args:
@@ -122,6 +131,7 @@ def push(workspace: str, project: str, snapshot: Path, *, name: str, at: datetim
             the environment variable EVIDENTLY_SECRET holds it.
         project: its name; made if missing, with a panel of all columns over time.
         snapshot: file that `render` gave the text of.
+        against: what the newest traffic is compared with, for the panels of a new project.
         name: of the run.
         at: the time on the axis.
         facts: kept beside it.
@@ -138,7 +148,7 @@ def push(workspace: str, project: str, snapshot: Path, *, name: str, at: datetim
         raise InputError(f"{snapshot}: not a snapshot of Evidently ({_line(error)})") from None
     try:
         opened = _open(workspace)
-        home = _project(opened, project)
+        home = _project(opened, project, against)
         tag = f"{_RUN}{uuid.uuid5(home.id, name + snapshot.read_text(encoding='utf-8'))}"
         if tag in _tags(opened, home.id):
             return False
@@ -181,7 +191,7 @@ def _open(workspace: str) -> Workspace | RemoteWorkspace:
     return Workspace.create(workspace)
 
 
-def _project(workspace: Workspace | RemoteWorkspace, name: str) -> Project:
+def _project(workspace: Workspace | RemoteWorkspace, name: str, against: str) -> Project:
     found = [one for one in workspace.list_projects() if one.name == name]
     if found:
         return min(found, key=lambda one: str(one.id))
@@ -191,7 +201,7 @@ def _project(workspace: Workspace | RemoteWorkspace, name: str) -> Project:
     for title, metric in (("Distance of each column", moved), ("Share of drifted columns", share)):
         project.dashboard.add_panel(
             DashboardPanelPlot(
-                title=title, subtitle="Newest traffic against the training window", size="full", values=[metric],
+                title=title, subtitle=f"Newest traffic against {against}", size="full", values=[metric],
                 plot_params={"plot_type": "line"},
             )
         )  # fmt: skip

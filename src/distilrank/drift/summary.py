@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,13 @@ WORDS = {"query": "queries", "product": "products shown", "clicks": "clicks", "s
 """What each group of columns is about."""
 
 
-def render(drift: Mapping[str, Any]) -> str:
-    """The page for the content of `drift.json`."""
+def render(drift: Mapping[str, Any], consequence: str, pages: Sequence[str]) -> str:
+    """The page for the content of `drift.json`.
+
+    Args:
+        consequence: what follows where traffic has moved away from the champion.
+        pages: names of Evidently's pages beside it.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,  # queries and titles are other people's text
@@ -26,11 +31,11 @@ def render(drift: Mapping[str, Any]) -> str:
     if drift["candidate"]:
         parts.append(("The candidate", "Does what it learned from represent the newest traffic?", drift["candidate"]))
     if drift["champion"]:
-        parts.append(("The champion", "Has traffic moved away from it? Only reported.", drift["champion"]))
+        parts.append(("The champion", f"Has traffic moved away from it? {consequence}", drift["champion"]))
     shown = [
         {"label": label, "question": question, **part, "rows_shown": _rows(part)} for label, question, part in parts
     ]
-    return environment.get_template("drift.html.j2").render(parts=shown)
+    return environment.get_template("drift.html.j2").render(parts=shown, pages=pages)
 
 
 def _rows(part: Mapping[str, Any]) -> list[dict[str, Any]]:

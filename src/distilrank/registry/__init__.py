@@ -33,6 +33,9 @@ class Backend(Protocol):
 
     uri: str
 
+    def exists(self) -> bool:
+        """Whether a registry is there, be it without a version yet."""
+
     def alias(self, name: str) -> str:
         """The version that alias `name` points to; empty: it was never set."""
 

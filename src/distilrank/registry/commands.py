@@ -187,10 +187,11 @@ def promote(
     """
     backend = _connect(registry, settings)
     target = registries.resolve(backend, version)
+    current = backend.alias(alias)
+    expected, said = registries.resolve(backend, expect) if expect else current, _said(reason)
     with _progress_aside():
         backend.verify(target)
-        current = backend.alias(alias)
-        backend.move(alias, target, expect or current, action="move", reason=_said(reason))
+        backend.move(alias, target, expected, action="move", reason=said)
     _print_move(backend, alias, "was already" if current == target else "", as_json)
 
 
@@ -226,6 +227,7 @@ def verify_versions(
     Example: `distilrank registry verify champion`
     """
     backend = _connect(registry, settings)
+    backend.history()  # or every version would seem damaged where only the history is
     versions = [registries.resolve(backend, version)] if version else backend.versions()
     problems: dict[str, str] = {}
     for one in versions:
@@ -243,7 +245,6 @@ def verify_versions(
     if problems:
         damaged = ", ".join(problems)
         raise InputError(f"registry {backend.uri}: {len(problems)} of {len(versions)} versions damaged: {damaged}")
-    backend.history()
     for alias in backend.aliases():
         registries.resolve(backend, alias)
 
@@ -365,7 +366,10 @@ def _bytes(backend: registries.Backend, version: str) -> int:
 
 def _connect(registry: str, settings: Path | None) -> registries.Backend:
     section = config.load(settings).registry if settings else config.Registry()
-    return registries.connect(section.model_copy(update={"uri": registry}) if registry else section)
+    backend = registries.connect(section.model_copy(update={"uri": registry}) if registry else section)
+    if not backend.exists():
+        raise InputError(f"registry {backend.uri}: no registry there; a run that passes the gate makes one")
+    return backend
 
 
 @contextlib.contextmanager
@@ -378,6 +382,10 @@ def _progress_aside() -> Iterator[None]:
 def _said(reason: str) -> str:
     if not reason.strip():
         raise InputError("--reason: is empty, expected why this is done; it stays in the history")
+    try:
+        reason.encode()
+    except UnicodeEncodeError:  # a shell hands over bytes
+        raise InputError(f"--reason: is not UTF-8, got {reason[:60]!a}") from None
     return " ".join(reason.split())
 
 

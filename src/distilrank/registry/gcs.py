@@ -68,7 +68,11 @@ def open(config: Registry) -> Backend:
     found = _URI.fullmatch(config.uri)
     if found is None:
         raise InputError(f"registry {config.uri!r}: expected gs://BUCKET/PREFIX")
-    base = Path(config.cache or os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    chosen = config.cache or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        base = Path(chosen).expanduser()
+    except RuntimeError:
+        raise InputError(f"registry.cache {chosen!r}: no such home folder, expected the path of a folder") from None
     cache = base if config.cache else base / "distilrank" / "registry"
     bucket, prefix = found["bucket"], found["prefix"] or ""
     return Bucket(bucket, prefix, cache.absolute() / bucket / prefix, config.promoter)
@@ -80,6 +84,9 @@ class Bucket(ledger.Ledger):
     def __init__(self, bucket: str, prefix: str, cache: Path, promoter: str) -> None:
         self.bucket, self.prefix, self.cache, self.promoter = bucket, prefix, cache, promoter
         self.uri = f"gs://{bucket}/{prefix}" if prefix else f"gs://{bucket}"
+
+    def exists(self) -> bool:
+        return bool(self._blobs("", max_results=1))
 
     # Versions -----------------------------------------------------------------------------------------------------
 

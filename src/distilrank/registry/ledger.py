@@ -213,6 +213,10 @@ class Ledger(ABC):
         listed = self._names(f"history/{alias}")
         found = self._head(alias)
         head = found[0] if found else None
+        for number, name in enumerate(listed, start=1):
+            wanted = _log_name({"alias": alias, "number": number})
+            if wanted != f"history/{alias}/{name}":
+                raise InputError(f"{self._place(wanted)}: is missing, although {name} is there")
         names = [f"history/{alias}/{name}" for name in listed]
         with ThreadPoolExecutor(READERS) as pool:
             contents = list(pool.map(self._read, names))

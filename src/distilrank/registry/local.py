@@ -27,6 +27,7 @@ from distilrank.errors import InputError
 from distilrank.registry import CHAMPION, Backend, content, is_version_id
 from distilrank.registry.ledger import Ledger
 
+FOLDERS = "versions", "aliases", "history", "looks"
 STALE_SECONDS = 24 * 3600
 """Age from which a `*.partial` counts as left over; publishing takes minutes."""
 
@@ -40,7 +41,10 @@ def open(config: Registry) -> Backend:
     path = config.uri.removeprefix("file://")
     if not path.strip():
         raise InputError(f"registry {config.uri!r}: expected the path of a folder")
-    return Local(Path(path).expanduser().absolute())
+    try:
+        return Local(Path(path).expanduser().absolute())
+    except RuntimeError:
+        raise InputError(f"registry {config.uri!r}: no such home folder, expected the path of a folder") from None
 
 
 class Local(Ledger):
@@ -49,6 +53,10 @@ class Local(Ledger):
     def __init__(self, root: Path) -> None:
         self.root, self.uri = root, str(root)
         self._versions = root / "versions"
+
+    def exists(self) -> bool:
+        with self._storage():
+            return any((self.root / folder).is_dir() for folder in FOLDERS)
 
     # Versions -----------------------------------------------------------------------------------------------------
 

@@ -78,6 +78,18 @@ def _rehearse(scorer: Scorer, traffic: Path, tolerance: float) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Failure:
+    """Attempts in a row that failed."""
+
+    version: str | None
+    """None: the registry cannot be read, so which one to serve is not known."""
+    problem: str
+    attempts: int
+    again: float
+    """When the version is tried again, by time.monotonic()."""
+
+
 class Watch:
     """Keeps the version that an alias points to, or a fixed one, at hand."""
 
@@ -86,10 +98,29 @@ class Watch:
         self.backend = registries.open(settings.registry)
         self.current: Version | None = None
         self.alias = settings.model if settings.model == registries.CHAMPION else None
-        self.problem: str | None = None
-        self.failing: str | None = None
-        self.attempts = 0
-        self._again = 0.0
+        # Apart, so that a registry that cannot be read for a moment does not end the pause of a damaged version.
+        self._unread: Failure | None = None
+        self._unloaded: Failure | None = None
+
+    @property
+    def failure(self) -> Failure | None:
+        """What keeps the version that should be served from being served."""
+        return self._unread or self._unloaded
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong, in words."""
+        return self.failure.problem if self.failure else None
+
+    @property
+    def failing(self) -> str | None:
+        """The version that cannot be loaded; None: none, or the registry cannot be read."""
+        return self.failure.version if self.failure else None
+
+    @property
+    def attempts(self) -> int:
+        """How often in a row it was tried; 0: nothing fails."""
+        return self.failure.attempts if self.failure else 0
 
     async def run(self) -> None:
         """Look at the alias for ever; a version takes over once it is loaded, whoever has the old one keeps it."""
@@ -102,11 +133,13 @@ class Watch:
         wanted: str | None = None
         try:
             wanted = await asyncio.to_thread(self._wanted)
+            self._unread = None
             if self.current is None or self.current.id != wanted:
-                if wanted == self.failing and time.monotonic() < self._again:
+                failed = self._unloaded
+                if failed and failed.version == wanted and time.monotonic() < failed.again:
                     return
                 self._serve(await asyncio.to_thread(load, self.backend, wanted, self.settings))
-            self.problem, self.failing, self.attempts = None, None, 0
+            self._unloaded = None
             self.metrics.reload_failing.set(0)
         except InputError as error:
             self._fail(wanted, str(error))
@@ -131,12 +164,16 @@ class Watch:
         log.info("serving %s (before: %s), %s", version.id, before, version.scorer.backend.describe())
 
     def _fail(self, wanted: str | None, problem: str) -> None:
-        self.attempts = self.attempts + 1 if wanted == self.failing else 1
-        pause = min(self.settings.reload_seconds * 2 ** min(self.attempts, 20), LONGEST_PAUSE)
-        self._again = time.monotonic() + pause
+        before = self._unloaded if wanted else self._unread
+        attempts = before.attempts + 1 if before and before.version == wanted else 1
+        pause = min(self.settings.reload_seconds * 2 ** min(attempts, 20), LONGEST_PAUSE)
+        failure = Failure(wanted, problem, attempts, time.monotonic() + pause)
         self.metrics.reload_failures.inc()
         self.metrics.reload_failing.set(1)
         if problem != self.problem:
             still = f"{self.current.id} goes on serving" if self.current else "nothing is served yet"
             log.error("%s; %s", problem, still)
-        self.problem, self.failing = problem, wanted
+        if wanted:
+            self._unloaded = failure
+        else:
+            self._unread = failure
