@@ -73,7 +73,7 @@ def record(folder: Path, stage: str, seconds: float, **facts: object) -> None:
 
 def drift_part(drifted: bool, text: str = "") -> dict:
     return {
-        "share": 0.5 if drifted else 0.0,
+        "share": 0.25 if drifted else 0.0,
         "drifted": drifted,
         "rows": {"reference": 2000, "current": 1800},
         "columns": [
