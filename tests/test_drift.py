@@ -207,8 +207,8 @@ def test_a_handful_of_queries_is_no_evidence(queries: int) -> None:
 def test_equal_distances_are_within_chance() -> None:
     """Two queries that change places, or both stay, are as far apart as they were: half of all flips."""
     for seed in range(20):
-        values = np.random.default_rng(seed).normal(size=(2, 40))
-        sides = ({"query": np.full(40, side), "value": value} for side, value in enumerate(values))
+        values = np.random.default_rng(seed).normal(size=(2, 50))
+        sides = ({"query": np.full(50, side), "value": value} for side, value in enumerate(values))
         column = one_column(*sides)
         assert compared.noise([column], 0.05)["value"] > compared.distance(column)
 
