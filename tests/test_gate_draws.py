@@ -87,9 +87,9 @@ def champion(folder: Path, **split: object) -> Path:
 def test_another_draw_is_allowed_and_told(
     tmp_path: Path, before: int, now: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    preflight._check_split(Prepare(test_draw=now), "v1", champion(tmp_path, draw=before))
+    preflight._check_split(Prepare(test_draw=now), "champion v1", champion(tmp_path, draw=before))
     assert f"test draw {now}, the champion v1 was trained with {before}" in capsys.readouterr().out
-    preflight._check_split(Prepare(test_draw=now), "v1", champion(tmp_path, draw=now))
+    preflight._check_split(Prepare(test_draw=now), "champion v1", champion(tmp_path, draw=now))
     assert "test draw" not in capsys.readouterr().out
 
 
@@ -105,4 +105,4 @@ def test_another_draw_is_allowed_and_told(
 )
 def test_a_draw_excuses_no_other_change(tmp_path: Path, knobs: dict, before: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        preflight._check_split(Prepare(**knobs), "v1", champion(tmp_path, **before))
+        preflight._check_split(Prepare(**knobs), "champion v1", champion(tmp_path, **before))

@@ -39,7 +39,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:  # it was there, and mkdir looked what it is when it was gone
+            if not path.parent.exists():
+                raise FileNotFoundError(path.parent) from None
+            raise
         with partial.open("xb") as handle:
             yield handle
             handle.flush()
