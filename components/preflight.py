@@ -8,6 +8,7 @@ from components.stage import ops_stage
 @ops_stage
 def check_inputs(
     schedule_time: str,
+    secrets: dict,
     data: dict,
     window: dict,
     preflight: dict,
@@ -42,4 +43,4 @@ def check_inputs(
     sections = dict(data=data, window=window, preflight=preflight, compute=compute, teacher=teacher, student=student)
     sections |= dict(prepare=prepare, evaluate=evaluate, drift=drift, gate=gate, registry=registry)
     checked = config.parse(sections, "pipeline parameters")
-    return stage.check(checked, schedule_time=schedule_time, output=Path(resolved.path))
+    return stage.check(checked, schedule_time=schedule_time, secrets=secrets, output=Path(resolved.path))

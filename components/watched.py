@@ -8,6 +8,7 @@ from components.stage import ops_stage
 @ops_stage
 def check_champion(
     schedule_time: str,
+    secrets: dict,
     data: dict,
     window: dict,
     prepare: dict,
@@ -32,4 +33,4 @@ def check_champion(
 
     sections = dict(data=data, window=window, prepare=prepare, drift=drift, monitor=monitor, registry=registry)
     checked = config.parse(sections, "pipeline parameters")
-    return stage.check_monitor(checked, schedule_time=schedule_time, output=Path(resolved.path))
+    return stage.check_monitor(checked, schedule_time=schedule_time, secrets=secrets, output=Path(resolved.path))

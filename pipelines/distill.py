@@ -9,9 +9,9 @@ from components.label import label_shard
 from components.promote import promote_student
 from components.report import render_report
 from components.snapshot import keep_snapshot
-from components.stage import OPS_IMAGE, TRAIN_IMAGE
 from components.student import distil_student
 from components.teacher import train_teacher
+from pipelines.resources import images, notifying, place, run_name
 from pipelines.start import start
 
 
@@ -39,119 +39,125 @@ def distill(
 
     `schedule_time` (ISO 8601) is what `window.end: schedule` means; empty: the moment at which preflight runs.
     """
-    checked, prepared = start(
-        schedule_time=schedule_time,
-        data=data,
-        window=window,
-        preflight=preflight,
-        prepare=prepare,
-        compute=compute,
-        teacher=teacher,
-        student=student,
-        evaluate=evaluate,
-        drift=drift,
-        gate=gate,
-        registry=registry,
-    )
-    champion, anchor = checked.outputs["champion"], checked.outputs["anchor"]
-    newest_end = checked.outputs["newest_end"]
+    with notifying(name, registry):
+        checked, prepared = start(
+            schedule_time=schedule_time,
+            data=data,
+            window=window,
+            preflight=preflight,
+            prepare=prepare,
+            compute=compute,
+            teacher=teacher,
+            student=student,
+            evaluate=evaluate,
+            drift=drift,
+            gate=gate,
+            registry=registry,
+        )
+        champion, anchor = checked.outputs["champion"], checked.outputs["anchor"]
+        newest_end = checked.outputs["newest_end"]
 
-    judgements = prepared.outputs["judgements"]
-    candidates = prepared.outputs["candidates"]
-    traffic = prepared.outputs["traffic"]
+        judgements = prepared.outputs["judgements"]
+        candidates = prepared.outputs["candidates"]
+        traffic = prepared.outputs["traffic"]
 
-    taught = train_teacher(
-        judgements=judgements,
-        model_digest=checked.outputs["teacher_digest"],
-        config=teacher,
-        compute=compute,
-    ).set_display_name("teacher")
+        taught = train_teacher(
+            judgements=judgements,
+            model_digest=checked.outputs["teacher_digest"],
+            config=teacher,
+            compute=compute,
+        )
+        place(taught, "teacher")
 
-    with dsl.ParallelFor(items=prepared.outputs["Output"]) as shard:
-        labelled = label_shard(
-            shard=shard, candidates=candidates, teacher=taught.outputs["teacher"], config=label, compute=compute
-        ).set_display_name("label")
+        with dsl.ParallelFor(items=prepared.outputs["Output"]) as shard:
+            labelled = label_shard(
+                shard=shard, candidates=candidates, teacher=taught.outputs["teacher"], config=label, compute=compute
+            )
+            place(labelled, "label")
 
-    distilled = distil_student(
-        judgements=judgements,
-        candidates=candidates,
-        labels=dsl.Collected(labelled.outputs["labels"]),
-        teacher=taught.outputs["teacher"],
-        model_digest=checked.outputs["student_digest"],
-        config=student,
-        compute=compute,
-    ).set_display_name("student")
-
-    evaluated = evaluate_student(
-        judgements=judgements,
-        traffic=traffic,
-        teacher=taught.outputs["teacher"],
-        student=distilled.outputs["student"],
-        champion=champion,
-        anchor=anchor,
-        config=evaluate,
-        compute=compute,
-        registry=registry,
-    ).set_display_name("evaluate")
-
-    drifted = measure_drift(
-        traffic=traffic,
-        evaluation=evaluated.outputs["evaluation"],
-        student=distilled.outputs["student"],
-        champion=champion,
-        config=drift,
-        registry=registry,
-    ).set_display_name("drift")
-    kept = keep_snapshot(
-        drift=drifted.outputs["drift"], name=name, newest_end=newest_end, config=drift, registry=registry
-    )
-    kept.set_caching_options(False).set_display_name("snapshot")
-
-    decided = decide(
-        evaluation=evaluated.outputs["evaluation"],
-        drift=drifted.outputs["drift"],
-        student=distilled.outputs["student"],
-        judgements=judgements,
-        champion=champion,
-        anchor=anchor,
-        newest_end=newest_end,
-        config=gate,
-        registry=registry,
-    )
-    decided.set_caching_options(False).set_display_name("gate")  # it counts how often a test set was looked at
-
-    reported = render_report(
-        name=name,
-        profile=prepared.outputs["profile"],
-        judgements=judgements,
-        teacher=taught.outputs["teacher"],
-        labels=dsl.Collected(labelled.outputs["labels"]),
-        student=distilled.outputs["student"],
-        evaluation=evaluated.outputs["evaluation"],
-        drift=drifted.outputs["drift"],
-        verdict=decided.outputs["verdict"],
-        config=report,
-    )
-    reported.set_caching_options(False).set_display_name("report")  # it names the run
-
-    with dsl.If(decided.outputs["Output"] == True):  # noqa: E712 - KFP reads the comparison
-        promoted = promote_student(
-            resolved=checked.outputs["resolved"],
-            profile=prepared.outputs["profile"],
+        distilled = distil_student(
+            judgements=judgements,
+            candidates=candidates,
+            labels=dsl.Collected(labelled.outputs["labels"]),
             teacher=taught.outputs["teacher"],
+            model_digest=checked.outputs["student_digest"],
+            config=student,
+            compute=compute,
+        )
+        place(distilled, "student")
+
+        evaluated = evaluate_student(
+            judgements=judgements,
+            traffic=traffic,
+            teacher=taught.outputs["teacher"],
+            student=distilled.outputs["student"],
+            champion=champion,
+            anchor=anchor,
+            config=evaluate,
+            compute=compute,
+            registry=registry,
+        )
+        place(evaluated, "evaluate")
+
+        drifted = measure_drift(
+            traffic=traffic,
+            evaluation=evaluated.outputs["evaluation"],
+            student=distilled.outputs["student"],
+            champion=champion,
+            config=drift,
+            registry=registry,
+        )
+        place(drifted, "drift")
+        kept = keep_snapshot(
+            drift=drifted.outputs["drift"], name=run_name(name), newest_end=newest_end, config=drift, registry=registry
+        )
+        place(kept, "snapshot", effect=True)
+
+        decided = decide(
+            evaluation=evaluated.outputs["evaluation"],
+            drift=drifted.outputs["drift"],
+            student=distilled.outputs["student"],
+            judgements=judgements,
+            champion=champion,
+            anchor=anchor,
+            newest_end=newest_end,
+            config=gate,
+            registry=registry,
+        )
+        place(decided, "gate", effect=True)  # it counts how often a test set was looked at
+
+        reported = render_report(
+            name=run_name(name),
+            profile=prepared.outputs["profile"],
+            judgements=judgements,
+            teacher=taught.outputs["teacher"],
+            labels=dsl.Collected(labelled.outputs["labels"]),
             student=distilled.outputs["student"],
             evaluation=evaluated.outputs["evaluation"],
             drift=drifted.outputs["drift"],
             verdict=decided.outputs["verdict"],
-            report=reported.outputs["report"],
-            traffic=traffic,
-            champion=champion,
-            anchor=anchor,
-            name=name,
-            data_digest=checked.outputs["data_digest"],
-            code_digest=checked.outputs["code_digest"],
-            images={"ops": OPS_IMAGE, "train": TRAIN_IMAGE},
-            label=label,
-            config=registry,
+            config=report,
         )
-        promoted.set_caching_options(False).set_display_name("promote")
+        place(reported, "report", effect=True)  # it names the run
+
+        with dsl.If(decided.outputs["Output"] == True):  # noqa: E712 - KFP reads the comparison
+            promoted = promote_student(
+                resolved=checked.outputs["resolved"],
+                profile=prepared.outputs["profile"],
+                teacher=taught.outputs["teacher"],
+                student=distilled.outputs["student"],
+                evaluation=evaluated.outputs["evaluation"],
+                drift=drifted.outputs["drift"],
+                verdict=decided.outputs["verdict"],
+                report=reported.outputs["report"],
+                traffic=traffic,
+                champion=champion,
+                anchor=anchor,
+                name=run_name(name),
+                data_digest=checked.outputs["data_digest"],
+                code_digest=checked.outputs["code_digest"],
+                images=images(),
+                label=label,
+                config=registry,
+            )
+            place(promoted, "promote", effect=True)

@@ -3,6 +3,7 @@
 from kfp import dsl
 
 from components.estimate import estimate_spend
+from pipelines.resources import place
 from pipelines.start import start
 
 
@@ -44,4 +45,4 @@ def estimate(
         label=label,
         compute=compute,
     )
-    estimated.set_caching_options(False).set_display_name("estimate")  # it is about this machine, now
+    place(estimated, "estimate", effect=True)  # it is about this machine, now

@@ -4,21 +4,29 @@ from typing import Any
 
 from components.preflight import check_inputs
 from components.prepare import prepare_data
+from pipelines import resources
 
 
-def start(*, prepare: Any, data: Any, **sections: Any) -> tuple[Any, Any]:
+def start(*, schedule_time: Any, prepare: Any, data: Any, **sections: Any) -> tuple[Any, Any]:
     """Wire preflight and prepare; pipelines that begin alike take each other's prepared data from the cache.
 
     Args:
+        schedule_time: the pipeline's parameter of that name.
         prepare: that section, as the pipeline's parameter.
         data: likewise.
-        sections: `schedule_time` and the other sections that preflight reads.
+        sections: the other sections that preflight reads.
 
     Returns:
         The two tasks.
     """
-    checked = check_inputs(prepare=prepare, data=data, **sections)
-    checked.set_caching_options(False).set_display_name("preflight")
+    checked = check_inputs(
+        schedule_time=resources.scheduled_time(schedule_time),
+        secrets=resources.secrets(),
+        prepare=prepare,
+        data=data,
+        **sections,
+    )
+    resources.place(checked, "preflight", effect=True)
     prepared = prepare_data(
         reference_start=checked.outputs["reference_start"],
         newest_start=checked.outputs["newest_start"],
@@ -26,5 +34,6 @@ def start(*, prepare: Any, data: Any, **sections: Any) -> tuple[Any, Any]:
         data_digest=checked.outputs["data_digest"],
         config=prepare,
         data=data,
-    ).set_display_name("prepare")
+    )
+    resources.place(prepared, "prepare")
     return checked, prepared

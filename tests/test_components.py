@@ -22,7 +22,7 @@ def function(path: Path) -> ast.FunctionDef:
 
 
 def test_every_stage_has_its_component() -> None:
-    assert {path.stem for path in COMPONENTS} == {*STAGES, *MONITORING, "estimate", "snapshot"}
+    assert {path.stem for path in COMPONENTS} == {*STAGES, *MONITORING, "estimate", "snapshot", "notify"}
 
 
 @pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: path.stem)

@@ -26,7 +26,7 @@ def setup(tmp_path: Path):
     (model / "config.json").write_text('{"model_type": "bert"}')
     (model / "model.safetensors").write_text("{}")
 
-    def run(schedule_time: str = "", **overrides) -> preflight.Resolved:
+    def run(schedule_time: str = "", secrets: dict[str, list[str]] | None = None, **overrides) -> preflight.Resolved:
         data = {
             "source": "tables",
             "judgements": str(tmp_path / "judgements.csv"),
@@ -47,7 +47,7 @@ def setup(tmp_path: Path):
             **overrides,
         }
         parsed = config.parse(values, "test")
-        return preflight.check(parsed, schedule_time=schedule_time, output=tmp_path / "out")
+        return preflight.check(parsed, schedule_time=schedule_time, secrets=secrets or {}, output=tmp_path / "out")
 
     return run
 
@@ -190,3 +190,19 @@ def test_windows_before_the_calendar_and_a_workspace_that_cannot_be_written_are_
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"drift\.workspace .*file/workspace: cannot be written"):
         setup(drift={"workspace": str(tmp_path / "file" / "workspace")})
+
+
+def test_a_secret_that_is_missing_is_named(setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "trust"
+    folder.mkdir()
+    secrets = {"hub": ["HF_TOKEN_OF_TEST"], "trust": [str(folder)]}
+    with pytest.raises(
+        InputError, match=r"cluster\.secrets: hub: the environment variable HF_TOKEN_OF_TEST is not set"
+    ):
+        setup(secrets=secrets)
+    monkeypatch.setenv("HF_TOKEN_OF_TEST", "x")
+    (folder / "..data").touch()  # what Kubernetes keeps there beside the keys
+    with pytest.raises(InputError, match=rf"cluster\.secrets: trust: {folder} has no file, expected the Secret in the"):
+        setup(secrets=secrets)
+    (folder / "ca.crt").touch()
+    assert setup(secrets=secrets).data_digest

@@ -16,12 +16,15 @@ from typing import Annotated, Any, Literal, Self, Union
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -33,6 +36,11 @@ Positive = Annotated[int, Field(ge=1)]
 Lift = Annotated[float, Field(ge=-1, le=1)]
 Words = Annotated[str, StringConstraints(strip_whitespace=True)]
 Day = Annotated[Words, BeforeValidator(lambda value: value.isoformat() if isinstance(value, date) else value)]
+Cpu = Annotated[str, Field(pattern=r"^\d+(\.\d+)?m?$")]
+Memory = Annotated[str, Field(pattern=r"^\d+([KMGTPE]i?)?$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+Folder = Annotated[str, Field(pattern=r"^(/[^/:]+)+$")]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 ProductField = Literal["title", "product_type", "brand", "color", "gender", "description"]
 
 
@@ -376,9 +384,7 @@ class TrainJob(Section):
         pattern=r"^$|^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
         description="PersistentVolumeClaim that holds `compute.resume`, mounted in every pod.",
     )
-    mount: str = Field(
-        "/distilrank", pattern=r"^(/[^/:]+)+$", description="Where the claim is mounted, in every pod alike."
-    )
+    mount: Folder = Field("/distilrank", description="Where the claim is mounted, in every pod alike.")
     gpus: Count = Field(1, description="GPUs of each node, a process each; 0: train on CPUs.")
     cpu: str = Field(
         "",
@@ -910,6 +916,190 @@ class Registry(Section):
     )
 
 
+# Where it runs on a cluster ----------------------------------------------------------------------------------------
+
+Stage = Literal[
+    "preflight",
+    "prepare",
+    "teacher",
+    "label",
+    "student",
+    "evaluate",
+    "drift",
+    "snapshot",
+    "gate",
+    "report",
+    "promote",
+    "sample",
+    "score",
+    "monitor",
+    "estimate",
+    "notify",
+]
+
+MOVING_TAGS = ("latest", "main", "master", "dev", "edge", "nightly", "stable", "head")
+
+
+def _immutable(image: str) -> str:
+    """Kubeflow's cache keys hold an image's name, so the same name must mean the same bytes for ever."""
+    name, _, digest = image.partition("@")
+    tag = name.rpartition("/")[2].partition(":")[2]
+    if image and not digest and (not tag or tag.lower() in MOVING_TAGS):
+        raise ValueError(
+            f"{f'the tag {tag!r} moves' if tag else 'no tag and no digest'}, expected a tag that is never pushed again "
+            "(a version) or @sha256:DIGEST"
+        )
+    return image
+
+
+Image = Annotated[
+    str,
+    Field(pattern=r"^$|^[A-Za-z0-9][A-Za-z0-9._:/-]*(@sha256:[0-9a-f]{64})?$"),
+    AfterValidator(_immutable),
+]
+
+
+class Images(Section):
+    """The stages' images; a moving tag is refused, for results are cached by an image's name."""
+
+    ops: Image = Field("", description="Preparation, drift, gate, report, promotion; empty: distilrank/ops:VERSION.")
+    train: Image = Field("", description="Whatever computes with torch; empty: distilrank/train:VERSION.")
+
+
+class Toleration(Section):
+    """A taint that pods put up with, in Kubernetes' words."""
+
+    key: str = Field("", description="Key of the taint; empty, with operator Exists: any.")
+    operator: Literal["Equal", "Exists"] = Field("Equal", description="Equal: key and value; Exists: the key.")
+    value: str = Field("", description="Value of the taint.")
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = Field(
+        "", description="What the taint does; empty: any of them."
+    )
+    seconds: Count | None = Field(None, description="How long a pod stays under NoExecute; null: for ever.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.operator == "Exists" and self.value:
+            raise ValueError(f"value is {self.value!r}, expected none with operator Exists")
+        if self.operator == "Equal" and not self.key:
+            raise ValueError("key is empty, expected one with operator Equal")
+        return self
+
+
+class Pod(Section):
+    """What a stage's pod asks for; null: as its image's other stages, and there: nothing."""
+
+    cpu: Cpu | None = Field(None, description="Processors, request and limit alike, as Kubernetes writes it.")
+    memory: Memory | None = Field(None, description="Memory, request and limit alike, as Kubernetes writes it.")
+    gpu: Count | None = Field(None, description="GPUs.")
+    gpu_type: str | None = Field(None, description="Resource that is counted; null: nvidia.com/gpu.")
+    shared_memory: Memory | None = Field(
+        None, description="Size of /dev/shm, which several processes of torch use; null: the node's 64 MiB."
+    )
+    node_selector: dict[str, str] | None = Field(None, description="Labels that a node must have.")
+    tolerations: tuple[Toleration, ...] | None = Field(None, description="Taints that are put up with.")
+    retries: Count | None = Field(
+        None, description="How often a failed pod is started again, spot nodes that went among them; null: 0."
+    )
+    backoff_seconds: Positive | None = Field(None, description="Wait before the first retry; null: 60.")
+    backoff_factor: Annotated[float, Field(ge=1)] | None = Field(
+        None, description="How much longer each further wait is; null: 2."
+    )
+    backoff_max_seconds: Positive | None = Field(None, description="The longest wait; null: 3600.")
+    timeout_minutes: Positive | None = Field(
+        None, description="End a pod that takes longer, the wait for a node included; null: never."
+    )
+
+
+class Volume(Section):
+    """A PersistentVolumeClaim in every pod: for checkpoints, caches, a registry in a folder."""
+
+    claim: Name = Field(description="The claim, in the namespace of the runs.")
+    path: Folder = Field(description="Where it is mounted.")
+    sub_path: str = Field("", description="Folder of the volume; empty: all of it.")
+
+
+class Secret(Section):
+    """A Secret that exists already, by name: keys as environment variables, or all keys as files."""
+
+    name: Name = Field(description="The Secret, in the namespace of the runs.")
+    env: dict[str, Variable] = Field({}, description="Environment variable by key, e.g. `token: HF_TOKEN`.")
+    path: str = Field("", pattern=r"^$|^(/[^/:]+)+$", description="Folder in which each key is a file; empty: none.")
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        if not self.env and not self.path:
+            raise ValueError(f"secret {self.name}: neither env nor path is set, expected one of them")
+        return self
+
+
+class Notify(Section):
+    """Who is told how a run ended, whatever its end: an HTTP POST of JSON, see docs/operations.md."""
+
+    webhook: Annotated[str, Field(pattern=r"^(https?://\S+)?$")] = Field(
+        "", description="URL that is posted to; empty: none, or that of the Secret."
+    )
+    secret: str = Field(
+        "",
+        pattern=r"^$|^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+        description="Secret that holds the URL, in the namespace of the runs; empty: none.",
+    )
+    key: str = Field("url", min_length=1, description="Key of the URL in that Secret.")
+    when: Literal["always", "failure"] = Field("always", description="Which ends are told.")
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if self.webhook and self.secret:
+            raise ValueError("both webhook and secret are set, expected one of them")
+        return self
+
+
+class Cluster(Section):
+    """How pods of a Kubeflow cluster are made; read when pipelines are compiled, and without meaning on one machine."""
+
+    images: Images = Field(Images(), description="The stages' images.")
+    ops: Pod = Field(Pod(cpu="2", memory="8Gi", retries=2), description="What pods of the image `ops` ask for.")
+    train: Pod = Field(Pod(cpu="4", memory="16Gi", retries=2), description="What pods of the image `train` ask for.")
+    stages: dict[Stage, Pod] = Field({}, description="What single stages ask for beyond it.")
+    volumes: tuple[Volume, ...] = Field((), description="Volumes of every pod.")
+    secrets: tuple[Secret, ...] = Field((), description="Secrets of every pod.")
+    env: dict[Variable, str] = Field({}, description="Environment of every pod; nothing secret.")
+    labels: dict[str, str] = Field({}, description="Labels of every pod.")
+    annotations: dict[str, str] = Field({}, description="Annotations of every pod.")
+    pull_secrets: tuple[Name, ...] = Field((), description="Secrets that images are pulled with.")
+    run_as_user: Positive | None = Field(None, description="User id of every pod; null: the image's, 10001.")
+    run_as_group: Positive | None = Field(None, description="Group id of every pod; null: the image's.")
+    service_account: str = Field(
+        "", description="Service account of the runs; empty: Kubeflow's own (pipeline-runner, default-editor)."
+    )
+    pipeline_root: str = Field(
+        "", description="Object storage for what stages hand to one another; empty: Kubeflow's own."
+    )
+    notify: Notify = Field(Notify(), description="Who is told how a run ended.")
+
+    @field_validator("ops", "train", mode="before")
+    @classmethod
+    def _over_defaults(cls, value: Any, info: ValidationInfo) -> Any:
+        """`train: {gpu: 1}` keeps the processors and the memory."""
+        default = cls.model_fields[info.field_name].default.model_dump(exclude_none=True) if info.field_name else {}
+        return default | value if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        paths = [volume.path for volume in self.volumes] + [secret.path for secret in self.secrets if secret.path]
+        for path in paths:
+            if paths.count(path) > 1:
+                raise ValueError(f"{path} is mounted twice, expected a path for each volume and secret")
+        return self
+
+    def pod(self, stage: Stage, kind: Literal["ops", "train"]) -> Pod:
+        """What the pod of a stage asks for: its own wishes over those of its image's stages."""
+        own = self.stages.get(stage, Pod())
+        given = {name: value for name in Pod.model_fields if (value := getattr(own, name)) is not None}
+        base: Pod = getattr(self, kind)
+        return base.model_copy(update=given)
+
+
 class Config(Section):
     """One run of the pipeline."""
 
@@ -930,6 +1120,7 @@ class Config(Section):
     report: Report = Field(Report(), description="The page for people.")
     registry: Registry = Field(Registry(), description="Where versions live.")
     monitor: Monitor = Field(Monitor(), description="Watching the champion between runs.")
+    cluster: Cluster = Field(Cluster(), description="Pods of a Kubeflow cluster.")
 
 
 SLOW = "without_fast_bf16"

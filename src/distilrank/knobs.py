@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from distilrank.config import Config
+from distilrank.config import Config, Pod
 
-TYPES = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}
+TYPES = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false", "null": "null"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Group:
 
 def groups() -> list[Group]:
     """All sections, in the order of the configuration."""
-    return list(_groups(Config, None, "", ""))
+    return list(_groups(Config, None, "", "", {Pod}))  # pods stand below cluster.ops already
 
 
 def markdown() -> str:
@@ -70,14 +70,19 @@ def markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _groups(model: type[BaseModel], values: BaseModel | None, path: str, source: str) -> Iterator[Group]:
-    """The section `model` at `path`, then the sections within; `values` are its defaults, where it has all of them."""
+def _groups(
+    model: type[BaseModel], values: BaseModel | None, path: str, source: str, listed: set[type[BaseModel]]
+) -> Iterator[Group]:
+    """The section `model` at `path`, then the sections within; `values` are its defaults, where it has all of them.
+
+    `listed` are the models of items that have been listed, and gets those of this section.
+    """
     schemas = model.model_json_schema()["properties"]
     knobs, within = [], []
     for name, field in model.model_fields.items():
         key = f"{path}.{name}" if path else name
         default = getattr(values, name) if values is not None else field.default
-        sections = _sections(field)
+        sections, items = _sections(field), list(_items(field.annotation))
         if not sections:
             knobs.append(_knob(key, schemas[name], field, default))
         for section in sections:
@@ -85,14 +90,31 @@ def _groups(model: type[BaseModel], values: BaseModel | None, path: str, source:
             # Data comes in several kinds; each is told by the constant in its `source`.
             kind = section.model_json_schema()["properties"].get("source", {}).get("const", "")
             within.append((section, inner, key, f"source: {kind}" if kind else source))
+        for section, suffix in items:
+            if section not in listed:  # once is enough: the same keys stand wherever such an item does
+                listed.add(section)
+                within.append((section, None, key + suffix, source))
     yield Group(path, source, " ".join((model.__doc__ or "").split()), tuple(knobs))
     for arguments in within:
-        yield from _groups(*arguments)
+        yield from _groups(*arguments, listed)
 
 
 def _sections(field: FieldInfo) -> list[type[BaseModel]]:
-    kinds = [field.annotation, *get_args(field.annotation)]
+    kinds = [field.annotation] if get_origin(field.annotation) in (dict, tuple) else _options(field.annotation)
     return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+
+
+def _options(annotation: Any) -> list[Any]:
+    return [annotation, *get_args(annotation)]
+
+
+def _items(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
+    """The models that a list or a mapping holds, with what stands for the place of one of them in a key."""
+    for option in _options(annotation):
+        suffix = {dict: ".NAME", tuple: "[]"}.get(get_origin(option), "")
+        for item in get_args(option) if suffix else ():
+            if isinstance(item, type) and issubclass(item, BaseModel):
+                yield item, suffix
 
 
 def _knob(key: str, schema: dict[str, Any], field: FieldInfo, default: Any) -> Knob:
@@ -108,10 +130,13 @@ def _knob(key: str, schema: dict[str, Any], field: FieldInfo, default: Any) -> K
 def _type(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
         return " or ".join(_type(option) for option in schema["anyOf"])
+    if "$ref" in schema:
+        return schema["$ref"].rpartition("/")[2]
     if schema.get("type") == "array":
         return f"list of {_type(schema['items'])}"
     if schema.get("type") == "object":
-        return f"mapping to {_type(schema['additionalProperties'])}"
+        within = schema.get("additionalProperties") or next(iter(schema["patternProperties"].values()))
+        return f"mapping to {_type(within)}"
     if "type" not in schema:  # a choice among values of several types
         return "choice"
     return TYPES[schema["type"]]
@@ -124,6 +149,8 @@ def _bound(schema: dict[str, Any]) -> str:
         return " or ".join(map(str, schema["enum"]))
     if schema.get("type") == "array" and "enum" in schema["items"]:
         return "of " + ", ".join(schema["items"]["enum"])
+    if "enum" in schema.get("propertyNames", {}):
+        return "keys of " + ", ".join(schema["propertyNames"]["enum"])
     texts = {
         "minimum": "≥ {}",
         "exclusiveMinimum": "> {}",

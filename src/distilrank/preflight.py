@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,18 +53,20 @@ class Watched(NamedTuple):
     champion: str
 
 
-def check(config: Config, *, schedule_time: str, output: Path) -> Resolved:
+def check(config: Config, *, schedule_time: str, secrets: Mapping[str, Sequence[str]], output: Path) -> Resolved:
     """Check that the run can succeed, and resolve what it depends on.
 
     Args:
         config: the whole configuration.
         schedule_time: the run's schedule time, ISO 8601, empty for now; used where `window.end` is `schedule`.
+        secrets: by the name of each Secret the environment variables, and the folders, that this pod must find of it.
         output: folder for preflight.json.
 
     Raises:
-        InputError: data, columns, models, registry, GPU, disk or log window are not as the configuration says.
+        InputError: secrets, data, columns, models, registry, GPU, disk or log window are not as the configuration says.
     """
     with artifacts.stage(STAGE, output, config=config) as record:
+        _check_secrets(secrets)
         for name in ("dev_share", "test_share"):
             if not getattr(config.prepare, name):
                 raise InputError(f"prepare.{name} is 0, expected more: a run needs such queries to judge its models by")
@@ -119,7 +121,7 @@ def check(config: Config, *, schedule_time: str, output: Path) -> Resolved:
         return resolved
 
 
-def check_monitor(config: Config, *, schedule_time: str, output: Path) -> Watched:
+def check_monitor(config: Config, *, schedule_time: str, secrets: Mapping[str, Sequence[str]], output: Path) -> Watched:
     """Check that the champion can be held against the newest traffic, and resolve which; arguments as for `check`.
 
     Raises:
@@ -127,6 +129,7 @@ def check_monitor(config: Config, *, schedule_time: str, output: Path) -> Watche
             configuration says.
     """
     with artifacts.stage(STAGE, output, config=config) as record:
+        _check_secrets(secrets)
         backend = registry.connect(config.registry)
         champion = registry.resolve(backend, registry.CHAMPION)
         _check_teacher(config.monitor.teacher, champion, backend.fetch(champion))
@@ -267,6 +270,21 @@ def _check_disk(least: float, output: Path) -> float:
             f"{output}: {free:.1f} GiB free, expected at least {least:g} (preflight.free_disk_gib); free some space"
         )
     return free
+
+
+def _check_secrets(secrets: Mapping[str, Sequence[str]]) -> None:
+    """Pods are started without a Secret that is missing, so that somebody is told of it."""
+    for name, wanted in secrets.items():
+        for place in wanted:
+            if place.startswith("/"):
+                missing = "" if any(Path(place).glob("[!.]*")) else f"{place} has no file"
+            else:
+                missing = "" if os.environ.get(place) else f"the environment variable {place} is not set"
+            if missing:
+                raise InputError(
+                    f"cluster.secrets: {name}: {missing}, expected the Secret in the namespace of the run, with "
+                    "the keys that the configuration names"
+                )
 
 
 def _check_device(device: str) -> str:

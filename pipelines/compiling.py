@@ -1,0 +1,53 @@
+"""Pipelines as Kubeflow takes them: one YAML file with the configuration in it."""
+
+from __future__ import annotations
+
+import importlib
+import uuid
+from pathlib import Path
+
+from kfp import compiler
+from kfp.dsl.graph_component import GraphComponent
+
+from distilrank.config import Config, parameters
+from distilrank.errors import InputError
+from pipelines.resources import configured
+
+PARTS = {"monitor": ("distill",)}
+"""The pipelines that a pipeline contains."""
+
+
+def pipeline(name: str) -> GraphComponent:
+    """The pipeline `distill`, `monitor` or `estimate`, as its module defines it."""
+    return getattr(importlib.import_module(f"pipelines.{name}"), name)
+
+
+def build(name: str, config: Config, *, cluster: bool, scheduled: bool = False) -> GraphComponent:
+    """The pipeline for a configuration; arguments and errors as for `pipelines.resources.configured`."""
+    parts = [pipeline(part) for part in PARTS.get(name, ())]
+    return configured(pipeline(name), config, cluster=cluster, scheduled=scheduled, parts=parts)
+
+
+def write(name: str, config: Config, output: Path, *, scheduled: bool = False) -> None:
+    """Compile a pipeline for a cluster; the same arguments give the same bytes.
+
+    Args:
+        name: `distill` or `monitor`.
+        config: its sections become the defaults of the pipeline's parameters, and `cluster` its pods.
+        output: the file to write: the pipeline's specification, then what is Kubernetes' own.
+        scheduled: whether a recurring run starts it; see `pipelines.resources.configured`.
+
+    Raises:
+        InputError: the configuration cannot be meant for a cluster, or the file cannot be written.
+    """
+    built = build(name, config, cluster=True, scheduled=scheduled)
+    given = {key: value for key, value in parameters(config).items() if key in built.component_spec.inputs}
+    partial = output.with_name(f".{output.stem}.{uuid.uuid4().hex}.yaml")  # KFP goes by the suffix
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        compiler.Compiler().compile(built, str(partial), pipeline_parameters=given)
+        partial.replace(output)
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written ({error.strerror})") from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,122 @@
+"""Who is told how a run ended, by a real HTTP server that is told."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from distilrank import notify
+from distilrank.config import Notify, Registry
+from tests.promotions import LINEAGE, fill
+
+
+class Listener(ThreadingHTTPServer):
+    """Keeps what is posted, and answers with `statuses` in turn, the last one from then on."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.posts: list[dict] = []
+        self.statuses = [204]
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/hook"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Listener
+
+    def do_POST(self) -> None:
+        assert self.path == "/hook" and self.headers["Content-Type"] == "application/json"
+        self.server.posts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        statuses = self.server.statuses
+        self.send_response(statuses.pop(0) if len(statuses) > 1 else statuses[0])
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def listener() -> Iterator[Listener]:
+    with Listener() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def tell(config: Notify, tmp_path: Path, state: str = "SUCCEEDED", error: str = "") -> None:
+    empty = Registry(uri=str(tmp_path / "registry"))
+    notify.notify(config, empty, name="weekly", run="runs/4711", state=state, error=error)
+
+
+def test_the_payload_says_what_happened(listener: Listener, tmp_path: Path) -> None:
+    tell(Notify(webhook=listener.url), tmp_path, "FAILED", "teacher: out of memory")
+    assert listener.posts == [
+        {
+            "version": 1,
+            "text": "distilrank weekly: failed: teacher: out of memory",
+            "name": "weekly",
+            "run": "runs/4711",
+            "state": "FAILED",
+            "error": "teacher: out of memory",
+            "promoted": None,
+        }
+    ]
+
+
+def test_a_promotion_is_told_by_the_run_that_made_it(listener: Listener, tmp_path: Path) -> None:
+    config = Registry(uri=str(tmp_path / "registry"))
+    (version,) = fill(config, tmp_path, "a")
+    for name in (LINEAGE["name"], "another"):
+        notify.notify(Notify(webhook=listener.url), config, name=name, run="runs/1", state="SUCCEEDED", error="")
+    assert [post["promoted"] for post in listener.posts] == [version, None]
+    assert listener.posts[0]["text"] == f"distilrank nightly: succeeded, promoted {version}"
+
+
+def test_a_busy_server_is_asked_again(listener: Listener, tmp_path: Path) -> None:
+    listener.statuses = [503, 429, 204]
+    tell(Notify(webhook=listener.url), tmp_path)
+    assert len(listener.posts) == 3
+
+
+def test_only_failures_where_only_they_are_wanted(listener: Listener, tmp_path: Path) -> None:
+    wanted = Notify(webhook=listener.url, when="failure")
+    tell(wanted, tmp_path)
+    assert listener.posts == []
+    tell(wanted, tmp_path, "CANCELLED")
+    assert [post["state"] for post in listener.posts] == ["CANCELLED"]
+
+
+def test_the_url_of_a_secret_is_read_and_never_printed(
+    listener: Listener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(notify, "ENDPOINT", str(tmp_path))
+    (tmp_path / "url").write_text(listener.url + "\n")
+    listener.statuses = [404]
+    tell(Notify(secret="chat"), tmp_path)
+    said = capsys.readouterr().out
+    assert len(listener.posts) == 1 and "nobody was told: the webhook failed (HTTPError, 404)" in said
+    assert listener.url not in said and "127.0.0.1" not in said
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "the secret chat is missing, or has no key url"), ("ftp://x", "key url of the secret chat is no URL")],
+)
+def test_a_secret_that_cannot_be_used_is_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    content: str | None,
+    message: str,
+) -> None:
+    monkeypatch.setattr(notify, "ENDPOINT", str(tmp_path))
+    if content:
+        (tmp_path / "url").write_text(content)
+    tell(Notify(secret="chat"), tmp_path)
+    assert f"nobody was told: cluster.notify: {message}" in capsys.readouterr().out

@@ -1,0 +1,253 @@
+"""The contract of what is compiled for a cluster: pods ask for what the configuration says, and hold nothing secret."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from distilrank import __version__, config
+from distilrank.errors import InputError
+from pipelines import compiling, resources
+from pipelines.distill import distill
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
+DIGEST = "@sha256:" + "a" * 64
+TASKS = {
+    "teacher": "train-teacher",
+    "label": "label-shard",
+    "student": "distil-student",
+    "evaluate": "evaluate-student",
+    "score": "score-newest",
+}
+
+CLUSTER: dict[str, Any] = {
+    "images": {"ops": f"shop.example/ops{DIGEST}", "train": "shop.example:5000/train:1.2.3"},
+    "ops": {"memory": "3Gi"},
+    "train": {
+        "gpu": 1,
+        "node_selector": {"accelerator": "l4"},
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "timeout_minutes": 90,
+        "shared_memory": "2Gi",
+    },
+    "stages": {"evaluate": {"gpu": 0, "memory": "20Gi"}, "label": {"retries": 5, "backoff_seconds": 10}},
+    "volumes": [{"claim": "distilrank", "path": "/distilrank", "sub_path": "shop"}],
+    "secrets": [{"name": "hub", "env": {"token": "HF_TOKEN"}}, {"name": "trust", "path": "/etc/trust"}],
+    "env": {"HF_HOME": "/distilrank/hf"},
+    "labels": {"team": "search"},
+    "annotations": {"reason": "weekly"},
+    "pull_secrets": ["regcred"],
+    "run_as_user": 4711,
+    "notify": {"secret": "chat", "key": "hook"},
+}
+
+
+def settings(**cluster: Any) -> config.Config:
+    values = {"data": {"source": "demo_shop"}, "registry": {"uri": "gs://shop/registry"}, "cluster": cluster}
+    return config.parse(values, "test")
+
+
+class Compiled:
+    """A compiled pipeline, by parts."""
+
+    def __init__(self, path: Path) -> None:
+        self.text = path.read_text()
+        documents = list(yaml.safe_load_all(self.text))
+        self.spec = documents[0]
+        self.executors = self.spec["deploymentSpec"]["executors"]
+        platform = documents[1]["platforms"]["kubernetes"] if len(documents) > 1 else {}
+        self.pods = platform.get("deploymentSpec", {}).get("executors", {})
+        groups = [self.spec["root"], *self.spec["components"].values()]
+        self.tasks = {name: task for group in groups for name, task in group.get("dag", {}).get("tasks", {}).items()}
+
+    def executor(self, task: str) -> dict[str, Any]:
+        return self.executors[f"exec-{task}"]["container"]
+
+    def pod(self, task: str) -> dict[str, Any]:
+        return self.pods[f"exec-{task}"]
+
+
+def compiled(folder: Path, name: str, given: config.Config, scheduled: bool = False) -> Compiled:
+    compiling.write(name, given, folder / f"{name}.yaml", scheduled=scheduled)
+    return Compiled(folder / f"{name}.yaml")
+
+
+@pytest.fixture(scope="module", params=["distill", "monitor"])
+def full(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    return compiled(tmp_path_factory.mktemp("full"), request.param, settings(**CLUSTER))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_contract_holds_for_every_configuration(tmp_path: Path, name: str) -> None:
+    for pipeline in ("distill", "monitor"):
+        found = compiled(tmp_path, pipeline, config.load(ROOT / "configs" / name))
+        assert len(found.text) <= 150_000
+        assert set(found.pods) == set(found.executors)
+        for label, executor in found.executors.items():
+            container = executor["container"]
+            command = " ".join(container["command"] + container.get("args", []))
+            assert "pip install" not in command and "packages_to_install" not in command, label
+            assert container["image"] in (f"distilrank/ops:{__version__}", f"distilrank/train:{__version__}"), label
+            asked = container["resources"]
+            assert asked["resourceCpuRequest"] == asked["resourceCpuLimit"], label
+            assert asked["resourceMemoryRequest"] == asked["resourceMemoryLimit"], label
+            assert found.pods[label]["securityContext"]["runAsNonRoot"] is True, label
+
+
+def test_the_same_configuration_compiles_to_the_same_bytes(tmp_path: Path) -> None:
+    first = compiled(tmp_path / "a", "monitor", settings(**CLUSTER)).text
+    assert compiled(tmp_path / "b", "monitor", settings(**CLUSTER)).text == first
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["monitor.yaml"]
+
+
+def test_every_pod_has_what_all_get(full: Compiled) -> None:
+    assert set(full.pods) == set(full.executors)
+    for label, pod in full.pods.items():
+        assert (
+            pod["pvcMount"][0] | {"mountPath": "/distilrank", "constant": "distilrank", "subPath": "shop"}
+            == (pod["pvcMount"][0])
+        )
+        assert pod["imagePullSecret"][0]["secretName"] == "regcred"
+        assert pod["podMetadata"] == {"labels": {"team": "search"}, "annotations": {"reason": "weekly"}}
+        assert pod["securityContext"] == {"runAsNonRoot": True, "runAsUser": "4711"}
+        assert pod["secretAsEnv"][0]["keyToEnv"] == [{"envVar": "HF_TOKEN", "secretKey": "token"}]
+        assert "/etc/trust" in {volume["mountPath"] for volume in pod["secretAsVolume"]}
+        assert all(secret["optional"] for secret in pod["secretAsEnv"] + pod["secretAsVolume"]), "preflight tells"
+        environment = full.executors[label]["container"]["env"]
+        assert environment == [{"name": "HF_HOME", "value": "/distilrank/hf"}]
+
+
+def test_stages_have_their_own_on_top(full: Compiled) -> None:
+    assert full.executor("prepare-data")["image"] == CLUSTER["images"]["ops"]
+    assert full.executor("train-teacher")["image"] == CLUSTER["images"]["train"]
+    teacher = full.executor("train-teacher")["resources"]
+    assert teacher["accelerator"]["resourceType"] == "nvidia.com/gpu"
+    assert teacher["accelerator"]["resourceCount"] == "1"
+    assert teacher["resourceMemoryLimit"] == "16Gi", "what is not set keeps its default"
+    assert full.executor("prepare-data")["resources"]["resourceMemoryLimit"] == "3Gi"
+    evaluate = full.executor("evaluate-student")["resources"]
+    assert "accelerator" not in evaluate and evaluate["resourceMemoryLimit"] == "20Gi"
+    pod = full.pod("train-teacher")
+    assert pod["nodeSelector"] == {"labels": {"accelerator": "l4"}}
+    assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    assert pod["activeDeadlineSeconds"] == "5400"
+    assert pod["emptyDirMounts"] == [
+        {"volumeName": "shm", "mountPath": "/dev/shm", "medium": "Memory", "sizeLimit": "2Gi"}
+    ]
+    assert not {"nodeSelector", "tolerations", "emptyDirMounts"} & set(full.pod("prepare-data"))
+    assert full.tasks["label-shard"]["retryPolicy"] == {
+        "maxRetryCount": 5,
+        "backoffDuration": "10s",
+        "backoffFactor": 2.0,
+        "backoffMaxDuration": "3600s",
+    }
+    assert full.tasks["train-teacher"]["retryPolicy"]["maxRetryCount"] == 2
+
+
+def test_the_end_is_told_whatever_it_is(full: Compiled) -> None:
+    root = full.spec["root"]["dag"]["tasks"]
+    told = root["report-outcome"]
+    assert told["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"} and not told["cachingOptions"]
+    assert set(root) == {"report-outcome", *told["dependentTasks"]}, "all else is within"
+    (volume,) = (
+        one for one in full.pod("report-outcome")["secretAsVolume"] if one["secretName"] == CLUSTER["notify"]["secret"]
+    )
+    assert volume["mountPath"] == "/var/run/distilrank/notify"
+    elsewhere = [label for label, pod in full.pods.items() if "chat" in json.dumps(pod)]
+    assert elsewhere == ["exec-report-outcome"], "only who posts gets the URL"
+
+
+def test_preflight_knows_which_secrets_to_expect(full: Compiled) -> None:
+    for task in ("check-inputs", "check-champion"):
+        if task in full.tasks:
+            given = full.tasks[task]["inputs"]["parameters"]["secrets"]["runtimeValue"]["constant"]
+            assert given == {"hub": ["HF_TOKEN"], "trust": ["/etc/trust"]}
+
+
+def test_a_schedule_takes_time_and_name_from_kubeflow(tmp_path: Path) -> None:
+    found = compiled(tmp_path, "monitor", settings(), scheduled=True)
+    values = {
+        (task, name): value["runtimeValue"]["constant"]
+        for task, spec in found.tasks.items()
+        for name, value in spec.get("inputs", {}).get("parameters", {}).items()
+        if "runtimeValue" in value
+    }
+    for task in ("check-champion", "check-inputs"):
+        assert values[task, "schedule_time"] == "{{$.pipeline_job_create_time_utc}}" or (
+            values[task, "schedule_time"] == "{{$.pipeline_job_schedule_time_utc}}"
+        )
+    for task in ("watch-champion", "promote-student", "render-report", "keep-snapshot"):
+        assert values[task, "name"] == "{{$.pipeline_job_name}}"
+    plain = compiled(tmp_path, "distill", settings())
+    assert "{{$.pipeline_job" not in plain.text
+
+
+def test_here_only_the_images_and_the_message_count(tmp_path: Path) -> None:
+    built = compiling.build("distill", settings(**CLUSTER), cluster=False)
+    spec = built.pipeline_spec
+    executors = spec.deployment_spec["executors"]
+    assert executors["exec-train-teacher"]["container"]["image"] == CLUSTER["images"]["train"]
+    assert "resources" not in executors["exec-train-teacher"]["container"]
+    tasks = {name: task for component in spec.components.values() for name, task in component.dag.tasks.items()}
+    assert not any(task.HasField("retry_policy") for task in tasks.values())
+    assert "report-outcome" in spec.root.dag.tasks and not built.platform_spec.platforms
+
+
+def test_the_plain_pipelines_stay_as_they_were(full: Compiled) -> None:
+    assert "report-outcome" not in distill.pipeline_spec.root.dag.tasks
+    assert resources.images() == {"ops": f"distilrank/ops:{__version__}", "train": f"distilrank/train:{__version__}"}
+
+
+@pytest.mark.parametrize(
+    ("cluster", "message"),
+    [
+        ({"images": {"ops": "shop/ops"}}, "no tag and no digest, expected a tag that is never pushed again"),
+        ({"images": {"ops": "shop/ops:latest"}}, "the tag 'latest' moves"),
+        ({"images": {"train": "shop.example:5000/train"}}, "no tag and no digest"),
+        ({"images": {"train": "shop/train:1@sha256:12"}}, "cluster.images.train"),
+        ({"stages": {"teach": {"gpu": 1}}}, "cluster.stages.teach"),
+        ({"train": {"gpus": 1}}, "unknown key 'cluster.train.gpus'; did you mean 'gpu'?"),
+        ({"train": {"memory": "16 GB"}}, "cluster.train.memory"),
+        ({"train": {"tolerations": [{"operator": "Exists", "value": "x"}]}}, "expected none with operator Exists"),
+        ({"secrets": [{"name": "hub"}]}, "secret hub: neither env nor path is set"),
+        ({"secrets": [{"name": "hub", "env": {"token": "HF-TOKEN"}}]}, "cluster.secrets.0.env"),
+        (
+            {"volumes": [{"claim": "a", "path": "/x"}], "secrets": [{"name": "b", "path": "/x"}]},
+            "/x is mounted twice",
+        ),
+        ({"notify": {"webhook": "https://x", "secret": "y"}}, "both webhook and secret are set"),
+        ({"notify": {"webhook": "x"}}, "cluster.notify.webhook"),
+    ],
+)
+def test_what_no_cluster_could_run_is_refused(cluster: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        settings(**cluster)
+    assert message in str(error.value)
+
+
+def test_cuda_without_a_gpu_in_the_pod_is_refused(tmp_path: Path) -> None:
+    values = {"data": {"source": "demo_shop"}, "compute": {"device": "cuda"}}
+    with pytest.raises(InputError, match=r"the pods of teacher ask for no GPU: expected cluster\.train\.gpu"):
+        compiling.write("distill", config.parse(values, "test"), tmp_path / "x.yaml")
+    values["cluster"] = {"stages": {"teacher": {"gpu": 1}, "label": {"gpu": 1}, "student": {"gpu": 2}}}
+    assert compiled(tmp_path, "distill", config.parse(values, "test")).executor("distil-student")["resources"]
+
+
+def test_compiling_takes_no_heavy_library_and_little_time() -> None:
+    program = (
+        "import sys, tempfile, pathlib\n"
+        "from pipelines import compiling\n"
+        "from distilrank import config\n"
+        "given = config.load(pathlib.Path('configs/paper.yaml'))\n"
+        "compiling.write('monitor', given, pathlib.Path(tempfile.mkdtemp()) / 'monitor.yaml')\n"
+        "print(sorted({'torch', 'transformers', 'evidently', 'pandas', 'pyarrow'} & set(sys.modules)))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
