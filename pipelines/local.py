@@ -1,4 +1,4 @@
-"""Run `distill` on this machine: KFP's local runner, one process a stage, the results gathered in one folder."""
+"""Run `distill` on this machine: KFP's local runner, a process or a container a stage, the results in one folder."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,7 +23,9 @@ from rich.console import Console
 from distilrank import artifacts, hardware, label_manifest
 from distilrank.config import Config, parameters
 from distilrank.errors import InputError, RunStopped
+from pipelines import compiling
 from pipelines.console import RunDisplay
+from pipelines.containers import Engine, arguments
 from pipelines.distill import distill
 from pipelines.estimate import estimate as spend
 from pipelines.monitor import monitor as watch
@@ -33,10 +36,11 @@ CONCURRENT_LABELS = 2  # KFP's local runner runs at most two tasks of a Parallel
 
 
 class _MemoryWatch:
-    """Samples the resident memory of this process and its children, for the peak of the run as a whole."""
+    """Samples the memory of this process, its children and its containers, for the peak of the run as a whole."""
 
-    def __init__(self) -> None:
+    def __init__(self, containers_mib: Callable[[], float] | None) -> None:
         self.peak_mib = 0.0
+        self._containers_mib = containers_mib
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -55,7 +59,8 @@ class _MemoryWatch:
             for process in [me, *me.children(recursive=True)]:
                 with contextlib.suppress(psutil.Error):
                     total += process.memory_info().rss
-            self.peak_mib = max(self.peak_mib, total / 2**20)
+            elsewhere = self._containers_mib() if self._containers_mib else 0.0
+            self.peak_mib = max(self.peak_mib, total / 2**20 + elsewhere)
 
 
 def _fitted(config: Config, runs: Path) -> Config:
@@ -93,15 +98,52 @@ def _new_folder(runs: Path, name: str) -> Path:
     return folder
 
 
-def _stop_children(signum: int, frame: object) -> NoReturn:
-    """On SIGTERM, end the stages too: a stage whose parent is gone would work on for nobody."""
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            child.terminate()
-    raise KeyboardInterrupt
+def _stop_with(engine: Engine | None) -> None:
+    """On SIGTERM, end the stages too: a stage whose parent is gone would work on for nobody.
+
+    So on Ctrl-C with containers, for they are not in the terminal's group of processes.
+    """
+
+    def stop(signum: int, frame: object) -> NoReturn:
+        if engine:
+            engine.stop()
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                child.terminate()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    if engine:
+        signal.signal(signal.SIGINT, stop)
 
 
-def run(config: Config, *, name: str, runs: Path, cache: bool, pipeline: Path | None, console: Console) -> Path:
+def _engine(
+    runnable: Any, config: Config, name: str, runs: Path, network: str | None, console: Console
+) -> Engine | None:
+    """The Docker engine for the stages of `runnable`, with all their images; None: no containers are wanted."""
+    if network is None:
+        return None
+    engine = Engine.connect(name, arguments(config, runs, network), _images(runnable))
+    if others := engine.with_other_code():
+        console.print(f"  note         {others}", style="dim", markup=False, highlight=False, soft_wrap=True)
+    return engine
+
+
+def _images(runnable: Any) -> set[str]:
+    executors = runnable.pipeline_spec.deployment_spec["executors"]
+    return {executors[name]["container"]["image"] for name in executors}
+
+
+def run(
+    config: Config,
+    *,
+    name: str,
+    runs: Path,
+    cache: bool,
+    pipeline: Path | None,
+    console: Console,
+    network: str | None = None,
+) -> Path:
     """Run the pipeline to its end and return the folder with its results.
 
     Args:
@@ -111,17 +153,20 @@ def run(config: Config, *, name: str, runs: Path, cache: bool, pipeline: Path | 
         cache: take over results of earlier runs whose stage, inputs and configuration are the same.
         pipeline: a compiled pipeline to run in place of the one defined here.
         console: where progress is shown.
+        network: run the stages in their images, on this network of the Docker engine (`none`: on no network); None: run
+            them as processes.
 
     Raises:
-        InputError: bad input, found by any stage.
+        InputError: bad input, found by any stage; no Docker engine, or none of its images.
         RunStopped: a stage that ended the run on purpose.
         RuntimeError: a stage that failed; the log tells.
     """
-    runnable = _compiled(pipeline) if pipeline else distill
-    folder = _new_folder(runs, name)
     config = _fitted(config, runs)
+    runnable = _compiled(pipeline) if pipeline else compiling.build("distill", config, cluster=False)
+    engine = _engine(runnable, config, name, runs, network, console)
+    folder = _new_folder(runs, name)
     _keep(config, folder)
-    made, seconds, peak_mib = _execute(runnable, distill, config, folder, runs, cache, console)
+    made, seconds, peak_mib = _execute(runnable, distill, config, folder, runs, cache, console, engine)
     _gather(made, folder, seconds, peak_mib)
     _point(runs / "latest", folder)
     return folder
@@ -137,28 +182,37 @@ def _compiled(path: Path) -> Any:
         ) from None
 
 
-def estimate(config: Config, *, name: str, runs: Path, cache: bool, console: Console) -> dict[str, Any]:
+def estimate(
+    config: Config, *, name: str, runs: Path, cache: bool, console: Console, network: str | None = None
+) -> dict[str, Any]:
     """Run the stages before the teacher, time a sample, and return what `distilrank.estimate` says.
 
     What is prepared is kept: a run with the same configuration takes it over. Arguments and errors as for `run`.
     """
+    config = _fitted(config, runs)
+    runnable = compiling.build("estimate", config, cluster=False)
+    engine = _engine(runnable, config, name, runs, network, console)
     folder = _new_folder(runs, name)
-    made, _, _ = _execute(spend, spend, _fitted(config, runs), folder, runs, cache, console)
+    made, _, _ = _execute(runnable, spend, config, folder, runs, cache, console, engine)
     shutil.copyfile(made / "estimate-spend" / "spend" / ESTIMATE, folder / ESTIMATE)
     return artifacts.read_json(folder / ESTIMATE)
 
 
-def monitor(config: Config, *, name: str, runs: Path, cache: bool, console: Console) -> Path:
+def monitor(
+    config: Config, *, name: str, runs: Path, cache: bool, console: Console, network: str | None = None
+) -> Path:
     """Hold the newest traffic against the champion's, and where the configuration says so answer an alarm by `distill`.
 
     Arguments and errors as for `run`. The folder has `monitor.json`, and `monitor/` with the metrics and the pages on
     drift; after an alarm that was answered also what `run` leaves, and `runs/latest` points at it.
     """
-    folder = _new_folder(runs, name)
     config = _fitted(config, runs)
+    runnable = compiling.build("monitor", config, cluster=False)
+    engine = _engine(runnable, config, name, runs, network, console)
+    folder = _new_folder(runs, name)
     _keep(config, folder)
     try:
-        made, seconds, peak_mib = _execute(watch, watch, config, folder, runs, cache, console)
+        made, seconds, peak_mib = _execute(runnable, watch, config, folder, runs, cache, console, engine)
         if (made / "render-report").is_dir():
             _gather(made, folder, seconds, peak_mib)
             _point(runs / "latest", folder)
@@ -184,6 +238,7 @@ def _execute(
     runs: Path,
     cache: bool,
     console: Console,
+    engine: Engine | None,
 ) -> tuple[Path, float, float]:
     """Run a pipeline, and return KFP's folder of the run, its seconds, and the peak of its memory in MiB."""
     given = parameters(config) | {"name": folder.name}
@@ -193,17 +248,21 @@ def _execute(
     started = time.monotonic()
     groups = [pipeline.pipeline_spec.root, *pipeline.pipeline_spec.components.values()]
     stages = {name: task.task_info.name for group in groups for name, task in group.dag.tasks.items()}
-    local.init(
-        local.SubprocessRunner(use_venv=False),
-        pipeline_root=str(root),
-        enable_caching=cache,
-        # locally the image's name says nothing about the code, so the code's digest has to
-        cache_root=str(runs / ".kfp" / f"cache-{artifacts.code_digest()[:16]}"),
-    )
-    signal.signal(signal.SIGTERM, _stop_children)
+    _stop_with(engine)
     warnings.filterwarnings("ignore", module=r"kfp\.local")  # settings that only a cluster heeds
     logging.getLogger().setLevel(logging.INFO)
-    with _MemoryWatch() as memory, RunDisplay(folder / "run.log", console, stages) as display:
+    with (
+        _MemoryWatch(engine.memory_mib if engine else None) as memory,
+        RunDisplay(folder / "run.log", console, stages) as display,
+        engine.runner() if engine else contextlib.nullcontext(local.SubprocessRunner(use_venv=False)) as runner,
+    ):
+        local.init(
+            runner,
+            pipeline_root=str(root),
+            enable_caching=cache,
+            # locally the image's name says nothing about the code, so a digest of what is in it has to
+            cache_root=str(runs / ".kfp" / f"cache-{engine.content if engine else artifacts.code_digest()[:16]}"),
+        )
         handler = logging.StreamHandler(display)
         logging.getLogger().addHandler(handler)
         try:
