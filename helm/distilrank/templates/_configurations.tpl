@@ -1,0 +1,112 @@
+{{/* What every configuration starts from. */}}
+{{- define "distilrank.defaults" -}}
+{{- $train := include "distilrank.image" (dict "root" . "image" "train") -}}
+{{- $cluster := dict "images" (dict "ops" (include "distilrank.image" (dict "root" . "image" "ops")) "train" $train) -}}
+{{- with .Values.images.pullSecrets }}{{ $_ := set $cluster "pull_secrets" . }}{{ end -}}
+{{- with include "distilrank.account" (dict "root" . "account" "runner") }}{{ $_ := set $cluster "service_account" . }}{{ end -}}
+{{- $trainjob := dict "image" $train -}}
+{{- $all := dict "registry" (deepCopy .Values.registry) "compute" (dict "trainjob" $trainjob) -}}
+{{- $_ := set $all.registry "uri" (include "distilrank.registry" .) -}}
+{{- if .Values.storage.enabled -}}
+{{- $path := .Values.storage.path -}}
+{{- $_ := set $cluster "env" (dict "HF_HOME" (printf "%s/hf" $path)) -}}
+{{- $_ := set $trainjob "claim" (include "distilrank.claim" .) -}}
+{{- $_ := set $trainjob "mount" $path -}}
+{{- $_ := set $all.compute "resume" (printf "%s/resume" $path) -}}
+{{- $_ := set $all "prepare" (dict "store" (printf "%s/log" $path)) -}}
+{{- $_ := set $all.registry "cache" (default (printf "%s/versions" $path) .Values.registry.cache) -}}
+{{- if .Values.ui.enabled }}{{ $_ := set $all "drift" (dict "workspace" (include "distilrank.workspace" .)) }}{{ end -}}
+{{- end -}}
+{{- $_ := set $all "cluster" (mustMergeOverwrite $cluster (deepCopy .Values.cluster)) -}}
+{{- toYaml $all -}}
+{{- end -}}
+
+{{- define "distilrank.workspace" -}}
+{{- printf "%s/evidently" .Values.storage.path -}}
+{{- end -}}
+
+{{/* A configuration as its file: its own keys over the chart's. Takes root and name. */}}
+{{- define "distilrank.configuration" -}}
+{{- $root := .root -}}
+{{- $where := printf "configurations.%s" .name -}}
+{{- $all := mustMergeOverwrite (include "distilrank.defaults" $root | fromYaml) (deepCopy (index $root.Values.configurations .name)) -}}
+{{- if $root.Values.storage.enabled -}}
+{{- $mounted := false -}}
+{{- range $all.cluster.volumes }}{{ if eq .path $root.Values.storage.path }}{{ $mounted = true }}{{ end }}{{ end -}}
+{{- if not $mounted -}}
+{{- $volume := dict "claim" (include "distilrank.claim" $root) "path" $root.Values.storage.path -}}
+{{- $_ := set $all.cluster "volumes" (append (default list $all.cluster.volumes) $volume) -}}
+{{- end -}}
+{{- end -}}
+{{- range $kind, $image := $all.cluster.images -}}
+{{- include "distilrank.immutable" (dict "image" $image "where" (printf "%s.cluster.images.%s" $where $kind)) -}}
+{{- end -}}
+{{- $uri := $all.registry.uri -}}
+{{- if not $uri -}}
+{{- fail (printf "%s: no registry is named: expected registry.uri (gs://BUCKET/PREFIX or a folder of a volume), or storage.enabled" $where) -}}
+{{- end -}}
+{{- if not (or (hasPrefix "/" $uri) (hasPrefix "gs://" $uri)) -}}
+{{- fail (printf "%s: registry.uri is %q, a folder of whichever pod looks at it: expected gs://BUCKET/PREFIX, or the absolute path of a folder of a volume" $where $uri) -}}
+{{- end -}}
+{{- toYaml $all -}}
+{{- end -}}
+
+{{/* The schedule file. */}}
+{{- define "distilrank.schedules" -}}
+{{- $schedules := list -}}
+{{- range .Values.schedules -}}
+{{- $schedules = append $schedules (set (deepCopy .) "config" (printf "%s.yaml" .config)) -}}
+{{- end -}}
+{{- toYaml (dict "owner" (include "distilrank.owner" .) "timezone" .Values.kubeflow.timezone "schedules" $schedules) -}}
+{{- end -}}
+
+{{/* What cannot be meant, told before anything is made. */}}
+{{- define "distilrank.check" -}}
+{{- $values := .Values -}}
+{{- if and .Values.schedules (not .Values.kubeflow.host) -}}
+{{- fail "schedules are declared, but kubeflow.host is empty: expected the URL of the Kubeflow Pipelines API, such as http://ml-pipeline.kubeflow:8888" -}}
+{{- end -}}
+{{- $names := list -}}
+{{- range .Values.schedules -}}
+{{- if has .name $names }}{{ fail (printf "two schedules are called %q: expected one of each name" .name) }}{{ end -}}
+{{- $names = append $names .name -}}
+{{- if not (hasKey $values.configurations .config) -}}
+{{- fail (printf "schedule %s: config is %q: expected a name in configurations (%s)" .name .config (keys $values.configurations | sortAlpha | join ", " | default "there are none")) -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.kubeflow -}}
+{{- if and .host .multiUser (eq .auth.kind "none") -}}
+{{- fail "kubeflow.multiUser is true, but kubeflow.auth.kind is \"none\": expected serviceAccount or token" -}}
+{{- end -}}
+{{- if and (eq .auth.kind "token") (not .auth.secret) -}}
+{{- fail "kubeflow.auth.kind is \"token\", but kubeflow.auth.secret is empty: expected the Secret that holds it" -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.ui.enabled (not .Values.storage.enabled) -}}
+{{- fail "ui.enabled is true, but storage.enabled is not: expected a volume that keeps the Evidently workspace" -}}
+{{- end -}}
+{{- $shared := or .Values.ui.enabled .Values.serving.enabled .Values.collection.enabled -}}
+{{- if and .Values.storage.enabled $shared (ne (include "distilrank.runs.namespace" .) .Release.Namespace) -}}
+{{- fail (printf "storage is in the namespace of the runs (%s), where service, UI and collection of the namespace %s cannot mount it: expected one namespace for both, or a registry in gs:// and storage.enabled: false" (include "distilrank.runs.namespace" .) .Release.Namespace) -}}
+{{- end -}}
+{{- if or .Values.serving.enabled .Values.collection.enabled -}}
+{{- $uri := include "distilrank.registry" . -}}
+{{- if not $uri -}}
+{{- fail "serving or collection is enabled, but no registry is named: expected registry.uri, or storage.enabled" -}}
+{{- end -}}
+{{- if not (or (hasPrefix "gs://" $uri) (and .Values.storage.enabled (hasPrefix (printf "%s/" .Values.storage.path) $uri))) -}}
+{{- fail (printf "registry.uri is %q: expected gs://BUCKET/PREFIX, or a folder below storage.path (%s) with storage.enabled" $uri .Values.storage.path) -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.serving -}}
+{{- if and .autoscaling.enabled (gt (int .autoscaling.minReplicas) (int .autoscaling.maxReplicas)) -}}
+{{- fail (printf "serving.autoscaling.minReplicas is %v: expected at most maxReplicas (%v)" .autoscaling.minReplicas .autoscaling.maxReplicas) -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.serviceMonitor.enabled (not .Values.serving.enabled) -}}
+{{- fail "serviceMonitor.enabled is true, but serving.enabled is not: there is nothing to watch" -}}
+{{- end -}}
+{{- if and .Values.serving.settings (not (dig "open_metrics" true .Values.serving.settings)) (not .Values.serving.token.secret) -}}
+{{- fail "serving.settings.open_metrics is false, but serving.token.secret is empty: expected the Secret that holds the tokens" -}}
+{{- end -}}
+{{- end -}}

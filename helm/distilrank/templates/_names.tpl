@@ -1,0 +1,78 @@
+{{- define "distilrank.fullname" -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Labels by which a component's pods are found. Takes root and component. */}}
+{{- define "distilrank.selector" -}}
+app.kubernetes.io/name: {{ default .root.Chart.Name .root.Values.nameOverride }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end -}}
+
+{{- define "distilrank.labels" -}}
+{{ include "distilrank.selector" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- define "distilrank.runs.namespace" -}}
+{{- default .Release.Namespace .Values.kubeflow.namespace -}}
+{{- end -}}
+
+{{/* Whose the recurring runs are: no other release has the same. */}}
+{{- define "distilrank.owner" -}}
+{{- printf "%s-%s" .Release.Namespace (include "distilrank.fullname" .) | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
+{{/* A service account's name, empty where it is neither made nor named. Takes root and account. */}}
+{{- define "distilrank.account" -}}
+{{- $account := index .root.Values.serviceAccounts .account -}}
+{{- if $account.name -}}
+{{- $account.name -}}
+{{- else if $account.create -}}
+{{- printf "%s-%s" (include "distilrank.fullname" .root) .account -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "distilrank.claim" -}}
+{{- default (include "distilrank.fullname" .) .Values.storage.existingClaim -}}
+{{- end -}}
+
+{{- define "distilrank.registry" -}}
+{{- default (ternary (printf "%s/registry" .Values.storage.path) "" .Values.storage.enabled) .Values.registry.uri -}}
+{{- end -}}
+
+{{/* One of the three images, by its name. Takes root and image. */}}
+{{- define "distilrank.image" -}}
+{{- $image := index .root.Values.images .image -}}
+{{- $name := list .root.Values.images.registry $image.repository | compact | join "/" -}}
+{{- if $image.digest -}}
+{{- printf "%s@%s" $name $image.digest -}}
+{{- else -}}
+{{- $full := printf "%s:%s" $name (default .root.Chart.AppVersion $image.tag) -}}
+{{- include "distilrank.immutable" (dict "image" $full "where" (printf "images.%s" .image)) -}}
+{{- $full -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Refuse an image whose name can come to mean other bytes. Takes image and where it is set. */}}
+{{- define "distilrank.immutable" -}}
+{{- if not (contains "@" .image) -}}
+{{- $last := splitList "/" .image | last -}}
+{{- $tag := ternary (splitList ":" $last | last) "" (contains ":" $last) -}}
+{{- if not $tag -}}
+{{- fail (printf "%s is %q, without tag or digest: expected a tag that is never pushed again (a version) or @sha256:DIGEST" .where .image) -}}
+{{- end -}}
+{{- if has (lower $tag) (list "latest" "main" "master" "dev" "edge" "nightly" "stable" "head") -}}
+{{- fail (printf "%s is %q, whose tag moves: expected one that is never pushed again (a version) or a digest" .where .image) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,522 @@
+"""The chart, rendered by helm for every scenario in helm/distilrank/ci, and what it refuses."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import typer
+import yaml
+from typer.testing import CliRunner
+
+from distilrank import __version__, cli, config
+from distilrank.serving import settings as serving
+from helm import values
+from pipelines import __main__ as pipelines
+from pipelines import schedules
+from tests import kfp_server
+
+CHART = values.CHART
+SCENARIOS = sorted(path.stem.removesuffix("-values") for path in (CHART / "ci").glob("*-values.yaml"))
+NAMESPACES = {"gke": "search", "serving-only": "search"}
+RELEASE, FULL = "ranker", "ranker-distilrank"
+KUBERNETES = "1.36"
+
+
+def _helm() -> str:
+    own = Path(sys.prefix) / "tools" / "helm"
+    found = str(own) if own.exists() else shutil.which("helm")
+    assert found, f"no helm: neither {own} nor one on PATH; `make test` puts it there"
+    return found
+
+
+def _run(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([_helm(), *map(str, arguments)], capture_output=True, text=True)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def _scenario(name: str) -> list[str | Path]:
+    return ["--namespace", NAMESPACES.get(name, "kubeflow"), "--values", CHART / "ci" / f"{name}-values.yaml"]
+
+
+def _template(*arguments: str | Path) -> list[dict[str, Any]]:
+    text = _run("template", RELEASE, CHART, *arguments).stdout
+    return [one for one in yaml.safe_load_all(text) if one]
+
+
+def _refusal(*arguments: str | Path) -> str:
+    done = _run("template", RELEASE, CHART, *arguments, check=False)
+    assert done.returncode != 0, done.stdout
+    return done.stderr
+
+
+@pytest.fixture(scope="session")
+def rendered() -> dict[str, list[dict[str, Any]]]:
+    """The objects of each scenario."""
+    return {name: _template(*_scenario(name)) for name in SCENARIOS}
+
+
+def _find(objects: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
+    (found,) = [one for one in objects if one["kind"] == kind and one["metadata"]["name"] == name]
+    return found
+
+
+def _pods(objects: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The template of each pod, with what it belongs to."""
+    for one in objects:
+        spec = one.get("spec", {})
+        spec = spec.get("jobTemplate", {}).get("spec", spec)
+        if "template" in spec:
+            yield one, spec["template"]
+
+
+@pytest.fixture(scope="session")
+def written(rendered: dict[str, list[dict[str, Any]]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Each scenario's configurations and schedule file, as a hook finds them."""
+    folders = {}
+    for name, objects in rendered.items():
+        maps = [one for one in objects if one["metadata"]["name"] == f"{FULL}-configurations"]
+        if maps:
+            folders[name] = tmp_path_factory.mktemp(name)
+            for file, text in maps[0]["data"].items():
+                (folders[name] / file).write_text(text, encoding="utf-8")
+    return folders
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_lint(name: str) -> None:
+    _run("lint", "--strict", CHART, *_scenario(name))
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_kubernetes_takes_every_object(name: str, rendered: dict[str, list[dict[str, Any]]]) -> None:
+    crd = yaml.safe_load((Path(__file__).parent / "crds" / "servicemonitors.yaml").read_text(encoding="utf-8"))
+    assert rendered[name]
+    for one in rendered[name]:
+        if one["kind"] == "ServiceMonitor":
+            jsonschema.validate(one, crd)
+        else:
+            kubernetes_validate.validate(one, KUBERNETES, strict=True)
+    named = [(one["kind"], one["metadata"]["namespace"], one["metadata"]["name"]) for one in rendered[name]]
+    assert len(named) == len(set(named))
+    assert "Secret" not in {one["kind"] for one in rendered[name]}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_pods_are_restricted(name: str, rendered: dict[str, list[dict[str, Any]]]) -> None:
+    """Pod Security Standards, profile `restricted`, and a root file system that nobody writes."""
+    pods = [template["spec"] for _, template in _pods(rendered[name])]
+    assert pods
+    for pod in pods:
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] == pod["securityContext"]["runAsGroup"] == 10001
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+        assert all(volume.keys() <= {"name", *VOLUMES} for volume in pod["volumes"])
+        for container in pod["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert {"requests", "limits"} == container["resources"].keys()
+            mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+            assert mounts["/tmp"] == "tmp" and mounts["/home/distilrank"] == "home"
+            assert set(mounts.values()) == {volume["name"] for volume in pod["volumes"]}
+            assert re.search(r"(:\d+\.\d+\.\d+|@sha256:[0-9a-f]{64})$", container["image"])
+
+
+VOLUMES = ("emptyDir", "configMap", "secret", "projected", "persistentVolumeClaim")
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_what_refers_to_an_object_finds_it(name: str, rendered: dict[str, list[dict[str, Any]]]) -> None:
+    objects = rendered[name]
+    given = yaml.safe_load((CHART / "ci" / f"{name}-values.yaml").read_text(encoding="utf-8"))
+    outside = {"default", given.get("storage", {}).get("existingClaim"), "internal-ca"}
+    made = {(one["kind"], one["metadata"]["namespace"], one["metadata"]["name"]) for one in objects}
+    labels = [template["metadata"]["labels"] for _, template in _pods(objects)]
+    for owner, template in _pods(objects):
+        namespace, pod = owner["metadata"]["namespace"], template["spec"]
+        wanted = {("ServiceAccount", pod["serviceAccountName"])}
+        for volume in pod["volumes"]:
+            wanted |= {("ConfigMap", volume["configMap"]["name"])} if "configMap" in volume else set()
+            claim = volume.get("persistentVolumeClaim", {}).get("claimName")
+            wanted |= {("PersistentVolumeClaim", claim)} if claim else set()
+        assert {(kind, namespace, one) for kind, one in wanted if one not in outside} <= made
+    for one in objects:
+        selector = one.get("spec", {}).get("selector") or one.get("spec", {}).get("podSelector")
+        if selector:
+            wanted = selector.get("matchLabels", selector).items()
+            pool = labels
+            if one["kind"] == "ServiceMonitor":
+                pool = [other["metadata"]["labels"] for other in objects if other["kind"] == "Service"]
+            assert any(wanted <= each.items() for each in pool), one["metadata"]["name"]
+        if one["kind"] == "RoleBinding" and one["roleRef"]["name"].startswith(FULL):
+            assert ("Role", one["metadata"]["namespace"], one["roleRef"]["name"]) in made
+        if one["kind"] == "HorizontalPodAutoscaler":
+            assert ("Deployment", one["metadata"]["namespace"], one["spec"]["scaleTargetRef"]["name"]) in made
+    for one in objects:
+        if one["kind"] == "Service":
+            assert one["spec"]["ports"][0]["targetPort"] == "http"
+            (pod,) = [
+                t["spec"]
+                for _, t in _pods(objects)
+                if one["spec"]["selector"].items() <= t["metadata"]["labels"].items()
+            ]
+            assert "http" in [port["name"] for port in pod["containers"][0]["ports"]]
+
+
+def test_configurations_are_read(written: dict[str, Path]) -> None:
+    assert sorted(written) == [name for name in SCENARIOS if name != "serving-only"]
+    for name, folder in written.items():
+        declared = schedules.read(folder / "schedules.yaml")
+        assert declared.owner == f"{NAMESPACES.get(name, 'kubeflow')}-{FULL}"
+        assert declared.schedules
+        for path in folder.glob("*.yaml"):
+            if path.name != "schedules.yaml":
+                config.load(path)
+    # Helm would write 2621288 as 2.621288e+06, which must stay a whole number.
+    assert config.load(written["pipelines-only"] / "sample.yaml").data.expected_rows == 2621288
+
+
+def test_own_keys_of_a_configuration_win(tmp_path: Path) -> None:
+    own = {
+        "registry": {"uri": "gs://own/registry"},
+        "cluster": {"images": {"ops": "own/ops:7"}, "train": {"gpu": 2}, "volumes": [{"claim": "own", "path": "/own"}]},
+        "compute": {"resume": "/own/resume"},
+    }
+    given = {
+        "configurations": {"one": {"data": {"source": "demo_shop"}, **own}},
+        "cluster": {"train": {"gpu": 1, "memory": "32Gi"}, "env": {"A": "b"}, "pull_secrets": ["chosen"]},
+        "images": {"pullSecrets": ["pull"]},
+        "storage": {"enabled": True},
+    }
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(given), encoding="utf-8")
+    objects = _template("--values", tmp_path / "values.yaml")
+    (tmp_path / "one.yaml").write_text(_find(objects, "ConfigMap", f"{FULL}-configurations")["data"]["one.yaml"])
+    found = config.load(tmp_path / "one.yaml")
+    assert found.registry.uri == "gs://own/registry"
+    assert (found.cluster.images.ops, found.cluster.images.train) == ("own/ops:7", f"distilrank/train:{__version__}")
+    assert (found.cluster.train.gpu, found.cluster.train.memory) == (2, "32Gi")
+    assert found.cluster.env == {"A": "b", "HF_HOME": "/distilrank/hf"}
+    assert found.cluster.pull_secrets == ("chosen",)
+    assert [(volume.claim, volume.path) for volume in found.cluster.volumes] == [("own", "/own"), (FULL, "/distilrank")]
+    assert found.compute.resume == "/own/resume"
+    assert found.prepare.store == "/distilrank/log"
+
+
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "serving-only"])
+def test_hooks_call_a_command_that_there_is(name: str, rendered: dict[str, list[dict[str, Any]]]) -> None:
+    when = {}
+    for verb in ("apply", "delete"):
+        job = _find(rendered[name], "Job", f"{FULL}-schedules-{verb}")
+        assert job["metadata"]["annotations"]["helm.sh/hook-delete-policy"] == "before-hook-creation"
+        when[verb] = job["metadata"]["annotations"]["helm.sh/hook"]
+        (container,) = job["spec"]["template"]["spec"]["containers"]
+        assert container["command"] == ["python", "-m", "pipelines", "schedule", verb]
+        command = typer.main.get_command(pipelines.app).commands["schedule"].commands[verb]  # type: ignore[attr-defined]
+        given = command.make_context(verb, list(container["args"])).params
+        assert str(given["file"]) == "/etc/distilrank/schedules.yaml"
+        assert given["namespace"] == ("search-team" if name == "gke" else "")
+        mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+        files = [given[key] for key in ("file", "token_file", "ca_file") if given[key]]
+        assert {str(Path(file).parent) for file in files} == mounts - {"/tmp", "/home/distilrank"}
+    assert when == {"apply": "post-install,post-upgrade,post-rollback", "delete": "pre-delete"}
+
+
+KINDS = ("ops", "train")
+RIGHTS = {
+    "GetHealthz": None,
+    "ListExperiments": ("experiments", "list"),
+    "CreateExperiment": ("experiments", "create"),
+    "ListPipelines": ("pipelines", "list"),
+    "CreatePipeline": ("pipelines", "create"),
+    "ListPipelineVersions": ("pipelines/versions", "list"),
+    "UploadPipelineVersion": ("pipelines/versions", "create"),
+    "ListRecurringRuns": ("jobs", "list"),
+    "CreateRecurringRun": ("jobs", "create"),
+    "EnableRecurringRun": ("jobs", "enable"),
+    "DeleteRecurringRun": ("jobs", "delete"),
+}
+"""What Kubeflow's API server asks Kubernetes before it does what is asked of it, in multi-user mode."""
+
+
+def test_hooks_keep_the_recurring_runs(
+    rendered: dict[str, list[dict[str, Any]]], written: dict[str, Path], tmp_path: Path
+) -> None:
+    """As Helm would run them, against an API server that holds every request to the published document."""
+    server = kfp_server.Server(kfp_server.Document())
+    store = server.store
+    store.multi_user, store.namespaces, store.token = True, {"search-team"}, "token-of-the-submitter"
+    (tmp_path / "token").write_text(store.token)
+    places = {
+        "/etc/distilrank": str(written["gke"]),
+        "/var/run/secrets/kubeflow/pipelines": str(tmp_path),
+        "http://ml-pipeline.kubeflow:8888": server.url,
+    }
+
+    def hook(verb: str) -> str:
+        job = _find(rendered["gke"], "Job", f"{FULL}-schedules-{verb}")
+        (container,) = job["spec"]["template"]["spec"]["containers"]
+        call = " ".join([*container["command"][3:], *container["args"]])
+        for there, here in places.items():
+            call = call.replace(there, here)
+        done = CliRunner().invoke(pipelines.app, call.split(), catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    hook("apply")
+    runs = {one["display_name"]: one for one in store.recurring.values()}
+    assert sorted(runs) == ["distill-weekly", "monitor-daily"]
+    assert {(one["mode"], one["namespace"], one["service_account"]) for one in runs.values()} == {
+        ("ENABLE", "search-team", f"{FULL}-runner")
+    }
+    for content in store.contents.values():  # compiled with the values' images and resources
+        images = set(re.findall(rb"image: (\S+)", content))
+        assert images == {
+            f"europe-docker.pkg.dev/shop/search/distilrank/{kind}:{__version__}".encode() for kind in KINDS
+        }
+        assert b"cloud.google.com/gke-accelerator" in content
+    hook("delete")
+    assert not store.recurring and not store.problems
+    rules = _find(rendered["gke"], "Role", f"{FULL}-submitter")["rules"]
+    granted = {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
+    used = {RIGHTS[operation.partition("_")[2] or operation] for operation in store.requests} - {None}
+    assert used <= granted
+    server.shutdown()
+
+
+def test_the_token_is_kubeflows_alone(rendered: dict[str, list[dict[str, Any]]]) -> None:
+    pod = _find(rendered["gke"], "Job", f"{FULL}-schedules-apply")["spec"]["template"]["spec"]
+    (token,) = [volume for volume in pod["volumes"] if volume["name"] == "token"]
+    source = token["projected"]["sources"][0]["serviceAccountToken"]
+    assert (source["audience"], source["path"]) == ("pipelines.kubeflow.org", "token")
+    pod = _find(rendered["disconnected"], "Job", f"{FULL}-schedules-apply")["spec"]["template"]["spec"]
+    (token,) = [volume for volume in pod["volumes"] if volume["name"] == "token"]
+    assert token["secret"] == {"secretName": "kubeflow-token", "items": [{"key": "token", "path": "token"}]}
+
+
+def test_accounts_have_the_rights_that_they_need_and_no_others(rendered: dict[str, list[dict[str, Any]]]) -> None:
+    roles = [(name, one) for name, objects in rendered.items() for one in objects if one["kind"] == "Role"]
+    assert sorted((name, one["metadata"]["name"].removeprefix(f"{FULL}-")) for name, one in roles) == [
+        ("gke", "submitter"),
+        ("on-premises", "trainjobs"),
+    ]
+    for _, one in roles:
+        for rule in one["rules"]:
+            assert "*" not in rule["apiGroups"] + rule["resources"] + rule["verbs"]
+    accounts = {one["metadata"]["name"] for one in rendered["gke"] if one["kind"] == "ServiceAccount"}
+    assert accounts == {f"{FULL}-{name}" for name in ("submitter", "runner", "promoter", "server")}
+    binding = _find(rendered["gke"], "RoleBinding", f"{FULL}-submitter")
+    assert binding["metadata"]["namespace"] == "search-team"
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": f"{FULL}-submitter", "namespace": "search"}]
+    # As docs/several-nodes.md has it.
+    (shown,) = re.findall(
+        r"kind: Role\n.*?\nrules:\n(.*?)---", (CHART.parents[1] / "docs" / "several-nodes.md").read_text(), re.S
+    )
+    assert _find(rendered["on-premises"], "Role", f"{FULL}-trainjobs")["rules"] == yaml.safe_load(shown)
+
+
+@pytest.mark.parametrize("name", ["gke", "on-premises", "serving-only"])
+def test_the_service_starts_as_rendered(name: str, rendered: dict[str, list[dict[str, Any]]], tmp_path: Path) -> None:
+    (tmp_path / "serve.yaml").write_text(_find(rendered[name], "ConfigMap", f"{FULL}-serving")["data"]["serve.yaml"])
+    read = serving.load(tmp_path / "serve.yaml", {})
+    assert (read.host, read.port) == ("0.0.0.0", 8080)
+    spec = _find(rendered[name], "Deployment", f"{FULL}-serving")["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    assert spec["terminationGracePeriodSeconds"] > read.drain_seconds + read.timeout_seconds
+    assert container["ports"][0]["containerPort"] == read.port
+    assert float(container["resources"]["requests"]["cpu"]) >= read.threads
+    assert container["command"][:4] == ["python", "-m", "distilrank", "serve"]
+    command = typer.main.get_command(cli.app).commands["serve"]  # type: ignore[attr-defined]
+    command.make_context("serve", container["command"][4:])
+    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    assert str(Path(read.token_file).parent) in mounts
+    if read.registry.startswith("/"):
+        assert mounts["/distilrank"]["readOnly"] is True
+
+
+def test_collection_and_pages_are_called_as_they_are(rendered: dict[str, list[dict[str, Any]]]) -> None:
+    job = _find(rendered["on-premises"], "CronJob", f"{FULL}-collection")["spec"]["jobTemplate"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    assert container["command"] == ["python", "-m", "distilrank", "registry", "gc"]
+    command = typer.main.get_command(cli.app).commands["registry"].commands["gc"]  # type: ignore[attr-defined]
+    assert command.make_context("gc", list(container["args"])).params["keep"] == 10
+    spec = _find(rendered["on-premises"], "Deployment", f"{FULL}-ui")["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    assert container["command"][:2] == ["evidently", "ui"]
+    given = dict(option.split("=") for option in container["command"][2:])
+    assert given["--port"] == str(container["ports"][0]["containerPort"])
+    assert (given["--workspace"], given["--host"]) == ("/distilrank/evidently", "0.0.0.0")
+    # Its options, read and not imported, which would take longer than all else here.
+    package = importlib.util.find_spec("evidently")
+    assert package is not None and package.origin is not None
+    tree = ast.parse((Path(package.origin).parent / "cli" / "ui.py").read_text(encoding="utf-8"))
+    (ui,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "ui"]
+    assert {name.removeprefix("--") for name in given} <= {argument.arg for argument in ui.args.args}
+
+
+def test_network_policies_allow_what_is_needed(rendered: dict[str, list[dict[str, Any]]]) -> None:
+    policies = {
+        one["metadata"]["name"]: one["spec"] for one in rendered["on-premises"] if one["kind"] == "NetworkPolicy"
+    }
+    assert sorted(policies) == [f"{FULL}-{name}" for name in ("collection", "schedules", "serving", "ui")]
+    assert policies[f"{FULL}-schedules"]["ingress"] == []
+    assert {"ports": [{"port": 8888}]} in policies[f"{FULL}-schedules"]["egress"]
+    (disconnected,) = [one["spec"] for one in rendered["disconnected"] if one["kind"] == "NetworkPolicy"]
+    assert {"ports": [{"port": 443}]} in disconnected["egress"]  # the URL names no port
+
+
+def test_nothing_is_made_unless_it_is_asked_for() -> None:
+    assert _template() == []
+    assert _template("--set", "global.anything=1") == []
+
+
+def test_notes_say_what_to_do_next() -> None:
+    said = _run("install", RELEASE, CHART, "--dry-run=client", *_scenario("on-premises")).stdout.partition("NOTES:")[2]
+    assert "distill-monthly: distill with shop, 0 0 2 1 * * in Europe/Berlin" in said
+    assert f"port-forward service/{FULL}-ui 8000:80" in said
+    assert f"http://{FULL}-serving.kubeflow:8080/v1/score" in said
+    assert "Off:" not in said
+
+
+@pytest.mark.parametrize("tag", [*config.MOVING_TAGS, "Latest"])
+def test_a_tag_that_moves_is_refused(tag: str) -> None:
+    said = _refusal(*_scenario("pipelines-only"), "--set", f"images.train.tag={tag}")
+    assert f'images.train is "distilrank/train:{tag}", whose tag moves: expected one that is never pushed again' in said
+
+
+PLANS = json.dumps([{"name": "weekly", "pipeline": "distill", "config": "sample", "cron": "0 3 * * 1"}] * 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            ["configurations.sample.cluster.images.ops=registry:5000/own/ops"],
+            'configurations.sample.cluster.images.ops is "registry:5000/own/ops", without tag or digest: expected a '
+            "tag that is never pushed again (a version) or @sha256:DIGEST",
+        ),
+        (["kubeflow.host="], "schedules are declared, but kubeflow.host is empty: expected the URL of the Kubeflow"),
+        (
+            ["schedules[0].config=esci"],
+            'schedule esci-monthly: config is "esci": expected a name in configurations (sample)',
+        ),
+        (
+            ["registry.uri=registry"],
+            'configurations.sample: registry.uri is "registry", a folder of whichever pod looks at it: expected '
+            "gs://BUCKET/PREFIX, or the absolute path of a folder of a volume",
+        ),
+        (["registry.uri="], "configurations.sample: no registry is named: expected registry.uri"),
+        (
+            ["kubeflow.multiUser=true"],
+            'kubeflow.multiUser is true, but kubeflow.auth.kind is "none": expected serviceAccount',
+        ),
+        (
+            ["kubeflow.auth.kind=token"],
+            'kubeflow.auth.kind is "token", but kubeflow.auth.secret is empty: expected the',
+        ),
+        (
+            ["ui.enabled=true"],
+            "ui.enabled is true, but storage.enabled is not: expected a volume that keeps the Evidently",
+        ),
+        (
+            ["ui.enabled=true", "storage.enabled=true", "kubeflow.namespace=other"],
+            "storage is in the namespace of the runs (other), where service, UI and collection of the namespace",
+        ),
+        (
+            ["serving.enabled=true", "registry.uri=/folder/registry"],
+            'registry.uri is "/folder/registry": expected gs://BUCKET/PREFIX, or a folder below storage.path',
+        ),
+        (
+            ["serving.enabled=true", "serving.autoscaling.enabled=true", "serving.autoscaling.minReplicas=9"],
+            "serving.autoscaling.minReplicas is 9: expected at most maxReplicas (8)",
+        ),
+        (["serviceMonitor.enabled=true"], "serviceMonitor.enabled is true, but serving.enabled is not"),
+        (
+            ["serving.settings.open_metrics=false"],
+            "serving.settings.open_metrics is false, but serving.token.secret is empty",
+        ),
+        # By the schema:
+        (["hoks.retries=1"], "additional properties 'hoks' not allowed"),
+        (["hooks.retrys=1"], "at '/hooks': additional properties 'retrys' not allowed"),
+        (["hooks.retries=two"], "at '/hooks/retries': got string, want integer"),
+        (
+            ["configurations.sample.student.optimizer.epochs=3"],
+            "at '/configurations/sample/student': additional properties 'optimizer' not allowed",
+        ),
+        (
+            ["configurations.sample.without_fast_bf16.teacher.epochs=3"],
+            "at '/configurations/sample/without_fast_bf16/teacher': additional properties 'epochs' not allowed",
+        ),
+        (
+            ["configurations.sample.without_fast_bf16.data.judged_querys=3"],
+            "at '/configurations/sample/without_fast_bf16/data': additional properties 'judged_querys' not allowed",
+        ),
+        (
+            ["configurations.sample.data.path=a"],
+            "at '/configurations/sample/data': additional properties 'path' not allowed",
+        ),
+        (
+            ["configurations.sample.data.source=msmarco"],
+            "at '/configurations/sample/data/source': value must be one of 'demo_shop', 'esci', 'home_depot'",
+        ),
+        (["configurations.sample.gate.champion_margin=2"], "champion_margin': maximum: got 2, want 1"),
+        (["configurations.other.name=a"], "at '/configurations/other': missing property 'data'"),
+        (["cluster.train.gpus=1"], "at '/cluster/train': additional properties 'gpus' not allowed"),
+        (["registry.url=gs://a/b"], "at '/registry': additional properties 'url' not allowed"),
+        (["serving.settings.port=80"], "at '/serving/settings': additional properties 'port' not allowed"),
+        (["images.ops.digest=sha256:abc"], "at '/images/ops/digest': 'sha256:abc' does not match pattern"),
+        (["kubeflow.host=ml-pipeline:8888"], "at '/kubeflow/host': 'ml-pipeline:8888' does not match pattern"),
+        (["schedules[0].cron=daily"], "at '/schedules/0/cron': 'daily' does not match pattern"),
+        (["schedules[0].cron=* * * * * * *"], "at '/schedules/0/cron': '* * * * * * *' does not match pattern"),
+        (["schedules[0].pipeline=train"], "at '/schedules/0/pipeline': value must be one of 'distill', 'monitor'"),
+        (["schedules[0].catchUp=true"], "at '/schedules/0': additional properties 'catchUp' not allowed"),
+    ],
+)
+def test_refused(given: list[str], said: str) -> None:
+    base = ["--namespace", "kubeflow", "--values", CHART / "ci" / "pipelines-only-values.yaml"]
+    if not any("kubeflow.namespace" in one for one in given):
+        base += ["--set", "kubeflow.namespace="]
+    assert said in _refusal(*base, *(part for one in given for part in ("--set", one)))
+
+
+def test_two_schedules_of_one_name_are_refused() -> None:
+    said = _refusal(*_scenario("pipelines-only"), "--set-json", f"schedules={PLANS}")
+    assert 'two schedules are called "weekly": expected one of each name' in said
+
+
+@pytest.mark.parametrize("name", values.FILES)
+def test_generated_files_are_fresh(name: str) -> None:
+    assert (CHART / name).read_text(encoding="utf-8") == values.FILES[name](), "run `make chart`"
+
+
+def test_the_schema_is_closed() -> None:
+    schema = values.schema()
+    jsonschema.Draft7Validator.check_schema(schema)
+    open_ones = []
+    for name, part in [("", schema), *schema["$defs"].items()]:
+        if part.get("type") == "object" and part.get("additionalProperties") is not False:
+            open_ones.append(name)
+    assert not open_ones
+    jsonschema.validate(yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8")), schema)
+
+
+def test_versions() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
+    assert chart["appVersion"] == __version__
+    assert re.fullmatch(r"\d+\.\d+\.\d+", chart["version"])
