@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 import time
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -14,8 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from distilrank import artifacts, hardware, progress
-from distilrank.config import load, parameters
+from distilrank.config import load
 from distilrank.errors import InputError, RunStopped
+from pipelines import cluster_commands
+from pipelines.options import ConfigFile, Overrides, Pipeline
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,15 +23,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help=(
-        "Run and compile the pipelines distill and monitor.\n\n"
+        "Run, compile, submit and schedule the pipelines distill and monitor.\n\n"
         "[bold]python -m pipelines run --config configs/demo.yaml[/] trains, evaluates and decides on this machine.\n\n"
         "[bold]python -m pipelines compile --config configs/paper.yaml --output distill.yaml[/] "
         "writes what Kubeflow takes.\n\n"
         "[bold]python -m pipelines monitor --config configs/demo.yaml[/] "
         "tells whether traffic has left the champion.\n\n"
+        "[bold]python -m pipelines submit --config configs/paper.yaml --host URL[/] runs it on a Kubeflow cluster.\n\n"
+        "[bold]python -m pipelines schedule apply --file schedules.yaml --host URL[/] "
+        "keeps recurring runs there as declared.\n\n"
         "Any knob can be set on the way: [bold]--set student.optimiser.epochs=5[/]; `distilrank config` lists them all."
     ),
 )
+app.command()(cluster_commands.submit)
+app.add_typer(cluster_commands.schedule, name="schedule")
 
 SHOWN = {
     "ndcg_at_10": "nDCG@10",
@@ -43,10 +48,15 @@ SHOWN = {
 }
 """The measures that the summary of a run shows; the report has all."""
 
-ConfigFile = Annotated[Path, typer.Option("--config", help="YAML file with what differs from the defaults.")]
-Overrides = Annotated[
-    Optional[list[str]],  # noqa: UP045 - typer reads the annotation
-    typer.Option("--set", metavar="KEY=VALUE", help="Set one knob, e.g. prepare.shards=4. Repeatable."),
+Containers = Annotated[
+    bool,
+    typer.Option(
+        "--containers", help="Run each stage in its image on this machine's Docker engine; see docs/images.md."
+    ),
+]
+Network = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="With --containers: the engine's network for the stages, e.g. host.", show_default="none at all"),
 ]
 
 
@@ -73,8 +83,10 @@ def run(
             help="Prepare, time the teacher on a sample, say what a run would take and cost, and stop there.",
         ),
     ] = False,
+    containers: Containers = False,
+    network: Network = None,
 ) -> None:
-    """Run the whole pipeline on this machine, a process a stage, and leave runs/NAME/ and runs/latest."""
+    """Run the whole pipeline on this machine, a process or a container a stage; leaves runs/NAME/ and runs/latest."""
     from pipelines import local
 
     console = Console(
@@ -88,10 +100,20 @@ def run(
         raise InputError(f"--pipeline {pipeline}: no such file; `python -m pipelines compile` writes one")
     try:
         if estimate:
-            found = local.estimate(settings, name=name, runs=runs, cache=cache, console=console)
+            found = local.estimate(
+                settings, name=name, runs=runs, cache=cache, console=console, network=_network(containers, network)
+            )
             _tell_estimate(console, found, runs / name)
             return
-        folder = local.run(settings, name=name, runs=runs, cache=cache, pipeline=pipeline, console=console)
+        folder = local.run(
+            settings,
+            name=name,
+            runs=runs,
+            cache=cache,
+            pipeline=pipeline,
+            console=console,
+            network=_network(containers, network),
+        )
     except KeyboardInterrupt:  # SIGTERM too
         console.print("interrupted: the same command takes over what is finished")
         raise typer.Exit(130) from None
@@ -111,6 +133,8 @@ def monitor(
     runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
     cache: Annotated[bool, typer.Option(help="Take over stages of earlier runs that would do the same again.")] = True,
     fail_on_alarm: Annotated[bool, typer.Option("--fail-on-alarm", help="Exit with 3 if there is an alarm.")] = False,
+    containers: Containers = False,
+    network: Network = None,
 ) -> None:
     """Hold the newest traffic against the champion's; with monitor.retrain=on_alarm an alarm runs `distill`.
 
@@ -124,7 +148,9 @@ def monitor(
     name = name or f"{settings.name}-monitor-{time.strftime('%Y%m%d-%H%M%S')}"
     console.print(f"[bold]monitor[/] {name}: {_describe_machine(fast)}")
     try:
-        folder = local.monitor(settings, name=name, runs=runs, cache=cache, console=console)
+        folder = local.monitor(
+            settings, name=name, runs=runs, cache=cache, console=console, network=_network(containers, network)
+        )
     except KeyboardInterrupt:  # SIGTERM too
         console.print("interrupted: the same command takes over what is finished")
         raise typer.Exit(130) from None
@@ -141,13 +167,6 @@ def monitor(
         raise typer.Exit(3)
 
 
-class Pipeline(StrEnum):
-    """What can be compiled."""
-
-    distill = "distill"
-    monitor = "monitor"
-
-
 @app.command(name="compile")
 def compile_pipeline(
     config: ConfigFile,
@@ -159,19 +178,11 @@ def compile_pipeline(
     overrides: Overrides = None,
 ) -> None:
     """Compile a pipeline to YAML for Kubeflow, with the configuration as its parameters' defaults."""
-    from kfp import compiler
+    from pipelines import compiling
 
     settings = load(config, overrides)
     output = output or Path(f"{pipeline}.yaml")
-    wanted = getattr(importlib.import_module(f"pipelines.{pipeline}"), pipeline)
-    given = {key: value for key, value in parameters(settings).items() if key in wanted.component_spec.inputs}
-    partial = output.with_name(f".{output.stem}.partial.yaml")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        compiler.Compiler().compile(wanted, str(partial), pipeline_parameters=given)
-        partial.replace(output)
-    except OSError as error:
-        raise InputError(f"--output {output}: cannot write ({error.strerror})") from error
+    compiling.write(pipeline, settings, output)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{output}: pipeline {pipeline} with {config}")
     if "://" not in settings.registry.uri and not Path(settings.registry.uri).is_absolute():
@@ -179,6 +190,13 @@ def compile_pipeline(
             f"note: registry.uri is {settings.registry.uri!r}, a folder of whichever pod looks at it; "
             "on a cluster name one on a volume that all of them mount"
         )
+
+
+def _network(containers: bool, network: str | None) -> str | None:
+    """The network of the stages' containers; None: they are processes."""
+    if network and not containers:
+        raise InputError(f"--network {network}: means nothing without --containers, expected both")
+    return (network or "none") if containers else None
 
 
 def _describe_machine(fast: bool) -> str:

@@ -6,6 +6,7 @@ import importlib
 import uuid
 from pathlib import Path
 
+import yaml
 from kfp import compiler
 from kfp.dsl.graph_component import GraphComponent
 
@@ -46,6 +47,9 @@ def write(name: str, config: Config, output: Path, *, scheduled: bool = False) -
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         compiler.Compiler().compile(built, str(partial), pipeline_parameters=given)
+        # KFP's comments repeat the parameters, in an order that changes from process to process
+        documents = list(yaml.safe_load_all(partial.read_text(encoding="utf-8")))
+        partial.write_text(yaml.safe_dump_all(documents, allow_unicode=True), encoding="utf-8")
         partial.replace(output)
     except OSError as error:
         raise InputError(f"{output}: cannot be written ({error.strerror})") from error

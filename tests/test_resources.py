@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -102,9 +103,18 @@ def test_the_contract_holds_for_every_configuration(tmp_path: Path, name: str) -
 
 
 def test_the_same_configuration_compiles_to_the_same_bytes(tmp_path: Path) -> None:
-    first = compiled(tmp_path / "a", "monitor", settings(**CLUSTER)).text
-    assert compiled(tmp_path / "b", "monitor", settings(**CLUSTER)).text == first
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["monitor.yaml"]
+    program = (
+        "import sys, pathlib\n"
+        "from pipelines import compiling\n"
+        "from distilrank import config\n"
+        "given = config.load(pathlib.Path('configs/demo.yaml'))\n"
+        "compiling.write('monitor', given, pathlib.Path(sys.argv[1]))\n"
+    )
+    for seed in ("1", "2"):
+        command = [sys.executable, "-c", program, str(tmp_path / seed / "monitor.yaml")]
+        subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"PYTHONHASHSEED": seed})
+    assert (tmp_path / "1" / "monitor.yaml").read_bytes() == (tmp_path / "2" / "monitor.yaml").read_bytes()
+    assert [path.name for path in (tmp_path / "1").iterdir()] == ["monitor.yaml"]
 
 
 def test_every_pod_has_what_all_get(full: Compiled) -> None:

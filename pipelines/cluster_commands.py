@@ -1,0 +1,272 @@
+"""`submit` and `schedule`: the commands that talk to a Kubeflow cluster."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+from rich.console import Console
+
+from distilrank.config import load, parameters
+from distilrank.errors import InputError, RunStopped
+from pipelines.options import CaFile, ConfigFile, Experiment, Host, Namespace, Overrides, Pipeline, TokenFile
+
+if TYPE_CHECKING:
+    from pipelines.kubeflow import Kubeflow
+    from pipelines.schedules import Schedules, Wanted
+
+EXPERIMENT = "distilrank"
+
+schedule = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help=(
+        "Keep recurring runs as a file declares them.\n\n"
+        "The file names an owner, and each schedule's pipeline, configuration and cron (five fields, in the cluster's "
+        "time zone; six have the second first):\n\n"
+        "[bold]owner: search\n\n"
+        "schedules:\n\n"
+        '- {name: distill-weekly, pipeline: distill, config: shop.yaml, cron: "0 3 * * 1"}\n\n'
+        '- {name: monitor-daily, pipeline: monitor, config: shop.yaml, cron: "30 5 * * *"}[/]\n\n'
+        "`apply` creates, exchanges, pauses and deletes what it takes; a second time it writes nothing. Recurring runs "
+        "of other owners, and those made by hand, are never touched. docs/kubeflow.md tells the rest."
+    ),
+)
+
+ScheduleFile = Annotated[Path, typer.Option("--file", help="The schedule file.")]
+Names = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads the annotation
+    typer.Argument(metavar="[NAME]...", help="Only these schedules.", show_default="all of the owner's"),
+]
+
+
+def submit(
+    config: ConfigFile,
+    host: Host,
+    pipeline: Annotated[Pipeline, typer.Argument(help="Which pipeline.")] = Pipeline.distill,
+    overrides: Overrides = None,
+    namespace: Namespace = "",
+    experiment: Experiment = EXPERIMENT,
+    name: Annotated[
+        str, typer.Option(help="The run's name.", show_default="the configuration's name and the time")
+    ] = "",
+    token_file: TokenFile = None,
+    ca_file: CaFile = None,
+    compiled: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--pipeline", help="Submit this compiled pipeline, with the parameters of --config, its pods as they are."
+        ),
+    ] = None,
+    cache: Annotated[bool, typer.Option(help="Take over stages of earlier runs that would do the same again.")] = True,
+    wait: Annotated[bool, typer.Option(help="Show the stages as they go, and end as the run ends.")] = True,
+    timeout_minutes: Annotated[
+        float, typer.Option(min=0, help="Wait no longer than this, with exit status 1; the run goes on. 0: no limit.")
+    ] = 0.0,
+    fail_on_refusal: Annotated[
+        bool, typer.Option("--fail-on-refusal", help="Exit with 3 if the student is refused.")
+    ] = False,
+) -> None:
+    """Run a pipeline once on a Kubeflow cluster.
+
+    Compiles it with the configuration, uploads it unless the cluster has these bytes already, starts a run, prints
+    where to look at it, and waits.
+
+    Exit status: 0 the run succeeded (or was started, with --no-wait), 1 it failed, was cancelled or took too long, 2
+    bad input, 3 the student was refused and --fail-on-refusal was given, 130 interrupted: the run goes on.
+    """
+    from pipelines import submit as submission
+    from pipelines.schedules import package_of
+
+    if fail_on_refusal and (not wait or pipeline != Pipeline.distill):
+        raise InputError("--fail-on-refusal: only of distill, and only with --wait")
+    settings = load(config, overrides)
+    if compiled is None:
+        package, given = package_of(pipeline, settings, scheduled=False), {}
+    else:
+        package = submission.read_package(compiled)
+        if package.pipeline != pipeline:
+            raise InputError(f"--pipeline {compiled}: holds pipeline {package.pipeline!r}, expected {pipeline}")
+        given = {key: value for key, value in parameters(settings).items() if key in submission.inputs(package)}
+    stages = submission.stages(package)
+    name = name or f"{settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    kubeflow = _connect(host, namespace, token_file, ca_file)
+    console = _console()
+    run_id = submission.submit(
+        kubeflow,
+        package if cache else submission.uncached(package),
+        settings,
+        name=name,
+        experiment=experiment,
+        parameters=given | {"name": name},
+    )
+    url = kubeflow.run_url(run_id)
+    console.print(f"{pipeline} {name}: {url}")
+    if not wait:
+        return
+    try:
+        with console.status("waiting") if console.is_terminal else nullcontext():
+            outcome = submission.follow(
+                kubeflow, run_id, stages, timeout_minutes=timeout_minutes, say=lambda line: console.print(f"  {line}")
+            )
+    except KeyboardInterrupt:
+        console.print(f"interrupted; the run goes on: {url}")
+        raise typer.Exit(130) from None
+    except (InputError, RuntimeError) as error:
+        raise type(error)(f"{error}; the run goes on: {url}") from None
+    for line in outcome.failures:
+        console.print(f"✗ {line}", style="red")
+    if outcome.state != "SUCCEEDED":
+        raise RunStopped(f"the run ended as {outcome.state.lower()}: {url}")
+    if pipeline == Pipeline.distill and outcome.promoted is False:
+        console.print("succeeded; the student was refused, and its report says why")
+    else:
+        console.print("succeeded")
+    if fail_on_refusal and outcome.promoted is None:
+        raise RuntimeError(f"{kubeflow.host}: tells of no stage, so whether the student was refused is unknown: {url}")
+    if fail_on_refusal and not outcome.promoted:
+        raise typer.Exit(3)
+
+
+@schedule.command()
+def apply(
+    file: ScheduleFile,
+    host: Host,
+    names: Names = None,
+    namespace: Namespace = "",
+    experiment: Experiment = EXPERIMENT,
+    token_file: TokenFile = None,
+    ca_file: CaFile = None,
+) -> None:
+    """Make the recurring runs what the file declares.
+
+    What the owner has and the file does not is deleted, unless NAMEs are given: then nothing else is touched. A changed
+    schedule gets a new recurring run; at no moment are two of one name enabled. Whatever interrupts it, the same
+    command again completes it.
+    """
+    from pipelines import schedule as recurring
+
+    console = _console()
+    declared, wanted = _declared(file, experiment, names)
+    kubeflow = _connect(host, namespace, token_file, ca_file)
+    writes = recurring.apply(
+        kubeflow, declared.owner, wanted, zone=declared.zone, names=names or [], say=lambda line: console.print(line)
+    )
+    for one in wanted:
+        if not names or one.name in names:
+            tick = recurring.next_tick(one, declared.zone)
+            when = "paused" if one.schedule.paused else f"next {tick:%Y-%m-%d %H:%M:%S %Z}" if tick else "never again"
+            console.print(f"{one.name}: {one.schedule.pipeline}, {one.schedule.cron} in {declared.timezone}, {when}")
+    console.print(f"{writes} changes" if writes else "nothing to change")
+
+
+@schedule.command()
+def diff(
+    file: ScheduleFile,
+    host: Host,
+    names: Names = None,
+    namespace: Namespace = "",
+    experiment: Experiment = EXPERIMENT,
+    token_file: TokenFile = None,
+    ca_file: CaFile = None,
+) -> None:
+    """Say what `apply` would do, and do nothing; exit status 3 if there is something."""
+    from pipelines import schedule as recurring
+
+    console = _console()
+    declared, wanted = _declared(file, experiment, names)
+    kubeflow = _connect(host, namespace, token_file, ca_file)
+    steps = recurring.plan(wanted, recurring.existing(kubeflow, declared.owner), names or [])
+    for step in steps:
+        console.print(str(step))
+    if steps:
+        raise typer.Exit(3)
+    console.print("nothing to change")
+
+
+@schedule.command()
+def pause(
+    file: ScheduleFile,
+    host: Host,
+    names: Names = None,
+    namespace: Namespace = "",
+    token_file: TokenFile = None,
+    ca_file: CaFile = None,
+) -> None:
+    """Start no more runs, from now on; those under way go on. The next `apply` follows the file again."""
+    owner = _owner(file)
+    _switch(_connect(host, namespace, token_file, ca_file), owner, names, on=False)
+
+
+@schedule.command()
+def resume(
+    file: ScheduleFile,
+    host: Host,
+    names: Names = None,
+    namespace: Namespace = "",
+    token_file: TokenFile = None,
+    ca_file: CaFile = None,
+) -> None:
+    """Start runs again, the last missed one at once. The next `apply` follows the file again."""
+    owner = _owner(file)
+    _switch(_connect(host, namespace, token_file, ca_file), owner, names, on=True)
+
+
+@schedule.command()
+def delete(
+    file: ScheduleFile,
+    host: Host,
+    names: Names = None,
+    namespace: Namespace = "",
+    token_file: TokenFile = None,
+    ca_file: CaFile = None,
+) -> None:
+    """Delete the owner's recurring runs, declared or not; their runs stay. There being none is fine."""
+    from pipelines import schedule as recurring
+
+    owner = _owner(file)
+    gone = recurring.delete(_connect(host, namespace, token_file, ca_file), owner, names or [])
+    _console().print("\n".join(f"{name}: deleted" for name in gone) or f"{owner} has nothing to delete")
+
+
+def _owner(file: Path) -> str:
+    from pipelines import schedules
+
+    return schedules.read(file).owner
+
+
+def _switch(kubeflow: Kubeflow, owner: str, names: list[str] | None, *, on: bool) -> None:
+    from pipelines import schedule as recurring
+
+    console = _console()
+    changed = recurring.switch(kubeflow, owner, names or [], on=on)
+    for name in changed:
+        console.print(f"{name}: {'resumed' if on else 'paused'}")
+    console.print("until the next `schedule apply`, which follows the file" if changed else "nothing to change")
+
+
+def _declared(file: Path, experiment: str, names: list[str] | None) -> tuple[Schedules, list[Wanted]]:
+    """The schedule file, and each of its schedules compiled."""
+    from pipelines import schedules
+
+    declared = schedules.read(file)
+    known = [one.name for one in declared.schedules]
+    for name in names or []:
+        if name not in known:
+            raise InputError(f"{file}: no schedule is called {name!r}, expected one of {', '.join(known) or 'none'}")
+    return declared, list(schedules.compiled(declared, file, experiment=experiment))
+
+
+def _connect(host: str, namespace: str, token_file: Path | None, ca_file: Path | None) -> Kubeflow:
+    from pipelines.kubeflow import Kubeflow
+
+    return Kubeflow(host, namespace=namespace, token_file=token_file, ca_file=ca_file)
+
+
+def _console() -> Console:
+    # The stream as it is now, and lines as long as they are: URLs are copied from them.
+    return Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True)

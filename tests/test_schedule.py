@@ -1,0 +1,402 @@
+"""Recurring runs as declared state, against a server that allows only what KFP's document has."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+import yaml
+
+from distilrank.config import load
+from distilrank.errors import InputError
+from pipelines import cron, schedule, schedules
+from pipelines.kubeflow import Kubeflow
+from tests.clusters import CONFIG, REGISTRY, Run, document_is_here, run, server
+from tests.kfp_server import DOCUMENT, Fault, Server
+
+if DOCUMENT.exists():
+    from benchmarks import schedule as benchmark
+
+__all__ = ["run", "server"]
+ROOT = Path(__file__).parents[1]
+WEEKLY = {"name": "distill-weekly", "pipeline": "distill", "cron": "0 3 * * 1"}
+DAILY = {"name": "monitor-daily", "pipeline": "monitor", "cron": "30 5 * * *"}
+
+
+def declare(folder: Path, *entries: dict, **top: object) -> Path:
+    path = folder / "schedules.yaml"
+    own = {"config": str(CONFIG), "set": {"registry.uri": "/registry"}}
+    path.write_text(yaml.safe_dump({"owner": "shop"} | top | {"schedules": [own | entry for entry in entries]}))
+    return path
+
+
+def shown(server: Server) -> dict[str, str]:
+    """Mode by name; a name that is there twice shows."""
+    found = Counter(one["display_name"] for one in server.store.recurring.values())
+    assert set(found.values()) <= {1}, found
+    return {one["display_name"]: one["mode"] for one in server.store.recurring.values()}
+
+
+# Cron -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "completed"),
+    [
+        ("0 3 * * 1", "0 0 3 * * 1"),
+        ("15 0 3 * * 1", "15 0 3 * * 1"),
+        ("*/10 * * * MON-fri", "0 */10 * * * MON-fri"),
+        ("0 0 1,15 jan/3 ?", "0 0 0 1,15 jan/3 ?"),
+    ],
+)
+def test_five_fields_get_a_second(given: str, completed: str) -> None:
+    assert cron.complete(given) == completed
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("@daily", "'@daily' has 1 fields, expected five (minute, hour, day, month, weekday), or six with"),
+        ("0 0 3 * * 1 2027", "has 7 fields"),
+        ("60 3 * * 1", "minute '60', expected 0-59"),
+        ("0 24 * * *", "hour '24', expected 0-23"),
+        ("0 3 0 * *", "day of the month '0', expected 1-31"),
+        ("0 3 * * 7", "day of the week '7', expected 0-6 or sun-sat"),
+        ("0 3 L * *", "day of the month 'L', expected 1-31"),
+        ("0 3 15W * *", "day of the month '15W', expected 1-31"),
+        ("0 3 * * 1#2", "day of the week '1#2', expected 0-6 or sun-sat"),
+        ("0 3 * january *", "month 'january', expected 1-12 or jan-dec"),
+        ("0 3 * * fri-mon", "day of the week 'fri-mon', expected a range that begins before its end"),
+        ("*/0 3 * * *", "minute '*/0', expected a step of at least 1"),
+        ("1--3 3 * * *", "minute '-3', expected 0-59"),
+        ("1, 3 * * *", "minute '', expected 0-59"),
+        ("0 0 31 2 *", "'0 0 31 2 *' never comes to pass"),
+    ],
+)
+def test_what_kubeflow_would_refuse_or_misread_is_refused(given: str, said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        cron.complete(given)
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("0 0 13 * fri", "2026-11-27 2026-12-04 2026-12-11 2026-12-13"),  # either day
+        ("0 0 */10 * fri", "2026-12-11 2027-01-01 2027-05-21 2027-06-11"),  # both days: one has a star
+        ("0 0 * * 5/1", "2026-11-27 2026-11-28 2026-12-04 2026-12-05"),  # to the end, which is Saturday
+        ("0 0 1,*/15 * wed", "2026-12-16 2027-03-31 2027-06-16 2027-09-01"),  # a star in a list
+    ],
+)
+def test_ticks_are_those_of_kubeflow(expression: str, expected: str) -> None:
+    found = cron.ticks(cron.complete(expression), datetime(2026, 11, 24, tzinfo=UTC))
+    assert " ".join(f"{next(found):%Y-%m-%d}" for _ in range(4)) == expected
+
+
+def test_ticks_follow_the_clusters_clock() -> None:
+    berlin = ZoneInfo("Europe/Berlin")
+    ticks = cron.ticks(cron.complete("0 3 * * *"), datetime(2026, 10, 24, tzinfo=berlin))
+    hours = [next(ticks).astimezone(UTC).hour for _ in range(3)]
+    assert hours == [1, 2, 2]  # summer time ends on the 25th
+
+
+# The file --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("entries", "top", "said"),
+    [
+        ([WEEKLY, WEEKLY], {}, "2 schedules are called 'distill-weekly', expected one of each name"),
+        (
+            [WEEKLY | {"crom": 1}],
+            {},
+            "schedules.yaml: schedule distill-weekly: unknown key 'crom'; did you mean 'cron'?",
+        ),
+        ([WEEKLY], {"ownr": "x"}, "unknown key 'ownr'; did you mean 'owner'?"),
+        ([WEEKLY | {"cron": "0 25 * * *"}], {}, "schedule distill-weekly: cron: hour '25', expected 0-23"),
+        ([WEEKLY | {"concurrency": 11}], {}, "concurrency: Input should be less than or equal to 10 (got 11)"),
+        ([WEEKLY | {"start": "2026-12-01T00:00:00"}], {}, "start: Input should have timezone info"),
+        (
+            [WEEKLY | {"start": "2026-12-02T00:00:00Z", "end": "2026-12-01T00:00:00Z"}],
+            {},
+            "end is 2026-12-01T00:00:00+00:00, expected one after start",
+        ),
+        ([WEEKLY | {"pipeline": "estimate"}], {}, "pipeline: Input should be 'distill' or 'monitor' (got 'estimate')"),
+        ([WEEKLY], {"timezone": "Berlin"}, "timezone: 'Berlin' is no time zone, expected one such as UTC"),
+        ([WEEKLY], {"owner": "my shop"}, "owner: String should match pattern"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, entries: list, top: dict, said: str) -> None:
+    with pytest.raises(InputError, match=re.escape(said)):
+        schedules.read(declare(tmp_path, *entries, **top))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"config": "none.yaml"}, "schedule distill-weekly: {folder}/none.yaml: no such configuration file"),
+        ({"set": {"gate.max_eze": 1}}, "unknown key 'gate.max_eze'; did you mean 'max_ece'?"),
+        (
+            {"set": {"registry.uri": "/r", "cluster.images.ops": "shop/ops:latest"}},
+            "{config} with without_fast_bf16: cluster.images.ops: the tag 'latest' moves, expected a tag that is never",
+        ),
+    ],
+)
+def test_a_schedules_configuration_is_blamed_by_its_name(tmp_path: Path, changes: dict, said: str) -> None:
+    path = declare(tmp_path, WEEKLY | changes)
+    with pytest.raises(InputError, match=re.escape(said.format(folder=tmp_path, config=CONFIG))):
+        list(schedules.compiled(schedules.read(path), path, experiment="e"))
+
+
+def test_compiling_elsewhere_gives_the_same_digest() -> None:
+    code = (
+        "import sys; from pathlib import Path; from distilrank.config import load; from pipelines import schedules;"
+        "print(schedules.package_of('distill', load(Path(sys.argv[1]), [sys.argv[2]]), scheduled=True).digest)"
+    )
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", code, str(CONFIG), REGISTRY], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    here = schedules.package_of("distill", load(CONFIG, [REGISTRY]), scheduled=True)
+    assert elsewhere.stdout.strip() == here.digest
+
+
+# Applying --------------------------------------------------------------------------------------------------------
+
+
+@document_is_here
+def test_applying_twice_writes_nothing_the_second_time(tmp_path: Path, server: Server, run: Run) -> None:
+    file = declare(tmp_path, WEEKLY | {"end": "2036-01-01T01:00:00+01:00"}, DAILY | {"catch_up": True, "paused": True})
+    status, out, _ = run("schedule", "apply", "--file", file)
+    assert status == 0
+    assert shown(server) == {"distill-weekly": "ENABLE", "monitor-daily": "DISABLE"}
+    assert re.search(r"distill-weekly: distill, 0 0 3 \* \* 1 in UTC, next 20\d\d-\d\d-\d\d 03:00:00 UTC", out)
+    assert "monitor-daily: monitor, 0 30 5 * * * in UTC, paused" in out
+    weekly = next(one for one in server.store.recurring.values() if one["display_name"] == "distill-weekly")
+    assert weekly["trigger"]["cron_schedule"] == {"cron": "0 0 3 * * 1", "end_time": "2036-01-01T00:00:00+00:00"}
+    assert (weekly["no_catchup"], weekly["max_concurrency"]) == (True, "1")
+    writes = len(server.store.writes)
+    assert [one["display_name"] for one in server.store.pipelines.values()] == [
+        "distilrank-distill",
+        "distilrank-monitor",
+    ]
+
+    status, out, _ = run("schedule", "apply", "--file", file)
+    assert (status, len(server.store.writes)) == (0, writes)
+    assert out.endswith("nothing to change\n")
+    assert run("schedule", "diff", "--file", file) == (0, "nothing to change\n", "")
+
+
+@document_is_here
+def test_a_change_makes_the_new_one_before_the_old_one_stops(tmp_path: Path, server: Server, run: Run) -> None:
+    run("schedule", "apply", "--file", declare(tmp_path, WEEKLY))
+    old, done = next(iter(server.store.recurring)), len(server.store.writes)
+    file = declare(tmp_path, WEEKLY | {"cron": "* * * * * *"})
+    assert run("schedule", "diff", "--file", file)[:2] == (
+        3,
+        "distill-weekly: create (changed)\n"
+        f"distill-weekly: disable {old} (outdated)\n"
+        "distill-weekly: enable (not paused)\n"
+        f"distill-weekly: delete {old} (outdated)\n",
+    )
+    assert len(server.store.writes) == done
+    server.store.fault = lambda operation: Fault(200, delay=1.1) if "Enable" in operation else None
+    status, out, _ = run("schedule", "apply", "--file", file)
+    assert status == 0
+    assert [re.sub(r".*Service_|RecurringRun", "", each) for each in server.store.writes[done:]] == [
+        "Create",
+        "Disable",
+        "Enable",
+        "Delete",
+    ]
+    assert server.store.propagation == ["ORPHAN"]
+    assert re.search(r"the tick of \S+ \S+ UTC fell between disabling the old and enabling the new; Kubeflow now", out)
+    assert shown(server) == {"distill-weekly": "ENABLE"}
+    # The pipeline is the same, so it is not uploaded again.
+    assert len(server.store.versions) == 1
+
+
+@document_is_here
+def test_a_quiet_exchange_says_nothing_of_ticks(tmp_path: Path, server: Server, run: Run) -> None:
+    run("schedule", "apply", "--file", declare(tmp_path, WEEKLY))
+    _, out, _ = run("schedule", "apply", "--file", declare(tmp_path, WEEKLY | {"concurrency": 2}))
+    assert "enable" in out and "tick" not in out
+
+
+@document_is_here
+def test_what_is_not_declared_goes_and_what_is_others_stays(tmp_path: Path, server: Server, run: Run) -> None:
+    run("schedule", "apply", "--file", declare(tmp_path, WEEKLY, owner="other"))
+    run("schedule", "apply", "--file", declare(tmp_path, WEEKLY, DAILY))
+    foreign = next(number for number, one in server.store.recurring.items() if "owner=other" in one["description"])
+    file = declare(tmp_path, DAILY | {"concurrency": 2})
+    assert "distill-weekly: delete" in run("schedule", "diff", "--file", file)[1]
+    assert "distill-weekly" not in run("schedule", "diff", "monitor-daily", "--file", file)[1]
+    assert run("schedule", "apply", "monitor-daily", "--file", file)[0] == 0
+    assert len(server.store.recurring) == 3
+    assert run("schedule", "apply", "--file", file)[0] == 0
+    names = sorted((one["display_name"], number == foreign) for number, one in server.store.recurring.items())
+    assert names == [("distill-weekly", True), ("monitor-daily", False)]
+    assert run("schedule", "apply", "weekly", "--file", file) == (
+        2,
+        "",
+        f"error: {file}: no schedule is called 'weekly', expected one of monitor-daily\n",
+    )
+    assert run("schedule", "delete", "--file", file)[:2] == (0, "monitor-daily: deleted\n")
+    assert run("schedule", "delete", "--file", file)[:2] == (0, "shop has nothing to delete\n")
+    assert list(server.store.recurring) == [foreign]
+
+
+@document_is_here
+def test_a_pause_holds_until_the_next_application(tmp_path: Path, server: Server, run: Run) -> None:
+    file = declare(tmp_path, WEEKLY, DAILY)
+    run("schedule", "apply", "--file", file)
+    status, out, _ = run("schedule", "pause", "distill-weekly", "--file", file)
+    assert (status, out.splitlines()[0]) == (0, "distill-weekly: paused")
+    assert shown(server) == {"distill-weekly": "DISABLE", "monitor-daily": "ENABLE"}
+    assert run("schedule", "pause", "--file", file)[1].startswith("monitor-daily: paused")
+    assert run("schedule", "resume", "monitor-daily", "--file", file)[1].startswith("monitor-daily: resumed")
+    assert run("schedule", "resume", "monitor-weekly", "--file", file)[2] == (
+        "error: monitor-weekly: no such recurring run of shop, expected one of distill-weekly, monitor-daily\n"
+    )
+    run("schedule", "apply", "--file", file)
+    assert shown(server) == {"distill-weekly": "ENABLE", "monitor-daily": "ENABLE"}
+    run("schedule", "apply", "--file", declare(tmp_path, WEEKLY | {"paused": True}, DAILY))
+    assert shown(server) == {"distill-weekly": "DISABLE", "monitor-daily": "ENABLE"}
+
+
+@document_is_here
+def test_a_creation_whose_answer_is_lost_is_not_repeated(tmp_path: Path, server: Server, run: Run) -> None:
+    lost = Counter[str]()
+
+    def fault(operation: str) -> Fault | None:
+        lost[operation] += 1
+        return Fault(after=True) if lost[operation] == 1 and ("Create" in operation or "Upload" in operation) else None
+
+    server.store.fault = fault
+    assert run("schedule", "apply", "--file", declare(tmp_path, WEEKLY))[0] == 0
+    assert shown(server) == {"distill-weekly": "ENABLE"}
+    held = server.store
+    assert [len(each) for each in (held.pipelines, held.versions, held.experiments)] == [1, 1, 1]
+
+
+@document_is_here
+def test_doubles_are_found_and_removed(tmp_path: Path, server: Server, run: Run) -> None:
+    file = declare(tmp_path, WEEKLY)
+    run("schedule", "apply", "--file", file)
+    number, one = next(iter(server.store.recurring.items()))
+    server.store.recurring["late"] = one | {"recurring_run_id": "late", "mode": "DISABLE"}
+    assert run("schedule", "resume", "--file", file)[2] == (
+        "error: distill-weekly: there are 2 of it, for a change was interrupted; apply again first\n"
+    )
+    assert "distill-weekly: delete late (one too many)" in run("schedule", "apply", "--file", file)[1]
+    assert list(server.store.recurring) == [number]
+
+
+@document_is_here
+def test_long_lists_are_read_to_their_end(tmp_path: Path, server: Server, run: Run) -> None:
+    file = declare(tmp_path, *(WEEKLY | {"name": f"weekly-{number}"} for number in range(7)))
+    run("schedule", "apply", "--file", file)
+    server.store.requests.clear()
+    writes = len(server.store.writes)
+
+    def once(operation: str) -> Fault | None:
+        if server.store.requests.count("RecurringRunService_ListRecurringRuns") == 2:
+            server.store.fault = lambda operation: None
+            return Fault(503)
+        return None
+
+    server.store.fault = once
+    assert run("schedule", "apply", "--file", file)[0] == 0
+    assert server.store.requests.count("RecurringRunService_ListRecurringRuns") == 4
+    assert len(server.store.writes) == writes
+
+
+@document_is_here
+def test_two_who_apply_at_the_same_time_come_to_one(server: Server) -> None:
+    state = benchmark._changed(benchmark.compiled()[:1], 0)
+    errors: list[Exception] = []
+
+    def apply() -> None:
+        try:
+            schedule.apply(Kubeflow(server.url), "shop", state, zone=ZoneInfo("UTC"), say=lambda line: None)
+        except (InputError, RuntimeError) as error:  # who comes too late finds what he wanted to change gone
+            errors.append(error)
+
+    for _ in range(3):
+        threads = [threading.Thread(target=apply) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        apply()
+        assert shown(server) == {"distill-weekly": "ENABLE"}
+        server.store.recurring.clear()
+    server.store.problems.clear()  # the API has no preconditions: for a moment two may be enabled
+
+
+@document_is_here
+def test_in_multi_user_mode_all_is_in_the_namespace(tmp_path: Path, server: Server, run: Run) -> None:
+    server.store.multi_user, server.store.namespaces, server.store.token = True, {"search"}, "secret"
+    token = tmp_path / "token"
+    token.write_text("secret\n")
+    file = declare(tmp_path, WEEKLY)
+    assert run("schedule", "apply", "--file", file, "--token-file", token) == (
+        2,
+        "",
+        f"error: {server.url}: runs in multi-user mode, expected --namespace, the one of your profile\n",
+    )
+    own = ("schedule", "apply", "--file", file, "--token-file", token, "--namespace")
+    assert run(*own, "search")[0] == 0
+    assert [one["namespace"] for one in server.store.recurring.values()] == ["search"]
+    assert [one["namespace"] for one in server.store.pipelines.values()] == ["search"]
+    writes = len(server.store.writes)
+    assert run(*own, "search")[0] == 0
+    assert len(server.store.writes) == writes
+    status, _, err = run(*own, "payments")
+    assert status == 2
+    assert err == (
+        f"error: {server.url}: no right to list jobs in namespace payments (403: User 'robot' is not authorized in "
+        "namespace payments); grant this account list on jobs.pipelines.kubeflow.org there, as Kubeflow's ClusterRole "
+        "kubeflow-edit does\n"
+    )
+
+
+# Random sequences ------------------------------------------------------------------------------------------------
+
+
+@document_is_here
+def test_random_states_faults_and_kills_converge(server: Server) -> None:
+    packages, counts = benchmark.compiled(), Counter[str]()
+    for seed in range(8):
+        counts.update(benchmark.run_sequence(server, packages, seed))
+    assert {name: count for name, count in counts.items() if name.startswith("broken: ") and count} == {}
+    assert min(counts["kills"], counts["faults"], counts["interferences"], counts["applications that ended"]) > 0
+
+
+@document_is_here
+def test_an_exchange_in_the_wrong_order_would_be_noticed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = schedule._steps
+
+    def hasty(*arguments: object) -> list[schedule.Step]:
+        return sorted(steps(*arguments), key=lambda step: ["create", "enable", "disable", "delete"].index(step.verb))
+
+    packages = benchmark.compiled()
+    benchmark._apply(server, benchmark._changed(packages, 0), benchmark.OWNER)
+    monkeypatch.setattr(schedule, "_steps", hasty)
+    benchmark._apply(server, benchmark._changed(packages, 1), benchmark.OWNER)
+    assert server.store.problems == [
+        "2 recurring runs of one name and owner are enabled: distill-weekly, ('shop',)",
+    ]
+    server.store.problems.clear()
+
+
+@document_is_here
+def test_processes_that_are_killed_leave_what_the_next_completes(server: Server) -> None:
+    counts = benchmark.kill_processes(server, benchmark.compiled(), kills=4, seed=1)
+    assert counts["process kills"] == 4
+    assert {name: count for name, count in counts.items() if name.startswith("broken: ") and count} == {}

@@ -1,0 +1,355 @@
+"""Runs on a cluster, and the connection to it, against a server that allows only what KFP's document has."""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import kfp
+import pytest
+import tenacity
+import yaml
+
+from pipelines import kubeflow, submit
+from tests.clusters import CONFIG, REGISTRY, Run, document_is_here, run, server
+from tests.kfp_server import Entity, Fault, Server
+
+__all__ = ["run", "server"]
+pytestmark = document_is_here
+SUBMIT = ("submit", "--config", CONFIG, "--set", REGISTRY)
+
+
+@pytest.fixture
+def schedules_file(tmp_path: Path) -> Path:
+    """Of no schedule: `schedule delete` needs nothing but the connection."""
+    path = tmp_path / "schedules.yaml"
+    path.write_text("owner: shop\nschedules: []\n")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "POLL_SECONDS", 0.0)
+
+
+def becomes(state: str, **tasks: str | tuple[str, str]) -> Callable[[Entity], None]:
+    """A moment in a run's life: its state, and those of its tasks (with their error)."""
+
+    def change(one: Entity) -> None:
+        details = []
+        for name, told in tasks.items():
+            task_state, error = told if isinstance(told, tuple) else (told, "")
+            task = {"run_id": one["run_id"], "task_id": name, "display_name": name.replace("_", "-")}
+            details.append(task | {"state": task_state} | ({"error": {"code": 2, "message": error}} if error else {}))
+        one |= {"state": state, "run_details": {"task_details": details}}
+
+    return change
+
+
+# The connection ----------------------------------------------------------------------------------------------------
+
+
+def test_a_token_is_read_before_each_request(tmp_path: Path, server: Server, run: Run, schedules_file: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("first")
+    server.store.token = "first"
+
+    def rotate(operation: str) -> None:
+        if "List" in operation and server.store.token == "first":
+            token.write_text("second")
+            server.store.token = "second"
+            return Fault(503)
+        return None
+
+    server.store.fault = rotate
+    assert run("schedule", "delete", "--file", schedules_file, "--token-file", token)[0] == 0
+    assert server.store.token == "second"
+
+
+def test_the_projected_token_is_found(
+    tmp_path: Path, server: Server, run: Run, schedules_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.store.token = "projected"
+    (tmp_path / "token").write_text("projected\n")
+    monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(tmp_path / "token"))
+    assert run("schedule", "delete", "--file", schedules_file)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "--token-file {path}: not readable (No such file or directory)"),
+        ("", "--token-file {path}: expected one bearer token in it, and nothing else"),
+        ("<html> sign in", "--token-file {path}: expected one bearer token in it, and nothing else"),
+        ("old", "{host}: refuses the token in {path} (401: Request header error: there is no user identity header.)"),
+    ],
+)
+def test_a_token_that_does_not_serve_is_named(
+    tmp_path: Path, server: Server, run: Run, schedules_file: Path, content: str | None, said: str
+) -> None:
+    server.store.token = "new"
+    path = tmp_path / "token"
+    if content is not None:
+        path.write_text(content)
+    status, out, err = run("schedule", "delete", "--file", schedules_file, "--token-file", path)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: " + said.format(path=path, host=server.url))
+
+
+def test_a_missing_token_is_asked_for(server: Server, run: Run, schedules_file: Path) -> None:
+    server.store.token = "new"
+    assert re.search(
+        r"refuses requests without a token \(401.*--token-file", run("schedule", "delete", "--file", schedules_file)[2]
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (Fault(200, body="<html>Sign in</html>", after=True), "answers, but not as a Kubeflow Pipelines API does"),
+        (Fault(302, headers={"Location": "https://dex/auth"}), "sends requests on to https://dex/auth; expected"),
+        (Fault(404, body="<html>"), "no Kubeflow Pipelines API there (404); expected the API's own URL"),
+        (Fault(403), "no right to get healthz (403: as asked)"),
+    ],
+)
+def test_what_is_not_the_api_is_one_line(
+    server: Server, run: Run, schedules_file: Path, fault: Fault, said: str
+) -> None:
+    server.store.fault = lambda operation: fault
+    status, out, err = run("schedule", "delete", "--file", schedules_file)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"error: {server.url}: {said}")
+
+
+def test_a_host_that_is_not_there_is_one_line(server: Server, run: Run, schedules_file: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        status, out, err = run("schedule", "delete", "--file", schedules_file, host=url)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"error: {url}: cannot be reached (Failed to establish a new connection: [Errno 111]")
+    assert run("schedule", "delete", "--file", schedules_file, host="kubeflow.example.com")[2] == (
+        "error: --host kubeflow.example.com: expected a URL such as https://kubeflow.example.com/pipeline\n"
+    )
+    secure = server.url.replace("http:", "https:")
+    err = run("schedule", "delete", "--file", schedules_file, host=secure)[2]
+    assert err.startswith(f"error: {secure}: no trusted TLS connection (") and "--ca-file" in err
+
+
+def test_slow_answers_are_not_waited_for_for_ever(
+    server: Server, run: Run, schedules_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubeflow, "TIMEOUT", (0.1, 0.1))
+    slow = [Fault(200, delay=0.5)]
+    server.store.fault = lambda operation: slow.pop() if slow else None
+    assert run("schedule", "delete", "--file", schedules_file)[0] == 0
+    server.store.fault = lambda operation: Fault(200, delay=0.3)
+    status, _, err = run("schedule", "delete", "--file", schedules_file)
+    assert (status, err.count("\n")) == (1, 1)
+    assert err.startswith(f"failed: {server.url}: gave no answer, 5 times (Read timed out.")
+
+
+def test_pauses_are_as_long_as_the_server_asks(
+    server: Server, run: Run, schedules_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rests: list[float] = []
+    monkeypatch.setattr(tenacity.nap, "time", type("Clock", (), {"sleep": staticmethod(rests.append)}))
+    answers = [Fault(429, headers={"Retry-After": "7"}), Fault(503), Fault(429, headers={"Retry-After": "86400"})]
+    server.store.fault = lambda operation: answers.pop() if answers else None
+    assert run("schedule", "delete", "--file", schedules_file)[0] == 0
+    assert rests == [kubeflow.LONGEST_PAUSE, 0.0, 7.0]
+    server.store.fault = lambda operation: Fault(429, headers={"Retry-After": "soon"})
+    assert run("schedule", "delete", "--file", schedules_file)[2] == (
+        f"failed: {server.url}: cannot get healthz now (429: as asked)\n"
+    )
+
+
+# Submitting --------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_started_and_told_where(tmp_path: Path, server: Server, run: Run) -> None:
+    settings = ("--set", "cluster.service_account=runner", "--set", "cluster.pipeline_root=gs://bucket/runs")
+    status, out, _ = run(*SUBMIT, *settings, "--name", "first", "--no-wait")
+    ((number, one),) = server.store.runs.items()
+    assert (status, out) == (0, f"distill first: {server.url}/#/runs/details/{number}\n")
+    assert one["runtime_config"] == {"parameters": {"name": "first"}, "pipeline_root": "gs://bucket/runs"}
+    assert (one["display_name"], one["service_account"]) == ("first", "runner")
+    assert [each["display_name"] for each in server.store.experiments.values()] == ["distilrank"]
+    run(*SUBMIT, *settings, "--name", "second", "--no-wait")
+    assert (len(server.store.runs), len(server.store.versions)) == (2, 1)
+    run(*SUBMIT, *settings, "--name", "third", "--no-wait", "--no-cache")
+    assert (len(server.store.runs), len(server.store.versions)) == (3, 2)
+    fresh = yaml.safe_load_all(list(server.store.contents.values())[-1])
+    specification = next(iter(fresh))
+    graphs = [one["dag"] for one in (specification["root"], *specification["components"].values()) if "dag" in one]
+    tasks = [task for graph in graphs for task in graph["tasks"].values()]
+    assert tasks and not any(task["cachingOptions"] for task in tasks)
+
+
+def test_a_lost_answer_starts_no_second_run(server: Server, run: Run) -> None:
+    lost = [Fault(after=True)]
+    server.store.fault = lambda operation: lost.pop() if operation.endswith("CreateRun") and lost else None
+    assert run(*SUBMIT, "--no-wait")[0] == 0
+    assert len(server.store.runs) == 1 and not lost
+
+
+def test_who_was_faster_with_the_pipeline_is_followed(server: Server, run: Run) -> None:
+    def race(operation: str) -> None:
+        if operation.endswith("CreatePipeline") and not server.store.pipelines:
+            server.store.CreatePipeline({}, {"name": "distilrank-distill", "display_name": "distilrank-distill"})
+
+    server.store.fault = race
+    assert run(*SUBMIT, "--no-wait")[0] == 0
+    assert len(server.store.pipelines) == 1
+    assert server.store.requests.count("PipelineService_CreatePipeline") == 1
+
+
+def test_what_is_forbidden_is_named_with_the_grant(server: Server, run: Run) -> None:
+    server.store.forbidden = {"RunService_CreateRun"}
+    status, _, err = run(*SUBMIT, "--no-wait")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "no right to create runs (403" in err and "grant this account create on runs.pipelines.kubeflow.org" in err
+
+
+PREPARED = {"check_inputs": "SUCCEEDED", "prepare_data": "SUCCEEDED"}
+
+
+def test_waiting_shows_the_stages_and_ends_well(server: Server, run: Run) -> None:
+    server.store.stories = [
+        [
+            becomes("PENDING"),
+            becomes("RUNNING", root="RUNNING", check_inputs_driver="SUCCEEDED", check_inputs="RUNNING"),
+            becomes("RUNNING", check_inputs="SUCCEEDED", prepare_data="RUNNING"),
+            becomes("SUCCEEDED", **PREPARED, promote_student="SUCCEEDED"),
+        ]
+    ]
+    status, out, _ = run(*SUBMIT, "--fail-on-refusal")
+    assert status == 0
+    assert [line.split() for line in out.splitlines()[1:]] == [
+        ["preflight", "running"],
+        ["preflight", "succeeded"],
+        ["prepare", "running"],
+        ["prepare", "succeeded"],
+        ["promote", "succeeded"],
+        ["succeeded"],
+    ]
+
+
+def test_a_refused_student_is_told_by_the_exit_status(server: Server, run: Run) -> None:
+    story = [becomes("SUCCEEDED", **PREPARED, promote_student="SKIPPED")]
+    server.store.stories = [story, [*story], [becomes("SUCCEEDED")]]
+    assert run(*SUBMIT)[::2] == (0, "")
+    status, out, _ = run(*SUBMIT, "--fail-on-refusal")
+    assert (status, out.splitlines()[-1]) == (3, "succeeded; the student was refused, and its report says why")
+    status, _, err = run(*SUBMIT, "--fail-on-refusal")
+    assert status == 1 and "tells of no stage, so whether the student was refused is unknown" in err
+    assert run(*SUBMIT, "--fail-on-refusal", "--no-wait")[::2] == (
+        2,
+        "error: --fail-on-refusal: only of distill, and only with --wait\n",
+    )
+
+
+def test_a_failure_names_its_stages(server: Server, run: Run) -> None:
+    server.store.stories = [
+        [becomes("FAILED", check_inputs="SUCCEEDED", prepare_data=("FAILED", "exit code 2:\n no such file"))],
+        [becomes("CANCELED", check_inputs="CANCELED")],
+    ]
+    status, out, err = run(*SUBMIT)
+    assert (status, out.splitlines()[-1]) == (1, "✗ prepare: exit code 2: no such file")
+    assert re.fullmatch(r"stopped: the run ended as failed: http://\S+/#/runs/details/\S+\n", err)
+    assert "stopped: the run ended as canceled" in run(*SUBMIT)[2]
+
+
+def test_waiting_survives_an_outage_and_says_that_the_run_goes_on(
+    server: Server, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = [Fault(503)] * 20
+    server.store.fault = lambda operation: away.pop() if operation.endswith("GetRun") and away else None
+    server.store.stories = [[becomes("SUCCEEDED", check_inputs="SUCCEEDED")]]
+    assert run(*SUBMIT)[0] == 0 and not away
+    monkeypatch.setattr(submit, "OUTAGE_SECONDS", 0.0)
+    server.store.fault = lambda operation: Fault(503) if operation.endswith("GetRun") else None
+    status, _, err = run(*SUBMIT)
+    assert status == 1
+    assert re.search(r"cannot get runs now \(503: as asked\); the run goes on: http://\S+\n$", err)
+
+
+def test_waiting_ends_in_time_or_when_it_is_interrupted(
+    server: Server, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert re.match(
+        r"stopped: waited for 0.0005 minutes; the run goes on: http://", run(*SUBMIT, "--timeout-minutes", 0.0005)[2]
+    )
+
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(submit, "time", type("Clock", (), {"sleep": interrupt, "monotonic": time.monotonic}))
+    status, out, _ = run(*SUBMIT)
+    assert status == 130
+    assert re.match(r"interrupted; the run goes on: http://", out.splitlines()[-1])
+    assert {one["state"] for one in server.store.runs.values()} == {"PENDING"}
+
+
+# A compiled pipeline -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compiled(tmp_path: Path, run: Run, server: Server) -> Path:
+    run(*SUBMIT, "--no-wait", "--name", "origin")
+    path = tmp_path / "distill.yaml"
+    path.write_bytes(list(server.store.contents.values())[-1])
+    return path
+
+
+def test_a_compiled_pipeline_takes_the_configurations_parameters(server: Server, run: Run, compiled: Path) -> None:
+    assert run(*SUBMIT, "--set", "gate.max_ece=0.15", "--no-wait", "--pipeline", compiled)[0] == 0
+    given = list(server.store.runs.values())[-1]["runtime_config"]["parameters"]
+    assert given["gate"]["max_ece"] == 0.15 and "cluster" not in given
+    assert len(server.store.versions) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda one: one.update(sdkVersion="kfp-2.9.0"), f"compiled by kfp-2.9.0, expected kfp-{kfp.__version__};"),
+        (
+            lambda one: one["root"]["inputDefinitions"]["parameters"].update(
+                evaluation=one["root"]["inputDefinitions"]["parameters"].pop("evaluate")
+            ),
+            "of another version, it has evaluation and lacks evaluate; compile it again with this version",
+        ),
+        (
+            lambda one: next(iter(one["deploymentSpec"]["executors"].values()))["container"].update(image="shop/ops"),
+            "image shop/ops: no tag and no digest, expected a tag that is never pushed again",
+        ),
+        (lambda one: one["pipelineInfo"].update(name="iris"), "holds pipeline 'iris', expected distill or monitor"),
+        (lambda one: one.pop("root"), "no compiled pipeline; `python -m pipelines compile` writes one"),
+    ],
+)
+def test_a_pipeline_of_another_version_is_refused(
+    run: Run, compiled: Path, change: Callable[[Any], Any], said: str
+) -> None:
+    documents = list(yaml.safe_load_all(compiled.read_bytes()))
+    change(documents[0])
+    compiled.write_text(yaml.safe_dump_all(documents))
+    status, _, err = run(*SUBMIT, "--pipeline", compiled)
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith(f"error: --pipeline {compiled}: {said}")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "no such file"), (b"\xff", "not readable as YAML"), (b"", "no compiled pipeline"), (b"- 1", "no compiled")],
+)
+def test_what_is_no_pipeline_is_refused(tmp_path: Path, run: Run, content: bytes | None, said: str) -> None:
+    path = tmp_path / "some.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    status, _, err = run(*SUBMIT, "--pipeline", path)
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith(f"error: --pipeline {path}: {said}")
