@@ -17,16 +17,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.stats import beta
 
 from benchmarks import machine
+from benchmarks.result import at_least, at_most, clopper_pearson, say, tell
 from distilrank import artifacts, bm25, config, drift, models, normalise, prepare, records, scripts
 from distilrank.pool import systematic
 from distilrank.retriever import Retriever, Tokens
@@ -69,10 +68,6 @@ class Scale:
 
 
 QUICK = Scale(resamples=6, shifted=3, period=4_000, rows=20_000)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 # A period ---------------------------------------------------------------------------------------------------------
@@ -242,16 +237,8 @@ SHIFTS: dict[str, tuple[Shift, str]] = {
 # Alarms -----------------------------------------------------------------------------------------------------------
 
 
-def clopper_pearson(hits: int, trials: int) -> tuple[float, float]:
-    """Exact interval of a rate (Clopper and Pearson 1934)."""
-    tail = (1 - CONFIDENCE) / 2
-    low = beta.ppf(tail, hits, trials - hits + 1) if hits else 0.0
-    high = beta.ppf(1 - tail, hits + 1, trials - hits) if hits < trials else 1.0
-    return float(low), float(high)
-
-
 def _rate(hits: int, trials: int) -> dict[str, float]:
-    low, high = clopper_pearson(hits, trials)
+    low, high = clopper_pearson(hits, trials, CONFIDENCE)
     return {"rate": round(hits / trials, 4), "ci_low": round(low, 4), "ci_high": round(high, 4)}
 
 
@@ -260,7 +247,7 @@ def measure_alarms(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """False alarms of unchanged traffic, and how often each shift is found."""
     period = Period.of(table, encoder)
-    _say(f"benchmark | {name}: {period.table.num_rows} rows of {len(period.starts)} queries, {size} rows a window")
+    say(f"{name}: {period.table.num_rows} rows of {len(period.starts)} queries, {size} rows a window")
     draw = np.random.default_rng(SEED)
     drifted: Counter[str] = Counter()
     alarms = anything = shares = 0
@@ -284,12 +271,12 @@ def measure_alarms(
         "embedding_auc": {"median": round(float(np.median(aucs)), 4), "p99": round(float(np.quantile(aucs, 0.99)), 4)},
         "shifts": {},
     }
-    bars = [_bar(f"{name}_false_alarms_ci_low", figures["false_alarms"]["ci_low"], FALSE_ALARMS, at_most=True)]
+    bars = [at_most(f"{name}_false_alarms_ci_low", figures["false_alarms"]["ci_low"], FALSE_ALARMS)]
     for shift, (change, column) in SHIFTS.items():
         found = _detected(change, column, period, encoder, scale, knobs, size)
         figures["shifts"][shift] = found
-        bars.append(_bar(f"{name}_{shift}_found", found["found"], DETECTED, at_most=False))
-        _say(f"benchmark | {name} | {shift}: {json.dumps(found)}")
+        bars.append(at_least(f"{name}_{shift}_found", found["found"], DETECTED))
+        say(f"{name} | {shift}: {json.dumps(found)}")
     return figures, bars
 
 
@@ -338,8 +325,8 @@ def measure_size(scale: Scale, folder: Path) -> tuple[dict[str, Any], list[dict[
         "peak_gib": round(memory, 2),
     }
     return figures, [
-        _bar("rows_seconds", measured.seconds, SECONDS, at_most=True),
-        _bar("rows_gib", memory, MEMORY_GIB, at_most=True),
+        at_most("rows_seconds", measured.seconds, SECONDS),
+        at_most("rows_gib", memory, MEMORY_GIB),
     ]
 
 
@@ -391,11 +378,6 @@ def _many_rows(rows: int, folder: Path) -> dict[str, Path]:
 # Command ----------------------------------------------------------------------------------------------------------
 
 
-def _bar(name: str, value: float, bound: float, *, at_most: bool) -> dict[str, Any]:
-    holds = value <= bound if at_most else value >= bound
-    return {"name": name, "value": round(value, 4), "bound": bound, "holds": bool(holds)}
-
-
 def main() -> int:
     """Print progress on standard error and one JSON line on standard output."""
     parser = argparse.ArgumentParser(
@@ -416,7 +398,7 @@ def main() -> int:
     knobs = config.Drift(**{name: json.loads(value) for name, value in settings.items()})
     described = machine.describe(("evidently", "numpy", "scikit-learn", "scipy", "onnxruntime"))
     figures: dict[str, Any] = {
-        "quick": options.quick, "at": datetime.now(UTC).isoformat(timespec="seconds"), "drift": knobs.model_dump()
+        "quick": options.quick, "drift": knobs.model_dump()
     }  # fmt: skip
     bars: list[dict[str, Any]] = []
     sources = {"demo_shop": demo_shop} | ({"home_depot": home_depot} if HOME_DEPOT.exists() else {})
@@ -432,9 +414,7 @@ def main() -> int:
         if options.only in (None, "size"):
             figures["size"], held = measure_size(scale, folder)
             bars += held
-    for bar in bars:
-        _say(f"{bar['name']:<44} {bar['value']:>10} bound {bar['bound']:>7}  {'holds' if bar['holds'] else 'FAILS'}")
-    print(json.dumps({"benchmark": "drift", "machine": described, "figures": figures, "bars": bars}))
+    tell("drift", described, figures, bars)
     return 0
 
 

@@ -8,12 +8,10 @@ takes the areas from scikit-learn; it makes few of them, with the very same draw
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ import pyarrow as pa
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from benchmarks import machine
+from benchmarks.result import bar, say, tell
 from distilrank import artifacts, measures, records, relevance, significance
 from distilrank.config import Evaluate
 from distilrank.judged import Judged, System
@@ -52,10 +51,6 @@ class Scale:
 
 
 QUICK = Scale(pairs=5_000, queries=500, bootstrap=500, cluster_bootstrap=100, plain_resamples=100, plain_clusters=4)
-
-
-def _say(text: str) -> None:
-    print(f"benchmark | {text}", file=sys.stderr, flush=True)
 
 
 # Data -------------------------------------------------------------------------------------------------------------
@@ -209,13 +204,13 @@ def _plain_paired(
 def run(scale: Scale, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Figures and bars."""
     if not (folder / "scores.npy").exists():
-        _say(f"making {scale.pairs:,} judged pairs of {scale.queries:,} queries")
+        say(f"making {scale.pairs:,} judged pairs of {scale.queries:,} queries")
         write(folder, scale)
     imports = ("distilrank.relevance", "sklearn.metrics")
     warm = (folder / "test.parquet", folder / "scores.npy")
-    _say(f"ours: {scale.bootstrap:,} resamples, {scale.cluster_bootstrap:,} of areas")
+    say(f"ours: {scale.bootstrap:,} resamples, {scale.cluster_bootstrap:,} of areas")
     made = machine.measure(ours, str(folder), asdict(scale), scratch=folder, imports=imports, warm=warm)
-    _say(f"ours took {made.seconds:.1f} s; plain: {scale.plain_resamples:,} resamples, {scale.plain_clusters} of areas")
+    say(f"ours took {made.seconds:.1f} s; plain: {scale.plain_resamples:,} resamples, {scale.plain_clusters} of areas")
     other = machine.measure(plain, str(folder), asdict(scale), scratch=folder, imports=imports, warm=warm)
     took = other.result["seconds"]
     paired = (took["bootstrap"] + took["sign_flip"]) * scale.bootstrap / scale.plain_resamples
@@ -233,15 +228,11 @@ def run(scale: Scale, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]
     }
     difference = max(other.result["largest_difference"].values())
     bars = [
-        _bar("evaluation_seconds", round(made.seconds, 1), 90, made.seconds <= 90),
-        _bar("evaluation_memory_gib", round(made.peak_bytes / 2**30, 2), 2, made.peak_bytes <= 2 * 2**30),
-        _bar("figures_differ", difference, EQUAL, difference <= EQUAL),
+        bar("evaluation_seconds", round(made.seconds, 1), 90, made.seconds <= 90),
+        bar("evaluation_memory_gib", round(made.peak_bytes / 2**30, 2), 2, made.peak_bytes <= 2 * 2**30),
+        bar("figures_differ", difference, EQUAL, difference <= EQUAL),
     ]
     return figures, bars
-
-
-def _bar(name: str, value: float, bound: float, holds: bool) -> dict[str, Any]:
-    return {"name": name, "value": value, "bound": bound, "holds": bool(holds)}
 
 
 def main() -> int:
@@ -260,10 +251,8 @@ def main() -> int:
         folder = options.work or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         figures, bars = run(scale, folder)
-    figures |= {"quick": options.quick, "at": datetime.now(UTC).isoformat(timespec="seconds")}
-    for bar in bars:
-        _say(f"{bar['name']:<24} {bar['value']:>10.3g} bound {bar['bound']:>7}  {'holds' if bar['holds'] else 'FAILS'}")
-    print(json.dumps({"benchmark": "evaluation", "machine": described, "figures": figures, "bars": bars}))
+    figures |= {"quick": options.quick}
+    tell("evaluation", described, figures, bars)
     return 0
 
 

@@ -12,7 +12,6 @@ under `not_inferior`.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -23,9 +22,10 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
-from scipy.stats import beta, norm
+from scipy.stats import norm
 
 from benchmarks import machine
+from benchmarks.result import at_most, clopper_pearson, tell
 from distilrank import bm25, corpus, figures, gate, logstore, measures, normalise, significance, sources, trec
 from distilrank.config import Config, Evaluate, Gate, Prepare, load
 from distilrank.problems import Problems
@@ -120,9 +120,8 @@ def promotions(policy: Gate, found: np.ndarray, queries: int, true: float, confi
 
 
 def share(count: int, of: int) -> dict[str, float]:
-    """A share with its exact interval (Clopper and Pearson, Biometrika 26, 1934), one-sided at each end."""
-    low = float(beta.ppf(1 - SURE, count, of - count + 1)) if count else 0.0
-    high = float(beta.ppf(SURE, count + 1, of - count)) if count < of else 1.0
+    """A share with its exact interval, one-sided at each end."""
+    low, high = clopper_pearson(count, of, 2 * SURE - 1)
     return {"promoted": count, "of": of, "share": count / of, "low": low, "high": high}
 
 
@@ -193,34 +192,23 @@ def main() -> None:
         draw(found, options.figure)
     deviation = float(pool.std(ddof=1))
     margin = RULES["not_inferior"].champion_margin
-    print(
-        json.dumps(
-            {
-                "benchmark": "gate",
-                "machine": machine.describe(("numpy", "scipy", "bm25s")),
-                "figures": {
-                    "queries": len(pool),
-                    "ndcg_at_10": means,
-                    "difference": {"mean": float(pool.mean()), "standard_deviation": deviation},
-                    "ties": float((np.abs(pool) < 1e-12).mean()),
-                    "gatings": gatings,
-                    "resamples": RESAMPLES,
-                    "needed": {f"{one:g}": needed(deviation, one) for one in (0.003, 0.005, 0.01, 0.02, 0.03)},
-                    "promotions": found,
-                },
-                "bars": [
-                    {
-                        "name": f"promotions by luck, {rule}, {queries} queries: lower end of the {SURE:.0%} interval",
-                        "value": curve[f"{true:g}"]["low"],
-                        "bound": TOLERATED,
-                        "holds": curve[f"{true:g}"]["low"] <= TOLERATED,
-                    }
-                    for rule, true in (("superior", 0.0), ("not_inferior", -margin))
-                    for queries, curve in found[rule].items()
-                ],
-            }
-        )
-    )
+    figures = {
+        "quick": options.quick,
+        "queries": len(pool),
+        "ndcg_at_10": means,
+        "difference": {"mean": float(pool.mean()), "standard_deviation": deviation},
+        "ties": float((np.abs(pool) < 1e-12).mean()),
+        "gatings": gatings,
+        "resamples": RESAMPLES,
+        "needed": {f"{one:g}": needed(deviation, one) for one in (0.003, 0.005, 0.01, 0.02, 0.03)},
+        "promotions": found,
+    }
+    bars = [
+        at_most(f"promoted by luck, {rule}, {queries} queries, ci_low", curve[f"{true:g}"]["low"], TOLERATED)
+        for rule, true in (("superior", 0.0), ("not_inferior", -margin))
+        for queries, curve in found[rule].items()
+    ]
+    tell("gate", machine.describe(("numpy", "scipy", "bm25s")), figures, bars)
 
 
 if __name__ == "__main__":

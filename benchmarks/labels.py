@@ -13,7 +13,6 @@ import time
 import zlib
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -25,6 +24,7 @@ import pyarrow.parquet as pq
 
 from benchmarks import kills, machine
 from benchmarks.machine import Failed, measure
+from benchmarks.result import bar, say, tell
 from distilrank import artifacts, label_parts, progress, records, sources
 from distilrank.config import Compute, DemoShop, HomeDepot, Label, Lora, Optimiser, Student, Teacher
 from distilrank.problems import Problems
@@ -57,14 +57,6 @@ class Scale:
 QUICK = Scale(20_000, 24, 8, 10)
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _bar(name: str, value: float, bound: float, holds: bool) -> dict[str, Any]:
-    return {"name": name, "value": round(value, 4), "bound": bound, "holds": holds}
-
-
 # Candidates -------------------------------------------------------------------------------------------------------
 
 
@@ -72,7 +64,7 @@ def _source(shared: Path) -> sources.Source:
     path = shared / "data/home-depot/train.csv.gz"
     if path.exists():
         return sources.open(HomeDepot(source="home_depot", path=str(path)))
-    _say(f"benchmark | {path} is not there: texts of the demo shop")
+    say(f"{path} is not there: texts of the demo shop")
     return sources.open(DemoShop(source="demo_shop"))
 
 
@@ -161,7 +153,7 @@ def measure_machinery(scale: Scale, work: Path, shared: Path) -> tuple[dict[str,
     shard = candidates / f"{SHARD}.parquet"
     if not shard.exists():
         measure(write_shard, str(candidates), scale.candidates, str(shared), scratch=work)
-    _say(f"benchmark | machinery: {scale.candidates} candidates, {shard.stat().st_size / MIB:.0f} MiB")
+    say(f"machinery: {scale.candidates} candidates, {shard.stat().st_size / MIB:.0f} MiB")
     runs = {
         name: measure(function, str(candidates), str(output if ours else work / name), scratch=work, warm=[shard])
         for name, function, ours in (
@@ -186,8 +178,8 @@ def measure_machinery(scale: Scale, work: Path, shared: Path) -> tuple[dict[str,
     }
     peak = max(whole.peak_bytes, resumed.peak_bytes) / 2**30
     return figures, [
-        _bar("machinery_rows_per_second", speed["whole"], 50_000, speed["whole"] >= 50_000),
-        _bar("machinery_memory_gib", peak, 1, peak <= 1),
+        bar("machinery_rows_per_second", speed["whole"], 50_000, speed["whole"] >= 50_000),
+        bar("machinery_memory_gib", peak, 1, peak <= 1),
     ]
 
 
@@ -257,7 +249,7 @@ def measure_overhead(scale: Scale, work: Path, shared: Path) -> tuple[dict[str, 
         measure(write_shard, str(candidates), scale.pairs, str(shared), scratch=work)
     if not (teacher / artifacts.SEAL).exists():
         measure(write_teacher, str(teacher), False, scratch=work, imports=IMPORTS)
-    _say(f"benchmark | overhead: {scale.pairs} pairs, parts of {scale.part_rows}")
+    say(f"overhead: {scale.pairs} pairs, parts of {scale.part_rows}")
     warm = [path for path in teacher.iterdir() if path.is_file()]
     with tempfile.TemporaryDirectory(dir=work) as output:
         run = measure(
@@ -278,7 +270,7 @@ def measure_overhead(scale: Scale, work: Path, shared: Path) -> tuple[dict[str, 
         "scoring_seconds": round(took["scoring"], 2),
         "loading_seconds": round(took["loading"], 2),
     }
-    return figures, [_bar("overhead", overhead, 0.02, overhead < 0.02)]
+    return figures, [bar("overhead", overhead, 0.02, overhead < 0.02)]
 
 
 # Kills ------------------------------------------------------------------------------------------------------------
@@ -318,6 +310,7 @@ def _training(candidates: Path, base: Path, judgements: Path) -> kills.Victim:
     judged = {
         **{name: draw.integers(0, 3, len(pairs)) / 2 for name in ("target", "gain")},
         "raters": np.ones(len(pairs), int),
+        "locale": np.full(len(pairs), None),
         "bm25": np.zeros(len(pairs)),
     }
     for name, values in judged.items():
@@ -374,8 +367,8 @@ def measure_kills(scale: Scale, work: Path, shared: Path) -> tuple[dict[str, Any
         figures = measure(kill_victims, *arguments, scratch=work, imports=IMPORTS).result
     total = {name: sum(one[name] for one in figures.values()) for name in ("kills", "lost", "doubled", "different")}
     return figures, [
-        _bar("kills", total["kills"], scale.kills, total["kills"] >= scale.kills),
-        *(_bar(f"kills_{name}", total[name], 0, total[name] == 0) for name in ("lost", "doubled", "different")),
+        bar("kills", total["kills"], scale.kills, total["kills"] >= scale.kills),
+        *(bar(f"kills_{name}", total[name], 0, total[name] == 0) for name in ("lost", "doubled", "different")),
     ]
 
 
@@ -392,7 +385,7 @@ def main() -> int:
     options = parser.parse_args()
     scale = QUICK if options.quick else Scale()
     described = machine.describe(PACKAGES)
-    figures: dict[str, Any] = {"quick": options.quick, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    figures: dict[str, Any] = {"quick": options.quick}
     bars: list[dict[str, Any]] = []
     if options.work:
         options.work.mkdir(parents=True, exist_ok=True)
@@ -401,13 +394,11 @@ def main() -> int:
             try:
                 figures[name], held = PARTS[name](scale, options.work or Path(temporary), ROOT.parent / "shared")
             except Failed as error:
-                _say(f"benchmark | {name}: {error}")
+                say(f"{name}: {error}")
                 return 1
-            _say(f"{name}: {json.dumps(figures[name])}")
+            say(f"{name}: {json.dumps(figures[name])}")
             bars += held
-    for bar in bars:
-        _say(f"{bar['name']:<28} {bar['value']:>12} bound {bar['bound']:>6}  {'holds' if bar['holds'] else 'FAILS'}")
-    print(json.dumps({"benchmark": "labels", "machine": described, "figures": figures, "bars": bars}))
+    tell("labels", described, figures, bars)
     return 0
 
 

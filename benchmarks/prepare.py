@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from benchmarks import machine
 from benchmarks.machine import Failed, Measured, measure
+from benchmarks.result import at_most, bar, say, tell
 from distilrank import artifacts, config, normalise, splits
 from distilrank.privacy import Scrubber
 
@@ -56,10 +57,6 @@ class Scale:
 
 
 QUICK = Scale((20_000, 80_000), 2_000, 5_000, 200, 40_000, 30_000, 2_000, 20_000, 500)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 # Words ------------------------------------------------------------------------------------------------------------
@@ -666,26 +663,18 @@ WINDOW = tuple(_day(number).isoformat() for number in (0, DAYS - NEWEST_DAYS, DA
 _STAGE_IMPORTS = ("distilrank.prepare", "distilrank.sources.esci", "distilrank.sources.ubi")
 
 
-def _bar(name: str, value: float, bound: float, holds: bool) -> dict[str, Any]:
-    return {"name": name, "value": round(value, 4), "bound": bound, "holds": bool(holds)}
-
-
-def _at_most(name: str, value: float, bound: float) -> dict[str, Any]:
-    return _bar(name, value, bound, value <= bound)
-
-
 def _generated(work: Path, name: str, scale: Scale, write: Callable[..., None], *arguments: Any) -> Path:
     """The folder of data that `write` makes, from an earlier run if it is there."""
     folder, marker = work / "data" / name, work / "data" / name / "complete.json"
     made = {"generation": GENERATION, "seed": SEED, "scale": asdict(scale) | {"events": None}}
     if marker.exists() and json.loads(marker.read_text()) == made:
-        _say(f"benchmark | {name}: reusing {folder}")
+        say(f"{name}: reusing {folder}")
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     measured = measure(write, str(folder), *arguments, scale, scratch=work)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    _say(f"benchmark | {name}: generated {_gib(size)} GiB in {measured.seconds:.0f} s")
+    say(f"{name}: generated {_gib(size)} GiB in {measured.seconds:.0f} s")
     marker.write_text(json.dumps(made))
     return folder
 
@@ -724,7 +713,7 @@ def measure_ubi(scale: Scale, work: Path) -> tuple[dict[str, Any], list[dict[str
             "relevant_from": 3,
         }
         knobs = {"store": str(folder / "store")}
-        _say(f"benchmark | ubi-{events}: preparing")
+        say(f"ubi-{events}: preparing")
         ours = measure(
             run_stage, data, knobs, WINDOW, str(folder / "first"), scratch=work, imports=_STAGE_IMPORTS,
             warm=_files(shop),
@@ -743,12 +732,12 @@ def measure_ubi(scale: Scale, work: Path) -> tuple[dict[str, Any], list[dict[str
             shutil.rmtree(folder)
     first, last = min(peaks), max(peaks)
     if first < last:
-        bars.append(_at_most("ubi_memory_flat", peaks[last] / peaks[first], 1.2))
+        bars.append(at_most("ubi_memory_flat", peaks[last] / peaks[first], 1.2))
     else:
-        _say("benchmark | ubi_memory_flat: left out, one size only")
-    bars.append(_at_most("ubi_memory_gib", peaks[last] / GIB, 3))
+        say("ubi_memory_flat: left out, one size only")
+    bars.append(at_most("ubi_memory_gib", peaks[last] / GIB, 3))
 
-    _say(f"benchmark | ubi-{last}: the straightforward way, in pandas")
+    say(f"ubi-{last}: the straightforward way, in pandas")
     theirs = measure(
         pandas_pool, str(shop), str(folder / "pandas"), scratch=work, imports=("pandas", "pyarrow.parquet"),
         warm=_files(shop),
@@ -764,7 +753,7 @@ def measure_ubi(scale: Scale, work: Path) -> tuple[dict[str, Any], list[dict[str
         "ours_without_bm25_seconds": round(without_bm25, 1),
     }
     speedup = theirs.seconds / without_bm25
-    bars.append(_bar("ubi_speedup", speedup, 5, speedup >= 5))
+    bars.append(bar("ubi_speedup", speedup, 5, speedup >= 5))
 
     figures["one_more_day"], more = _one_more_day(shop, folder, data, knobs, ours, work)
     shutil.rmtree(folder)
@@ -775,7 +764,7 @@ def _one_more_day(
     shop: Path, folder: Path, data: dict[str, Any], knobs: dict[str, Any], ours: Measured, work: Path
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Prepare once more with the store of the run before, the window a day later, and that day's files."""
-    _say("benchmark | one more day, with the store of the run before")
+    say("one more day, with the store of the run before")
     _link(shop / "later", folder / "log")
     new = sum(path.read_bytes().count(b"\n") for path in _files(shop / "later"))
     window = tuple((date.fromisoformat(day) + timedelta(days=1)).isoformat() for day in WINDOW)
@@ -793,8 +782,8 @@ def _one_more_day(
     }
     rows = second.result["rows_ingested"] / new
     return figures, [
-        _bar("ubi_one_more_day_rows", rows, 1, rows == 1),
-        _at_most("ubi_one_more_day", second.result["ingest"] / share, 3),
+        bar("ubi_one_more_day_rows", rows, 1, rows == 1),
+        at_most("ubi_one_more_day", second.result["ingest"] / share, 3),
     ]
 
 
@@ -812,7 +801,7 @@ def measure_esci(scale: Scale, work: Path) -> tuple[dict[str, Any], list[dict[st
         "expected_rows": scale.esci_examples,
     }
     knobs = {"log_queries": 500}
-    _say("benchmark | esci: preparing")
+    say("esci: preparing")
     ours = measure(
         run_stage, data, knobs, ("", "", ""), str(folder), scratch=work, imports=_STAGE_IMPORTS, warm=_files(files)
     )
@@ -829,7 +818,7 @@ def measure_esci(scale: Scale, work: Path) -> tuple[dict[str, Any], list[dict[st
     }
     shutil.rmtree(folder)
     memory = max(peaks.get(name, 0) for name in ("read", "judged")) / GIB
-    return figures, [_at_most("esci_seconds", seconds, 180), _at_most("esci_memory_gib", memory, 4)]
+    return figures, [at_most("esci_seconds", seconds, 180), at_most("esci_memory_gib", memory, 4)]
 
 
 def real_queries(shared: Path) -> set[str]:
@@ -863,10 +852,10 @@ def measure_scrub(scale: Scale, shared: Path) -> tuple[dict[str, Any], list[dict
     altered = [query for query in real if scrubber(query).kinds]
     if real:
         for query in altered[:10]:
-            _say(f"benchmark | scrub: a real query is altered: {query!r} becomes {scrubber(query).text!r}")
-        bars.append(_at_most("scrub_altered", len(altered) / len(real), 0.003))
+            say(f"scrub: a real query is altered: {query!r} becomes {scrubber(query).text!r}")
+        bars.append(at_most("scrub_altered", len(altered) / len(real), 0.003))
     else:
-        _say(f"benchmark | scrub_altered: left out, no real queries in {shared}")
+        say(f"scrub_altered: left out, no real queries in {shared}")
     missed: dict[str, int] = dict.fromkeys(SECRETS, 0)
     for kind, secret, query in seeded_secrets(scale.secrets):
         scrubbed = scrubber(query)
@@ -875,7 +864,7 @@ def measure_scrub(scale: Scale, shared: Path) -> tuple[dict[str, Any], list[dict
         if not scrubbed.kinds or left:
             missed[kind] += 1
             if missed[kind] <= 5:
-                _say(f"benchmark | scrub: missed {kind} in {query!r}: {scrubbed.text!r}")
+                say(f"scrub: missed {kind} in {query!r}: {scrubbed.text!r}")
     total = scale.secrets * len(SECRETS)
     found = 1 - sum(missed.values()) / total
     figures = {
@@ -885,7 +874,7 @@ def measure_scrub(scale: Scale, shared: Path) -> tuple[dict[str, Any], list[dict
         "secrets": total,
         "secrets_missed": missed,
     }
-    return figures, [*bars, _bar("scrub_found", found, 1, found == 1)]
+    return figures, [*bars, bar("scrub_found", found, 1, found == 1)]
 
 
 # Command ----------------------------------------------------------------------------------------------------------
@@ -898,17 +887,15 @@ def _needed_bytes(scale: Scale, parts: Sequence[str]) -> int:
     return ubi + esci
 
 
-def _table(figures: dict[str, Any], bars: list[dict[str, Any]]) -> None:
+def _table(figures: dict[str, Any]) -> None:
     def show(name: str, values: dict[str, Any]) -> None:
         plain = [f"{key} {value}" for key, value in values.items() if not isinstance(value, dict)]
-        _say(f"{name}: {', '.join(plain)}" if plain else f"{name}:")
+        say(f"{name}: {', '.join(plain)}" if plain else f"{name}:")
         for key, value in values.items():
             if isinstance(value, dict):
                 show(f"  {name} {key}", value)
 
     show("prepare", figures)
-    for bar in bars:
-        _say(f"{bar['name']:<24} {bar['value']:>12} bound {bar['bound']:>6}  {'holds' if bar['holds'] else 'FAILS'}")
 
 
 def main() -> int:
@@ -926,7 +913,7 @@ def main() -> int:
         scale = Scale(**asdict(scale) | {"events": tuple(sorted(set(options.events)))})
     chosen = [options.only] if options.only else list(parts)
     described = machine.describe(PACKAGES)
-    figures: dict[str, Any] = {"quick": options.quick, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    figures: dict[str, Any] = {"quick": options.quick}
     bars: list[dict[str, Any]] = []
     if options.work:
         options.work.mkdir(parents=True, exist_ok=True)
@@ -934,7 +921,7 @@ def main() -> int:
         work = options.work or Path(temporary)
         free, needed = shutil.disk_usage(work).free, _needed_bytes(scale, chosen)
         if free < needed:
-            _say(f"{work}: {_gib(free)} GiB free, expected {_gib(needed)}; name another folder with --work")
+            say(f"{work}: {_gib(free)} GiB free, expected {_gib(needed)}; name another folder with --work")
             return 2
         measures: dict[str, Callable[[], tuple[dict[str, Any], list[dict[str, Any]]]]] = {
             "ubi": lambda: measure_ubi(scale, work),
@@ -945,11 +932,11 @@ def main() -> int:
             try:
                 figures[name], held = measures[name]()
             except Failed as error:
-                _say(f"benchmark | {name}: {error}")
+                say(f"{name}: {error}")
                 return 1
             bars += held
-    _table(figures, bars)
-    print(json.dumps({"benchmark": "prepare", "machine": described, "figures": figures, "bars": bars}))
+    _table(figures)
+    tell("prepare", described, figures, bars)
     return 0
 
 

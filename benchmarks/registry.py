@@ -23,7 +23,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from google.cloud import storage
 
 from benchmarks import machine
 from benchmarks.machine import Failed
+from benchmarks.result import bar, say, tell
 from distilrank import artifacts
 from distilrank import registry as registries
 from distilrank.config import Registry
@@ -416,26 +416,22 @@ def measure(scale: Scale, parts: list[str], scratch: Path) -> tuple[dict[str, An
                     found = race(make("races"), work, scale.promoters, scale.rounds)
                     held = found["rounds_with_one_winner"], scale.rounds
                     found["linear"] = found["records"] == scale.rounds
-                    bars.append(_bar(f"{backend}_rounds_with_one_winner", *held))
-                    bars.append(_bar(f"{backend}_history_records", found["records"], scale.rounds))
+                    bars.append(_equal(f"{backend}_rounds_with_one_winner", *held))
+                    bars.append(_equal(f"{backend}_history_records", found["records"], scale.rounds))
                 elif part == "kills":
                     found = kill(lambda number: make(f"kills-{number}"), work, scale.kills, seed=7)  # noqa: B023
-                    bars.append(_bar(f"{backend}_kills_that_broke_something", found["broken"], 0))
+                    bars.append(_equal(f"{backend}_kills_that_broke_something", found["broken"], 0))
                 else:
                     found = damage(make("damage"), work, scale.damages, seed=7)
-                    bars.append(_bar(f"{backend}_changed_bytes_caught", found["caught"], scale.damages))
+                    bars.append(_equal(f"{backend}_changed_bytes_caught", found["caught"], scale.damages))
                 found["seconds"] = round(time.perf_counter() - began, 1)
                 figures.setdefault(part, {})[backend] = found
-                _say(f"benchmark | {part}, {backend}: {json.dumps(found)}")
+                say(f"{part}, {backend}: {json.dumps(found)}")
     return figures, bars
 
 
-def _bar(name: str, value: int, expected: int) -> dict[str, Any]:
-    return {"name": name, "value": value, "bound": f"= {expected}", "holds": value == expected}
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _equal(name: str, value: int, expected: int) -> dict[str, Any]:
+    return bar(name, value, f"= {expected}", value == expected)
 
 
 def main() -> int:
@@ -444,17 +440,15 @@ def main() -> int:
     parser.add_argument("--only", choices=PARTS, help="one part of it")
     options = parser.parse_args()
     described = machine.describe(PACKAGES)
-    figures: dict[str, Any] = {"quick": options.quick, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    figures: dict[str, Any] = {"quick": options.quick}
     with tempfile.TemporaryDirectory(prefix="benchmark-registry-") as temporary, machine.aside():
         try:
             parts = [options.only] if options.only else list(PARTS)
             found, bars = measure(QUICK if options.quick else Scale(), parts, Path(temporary))
         except Failed as error:
-            _say(f"benchmark | {error}")
+            say(f"{error}")
             return 1
-    for bar in bars:
-        _say(f"{bar['name']:<36} {bar['value']:>6} bound {bar['bound']:>6}  {'holds' if bar['holds'] else 'FAILS'}")
-    print(json.dumps({"benchmark": "registry", "machine": described, "figures": figures | found, "bars": bars}))
+    tell("registry", described, figures | found, bars)
     return 0
 
 

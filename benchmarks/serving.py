@@ -28,6 +28,7 @@ import pyarrow as pa
 
 from benchmarks import machine
 from benchmarks.machine import Failed, measure
+from benchmarks.result import bar, say, tell
 from distilrank import artifacts, records, registry, sources
 from distilrank.config import Compute, DemoShop, HomeDepot, Student, Text
 from distilrank.problems import Problems
@@ -77,14 +78,6 @@ class Scale:
 
 
 QUICK = Scale(3.0, 10.0, 2, 5, 8, 40, 16)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _bar(name: str, value: float, bound: float, holds: bool) -> dict[str, Any]:
-    return {"name": name, "value": round(value, 4), "bound": bound, "holds": holds}
 
 
 # Versions ---------------------------------------------------------------------------------------------------------
@@ -239,7 +232,7 @@ def make_requests(shared: Path, count: int, size: int) -> list[dict[str, Any]]:
     if path.exists():
         source = sources.open(HomeDepot(source="home_depot", path=str(path)))
     else:
-        _say(f"benchmark | {path} is not there: texts of the demo shop")
+        say(f"{path} is not there: texts of the demo shop")
         source = sources.open(DemoShop(source="demo_shop"))
     problems = Problems()
     queries = source.judgements(problems).column("query").unique().to_pylist()
@@ -388,7 +381,7 @@ def measure_service(
     uri, path = str(work / "registry"), work / "requests.json"
     requests = make_requests(shared, scale.requests, scale.products)
     path.write_text(json.dumps(requests), encoding="utf-8")
-    _say(f"benchmark | two versions of {Student().model}")
+    say(f"two versions of {Student().model}")
     versions = measure(publish_two, uri, str(path), str(work), scale.traffic, backend, scratch=work).result
     expected, library = {}, {}
     for version in versions:
@@ -399,7 +392,7 @@ def measure_service(
     apart = np.abs(expected[versions[0]] - expected[versions[1]]).min()
     if apart < 2 * TOLERANCE[backend]:
         raise Failed(f"scores of the versions are {apart:.3f} apart only, so that a mixture might not show")
-    _say(f"benchmark | {library[versions[0]]['backend']}, calls {milliseconds(library[versions[0]]['seconds'])}")
+    say(f"{library[versions[0]]['backend']}, calls {milliseconds(library[versions[0]]['seconds'])}")
 
     with Service(uri, "--backend", backend, *OPTIONS) as service:
 
@@ -408,7 +401,7 @@ def measure_service(
             async with client.http:
                 await client.saturate(scale.saturation_seconds / 4, CLIENTS)  # every product has been seen once
                 rate, full = await client.saturate(scale.saturation_seconds, CLIENTS)
-                _say(f"benchmark | saturated at {rate:.2f} requests/s, p50 {milliseconds(full.seconds)['p50']} ms")
+                say(f"saturated at {rate:.2f} requests/s, p50 {milliseconds(full.seconds)['p50']} ms")
                 used = time.process_time()
                 loaded, took = await asyncio.gather(
                     client.load(scale.load_seconds, rate / 2),
@@ -421,7 +414,7 @@ def measure_service(
     if not full.seconds or not loaded.seconds:
         raise Failed("the service answered nothing")
     for line in (*full.failed[:3], *loaded.failed[:3], *loaded.mixed[:3]):
-        _say(f"benchmark | {line}")
+        say(f"{line}")
     figures = {
         "backend": library[versions[0]]["backend"],
         "products_per_request": scale.products,
@@ -448,9 +441,9 @@ def measure_service(
     }
     failed, mixed = len(full.failed) + len(loaded.failed), len(full.mixed) + len(loaded.mixed)
     return figures, [
-        _bar("failed", failed, 0, failed == 0),
-        _bar("mixed", mixed, 0, mixed == 0),
-        _bar("swaps", len(took), scale.swaps, len(took) == scale.swaps),
+        bar("failed", failed, 0, failed == 0),
+        bar("mixed", mixed, 0, mixed == 0),
+        bar("swaps", len(took), scale.swaps, len(took) == scale.swaps),
     ]
 
 
@@ -477,18 +470,16 @@ def main() -> int:
     options = parser.parse_args()
     scale = QUICK if options.quick else Scale()
     described = machine.describe(PACKAGES)
-    figures: dict[str, Any] = {"quick": options.quick, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    figures: dict[str, Any] = {"quick": options.quick}
     with tempfile.TemporaryDirectory(prefix="benchmark-serving-") as temporary:
         try:
             found, bars = measure_service(scale, options.backend, Path(temporary), ROOT.parent / "shared")
         except Failed as error:
-            _say(f"benchmark | {error}")
+            say(f"{error}")
             return 1
     figures |= found
-    _say(json.dumps(found, indent=2))
-    for bar in bars:
-        _say(f"{bar['name']:<28} {bar['value']:>12} bound {bar['bound']:>6}  {'holds' if bar['holds'] else 'FAILS'}")
-    print(json.dumps({"benchmark": "serving", "machine": described, "figures": figures, "bars": bars}))
+    say(json.dumps(found, indent=2))
+    tell("serving", described, figures, bars)
     return 0
 
 

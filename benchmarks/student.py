@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import logging
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncode
 from sentence_transformers.cross_encoder.losses import MarginMSELoss
 
 from benchmarks import machine
+from benchmarks.result import bar, say, tell
 from distilrank import compute, encoding, export, losses, measures, models, network, packing, prepare, records, training
 from distilrank.cache import Cache
 from distilrank.checkpoints import Checkpoints
@@ -60,10 +59,6 @@ class Scale:
 QUICK = Scale(queries=300, rows=16, scored=64, lists=3, dev=200, rounds=1)
 
 
-def _say(text: str) -> None:
-    print(f"benchmark | {text}", file=sys.stderr, flush=True)
-
-
 def _timed(function: Callable[[], Any]) -> float:
     began = time.perf_counter()
     function()
@@ -79,7 +74,7 @@ def rows(folder: Path, queries: int) -> tuple[pa.Table, pa.Table]:
     if path.exists():
         data: Any = HomeDepot(source="home_depot", path=str(path), queries=queries)
     else:
-        _say(f"{path} is not there: rows of the demo shop")
+        say(f"{path} is not there: rows of the demo shop")
         data = DemoShop(source="demo_shop")
     config = Config(data=data)
     folders = {name: folder / name for name in ("judgements", "candidates", "traffic", "profile")}
@@ -230,7 +225,7 @@ def measure_training(
         steps += ours.train(turn)
         seconds["ours"].append(time.perf_counter() - began)
         told = ", ".join(f"{name} {turn.num_rows / taken[-1]:.1f} pairs/s" for name, taken in seconds.items())
-        _say(f"training {number}/{len(turns)}: {told}")
+        say(f"training {number}/{len(turns)}: {told}")
     pairs = sum(turn.num_rows for turn in turns)
     margins = {"peer": pairs // PRODUCTS * (PRODUCTS - 1), "ours": pairs // PRODUCTS * PRODUCTS * (PRODUCTS - 1) // 2}
     figures: dict[str, Any] = {
@@ -249,7 +244,7 @@ def measure_training(
     figures["times_peer"] = round(sum(seconds["peer"]) / sum(seconds["ours"]), 2)
     per_step = sum(seconds["ours"]) / steps
 
-    _say("both anew, for the same time")
+    say("both anew, for the same time")
     whole = train.slice(0, size * scale.rounds)
     peer, ours = Peer(base, folder, runtime.bf16, rendered), Ours(base, folder, runtime)
     taken_by_peer = _timed(lambda: peer.train(whole))
@@ -261,7 +256,7 @@ def measure_training(
         "bm25": _ndcg(dev, dev.column("bm25").to_numpy()),
         "dev_pairs": dev.num_rows,
     }
-    _say(f"after {taken_by_peer:.0f} s: dev nDCG@10 {reached['ours']:.4f}, peer {reached['peer']:.4f}")
+    say(f"after {taken_by_peer:.0f} s: dev nDCG@10 {reached['ours']:.4f}, peer {reached['peer']:.4f}")
     return figures, ours
 
 
@@ -297,7 +292,7 @@ def measure_scoring(scale: Scale, student: Path, train: pa.Table, dev: pa.Table)
         for name, score in contenders.items():
             seconds[name].append(_timed(lambda score=score, turn=turn: score(turn)))
         told = ", ".join(f"{name} {turn.num_rows / taken[-1]:.0f} pairs/s" for name, taken in seconds.items())
-        _say(f"scoring {number}/{len(turns)}: {told}")
+        say(f"scoring {number}/{len(turns)}: {told}")
     count = sum(turn.num_rows for turn in turns)
     found = {name: score(dev) for name, score in contenders.items()}
     figures: dict[str, Any] = {
@@ -335,16 +330,12 @@ def _latency(
     return {name: _percentiles(taken[1:]) for name, taken in seconds.items()}  # the first one warms up
 
 
-def _bar(name: str, value: float, bound: float, holds: bool) -> dict[str, Any]:
-    return {"name": name, "value": round(value, 5), "bound": bound, "holds": holds}
-
-
 def run(scale: Scale, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """All figures and bars."""
     base = models.resolve(Settings().model)
     train, dev = rows(folder, scale.queries)
     dev = dev.slice(0, scale.dev)
-    _say(f"{train.num_rows} pairs to train on, {dev.num_rows} of dev")
+    say(f"{train.num_rows} pairs to train on, {dev.num_rows} of dev")
     trained, ours = measure_training(scale, base, folder, train, dev)
     ours.save(folder / "student", dev)
     scored = measure_scoring(scale, folder / "student", train, dev)
@@ -352,15 +343,15 @@ def run(scale: Scale, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]
     best = scored[scored["best"]]
     lost = abs(best["dev_ndcg_at_10"] - scored["peer"]["dev_ndcg_at_10"])
     bars = [
-        _bar("training_times_peer", trained["times_peer"], 1.8, trained["times_peer"] >= 1.8),
-        _bar(
+        bar("training_times_peer", trained["times_peer"], 1.8, trained["times_peer"] >= 1.8),
+        bar(
             "dev_ndcg_over_peer_in_same_time",
             reached["ours"] - reached["peer"],
             0.0,
             reached["ours"] > reached["peer"] and took["ours"] <= 1.05 * took["peer"],
         ),
-        _bar("scoring_times_peer", best["times_peer"], 3.0, best["times_peer"] >= 3.0),
-        _bar("scoring_ndcg_difference", lost, 0.002, lost <= 0.002),
+        bar("scoring_times_peer", best["times_peer"], 3.0, best["times_peer"] >= 3.0),
+        bar("scoring_ndcg_difference", lost, 0.002, lost <= 0.002),
     ]
     return {"training": trained, "scoring": scored}, bars
 
@@ -378,10 +369,8 @@ def main() -> int:
     described = machine.describe(("torch", "transformers", "sentence-transformers", "onnxruntime"))
     with tempfile.TemporaryDirectory(prefix="benchmark-student-") as folder, machine.aside():
         figures, bars = run(scale, Path(folder))
-    figures |= {"quick": options.quick, "at": datetime.now(UTC).isoformat(timespec="seconds")}
-    for bar in bars:
-        _say(f"{bar['name']:<36} {bar['value']:>10} bound {bar['bound']:>7}  {'holds' if bar['holds'] else 'FAILS'}")
-    print(json.dumps({"benchmark": "student", "machine": described, "figures": figures, "bars": bars}))
+    figures |= {"quick": options.quick}
+    tell("student", described, figures, bars)
     return 0
 
 

@@ -8,13 +8,11 @@ arrival, padded to their longest, under bf16 autocast. Base and ours take turns,
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import AutoModelForSequenceClassification
 
 from benchmarks import machine
+from benchmarks.result import bar, say, tell
 from distilrank import (
     adapters,
     batching,
@@ -63,10 +62,6 @@ class Scale:
 QUICK = Scale(32, 48, 1)
 
 
-def _say(text: str) -> None:
-    print(f"benchmark | {text}", file=sys.stderr, flush=True)
-
-
 def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
     """Operations a second of the best of some large matrix products."""
     size = PEAK_SIZE if device.type == "cpu" else 4 * PEAK_SIZE
@@ -97,7 +92,7 @@ def rows(folder: Path) -> tuple[pa.Table, pa.Table]:
     if path.exists():
         data: Any = HomeDepot(source="home_depot", path=str(path))
     else:
-        _say(f"{path} is not there: rows of the demo shop")
+        say(f"{path} is not there: rows of the demo shop")
         data = DemoShop(source="demo_shop")
     config = Config(data=data)
     folders = {name: folder / name for name in ("judgements", "candidates", "traffic", "profile")}
@@ -220,12 +215,8 @@ def _alternate(
         for contender, function in contenders.items():
             seconds[contender].append(_timed(lambda function=function, at=at: function(at), device))
         told = ", ".join(f"{contender} {len(at) / taken[-1]:.1f} pairs/s" for contender, taken in seconds.items())
-        _say(f"{name} {number}/{len(turns)}: {told}")
+        say(f"{name} {number}/{len(turns)}: {told}")
     return seconds
-
-
-def _bar(name: str, value: float, bound: float, holds: bool) -> dict[str, Any]:
-    return {"name": name, "value": round(value, 5), "bound": bound, "holds": holds}
 
 
 def run(scale: Scale, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -238,7 +229,7 @@ def run(scale: Scale, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]
     to_train, to_score = (encoding.encode_table(encoder, table, TEXT) for table in (judged, candidates))
     target = torch.from_numpy(judged.column("target").to_numpy().copy()).to(device)
     peak = max(matmul_peak(runtime.dtype, device) for _ in range(3))
-    _say(f"{runtime.describe()}; matrix products {peak / 1e12:.3f} TFLOP/s")
+    say(f"{runtime.describe()}; matrix products {peak / 1e12:.3f} TFLOP/s")
 
     plain = Plain(base, pad, device, runtime.dtype)
     pairs, queries, fused = (Ours(base, pad, runtime, whole) for whole in (False, True, True))
@@ -251,7 +242,7 @@ def run(scale: Scale, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]
         return float(losses.soft_cross_entropy(logits, target[held_out]))
 
     before = {"plain": error(plain), "ours": error(pairs)}
-    _say("compiling, and warming up")
+    say("compiling, and warming up")
     compiled = Compute(compile="on")
     seconds = {"compile_training": -time.perf_counter()}
     fusion.fuse("benchmark", fused.adapted.model, compiled, runtime, 0.0)
@@ -328,7 +319,7 @@ def run(scale: Scale, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]
     figures["bf16_from_fp32"] = {
         name: float(np.abs(values[: len(exact)] - exact).mean()) for name, values in probabilities.items()
     }
-    _say(f"fp32: largest difference {figures['fp32_difference']:.1e}; of bf16 from it: {figures['bf16_from_fp32']}")
+    say(f"fp32: largest difference {figures['fp32_difference']:.1e}; of bf16 from it: {figures['bf16_from_fp32']}")
     return figures, _bars(figures)
 
 
@@ -361,7 +352,7 @@ def _bars(figures: dict[str, Any]) -> list[dict[str, Any]]:
         ("probability_difference_fp32", figures["fp32_difference"], 1e-4, False),
     ]
     return [
-        _bar(name, value, bound, value >= bound if least else value <= bound) for name, value, bound, least in values
+        bar(name, value, bound, value >= bound if least else value <= bound) for name, value, bound, least in values
     ]
 
 
@@ -377,10 +368,8 @@ def main() -> int:
     described = machine.describe(("torch", "transformers", "peft", "accelerate"))
     with tempfile.TemporaryDirectory(prefix="benchmark-teacher-") as folder, machine.aside():
         figures, bars = run(scale, Path(folder))
-    figures |= {"quick": options.quick, "at": datetime.now(UTC).isoformat(timespec="seconds")}
-    for bar in bars:
-        _say(f"{bar['name']:<44} {bar['value']:>10} bound {bar['bound']:>7}  {'holds' if bar['holds'] else 'FAILS'}")
-    print(json.dumps({"benchmark": "teacher", "machine": described, "figures": figures, "bars": bars}))
+    figures |= {"quick": options.quick}
+    tell("teacher", described, figures, bars)
     return 0
 
 
