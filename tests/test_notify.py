@@ -2,51 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from distilrank import notify
 from distilrank.config import Notify, Registry
+from tests.listener import Listener
 from tests.promotions import LINEAGE, fill
-
-
-class Listener(ThreadingHTTPServer):
-    """Keeps what is posted, and answers with `statuses` in turn, the last one from then on."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.posts: list[dict] = []
-        self.statuses = [204]
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/hook"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Listener
-
-    def do_POST(self) -> None:
-        assert self.path == "/hook" and self.headers["Content-Type"] == "application/json"
-        self.server.posts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        statuses = self.server.statuses
-        self.send_response(statuses.pop(0) if len(statuses) > 1 else statuses[0])
-        self.end_headers()
-
-    def log_message(self, *args: object) -> None:
-        pass
 
 
 @pytest.fixture
 def listener() -> Iterator[Listener]:
     with Listener() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def tell(config: Notify, tmp_path: Path, state: str = "SUCCEEDED", error: str = "") -> None:

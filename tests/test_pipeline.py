@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from distilrank import artifacts
+from tests.listener import Listener
 
 ROOT = Path(__file__).parent.parent
 PROMISED = (
@@ -139,8 +140,13 @@ def test_ir_measures_on_the_files_gives_the_figures_of_the_run(promoted: Path) -
 
 def test_the_same_again_meets_the_champion_and_has_nothing_to_promote(promoted: Path, shop: Shop) -> None:
     alias = (shop.registry / "aliases" / "champion.json").read_bytes()
-    result = shop.run("second", options=("--fail-on-refusal",))
+    with Listener() as listener:
+        told = f"cluster.notify.webhook={listener.url}"
+        result = shop.run("second", told, options=("--fail-on-refusal",))
     assert result.returncode == 3, result.stdout + result.stderr
+    assert [(post["name"], post["state"], post["promoted"]) for post in listener.posts] == [
+        ("second", "SUCCEEDED", None)
+    ]
     verdict = json.loads((shop.runs / "second" / "verdict.json").read_text())
     failed = [check["name"] for check in verdict["checks"] if not check["passed"]]
     assert (verdict["outcome"], verdict["promoted"], failed) == ("refused", False, ["new"])
@@ -173,8 +179,10 @@ def test_a_student_below_the_policy_is_refused_and_not_registered_by_the_compile
 
 
 def test_a_teacher_not_worth_labelling_with_stops_the_run(promoted: Path, shop: Shop) -> None:
-    result = shop.run("hopeless", "teacher.lift_over_bm25=0.9")
+    with Listener() as listener:
+        result = shop.run("hopeless", "teacher.lift_over_bm25=0.9", f"cluster.notify.webhook={listener.url}")
     assert result.returncode == 1
+    assert [(post["name"], post["state"]) for post in listener.posts] == [("hopeless", "FAILED")]
     assert result.stderr.startswith("stopped: teacher: dev nDCG@10") and len(result.stderr.splitlines()) == 1
     assert (shop.runs / "latest").resolve().name != "hopeless"
 

@@ -1,0 +1,41 @@
+"""A real HTTP server that is told how runs ended, and keeps what it is told."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Listener(ThreadingHTTPServer):
+    """Keeps what is posted, and answers with `statuses` in turn, the last one from then on."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.posts: list[dict] = []
+        self.statuses = [204]
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/hook"
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05})
+
+    def __enter__(self) -> Listener:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Listener
+
+    def do_POST(self) -> None:
+        assert self.path == "/hook" and self.headers["Content-Type"] == "application/json"
+        self.server.posts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        statuses = self.server.statuses
+        self.send_response(statuses.pop(0) if len(statuses) > 1 else statuses[0])
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        pass
