@@ -62,7 +62,7 @@ e2e: $(READY) ## Build the images, run a small configuration in them and as proc
 	@$(BIN)/python -m benchmarks.containers $(if $(BASE),--base $(BASE))
 
 evidently-ui: $(READY) ## Serve the drift of all runs over time (WORKSPACE=..., PORT=...)
-	@$(BIN)/evidently ui --workspace $(WORKSPACE) --port $(PORT)
+	@DO_NOT_TRACK=1 $(BIN)/evidently ui --workspace $(WORKSPACE) --port $(PORT)
 
 clean: ## Remove runs (the demo's registry is among them) and builds; the environment stays
 	rm -rf runs build

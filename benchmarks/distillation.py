@@ -126,6 +126,7 @@ ARMS = {
     "4x, dropout .1": Arm(4, ["student.dropout=0.1"]),
     "4x, confidence weights": Arm(4, ["student.confidence=true"]),
     "4x, three layers": Arm(4, ["student.layers=3"]),
+    "8x, what helped": Arm(8, ["student.loss=ranknet", "student.dropout=0.1", "student.confidence=true"]),
 }
 
 

@@ -32,5 +32,5 @@ def check_champion(
     from distilrank import config, preflight as stage
 
     sections = dict(data=data, window=window, prepare=prepare, drift=drift, monitor=monitor, registry=registry)
-    checked = config.parse(sections, "pipeline parameters")
+    checked = config.parse(sections, "pipeline parameters", partial=True)
     return stage.check_monitor(checked, schedule_time=schedule_time, secrets=secrets, output=Path(resolved.path))

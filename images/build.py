@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,8 +82,12 @@ def build(docker: str, options: argparse.Namespace) -> None:
         subprocess.CalledProcessError: a build failed; it said why.
     """
     _fetch_base(docker, options.base)
-    offered = _offer_wheels(options.wheels)
-    torch_index = "" if any(name.startswith("torch-") for name in offered) else options.torch_index
+    with _offered(options.wheels) as wheels:
+        _build(docker, options, wheels)
+
+
+def _build(docker: str, options: argparse.Namespace, wheels: list[str]) -> None:
+    torch_index = "" if any(name.startswith("torch-") for name in wheels) else options.torch_index
     arguments = {
         "BASE": options.base,
         "TORCH_INDEX": torch_index,
@@ -138,15 +144,21 @@ def _fetch_base(docker: str, base: str) -> None:
         )
 
 
-def _offer_wheels(folder: str) -> list[str]:
-    """Put the wheels of `folder` that the constraints name where the build finds them; return all that are there."""
+@contextmanager
+def _offered(folder: str) -> Iterator[list[str]]:
+    """The wheels that the build finds: all that are kept, and for now those of `folder` that the constraints name."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     wanted = {_normal(line.partition("==")[0]) for line in lines if "==" in line}
-    for wheel in Path(folder).glob("*.whl") if folder else ():
-        kept = WHEELS / wheel.name
-        if _normal(wheel.name.partition("-")[0]) in wanted and not kept.exists():
-            shutil.copy2(wheel, kept)
-    return sorted(path.name for path in WHEELS.glob("*.whl"))
+    added = []
+    try:
+        for wheel in sorted(Path(folder).glob("*.whl")) if folder else ():
+            if _normal(wheel.name.partition("-")[0]) in wanted and not (WHEELS / wheel.name).exists():
+                added.append(WHEELS / wheel.name)
+                shutil.copy2(wheel, added[-1])
+        yield sorted(path.name for path in WHEELS.glob("*.whl"))
+    finally:
+        for path in added:
+            path.unlink(missing_ok=True)
 
 
 def _normal(name: str) -> str:
@@ -188,17 +200,35 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--wheels", default=wheels, help="folder of wheels to offer")
     parser.add_argument("--no-demo-models", dest="demo_models", action="store_false", help="leave out the small models")
     options = parser.parse_args()
-    unknown = sorted(set(options.targets) - set(TARGETS))
-    if unknown:
-        parser.error(f"{unknown[0]}: no such image, expected some of {', '.join(TARGETS)}")
     options.targets = options.targets or list(TARGETS)
     return options
+
+
+def _check(options: argparse.Namespace) -> None:
+    """What can be told before anything is built.
+
+    Raises:
+        Unusable: an option that no build could use.
+    """
+    for target in options.targets:
+        if target not in TARGETS:
+            raise Unusable(f"{target}: no such image, expected some of {', '.join(TARGETS)}")
+    for option, path in (("--ca", options.ca), ("--pip-config", options.pip_config)):
+        if path and not Path(path).is_file():
+            raise Unusable(f"{option} {path}: no such file")
+    if options.wheels and not Path(options.wheels).is_dir():
+        raise Unusable(f"--wheels {options.wheels}: no such folder")
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", options.version):
+        raise Unusable(f"--version {options.version}: no tag, expected letters, digits, dots, hyphens and underscores")
+    if not re.fullmatch(r"([A-Za-z0-9.-]+(:[0-9]+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*", options.repository):
+        raise Unusable(f"--repository {options.repository}: expected [HOST[:PORT]/]NAME in lower-case letters")
 
 
 def main() -> None:
     """Run the command; what keeps it from starting is one line and exit status 2."""
     options = _options()
     try:
+        _check(options)
         docker = client()
         if options.base_image:
             base_image(docker, options.base_image)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -12,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distilrank import artifacts, hardware, progress
-from distilrank.config import load
+from distilrank.config import Config, load
 from distilrank.errors import InputError, RunStopped
 from pipelines import cluster_commands
 from pipelines.options import ConfigFile, Overrides, Pipeline
@@ -89,34 +91,17 @@ def run(
     """Run the whole pipeline on this machine, a process or a container a stage; leaves runs/NAME/ and runs/latest."""
     from pipelines import local
 
-    console = Console(
-        highlight=False, file=sys.stdout
-    )  # the stream itself: standard output is redirected during the run
-    fast = hardware.fast_bf16()
-    settings = load(config, overrides, fast_bf16=fast)
-    name = name or f"{settings.name}{'-estimate' if estimate else ''}-{time.strftime('%Y%m%d-%H%M%S')}"
-    console.print(f"[bold]distill[/] {name}: {_describe_machine(fast)}")
-    if pipeline is not None and not pipeline.is_file():
-        raise InputError(f"--pipeline {pipeline}: no such file; `python -m pipelines compile` writes one")
-    try:
+    if estimate and (pipeline or fail_on_refusal):
+        raise InputError(f"{'--pipeline' if pipeline else '--fail-on-refusal'}: means nothing with --estimate")
+    stages_on = _network(containers, network)
+    with _started("distill", config, overrides, name, "-estimate" if estimate else "") as (console, settings, name):
         if estimate:
-            found = local.estimate(
-                settings, name=name, runs=runs, cache=cache, console=console, network=_network(containers, network)
-            )
+            found = local.estimate(settings, name=name, runs=runs, cache=cache, console=console, network=stages_on)
             _tell_estimate(console, found, runs / name)
             return
         folder = local.run(
-            settings,
-            name=name,
-            runs=runs,
-            cache=cache,
-            pipeline=pipeline,
-            console=console,
-            network=_network(containers, network),
+            settings, name=name, runs=runs, cache=cache, pipeline=pipeline, console=console, network=stages_on
         )
-    except KeyboardInterrupt:  # SIGTERM too
-        console.print("interrupted: the same command takes over what is finished")
-        raise typer.Exit(130) from None
     verdict = artifacts.read_json(folder / "verdict.json")
     _summarise(console, folder, verdict)
     if fail_on_refusal and not verdict["promoted"]:
@@ -142,18 +127,9 @@ def monitor(
     """
     from pipelines import local
 
-    console = Console(highlight=False, file=sys.stdout)
-    fast = hardware.fast_bf16()
-    settings = load(config, overrides, fast_bf16=fast)
-    name = name or f"{settings.name}-monitor-{time.strftime('%Y%m%d-%H%M%S')}"
-    console.print(f"[bold]monitor[/] {name}: {_describe_machine(fast)}")
-    try:
-        folder = local.monitor(
-            settings, name=name, runs=runs, cache=cache, console=console, network=_network(containers, network)
-        )
-    except KeyboardInterrupt:  # SIGTERM too
-        console.print("interrupted: the same command takes over what is finished")
-        raise typer.Exit(130) from None
+    stages_on = _network(containers, network)
+    with _started("monitor", config, overrides, name, "-monitor") as (console, settings, name):
+        folder = local.monitor(settings, name=name, runs=runs, cache=cache, console=console, network=stages_on)
     found = artifacts.read_json(folder / "monitor.json")
     console.print()
     for check in found["checks"]:
@@ -190,6 +166,23 @@ def compile_pipeline(
             f"note: registry.uri is {settings.registry.uri!r}, a folder of whichever pod looks at it; "
             "on a cluster name one on a volume that all of them mount"
         )
+
+
+@contextmanager
+def _started(
+    pipeline: str, config: Path, overrides: list[str] | None, name: str, suffix: str
+) -> Iterator[tuple[Console, Config, str]]:
+    """Console, configuration and name of a run on this machine, which may be interrupted."""
+    console = Console(highlight=False, file=sys.stdout)  # the stream itself: sys.stdout is another during the run
+    fast = hardware.fast_bf16()
+    settings = load(config, overrides, fast_bf16=fast)
+    name = name or f"{settings.name}{suffix}-{time.strftime('%Y%m%d-%H%M%S')}"
+    console.print(f"[bold]{pipeline}[/] {name}: {_describe_machine(fast)}")
+    try:
+        yield console, settings, name
+    except KeyboardInterrupt:  # SIGTERM too
+        console.print("interrupted: the same command takes over what is finished")
+        raise typer.Exit(130) from None
 
 
 def _network(containers: bool, network: str | None) -> str | None:

@@ -186,19 +186,24 @@ class Engine:
     _stopped: bool = False
 
     @classmethod
-    def connect(cls, run_name: str, given: dict[str, Any], images: set[str]) -> Engine:
+    def connect(cls, run_name: str, config: Config, runs: Path, network: str, images: set[str]) -> Engine:
         """The engine that the environment names (DOCKER_HOST), or this machine's.
 
         Args:
             run_name: marks the containers.
-            given: `arguments` of every container.
+            config: see `arguments`.
+            runs: likewise.
+            network: likewise.
             images: those of the stages.
 
         Raises:
-            InputError: no engine answers, it lacks one of the images, or its client is not installed.
+            InputError: as for `arguments`; no engine answers, it lacks one of the images or the network, or its client
+                is not installed.
         """
         client = _client()
-        return cls(client, run_name, given, {image: _identify(client, image) for image in sorted(images)})
+        _check_network(client, network)
+        ids = {image: _identify(client, image) for image in sorted(images)}
+        return cls(client, run_name, arguments(config, runs, network), ids)
 
     @property
     def content(self) -> str:
@@ -314,6 +319,18 @@ def _client() -> Any:
         raise InputError(
             f"--containers: no Docker engine answers at {where} ({reason}); start it, or name another by DOCKER_HOST"
         ) from None
+
+
+def _check_network(client: Any, name: str) -> None:
+    import docker
+
+    if name.startswith("container:"):  # that of another container
+        return
+    try:
+        client.networks.get(name)
+    except docker.errors.NotFound:
+        known = ", ".join(sorted(network.name for network in client.networks.list()))
+        raise InputError(f"--network {name}: this Docker engine does not have it, expected one of {known}") from None
 
 
 def _identify(client: Any, image: str) -> str:

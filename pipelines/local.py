@@ -25,10 +25,7 @@ from distilrank.config import Config, parameters
 from distilrank.errors import InputError, RunStopped
 from pipelines import compiling
 from pipelines.console import RunDisplay
-from pipelines.containers import Engine, arguments
-from pipelines.distill import distill
-from pipelines.estimate import estimate as spend
-from pipelines.monitor import monitor as watch
+from pipelines.containers import Engine
 
 ESTIMATE = "estimate.json"
 NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
@@ -123,7 +120,7 @@ def _engine(
     """The Docker engine for the stages of `runnable`, with all their images; None: no containers are wanted."""
     if network is None:
         return None
-    engine = Engine.connect(name, arguments(config, runs, network), _images(runnable))
+    engine = Engine.connect(name, config, runs, network, _images(runnable))
     if others := engine.with_other_code():
         console.print(f"  note         {others}", style="dim", markup=False, highlight=False, soft_wrap=True)
     return engine
@@ -151,7 +148,7 @@ def run(
         name: folder below `runs` that the results go to; it must not exist.
         runs: holds all local runs; `runs/latest` points at the last one that finished.
         cache: take over results of earlier runs whose stage, inputs and configuration are the same.
-        pipeline: a compiled pipeline to run in place of the one defined here.
+        pipeline: a compiled `distill` to run in place of the one defined here.
         console: where progress is shown.
         network: run the stages in their images, on this network of the Docker engine (`none`: on no network); None: run
             them as processes.
@@ -166,20 +163,31 @@ def run(
     engine = _engine(runnable, config, name, runs, network, console)
     folder = _new_folder(runs, name)
     _keep(config, folder)
-    made, seconds, peak_mib = _execute(runnable, distill, config, folder, runs, cache, console, engine)
+    made, seconds, peak_mib = _execute(runnable, config, folder, runs, cache, console, engine)
     _gather(made, folder, seconds, peak_mib)
     _point(runs / "latest", folder)
     return folder
 
 
 def _compiled(path: Path) -> Any:
+    if not path.is_file():
+        raise InputError(f"--pipeline {path}: no such file; `python -m pipelines compile` writes one")
     try:
-        return components.load_component_from_file(str(path))
+        found = components.load_component_from_file(str(path))
     except Exception as error:  # KFP and its YAML reader raise all kinds
         raise InputError(
             f"--pipeline {path}: no compiled pipeline ({' '.join(str(error).split())[:150]}); `python -m pipelines "
             "compile` writes one"
         ) from None
+    if found.name != "distill":
+        raise InputError(f"--pipeline {path}: holds pipeline {found.name!r}, expected distill")
+    differing = set(found.component_spec.inputs) ^ set(compiling.pipeline("distill").component_spec.inputs)
+    if differing:
+        raise InputError(
+            f"--pipeline {path}: of another version, its parameters differ by {', '.join(sorted(differing))}; compile "
+            "it again with this version"
+        )
+    return found
 
 
 def estimate(
@@ -193,7 +201,7 @@ def estimate(
     runnable = compiling.build("estimate", config, cluster=False)
     engine = _engine(runnable, config, name, runs, network, console)
     folder = _new_folder(runs, name)
-    made, _, _ = _execute(runnable, spend, config, folder, runs, cache, console, engine)
+    made, _, _ = _execute(runnable, config, folder, runs, cache, console, engine)
     shutil.copyfile(made / "estimate-spend" / "spend" / ESTIMATE, folder / ESTIMATE)
     return artifacts.read_json(folder / ESTIMATE)
 
@@ -212,7 +220,7 @@ def monitor(
     folder = _new_folder(runs, name)
     _keep(config, folder)
     try:
-        made, seconds, peak_mib = _execute(runnable, watch, config, folder, runs, cache, console, engine)
+        made, seconds, peak_mib = _execute(runnable, config, folder, runs, cache, console, engine)
         if (made / "render-report").is_dir():
             _gather(made, folder, seconds, peak_mib)
             _point(runs / "latest", folder)
@@ -231,7 +239,6 @@ def _keep(config: Config, folder: Path) -> None:
 
 
 def _execute(
-    runnable: Any,
     pipeline: Any,
     config: Config,
     folder: Path,
@@ -267,7 +274,7 @@ def _execute(
         logging.getLogger().addHandler(handler)
         try:
             with contextlib.redirect_stdout(display):
-                runnable(**arguments)
+                pipeline(**arguments)
         except RuntimeError:
             _raise_failure(display, folder)
         finally:

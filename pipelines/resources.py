@@ -17,9 +17,8 @@ from kfp.dsl.graph_component import GraphComponent
 
 from components.notify import report_outcome
 from components.stage import OPS_IMAGE, TRAIN_IMAGE
-from distilrank.config import Config, Pod, Stage, parameters
+from distilrank.config import WEBHOOK_FOLDER, Config, Pod, Stage, parameters
 from distilrank.errors import InputError
-from distilrank.notify import ENDPOINT
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def notifying(name: Any, registry: Any) -> contextlib.AbstractContextManager[Any
         return contextlib.nullcontext()
     told = report_outcome(name=run_name(name), config=parameters(notify), registry=registry)
     if notify.secret and building.cluster:
-        kubernetes.use_secret_as_volume(told, secret_name=notify.secret, mount_path=ENDPOINT, optional=True)
+        kubernetes.use_secret_as_volume(told, secret_name=notify.secret, mount_path=WEBHOOK_FOLDER, optional=True)
     place(told, "notify", effect=True)
     return dsl.ExitHandler(told, name="run")
 
@@ -179,8 +178,9 @@ def _ask(task: Any, pod: Pod) -> None:
         task.set_retry(
             pod.retries,
             backoff_duration=f"{pod.backoff_seconds or 60}s",
-            backoff_factor=pod.backoff_factor or 2.0,
-            backoff_max_duration=f"{pod.backoff_max_seconds or 3600}s",
+            backoff_factor=pod.backoff_factor or 2,
+            # Argo counts it from the first attempt's start, and ends a retry that is still at work then.
+            backoff_max_duration=f"{(pod.retry_hours or 720) * 3600}s",
         )
     if pod.timeout_minutes:
         kubernetes.set_timeout(task, 60 * pod.timeout_minutes)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from components.watched import check_champion
 from distilrank.config import Config, load, parameters, parse
 from distilrank.errors import InputError
 
@@ -99,6 +101,42 @@ def test_sections_are_immutable() -> None:
     config = parse({"data": {"source": "demo_shop"}}, "here")
     with pytest.raises(ValueError, match="frozen"):
         config.student.pointwise = 3
+
+
+@pytest.mark.parametrize(
+    ("text", "switch", "message"),
+    [
+        (
+            "drift: {embedding_rows: 0}",
+            "gate.max_embedding_auc=1",
+            r"drift\.embedding_rows is 0, but gate\.max_embedding_auc is 0\.8: no student could pass",
+        ),
+        ("evaluate: {slices: []}", "gate.slices=false", r"evaluate\.slices is empty, but gate\.slices asks for some"),
+    ],
+)
+def test_a_gate_that_waits_for_what_nobody_measures_is_refused(
+    tmp_path: Path, text: str, switch: str, message: str
+) -> None:
+    path = written(tmp_path, f"data: {{source: demo_shop}}\n{text}\n")
+    with pytest.raises(InputError, match=rf"run\.yaml: {message}"):
+        load(path)
+    complete = parameters(load(path, [switch]))
+    assert parameters(parse(complete, "pipeline parameters")) == complete
+    with pytest.raises(InputError, match=f"pipeline parameters: {message}"):
+        parse({name: section for name, section in complete.items() if name != "gate"}, "pipeline parameters")
+
+
+def test_a_task_that_is_not_given_the_gate_does_not_hold_other_sections_against_it(tmp_path: Path) -> None:
+    sections = {"window": {}, "prepare": {}, "monitor": {}, "drift": {"embedding_rows": 0}}
+    with pytest.raises(InputError, match="champion"):  # that there is none yet shows after the configuration
+        check_champion.python_func(
+            schedule_time="",
+            secrets={},
+            data={"source": "demo_shop"},
+            registry={"uri": str(tmp_path / "registry")},
+            resolved=SimpleNamespace(path=str(tmp_path / "out")),
+            **sections,
+        )
 
 
 def test_the_documentation_of_the_knobs_is_current() -> None:

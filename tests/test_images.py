@@ -78,6 +78,19 @@ def test_an_image_installs_nothing_and_runs_as_nobody_in_particular(target: str)
     assert f"HOME={HOME}" in " ".join(argument for name, argument in made if name == "ENV")
 
 
+def test_no_library_in_an_image_reports_to_its_makers() -> None:
+    (given,) = (argument for name, argument in stages()["runtime"] if name == "ENV")
+    variables = dict(pair.split("=", 1) for pair in given.split())
+    program = (
+        "import distilrank, os\n"
+        "from evidently.telemetry import event_logger\n"
+        "from huggingface_hub.constants import HF_HUB_DISABLE_TELEMETRY\n"
+        "print(event_logger.is_enabled(), HF_HUB_DISABLE_TELEMETRY, os.environ['ORT_DISABLE_TELEMETRY'])\n"
+    )
+    result = run([sys.executable, "-c", program], **{name: variables[name] for name in variables if name != "PATH"})
+    assert result.stdout.split() == ["False", "True", "1"], result.stderr
+
+
 def test_each_image_gets_the_requirements_of_its_extra() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for target in build.TARGETS:
@@ -142,7 +155,7 @@ def test_an_engine_that_is_not_running_is_one_line_and_nothing_is_left(tmp_path:
     )
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1, result.stderr
     assert "no Docker engine answers at unix:///nowhere/docker.sock" in result.stderr
-    assert not (tmp_path / "runs" / "none").exists()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("options", [[], ["--base-image"]])
@@ -153,6 +166,38 @@ def test_images_are_not_built_without_an_engine(options: list[str], tmp_path: Pa
     result = run([sys.executable, "images/build.py", *options], PATH=f"{tmp_path}:{os.environ['PATH']}", **NOWHERE)
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1, result.stderr
     assert "no Docker engine answers" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["server"], "server: no such image, expected some of ops, train, serve"),
+        (["--ca", "/nowhere/ca.crt"], "--ca /nowhere/ca.crt: no such file"),
+        (["--wheels", "/nowhere"], "--wheels /nowhere: no such folder"),
+        (["--version", "a/b"], "--version a/b: no tag"),
+        (["--repository", "example.org/Search"], "--repository example.org/Search: expected"),
+    ],
+)
+def test_an_option_that_no_build_could_use_is_one_line(options: list[str], message: str) -> None:
+    result = run([sys.executable, "images/build.py", *options], PIP_CERT="", **NOWHERE)
+    assert result.returncode == 2 and result.stderr.startswith(f"error: {message}"), result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_offered_wheels_are_there_during_the_build_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, offered = tmp_path / "kept", tmp_path / "offered"
+    for folder, names in (
+        (kept, ["numpy-1-any.whl"]),
+        (offered, ["torch-2-any.whl", "numpy-1-any.whl", "own-1-any.whl"]),
+    ):
+        folder.mkdir()
+        for name in names:
+            (folder / name).touch()
+    monkeypatch.setattr(build, "WHEELS", kept)
+    with pytest.raises(KeyboardInterrupt), build._offered(str(offered)) as found:
+        assert found == ["numpy-1-any.whl", "torch-2-any.whl"]  # what the constraints do not name stays away
+        raise KeyboardInterrupt
+    assert [path.name for path in kept.iterdir()] == ["numpy-1-any.whl"]
 
 
 def test_a_network_means_nothing_without_containers() -> None:

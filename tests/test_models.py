@@ -46,6 +46,7 @@ def pairs(queries: int, per_query: int, seed: int) -> pa.Table:
                         ((title_noun == noun) + (title_noun == noun and title_colour == colour)) / 2,
                     ),
                     "raters": 3,
+                    "locale": None,
                     "stratum": "tail",
                     "bm25": 0.0,
                     "provenance": "bm25",

@@ -19,7 +19,7 @@ def listener() -> Iterator[Listener]:
         yield server
 
 
-def tell(config: Notify, tmp_path: Path, state: str = "SUCCEEDED", error: str = "") -> None:
+def tell(config: Notify, tmp_path: Path, state: str | None = "SUCCEEDED", error: str | None = "") -> None:
     empty = Registry(uri=str(tmp_path / "registry"))
     notify.notify(config, empty, name="weekly", run="runs/4711", state=state, error=error)
 
@@ -48,6 +48,24 @@ def test_a_promotion_is_told_by_the_run_that_made_it(listener: Listener, tmp_pat
     assert listener.posts[0]["text"] == f"distilrank nightly: succeeded, promoted {version}"
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("COMPLETE", "SUCCEEDED"),  # the metadata store's word, which the cluster's backend passes on
+        ("CANCELED", "CANCELLED"),
+        ("RUNNING", "UNKNOWN"),
+        (None, "UNKNOWN"),
+    ],
+)
+def test_an_end_has_one_name_whatever_kubeflow_calls_it(
+    listener: Listener, tmp_path: Path, said: str | None, told: str
+) -> None:
+    tell(Notify(webhook=listener.url), tmp_path, said, None)
+    assert [(post["state"], post["error"]) for post in listener.posts] == [(told, "")]
+    tell(Notify(webhook=listener.url, when="failure"), tmp_path, said, None)
+    assert len(listener.posts) == (1 if told == "SUCCEEDED" else 2)
+
+
 def test_a_busy_server_is_asked_again(listener: Listener, tmp_path: Path) -> None:
     listener.statuses = [503, 429, 204]
     tell(Notify(webhook=listener.url), tmp_path)
@@ -65,7 +83,7 @@ def test_only_failures_where_only_they_are_wanted(listener: Listener, tmp_path: 
 def test_the_url_of_a_secret_is_read_and_never_printed(
     listener: Listener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(notify, "ENDPOINT", str(tmp_path))
+    monkeypatch.setattr(notify, "WEBHOOK_FOLDER", str(tmp_path))
     (tmp_path / "url").write_text(listener.url + "\n")
     listener.statuses = [404]
     tell(Notify(secret="chat"), tmp_path)
@@ -85,7 +103,7 @@ def test_a_secret_that_cannot_be_used_is_named(
     content: str | None,
     message: str,
 ) -> None:
-    monkeypatch.setattr(notify, "ENDPOINT", str(tmp_path))
+    monkeypatch.setattr(notify, "WEBHOOK_FOLDER", str(tmp_path))
     if content:
         (tmp_path / "url").write_text(content)
     tell(Notify(secret="chat"), tmp_path)

@@ -176,14 +176,6 @@ def test_a_student_that_drift_cannot_embed_with_is_named(setup, tmp_path: Path) 
     setup(drift={"embedding_rows": 0}, gate={"max_embedding_auc": 1})
 
 
-def test_a_gate_that_waits_for_what_nobody_measures_is_named(setup) -> None:
-    with pytest.raises(InputError, match=r"drift\.embedding_rows is 0, but gate\.max_embedding_auc is 0\.8"):
-        setup(drift={"embedding_rows": 0})
-    with pytest.raises(InputError, match=r"evaluate\.slices is empty, but gate\.slices asks for some"):
-        setup(evaluate={"slices": []})
-    setup(evaluate={"slices": []}, gate={"slices": False})
-
-
 def test_windows_before_the_calendar_and_a_workspace_that_cannot_be_written_are_named(setup, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="begin before the calendar does"):
         setup(window={"days": 10**7})

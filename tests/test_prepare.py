@@ -200,7 +200,8 @@ class Shop:
         for name, columns in {"judgements": self.judgements, "catalogue": self.products, "logs": self.log}.items():
             paths[name] = str(self.folder / f"{name}.parquet")
             pq.write_table(pa.table(columns), paths[name])
-        names = Columns(timestamp="when" if timed else "", position="rank", clicked="click")
+        locale = "locale" if "locale" in self.judgements else ""
+        names = Columns(locale=locale, timestamp="when" if timed else "", position="rank", clicked="click")
         paths["logs"] = paths["logs"] if logs else ""
         return Tables(source="tables", **paths, columns=names, rating_min=0, rating_max=3, relevant_from=2)
 
@@ -492,6 +493,35 @@ def test_spellings_are_one_query(shop: Shop, tmp_path: Path) -> None:
         "spellings": 1,
         "products_told_twice": 0,
     }
+
+
+def test_locales_are_written_and_those_of_one_pair_become_one(shop: Shop, tmp_path: Path) -> None:
+    untold = Prepared(tmp_path / "none", shop.data(), WINDOW).judged["train"]
+    assert untold["locale"].null_count == len(untold)
+    locales = ["us" if "sofa" in query else None for query in shop.judgements["query"]]
+    more = [  # same row again, other spellings, another pair
+        ("red sofa", "p01", 2.0, "de-DE"),
+        ("Red sofa", "p00", 3.0, "de-DE"),
+        ("RED SOFA", "p00", 3.0, "de-DE"),
+        ("red sofa", "p02", 1.0, None),
+        ("red sofa", "p39", 0.5, None),
+        ("red lamp", "p01", 3.0, "fr"),
+    ]
+    shop.judgements["locale"] = locales
+    for name, column in zip(shop.judgements, zip(*more, strict=True), strict=True):
+        shop.judgements[name] += column
+    out = Prepared(tmp_path / "out", shop.data(), WINDOW)
+    rows = [row for table in out.judged.values() for row in table.to_pylist()]
+    told = {(row["query"].casefold(), row["product_id"]): row["locale"] for row in rows}
+    assert {product: locale for (query, product), locale in told.items() if query == "red sofa"} == {
+        "p00": "de-DE",  # two rows against one
+        "p01": "de-DE",  # one against one: the first by code point
+        "p02": "us",
+        "p03": "us",
+        "p39": None,
+    }
+    assert {locale for (query, _), locale in told.items() if query == "blue sofa"} == {"us"}
+    assert [pair for pair, locale in told.items() if locale == "fr"] == [("red lamp", "p01")]
 
 
 def test_the_threshold_is_the_target_of_its_rating(tmp_path: Path) -> None:

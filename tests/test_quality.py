@@ -32,6 +32,7 @@ def a_dev_split(queries: int = 60, per_query: int = 8, seed: int = 0, **columns:
         "target": target,
         "gain": target,
         "raters": [3] * rows,
+        "locale": [None] * rows,
         "stratum": [("head", "torso", "tail")[min(one // 5, 2)] for one in number],
         "bm25": 3 * target + rng.normal(size=rows),
         **columns,

@@ -38,6 +38,7 @@ def judged_table(rows, **columns):
         "target": targets,
         "gain": targets,
         "raters": [3] * len(rows),
+        "locale": [None] * len(rows),
         "stratum": ["head"] * len(rows),
         "bm25": [float(len(product)) for product in product_ids],
     }

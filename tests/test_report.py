@@ -47,6 +47,7 @@ def judgements(folder: Path, split: str, queries: int, seed: int, text: str = ""
                     "target": target,
                     "gain": target,
                     "raters": 3,
+                    "locale": None,
                     "stratum": ("head", "torso", "tail")[number % 3],
                     "bm25": 6 * target + float(rng.normal(4, 4)),
                 }

@@ -156,7 +156,7 @@ def test_stages_have_their_own_on_top(full: Compiled) -> None:
         "maxRetryCount": 5,
         "backoffDuration": "10s",
         "backoffFactor": 2.0,
-        "backoffMaxDuration": "3600s",
+        "backoffMaxDuration": "2592000s",  # of all attempts together: an hour would end long stages
     }
     assert full.tasks["train-teacher"]["retryPolicy"]["maxRetryCount"] == 2
 
@@ -232,6 +232,29 @@ def test_the_plain_pipelines_stay_as_they_were(full: Compiled) -> None:
             {"volumes": [{"claim": "a", "path": "/x"}], "secrets": [{"name": "b", "path": "/x"}]},
             "/x is mounted twice",
         ),
+        ({"images": {"ops": "shop/ops:1:2"}}, "no image's name, expected [HOST[:PORT]/]NAME:TAG"),
+        ({"images": {"ops": "shop/Ops:1"}}, "no image's name"),
+        ({"labels": {"my team": "search"}}, "cluster.labels.my team"),
+        ({"labels": {"team": "search & find"}}, "cluster.labels.team"),
+        ({"train": {"memory": "500m"}}, "cluster.train.memory"),
+        ({"train": {"gpu_type": "NVIDIA T4"}}, "cluster.train.gpu_type"),
+        ({"train": {"backoff_factor": 1.5}}, "cluster.train.backoff_factor"),
+        ({"train": {"tolerations": [{"key": "spot", "seconds": 9}]}}, "expected them with effect NoExecute alone"),
+        ({"volumes": [{"claim": "a", "path": "/x", "sub_path": "../b"}]}, "cluster.volumes.0.sub_path"),
+        ({"volumes": [{"claim": "a", "path": "/dev/shm"}], "stages": {"label": {"shared_memory": "1Gi"}}}, "/dev/shm"),
+        (
+            {"secrets": [{"name": "a", "path": "/var/run/distilrank/notify"}], "notify": {"secret": "chat"}},
+            "/var/run/distilrank/notify is mounted twice",
+        ),
+        (
+            {"secrets": [{"name": "hub", "env": {"token": "HF_TOKEN"}}, {"name": "hub", "path": "/x"}]},
+            "secret hub is listed twice",
+        ),
+        (
+            {"env": {"HF_TOKEN": "x"}, "secrets": [{"name": "hub", "env": {"token": "HF_TOKEN"}}]},
+            "variable HF_TOKEN is set twice",
+        ),
+        ({"pipeline_root": "/artifacts"}, "cluster.pipeline_root"),
         ({"notify": {"webhook": "https://x", "secret": "y"}}, "both webhook and secret are set"),
         ({"notify": {"webhook": "x"}}, "cluster.notify.webhook"),
     ],

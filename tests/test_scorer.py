@@ -295,7 +295,11 @@ def test_the_probability_is_the_calibrated_one(student: Path, tmp_path: Path) ->
     np.testing.assert_allclose(found, [1 / (1 + np.exp(7)), 0.5, 1, 0], rtol=1e-12)
     folder = shutil.copytree(student, tmp_path / "student")
     change(folder / DESCRIPTION, calibration={"method": "none"})
-    assert Scorer.load(folder, CPU, backend="onnx").probability(logits) is None
+    uncalibrated = Scorer.load(folder, CPU, backend="onnx")
+    assert uncalibrated.probability(logits) is None
+    np.testing.assert_allclose(
+        uncalibrated.estimate(logits), [1 / (1 + np.exp(3)), 1 / (1 + np.exp(-0.5)), 1, 0], rtol=1e-12
+    )
 
 
 def test_scores_that_are_not_finite_stop_and_are_named(student: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
@@ -74,6 +75,25 @@ def test_a_part_that_became_worse_is_found_and_the_others_are_not(measured):
     assert [(one["delta"], one["p_value"], one["p_holm"]) for one in same] == [(0, 1, 1)] * 2
 
 
+def test_the_locale_that_became_worse_is_found(measured, tmp_path):
+    judged, systems, _, _ = measured
+    spanish = judged.query < np.median(judged.query)
+    locales = pa.array(np.where(spanish, "es", "us").tolist(), mask=judged.query == judged.ranked[0])
+    place = judged.table.column_names.index("locale")
+    told = Judged.read(judgements(tmp_path, judged.table.set_column(place, "locale", locales)))
+    champion = systems["champion"].score
+    student = System(np.where(spanish, -champion, champion))
+    config = FAST.model_copy(update={"slices": ("locale",)})
+    metrics, _ = compare_systems(told, {"student": student, "champion": systems["champion"]}, config)
+    found = metrics["slices"]
+    assert {row["value"]: [one["p_holm"] < 0.05 for one in row["comparisons"]] for row in found["rows"]} == {
+        "es": [True, True],
+        "us": [False, False],
+    }
+    assert sum(row["queries"] for row in found["rows"]) == len(told.ranked) - 1
+    assert found["left_out"] == [{"column": "locale", "value": slices.NO_VALUE, "queries": 1}]
+
+
 def test_p_values_are_adjusted_over_all_slices_of_one_baseline_and_metric(measured):
     _, _, metrics, _ = measured
     rows = metrics["slices"]["rows"]
@@ -134,6 +154,7 @@ def test_the_most_frequent_value_of_the_relevant_products_counts(tmp_path):
     found = dict(zip(judged.query_ids[judged.ranked], slices.values(judged, "product_type"), strict=True))
     assert found == {"two drills": "drill", "a tie": "lamp", "none relevant": "lamp", "no value": None}
     assert set(slices.values(judged, "raters")) == {"3"}
+    assert set(slices.values(judged, "locale")) == {None}
 
 
 @pytest.mark.parametrize(

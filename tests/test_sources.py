@@ -221,6 +221,17 @@ def test_raters_default_to_one(shop) -> None:
         judgements(shop(judged.replace("0,5", "0,0"), raters="n"))
 
 
+def test_the_locale_of_a_judgement_is_read_where_a_column_has_it(shop) -> None:
+    assert judgements(shop())["locale"].null_count == 3
+    judged = "query,product_id,rating,market\nred sofa,p1,4,us\nred sofa,p2,1.5,de-DE\nlamp,p3,0,\n"
+    named = shop(judged, locale="market")
+    named.check(Problems())
+    assert judgements(named)["locale"].to_pylist() == ["us", "de-DE", None]
+    assert named.digest() != shop(judged).digest()
+    with pytest.raises(InputError, match=r"judgements\.csv: missing column 'shop'"):
+        shop(judged, locale="shop").check(Problems())
+
+
 ROW = "query,product_id,rating\n"
 
 
@@ -756,6 +767,7 @@ def test_esci_in_one_locale(tmp_path: Path) -> None:
         "rating": [1, 0.1, 0.01, 0],
         "raters": [1, 1, 1, 1],
         "gain": [1, 0.1, 0.01, 0],
+        "locale": ["us", "us", "us", "us"],
     }
     sold = products(source)
     assert sold["product_id"].to_pylist() == ["B1", "B2", "B3", "0123456789"]
@@ -770,6 +782,7 @@ def test_esci_in_all_locales_and_versions(tmp_path: Path) -> None:
     assert large["query"].to_pylist() == ["red sofa", "red sofa", "red sofa", "007", "lamp"]
     everything = open_esci(tmp_path, locale="all", version="large")
     assert judgements(everything)["product_id"].to_pylist()[-3:] == ["us:B1", "es:B1", "jp:B2"]
+    assert judgements(everything)["locale"].to_pylist()[-3:] == ["us", "es", "jp"]
     assert products(everything)["product_id"].to_pylist()[-3:] == ["us:0123456789", "es:B1", "jp:B2"]
     swapped = EsciLabels(S=0.01, C=0.1)
     other = open_esci(tmp_path, gains=swapped, targets=EsciLabels(S=0.5, C=0.25))
@@ -872,6 +885,7 @@ def test_wands(tmp_path: Path) -> None:
         "rating": [1, 0, 0.5, 0],
         "raters": [1, 1, 1, 1],
         "gain": [None, None, None, None],
+        "locale": [None, None, None, None],
     }
     assert judgements(open_wands(tmp_path, partial=0.25))["rating"].to_pylist() == [1, 0, 0.25, 0]
     assert products(source).to_pylist() == [

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
+from distilrank import artifacts
 from distilrank.config import Lora
 from distilrank.errors import InputError
 
@@ -144,6 +145,10 @@ class Adapted:
             self._replace(name, folded.layer)
         if adapter is not None:
             self.model.save_pretrained(adapter, safe_serialization=True)
+            config = artifacts.read_json(adapter / "adapter_config.json")  # peft keeps the names in a set
+            artifacts.write_json(
+                adapter / "adapter_config.json", config | {"target_modules": sorted(config["target_modules"])}
+            )
         if not self._folded:
             return self.model.merge_and_unload()
         with torch.no_grad():

@@ -6,10 +6,9 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy.special import expit
 from scipy.stats import rankdata
 
-from distilrank import measures
+from distilrank import calibration, measures
 from distilrank.judged import Judged, System
 
 
@@ -57,7 +56,9 @@ def distribution(judged: Judged, system: System) -> dict[str, Any]:
 
 
 def _probability(system: System) -> np.ndarray:
-    return expit(system.score.astype(np.float64)) if system.probability is None else system.probability
+    if system.probability is None:
+        return calibration.probability({"method": "none"}, system.score)
+    return system.probability
 
 
 def _pearson(first: np.ndarray, second: np.ndarray) -> float | None:

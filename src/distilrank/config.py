@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import types
 import typing
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union
@@ -36,11 +38,16 @@ Positive = Annotated[int, Field(ge=1)]
 Lift = Annotated[float, Field(ge=-1, le=1)]
 Words = Annotated[str, StringConstraints(strip_whitespace=True)]
 Day = Annotated[Words, BeforeValidator(lambda value: value.isoformat() if isinstance(value, date) else value)]
-Cpu = Annotated[str, Field(pattern=r"^\d+(\.\d+)?m?$")]
-Memory = Annotated[str, Field(pattern=r"^\d+([KMGTPE]i?)?$")]
+Cpu = Annotated[str, Field(pattern=r"^(\d+(\.\d+)?|\d+m)$")]
+Memory = Annotated[str, Field(pattern=r"^\d+(Ki|[MGTPE]i?)?$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 Folder = Annotated[str, Field(pattern=r"^(/[^/:]+)+$")]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+SecretKey = Annotated[str, Field(pattern=r"^[-._A-Za-z0-9]+$")]
+LabelKey = Annotated[
+    str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?$")
+]
+LabelValue = Annotated[str, Field(pattern=r"^([A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?)?$")]
 ProductField = Literal["title", "product_type", "brand", "color", "gender", "description"]
 
 
@@ -98,6 +105,7 @@ class Columns(Section):
     product_id: str = Field("product_id", min_length=1, description="The product's key, in all three files.")
     rating: str = Field("rating", min_length=1, description="The rating of a judged pair.")
     raters: str = Field("", description="How many raters the rating is the mean of; none: 1.")
+    locale: str = Field("", description="Which locale the pair was judged for; none: unknown.")
     title: str = Field("title", min_length=1, description="The product's title.")
     product_type: str = Field("", description="The product's type.")
     brand: str = Field("", description="The product's brand.")
@@ -675,7 +683,7 @@ class Evaluate(Section):
     slices: tuple[str, ...] = Field(
         ("stratum", "query_words", "product_type"),
         description="What test queries are sliced by: query_words, query_characters, script, or a column of the judged "
-        "rows, of which the most frequent value among the query's relevant products counts.",
+        "rows (locale, say), of which the most frequent value among the query's relevant products counts.",
     )
     slice_queries: Annotated[int, Field(ge=2)] = Field(
         20, description="Fewest ranked queries of a slice; thinner ones are named and left out."
@@ -937,11 +945,17 @@ Stage = Literal[
     "notify",
 ]
 
+REFERENCE = re.compile(
+    r"([A-Za-z0-9][-A-Za-z0-9.]*(:[0-9]+)?/)?[a-z0-9]+([-._]+[a-z0-9]+)*(/[a-z0-9]+([-._]+[a-z0-9]+)*)*"
+    r"(:[A-Za-z0-9_][-A-Za-z0-9_.]{0,127})?(@sha256:[0-9a-f]{64})?"
+)
 MOVING_TAGS = ("latest", "main", "master", "dev", "edge", "nightly", "stable", "head")
 
 
 def _immutable(image: str) -> str:
     """Kubeflow's cache keys hold an image's name, so the same name must mean the same bytes for ever."""
+    if image and not REFERENCE.fullmatch(image):
+        raise ValueError("no image's name, expected [HOST[:PORT]/]NAME:TAG or [HOST[:PORT]/]NAME@sha256:DIGEST")
     name, _, digest = image.partition("@")
     tag = name.rpartition("/")[2].partition(":")[2]
     if image and not digest and (not tag or tag.lower() in MOVING_TAGS):
@@ -983,6 +997,8 @@ class Toleration(Section):
             raise ValueError(f"value is {self.value!r}, expected none with operator Exists")
         if self.operator == "Equal" and not self.key:
             raise ValueError("key is empty, expected one with operator Equal")
+        if self.seconds is not None and self.effect != "NoExecute":
+            raise ValueError(f"seconds is {self.seconds}, expected them with effect NoExecute alone")
         return self
 
 
@@ -992,22 +1008,24 @@ class Pod(Section):
     cpu: Cpu | None = Field(None, description="Processors, request and limit alike, as Kubernetes writes it.")
     memory: Memory | None = Field(None, description="Memory, request and limit alike, as Kubernetes writes it.")
     gpu: Count | None = Field(None, description="GPUs.")
-    gpu_type: str | None = Field(None, description="Resource that is counted; null: nvidia.com/gpu.")
+    gpu_type: LabelKey | None = Field(None, description="Resource that is counted; null: nvidia.com/gpu.")
     shared_memory: Memory | None = Field(
         None, description="Size of /dev/shm, which several processes of torch use; null: the node's 64 MiB."
     )
-    node_selector: dict[str, str] | None = Field(None, description="Labels that a node must have.")
+    node_selector: dict[LabelKey, LabelValue] | None = Field(None, description="Labels that a node must have.")
     tolerations: tuple[Toleration, ...] | None = Field(None, description="Taints that are put up with.")
     retries: Count | None = Field(
-        None, description="How often a failed pod is started again, spot nodes that went among them; null: 0."
+        None, description="How often a failed pod is started again, evicted ones among them; null: 0."
     )
     backoff_seconds: Positive | None = Field(None, description="Wait before the first retry; null: 60.")
-    backoff_factor: Annotated[float, Field(ge=1)] | None = Field(
-        None, description="How much longer each further wait is; null: 2."
+    backoff_factor: Positive | None = Field(None, description="How many times longer each further wait is; null: 2.")
+    retry_hours: Positive | None = Field(
+        None,
+        description="Hours from the first attempt's start to the end of all retries, one that still runs included; "
+        "null: 720.",
     )
-    backoff_max_seconds: Positive | None = Field(None, description="The longest wait; null: 3600.")
     timeout_minutes: Positive | None = Field(
-        None, description="End a pod that takes longer, the wait for a node included; null: never."
+        None, description="End a pod that takes longer from when a node has taken it; null: never."
     )
 
 
@@ -1016,14 +1034,16 @@ class Volume(Section):
 
     claim: Name = Field(description="The claim, in the namespace of the runs.")
     path: Folder = Field(description="Where it is mounted.")
-    sub_path: str = Field("", description="Folder of the volume; empty: all of it.")
+    sub_path: Annotated[str, Field(pattern=r"^([^/.][^/]*(/[^/.][^/]*)*)?$")] = Field(
+        "", description="Folder of the volume; empty: all of it."
+    )
 
 
 class Secret(Section):
     """A Secret that exists already, by name: keys as environment variables, or all keys as files."""
 
     name: Name = Field(description="The Secret, in the namespace of the runs.")
-    env: dict[str, Variable] = Field({}, description="Environment variable by key, e.g. `token: HF_TOKEN`.")
+    env: dict[SecretKey, Variable] = Field({}, description="Environment variable by key, e.g. `token: HF_TOKEN`.")
     path: str = Field("", pattern=r"^$|^(/[^/:]+)+$", description="Folder in which each key is a file; empty: none.")
 
     @model_validator(mode="after")
@@ -1031,6 +1051,10 @@ class Secret(Section):
         if not self.env and not self.path:
             raise ValueError(f"secret {self.name}: neither env nor path is set, expected one of them")
         return self
+
+
+WEBHOOK_FOLDER = "/var/run/distilrank/notify"
+"""Where the Secret that holds the webhook is mounted, in the pod of the stage `notify`."""
 
 
 class Notify(Section):
@@ -1044,7 +1068,7 @@ class Notify(Section):
         pattern=r"^$|^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
         description="Secret that holds the URL, in the namespace of the runs; empty: none.",
     )
-    key: str = Field("url", min_length=1, description="Key of the URL in that Secret.")
+    key: SecretKey = Field("url", description="Key of the URL in that Secret.")
     when: Literal["always", "failure"] = Field("always", description="Which ends are told.")
 
     @model_validator(mode="after")
@@ -1052,6 +1076,11 @@ class Notify(Section):
         if self.webhook and self.secret:
             raise ValueError("both webhook and secret are set, expected one of them")
         return self
+
+
+def _repeated(names: Sequence[str]) -> str | None:
+    """The first that is there more than once."""
+    return next((name for name in names if names.count(name) > 1), None)
 
 
 class Cluster(Section):
@@ -1064,15 +1093,15 @@ class Cluster(Section):
     volumes: tuple[Volume, ...] = Field((), description="Volumes of every pod.")
     secrets: tuple[Secret, ...] = Field((), description="Secrets of every pod.")
     env: dict[Variable, str] = Field({}, description="Environment of every pod; nothing secret.")
-    labels: dict[str, str] = Field({}, description="Labels of every pod.")
-    annotations: dict[str, str] = Field({}, description="Annotations of every pod.")
+    labels: dict[LabelKey, LabelValue] = Field({}, description="Labels of every pod.")
+    annotations: dict[LabelKey, str] = Field({}, description="Annotations of every pod.")
     pull_secrets: tuple[Name, ...] = Field((), description="Secrets that images are pulled with.")
     run_as_user: Positive | None = Field(None, description="User id of every pod; null: the image's, 10001.")
     run_as_group: Positive | None = Field(None, description="Group id of every pod; null: the image's.")
-    service_account: str = Field(
+    service_account: Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")] = Field(
         "", description="Service account of the runs; empty: Kubeflow's own (pipeline-runner, default-editor)."
     )
-    pipeline_root: str = Field(
+    pipeline_root: Annotated[str, Field(pattern=r"^([a-z][a-z0-9]*://\S+)?$")] = Field(
         "", description="Object storage for what stages hand to one another; empty: Kubeflow's own."
     )
     notify: Notify = Field(Notify(), description="Who is told how a run ended.")
@@ -1087,9 +1116,17 @@ class Cluster(Section):
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         paths = [volume.path for volume in self.volumes] + [secret.path for secret in self.secrets if secret.path]
-        for path in paths:
-            if paths.count(path) > 1:
-                raise ValueError(f"{path} is mounted twice, expected a path for each volume and secret")
+        if self.notify.secret:
+            paths.append(WEBHOOK_FOLDER)
+        if any(pod.shared_memory for pod in (self.ops, self.train, *self.stages.values())):
+            paths.append("/dev/shm")
+        if path := _repeated(paths):
+            raise ValueError(f"{path} is mounted twice, expected a path for each volume and secret")
+        if name := _repeated([secret.name for secret in self.secrets]):
+            raise ValueError(f"secret {name} is listed twice, expected one entry with both env and path")
+        variables = [variable for secret in self.secrets for variable in secret.env.values()]
+        if variable := _repeated([*self.env, *variables]):
+            raise ValueError(f"variable {variable} is set twice, expected one value by env or by the secrets")
         return self
 
     def pod(self, stage: Stage, kind: Literal["ops", "train"]) -> Pod:
@@ -1122,6 +1159,22 @@ class Config(Section):
     monitor: Monitor = Field(Monitor(), description="Watching the champion between runs.")
     cluster: Cluster = Field(Cluster(), description="Pods of a Kubeflow cluster.")
 
+    @model_validator(mode="after")
+    def _measured(self, info: ValidationInfo) -> Config:
+        """What the gate asks for is measured; sections that are not given (`parse`) say nothing of it."""
+        if info.context == _PARTIAL:
+            return self
+        if self.gate.slices and not self.evaluate.slices:
+            raise ValueError("evaluate.slices is empty, but gate.slices asks for some: name columns, or switch it off")
+        if self.gate.max_embedding_auc < 1 and not self.drift.embedding_rows:
+            raise ValueError(
+                f"drift.embedding_rows is 0, but gate.max_embedding_auc is {self.gate.max_embedding_auc:g}: no student "
+                "could pass what is not measured; set gate.max_embedding_auc to 1"
+            )
+        return self
+
+
+_PARTIAL = "partial"  # context of a validation in which sections are held against no other
 
 SLOW = "without_fast_bf16"
 """Key of a configuration file: differences that apply where neither a GPU nor the processor computes in bf16."""
@@ -1173,20 +1226,31 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return []
 
 
-def parse(values: dict[str, Any], origin: str, model: type[BaseModel] = Config) -> Any:
+def parse(values: dict[str, Any], origin: str, model: type[BaseModel] = Config, *, partial: bool = False) -> Any:
     """Validate `values` as `model`.
+
+    Args:
+        values: what differs from the defaults.
+        origin: where they are from, for messages.
+        model: what they are.
+        partial: whether sections are missing that may differ from their defaults elsewhere, so that those that are
+            there cannot be held against them.
 
     Raises:
         InputError: naming `origin`, the key, the value seen and what was expected.
     """
     try:
-        return model.model_validate(values)
+        return model.model_validate(values, context=_PARTIAL if partial else None)
     except ValidationError as error:
         raise InputError(f"{origin}: {_describe(error, model)}") from None
 
 
-def _read(path: Path, what: str, content: str) -> dict[str, Any]:
-    """The mapping in a YAML file; `what` it is and what its `content` is are for the errors."""
+def read(path: Path, what: str, content: str) -> dict[str, Any]:
+    """The mapping in a YAML file; `what` it is and what its `content` is are for the errors.
+
+    Raises:
+        InputError: the file is missing or holds something else.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -1204,7 +1268,7 @@ def read_policy(path: Path) -> Gate:
     Raises:
         InputError: the file is missing, is not a YAML mapping, or is no policy.
     """
-    return parse(_read(path, "policy", "the keys of `gate`"), str(path), model=Gate)
+    return parse(read(path, "policy", "the keys of `gate`"), str(path), model=Gate)
 
 
 def _with_policy(values: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -1248,7 +1312,7 @@ def load(path: Path, overrides: list[str] | None = None, fast_bf16: bool = True)
     Raises:
         InputError: a file is missing, is not a YAML mapping, or does not fit.
     """
-    values = _with_policy(_read(path, "configuration", "sections"), path.parent)
+    values = _with_policy(read(path, "configuration", "sections"), path.parent)
     slow = values.pop(SLOW, {})
     if not isinstance(slow, dict):
         raise InputError(f"{path}: {SLOW}: expected a mapping of sections, got {slow!r}")

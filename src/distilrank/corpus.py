@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distilrank import normalise, progress, records
+from distilrank import modes, normalise, progress, records
 from distilrank.catalogue import Catalogue, bare_ids
 from distilrank.config import Prepare
 from distilrank.errors import InputError
@@ -40,6 +40,8 @@ class Corpus:
     targets: np.ndarray
     gains: np.ndarray
     raters: np.ndarray
+    locales: pa.StringArray
+    """Null where unknown."""
     log: Pool
     """Without impressions if there is no log."""
     logged: bool
@@ -72,8 +74,10 @@ def read(
     """Read and check what `source` has; the window's bounds are those of `prepare.prepare`.
 
     Judged rows with the same query as typed, product and rating are one. Spellings with one normal form are one
-    query; where they bring several ratings of a product, the mean weighted by raters counts. Impressions of products
-    that the catalogue lacks, of queries with too few clients, or outside both windows, are left out and counted.
+    query; where they bring several ratings of a product, the mean weighted by raters counts, and where they tell
+    several locales, the one that most rows tell (of equally frequent ones the first by code point). Impressions of
+    products that the catalogue lacks, of queries with too few clients, or outside both windows, are left out and
+    counted.
 
     Args:
         connection: an empty database for the log (`logstore.connect`); it must outlive the corpus.
@@ -215,7 +219,7 @@ def _assemble(
     query_of = pc.index_in(pa.array(keys, pa.string()), value_set=query_ids).to_numpy()
     product = pc.index_in(table["product_id"], value_set=catalogue.keys).to_numpy()
     query = query_of[spelling] if len(spelling) else spelling
-    judged, ratings, gains, raters, merged = _merge(spelling, query, product, table, len(catalogue))
+    judged, ratings, gains, raters, locales, merged = _merge(spelling, query, product, table, len(catalogue))
     merged["spellings"] = int(pc.sum(found["spellings"]).as_py() or 0) - len(ids)
     merged["products_told_twice"] = catalogue.rows - len(catalogue)
     targets = soft_targets(ratings, source.rating_range)
@@ -231,6 +235,7 @@ def _assemble(
         targets=targets,
         gains=np.where(np.isnan(gains), targets, gains).astype(np.float32),
         raters=raters,
+        locales=locales,
         log=pool,
         logged=log is not None,
         timed=timed,
@@ -333,8 +338,12 @@ def _log_tables(
 
 def _merge(
     spelling: np.ndarray, query: np.ndarray, product: np.ndarray, table: pa.Table, products: int
-) -> tuple[Pairs, np.ndarray, np.ndarray, np.ndarray, dict[str, int]]:
-    """Make one row of each judged (query, product): pairs, ratings, gains, raters, and how many rows became one why."""
+) -> tuple[Pairs, np.ndarray, np.ndarray, np.ndarray, pa.StringArray, dict[str, int]]:
+    """Make one row of each judged (query, product).
+
+    Returns:
+        Pairs, ratings, gains, raters, locales, and how many rows became one why.
+    """
     rating, raters = table["rating"].to_numpy(), table["raters"].to_numpy()
     gain = pc.fill_null(table["gain"], float("nan")).to_numpy()
     # The same row twice is one judgement, of as many raters as its fuller copy says.
@@ -345,8 +354,8 @@ def _merge(
         repeated[1:] = np.logical_and.reduce([column[1:] == column[:-1] for column in columns])
     rows = np.sort(order[~repeated])
     # Two spellings of a query, judged apart, are more raters of one pair.
-    key = query[rows].astype(np.int64) * products + product[rows]
-    pair, place = np.unique(key, return_inverse=True)
+    pair, of_pair = np.unique(query.astype(np.int64) * products + product, return_inverse=True)
+    place = of_pair[rows]
     weight = np.bincount(place, weights=raters[rows], minlength=len(pair))
 
     def mean(values: np.ndarray) -> np.ndarray:
@@ -364,7 +373,8 @@ def _merge(
     # Exact where raters agree: a mean of equal numbers need not be that number.
     ratings = np.where(agreed, lowest, mean(rating))
     pairs = Pairs(pair // products, pair % products)
-    return pairs, ratings, mean(gain), weight.astype(np.int32), merged
+    locales = modes.most_frequent(of_pair, table["locale"], len(pair))
+    return pairs, ratings, mean(gain), weight.astype(np.int32), locales, merged
 
 
 def soft_targets(ratings: np.ndarray, rating_range: tuple[float, float]) -> np.ndarray:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from scipy.special import expit
 
 from distilrank import artifacts, progress, records
 from distilrank import registry as registries
@@ -58,9 +57,7 @@ def score(config: Monitor, compute: Compute, registry: Registry, *, traffic: Pat
 
 
 def _probability(scorer: Scorer, table: pa.Table) -> np.ndarray:
-    logits = scorer.score(table)
-    probability = scorer.probability(logits)
-    return (expit(logits) if probability is None else probability).astype(np.float32)
+    return scorer.estimate(scorer.score(table)).astype(np.float32)
 
 
 # Teacher and champion ---------------------------------------------------------------------------------------------

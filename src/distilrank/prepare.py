@@ -369,6 +369,7 @@ def _write_judged(corpus: Corpus, rows: np.ndarray, index: bm25.Index, path: Pat
                 "target": corpus.targets[some],
                 "gain": corpus.gains[some],
                 "raters": corpus.raters[some],
+                "locale": corpus.locales.take(pa.array(some)),
                 "stratum": _names(corpus.stratum[pairs.query], STRATA),
                 "bm25": _scores(index, corpus, pairs),
             }

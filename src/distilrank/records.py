@@ -31,6 +31,7 @@ JUDGEMENTS = pa.schema(
         pa.field("rating", pa.float64(), nullable=False),  # mean over the raters, on the source's scale
         pa.field("raters", pa.int32(), nullable=False),
         pa.field("gain", pa.float64()),  # in [0, 1]; null where it is the soft target
+        pa.field("locale", pa.string()),  # of the shop that the query was judged for: us, de-DE; null where unknown
     ]
 )
 
@@ -75,6 +76,7 @@ JUDGED = pa.schema(
             "gain", pa.float32(), nullable=False
         ),  # linear gain of nDCG in [0, 1]; the target unless the source differs
         pa.field("raters", pa.int32(), nullable=False),
+        pa.field("locale", pa.string()),  # of the shop that the query was judged for; null where unknown
         pa.field("stratum", pa.string(), nullable=False),  # head | torso | tail, by frequency in the logs
         pa.field("bm25", pa.float32(), nullable=False),
     ]

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from scipy.special import expit
 
 from distilrank import agreement, artifacts, examples, measures, progress, records, significance, slices, trec
 from distilrank import registry as registries
@@ -437,10 +436,7 @@ def _of_version(registry: Registry, name: str, version: str, compute: Compute) -
 
 
 def _write_traffic(output: Path, name: str, scorer: Scorer, window: pa.Table, counter: progress.Counter) -> None:
-    logits = scorer.score(window, counter)
-    probability = scorer.probability(logits)
-    if probability is None:
-        probability = expit(logits)
+    probability = scorer.estimate(scorer.score(window, counter))
     scores = pa.table({"score": pa.array(probability.astype(np.float32))})
     records.write(scores, output / "traffic_scores" / f"{name}.parquet", records.TRAFFIC_SCORES)
 

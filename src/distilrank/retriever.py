@@ -19,7 +19,7 @@ import safetensors
 from onnx import TensorProto, helper
 from tokenizers import Encoding, Tokenizer
 
-from distilrank import artifacts, batching, hardware, models
+from distilrank import artifacts, batching, encoding, hardware, models
 from distilrank.errors import InputError
 from distilrank.quantisation import quantise
 
@@ -41,7 +41,7 @@ Precision = Literal["fp32", "int8"]
 
 
 class Tokens:
-    """Counts the tokens of texts; of the model's folder, only tokenizer.json is read.
+    """Counts the tokens of texts; of the model's folder, only what belongs to the tokenizer is read.
 
     Args:
         reference: model, as in `distilrank.models`; of any architecture.
@@ -210,16 +210,8 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def _tokenizer(folder: Path) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; it is needed beside the model's weights")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises no narrower one
-        raise InputError(f"{path}: not a tokenizer ({error})") from None
+    tokenizer = encoding.load_tokenizer(folder)
     tokenizer.encode_special_tokens = True  # "[SEP]" within a text becomes its characters
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
     return tokenizer
 
 

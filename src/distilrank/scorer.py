@@ -84,6 +84,7 @@ class Scorer:
         self.backend, self.encoder, self.tokens = backend, encoder, tokens
         self.description = description
         """What `distilrank.json` says: role, text, calibration."""
+        self._calibration: dict[str, Any] = description.get("calibration", {"method": "none"})
         self.text = encoder.text
         self.products: Cache[bytes, np.ndarray] = Cache(cached)
         """Tokens of the products that `score_lists` has seen, by the text's digest, with counts of hits and misses."""
@@ -216,8 +217,11 @@ class Scorer:
 
     def probability(self, logits: np.ndarray) -> np.ndarray | None:
         """Calibrated probability of relevance, or None where the model was not calibrated."""
-        fitted = self.description.get("calibration", {"method": "none"})
-        return None if fitted["method"] == "none" else calibration.probability(fitted, logits)
+        return None if self._calibration["method"] == "none" else self.estimate(logits)
+
+    def estimate(self, logits: np.ndarray) -> np.ndarray:
+        """Probability of relevance, float64; the logistic function where the model was not calibrated."""
+        return calibration.probability(self._calibration, logits)
 
 
 def _require_finite(logits: np.ndarray, name: Callable[[int], str]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distilrank import normalise, records, scripts, significance
+from distilrank import modes, normalise, records, scripts, significance
 from distilrank.config import Evaluate
 from distilrank.errors import InputError
 from distilrank.judged import Judged
@@ -81,22 +81,10 @@ def values(judged: Judged, column: str) -> np.ndarray:
         texts = judged.per_query("query")[judged.ranked]
         return np.array([DERIVED[column](text) for text in texts], object)
     texts = judged.table.column(column).combine_chunks().cast(pa.string())
-    value = pc.if_else(pc.equal(texts, ""), None, texts).dictionary_encode()
-    named = pc.sort_indices(value.dictionary).to_numpy()
-    place = np.empty(len(named), np.int64)
-    place[named] = np.arange(len(named))
-    counts = judged.relevant | ~np.isin(judged.query, judged.query[judged.relevant])
-    rows = np.flatnonzero(counts & np.asarray(value.is_valid()))
-    found = np.full(len(judged.query_ids), None, object)
-    if len(rows):
-        code = place[value.indices.take(pa.array(rows)).to_numpy()]
-        key, count = np.unique(judged.query[rows] * len(named) + code, return_counts=True)
-        query, code = np.divmod(key, len(named))
-        order = np.lexsort((code, -count, query))
-        first = order[np.unique(query[order], return_index=True)[1]]
-        texts = np.array(value.dictionary.take(pa.array(named)).to_pylist(), object)
-        found[query[first]] = texts[code[first]]
-    return found[judged.ranked]
+    value = pc.if_else(pc.equal(texts, ""), None, texts)
+    rows = np.flatnonzero(judged.relevant | ~np.isin(judged.query, judged.query[judged.relevant]))
+    found = modes.most_frequent(judged.query[rows], value.take(pa.array(rows)), len(judged.query_ids))
+    return found.take(pa.array(judged.ranked)).to_numpy(zero_copy_only=False)
 
 
 def measure(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from distilrank import calibration, records
+from distilrank import records
 from distilrank import registry as registries
 from distilrank.config import Compute
 from distilrank.errors import InputError
@@ -69,8 +69,7 @@ def _rehearse(scorer: Scorer, traffic: Path, tolerance: float) -> None:
     products = [[product] for product in rows.select(records.PRODUCT_FIELDS).to_pylist()]
     scores = scorer.score_lists(rows.column("query").to_pylist(), products)
     logits = np.concatenate(scores) if scores else np.empty(0, np.float32)
-    probability = calibration.probability(scorer.description["calibration"], logits)
-    off = np.abs(probability - expected.column("score").to_numpy()[: len(rows)]).mean() if scores else 0.0
+    off = np.abs(scorer.estimate(logits) - expected.column("score").to_numpy()[: len(rows)]).mean() if scores else 0.0
     if not off <= tolerance:  # nor is what is no number
         raise InputError(
             f"{traffic}: probabilities by {scorer.backend.describe()} are off by {off:.4f} on average from those that "

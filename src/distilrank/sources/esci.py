@@ -106,6 +106,7 @@ class EsciSource:
                     "rating": targets.take(label),
                     "raters": pa.repeat(pa.scalar(1, pa.int32()), len(rows)),
                     "gain": gains.take(label),
+                    "locale": rows.text("locale"),
                 }
                 parts.append(rows.keep(**columns, **reading.origin(rows, number)))
         reading.expect_rows(self.data.examples, read, self.data.expected_rows, problems)

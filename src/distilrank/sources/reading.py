@@ -598,7 +598,7 @@ def judgements(
     """The judged pairs of `files` as records.JUDGEMENTS, in file order, gain null.
 
     Args:
-        files: with the columns query, product_id, rating and perhaps raters.
+        files: with the columns query, product_id, rating and perhaps raters and locale.
         where: what to call them all in problems.
         rating_range: lowest and highest rating.
         raters: how many raters a rating is the mean of where the files do not say.
@@ -613,6 +613,7 @@ def judgements(
                 "rating": rows.number("rating", *rating_range, required=True),
                 "raters": pa.array(np.full(len(rows), raters, np.int32)),
                 "gain": pa.nulls(len(rows), pa.float64()),
+                "locale": rows.text("locale") if "locale" in file.columns else pa.nulls(len(rows), pa.string()),
             }
             if "raters" in file.columns:
                 columns["raters"] = rows.number("raters", 1, 2**31 - 1, whole=True, required=True).cast(pa.int32())

@@ -29,7 +29,7 @@ UNUSABLE = 0.01
 READING = 1
 """Goes up with any change of what a log file gives."""
 
-_JUDGEMENTS = ("query", "product_id", "rating", "raters")
+_JUDGEMENTS = ("query", "product_id", "rating", "raters", "locale")
 _CATALOGUE = ("product_id", *records.PRODUCT_FIELDS)
 _LOG = ("query", "product_id", "timestamp", "position", "clicked", "client")
 _LENIENT = ("query", "product_id", "timestamp")

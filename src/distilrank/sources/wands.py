@@ -103,6 +103,7 @@ class WandsSource:
                     "rating": ratings.take(label),
                     "raters": pa.repeat(pa.scalar(1, pa.int32()), len(rows)),
                     "gain": pa.nulls(len(rows), pa.float64()),
+                    "locale": pa.nulls(len(rows), pa.string()),
                 }
                 parts.append(rows.keep(**columns, **reading.origin(rows, number)))
         reading.expect_rows(self.data.labels, read, self.data.expected_rows, problems)

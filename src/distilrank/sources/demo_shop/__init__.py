@@ -78,9 +78,9 @@ class Shop:
             pairs["grade"].to_numpy(), self.config.raters, self.config.rater_noise, self._draw("ratings")
         )
         raters = pa.array(np.full(len(ratings), self.config.raters, dtype=np.int32))
-        gain = pa.nulls(len(ratings), pa.float64())
+        gain, locale = pa.nulls(len(ratings), pa.float64()), pa.nulls(len(ratings), pa.string())
         return pa.table(
-            [pairs["query"], pairs["product_id"], pa.array(ratings), raters, gain], schema=records.JUDGEMENTS
+            [pairs["query"], pairs["product_id"], pa.array(ratings), raters, gain, locale], schema=records.JUDGEMENTS
         )
 
     def truth(self) -> pa.Table:
@@ -294,7 +294,7 @@ def export(shop: Shop, folder: Path) -> None:
     problems, log = Problems(), shop.impressions()
     iso = pc.strftime(log["timestamp"].cast(pa.timestamp("s", tz="UTC")), format="%Y-%m-%dT%H:%M:%SZ")
     tables = {
-        "judgements": shop.judgements(problems).drop_columns(["gain"]),
+        "judgements": shop.judgements(problems).drop_columns(["gain", "locale"]),
         "catalogue": pa.Table.from_batches(shop.products(problems), records.PRODUCTS),
         "logs": log.set_column(log.column_names.index("timestamp"), "timestamp", iso),
     }

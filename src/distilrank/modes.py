@@ -1,0 +1,25 @@
+"""The most frequent value of each of many groups."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+def most_frequent(group: np.ndarray, value: pa.Array | pa.ChunkedArray, groups: int) -> pa.StringArray:
+    """Each group's most frequent value, null where it has none; of equally frequent ones the first by code point.
+
+    Args:
+        group: number of each row's group, 0 to groups - 1, shape (rows,).
+        value: texts, a row each; null: none.
+        groups: how many there are.
+    """
+    rows = pa.table({"group": group, "value": value}).filter(pc.is_valid(value))
+    counts = rows.group_by(["group", "value"]).aggregate([([], "count_all")])
+    order = [("group", "ascending"), ("count_all", "descending"), ("value", "ascending")]
+    counts = counts.sort_by(order).combine_chunks()
+    known, first = np.unique(counts["group"].to_numpy(), return_index=True)
+    found = np.full(groups, -1)
+    found[known] = first
+    return counts["value"].combine_chunks().take(pa.array(found, mask=found < 0))
