@@ -180,8 +180,7 @@ def diff(
     console = _console()
     declared, wanted = _declared(file, experiment, names)
     kubeflow = _connect(host, namespace, token_file, ca_file)
-    found = recurring.usable(kubeflow, recurring.existing(kubeflow, declared.owner))
-    steps = recurring.plan(wanted, found, names or [])
+    steps = recurring.plan(wanted, recurring.existing(kubeflow, declared.owner), names or [])
     for step in steps:
         console.print(str(step))
     if steps:
@@ -226,7 +225,7 @@ def delete(
     token_file: TokenFile = None,
     ca_file: CaFile = None,
 ) -> None:
-    """Delete the owner's recurring runs, declared or not; their runs stay. That there are none is fine."""
+    """Delete the owner's recurring runs, declared or not; their runs stay. There being none is fine."""
     from pipelines import schedule as recurring
 
     owner = _owner(file)
