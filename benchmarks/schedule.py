@@ -176,16 +176,18 @@ def _by_hand(store: Any, draw: random.Random) -> None:
 
 
 def _interfere(store: Any, draw: random.Random, counts: Counter[str]) -> None:
-    """Pause, resume or double something of ours by hand, without ever enabling two."""
+    """Pause, resume, double or break something of ours by hand, without ever enabling two."""
     ours = list(_of(store, lambda owner: owner == OWNER).values())
     if not ours or draw.random() < 0.6:
         return
     one = store.recurring[draw.choice(ours)["recurring_run_id"]]
     twins = [each for each in ours if each["display_name"] == one["display_name"]]
-    what = draw.choice(["pause", "resume", "double", "delete"])
+    what = draw.choice(["pause", "resume", "double", "delete", "break"])
     if what == "double":
         number = str(uuid.uuid4())
         store.recurring[number] = copy.deepcopy(one) | {"recurring_run_id": number, "mode": "DISABLE"}
+    elif what == "break":
+        store.versions.pop(one["pipeline_version_reference"]["pipeline_version_id"], None)
     elif what == "delete":
         del store.recurring[one["recurring_run_id"]]
     elif what == "pause" or len(twins) == 1:
@@ -215,6 +217,7 @@ def _as_declared(store: Any, state: list[Wanted]) -> bool:
             one.experiment,
             one.service_account,
             one.package.content,
+            True,
         )
         for one in state
     )
@@ -231,6 +234,7 @@ def _told(one: dict[str, Any], store: Any) -> tuple[Any, ...]:
         store.experiments[one["experiment_id"]]["display_name"],
         one.get("service_account", ""),
         store.contents[one["pipeline_version_reference"]["pipeline_version_id"]],
+        one["pipeline_version_reference"]["pipeline_version_id"] in store.versions,
     )
 
 

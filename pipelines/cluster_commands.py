@@ -180,7 +180,8 @@ def diff(
     console = _console()
     declared, wanted = _declared(file, experiment, names)
     kubeflow = _connect(host, namespace, token_file, ca_file)
-    steps = recurring.plan(wanted, recurring.existing(kubeflow, declared.owner), names or [])
+    found = recurring.usable(kubeflow, recurring.existing(kubeflow, declared.owner))
+    steps = recurring.plan(wanted, found, names or [])
     for step in steps:
         console.print(str(step))
     if steps:
@@ -225,7 +226,7 @@ def delete(
     token_file: TokenFile = None,
     ca_file: CaFile = None,
 ) -> None:
-    """Delete the owner's recurring runs, declared or not; their runs stay. There being none is fine."""
+    """Delete the owner's recurring runs, declared or not; their runs stay. That there are none is fine."""
     from pipelines import schedule as recurring
 
     owner = _owner(file)

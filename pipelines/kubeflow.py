@@ -132,8 +132,7 @@ class Kubeflow:
             InputError: no such host, not Kubeflow Pipelines, no readable token, no namespace where one is needed.
             RuntimeError: the host fails, and goes on failing.
         """
-        parts = urlsplit(host)
-        if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+        if not _is_url(host):
             raise InputError(f"--host {host}: expected a URL such as https://kubeflow.example.com/pipeline")
         self.host = host.rstrip("/")
         self.token_file = token_file or _projected_token()
@@ -207,6 +206,12 @@ class Kubeflow:
 
         return Version(pipeline_id, self._ensure("pipelines", look_for_version, upload))
 
+    def has(self, version: Version) -> bool:
+        """Whether a version is still there: people can delete it below what refers to it."""
+        get = self._pipelines.pipeline_service_get_pipeline_version
+        ids = version.pipeline_id, version.version_id
+        return self._call("get", "pipelines", get, *ids, gone_is_fine=True) is not None
+
     # Runs ----------------------------------------------------------------------------------------------------------
 
     def create_run(self, wanted: api.V2beta1Run) -> str:
@@ -223,9 +228,10 @@ class Kubeflow:
 
         return self._ensure("runs", look, lambda: self._runs.run_service_create_run(run=wanted).run_id)
 
-    def run(self, run_id: str, *, outage_seconds: float = 0.0) -> api.V2beta1Run:
-        """A run as it stands; faults that may pass are waited out for `outage_seconds` at least."""
-        return self._call("get", "runs", self._runs.run_service_get_run, run_id, outage_seconds=outage_seconds)
+    def run(self, run_id: str, *, outage_seconds: float = 0.0) -> api.V2beta1Run | None:
+        """A run as it stands, None if it is gone; faults that may pass are waited out for `outage_seconds` at least."""
+        get = self._runs.run_service_get_run
+        return self._call("get", "runs", get, run_id, outage_seconds=outage_seconds, gone_is_fine=True)
 
     # Recurring runs ------------------------------------------------------------------------------------------------
 
@@ -235,12 +241,14 @@ class Kubeflow:
         return self._list("jobs", listing, field="recurring_runs")
 
     def create_recurring_run(self, wanted: api.V2beta1RecurringRun) -> str:
-        """Create a recurring run unless there is one of its name and description, and return its id."""
+        """Create a recurring run, and return its id; one of its name, description and pipeline version counts as it."""
+
+        def kind(one: api.V2beta1RecurringRun) -> tuple[str, str, str]:
+            return one.display_name, one.description, one.pipeline_version_reference.pipeline_version_id
 
         def look() -> str | None:
-            names = wanted.display_name, wanted.description
-            found = (one for one in self.recurring_runs() if (one.display_name, one.description) == names)
-            return next((one.recurring_run_id for one in found), None)
+            found = (one for one in self.recurring_runs() if one.pipeline_version_reference)
+            return next((one.recurring_run_id for one in found if kind(one) == kind(wanted)), None)
 
         def create() -> str:
             made = self._recurring.recurring_run_service_create_recurring_run(recurring_run=wanted)
@@ -253,8 +261,9 @@ class Kubeflow:
         self._call("enable", "jobs", self._recurring.recurring_run_service_enable_recurring_run, recurring_run_id)
 
     def disable(self, recurring_run_id: str) -> None:
-        """Keep a recurring run from starting runs; those that it started go on."""
-        self._call("disable", "jobs", self._recurring.recurring_run_service_disable_recurring_run, recurring_run_id)
+        """Keep a recurring run from starting runs, unless it is gone already; those that it started go on."""
+        disable = self._recurring.recurring_run_service_disable_recurring_run
+        self._call("disable", "jobs", disable, recurring_run_id, gone_is_fine=True)
 
     def delete(self, recurring_run_id: str) -> None:
         """Delete a recurring run, unless it is gone already; runs that it started go on."""
@@ -321,7 +330,7 @@ class Kubeflow:
             return retrying(ask, *arguments, **named)
         except api.ApiException as error:
             if gone_is_fine and error.status == GONE:
-                return None  # type: ignore[return-value]  # only of calls whose answer is empty
+                return None  # type: ignore[return-value]  # whoever asks for this expects it
             raise self._refusal(error, verb, resource) from None
         except urllib3.exceptions.HTTPError as error:
             raise self._disconnection(error) from None
@@ -363,11 +372,25 @@ class Kubeflow:
                 f"{resource}.pipelines.kubeflow.org there, as Kubeflow's ClusterRole kubeflow-edit does"
             )
         if error.status == GONE:
-            what = "no Kubeflow Pipelines API there" if resource == "healthz" else f"no such one of {resource}{where}"
-            return InputError(f"{self.host}: {what} (404{said}); expected the API's own URL, often with path /pipeline")
+            if resource != "healthz":
+                return InputError(f"{self.host}: cannot {verb} {resource}{where}, for it is not there (404{said})")
+            return InputError(
+                f"{self.host}: no Kubeflow Pipelines API there (404{said}); expected the API's own URL, often with "
+                "path /pipeline"
+            )
         if error.status in PASSING:
             return RuntimeError(f"{self.host}: cannot {verb} {resource} now ({error.status}{said})")
         return InputError(f"{self.host}: refuses to {verb} {resource}{where} ({error.status}{said})")
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        return False
+    whole = parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0
+    return whole and not parts.query and not parts.fragment
 
 
 def _projected_token() -> Path | None:

@@ -12,7 +12,7 @@ import itertools
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 from zoneinfo import ZoneInfo
@@ -21,8 +21,8 @@ import kfp_server_api as api
 
 from distilrank.errors import InputError
 from pipelines import cron
-from pipelines.kubeflow import DISABLE, ENABLE, Kubeflow
-from pipelines.schedules import Wanted, utc
+from pipelines.kubeflow import DISABLE, ENABLE, Kubeflow, Version
+from pipelines.schedules import Wanted
 
 NOTE = "Kept as declared by `python -m pipelines schedule apply`; a change by hand is undone by the next one."
 MARK = re.compile(r"distilrank: owner=(?P<owner>\S+) digest=(?P<digest>[0-9a-f]{64})$", re.MULTILINE)
@@ -39,6 +39,8 @@ class Existing:
     id: str
     name: str
     digest: str
+    """As its description says; empty: its pipeline version is gone."""
+    version: Version | None
     enabled: bool
     created: datetime
     changed: datetime
@@ -71,18 +73,26 @@ def existing(kubeflow: Kubeflow, owner: str) -> list[Existing]:
     for one in kubeflow.recurring_runs():
         mark = MARK.search(one.description or "")
         if mark and mark["owner"] == owner:
-            enabled = one.mode == ENABLE
+            reference = one.pipeline_version_reference
             found.append(
                 Existing(
                     id=one.recurring_run_id,
                     name=one.display_name,
                     digest=mark["digest"],
-                    enabled=enabled,
+                    version=reference and Version(reference.pipeline_id, reference.pipeline_version_id),
+                    enabled=one.mode == ENABLE,
                     created=one.created_at,
                     changed=one.updated_at or one.created_at,
                 )
             )
     return found
+
+
+def usable(kubeflow: Kubeflow, found: Iterable[Existing]) -> list[Existing]:
+    """The same, those without a digest that can start no run any more: their pipeline version was deleted."""
+    found = list(found)
+    there = {version: kubeflow.has(version) for version in {one.version for one in found} if version}
+    return [one if one.version and there[one.version] else replace(one, digest="") for one in found]
 
 
 def plan(wanted: Iterable[Wanted], found: Iterable[Existing], names: Sequence[str] = ()) -> list[Step]:
@@ -97,7 +107,7 @@ def plan(wanted: Iterable[Wanted], found: Iterable[Existing], names: Sequence[st
     for one in found:
         by_name[one.name].append(one)
     declared = {one.name: one for one in wanted}
-    considered = names or sorted({*declared, *by_name})
+    considered = dict.fromkeys(names) or sorted({*declared, *by_name})
     return [step for name in considered for step in _steps(name, declared.get(name), by_name[name])]
 
 
@@ -123,6 +133,8 @@ def _steps(name: str, wanted: Wanted | None, found: list[Existing]) -> list[Step
 def _fate(one: Existing, wanted: Wanted | None) -> str:
     if wanted is None:
         return "not declared"
+    if not one.digest:
+        return "its pipeline version is gone"
     return "one too many" if one.digest == wanted.digest else "outdated"
 
 
@@ -149,35 +161,48 @@ def apply(
         How many writes it took.
 
     Raises:
-        InputError, RuntimeError: as `Kubeflow` raises them; what was done until then is taken up by the next call.
+        InputError, RuntimeError: as `Kubeflow` raises them, with what was done until then, which the next call takes
+            up.
         RuntimeError: somebody else changes the same recurring runs all the time.
     """
     declared = {one.name: one for one in wanted}
     writes = 0
     disabled: dict[str, datetime] = {}
-    for _ in range(ROUNDS):
-        found = existing(kubeflow, owner)
-        steps = plan(wanted, found, names)
-        if not steps:
-            return writes
-        # A name whose recurring run is yet to be created gets it first, and is looked at again: somebody who applies
-        # at the same time may have created one too.
-        new = {step.name for step in steps if step.verb == "create"}
-        for step in steps:
-            if step.name in new and step.verb != "create":
-                continue
-            _write(kubeflow, owner, step, declared.get(step.name))
-            writes += 1
-            say(str(step))
-            if step.verb == "disable":
-                disabled.setdefault(step.name, datetime.now(UTC))
-            if step.verb == "enable":
-                assert step.target is not None
-                idle = [one.changed for one in found if one.name == step.name and one is not step.target]
-                since = disabled.get(step.name, max(idle, default=step.target.created))
-                for line in _missed(declared[step.name], since, step.target.created, zone):
-                    say(line)
+    try:
+        for _ in range(ROUNDS):
+            found = usable(kubeflow, existing(kubeflow, owner))
+            steps = plan(wanted, found, names)
+            if not steps:
+                return writes
+            # A name whose recurring run is yet to be created gets it first, and is looked at again: somebody who
+            # applies at the same time may have created one too.
+            new = {step.name for step in steps if step.verb == "create"}
+            for step in steps:
+                if step.name in new and step.verb != "create":
+                    continue
+                _write(kubeflow, owner, step, declared.get(step.name))
+                writes += 1
+                say(str(step))
+                if step.verb == "disable":
+                    disabled.setdefault(step.name, datetime.now(UTC))
+                if step.verb == "enable":
+                    assert step.target is not None
+                    idle = [one.changed for one in found if one.name == step.name and one is not step.target]
+                    since = disabled.pop(step.name, max(idle, default=step.target.created))
+                    for line in _missed(declared[step.name], since, step.target.created, zone):
+                        say(line)
+    except (InputError, RuntimeError) as error:
+        halted = [name for name in disabled if not declared[name].schedule.paused]
+        raise type(error)(f"{error}{_unfinished(writes, halted)}") from None
     raise RuntimeError(f"{kubeflow.host}: recurring runs of {owner} are being changed by somebody else; apply again")
+
+
+def _unfinished(writes: int, halted: Sequence[str]) -> str:
+    """What is to be known of an application that ends half way; nothing if it did nothing."""
+    if not writes:
+        return ""
+    until = f"; until then {', '.join(halted)} may start no runs" if halted else ""
+    return f"; changes made until here: {writes}, and the same command again makes the rest{until}"
 
 
 def _write(kubeflow: Kubeflow, owner: str, step: Step, wanted: Wanted | None) -> None:
@@ -191,7 +216,7 @@ def _write(kubeflow: Kubeflow, owner: str, step: Step, wanted: Wanted | None) ->
 def _recurring_run(kubeflow: Kubeflow, owner: str, wanted: Wanted) -> api.V2beta1RecurringRun:
     """What is created: disabled, and with the configuration that was compiled in."""
     schedule = wanted.schedule
-    trigger = api.V2beta1CronSchedule(cron=schedule.cron, start_time=utc(schedule.start), end_time=utc(schedule.end))
+    trigger = api.V2beta1CronSchedule(cron=schedule.cron, start_time=schedule.start, end_time=schedule.end)
     return api.V2beta1RecurringRun(
         display_name=wanted.name,
         description=marked(owner, wanted.digest),
@@ -242,13 +267,9 @@ def switch(kubeflow: Kubeflow, owner: str, names: Sequence[str], *, on: bool) ->
     Raises:
         InputError: there is none of a name, or more than one: an application was interrupted.
     """
-    found = existing(kubeflow, owner)
-    there = sorted({one.name for one in found})
-    for name in names:
-        if name not in there:
-            raise InputError(f"{name}: no such recurring run of {owner}, expected one of {', '.join(there) or 'none'}")
+    found = _named(kubeflow, owner, names)
     changed = []
-    for name in names or there:
+    for name in sorted({one.name for one in found}):
         own = [one for one in found if one.name == name]
         if on and len(own) > 1:
             raise InputError(f"{name}: there are {len(own)} of it, for a change was interrupted; apply again first")
@@ -260,8 +281,27 @@ def switch(kubeflow: Kubeflow, owner: str, names: Sequence[str], *, on: bool) ->
 
 
 def delete(kubeflow: Kubeflow, owner: str, names: Sequence[str]) -> list[str]:
-    """Delete recurring runs of `owner`, all or those of `names`, and return what was deleted; none is fine."""
-    going = [one for one in existing(kubeflow, owner) if not names or one.name in names]
+    """Delete recurring runs of `owner`, and return the names of what was deleted.
+
+    Args:
+        kubeflow: where.
+        owner: whose.
+        names: which; empty: all, and that there are none is fine.
+
+    Raises:
+        InputError: there is none of a name.
+    """
+    going = _named(kubeflow, owner, names)
     for one in going:
         kubeflow.delete(one.id)
     return [one.name for one in going]
+
+
+def _named(kubeflow: Kubeflow, owner: str, names: Sequence[str]) -> list[Existing]:
+    """The recurring runs of `owner` that have one of `names`, or all."""
+    found = existing(kubeflow, owner)
+    there = sorted({one.name for one in found})
+    for name in names:
+        if name not in there:
+            raise InputError(f"{name}: no such recurring run of {owner}, expected one of {', '.join(there) or 'none'}")
+    return [one for one in found if not names or one.name in names]

@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo, available_timezones
@@ -23,6 +23,9 @@ from pipelines.cron import complete
 from pipelines.kubeflow import Package
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+Owner = Annotated[str, Field(pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", max_length=253)]
+# In one zone, so that the same moment written in another changes nothing.
+Moment = Annotated[AwareDatetime, AfterValidator(lambda moment: moment.astimezone(UTC))]
 
 
 def _time_zone(name: str) -> str:
@@ -41,8 +44,8 @@ class Schedule(Section):
     cron: Annotated[str, AfterValidator(complete)] = Field(
         description="When, in the cluster's time zone: minute, hour, day, month, weekday; six fields: second first."
     )
-    start: AwareDatetime | None = Field(None, description="Not before this moment (ISO 8601 with a time zone).")
-    end: AwareDatetime | None = Field(None, description="Not after this moment.")
+    start: Moment | None = Field(None, description="Not before this moment (ISO 8601 with a time zone).")
+    end: Moment | None = Field(None, description="Not after this moment.")
     concurrency: Annotated[int, Field(ge=1, le=10)] = Field(1, description="How many of its runs at a time.")
     catch_up: bool = Field(
         False, description="Start a run for every missed tick, one after the other, not for the last one alone."
@@ -59,7 +62,7 @@ class Schedule(Section):
 class Schedules(Section):
     """All recurring runs of one owner: what is not declared here and is the owner's is deleted."""
 
-    owner: Name = Field("distilrank", description="Whose they are; recurring runs of another owner are never touched.")
+    owner: Owner = Field("distilrank", description="Whose they are; recurring runs of another owner are never touched.")
     timezone: Annotated[str, AfterValidator(_time_zone)] = Field(
         "UTC", description="The cluster's, to tell moments by; Kubeflow has one for all schedules."
     )
@@ -150,8 +153,3 @@ def package_of(pipeline: str, config: configuration.Config, *, scheduled: bool) 
         path = Path(folder) / f"{pipeline}.yaml"
         compiling.write(pipeline, config, path, scheduled=scheduled)
         return Package.of(list(yaml.safe_load_all(path.read_bytes())))
-
-
-def utc(moment: datetime | None) -> datetime | None:
-    """A moment as the API takes it."""
-    return moment.astimezone(UTC) if moment else None

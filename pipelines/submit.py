@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -147,12 +148,15 @@ def follow(
         say: gets a line whenever a stage's state changes.
 
     Raises:
-        RunStopped: it did not end in time, and goes on.
+        RunStopped: it did not end in time, and goes on; or somebody has deleted it.
     """
     deadline = time.monotonic() + timeout_minutes * 60 if timeout_minutes else None
     seen: dict[str, str] = {}
     while True:
-        run = kubeflow.run(run_id, outage_seconds=OUTAGE_SECONDS)
+        left = math.inf if deadline is None else deadline - time.monotonic()
+        run = kubeflow.run(run_id, outage_seconds=min(OUTAGE_SECONDS, left))
+        if run is None:
+            raise RunStopped(f"the run is gone, for somebody has deleted it: {kubeflow.run_url(run_id)}")
         for line in _changes(run, stages, seen):
             say(line)
         if run.state in ENDED:

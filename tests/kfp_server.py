@@ -313,6 +313,10 @@ class Store:
         rows = [one for one in self.versions.values() if one["pipeline_id"] == pipeline]
         return self._page(rows, "pipeline_versions", named)
 
+    def GetPipelineVersion(self, pipeline: str, version: str, named: dict[str, str], body: Any) -> Entity:
+        self._allow(self._get(self.pipelines, pipeline).get("namespace", ""))
+        return self._get(self.versions, version)
+
     def UploadPipelineVersion(self, named: dict[str, str], body: bytes) -> Entity:
         pipeline = self._get(self.pipelines, named["pipelineid"])
         self._allow(pipeline.get("namespace", ""))

@@ -184,7 +184,7 @@ def test_configurations_are_read(written: dict[str, Path]) -> None:
     assert sorted(written) == [name for name in SCENARIOS if name != "serving-only"]
     for name, folder in written.items():
         declared = schedules.read(folder / "schedules.yaml")
-        assert declared.owner == f"{NAMESPACES.get(name, 'kubeflow')}-{FULL}"
+        assert declared.owner == f"{NAMESPACES.get(name, 'kubeflow')}.{RELEASE}"
         assert declared.schedules
         for path in folder.glob("*.yaml"):
             if path.name != "schedules.yaml":
@@ -246,6 +246,7 @@ RIGHTS = {
     "ListPipelines": ("pipelines", "list"),
     "CreatePipeline": ("pipelines", "create"),
     "ListPipelineVersions": ("pipelines/versions", "list"),
+    "GetPipelineVersion": ("pipelines/versions", "get"),
     "UploadPipelineVersion": ("pipelines/versions", "create"),
     "ListRecurringRuns": ("jobs", "list"),
     "CreateRecurringRun": ("jobs", "create"),

@@ -246,9 +246,42 @@ def test_what_is_not_declared_goes_and_what_is_others_stays(tmp_path: Path, serv
         "",
         f"error: {file}: no schedule is called 'weekly', expected one of monitor-daily\n",
     )
+    assert run("schedule", "delete", "weekly", "--file", file)[2] == (
+        "error: weekly: no such recurring run of shop, expected one of monitor-daily\n"
+    )
     assert run("schedule", "delete", "--file", file)[:2] == (0, "monitor-daily: deleted\n")
     assert run("schedule", "delete", "--file", file)[:2] == (0, "shop has nothing to delete\n")
     assert list(server.store.recurring) == [foreign]
+
+
+@document_is_here
+def test_a_deleted_pipeline_version_is_found_and_uploaded_again(tmp_path: Path, server: Server, run: Run) -> None:
+    file = declare(tmp_path, WEEKLY)
+    run("schedule", "apply", "--file", file)
+    (old,) = server.store.recurring
+    server.store.versions.clear()
+    assert f"distill-weekly: disable {old} (its pipeline version is gone)" in run("schedule", "diff", "--file", file)[1]
+    assert run("schedule", "apply", "--file", file)[0] == 0
+    assert shown(server) == {"distill-weekly": "ENABLE"}
+    (new,) = server.store.recurring.values()
+    assert new["recurring_run_id"] != old
+    assert [new["pipeline_version_reference"]["pipeline_version_id"]] == list(server.store.versions)
+
+
+@document_is_here
+def test_an_application_that_ends_half_way_says_what_it_did(tmp_path: Path, server: Server, run: Run) -> None:
+    run("schedule", "apply", "--file", declare(tmp_path, WEEKLY))
+    server.store.forbidden = {"RecurringRunService_EnableRecurringRun"}
+    file = declare(tmp_path, WEEKLY | {"concurrency": 2})
+    status, _, err = run("schedule", "apply", "--file", file)
+    assert status == 2
+    assert err.endswith(
+        "; changes made until here: 2, and the same command again makes the rest; until then distill-weekly may start "
+        "no runs\n"
+    )
+    server.store.forbidden = set()
+    assert run("schedule", "apply", "--file", file)[0] == 0
+    assert shown(server) == {"distill-weekly": "ENABLE"}
 
 
 @document_is_here

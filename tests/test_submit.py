@@ -135,6 +135,9 @@ def test_a_host_that_is_not_there_is_one_line(server: Server, run: Run, schedule
     assert run("schedule", "delete", "--file", schedules_file, host="kubeflow.example.com")[2] == (
         "error: --host kubeflow.example.com: expected a URL such as https://kubeflow.example.com/pipeline\n"
     )
+    assert run("schedule", "delete", "--file", schedules_file, host="https://kubeflow:99999")[2].startswith(
+        "error: --host https://kubeflow:99999: expected a URL"
+    )
     secure = server.url.replace("http:", "https:")
     err = run("schedule", "delete", "--file", schedules_file, host=secure)[2]
     assert err.startswith(f"error: {secure}: no trusted TLS connection (") and "--ca-file" in err
@@ -296,6 +299,13 @@ def test_waiting_ends_in_time_or_when_it_is_interrupted(
 
 
 # A compiled pipeline -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_somebody_deletes_is_not_waited_for(server: Server, run: Run) -> None:
+    server.store.stories.append([becomes("RUNNING", preflight="RUNNING"), lambda one: server.store.runs.clear()])
+    status, out, err = run(*SUBMIT)
+    assert (status, "preflight    running" in out) == (1, True)
+    assert re.fullmatch(r"stopped: the run is gone, for somebody has deleted it: http\S+\n", err)
 
 
 @pytest.fixture

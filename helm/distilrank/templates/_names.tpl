@@ -27,9 +27,9 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- default .Release.Namespace .Values.kubeflow.namespace -}}
 {{- end -}}
 
-{{/* Whose the recurring runs are: no other release has the same. */}}
+{{/* Whose the recurring runs are: no other release has the same, for a namespace has no dots; an override changes nothing. */}}
 {{- define "distilrank.owner" -}}
-{{- printf "%s-%s" .Release.Namespace (include "distilrank.fullname" .) | trunc 63 | trimSuffix "-" -}}
+{{- printf "%s.%s" .Release.Namespace .Release.Name -}}
 {{- end -}}
 
 {{/* A service account's name, empty where it is neither made nor named. Takes root and account. */}}
