@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel
 
 from benchmarks import machine
-from distilrank import artifacts, figures, labels, prepare, records, relevance, student, teacher
+from distilrank import artifacts, figures, label_manifest, labels, prepare, records, relevance, student, teacher
 from distilrank.config import Compute, Config, Evaluate, load
 from distilrank.relevance import Judged, System
 from distilrank.retriever import Retriever
@@ -100,6 +100,8 @@ class Arm:
 
     shards: int
     changes: list[str] = field(default_factory=list)
+    teacher: str = "teacher"
+    """Who labels the log: the LLM, `human labels only`, or one of those of `Study.relabel`."""
 
     def settings(self) -> list[str]:
         return [*STUDENT, f"student.optimiser.epochs={EPOCHS[self.shards]}", *self.changes]
@@ -127,7 +129,15 @@ ARMS = {
     "4x, confidence weights": Arm(4, ["student.confidence=true"]),
     "4x, three layers": Arm(4, ["student.layers=3"]),
     "8x, what helped": Arm(8, ["student.loss=ranknet", "student.dropout=0.1", "student.confidence=true"]),
+    "4x, noisy teacher": Arm(4, teacher="noisy teacher"),
+    "4x, MiniLM as teacher": Arm(4, teacher="human labels only"),
+    "8x, committee": Arm(8, teacher="committee"),
 }
+RELABELLED = ("noisy teacher", "committee")
+MEMBERS = ("16x", "16x, seed 2", "16x, seed 3")
+"""The students that label together with their teacher in `committee`."""
+NOISE = 1.0
+"""Standard deviation of what is added to the logits of `noisy teacher`, in those of its own."""
 
 
 class Study:
@@ -173,6 +183,48 @@ class Study:
                 )  # fmt: skip
         return outputs
 
+    def relabel(self, who: str, taught: Path, shards: int) -> list[Path]:
+        """The folders of the first shards' labels with other logits than those of the teacher in `taught`.
+
+        `noisy teacher` adds Gaussian noise to each label. `committee` takes the mean of the teacher's and its students'
+        logits, each in standard deviations; both keep the teacher's own mean and deviation, for its calibration.
+        """
+        own = self.label(taught, shards)
+        folder = self.folder / _named(
+            f"labels-{who}", [one.name for one in self.committee(who, taught)], own[0].parts[-2]
+        )
+        outputs = [folder / one.name for one in own]
+        if all((output / label_manifest.MANIFEST).exists() for output in outputs):
+            return outputs
+        tables = [records.read(one / labels.LABELS, records.LABELS) for one in own]
+        logits = np.concatenate([table["logit"].to_numpy() for table in tables])
+        if who == "noisy teacher":
+            changed = _noisy(logits)
+        else:
+            rows = pa.concat_tables(
+                records.read(self.log(shards) / f"shard-{number:05d}.parquet", records.CANDIDATES)
+                for number in range(shards)
+            )
+            said = [Scorer.load(one, self.compute).score(rows) for one in self.committee(who, taught)]
+            changed = _together([logits, *said])
+        places = np.cumsum([len(table) for table in tables])[:-1]
+        for one, output, table, part in zip(own, outputs, tables, np.split(changed, places), strict=True):
+            output.mkdir(parents=True, exist_ok=True)
+            column = table.schema.get_field_index("logit")
+            table = table.set_column(column, records.LABELS.field("logit"), pa.array(part, pa.float32()))
+            records.write(table, output / labels.LABELS, records.LABELS)
+            manifest = label_manifest.read(one) | {"labels": artifacts.digest_file(output / labels.LABELS)}
+            label_manifest.write(output, manifest)
+        return outputs
+
+    def committee(self, who: str, taught: Path) -> list[Path]:
+        """The students that label beside the teacher; they must be there."""
+        members = [self.student(name, ARMS[name], taught) for name in MEMBERS] if who == "committee" else []
+        for name, member in zip(MEMBERS, members, strict=False):
+            if not (member / artifacts.SEAL).exists():
+                raise SystemExit(f"committee: needs the student {name!r}, which is not done yet")
+        return members
+
     def log(self, shards: int) -> Path:
         """The first shards of the log as a folder of their own."""
         output = self.folder / _named(f"log-{shards}", self.data.name)
@@ -192,12 +244,13 @@ class Study:
     def distil(self, name: str, arm: Arm, taught: Path) -> None:
         output = self.student(name, arm, taught)
         if not (output / artifacts.SEAL).exists():
+            changed = arm.teacher in RELABELLED
             student.train(
                 self.config(arm.settings()).student,
                 self.compute,
                 judgements=self.data / "judgements",
                 candidates=self.log(arm.shards),
-                labelled=self.label(taught, arm.shards),
+                labelled=self.relabel(arm.teacher, taught, arm.shards) if changed else self.label(taught, arm.shards),
                 teacher=taught,
                 model_digest="",
                 output=output,
@@ -247,11 +300,18 @@ class Study:
                 systems[name] = System(
                     np.array(kept["score"], np.float32), None if probability is None else np.array(probability)
                 )
+        systems["noisy teacher"] = System(_noisy(systems["teacher"].score).astype(np.float32))
+        if all(name in systems for name in MEMBERS):
+            said = [systems[name].score for name in ("teacher", *MEMBERS)]
+            systems["committee"] = System(_together(said).astype(np.float32))
         versus = [
             (name, other)
             for name in systems
-            for other in ("bm25", "teacher", "human labels only", "4x")
-            if name != other and (other != "4x" or name.startswith("4x"))
+            for other in ("bm25", "teacher", "human labels only", "4x", "8x", *RELABELLED)
+            if name != other
+            and other in systems
+            and (other not in ("4x", "8x") or name.startswith(other))
+            and (other not in RELABELLED or (name in ARMS and ARMS[name].teacher == other))
         ]
         metrics, _ = relevance.compare_systems(judged, systems, config, versus)
         return {
@@ -260,6 +320,16 @@ class Study:
             "systems": metrics["systems"],
             "comparisons": metrics["comparisons"],
         }
+
+
+def _noisy(logits: np.ndarray) -> np.ndarray:
+    return logits + NOISE * logits.std() * np.random.default_rng(0).standard_normal(len(logits))
+
+
+def _together(members: list[np.ndarray]) -> np.ndarray:
+    """The mean of all members' logits, each in its standard deviations over these rows, on the scale of the first."""
+    mean = np.mean([(logits - logits.mean()) / logits.std() for logits in members], axis=0)
+    return members[0].mean() + members[0].std() * mean / mean.std()
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
@@ -327,10 +397,11 @@ def main() -> None:
         taught = study.teach("teacher", TEACHER)
         done = {"teacher": taught, "human labels only": study.teach("human labels only", HUMAN_ONLY)}
         for name, arm in ARMS.items():
+            whose = done.get(arm.teacher, taught)
             if name in wanted:
-                study.distil(name, arm, taught)
+                study.distil(name, arm, whose)
                 print(f"{name}: done", file=sys.stderr)
-            done[name] = study.student(name, arm, taught)
+            done[name] = study.student(name, arm, whose)
         found = study.report(done)
         if options.figure:
             draw(found, options.figure)
