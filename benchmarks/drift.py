@@ -275,7 +275,7 @@ def measure_alarms(
     for shift, (change, column) in SHIFTS.items():
         found = _detected(change, column, period, encoder, scale, knobs, size)
         figures["shifts"][shift] = found
-        bars.append(at_least(f"{name}_{shift}_found", found["found"], DETECTED))
+        bars.append(at_least(f"{name}_{shift}_alarm", found["alarm"], DETECTED))
         say(f"{name} | {shift}: {json.dumps(found)}")
     return figures, bars
 

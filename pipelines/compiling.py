@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import yaml
 from kfp import compiler
@@ -29,6 +31,11 @@ def build(name: str, config: Config, *, cluster: bool, scheduled: bool = False) 
     return configured(pipeline(name), config, cluster=cluster, scheduled=scheduled, parts=parts)
 
 
+def canonical(documents: Iterable[Any]) -> bytes:
+    """A pipeline's specification, and what is Kubernetes' own if there is any, as the YAML that its digest is of."""
+    return yaml.safe_dump_all(documents, allow_unicode=True, encoding="utf-8")
+
+
 def write(name: str, config: Config, output: Path, *, scheduled: bool = False) -> None:
     """Compile a pipeline for a cluster; the same arguments give the same bytes.
 
@@ -48,8 +55,7 @@ def write(name: str, config: Config, output: Path, *, scheduled: bool = False) -
         output.parent.mkdir(parents=True, exist_ok=True)
         compiler.Compiler().compile(built, str(partial), pipeline_parameters=given)
         # KFP's comments repeat the parameters, in an order that changes from process to process
-        documents = list(yaml.safe_load_all(partial.read_text(encoding="utf-8")))
-        partial.write_text(yaml.safe_dump_all(documents, allow_unicode=True), encoding="utf-8")
+        partial.write_bytes(canonical(yaml.safe_load_all(partial.read_text(encoding="utf-8"))))
         partial.replace(output)
     except OSError as error:
         raise InputError(f"{output}: cannot be written ({error.strerror})") from error

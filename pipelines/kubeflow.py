@@ -25,6 +25,7 @@ from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentia
 
 from distilrank import artifacts
 from distilrank.errors import InputError
+from pipelines import compiling
 
 TIMEOUT = (5, 30)
 """Seconds to connect, and to wait for an answer."""
@@ -49,12 +50,12 @@ class Package:
     pipeline: str
     """distill or monitor."""
     content: bytes
-    """YAML in canonical form: KFP's compiler orders its comments anew each time."""
+    """YAML as `pipelines.compiling.canonical` writes it."""
 
     @classmethod
     def of(cls, documents: list[Any]) -> Package:
         """The package of a pipeline's specification, and of what is Kubernetes' own if there is any."""
-        return cls(documents[0]["pipelineInfo"]["name"], yaml.safe_dump_all(documents).encode())
+        return cls(documents[0]["pipelineInfo"]["name"], compiling.canonical(documents))
 
     def documents(self) -> list[Any]:
         """The specification, and what is Kubernetes' own if there is any."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo, available_timezones
 
-import yaml
 from pydantic import AfterValidator, AwareDatetime, Field, model_validator
 
 from distilrank import artifacts
@@ -152,4 +151,4 @@ def package_of(pipeline: str, config: configuration.Config, *, scheduled: bool) 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{pipeline}.yaml"
         compiling.write(pipeline, config, path, scheduled=scheduled)
-        return Package.of(list(yaml.safe_load_all(path.read_bytes())))
+        return Package(pipeline, path.read_bytes())

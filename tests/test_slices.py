@@ -195,7 +195,7 @@ def test_no_slices_are_asked_for(measured):
 
 
 def test_one_broken_slice_of_many_is_found(tmp_path):
-    slices_of, queries = 110, 20
+    slices_of, queries = 60, 20
     rows = [(f"q{number:04}", f"p{place}", float(place)) for number in range(slices_of * queries) for place in (0, 1)]
     types = [f"type {int(query[1:]) // queries:03}" for query, _, _ in rows]
     judged = Judged.read(judgements(tmp_path, judged_table(rows, product_type=types)))

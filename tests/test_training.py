@@ -77,11 +77,10 @@ def start(one: Teacher, compute: Compute, judgements: Path, output: Path) -> sub
     return subprocess.Popen([sys.executable, "-c", TRAIN, *arguments], stdout=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_a_killed_training_ends_with_the_weights_of_an_unbroken_one(
-    models: Path, judgements: Path, tmp_path: Path, dropout: float
+    models: Path, judgements: Path, tmp_path: Path
 ) -> None:
-    one = config(models, lora=Lora(rank=4, alpha=8, dropout=dropout))
+    one = config(models, lora=Lora(rank=4, alpha=8, dropout=0.1))  # so that random states matter too
     whole = digest(train(one, judgements, tmp_path / "whole"))
     compute = CPU.model_copy(update={"resume": str(tmp_path / "resume"), "checkpoint_seconds": 0.0})
     process = start(one, compute, judgements, tmp_path / "killed")
@@ -162,11 +161,10 @@ def test_checkpoints_of_other_inputs_are_not_taken(models: Path, tmp_path: Path)
 # Several processes ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rank", [4, 0])
-def test_two_processes_take_the_steps_of_one(models: Path, judgements: Path, tmp_path: Path, rank: int) -> None:
-    one = config(models, lora=Lora(rank=rank, alpha=8), optimiser={"accumulate": 3, "epochs": 3})
+def test_two_processes_take_the_steps_of_one(models: Path, judgements: Path, tmp_path: Path) -> None:
+    one = config(models, lora=Lora(rank=4, alpha=8), optimiser={"accumulate": 3, "epochs": 3})
     # three batches a step are rounded up to four, so that each of the two has two
-    alone = config(models, lora=Lora(rank=rank, alpha=8), optimiser={"accumulate": 4, "epochs": 3})
+    alone = config(models, lora=Lora(rank=4, alpha=8), optimiser={"accumulate": 4, "epochs": 3})
     single = train(alone, judgements, tmp_path / "single")
     double = train(one, judgements, tmp_path / "double", processes=2)
     curves = [artifacts.read_json(folder / "metrics.json")["curve"] for folder in (single, double)]
