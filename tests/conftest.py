@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _stacks_without_sources() -> Iterator[None]:
-    """KFP reads the sources of all frames of the stack each time a task is changed: below pytest, seconds a pipeline."""
+    """KFP reads the sources of all frames of the stack each time a task changes: below pytest, seconds a pipeline."""
     from kfp.dsl import pipeline_task
 
     with mock.patch.object(pipeline_task, "inspect", mock.Mock(stack=functools.partial(inspect.stack, 0))):

@@ -121,14 +121,6 @@ def test_labelling_is_measured_and_the_last_line_is_the_result() -> None:
     assert bars["machinery_memory_gib"]["holds"] and bars["machinery_rows_per_second"]["value"] > 1000
 
 
-def test_labelling_is_killed_and_compared(tmp_path: Path) -> None:
-    figures, bars = labels.measure_kills(replace(labels.QUICK, kills=2), tmp_path, ROOT.parent / "shared")
-    assert figures["label"]["rows"] == labels.KILLED_ROWS
-    assert [sum(figures[victim]["fell"].values()) for victim in ("label", "teacher")] == [1, 1]
-    assert [bar["name"] for bar in bars] == ["kills", "kills_lost", "kills_doubled", "kills_different"]
-    assert all(bar["holds"] for bar in bars)
-
-
 def test_what_does_not_survive_kills_is_found_out(tmp_path: Path) -> None:
     found = measure(label_victims.kill_careless, str(tmp_path), 9, scratch=tmp_path).result
     assert (found["anew"]["kills"], found["trusting"]["kills"]) == (5, 4)
