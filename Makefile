@@ -58,8 +58,8 @@ images: ## Build the images ops, train and serve (BASE=..., see docs/images.md);
 base-image: ## Make a stand-in for the images' base by debootstrap, where no registry can be reached
 	@$(PYTHON) images/build.py --base-image
 
-e2e: $(READY) ## Build the images, run a small configuration in them and as processes, and compare (BASE=...)
-	@$(BIN)/python -m benchmarks.containers $(if $(BASE),--base $(BASE))
+e2e: $(READY) $(HELM) ## Build the images, run a small configuration in them and as processes, and the chart's pods (BASE=...)
+	@$(BIN)/python -m benchmarks.containers --helm $(HELM) $(if $(BASE),--base $(BASE))
 
 evidently-ui: $(READY) ## Serve the drift of all runs over time (WORKSPACE=..., PORT=...)
 	@DO_NOT_TRACK=1 $(BIN)/evidently ui --workspace $(WORKSPACE) --port $(PORT)

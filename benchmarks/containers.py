@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine
+from benchmarks import machine, pods
 from distilrank import artifacts
 from images import build
+from tests.kfp_server import DOCUMENT
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "benchmarks" / "containers.yaml"
@@ -168,8 +169,21 @@ def _differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return found
 
 
-def measure(base: str) -> dict[str, Any]:
-    """All of it, with what `base` or its stand-in gives."""
+def _pods(docker: str, helm: Path | None, registry: Path, scratch: Path) -> dict[str, str]:
+    """What is wrong with the chart's pods; nothing is said of them where they cannot be tried."""
+    lacking = "no helm" if helm is None else "" if DOCUMENT.exists() else f"no {DOCUMENT}"
+    if helm is None or lacking:
+        print(f"the chart's pods were not tried: {lacking}", file=sys.stderr)
+        return {}
+    scratch.mkdir()
+    found = pods.check(docker, helm, registry, scratch)
+    for name, wrong in found.items():
+        print(f"pod {name}: {wrong or 'runs in its image'}", file=sys.stderr)
+    return found
+
+
+def measure(base: str, helm: Path | None) -> dict[str, Any]:
+    """All of it, with what `base` or its stand-in gives; `helm` renders the chart, whose pods are started too."""
     started = time.monotonic()
     with engine() as docker:
         found = _base(docker, base)
@@ -189,6 +203,7 @@ def measure(base: str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as scratch:
             processes = _run(Path(scratch) / "processes", "processes", "--no-cache")
             containers = _run(Path(scratch) / "containers", "containers", "--no-cache", "--containers")
+            broken = _pods(docker, helm, Path(scratch) / "containers" / "registry", Path(scratch) / "pods")
     differences = _differences(containers, processes)
     print(f"\n{'stage':<14}{'containers':>12}{'processes':>12}   seconds", file=sys.stderr)
     for stage, seconds in containers["own"].items():
@@ -202,6 +217,7 @@ def measure(base: str) -> dict[str, Any]:
         "base": found,
         "outcome": containers["verdict"]["outcome"],
         "differences": differences,
+        "pods": broken,
         "size_gb": {target: round(size / 1e9, 3) for target, size in sizes.items()},
         "build_seconds": round(built, 1),
         "rebuild_seconds": round(rebuilt, 1),
@@ -219,6 +235,7 @@ def measure(base: str) -> dict[str, Any]:
         _bar("overhead_per_stage_seconds", overhead, LARGEST_OVERHEAD),
         _bar("seconds", seconds, LONGEST),
         _bar("differences", len(differences), 0),
+        *([_bar("broken_pods", sum(map(bool, broken.values())), 0)] if broken else []),
     ]
     return {
         "benchmark": "e2e",
@@ -233,17 +250,21 @@ def _bar(name: str, value: float, bound: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run it; standard output gets one line of JSON. Exit status 2: cannot start; 1: the two runs differ."""
+    """Run it; standard output gets one line of JSON.
+
+    Exit status 2: cannot start; 1: the two runs differ, or a pod of the chart does not run.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", default=build.default_base(), help="base image; default: the Dockerfile's")
+    parser.add_argument("--helm", type=Path, default=shutil.which("helm"), help="helm's executable, for the chart")
     options = parser.parse_args()
     try:
-        result = measure(options.base)
+        result = measure(options.base, options.helm)
     except (Failed, build.Unusable) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     print(json.dumps(result))
-    raise SystemExit(bool(result["figures"]["differences"]))
+    raise SystemExit(bool(result["figures"]["differences"] or any(result["figures"]["pods"].values())))
 
 
 if __name__ == "__main__":
