@@ -60,8 +60,9 @@ def test_kills_at_random_moments_lose_and_double_no_row(tmp_path: Path) -> None:
 def test_two_attempts_at_once_give_the_same_labels(tmp_path: Path) -> None:
     found = measure(victims.label_twice_at_once, str(tmp_path), scratch=tmp_path).result
     assert found["ended"] == [0, 0] and found["same"] == [True, True]
-    assert sorted(found["scored"]["fast"]) == list(range(victims.WINDOWS)), "each takes over what the other has saved"
-    assert set(found["scored"]["slow"]) <= set(range(victims.WINDOWS))
+    scored = found["scored"]  # by whom depends on who is ahead: each takes over what the other has saved
+    assert set(scored["fast"]) | set(scored["slow"]) == set(range(victims.WINDOWS))
+    assert all(len(set(windows)) == len(windows) for windows in scored.values())
 
 
 def test_parts_that_another_attempt_tidies_up_are_not_missed(tmp_path: Path, shard: Path) -> None:
