@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -171,8 +172,9 @@ def _differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 def _pods(docker: str, helm: Path | None, registry: Path, scratch: Path) -> dict[str, str]:
     """What is wrong with the chart's pods; nothing is said of them where they cannot be tried."""
-    lacking = "no helm" if helm is None else "" if DOCUMENT.exists() else f"no {DOCUMENT}"
-    if helm is None or lacking:
+    taken = [port for port in pods.PORTS if not _is_free(port)]
+    if helm is None or not DOCUMENT.exists() or taken:
+        lacking = "no helm" if helm is None else f"port {taken[0]} is taken" if taken else f"no {DOCUMENT}"
         print(f"the chart's pods were not tried: {lacking}", file=sys.stderr)
         return {}
     scratch.mkdir()
@@ -180,6 +182,11 @@ def _pods(docker: str, helm: Path | None, registry: Path, scratch: Path) -> dict
     for name, wrong in found.items():
         print(f"pod {name}: {wrong or 'runs in its image'}", file=sys.stderr)
     return found
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def measure(base: str, helm: Path | None) -> dict[str, Any]:

@@ -31,6 +31,8 @@ REQUEST = {
     "query": "red sofa",
     "products": [{"id": "1", "title": "red leather sofa"}, {"id": "2", "title": "drill bit"}],
 }
+PORTS = SERVING, UI = 8080, 8000
+"""Where the chart's services listen, on this machine's own network."""
 STARTS = 120.0
 """Seconds for a service to be ready."""
 
@@ -182,14 +184,14 @@ def _wait(url: str) -> Any:
 
 def _serves(pods: _Pods) -> None:
     with pods.started("Deployment", "serving"):
-        _wait("http://localhost:8080/readyz")
-        answer = _ask("http://localhost:8080/v1/score", token=TOKENS["ranker-tokens"], body=REQUEST)
+        _wait(f"http://localhost:{SERVING}/readyz")
+        answer = _ask(f"http://localhost:{SERVING}/v1/score", token=TOKENS["ranker-tokens"], body=REQUEST)
         assert len(answer["scores"]) == len(REQUEST["products"]), answer
 
 
 def _shows(pods: _Pods) -> None:
     with pods.started("Deployment", "ui"):
-        assert "version" in _wait("http://localhost:8000/api/version")
+        assert "version" in _wait(f"http://localhost:{UI}/api/version")
 
 
 def _schedules(pods: _Pods, server: Server) -> None:
