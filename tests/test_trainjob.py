@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import json
 import os
 import re
@@ -676,7 +677,12 @@ def test_a_process_that_is_stopped_leaves_no_trainjob(
     environment = {**os.environ, "KUBECONFIG": str(kubeconfig(server, tmp_path))}
     environment.pop("KUBERNETES_SERVICE_HOST", None)
     process = subprocess.Popen(
-        [sys.executable, "-c", code, settings], env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, settings],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        # what runs in the background ignores SIGINT, and hands that on
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     awaited = ("list", "pods") if moment == "while it runs" else ("create", "trainjobs")
     until = time.monotonic() + 60
