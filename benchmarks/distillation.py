@@ -189,10 +189,8 @@ class Study:
         `noisy teacher` adds Gaussian noise to each label. `committee` takes the mean of the teacher's and its students'
         logits, each in standard deviations; both keep the teacher's own mean and deviation, for its calibration.
         """
-        own = self.label(taught, shards)
-        folder = self.folder / _named(
-            f"labels-{who}", [one.name for one in self.committee(who, taught)], own[0].parts[-2]
-        )
+        own, members = self.label(taught, shards), self.committee(who, taught)
+        folder = self.folder / _named(f"labels-{who}", [one.name for one in members], own[0].parts[-2])
         outputs = [folder / one.name for one in own]
         if all((output / label_manifest.MANIFEST).exists() for output in outputs):
             return outputs
@@ -205,7 +203,7 @@ class Study:
                 records.read(self.log(shards) / f"shard-{number:05d}.parquet", records.CANDIDATES)
                 for number in range(shards)
             )
-            said = [Scorer.load(one, self.compute).score(rows) for one in self.committee(who, taught)]
+            said = [Scorer.load(one, self.compute).score(rows) for one in members]
             changed = _together([logits, *said])
         places = np.cumsum([len(table) for table in tables])[:-1]
         for one, output, table, part in zip(own, outputs, tables, np.split(changed, places), strict=True):
