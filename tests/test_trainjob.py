@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import json
 import os
 import re
@@ -670,6 +669,8 @@ def test_a_process_that_is_stopped_leaves_no_trainjob(
     # The namespace comes from the kubeconfig
     settings = compute(namespace="").model_dump_json()
     code = (
+        # what runs in the background ignores SIGINT and hands that on; preexec_fn would fork beside the server's thread
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys; from distilrank import trainjob; from distilrank.config import Compute\n"
         "trainjob.POLL_SECONDS = 0.05\n"
         f"trainjob.run({NAME!r}, {COMMAND!r}, Compute.model_validate_json(sys.argv[1]), 'teacher')"
@@ -681,8 +682,6 @@ def test_a_process_that_is_stopped_leaves_no_trainjob(
         env=environment,
         stdout=subprocess.PIPE,
         text=True,
-        # what runs in the background ignores SIGINT, and hands that on
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     awaited = ("list", "pods") if moment == "while it runs" else ("create", "trainjobs")
     until = time.monotonic() + 60
