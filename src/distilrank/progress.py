@@ -16,7 +16,10 @@ STORAGE_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.ED
 LINE = re.compile(r"distilrank \| (?P<stage>[\w-]+) \| (?P<event>[\w ]+?)(?: \| (?P<text>.*))?$")
 COUNT = re.compile(r"(?P<done>\d+)/(?P<total>\d+) (?P<unit>\w+)(?: \| (?P<text>.*))?$")
 
-EVENTS = ("started", "progress", "note", "finished", "bad input", "stopped")
+FAILURES = ("bad input", "stopped", "failed")
+"""How a stage ends early: the user's input, on purpose, or by an error that nobody foresaw."""
+EVENTS = ("started", "progress", "note", "outcome", "finished", *FAILURES)
+"""What a stage prints. `outcome` carries a JSON object: what the stage decided, for those who read its log."""
 
 
 @dataclass(frozen=True)
