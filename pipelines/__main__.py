@@ -32,12 +32,14 @@ app = typer.Typer(
         "[bold]python -m pipelines monitor --config configs/demo.yaml[/] "
         "tells whether traffic has left the champion.\n\n"
         "[bold]python -m pipelines submit --config configs/paper.yaml --host URL[/] runs it on a Kubeflow cluster.\n\n"
+        "[bold]python -m pipelines retry RUN --host URL[/] runs again what failed of a run there.\n\n"
         "[bold]python -m pipelines schedule apply --file schedules.yaml --host URL[/] "
         "keeps recurring runs there as declared.\n\n"
         "Any knob can be set on the way: [bold]--set student.optimiser.epochs=5[/]; `distilrank config` lists them all."
     ),
 )
 app.command()(cluster_commands.submit)
+app.command()(cluster_commands.retry)
 app.add_typer(cluster_commands.schedule, name="schedule")
 
 SHOWN = {

@@ -1,18 +1,20 @@
-"""`submit` and `schedule`: the commands that talk to a Kubeflow cluster."""
+"""`submit`, `retry` and `schedule`: the commands that talk to a Kubeflow cluster."""
 
 from __future__ import annotations
 
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, NoReturn, Optional
 
 import typer
 from rich.console import Console
 
 from distilrank.config import load, parameters
 from distilrank.errors import InputError, RunStopped
+from distilrank.workflow import STAGES, STOPPED, SUCCEEDED, Cause, RunEnd
 from pipelines.options import CaFile, ConfigFile, Experiment, Host, Namespace, Overrides, Pipeline, TokenFile
 
 if TYPE_CHECKING:
@@ -67,6 +69,12 @@ def submit(
     timeout_minutes: Annotated[
         float, typer.Option(min=0, help="Wait no longer than this, with exit status 1; the run goes on. 0: no limit.")
     ] = 0.0,
+    retry_run: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Run again what failed, so often at most, if its end may pass: an eviction, a lost node."
+        ),
+    ] = 0,
     fail_on_refusal: Annotated[
         bool, typer.Option("--fail-on-refusal", help="Exit with 3 if the student is refused.")
     ] = False,
@@ -76,14 +84,16 @@ def submit(
     Compiles it with the configuration, uploads it unless the cluster has these bytes already, starts a run, prints
     where to look at it, and waits.
 
-    Exit status: 0 the run succeeded (or was started, with --no-wait), 1 it failed, was cancelled or took too long, 2
-    bad input, 3 the student was refused and --fail-on-refusal was given, 130 interrupted: the run goes on.
+    Exit status: 0 the run succeeded (or was started, with --no-wait), 1 it failed, was stopped or took too long, 2 bad
+    input, also of a stage, 3 the student was refused and --fail-on-refusal was given, 130 interrupted: the run goes on.
     """
     from pipelines import submit as submission
     from pipelines.schedules import package_of
 
     if fail_on_refusal and (not wait or pipeline != Pipeline.distill):
         raise InputError("--fail-on-refusal: only of distill, and only with --wait")
+    if retry_run and not wait:
+        raise InputError(f"--retry-run {retry_run}: only with --wait; `python -m pipelines retry` does it later")
     settings = load(config, overrides)
     if compiled is None:
         package, given = package_of(pipeline, settings, scheduled=False), {}
@@ -108,28 +118,123 @@ def submit(
     console.print(f"{pipeline} {name}: {url}")
     if not wait:
         return
+    with _waiting(console, url):
+        end = submission.follow(
+            kubeflow,
+            run_id,
+            stages,
+            timeout_minutes=timeout_minutes,
+            retries=retry_run,
+            say=lambda line: console.print(f"  {line}"),
+        )
+    _show_end(console, end)
+    if end.state == SUCCEEDED:
+        if fail_on_refusal:
+            if not end.outcome:
+                raise RuntimeError(f"{kubeflow.host}: gives no log of the stage gate, so its verdict is unknown: {url}")
+            if end.outcome == "refused":
+                raise typer.Exit(3)
+        return
+    _raise_failure(end, url)
+
+
+def retry(
+    host: Host,
+    run: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(help="Id or name of a run.", show_default="with --failed-since, all that qualify"),
+    ] = None,
+    failed_since: Annotated[
+        str, typer.Option(metavar="AGE", help="Instead of one run: all that failed within e.g. 90m, 6h, 2d.")
+    ] = "",
+    max_retries: Annotated[
+        int, typer.Option(min=1, help="With --failed-since: leave a run alone that was retried so often.")
+    ] = 1,
+    file: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="With --failed-since: only runs that this schedule file's owner's schedules started."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Retry a run whose input was refused: what it reads is mended by now.")
+    ] = False,
+    wait: Annotated[bool, typer.Option(help="With RUN: show the stages as they go, and end as the run ends.")] = True,
+    timeout_minutes: Annotated[
+        float, typer.Option(min=0, help="Wait no longer than this, with exit status 1; the run goes on. 0: no limit.")
+    ] = 0.0,
+    namespace: Namespace = "",
+    token_file: TokenFile = None,
+    ca_file: CaFile = None,
+) -> None:
+    """Run again what failed of a run; stages that succeeded stay, and checkpoints are resumed.
+
+    Kubeflow itself starts a pod again only if it was deleted; one that was evicted, ran out of memory or ended with an
+    error stays failed, whatever `retries` says. With --failed-since only ends that may pass are retried: evictions,
+    lost nodes, lost storage, and once a pod that ran out of memory; never bad input.
+
+    Exit status: as for `submit`; with --failed-since 0 if there was nothing to do.
+    """
+    from pipelines import retries
+    from pipelines.submit import follow
+
+    if bool(run) == bool(failed_since):
+        raise InputError("retry: expected either RUN or --failed-since AGE")
+    if run and file:
+        raise InputError("--file: only with --failed-since")
+    since = retries.parse_age(failed_since) if failed_since else None
+    owner = _owner(file) if file else ""
+    kubeflow = _connect(host, namespace, token_file, ca_file)
+    console = _console()
+    if since is not None:
+        lines = retries.retry_failed(kubeflow, since=since, max_retries=max_retries, owner=owner)
+        console.print("\n".join(lines) or "nothing to retry")
+        return
+    assert run is not None
+    run_id = retries.retry_one(kubeflow, run, force=force)
+    url = kubeflow.run_url(run_id)
+    console.print(f"{run} is retried: {url}")
+    if not wait:
+        return
+    with _waiting(console, url):
+        end = follow(
+            kubeflow, run_id, STAGES, timeout_minutes=timeout_minutes, say=lambda line: console.print(f"  {line}")
+        )
+    _show_end(console, end)
+    if end.state != SUCCEEDED:
+        _raise_failure(end, url)
+
+
+@contextmanager
+def _waiting(console: Console, url: str) -> Iterator[None]:
+    """Wait for a run; an interruption ends the wait and not the run, and errors say so."""
     try:
         with console.status("waiting") if console.is_terminal else nullcontext():
-            outcome = submission.follow(
-                kubeflow, run_id, stages, timeout_minutes=timeout_minutes, say=lambda line: console.print(f"  {line}")
-            )
+            yield
     except KeyboardInterrupt:
         console.print(f"interrupted; the run goes on: {url}")
         raise typer.Exit(130) from None
     except (InputError, RuntimeError) as error:
         raise type(error)(f"{error}; the run goes on: {url}") from None
-    for line in outcome.failures:
-        console.print(f"✗ {line}", style="red")
-    if outcome.state != "SUCCEEDED":
-        raise RunStopped(f"the run ended as {outcome.state.lower()}: {url}")
-    if pipeline == Pipeline.distill and outcome.promoted is False:
-        console.print("succeeded; the student was refused, and its report says why")
-    else:
-        console.print("succeeded")
-    if fail_on_refusal and outcome.promoted is None:
-        raise RuntimeError(f"{kubeflow.host}: tells of no stage, so whether the student was refused is unknown: {url}")
-    if fail_on_refusal and not outcome.promoted:
-        raise typer.Exit(3)
+
+
+def _show_end(console: Console, end: RunEnd) -> None:
+    """Print how a run ended, and of what failed all that is known."""
+    for failure in dict.fromkeys(end.failures):
+        console.print(f"✗ {failure}", style="red")
+        for line in failure.log_tail:
+            console.print(f"    {line}")
+        if failure.hint:
+            console.print(f"    {failure.hint}")
+    if end.state == SUCCEEDED:
+        console.print(end.summary if end.summary == "succeeded" else f"succeeded; {end.summary}")
+
+
+def _raise_failure(end: RunEnd, url: str) -> NoReturn:
+    """End as a run ended that did not succeed: bad input is the user's to mend, and has an exit status of its own."""
+    if end.state == STOPPED:
+        raise RunStopped(f"the run was {end.summary}: {url}")
+    if any(failure.cause == Cause.BAD_INPUT for failure in end.failures):
+        raise InputError(f"{end.error}: {url}")
+    raise RunStopped(f"the run {end.summary}: {url}")
 
 
 @schedule.command()

@@ -84,6 +84,8 @@ class RunDisplay(io.TextIOBase):
     def _show(self, event: progress.Event) -> None:
         if event.event in ("bad input", "stopped"):
             self.failures.append(event)
+        elif event.event == "failed":
+            self.last_error = event.text
         elif event.event == "started":
             self._begin(event.stage)
         elif event.event == "finished":

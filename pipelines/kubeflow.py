@@ -6,15 +6,17 @@ asked for, whether an earlier attempt whose answer was lost did it after all.
 
 from __future__ import annotations
 
+import base64
+import functools
 import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import kfp_server_api as api
 import tenacity
@@ -25,6 +27,8 @@ from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentia
 
 from distilrank import artifacts
 from distilrank.errors import InputError
+from distilrank.workflow import Node, RunEnd, from_manifest
+from distilrank.workflow import read as read_workflow
 from pipelines import compiling
 
 TIMEOUT = (5, 30)
@@ -37,6 +41,14 @@ PASSING = (408, 425, 429, 500, 502, 503, 504)
 """Answers after which the same request may succeed."""
 CONFLICT, GONE = 409, 404
 
+FAULTS = (api.ApiException, urllib3.exceptions.HTTPError, OSError)
+"""Whatever a single request can end in."""
+RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+LOG_ERROR = '{"error_message"'
+"""How a log begins that could not be read, with status 200 (2.17.0, apiserver/server/run_log_server.go)."""
+
+PREFIX = "distilrank-"
+"""How the names of our pipelines begin."""
 ENABLE, DISABLE = "ENABLE", "DISABLE"
 ORPHAN = "ORPHAN"
 
@@ -69,7 +81,7 @@ class Package:
     @property
     def name(self) -> str:
         """The pipeline's name on the cluster."""
-        return f"distilrank-{self.pipeline}"
+        return f"{PREFIX}{self.pipeline}"
 
     @property
     def version(self) -> str:
@@ -150,6 +162,7 @@ class Kubeflow:
             credentials = ServiceAccountTokenVolumeCredentials(str(self.token_file))
             configuration.refresh_api_key_hook = credentials.refresh_api_key_hook
         client = _Client(configuration)
+        self._client = client
         self._experiments = api.ExperimentServiceApi(client)
         self._pipelines = api.PipelineServiceApi(client)
         self._uploads = api.PipelineUploadServiceApi(client)
@@ -207,6 +220,11 @@ class Kubeflow:
 
         return Version(pipeline_id, self._ensure("pipelines", look_for_version, upload))
 
+    def own_pipelines(self) -> set[str]:
+        """Ids of the pipelines that this project has uploaded."""
+        listing = self._list("pipelines", self._pipelines.pipeline_service_list_pipelines)
+        return {one.pipeline_id for one in listing if one.display_name.startswith(PREFIX)}
+
     def has(self, version: Version) -> bool:
         """Whether a version is still there: people can delete it below what refers to it."""
         get = self._pipelines.pipeline_service_get_pipeline_version
@@ -233,6 +251,88 @@ class Kubeflow:
         """A run as it stands, None if it is gone; faults that may pass are waited out for `outage_seconds` at least."""
         get = self._runs.run_service_get_run
         return self._call("get", "runs", get, run_id, outage_seconds=outage_seconds, gone_is_fine=True)
+
+    def failed_runs(self) -> list[api.V2beta1Run]:
+        """The namespace's runs that have failed, or were terminated: Kubeflow calls both so."""
+        listing = self._runs.run_service_list_runs
+        return self._list("runs", listing, equal={"state": "FAILED"}, sort_by="created_at desc")
+
+    def run_named(self, text: str) -> api.V2beta1Run:
+        """The run of this id, or the newest of this name.
+
+        Raises:
+            InputError: there is none.
+        """
+        if RUN_ID.fullmatch(text):
+            run = self.run(text)
+        else:
+            listing = self._runs.run_service_list_runs
+            run = next(iter(self._list("runs", listing, name=text, sort_by="created_at desc")), None)
+        if run is None:
+            raise InputError(f"run {text}: not on {self.host}, expected the id or the name of one")
+        return run
+
+    def retry(self, run_id: str) -> None:
+        """Run again what failed of a run; what succeeded stays.
+
+        A repeated request would meet a run that is at work again, so one whose answer was lost counts by its effect.
+        """
+
+        def is_at_work() -> bool:
+            run = self.run(run_id)
+            return run is not None and run.state not in ("FAILED", "CANCELED")
+
+        self._ensure("runs", lambda: is_at_work() or None, lambda: self._retry(run_id), verb="retry")
+
+    def _retry(self, run_id: str) -> bool:
+        self._runs.run_service_retry_run(run_id)
+        return True
+
+    def workflow(self, run_id: str) -> dict[str, Any]:
+        """The Argo workflow of a run as Kubeflow last recorded it, empty where the server gives none.
+
+        Only the older version of the API has it (kubeflow/pipelines 2.17.0, apiserver/server/api_converter.go,
+        `toApiRunDetailV1`); it outlives the workflow itself, which Kubeflow's manifests delete after an hour.
+        """
+        try:
+            detail = json.loads(self._read(f"/apis/v1beta1/runs/{quote(run_id)}"))
+            return from_manifest(detail["pipeline_runtime"]["workflow_manifest"])
+        except (*FAULTS, ValueError, KeyError, TypeError):
+            return {}
+
+    def log(self, run_id: str, node: Node) -> str:
+        """The log of a pod's stage, empty where it cannot be had: from the object store, else from the pod.
+
+        Two of the server's own paths that its published document lacks (2.17.0, apiserver/main.go): what Argo has
+        archived, and what Kubernetes still holds.
+        """
+        run = f"runs/{quote(run_id)}/nodes"
+        try:
+            archived = json.loads(self._read(f"/apis/v2beta1/{run}/{quote(node.id)}/artifacts/main-logs:read"))
+            return base64.b64decode(archived["data"]).decode("utf-8", "replace")
+        except (*FAULTS, ValueError, KeyError, TypeError):
+            pass
+        try:
+            text = self._read(f"/apis/v1alpha1/{run}/{quote(node.pod)}/log").decode("utf-8", "replace")
+        except FAULTS:
+            return ""
+        return "" if text.startswith(LOG_ERROR) else text
+
+    def end(self, run_id: str) -> RunEnd:
+        """How a run stands, and why, as far as its workflow and its logs tell."""
+        return read_workflow(self.workflow(run_id), functools.partial(self.log, run_id))
+
+    def _read(self, path: str) -> bytes:
+        """The body of an answer to a plain GET, without a second try: what is read so only explains."""
+        answer = self._client.call_api(
+            path,
+            "GET",
+            header_params={"Accept": "*/*"},
+            auth_settings=["Bearer"],
+            _preload_content=False,
+            _return_http_data_only=True,
+        )
+        return bytes(answer.data)
 
     # Recurring runs ------------------------------------------------------------------------------------------------
 
@@ -275,12 +375,22 @@ class Kubeflow:
     # Calls ---------------------------------------------------------------------------------------------------------
 
     def _list(
-        self, resource: str, listing: Callable[..., Any], *where: str, name: str = "", field: str = "", **named: Any
+        self,
+        resource: str,
+        listing: Callable[..., Any],
+        *where: str,
+        name: str = "",
+        equal: Mapping[str, str] | None = None,
+        field: str = "",
+        **named: Any,
     ) -> list[Any]:
-        """All pages of what is listed, of the name `name` if one is given."""
-        if name:
-            equal = {"operation": "EQUALS", "key": "display_name", "string_value": name}
-            named["filter"] = json.dumps({"predicates": [equal]})
+        """All pages of what is listed, of the name `name` if one is given, and with the values of `equal`."""
+        conditions = dict(equal or {}) | ({"display_name": name} if name else {})
+        if conditions:
+            predicates = [
+                {"operation": "EQUALS", "key": key, "string_value": value} for key, value in conditions.items()
+            ]
+            named["filter"] = json.dumps({"predicates": predicates})
         if self.namespace and field != "pipeline_versions" and "experiment_id" not in named:
             named["namespace"] = self.namespace
         found: list[Any] = []
@@ -292,9 +402,11 @@ class Kubeflow:
             if not token:
                 return found
 
-    def _ensure(self, resource: str, look: Callable[[], str | None], create: Callable[[], str]) -> str:
+    def _ensure(
+        self, resource: str, look: Callable[[], Answer | None], create: Callable[[], Answer], *, verb: str = "create"
+    ) -> Answer:
         """What is there, else what is created; whoever was faster with the same counts as there."""
-        return self._call("create", resource, lambda: look() or create(), passing=(*PASSING, CONFLICT))
+        return self._call(verb, resource, lambda: look() or create(), passing=(*PASSING, CONFLICT))
 
     def _call(
         self,

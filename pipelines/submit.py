@@ -6,7 +6,7 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +17,18 @@ from pydantic import TypeAdapter, ValidationError
 
 from distilrank.config import Config, Image
 from distilrank.errors import InputError, RunStopped
+from distilrank.workflow import FAILED, STOPPED, SUCCEEDED, Cause, Failure, RunEnd, nodes
 from pipelines import compiling
 from pipelines.kubeflow import Kubeflow, Package
 
 POLL_SECONDS = 5.0
+PROBLEMS_SECONDS = 30.0
+"""Between two looks at what keeps pods from starting: a workflow of many shards is a megabyte."""
 OUTAGE_SECONDS = 900.0
 """How long the API may be away while a run is waited for: an upgrade of Kubeflow takes minutes."""
 ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
 QUIET = ("RUNTIME_STATE_UNSPECIFIED", "PENDING")
 """States of a task that tell nobody anything."""
-PROMOTION = "promote"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended."""
-
-    state: str
-    """SUCCEEDED, FAILED, CANCELED or SKIPPED."""
-    promoted: bool | None
-    """Whether the stage `promote` ran to its end; None: the API tells of no task."""
-    failures: tuple[str, ...]
-    """A line for each task that failed."""
 
 
 def read_package(path: Path) -> Package:
@@ -136,8 +126,14 @@ def stages(package: Package) -> dict[str, str]:
 
 
 def follow(
-    kubeflow: Kubeflow, run_id: str, stages: dict[str, str], *, timeout_minutes: float, say: Callable[[str], None]
-) -> Outcome:
+    kubeflow: Kubeflow,
+    run_id: str,
+    stages: dict[str, str],
+    *,
+    timeout_minutes: float,
+    retries: int = 0,
+    say: Callable[[str], None],
+) -> RunEnd:
     """Wait for the end of a run.
 
     Args:
@@ -145,25 +141,60 @@ def follow(
         run_id: which.
         stages: as `stages` gives them; other tasks are Kubeflow's own.
         timeout_minutes: how long at most; 0: as long as it takes.
-        say: gets a line whenever a stage's state changes.
+        retries: how often to run again what failed, where the next attempt may succeed.
+        say: gets a line whenever a stage's state changes, whenever one waits for something, and for each retry.
 
     Raises:
         RunStopped: it did not end in time, and goes on; or somebody has deleted it.
     """
     deadline = time.monotonic() + timeout_minutes * 60 if timeout_minutes else None
-    seen: dict[str, str] = {}
+    states: dict[str, str] = {}
+    problems = _Problems(kubeflow, run_id)
+    was_out_of_memory = False
     while True:
         left = math.inf if deadline is None else deadline - time.monotonic()
         run = kubeflow.run(run_id, outage_seconds=min(OUTAGE_SECONDS, left))
         if run is None:
             raise RunStopped(f"the run is gone, for somebody has deleted it: {kubeflow.run_url(run_id)}")
-        for line in _changes(run, stages, seen):
+        for line in _changes(run, stages, states):
             say(line)
         if run.state in ENDED:
-            return _outcome(run, stages)
+            end = _end(kubeflow, run, stages)
+            if not retries or not end.may_pass or (end.is_out_of_memory and was_out_of_memory):
+                return end
+            retries -= 1
+            was_out_of_memory = was_out_of_memory or end.is_out_of_memory
+            say(f"{end.summary}; run again: what failed, {retries} more times at most")
+            states.clear()
+            kubeflow.retry(run_id)
+        else:
+            for line in problems.new():
+                say(line)
         if deadline is not None and time.monotonic() + POLL_SECONDS > deadline:
             raise RunStopped(f"waited for {timeout_minutes:g} minutes; the run goes on: {kubeflow.run_url(run_id)}")
         time.sleep(POLL_SECONDS)
+
+
+@dataclass
+class _Problems:
+    """What keeps pods from starting or was tried again: a run that waits for a pod says RUNNING of its stage."""
+
+    kubeflow: Kubeflow
+    run_id: str
+    _reported: set[tuple[str, str]] = field(default_factory=set)
+    _next: float = field(default_factory=lambda: time.monotonic() + PROBLEMS_SECONDS)
+
+    def new(self) -> Iterator[str]:
+        """A line for each problem that was not reported yet; the workflow is read every PROBLEMS_SECONDS only."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + PROBLEMS_SECONDS
+        for node in nodes(self.kubeflow.workflow(self.run_id)):
+            if node.phase in ("Succeeded", "Skipped") or not node.message or (node.id, node.message) in self._reported:
+                continue
+            self._reported.add((node.id, node.message))
+            verb = "an attempt failed" if node.has_failed else "waits"
+            yield f"{node.stage:<12} {verb}: {node.message[:300]}"
 
 
 def _tasks(run: api.V2beta1Run, stages: dict[str, str]) -> Iterator[tuple[str, api.V2beta1PipelineTaskDetail]]:
@@ -171,26 +202,29 @@ def _tasks(run: api.V2beta1Run, stages: dict[str, str]) -> Iterator[tuple[str, a
     return ((stages[one.display_name], one) for one in details or [] if one.display_name in stages)
 
 
-def _changes(run: api.V2beta1Run, stages: dict[str, str], seen: dict[str, str]) -> Iterator[str]:
-    """What is new since the last look; `seen` is brought up to date."""
+def _changes(run: api.V2beta1Run, stages: dict[str, str], states: dict[str, str]) -> Iterator[str]:
+    """What is new since the last poll; `states` is brought up to date."""
     for stage, task in _tasks(run, stages):
-        if task.state and task.state not in QUIET and seen.get(task.task_id) != task.state:
-            seen[task.task_id] = task.state
+        if task.state and task.state not in QUIET and states.get(task.task_id) != task.state:
+            states[task.task_id] = task.state
             yield f"{stage:<12} {task.state.lower()}"
 
 
-def _outcome(run: api.V2beta1Run, stages: dict[str, str]) -> Outcome:
+def _end(kubeflow: Kubeflow, run: api.V2beta1Run, stages: dict[str, str]) -> RunEnd:
+    """How a run ended: from its workflow and logs, and where the server gives neither, from its tasks."""
+    end = kubeflow.end(run.run_id)
+    state = {"CANCELED": STOPPED, "SKIPPED": SUCCEEDED}.get(run.state, run.state)
+    if end.state == STOPPED or (end.failures and state == FAILED):
+        return end
     tasks = list(_tasks(run, stages))
-    failures = [
-        f"{stage}: {_first_line(task.error.message) if task.error else ''}".rstrip(": ")
-        for stage, task in tasks
-        if task.state == "FAILED"
-    ]
-    if run.state == "FAILED" and not failures:
-        failures = [_first_line(run.error.message) if run.error else "Kubeflow names no stage"]
-    promoted = any(stage == PROMOTION and task.state == "SUCCEEDED" for stage, task in tasks) if tasks else None
-    return Outcome(run.state, promoted, tuple(dict.fromkeys(failures)))
-
-
-def _first_line(text: str | None) -> str:
-    return " ".join((text or "").split())[:300]
+    if state != SUCCEEDED:
+        failures = tuple(Failure(stage, Cause.CRASHED, "") for stage, task in tasks if task.state == "FAILED")
+        return RunEnd(state, failures)
+    decisions = dict(end.decisions)
+    if "gate" not in decisions:
+        succeeded = {stage for stage, task in tasks if task.state == "SUCCEEDED"}
+        if "promote" in succeeded:
+            decisions["gate"] = {"outcome": "promoted"}
+        elif "gate" in succeeded:
+            decisions["gate"] = {}
+    return RunEnd(state, (), decisions)

@@ -8,6 +8,7 @@ before or after the effect of a request.
 
 from __future__ import annotations
 
+import base64
 import copy
 import email
 import email.policy
@@ -185,8 +186,46 @@ class Store:
         self.fault: Callable[[str], Fault | None] = lambda operation: None
         self.stories: list[list[Callable[[Entity], None]]] = []
         """What happens to runs to come: a change at each look."""
+        self.workflows: dict[str, Entity] = {}
+        """Argo workflow by run, as the older API gives it."""
+        self.archived_logs: dict[str, str] = {}
+        """Log by node, as Argo keeps it in the object store once a pod has ended."""
+        self.pod_logs: dict[str, str] = {}
+        """Log by pod, as long as Kubernetes has the pod."""
         self._telling: dict[str, Iterator[Callable[[Entity], None]]] = {}
         self._clock = 0
+
+    # What the published document lacks (2.17.0, apiserver/main.go, buildHTTPRouter) -------------------------------
+
+    def plain(self, method: str, path: str) -> tuple[str, bytes] | None:
+        """Content type and body for one of those paths; None: it is none of them."""
+        for pattern, give in (
+            (r"/apis/v1beta1/runs/([^/:]+)", self._run_detail),
+            (r"/apis/v2beta1/runs/([^/]+)/nodes/([^/]+)/artifacts/main-logs:read", self._archived_log),
+            (r"/apis/v1alpha1/runs/([^/]+)/nodes/([^/]+)/log", self._pod_log),
+        ):
+            match = re.fullmatch(pattern, path)
+            if method == "GET" and match:
+                return give(*map(unquote, match.groups()))
+        return None
+
+    def _run_detail(self, run: str) -> tuple[str, bytes]:
+        found = self._get(self.runs, run)
+        detail = {"run": {"id": run, "name": found["display_name"]}, "pipeline_runtime": {}}
+        if run in self.workflows:  # api_converter.go, toApiRunDetailV1
+            detail["pipeline_runtime"] = {"workflow_manifest": json.dumps(self.workflows[run])}
+        return "application/json", json.dumps(detail).encode()
+
+    def _archived_log(self, run: str, node: str) -> tuple[str, bytes]:
+        if node not in self.archived_logs:  # server/run_artifact_server.go
+            raise Refused(404, "artifact not found: <nil>")
+        data = base64.b64encode(self.archived_logs[node].encode()).decode()
+        return "application/json", json.dumps({"data": data}).encode()
+
+    def _pod_log(self, run: str, pod: str) -> tuple[str, bytes]:
+        # server/run_log_server.go writes its 200 before it looks for the pod.
+        text = self.pod_logs.get(pod) or '{"error_message":"Failed to read logs for run","error_details":"..."}'
+        return "text/plain", text.encode()
 
     # One request ---------------------------------------------------------------------------------------------------
 
@@ -377,8 +416,22 @@ class Store:
         return found
 
     def ListRuns(self, named: dict[str, str], body: Any) -> Entity:
-        rows = [one for one in self.runs.values() if one["experiment_id"] == named["experiment_id"]]
+        experiment = named.get("experiment_id")
+        rows = [one for one in self.runs.values() if experiment in (None, one["experiment_id"])]
+        if named.get("sort_by", "created_at desc") != "created_at desc":
+            raise Refused(501, f"sort_by {named['sort_by']}: not here")
+        if "sort_by" in named:
+            rows.sort(key=lambda one: str(one["created_at"]), reverse=True)
         return self._page(rows, "runs", named)
+
+    def RetryRun(self, run: str, named: dict[str, str], body: Any) -> Entity:
+        """As resource_manager.go, RetryRun: only what failed runs again, and the history of states grows."""
+        found = self._get(self.runs, run)
+        if found["state"] != "FAILED":
+            raise Refused(500, "Failed to retry a run: workflow must be Failed/Error to retry")
+        found |= {"state": "RUNNING", "state_history": [*found.get("state_history", []), {"state": "RUNNING"}]}
+        self._telling[run] = iter(self.stories.pop(0) if self.stories else [])
+        return {}
 
     def ListRecurringRuns(self, named: dict[str, str], body: Any) -> Entity:
         return self._page(self._in_namespace(self.recurring, named), "recurringRuns", named)
@@ -453,6 +506,10 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refused(404, f"no such path: {parts.path}")
             query = parse_qsl(parts.query, keep_blank_values=True)
             with store.lock:
+                plain = store.plain(self.command, path)
+            if plain:
+                return self.send_bytes(200, *plain)
+            with store.lock:
                 _, made = store.answer(self.command, path, query, self.headers, data)
         except Refused as refused:
             status, message = refused.args
@@ -477,8 +534,11 @@ class Handler(BaseHTTPRequestHandler):
     def send(self, status: int, value: Any, *, headers: dict[str, str] | None = None) -> None:
         page = isinstance(value, str)
         data = value.encode() if page else json.dumps(value).encode()
+        self.send_bytes(status, "text/html" if page else "application/json", data, headers=headers)
+
+    def send_bytes(self, status: int, content_type: str, data: bytes, *, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "text/html" if page else "application/json")
+        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(data)))
         for name, text in (headers or {}).items():
             self.send_header(name, text)

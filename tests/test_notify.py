@@ -2,15 +2,66 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+import kubernetes
 import pytest
 
 from distilrank import notify
 from distilrank.config import Notify, Registry
+from tests import workflows
 from tests.listener import Listener
 from tests.promotions import LINEAGE, fill
+
+
+class KubernetesApi(ThreadingHTTPServer):
+    """The two requests that a message takes: a workflow, and the log of a pod's container `main`."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), KubernetesHandler)
+        self.workflows: dict[str, Any] = {}
+        self.logs: dict[str, str] = {}
+        self.status = 200
+
+    def __enter__(self) -> KubernetesApi:
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def client(self) -> kubernetes.client.ApiClient:
+        host = f"http://127.0.0.1:{self.server_address[1]}"
+        return kubernetes.client.ApiClient(kubernetes.client.Configuration(host=host))
+
+
+class KubernetesHandler(BaseHTTPRequestHandler):
+    server: KubernetesApi
+
+    def do_GET(self) -> None:
+        *_, kind, name = [*self.path.removesuffix("/log?container=main").split("/")]
+        prefix = {
+            "workflows": "/apis/argoproj.io/v1alpha1/namespaces/search/workflows/",
+            "pods": "/api/v1/namespaces/search/pods/",
+        }
+        assert self.path.startswith(prefix[kind])
+        content = json.dumps(self.server.workflows[name]) if kind == "workflows" and self.server.status == 200 else ""
+        status = self.server.status
+        if kind == "pods":
+            content, status = self.server.logs.get(name, ""), 200 if name in self.server.logs else 404
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json" if kind == "workflows" else "text/plain")
+        self.end_headers()
+        self.wfile.write(content.encode())
+
+    def log_message(self, *arguments: object) -> None:
+        pass
 
 
 @pytest.fixture
@@ -19,9 +70,24 @@ def listener() -> Iterator[Listener]:
         yield server
 
 
+@pytest.fixture
+def kubernetes_api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubernetesApi]:
+    """What a pod of a run can ask of Kubernetes."""
+    (tmp_path / "namespace").write_text("search\n")
+    monkeypatch.setattr(notify, "SERVICE_ACCOUNT", tmp_path)
+    with KubernetesApi() as server:
+        yield server
+
+
 def tell(config: Notify, tmp_path: Path, state: str | None = "SUCCEEDED", error: str | None = "") -> None:
     empty = Registry(uri=str(tmp_path / "registry"))
     notify.notify(config, empty, name="weekly", run="runs/4711", state=state, error=error)
+
+
+def tell_from_cluster(config: Notify, tmp_path: Path, api: KubernetesApi) -> None:
+    """What Kubeflow's exit handler does: it knows no end and no error."""
+    registry = Registry(uri=str(tmp_path / "registry"))
+    notify.notify(config, registry, name="weekly", run=workflows.NAME, state="UNKNOWN", error="", client=api.client())
 
 
 def test_the_payload_says_what_happened(listener: Listener, tmp_path: Path) -> None:
@@ -33,10 +99,87 @@ def test_the_payload_says_what_happened(listener: Listener, tmp_path: Path) -> N
             "name": "weekly",
             "run": "runs/4711",
             "state": "FAILED",
+            "outcome": None,
             "error": "teacher: out of memory",
+            "hint": "",
             "promoted": None,
         }
     ]
+
+
+DONE = ("Succeeded", "")
+DISK_FULL = "Pod ephemeral local storage usage exceeds the total limit of containers 1Mi."
+GATE = "distilrank | gate | outcome | "
+ENDS: list[tuple[dict[str, tuple[str, str]], dict[str, str], dict[str, Any]]] = [
+    (
+        {"decide": DONE, "promote-student": DONE},
+        {
+            "decide": GATE + '{"outcome": "promoted", "candidate": "v1", "champion": "v0", "failed": []}',
+            "promote-student": 'distilrank | promote | outcome | {"version": "v1", "previous": "v0"}',
+        },
+        {"text": "distilrank weekly: promoted v1", "state": "SUCCEEDED", "outcome": "promoted", "promoted": "v1"},
+    ),
+    (
+        {"decide": DONE},
+        {"decide": GATE + '{"outcome": "refused", "candidate": "v1", "champion": "v0", "failed": ["drift"]}'},
+        {"text": "distilrank weekly: the student was refused (drift)", "outcome": "refused", "promoted": None},
+    ),
+    (
+        {"decide": DONE},
+        {"decide": GATE + '{"outcome": "unchanged", "candidate": "v1", "champion": "v1", "failed": []}'},
+        {"text": "distilrank weekly: unchanged: the student is the champion v1 itself", "outcome": "unchanged"},
+    ),
+    (
+        {
+            "evaluate-student": (
+                "Failed",
+                "Pod ephemeral local storage usage exceeds the total limit of containers 1Mi.",
+            )
+        },
+        {},
+        {
+            "state": "FAILED",
+            "error": f"evaluate: evicted: {DISK_FULL}",
+            "hint": "the node was short of memory or disk; `kubectl describe node` says of which",
+        },
+    ),
+    (
+        {"check-inputs": ("Failed", "main: Error (exit code 1)")},
+        {"check-inputs": "distilrank | preflight | bad input | a.csv: no such file\nTraceback"},
+        {
+            "text": "distilrank weekly: failed: preflight: bad input: a.csv: no such file",
+            "error": "preflight: bad input: a.csv: no such file",
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("tasks", "logs", "expected"), ENDS)
+def test_the_message_says_how_the_run_ended_and_why(
+    listener: Listener,
+    tmp_path: Path,
+    kubernetes_api: KubernetesApi,
+    tasks: dict[str, tuple[str, str]],
+    logs: dict[str, str],
+    expected: dict[str, Any],
+) -> None:
+    argo = workflows.manifest({name: [pair] for name, pair in tasks.items()}, phase="Running")
+    kubernetes_api.workflows[workflows.NAME] = argo
+    kubernetes_api.logs = {workflows.pod(argo, name).pod: text for name, text in logs.items()}
+    tell_from_cluster(Notify(webhook=listener.url), tmp_path, kubernetes_api)
+    (post,) = listener.posts
+    assert {key: post[key] for key in expected} == expected
+    tell_from_cluster(Notify(webhook=listener.url, when="failure"), tmp_path, kubernetes_api)
+    assert len(listener.posts) == (2 if expected.get("state") == "FAILED" or expected.get("error") else 1)
+
+
+def test_a_message_goes_out_though_the_cluster_tells_nothing(
+    listener: Listener, tmp_path: Path, kubernetes_api: KubernetesApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kubernetes_api.status = 403
+    tell_from_cluster(Notify(webhook=listener.url), tmp_path, kubernetes_api)
+    assert listener.posts[0]["text"] == "distilrank weekly: ended, and nothing says how"
+    assert "the run's workflow cannot be read: ApiException: Forbidden" in capsys.readouterr().out
 
 
 def test_a_promotion_is_told_by_the_run_that_made_it(listener: Listener, tmp_path: Path) -> None:

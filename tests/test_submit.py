@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,15 @@ import pytest
 import tenacity
 import yaml
 
+from distilrank import workflow
 from pipelines import kubeflow, submit
+from tests import workflows
 from tests.clusters import CONFIG, REGISTRY, Run, document_is_here, run, server
 from tests.kfp_server import Entity, Fault, Server
 
 __all__ = ["run", "server"]
 pytestmark = document_is_here
+Story = Callable[[Entity], None]
 SUBMIT = ("submit", "--config", CONFIG, "--set", REGISTRY)
 
 
@@ -36,15 +41,15 @@ def _no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit, "POLL_SECONDS", 0.0)
 
 
-def becomes(state: str, **tasks: str | tuple[str, str]) -> Callable[[Entity], None]:
-    """A moment in a run's life: its state, and those of its tasks (with their error)."""
+def becomes(state: str, **tasks: str) -> Story:
+    """A moment in a run's life: its state, and those of its tasks, none of which ever has an error."""
 
     def change(one: Entity) -> None:
-        details = []
-        for name, told in tasks.items():
-            task_state, error = told if isinstance(told, tuple) else (told, "")
-            task = {"run_id": one["run_id"], "task_id": name, "display_name": name.replace("_", "-")}
-            details.append(task | {"state": task_state} | ({"error": {"code": 2, "message": error}} if error else {}))
+        names = {name: name.replace("_", "-") for name in tasks}
+        details = [
+            {"run_id": one["run_id"], "task_id": name, "display_name": names[name], "state": task_state}
+            for name, task_state in tasks.items()
+        ]
         one |= {"state": state, "run_details": {"task_details": details}}
 
     return change
@@ -238,33 +243,253 @@ def test_waiting_shows_the_stages_and_ends_well(server: Server, run: Run) -> Non
         ["prepare", "running"],
         ["prepare", "succeeded"],
         ["promote", "succeeded"],
-        ["succeeded"],
+        ["succeeded;", "promoted"],
     ]
 
 
-def test_a_refused_student_is_told_by_the_exit_status(server: Server, run: Run) -> None:
-    story = [becomes("SUCCEEDED", **PREPARED, promote_student="SKIPPED")]
-    server.store.stories = [story, [*story], [becomes("SUCCEEDED")]]
+def ends(state: str, tasks: dict[str, tuple[str, str]], logs: dict[str, str], server: Server, **spec: Any) -> Story:
+    """The end of a run as the server tells of it: no error anywhere, a workflow, and logs in the object store."""
+
+    def change(one: Entity) -> None:
+        phase = {"SUCCEEDED": "Succeeded", "FAILED": "Failed"}[state]
+        argo = workflows.manifest({name: [pair] for name, pair in tasks.items()}, phase=phase, **spec)
+        server.store.workflows[one["run_id"]] = argo
+        for node in workflow.nodes(argo):
+            if not node.is_driver and node.task in logs:
+                server.store.archived_logs[node.id] = logs[node.task]
+        states = {name: pair[0].upper().replace("ERROR", "FAILED") for name, pair in tasks.items()}
+        becomes(state, **states)(one)
+        one["state_history"] = [*one.get("state_history", []), {"state": state}]
+        one["finished_at"] = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+
+    return change
+
+
+def verdict(outcome: str, *failed: str) -> str:
+    decided = {"outcome": outcome, "candidate": "v1", "champion": "v0", "failed": failed}
+    return f"distilrank | gate | note | ...\ndistilrank | gate | outcome | {json.dumps(decided)}\n"
+
+
+DONE = ("Succeeded", "")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "failed", "status", "words"),
+    [
+        ("refused", ["lift_over_bm25"], 3, "succeeded; the student was refused (lift_over_bm25)"),
+        ("unchanged", [], 0, "succeeded; unchanged: the student is the champion v1 itself"),
+    ],
+)
+def test_a_run_that_promotes_nothing_says_why(
+    server: Server, run: Run, outcome: str, failed: list[str], status: int, words: str
+) -> None:
+    story = [ends("SUCCEEDED", {"decide": DONE}, {"decide": verdict(outcome, *failed)}, server)]
+    server.store.stories = [story, [*story]]
     assert run(*SUBMIT)[::2] == (0, "")
-    status, out, _ = run(*SUBMIT, "--fail-on-refusal")
-    assert (status, out.splitlines()[-1]) == (3, "succeeded; the student was refused, and its report says why")
+    said = run(*SUBMIT, "--fail-on-refusal")
+    assert (said[0], said[1].splitlines()[-1]) == (status, words)
+
+
+def test_a_verdict_that_cannot_be_read_is_not_made_up(server: Server, run: Run) -> None:
+    story = [becomes("SUCCEEDED", **PREPARED, decide="SUCCEEDED", promote_student="SKIPPED")]
+    server.store.stories = [story, [*story], [becomes("SUCCEEDED", decide="SUCCEEDED", promote_student="SUCCEEDED")]]
+    words = "succeeded; the student was not promoted, and the run's report says why"
+    assert run(*SUBMIT)[1].splitlines()[-1] == words
     status, _, err = run(*SUBMIT, "--fail-on-refusal")
-    assert status == 1 and "tells of no stage, so whether the student was refused is unknown" in err
+    assert status == 1 and "gives no log of the stage gate, so its verdict is unknown" in err
+    assert run(*SUBMIT, "--fail-on-refusal")[0] == 0
     assert run(*SUBMIT, "--fail-on-refusal", "--no-wait")[::2] == (
         2,
         "error: --fail-on-refusal: only of distill, and only with --wait\n",
     )
 
 
-def test_a_failure_names_its_stages(server: Server, run: Run) -> None:
+BAD_INPUT = "main: Error (exit code 1): distilrank | prepare | bad input | a.csv: no such file"
+CRASH = "main: Error (exit code 1)"
+
+
+def test_bad_input_of_a_stage_has_the_exit_status_of_bad_input(server: Server, run: Run) -> None:
+    server.store.stories = [[ends("FAILED", {"check-inputs": DONE, "prepare-data": ("Failed", BAD_INPUT)}, {}, server)]]
+    status, out, err = run(*SUBMIT)
+    assert (status, out.splitlines()[-1]) == (2, "✗ prepare: bad input: a.csv: no such file")
+    assert re.fullmatch(r"error: prepare: bad input: a.csv: no such file: http://\S+/#/runs/details/\S+\n", err)
+
+
+def test_a_crash_shows_the_end_of_its_log(server: Server, run: Run) -> None:
+    log = "loading\nTraceback (most recent call last):\nKeyError: 'x'\nI1130 launcher\n"
+    server.store.stories = [[ends("FAILED", {"prepare-data": ("Failed", CRASH)}, {"prepare-data": log}, server)]]
+    status, out, err = run(*SUBMIT)
+    assert (status, out.splitlines()[-5:]) == (
+        1,
+        [
+            "✗ prepare: failed: KeyError: 'x'",
+            "    loading",
+            "    Traceback (most recent call last):",
+            "    KeyError: 'x'",
+            "    I1130 launcher",
+        ],
+    )
+    assert err.startswith("stopped: the run failed: prepare: failed: KeyError: 'x': http")
+
+
+def test_a_log_is_read_from_the_pod_where_it_is_not_archived(server: Server, run: Run) -> None:
+    def change(one: Entity) -> None:
+        ends("FAILED", {"prepare-data": ("Failed", CRASH)}, {}, server)(one)
+        pod = workflows.pod(server.store.workflows[one["run_id"]], "prepare-data").pod
+        server.store.pod_logs[pod] = "distilrank | prepare | stopped | nothing to learn\n"
+
+    server.store.stories = [[change]]
+    assert "✗ prepare: stopped: nothing to learn" in run(*SUBMIT)[1]
+
+
+def test_a_failure_without_a_workflow_names_its_stages(server: Server, run: Run) -> None:
     server.store.stories = [
-        [becomes("FAILED", check_inputs="SUCCEEDED", prepare_data=("FAILED", "exit code 2:\n no such file"))],
+        [becomes("FAILED", check_inputs="SUCCEEDED", prepare_data="FAILED")],
         [becomes("CANCELED", check_inputs="CANCELED")],
+        [becomes("FAILED")],
     ]
     status, out, err = run(*SUBMIT)
-    assert (status, out.splitlines()[-1]) == (1, "✗ prepare: exit code 2: no such file")
-    assert re.fullmatch(r"stopped: the run ended as failed: http://\S+/#/runs/details/\S+\n", err)
-    assert "stopped: the run ended as canceled" in run(*SUBMIT)[2]
+    assert (status, out.splitlines()[-1]) == (1, "✗ prepare: failed")
+    assert re.fullmatch(r"stopped: the run failed: prepare: failed: http://\S+/#/runs/details/\S+\n", err)
+    assert "stopped: the run was stopped by a person: http" in run(*SUBMIT)[2]
+    assert "stopped: the run failed: Kubeflow names no stage: http" in run(*SUBMIT)[2]
+
+
+def test_a_terminated_run_was_stopped_by_a_person(server: Server, run: Run) -> None:
+    tasks = {"train-teacher": ("Failed", "main: Error (exit code 143)")}
+    server.store.stories = [[becomes("CANCELING"), ends("FAILED", tasks, {}, server, activeDeadlineSeconds=0)]]
+    status, _, err = run(*SUBMIT, "--retry-run", 3)
+    assert status == 1 and err.startswith("stopped: the run was stopped by a person: http")
+
+
+def test_what_keeps_a_pod_from_starting_is_told_while_it_waits(
+    server: Server, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "PROBLEMS_SECONDS", 0.0)
+
+    def waits(phase: str, message: str) -> Story:
+        def change(one: Entity) -> None:
+            becomes("RUNNING", check_inputs="RUNNING")(one)
+            argo = workflows.manifest({"check-inputs": [(phase, message)]}, phase="Running")
+            server.store.workflows[one["run_id"]] = argo
+
+        return change
+
+    invalid = 'Pod "x" is invalid: spec.volumes[1].name: Invalid value: "trust.me": must not contain dots'
+    pending = waits("Pending", "Unschedulable: 0/3 nodes are available: 3 Insufficient cpu.")
+    server.store.stories = [[pending, pending, waits("Error", invalid), becomes("SUCCEEDED", check_inputs="SUCCEEDED")]]
+    _, out, _ = run(*SUBMIT)
+    assert [line.strip() for line in out.splitlines()[1:]] == [
+        "preflight    running",
+        "preflight    waits: Unschedulable: 0/3 nodes are available: 3 Insufficient cpu.",
+        f"preflight    an attempt failed: {invalid}",
+        "preflight    succeeded",
+        "succeeded",
+    ]
+
+
+# Retries -----------------------------------------------------------------------------------------------------------
+
+EVICTED = {"train-teacher": ("Failed", "The node was low on resource: memory.")}
+KILLED = {"train-teacher": ("Failed", "main: OOMKilled (exit code 137)")}
+
+
+def test_waiting_retries_what_may_pass(server: Server, run: Run) -> None:
+    well = becomes("SUCCEEDED", train_teacher="SUCCEEDED")
+    server.store.stories = [[ends("FAILED", EVICTED, {}, server)], [ends("FAILED", EVICTED, {}, server)], [well]]
+    status, out, _ = run(*SUBMIT, "--retry-run", 2)
+    assert (status, out.count("run again"), out.splitlines()[-1]) == (0, 2, "succeeded")
+    assert server.store.requests.count("RunService_RetryRun") == 2
+    server.store.stories = [[ends("FAILED", EVICTED, {}, server)], [ends("FAILED", EVICTED, {}, server)]]
+    assert run(*SUBMIT, "--retry-run", 1)[0] == 1
+    server.store.stories = [[ends("FAILED", KILLED, {}, server)], [ends("FAILED", KILLED, {}, server)]]
+    status, out, _ = run(*SUBMIT, "--retry-run", 5)
+    assert (status, out.count("run again")) == (1, 1)  # out of memory: once
+    assert out.splitlines()[-1].strip() == "raise cluster.stages.teacher.memory if it happens again"
+    server.store.stories = [[ends("FAILED", {"prepare-data": ("Failed", BAD_INPUT)}, {}, server)]]
+    before = server.store.requests.count("RunService_RetryRun")
+    assert run(*SUBMIT, "--retry-run", 5)[0] == 2
+    assert server.store.requests.count("RunService_RetryRun") == before
+    assert run(*SUBMIT, "--retry-run", 1, "--no-wait")[0] == 2
+
+
+def test_a_lost_answer_retries_once(server: Server, run: Run) -> None:
+    server.store.stories = [[ends("FAILED", EVICTED, {}, server)], [becomes("SUCCEEDED", train_teacher="SUCCEEDED")]]
+    lost = [Fault(after=True)]
+    server.store.fault = lambda operation: lost.pop() if operation.endswith("RetryRun") and lost else None
+    assert run(*SUBMIT, "--retry-run", 1)[0] == 0
+    assert server.store.requests.count("RunService_RetryRun") == 1 and not lost
+
+
+def test_a_run_is_retried_by_name_or_id(server: Server, run: Run) -> None:
+    server.store.stories = [[ends("FAILED", KILLED, {}, server)], [becomes("SUCCEEDED", train_teacher="SUCCEEDED")]]
+    run(*SUBMIT, "--name", "weekly")
+    (run_id,) = server.store.runs
+    status, out, _ = run("retry", "weekly")
+    assert (status, out.splitlines()[-1]) == (0, "succeeded")
+    assert run("retry", run_id)[2].startswith(f"error: run {run_id}: is succeeded, expected one that failed: http")
+    assert run("retry", "daily")[2] == f"error: run daily: not on {server.url}, expected the id or the name of one\n"
+    assert run("retry", run_id.replace("-", "0"))[0] == 2
+    assert run("retry")[2] == "error: retry: expected either RUN or --failed-since AGE\n"
+
+
+def test_bad_input_is_retried_by_force_only(server: Server, run: Run) -> None:
+    server.store.stories = [[ends("FAILED", {"prepare-data": ("Failed", BAD_INPUT)}, {}, server)]]
+    run(*SUBMIT, "--name", "weekly")
+    status, _, err = run("retry", "weekly", "--no-wait")
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith("error: run weekly: failed: prepare: bad input: a.csv: no such file; it would end so again.")
+    assert run("retry", "weekly", "--no-wait", "--force")[0] == 0
+    assert server.store.requests.count("RunService_RetryRun") == 1
+
+
+def test_failed_runs_are_retried_within_bounds(server: Server, run: Run, tmp_path: Path) -> None:
+    server.store.stories = [
+        [ends("FAILED", EVICTED, {}, server)],
+        [ends("FAILED", {"prepare-data": ("Failed", BAD_INPUT)}, {}, server)],
+        [ends("FAILED", EVICTED, {}, server)],
+        [ends("FAILED", KILLED, {}, server)],
+        [ends("FAILED", EVICTED, {}, server)],
+    ]
+    for name in ("evicted", "wrong", "old", "killed", "others"):
+        run(*SUBMIT, "--name", name)
+    runs = {one["display_name"]: one for one in server.store.runs.values()}
+    runs["old"]["finished_at"] = "2026-01-01T00:00:00Z"
+    runs["others"]["pipeline_version_reference"] = {"pipeline_id": "iris", "pipeline_version_id": "v"}
+    status, out, _ = run("retry", "--failed-since", "6h")
+    assert (status, out.splitlines()) == (
+        0,
+        [
+            "killed: failed: teacher: out of memory: main: OOMKilled (exit code 137): retried",
+            "wrong: failed: prepare: bad input: a.csv: no such file: not retried, it would end so again",
+            "evicted: failed: teacher: evicted: The node was low on resource: memory.: retried",
+        ],
+    )
+    # They fail again.
+    for name, tasks in (("evicted", EVICTED), ("killed", KILLED)):
+        ends("FAILED", tasks, {}, server)(runs[name])
+    out = run("retry", "--failed-since", "6h", "--max-retries", 2)[1]
+    assert "evicted: failed: teacher: evicted: The node was low on resource: memory.: retried" in out.splitlines()
+    assert "not retried, raise cluster.stages.teacher.memory if it happens again" in out
+    ends("FAILED", EVICTED, {}, server)(runs["evicted"])
+    assert "not retried, after 2 retries" in run("retry", "--failed-since", "6h", "--max-retries", 2)[1]
+    assert run("retry", "--failed-since", "6 hours")[2].startswith("error: --failed-since 6 hours: expected a number")
+
+
+def test_an_owner_retries_the_runs_of_its_schedules_alone(server: Server, run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "schedules.yaml"
+    plan = {"name": "weekly", "pipeline": "distill", "config": str(CONFIG), "set": {"registry.uri": "/registry"}}
+    path.write_text(yaml.safe_dump({"owner": "shop", "schedules": [plan | {"cron": "0 3 * * 1"}]}))
+    run("schedule", "apply", "--file", path)
+    ((recurring, _),) = server.store.recurring.items()
+    server.store.stories = [[ends("FAILED", EVICTED, {}, server)], [ends("FAILED", EVICTED, {}, server)]]
+    run(*SUBMIT, "--name", "by-hand")
+    run(*SUBMIT, "--name", "weekly-1-1234")
+    list(server.store.runs.values())[-1]["recurring_run_id"] = recurring
+    status, out, _ = run("retry", "--failed-since", "2d", "--file", path)
+    assert (status, len(out.splitlines()), out.startswith("weekly-1-1234: failed: teacher: evicted: ")) == (0, 1, True)
+    path.write_text("owner: another\nschedules: []\n")
+    assert run("retry", "--failed-since", "2d", "--file", path)[1] == "nothing to retry\n"
 
 
 def test_waiting_survives_an_outage_and_says_that_the_run_goes_on(

@@ -25,6 +25,11 @@ from distilrank.errors import InputError, RunStopped
 
 SEAL = "digest.json"
 RECORD = "stage.json"
+TERMINATION_LOG = "DISTILRANK_TERMINATION_LOG", "/dev/termination-log"
+"""The variable that names it, and where Kubernetes puts it: the last message of a container, which Argo then reports
+as the reason of the pod's failure. An exit status cannot tell bad input from a crash: KFP's launcher ends with 1."""
+TERMINATION_BYTES = 1000
+"""Characters of that message at most: Kubernetes keeps 4,096 bytes, and Argo's status of a whole run has 1 MiB."""
 
 
 @contextlib.contextmanager
@@ -241,10 +246,21 @@ def stage(name: str, output: Path, *, config: Any) -> Iterator[Record]:
             if error.errno in progress.STORAGE_ERRORS:
                 raise InputError(f"{error.filename or output}: cannot be used ({error.strerror})") from error
             raise
-    except InputError as error:
-        progress.announce(name, "bad input", str(error))
-        raise
-    except RunStopped as error:
-        progress.announce(name, "stopped", str(error))
+    except Exception as error:
+        _report_failure(name, error)
         raise
     progress.announce(name, "finished", f"{seconds:.1f} s", f"peak {peak:.0f} MiB")
+
+
+def _report_failure(name: str, error: Exception) -> None:
+    """Print why stage `name` fails, and leave the same line where Kubernetes looks for a container's last message."""
+    if isinstance(error, InputError | RunStopped):
+        event, text = "bad input" if isinstance(error, InputError) else "stopped", str(error)
+    else:
+        event, text = "failed", f"{type(error).__name__}: {error}"
+    progress.announce(name, event, text)
+    variable, default = TERMINATION_LOG
+    path = Path(os.environ.get(variable, default))
+    if path.exists():
+        with contextlib.suppress(OSError):  # the line is in the log all the same
+            path.write_text(progress.line(name, event, text)[:TERMINATION_BYTES], encoding="utf-8")

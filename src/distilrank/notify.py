@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import requests
 from urllib3.util import Retry
 
-from distilrank import progress, registry
+from distilrank import progress, registry, workflow
 from distilrank.config import WEBHOOK_FOLDER, Notify, Registry
 from distilrank.errors import InputError
+from distilrank.workflow import SUCCEEDED, UNKNOWN, Cause, Failure, Node, RunEnd
+
+if TYPE_CHECKING:
+    from kubernetes.client import ApiClient
 
 STAGE = "notify"
 VERSION = 1
@@ -26,30 +30,35 @@ ENDS = {
     "CANCELED": "CANCELLED",
 }
 """What we call an end, by what Kubeflow's backends and its local runner call it."""
-UNKNOWN = "UNKNOWN"
-"""Where Kubeflow names no end: some versions say RUNNING of a run with a loop in it (kubeflow/pipelines#13321)."""
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+"""Where a pod finds its namespace and its token."""
 
 
-def payload(name: str, run: str, state: str, error: str, promoted: str) -> dict[str, Any]:
+def payload(name: str, run: str, end: RunEnd, promoted: str) -> dict[str, Any]:
     """What is posted; `text` is the line that chat services show."""
-    text = f"distilrank {name}: {'ended, Kubeflow does not say how' if state == UNKNOWN else state.lower()}"
-    if promoted:
-        text += f", promoted {promoted}"
-    if error:
-        text += f": {error}"
+    text = end.summary if not promoted or end.version else f"{end.summary}, promoted {promoted}"
     return {
         "version": VERSION,
-        "text": text,
+        "text": f"distilrank {name}: {text}",
         "name": name,
         "run": run,
-        "state": state,
-        "error": error,
-        "promoted": promoted or None,
+        "state": end.state,
+        "outcome": end.outcome or None,
+        "error": end.error,
+        "hint": next((failure.hint for failure in end.failures if failure.hint), ""),
+        "promoted": end.version or promoted or None,
     }
 
 
 def notify(
-    config: Notify, registry_config: Registry, *, name: str, run: str | None, state: str | None, error: str | None
+    config: Notify,
+    registry_config: Registry,
+    *,
+    name: str,
+    run: str | None,
+    state: str | None,
+    error: str | None,
+    client: ApiClient | None = None,
 ) -> None:
     """Post the outcome; a message that cannot be delivered is told in the log, and does not fail a run that succeeded.
 
@@ -57,29 +66,76 @@ def notify(
         config: to whom; the URL of a Secret lies in the file `WEBHOOK_FOLDER`/`config.key`.
         registry_config: where a promoted student would be.
         name: the run, as its promotion has it.
-        run: Kubeflow's name of it, if it has one.
-        state: how it ended, in Kubeflow's words.
+        run: Kubeflow's name of it, that of its Argo workflow, if it has one.
+        state: how it ended, in Kubeflow's words, which count only where the workflow cannot be read.
         error: Kubeflow's message, if there is one.
+        client: the Kubernetes API; None: that of this pod, if it is one.
     """
     progress.announce(STAGE, "started")
-    end = ENDS.get(state or "", UNKNOWN)
-    if config.when == "failure" and end == "SUCCEEDED":
+    end = _from_cluster(run or "", client) or _from_status(state or "", error or "")
+    if config.when == "failure" and end.state == SUCCEEDED:
         progress.announce(STAGE, "finished", "the run succeeded: nobody is told")
         return
     try:
         url = _url(config)
-        promoted = _promoted(registry_config, name) if end in ("SUCCEEDED", UNKNOWN) else ""
+        promoted = _promoted(registry_config, name) if end.state in (SUCCEEDED, UNKNOWN) and not end.decisions else ""
         with requests.Session() as session:
             for scheme in ("http://", "https://"):
                 session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=RETRIES))
-            answer = session.post(url, json=payload(name, run or "", end, error or "", promoted), timeout=TIMEOUT)
+            answer = session.post(url, json=payload(name, run or "", end, promoted), timeout=TIMEOUT)
         answer.raise_for_status()
     except InputError as problem:
         progress.announce(STAGE, "note", f"nobody was told: {problem}")
     except requests.RequestException as problem:  # its text holds the URL, which may be a secret
         status = problem.response.status_code if problem.response is not None else "no answer"
         progress.announce(STAGE, "note", f"nobody was told: the webhook failed ({type(problem).__name__}, {status})")
-    progress.announce(STAGE, "finished", end)
+    progress.announce(STAGE, "finished", end.summary)
+
+
+def _from_status(state: str, error: str) -> RunEnd:
+    """How the run ended by Kubeflow's final status, which says FAILED at most of a first stage, and never why."""
+    failures = (Failure("", Cause.CRASHED, error),) if error else ()
+    return RunEnd(ENDS.get(state, UNKNOWN), failures)
+
+
+def _from_cluster(run: str, client: ApiClient | None) -> RunEnd | None:
+    """How the run ended by its Argo workflow and the logs of its pods; None: they cannot be read from here.
+
+    Kubeflow's own role for the pods of runs allows both (kubeflow/pipelines 2.17.0, pipeline-runner-role.yaml).
+    """
+    if not run or (client is None and not SERVICE_ACCOUNT.exists()):
+        return None
+    try:
+        import kubernetes
+
+        if client is None:
+            configuration = kubernetes.client.Configuration()
+            kubernetes.config.load_incluster_config(client_configuration=configuration)
+            client = kubernetes.client.ApiClient(configuration)
+        namespace = (SERVICE_ACCOUNT / "namespace").read_text(encoding="utf-8").strip()
+        answer = kubernetes.client.CustomObjectsApi(client).get_namespaced_custom_object(
+            "argoproj.io", "v1alpha1", namespace, "workflows", run, _request_timeout=TIMEOUT
+        )
+        core = kubernetes.client.CoreV1Api(client)
+    except Exception as problem:  # of many libraries; whatever it is, the message must go out
+        progress.announce(STAGE, "note", f"the run's workflow cannot be read: {_brief(problem)}")
+        return None
+
+    def log(node: Node) -> str:
+        try:
+            read = core.read_namespaced_pod_log(
+                node.pod, namespace, container="main", _preload_content=False, _request_timeout=TIMEOUT
+            )
+            return bytes(read.data).decode("utf-8", "replace")
+        except Exception as problem:
+            progress.announce(STAGE, "note", f"the log of {node.stage} cannot be read: {_brief(problem)}")
+            return ""
+
+    return workflow.read(workflow.unpacked(answer), log, has_ended=True)
+
+
+def _brief(problem: Exception) -> str:
+    return f"{type(problem).__name__}: {getattr(problem, 'reason', None) or problem}"[:200]
 
 
 def _url(config: Notify) -> str:

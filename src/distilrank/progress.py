@@ -33,8 +33,13 @@ class Event:
 
 def announce(stage: str, event: str, *parts: str) -> None:
     """Print one line; line breaks within `parts` are folded so that it stays one."""
+    print(line(stage, event, *parts), flush=True)
+
+
+def line(stage: str, event: str, *parts: str) -> str:
+    """The line that `announce` prints."""
     assert event in EVENTS, event
-    print(" | ".join(("distilrank", stage, event, *(" ".join(part.split()) for part in parts))), flush=True)
+    return " | ".join(("distilrank", stage, event, *(" ".join(part.split()) for part in parts)))
 
 
 def parse(line: str) -> Event | None:

@@ -1,0 +1,362 @@
+"""What the Argo workflow of a Kubeflow run says: which stages ended how, and why.
+
+Kubeflow's own API has neither: a failed run and its tasks have no error, and a run's final status is UNKNOWN to its
+exit handler unless the first stage failed. The workflow has the phase of every pod with a message, which begins with
+the container's exit status (argo-workflows 4.0.5, workflow/controller/operator.go, `inferFailedReason`) and ends with
+what the stage left for it (`artifacts.TERMINATION_LOG`). What is missing there is read from the logs of the stages.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import gzip
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from distilrank import progress
+
+SUCCEEDED, FAILED, RUNNING, STOPPED, UNKNOWN = "SUCCEEDED", "FAILED", "RUNNING", "CANCELLED", "UNKNOWN"
+"""States of a run. Kubeflow calls a terminated run FAILED too; its workflow tells the difference."""
+ARGO_STATES = {"Succeeded": SUCCEEDED, "Failed": FAILED, "Error": FAILED, "Running": RUNNING, "Pending": RUNNING}
+EXECUTOR = "executor"
+"""What KFP's compiler calls the pod that runs a component (kubeflow/pipelines 2.17.0, argocompiler/container.go)."""
+DRIVER = "-driver"
+"""How it ends the name of the pod that comes before each."""
+FNV_OFFSET, FNV_PRIME = 0x811C9DC5, 0x01000193
+"""Of the 32-bit FNV-1a hash, by which Argo names pods."""
+MAX_POD_PREFIX = 252 - 10
+TAIL_LINES = 5
+"""Lines of a stage's log that are shown where it left no reason."""
+TEXT_LENGTH = 500
+"""Characters of a reason at most."""
+
+EXIT = re.compile(r"(?P<container>\w+): (?P<reason>\w*) ?\(exit code (?P<code>\d+)\)(?:: (?P<text>.*))?", re.DOTALL)
+NOT_CREATED = re.compile(r"is invalid:|admission webhook|forbidden:|exceeded quota|must not|cannot create")
+NOT_STARTED = re.compile(r"ErrImagePull|ImagePullBackOff|InvalidImageName|CreateContainer\w*Error|before \w+ container")
+TIMED_OUT = re.compile(r"longer than the specified deadline|exceeded its deadline|step exceeded|DeadlineExceeded")
+POD_LOST = re.compile(r"pod deleted|node shutdown|NodeLost|node was lost|[Pp]reempt|TaintManager|not ready")
+EVICTED = re.compile(r"[Ee]vict|low on resource|ephemeral.local storage usage exceeds|exceeds the total limit")
+STORAGE = re.compile(r"failed to (?:up|down)load (?:in|out)put artifact|failed to publish execution")
+"""What KFP's launcher prints when the object store or the metadata store was away (2.17.0, v2/component)."""
+EXCEPTION = re.compile(r"^[\w.]*(?:Error|Exception|Interrupt|Exit)\b.*")
+
+
+class Cause(StrEnum):
+    """Why a pod of a stage ended without having done its work."""
+
+    BAD_INPUT = "bad input"
+    STOPPED = "stopped"
+    CRASHED = "failed"
+    OUT_OF_MEMORY = "out of memory"
+    EVICTED = "evicted"
+    POD_LOST = "pod lost"
+    KILLED = "killed"
+    STORAGE_LOST = "storage unreachable"
+    NOT_STARTED = "pod cannot start"
+    TIMED_OUT = "timed out"
+    DRIVER = "Kubeflow's driver failed"
+    TERMINATED = "terminated"
+
+
+PASSING = {Cause.EVICTED, Cause.POD_LOST, Cause.KILLED, Cause.STORAGE_LOST, Cause.DRIVER}
+"""Causes that may be gone the next time, whatever the stage was given."""
+STAGES = {
+    "check-inputs": "preflight",
+    "check-champion": "preflight",
+    "prepare-data": "prepare",
+    "sample-newest": "sample",
+    "score-newest": "score",
+    "train-teacher": "teacher",
+    "label-shard": "label",
+    "distil-student": "student",
+    "evaluate-student": "evaluate",
+    "measure-drift": "drift",
+    "keep-snapshot": "snapshot",
+    "decide": "gate",
+    "render-report": "report",
+    "promote-student": "promote",
+    "watch-champion": "monitor",
+    "report-outcome": "notify",
+}
+"""Stage by KFP's name of its task, which is all that a workflow has; a test compares it with the pipelines."""
+DECIDING = ("gate", "promote", "monitor")
+"""The stages that print what they decided."""
+EVENTS = {"bad input": Cause.BAD_INPUT, "stopped": Cause.STOPPED, "failed": Cause.CRASHED}
+
+
+@dataclass(frozen=True)
+class Node:
+    """A pod of the workflow: one attempt at a task."""
+
+    id: str
+    task: str
+    """KFP's name of the task, e.g. `check-inputs`."""
+    pod: str
+    phase: str
+    """Pending, Running, Succeeded, Failed or Error; empty where the pod does not exist yet."""
+    message: str
+    is_driver: bool = False
+
+    @property
+    def stage(self) -> str:
+        """The stage that it belongs to; KFP's own name for another's task."""
+        return STAGES.get(self.task, self.task)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it ended without success."""
+        return self.phase in ("Failed", "Error")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why one stage failed."""
+
+    stage: str
+    cause: Cause
+    reason: str
+    """One line; may be empty."""
+    log_tail: tuple[str, ...] = ()
+    """The log's last lines, where the stage left no reason of its own."""
+
+    def __str__(self) -> str:
+        reason = self.reason or (self.log_tail[-1] if self.log_tail else "")
+        return ": ".join(filter(None, (self.stage, self.cause, reason))) if self.stage else reason
+
+    @property
+    def hint(self) -> str:
+        """What to do about it; empty where the reason says it."""
+        return {
+            Cause.OUT_OF_MEMORY: f"raise cluster.stages.{self.stage}.memory if it happens again",
+            Cause.EVICTED: "the node was short of memory or disk; `kubectl describe node` says of which",
+            Cause.TIMED_OUT: f"raise cluster.stages.{self.stage}.timeout_minutes; checkpoints are resumed",
+        }.get(self.cause, "")
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """How a run ended, or how it stands."""
+
+    state: str
+    """SUCCEEDED, FAILED, CANCELLED, RUNNING or UNKNOWN."""
+    failures: tuple[Failure, ...] = ()
+    decisions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By stage, as far as it ran: what `gate` decided (`outcome`, `failed`, `candidate`, `champion`), what `promote`
+    made champion (`version`), and whether `monitor` raised an `alarm` (`failed`)."""
+
+    @property
+    def error(self) -> str:
+        """The failures in one line."""
+        return "; ".join(dict.fromkeys(map(str, self.failures)))  # shards tend to fail alike
+
+    @property
+    def outcome(self) -> str:
+        """The gate's decision: promoted, cold_start, overridden, refused or unchanged; empty: it did not decide."""
+        return self.decisions.get("gate", {}).get("outcome", "")
+
+    @property
+    def version(self) -> str:
+        """The version that the run promoted, if it did."""
+        return self.decisions.get("promote", {}).get("version", "")
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether running again what failed can succeed with the same inputs."""
+        causes = {one.cause for one in self.failures}
+        return self.state == FAILED and bool(causes) and causes <= PASSING | {Cause.OUT_OF_MEMORY}
+
+    @property
+    def is_out_of_memory(self) -> bool:
+        """Whether a pod was killed for its memory."""
+        return any(one.cause == Cause.OUT_OF_MEMORY for one in self.failures)
+
+    @property
+    def summary(self) -> str:
+        """What a person wants to know of the run, in one line."""
+        if self.state == STOPPED:
+            return "stopped by a person"
+        if self.state == FAILED:
+            return f"failed: {self.error or 'Kubeflow names no stage'}"
+        if self.state != SUCCEEDED:
+            return "running" if self.state == RUNNING else "ended, and nothing says how"
+        return ", ".join(filter(None, (self._alarm, self._decision))) or "succeeded"
+
+    @property
+    def _alarm(self) -> str:
+        monitor = self.decisions.get("monitor")
+        if monitor is None:
+            return ""
+        return f"alarm ({', '.join(monitor['failed'])})" if monitor["alarm"] else "no alarm"
+
+    @property
+    def _decision(self) -> str:
+        gate = self.decisions.get("gate", {})
+        if self.outcome == "refused":
+            return f"the student was refused ({', '.join(gate.get('failed', ()))})"
+        if self.outcome == "unchanged":
+            return f"unchanged: the student is the champion {gate.get('candidate', '')} itself".rstrip()
+        if "gate" in self.decisions and not self.outcome:
+            return "the student was not promoted, and the run's report says why"
+        how = {"cold_start": "promoted as the first champion:", "overridden": "promoted by an override:"}
+        return f"{how.get(self.outcome, 'promoted')} {self.version}".strip() if self.outcome or self.version else ""
+
+
+def from_manifest(text: str) -> dict[str, Any]:
+    """An Argo Workflow from JSON, `unpacked`.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    manifest = json.loads(text)
+    if not isinstance(manifest, dict):
+        raise ValueError("an Argo Workflow is a JSON object")
+    return unpacked(manifest)
+
+
+def unpacked(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The workflow with its nodes, which Argo compresses where they are many."""
+    status = manifest.setdefault("status", {})
+    if status.get("compressedNodes") and not status.get("nodes"):
+        status["nodes"] = json.loads(gzip.decompress(base64.b64decode(status["compressedNodes"])))
+    return manifest
+
+
+def nodes(manifest: Mapping[str, Any]) -> list[Node]:
+    """The pods of a workflow that run components or their drivers, of each task the last attempt, in order of time."""
+    statuses = (manifest.get("status") or {}).get("nodes") or {}
+    workflow = (manifest.get("metadata") or {}).get("name", "")
+    attempts = {id: status for status in statuses.values() if status.get("type") == "Retry" for id in _children(status)}
+    pods = sorted(
+        (status for id, status in statuses.items() if status.get("type") == "Pod" and _is_last(id, attempts.get(id))),
+        key=lambda status: (status.get("finishedAt") or "9", status.get("startedAt") or "", status.get("id", "")),
+    )
+    return [node for status in pods if (node := _node(status, workflow))]
+
+
+def _children(status: Mapping[str, Any]) -> list[str]:
+    return status.get("children") or []
+
+
+def _is_last(id: str, retry: Mapping[str, Any] | None) -> bool:
+    """Whether a pod is the last attempt of the Retry node above it, if there is one."""
+    return retry is None or _children(retry)[-1] == id
+
+
+def _node(status: Mapping[str, Any], workflow: str) -> Node | None:
+    # WORKFLOW.root.check-inputs.executor(0), with (0) behind each part where Argo's default retries are set
+    path = [re.sub(r"\(.*\)$", "", part) for part in str(status.get("name", "")).split(".")]
+    is_driver = path[-1].endswith(DRIVER)
+    if len(path) < 2 or not (is_driver or path[-1] == EXECUTOR):
+        return None
+    return Node(
+        id=status.get("id", ""),
+        task=path[-1].removesuffix(DRIVER) if is_driver else path[-2],
+        pod=pod_name(workflow, status.get("templateName", ""), status.get("name", "")),
+        phase=status.get("phase", ""),
+        message=" ".join(str(status.get("message") or "").split()),
+        is_driver=is_driver,
+    )
+
+
+def pod_name(workflow: str, template: str, node: str) -> str:
+    """The pod of a node (argo-workflows 4.0.5, workflow/util/pod_name.go, version 2)."""
+    hashed = FNV_OFFSET
+    for byte in node.encode():
+        hashed = (hashed ^ byte) * FNV_PRIME & 0xFFFFFFFF
+    prefix = f"{workflow}-{template}" if template else workflow
+    return f"{prefix[:MAX_POD_PREFIX]}-{hashed}"
+
+
+def is_terminated(manifest: Mapping[str, Any]) -> bool:
+    """Whether somebody stopped the run: Kubeflow then sets the workflow's deadline to 0, and nothing else does."""
+    spec = manifest.get("spec") or {}
+    return spec.get("activeDeadlineSeconds") == 0 or spec.get("shutdown") in ("Stop", "Terminate")
+
+
+def read(manifest: Mapping[str, Any], log: Callable[[Node], str], *, has_ended: bool = False) -> RunEnd:
+    """How a run stands.
+
+    Args:
+        manifest: its workflow.
+        log: gives the log of a node's pod; empty where it cannot be read.
+        has_ended: whether all stages are at their end, though the workflow's exit handler is still running.
+    """
+    pods = nodes(manifest)
+    failures = tuple(failure(node, log) for node in pods if node.has_failed)
+    state = ARGO_STATES.get((manifest.get("status") or {}).get("phase", ""), UNKNOWN)
+    if has_ended:
+        state = FAILED if failures else SUCCEEDED
+    if is_terminated(manifest) and state != SUCCEEDED:
+        return RunEnd(STOPPED)
+    return RunEnd(state, failures, {} if state == RUNNING else _decisions(pods, log))
+
+
+def failure(node: Node, log: Callable[[Node], str]) -> Failure:
+    """Why a pod failed: from its node's message, and where that does not say, from its log."""
+    stage = node.stage
+    if node.is_driver:
+        return Failure(stage, Cause.DRIVER, _short(node.message), _tail(log(node)))
+    exited = EXIT.match(node.message)
+    if exited is None:
+        return Failure(stage, _cause_without_exit(node.message), _short(node.message))
+    if exited["reason"] == "OOMKilled":
+        return Failure(stage, Cause.OUT_OF_MEMORY, _short(node.message))
+    if exited["container"] != "main":
+        return Failure(stage, Cause.DRIVER, _short(node.message))
+    event = progress.parse(exited["text"] or "")
+    text = "" if event else log(node)
+    event = event or _last_failure(text)
+    if event:
+        return Failure(event.stage.partition("-")[0], EVENTS[event.event], _short(event.text))
+    if uploads := STORAGE.findall(text):
+        return Failure(stage, Cause.STORAGE_LOST, _short(uploads[-1]), _tail(text))
+    if exited["code"] in ("137", "143"):
+        return Failure(stage, Cause.KILLED, _short(node.message), _tail(text))
+    return Failure(stage, Cause.CRASHED, _last_exception(text) or _short(node.message), _tail(text))
+
+
+def _cause_without_exit(message: str) -> Cause:
+    """The cause of what did not end by itself."""
+    patterns = {
+        TIMED_OUT: Cause.TIMED_OUT,
+        EVICTED: Cause.EVICTED,
+        POD_LOST: Cause.POD_LOST,
+        NOT_STARTED: Cause.NOT_STARTED,
+        NOT_CREATED: Cause.NOT_STARTED,
+    }
+    return next((cause for pattern, cause in patterns.items() if pattern.search(message)), Cause.DRIVER)
+
+
+def _last_failure(text: str) -> progress.Event | None:
+    events = [event for event in map(progress.parse, text.splitlines()) if event and event.event in EVENTS]
+    return events[-1] if events else None
+
+
+def _last_exception(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if EXCEPTION.match(line)]
+    return _short(lines[-1]) if lines else ""
+
+
+def _tail(text: str) -> tuple[str, ...]:
+    return tuple(line[:TEXT_LENGTH] for line in text.splitlines() if line.strip())[-TAIL_LINES:]
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split())[:TEXT_LENGTH]
+
+
+def _decisions(pods: list[Node], log: Callable[[Node], str]) -> dict[str, Any]:
+    """What the deciding stages decided, from their logs."""
+    decisions: dict[str, Any] = {}
+    for node in pods:
+        if node.stage in DECIDING and node.phase == "Succeeded" and not node.is_driver:
+            for event in filter(None, map(progress.parse, log(node).splitlines())):
+                if event.event == "outcome":
+                    with contextlib.suppress(ValueError):  # a line that was cut
+                        decisions[event.stage] = json.loads(event.text)
+    return decisions
