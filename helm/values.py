@@ -111,7 +111,7 @@ class Account(Values):
     """A service account."""
 
     create: bool = Field(True, description="Whether the chart makes it.")
-    name: str = Field(
+    name: config.OptionalName = Field(
         "", description="Its name; empty: after the release, or where it is not made, Kubernetes' or Kubeflow's own."
     )
     annotations: Labels = Field({}, description="For Workload Identity (`iam.gke.io/gcp-service-account`), IRSA.")
@@ -175,7 +175,7 @@ class Storage(Values):
     """
 
     enabled: bool = Field(False, description="Whether there is one.")
-    existing_claim: str = Field("", description="Use this claim instead of one of the chart's.")
+    existing_claim: config.OptionalVolumeName = Field("", description="Use this claim instead of one of the chart's.")
     size: Memory = Field("200Gi", description="Its size.")
     storage_class: str = Field("", description="Storage class; empty: the cluster's default.")
     access_mode: Literal["ReadWriteMany", "ReadWriteOnce"] = Field(

@@ -94,6 +94,7 @@ def submit(
         raise InputError("--fail-on-refusal: only of distill, and only with --wait")
     if retry_run and not wait:
         raise InputError(f"--retry-run {retry_run}: only with --wait; `python -m pipelines retry` does it later")
+    _check_lengths(experiment, name)
     settings = load(config, overrides)
     if compiled is None:
         package, given = package_of(pipeline, settings, scheduled=False), {}
@@ -104,8 +105,9 @@ def submit(
         given = {key: value for key, value in parameters(settings).items() if key in submission.inputs(package)}
     stages = submission.stages(package)
     name = name or f"{settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    kubeflow = _connect(host, namespace, token_file, ca_file)
     console = _console()
+    kubeflow = _connect(host, namespace, token_file, ca_file)
+    kubeflow.check_version(console.print)
     run_id = submission.submit(
         kubeflow,
         package if cache else submission.uncached(package),
@@ -256,8 +258,10 @@ def apply(
     from pipelines import schedule as recurring
 
     console = _console()
+    _check_lengths(experiment)
     declared, wanted = _declared(file, experiment, names)
     kubeflow = _connect(host, namespace, token_file, ca_file)
+    kubeflow.check_version(console.print)
     writes = recurring.apply(
         kubeflow, declared.owner, wanted, zone=declared.zone, names=names or [], say=lambda line: console.print(line)
     )
@@ -283,8 +287,10 @@ def diff(
     from pipelines import schedule as recurring
 
     console = _console()
+    _check_lengths(experiment)
     declared, wanted = _declared(file, experiment, names)
     kubeflow = _connect(host, namespace, token_file, ca_file)
+    kubeflow.check_version(console.print)
     found = recurring.usable(kubeflow, recurring.existing(kubeflow, declared.owner))
     steps = recurring.plan(wanted, found, names or [])
     for step in steps:
@@ -365,6 +371,15 @@ def _declared(file: Path, experiment: str, names: list[str] | None) -> tuple[Sch
         if name not in known:
             raise InputError(f"{file}: no schedule is called {name!r}, expected one of {', '.join(known) or 'none'}")
     return declared, list(schedules.compiled(declared, file, experiment=experiment))
+
+
+def _check_lengths(experiment: str, name: str = "") -> None:
+    """Refuse names that Kubeflow's database would refuse, which may be after it has started what they name."""
+    from pipelines.kubeflow import EXPERIMENT_CHARACTERS, TEXT_CHARACTERS
+
+    for option, text, limit in (("--experiment", experiment, EXPERIMENT_CHARACTERS), ("--name", name, TEXT_CHARACTERS)):
+        if len(text) > limit:
+            raise InputError(f"{option} {text[:40]}...: has {len(text)} characters, expected at most {limit}")
 
 
 def _connect(host: str, namespace: str, token_file: Path | None, ca_file: Path | None) -> Kubeflow:

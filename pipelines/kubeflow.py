@@ -39,7 +39,50 @@ ATTEMPTS = 5
 PAGE = 100
 PASSING = (408, 425, 429, 500, 502, 503, 504)
 """Answers after which the same request may succeed."""
-CONFLICT, GONE = 409, 404
+CONFLICT, GONE, INTERNAL = 409, 404, 500
+HOPELESS = (
+    "Data too long for column",  # MySQL and MariaDB: 1406
+    "Incorrect string value",  # 1366: a character that the column's encoding lacks
+    "Out of range value for column",  # 1264
+    "value too long for type",  # PostgreSQL: 22001
+    "invalid byte sequence for encoding",  # 22021
+    "request is too large",  # etcd
+    "Request entity too large",  # Kubernetes
+    "denied the request",  # an admission webhook of Kubernetes
+    " is invalid: ",  # Kubernetes' own validation of an object
+    " is forbidden: ",  # Kubernetes' roles and quotas, as the API server's own account meets them
+    "invalid pipeline spec manifest",
+    "Failed to validate workflow",
+)
+"""Parts of messages that Kubeflow's API server sends with status 500, though the same request can never succeed.
+
+It answers 500 to whatever its database or Kubernetes refused (`NewInternalServerError`, and `Wrap` of an error that is
+not its own, in backend/src/apiserver/resource/resource_manager.go and storage/*_store.go of 2.17.0).
+"""
+HALF_DONE = ("Failed to store job", "Failed to store run", "Failed to store resource references to table for")
+"""Parts of the messages of a creation that Kubernetes has carried out and the database has not.
+
+`CreateJob` and `CreateRun` of resource_manager.go create the ScheduledWorkflow or the Workflow first and insert the row
+afterwards, and never take the first back. Each attempt leaves another one that the API does not list, so none is made.
+"""
+
+TEXT_CHARACTERS = 255
+"""Longest description and longest name of a run or a recurring run in Kubeflow's database.
+
+Columns without a type of their own are VARCHAR(255): `DefaultStringSize` in apiserver/client_manager/client_manager.go.
+The API server checks only the lengths in apiserver/validation/length.go, and these are not among them.
+"""
+EXPERIMENT_CHARACTERS = 128
+"""Longest name of an experiment: apiserver/model/experiment.go."""
+
+REQUIREMENTS = (
+    ("2.14", "names of pipelines beside their display names"),
+    ("2.16", "the security context of a task, which cluster.run_as_user and runAsNonRoot are"),
+    ("2.17.0", "the time of a schedule, which window.end: schedule and scheduled runs take"),
+)
+"""The first version of Kubeflow Pipelines that has each feature which is not in all of v2, lowest first."""
+MINIMUM_VERSION = REQUIREMENTS[-1][0]
+"""The oldest version of Kubeflow Pipelines that has all of them."""
 
 FAULTS = (api.ApiException, urllib3.exceptions.HTTPError, OSError)
 """Whatever a single request can end in."""
@@ -116,6 +159,11 @@ class _Client(api.ApiClient):
                 raise urllib3.exceptions.SSLError(error.reason) from None
             raise
 
+    def health(self) -> dict[str, Any]:
+        """The whole answer of healthz: the published document, and so the generated client, lack its `tag_name`."""
+        answer, _, _ = self.call_api("/apis/v2beta1/healthz", "GET", response_type="object", auth_settings=["Bearer"])
+        return answer
+
     def deserialize(self, response: Any, response_type: Any) -> Any:
         try:
             readable = isinstance(json.loads(response.data), dict)
@@ -126,8 +174,30 @@ class _Client(api.ApiClient):
         return super().deserialize(response, response_type)
 
 
+def version_numbers(text: str) -> tuple[int, int, int] | None:
+    """A version such as 2.17.0, v2.17 or 2.17.0-rc.1 as numbers; None: no version (`unknown`, a commit, nothing)."""
+    match = re.fullmatch(r"v?(\d+)\.(\d+)(?:\.(\d+))?(?:[-+.].*)?", text.strip())
+    return (int(match[1]), int(match[2]), int(match[3] or 0)) if match else None
+
+
+def missing_features(server_version: str) -> list[str] | None:
+    """The features of `REQUIREMENTS` that a server of that version lacks; None: the server does not say its version.
+
+    Args:
+        server_version: as `Kubeflow.server_version` has it.
+    """
+    numbers = version_numbers(server_version)
+    if numbers is None:
+        return None
+    required = ((version, feature, version_numbers(version)) for version, feature in REQUIREMENTS)
+    return [f"{version}: {feature}" for version, feature, minimum in required if minimum and numbers < minimum]
+
+
 class Kubeflow:
     """A Kubeflow Pipelines API, and the namespace in which it is used."""
+
+    server_version: str
+    """The release that the server says it is (`TAG_NAME` of its image); it may be `unknown`, a commit, or empty."""
 
     def __init__(
         self, host: str, *, namespace: str = "", token_file: Path | None = None, ca_file: Path | None = None
@@ -169,10 +239,33 @@ class Kubeflow:
         self._runs = api.RunServiceApi(client)
         self._recurring = api.RecurringRunServiceApi(client)
         self.namespace = namespace  # for what errors say of it
-        health = self._call("get", "healthz", api.HealthzServiceApi(client).healthz_service_get_healthz)
-        if health.multi_user and not namespace:
+        health = self._call("get", "healthz", client.health)
+        self.server_version = str(health.get("tag_name") or "")
+        multi_user = health.get("multi_user", False)
+        if multi_user and not namespace:
             raise InputError(f"{self.host}: runs in multi-user mode, expected --namespace, the one of your profile")
-        self.namespace = namespace if health.multi_user else ""
+        self.namespace = namespace if multi_user else ""
+
+    def check_version(self, say: Callable[[str], None]) -> None:
+        """See that the server is new enough for what this version of distilrank compiles.
+
+        Args:
+            say: gets a line if the server does not say its version.
+
+        Raises:
+            InputError: it is too old; the message names the features that it lacks.
+        """
+        missing = missing_features(self.server_version)
+        if missing:
+            raise InputError(
+                f"{self.host}: is Kubeflow Pipelines {self.server_version}, expected {MINIMUM_VERSION} or newer, for "
+                f"it lacks what came with {'; '.join(missing)}"
+            )
+        if missing is None:
+            say(
+                f"{self.host} does not say which version it is (tag_name {self.server_version!r}); expected Kubeflow "
+                f"Pipelines {MINIMUM_VERSION} or newer"
+            )
 
     def run_url(self, run_id: str) -> str:
         """Where people look at a run."""
@@ -427,7 +520,7 @@ class Kubeflow:
 
         def passes(error: BaseException) -> bool:
             if isinstance(error, api.ApiException):
-                return error.status in passing
+                return error.status in passing and not _is_final(error)
             return isinstance(error, urllib3.exceptions.HTTPError) and not isinstance(
                 error, urllib3.exceptions.SSLError
             )
@@ -491,8 +584,11 @@ class Kubeflow:
                 f"{self.host}: no Kubeflow Pipelines API there (404{said}); expected the API's own URL, often with "
                 "path /pipeline"
             )
+        left = _left_behind(error, resource, self.namespace)
+        if _contains(error, HOPELESS):
+            return InputError(f"{self.host}: cannot {verb} {resource}{where}, now or later ({error.status}{said}){left}")
         if error.status in PASSING:
-            return RuntimeError(f"{self.host}: cannot {verb} {resource} now ({error.status}{said})")
+            return RuntimeError(f"{self.host}: cannot {verb} {resource} now ({error.status}{said}){left}")
         return InputError(f"{self.host}: refuses to {verb} {resource}{where} ({error.status}{said})")
 
 
@@ -540,11 +636,38 @@ def _short(error: Exception) -> str:
     return re.sub(r"^(\w+\(.*?\): |SSLError )", "", " ".join(str(error).split()))[:160]
 
 
+def _contains(error: api.ApiException, parts: Iterable[str]) -> bool:
+    """Whether the server's message with status 500 has one of `parts`; a proxy's page may quote anything."""
+    message = _full_message(error)
+    return error.status == INTERNAL and any(part in message for part in parts)
+
+
+def _is_final(error: api.ApiException) -> bool:
+    """Whether the same request must not be sent again, though its status says that it may succeed."""
+    return _contains(error, (*HOPELESS, *HALF_DONE))
+
+
+def _left_behind(error: api.ApiException, resource: str, namespace: str) -> str:
+    """What a creation has left in Kubernetes that the API does not list, and how to see it; else nothing."""
+    kind = {"jobs": "scheduledworkflows", "runs": "workflows"}.get(resource)
+    if kind is None or not _contains(error, HALF_DONE):
+        return ""
+    return (
+        f"; it may have left one of {kind} in Kubernetes that the API does not list: kubectl get {kind} "
+        f"--namespace {namespace or 'NAMESPACE'}"
+    )
+
+
 def _message(error: api.ApiException) -> str:
+    """What the server says of an error, for a message of our own."""
+    message = _full_message(error)
+    return f": {message if len(message) <= 300 else f'{message[:140]} ... {message[-150:]}'}" if message else ""
+
+
+def _full_message(error: api.ApiException) -> str:
     """What the server says of an error, from its JSON; a page for people says nothing here."""
     try:
         body = json.loads(error.body or "")
-        said = str(body.get("message") or body.get("error") or "")
+        return " ".join(str(body.get("message") or body.get("error") or "").split())
     except (ValueError, AttributeError):
         return ""
-    return f": {' '.join(said.split())[:200]}" if said else ""

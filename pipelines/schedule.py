@@ -24,7 +24,7 @@ from pipelines import cron
 from pipelines.kubeflow import DISABLE, ENABLE, Kubeflow, Version
 from pipelines.schedules import Wanted
 
-NOTE = "Kept as declared by `python -m pipelines schedule apply`; a change by hand is undone by the next one."
+NOTE = "Kept by `python -m pipelines schedule apply`."
 MARK = re.compile(r"distilrank: owner=(?P<owner>\S+) digest=(?P<digest>[0-9a-f]{64})$", re.MULTILINE)
 ROUNDS = 5
 """Looks at what is there: creation, exchange and confirmation take three; someone else at work may take more."""
@@ -63,7 +63,12 @@ class Step:
 
 
 def marked(owner: str, digest: str) -> str:
-    """The description by which a recurring run is known as ours, and as up to date."""
+    """The description by which a recurring run is known as ours, and as up to date.
+
+    Kubeflow's database holds 255 characters of it, and the note is short for the owner's sake: that of the chart,
+    NAMESPACE.RELEASE, has up to 117. Only the second line is read (`MARK`). It is the same as in descriptions whose
+    note was longer, so recurring runs of earlier versions of distilrank are recognized, and exchanged or kept like any.
+    """
     return f"{NOTE}\ndistilrank: owner={owner} digest={digest}"
 
 

@@ -143,6 +143,13 @@ def _close(schema: Any) -> None:
             _close(value)
 
 
+TEXT_LIMIT = 255
+"""Characters in a column without a type of its own: DefaultStringSize in kubeflow/pipelines 2.17.0,
+backend/src/apiserver/client_manager/client_manager.go."""
+LENGTHS = {"Experiment": {"display_name": 128, "namespace": 63}, "Pipeline": {"name": 128, "namespace": 63}}
+LENGTHS["PipelineVersion"] = {"name": 127}
+"""What the API server checks itself, and refuses with 400: backend/src/apiserver/validation/length.go."""
+
 OWNER = re.compile(r"^distilrank: owner=(\S+) digest=", re.MULTILINE)
 
 OUTPUT_ONLY = {
@@ -172,11 +179,19 @@ class Store:
         self.contents: dict[str, bytes] = {}
         self.runs: dict[str, Entity] = {}
         self.recurring: dict[str, Entity] = {}
+        self.scheduled_workflows: dict[str, str] = {}
+        """Name by id of the recurring runs whose ScheduledWorkflow is in Kubernetes, whether or not the API lists it."""
+        self.workflows: dict[str, str] = {}
+        """Likewise of the runs whose Workflow is in Kubernetes."""
         self.requests: list[str] = []
         self.writes: list[str] = []
         self.problems: list[str] = []
         self.propagation: list[str] = []
         self.multi_user = False
+        self.tag_name = "2.17.0"
+        """The version that the server says it is; None: it says nothing, as those before tag_name did."""
+        self.database_down = 0
+        """How many inserts of runs and recurring runs to come the database answers with an error that passes."""
         self.token = ""
         """The one that is accepted; empty: anybody is."""
         self.namespaces: set[str] = set()
@@ -281,7 +296,44 @@ class Store:
             self.writes.append(operation.name)
             self._look_for_two()
         self._check(operation.answer, made, f"{operation.name} response")
-        return made
+        return made | self._undocumented(operation)
+
+    def _undocumented(self, operation: Operation) -> Entity:
+        """What the real server answers beyond the published document.
+
+        kubeflow/pipelines 2.17.0, backend/src/apiserver/main.go: healthzResponse.
+        """
+        if operation.name != "HealthzService_GetHealthz" or self.tag_name is None:
+            return {}
+        return {"commit_sha": "unknown", "tag_name": self.tag_name}
+
+    def _insert(self, kind: str, row: Entity) -> None:
+        """What the database refuses, which is after the object was created in Kubernetes: it stays there.
+
+        kubeflow/pipelines 2.17.0, backend/src/apiserver/resource/resource_manager.go (CreateJob, CreateRun) and
+        backend/src/apiserver/storage/job_store.go and run_store.go, with the columns of model/job.go and model/run.go.
+        """
+        failure = ""
+        if self.database_down:
+            self.database_down -= 1
+            failure = "invalid connection"
+        for column, key in (("DisplayName", "display_name"), ("Description", "description")):
+            if len(row.get(key, "")) > TEXT_LIMIT:
+                failure = f"Error 1406 (22001): Data too long for column '{column}' at row 1"
+        if len(row.get("service_account", "")) > TEXT_LIMIT:
+            failure = "Error 1406 (22001): Data too long for column 'ServiceAccount' at row 1"
+        if failure:
+            what = "recurring run" if kind == "job" else "run"
+            raise Refused(
+                500,
+                f"Failed to create a {what}: InternalServerError: Failed to store {kind} {row['display_name']} to "
+                f"table: {failure}",
+            )
+
+    def _check_lengths(self, model: str, values: Entity) -> None:
+        for key, limit in LENGTHS[model].items():
+            if len(values.get(key, "")) > limit:
+                raise Refused(400, f"{model}.{key} length cannot exceed {limit}")
 
     def _look_for_two(self) -> None:
         enabled = Counter(
@@ -338,6 +390,7 @@ class Store:
 
     def CreateExperiment(self, named: dict[str, str], body: Any) -> Entity:
         self._allow(body.get("namespace", ""))
+        self._check_lengths("Experiment", body)
         return self._new(self.experiments, "experiment_id", body | {"storage_state": "AVAILABLE"})
 
     def ListPipelines(self, named: dict[str, str], body: Any) -> Entity:
@@ -345,6 +398,7 @@ class Store:
 
     def CreatePipeline(self, named: dict[str, str], body: Any) -> Entity:
         self._allow(body.get("namespace", ""))
+        self._check_lengths("Pipeline", body)
         return self._new(self.pipelines, "pipeline_id", body)
 
     def ListPipelineVersions(self, pipeline: str, named: dict[str, str], body: Any) -> Entity:
@@ -359,6 +413,7 @@ class Store:
     def UploadPipelineVersion(self, named: dict[str, str], body: bytes) -> Entity:
         pipeline = self._get(self.pipelines, named["pipelineid"])
         self._allow(pipeline.get("namespace", ""))
+        self._check_lengths("PipelineVersion", named)
         specification, *platform = parsed(body)
         made = {
             "pipeline_id": pipeline["pipeline_id"],
@@ -402,7 +457,10 @@ class Store:
 
     def CreateRun(self, named: dict[str, str], body: Any) -> Entity:
         self._check_job(body)
-        made = body | {"run_id": str(uuid.uuid4()), "created_at": self._now(), "state": "PENDING"}
+        number = str(uuid.uuid4())
+        self.workflows[number] = body["display_name"]
+        self._insert("run", body)
+        made = body | {"run_id": number, "created_at": self._now(), "state": "PENDING"}
         self.runs[made["run_id"]] = made
         self._telling[made["run_id"]] = iter(self.stories.pop(0) if self.stories else [])
         return made
@@ -442,8 +500,11 @@ class Store:
             raise Refused(400, "The max concurrency of the recurring run is out of range. Support 1-10.")
         if len(body["trigger"]["cron_schedule"]["cron"].split()) != 6:
             raise Refused(400, "a cron without seconds is read in another way")
+        number = str(uuid.uuid4())
+        self.scheduled_workflows[number] = body["display_name"]
+        self._insert("job", body)
         now = self._now()
-        made = body | {"recurring_run_id": str(uuid.uuid4()), "created_at": now, "updated_at": now}
+        made = body | {"recurring_run_id": number, "created_at": now, "updated_at": now}
         made |= {"namespace": namespace, "status": "STATUS_UNSPECIFIED"}  # the controller has not seen it yet
         self.recurring[made["recurring_run_id"]] = made
         return made
@@ -463,6 +524,7 @@ class Store:
     def DeleteRecurringRun(self, number: str, named: dict[str, str], body: Any) -> Entity:
         self._allow(self._get(self.recurring, number)["namespace"])
         self.propagation.append(named.get("propagation_policy", ""))
+        self.scheduled_workflows.pop(number, None)  # none for what a test has put there itself
         del self.recurring[number]
         return {}
 

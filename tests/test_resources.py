@@ -255,6 +255,51 @@ def test_the_plain_pipelines_stay_as_they_were(full: Compiled) -> None:
             "variable HF_TOKEN is set twice",
         ),
         ({"pipeline_root": "/artifacts"}, "cluster.pipeline_root"),
+        ({"secrets": [{"name": "trust.me", "path": "/x"}]}, "cluster.secrets.0: 'trust.me' has a dot, expected a name"),
+        ({"secrets": [{"name": "t" * 64, "path": "/x"}]}, "has 64 characters, expected a name without dots of 63"),
+        ({"secrets": [{"name": "a..b", "env": {"token": "TOKEN"}}]}, "cluster.secrets.0.name"),
+        ({"secrets": [{"name": "minio-scratch", "path": "/x"}]}, "is a volume of Kubeflow's own in every pod"),
+        ({"volumes": [{"claim": "shop.data", "path": "/x"}]}, "cluster.volumes.0.claim: 'shop.data' has a dot"),
+        ({"volumes": [{"claim": "c" * 64, "path": "/x"}]}, "has 64 characters"),
+        ({"volumes": [{"claim": "kfp-launcher", "path": "/x"}]}, "is a volume of Kubeflow's own in every pod"),
+        ({"notify": {"secret": "web.hook"}}, "cluster.notify.secret: 'web.hook' has a dot"),
+        (
+            {"volumes": [{"claim": "shop", "path": "/x"}], "secrets": [{"name": "shop", "path": "/y"}]},
+            "shop is a claim in volumes and a secret that is mounted",
+        ),
+        (
+            {"volumes": [{"claim": "chat", "path": "/x"}], "notify": {"secret": "chat"}},
+            "chat is a claim in volumes and a secret that is mounted",
+        ),
+        (
+            {"volumes": [{"claim": "shm", "path": "/x"}], "train": {"shared_memory": "1Gi"}},
+            "a claim or secret is called 'shm'",
+        ),
+        ({"volumes": [{"claim": "a", "path": "/minio"}]}, "/minio is mounted over /minio, which is Kubeflow's"),
+        ({"volumes": [{"claim": "a", "path": "/gcs/shop"}]}, "/gcs/shop is mounted over /gcs"),
+        ({"volumes": [{"claim": "a", "path": "/tmp"}]}, "/tmp is mounted over /tmp/kfp"),
+        ({"secrets": [{"name": "a", "path": "/var/run/argo"}]}, "/var/run/argo is mounted over /var/run/argo"),
+        ({"volumes": [{"claim": "a", "path": "/x/../y"}]}, "cluster.volumes.0.path: '/x/../y' has a part '.' or '..'"),
+        ({"secrets": [{"name": "a", "path": "/x/./y"}]}, "cluster.secrets.0.path: '/x/./y' has a part '.' or '..'"),
+        (
+            {"secrets": [{"name": "a", "path": "/x"}], "volumes": [{"claim": "b", "path": "/x/y"}]},
+            "/x/y is mounted within /x, the files of secret a",
+        ),
+        ({"env": {"KFP_POD_NAME": "x"}}, "variable KFP_POD_NAME is set, which is Kubeflow's or Argo's own"),
+        ({"secrets": [{"name": "a", "env": {"x": "ARGO_TEMPLATE"}}]}, "variable ARGO_TEMPLATE is set"),
+        ({"labels": {"workflows.argoproj.io/workflow": "x"}}, "by which Argo knows its pods"),
+        ({"labels": {f"{'a' * 254}/x": "y"}}, "has 254 characters, expected at most 253"),
+        ({"annotations": {"note": "x" * 140_000}}, "annotations have 140004 bytes, expected at most 131072"),
+        ({"train": {"node_selector": {"pool/": "x"}}}, "cluster.train.node_selector.pool/"),
+        ({"train": {"tolerations": [{"key": "my key"}]}}, "cluster.train.tolerations.0.key"),
+        ({"train": {"tolerations": [{"key": "a", "value": "b c"}]}}, "cluster.train.tolerations.0.value"),
+        ({"train": {"cpu": "0.0001"}}, "cluster.train.cpu"),
+        ({"train": {"retries": 2**31}}, "cluster.train.retries"),
+        ({"train": {"timeout_minutes": 35_791_395}}, "cluster.train.timeout_minutes"),
+        ({"train": {"backoff_seconds": 2**31}}, "cluster.train.backoff_seconds"),
+        ({"train": {"retry_hours": 3_000_000}}, "cluster.train.retry_hours"),
+        ({"run_as_user": 2**31}, "cluster.run_as_user"),
+        ({"service_account": "a" * 254}, "cluster.service_account"),
         ({"notify": {"webhook": "https://x", "secret": "y"}}, "both webhook and secret are set"),
         ({"notify": {"webhook": "x"}}, "cluster.notify.webhook"),
     ],
@@ -263,6 +308,23 @@ def test_what_no_cluster_could_run_is_refused(cluster: dict[str, Any], message: 
     with pytest.raises(InputError) as error:
         settings(**cluster)
     assert message in str(error.value)
+
+
+def test_names_that_kubernetes_takes_are_taken() -> None:
+    given = settings(
+        volumes=[
+            {"claim": "shop", "path": "/shop/a", "sub_path": "a"},
+            {"claim": "shop", "path": "/shop/b", "sub_path": "b"},  # one volume, mounted twice
+            {"claim": "c" * 63, "path": "/tmp/cache"},
+        ],
+        secrets=[
+            {"name": "hub.example.com", "env": {"token": "HF_TOKEN"}},  # no volume is called by it
+            {"name": "trust", "path": "/shop/trust"},
+        ],
+        pull_secrets=["registry.example.com"],
+        labels={f"{'a' * 63}.example.com/{'n' * 63}": "v" * 63},
+    )
+    assert len(given.cluster.volumes) == 3
 
 
 def test_cuda_without_a_gpu_in_the_pod_is_refused(tmp_path: Path) -> None:

@@ -130,6 +130,7 @@ def test_ticks_follow_the_clusters_clock() -> None:
         ([WEEKLY | {"pipeline": "estimate"}], {}, "pipeline: Input should be 'distill' or 'monitor' (got 'estimate')"),
         ([WEEKLY], {"timezone": "Berlin"}, "timezone: 'Berlin' is no time zone, expected one such as UTC"),
         ([WEEKLY], {"owner": "my shop"}, "owner: String should match pattern"),
+        ([WEEKLY], {"owner": "o" * 120}, "owner: String should have at most 119 characters (got 'ooo"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, entries: list, top: dict, said: str) -> None:
@@ -315,6 +316,99 @@ def test_a_creation_whose_answer_is_lost_is_not_repeated(tmp_path: Path, server:
     assert shown(server) == {"distill-weekly": "ENABLE"}
     held = server.store
     assert [len(each) for each in (held.pipelines, held.versions, held.experiments)] == [1, 1, 1]
+
+
+# What Kubeflow's database holds -----------------------------------------------------------------------------------
+
+
+def orphans(server: Server) -> list[str]:
+    """Names of the ScheduledWorkflows in Kubernetes that the API does not list."""
+    held = server.store.scheduled_workflows
+    return [name for number, name in held.items() if number not in server.store.recurring]
+
+
+@document_is_here
+@pytest.mark.parametrize("owner", [f"{'n' * 63}.{'r' * 53}", "o" * 119], ids=["the chart's longest", "the longest"])
+def test_the_longest_owner_fits_into_a_description(tmp_path: Path, server: Server, run: Run, owner: str) -> None:
+    file = declare(tmp_path, WEEKLY, owner=owner)
+    assert run("schedule", "apply", "--file", file)[0] == 0
+    assert run("schedule", "diff", "--file", file)[0] == 0
+    (row,) = server.store.recurring.values()
+    assert len(row["description"]) <= 255 and owner in row["description"]
+    assert orphans(server) == []
+
+
+@document_is_here
+def test_a_recurring_run_of_an_earlier_version_is_exchanged(tmp_path: Path, server: Server, run: Run) -> None:
+    file = declare(tmp_path, WEEKLY)
+    run("schedule", "apply", "--file", file)
+    ((number, row),) = server.store.recurring.items()
+    note = "Kept as declared by `python -m pipelines schedule apply`; a change by hand is undone by the next one."
+    digest = row["description"].rpartition("digest=")[2]
+    row["description"] = f"{note}\ndistilrank: owner=shop digest={digest}"
+    assert run("schedule", "apply", "--file", file)[1].endswith("nothing to change\n")
+    row["description"] = f"{note}\ndistilrank: owner=shop digest={'0' * 64}"  # of other images
+    assert f"distill-weekly: delete {number} (outdated)" in (
+        run("schedule", "apply", "--file", file)[1]
+    )
+    assert shown(server) == {"distill-weekly": "ENABLE"}
+
+
+@document_is_here
+def test_what_can_never_be_stored_is_asked_for_once(
+    tmp_path: Path, server: Server, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "NOTE", "x" * 100)  # a description that is too long, whatever the owner
+    file = declare(tmp_path, WEEKLY, owner="o" * 119)
+    status, _, err = run("schedule", "apply", "--file", file)
+    assert (status, err.count("\n")) == (2, 1)
+    assert err == (
+        f"error: {server.url}: cannot create jobs, now or later (500: Failed to create a recurring run: "
+        "InternalServerError: Failed to store job distill-weekly to table: Error 1406 (22001): Data too long for "
+        "column 'Description' at row 1); it may have left one of scheduledworkflows in Kubernetes that the API does "
+        "not list: kubectl get scheduledworkflows --namespace NAMESPACE\n"
+    )
+    assert orphans(server) == ["distill-weekly"]
+
+
+@document_is_here
+def test_a_creation_that_the_database_missed_is_not_repeated(tmp_path: Path, server: Server, run: Run) -> None:
+    server.store.database_down = 1
+    file = declare(tmp_path, WEEKLY)
+    status, _, err = run("schedule", "apply", "--file", file)
+    assert (status, err.count("\n")) == (1, 1)
+    assert "cannot create jobs now (500: Failed to create a recurring run" in err
+    assert err.endswith("kubectl get scheduledworkflows --namespace NAMESPACE\n")
+    assert orphans(server) == ["distill-weekly"]
+    assert run("schedule", "apply", "--file", file)[0] == 0
+    assert shown(server) == {"distill-weekly": "ENABLE"}
+
+
+@document_is_here
+def test_a_fault_before_anything_was_created_is_repeated(tmp_path: Path, server: Server, run: Run) -> None:
+    faults = iter([Fault(500)])
+    server.store.fault = lambda operation: next(faults, None) if "CreateRecurringRun" in operation else None
+    assert run("schedule", "apply", "--file", declare(tmp_path, WEEKLY))[0] == 0
+    assert orphans(server) == []
+
+
+# The server's version ---------------------------------------------------------------------------------------------
+
+
+@document_is_here
+def test_a_server_that_is_too_old_gets_no_recurring_run(tmp_path: Path, server: Server, run: Run) -> None:
+    server.store.tag_name = "2.15.2"
+    file = declare(tmp_path, WEEKLY)
+    for verb in ("apply", "diff"):
+        status, out, err = run("schedule", verb, "--file", file)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert err.startswith(
+            f"error: {server.url}: is Kubeflow Pipelines 2.15.2, expected 2.17.0 or newer, for it lacks what came with "
+            "2.16: the security context of a task"
+        )
+        assert "2.17.0: the time of a schedule" in err and "2.14" not in err
+    assert server.store.writes == []
+    assert run("schedule", "delete", "--file", file)[0] == 0, "what is there can be removed from any"
 
 
 @document_is_here

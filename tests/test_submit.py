@@ -148,6 +148,72 @@ def test_a_host_that_is_not_there_is_one_line(server: Server, run: Run, schedule
     assert err.startswith(f"error: {secure}: no trusted TLS connection (") and "--ca-file" in err
 
 
+# The server's version ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", ["2.17.0", "2.17.3", "v2.18", "3.0.0-rc.1"])
+def test_a_server_that_is_new_enough_is_not_spoken_of(server: Server, run: Run, version: str) -> None:
+    server.store.tag_name = version
+    status, out, _ = run(*SUBMIT, "--no-wait", "--name", "x")
+    assert (status, len(out.splitlines())) == (0, 1)
+
+
+@pytest.mark.parametrize("version", ["2.4.0", "2.13", "v2.16.1"])
+def test_a_server_that_is_too_old_is_refused(server: Server, run: Run, version: str) -> None:
+    server.store.tag_name = version
+    status, out, err = run(*SUBMIT, "--no-wait")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert f"is Kubeflow Pipelines {version}, expected 2.17.0 or newer, for it lacks what came with " in err
+    assert server.store.writes == []
+
+
+@pytest.mark.parametrize("version", ["unknown", "", "b6ac35a1d8f0c8cbd0b6b2b2dd94c8de5cf26d4e", None])
+def test_a_server_that_does_not_say_its_version_is_noted(server: Server, run: Run, version: str | None) -> None:
+    server.store.tag_name = version
+    status, out, _ = run(*SUBMIT, "--no-wait", "--name", "x")
+    assert (status, len(out.splitlines())) == (0, 2)
+    assert out.startswith(
+        f"{server.url} does not say which version it is (tag_name {version or ''!r}); expected Kubeflow Pipelines 2.17.0"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [("2.17.0", (2, 17, 0)), ("v2.5", (2, 5, 0)), ("2.16.0-rc.1", (2, 16, 0)), ("unknown", None), ("20261130", None)],
+)
+def test_a_version_is_read(text: str, numbers: tuple[int, int, int] | None) -> None:
+    assert kubeflow.version_numbers(text) == numbers
+    missing = kubeflow.missing_features(text)
+    assert (missing is None) == (numbers is None) and (text != "2.17.0" or missing == [])
+
+
+# What Kubeflow's database holds -----------------------------------------------------------------------------------
+
+
+def test_a_name_that_the_database_would_refuse_is_refused_first(server: Server, run: Run) -> None:
+    status, out, err = run(*SUBMIT, "--no-wait", "--name", "n" * 256)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.endswith("...: has 256 characters, expected at most 255\n") and err.startswith("error: --name nnn")
+    assert run(*SUBMIT, "--experiment", "e" * 129)[2].endswith("...: has 129 characters, expected at most 128\n")
+    assert server.store.requests == []
+    assert run(*SUBMIT, "--no-wait", "--name", "n" * 255, "--experiment", "e" * 128)[0] == 0
+    (row,) = server.store.runs.values()
+    assert len(row["description"]) <= 255
+
+
+def test_a_run_that_the_database_missed_is_not_started_twice(server: Server, run: Run) -> None:
+    server.store.database_down = 9
+    status, _, err = run(*SUBMIT, "--no-wait", "--name", "weekly")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "cannot create runs now (500: Failed to create a run: " in err
+    assert err.endswith(
+        "; it may have left one of workflows in Kubernetes that the API does not list: kubectl get workflows "
+        "--namespace NAMESPACE\n"
+    )
+    assert list(server.store.workflows.values()) == ["weekly"]
+
+
+
 def test_slow_answers_are_not_waited_for_for_ever(
     server: Server, run: Run, schedules_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,15 +38,104 @@ Positive = Annotated[int, Field(ge=1)]
 Lift = Annotated[float, Field(ge=-1, le=1)]
 Words = Annotated[str, StringConstraints(strip_whitespace=True)]
 Day = Annotated[Words, BeforeValidator(lambda value: value.isoformat() if isinstance(value, date) else value)]
-Cpu = Annotated[str, Field(pattern=r"^(\d+(\.\d+)?|\d+m)$")]
-Memory = Annotated[str, Field(pattern=r"^\d+(Ki|[MGTPE]i?)?$")]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
-Folder = Annotated[str, Field(pattern=r"^(/[^/:]+)+$")]
-Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-SecretKey = Annotated[str, Field(pattern=r"^[-._A-Za-z0-9]+$")]
-LabelKey = Annotated[
-    str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?$")
+Cpu = Annotated[str, Field(pattern=r"^(\d{1,9}(\.\d{1,3})?|\d{1,9}m)$")]
+Memory = Annotated[str, Field(pattern=r"^\d{1,15}(Ki|[MGTPE]i?)?$")]
+DOMAIN = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
+Name = Annotated[str, Field(pattern=f"^{DOMAIN}$", max_length=253)]
+OptionalName = Annotated[str, Field(pattern=f"^({DOMAIN})?$", max_length=253)]
+VOLUME_CHARACTERS = 63
+
+
+def _volume_name(name: str) -> str:
+    """A name that Kubeflow uses for a volume of the pod too, which allows it less than Kubernetes does elsewhere."""
+    if name and ("." in name or len(name) > VOLUME_CHARACTERS):
+        raise ValueError(
+            f"{name!r} {'has a dot' if '.' in name else f'has {len(name)} characters'}, expected a name without dots of "
+            f"{VOLUME_CHARACTERS} characters at most, for Kubeflow calls the pod's volume by it"
+        )
+    if name in RESERVED_VOLUMES:
+        raise ValueError(f"{name!r} is a volume of Kubeflow's own in every pod, expected another name")
+    return name
+
+
+RESERVED_VOLUMES = (
+    # kubeflow/pipelines 2.17.0, backend/src/v2/compiler/argocompiler/container.go, common.go and argo.go
+    "kfp-launcher",
+    "gcs-scratch",
+    "s3-scratch",
+    "minio-scratch",
+    "dot-local-scratch",
+    "dot-cache-scratch",
+    "dot-config-scratch",
+    "custom-ca",
+    "kfp-workspace",
+    # argo-workflows 4.0.5, workflow/controller/workflowpod.go
+    "var-run-argo",
+    "tmp-dir-argo",
+    "argo-env-config",
+)
+"""Names of the volumes that Kubeflow and Argo give a stage's pod."""
+RESERVED_FOLDERS = (
+    # As above, and backend/src/v2/driver/driver.go: what tasks hand on by file
+    "/kfp-launcher",
+    "/gcs",
+    "/s3",
+    "/minio",
+    "/.local",
+    "/.cache",
+    "/.config",
+    "/kfp/certs",
+    "/kfp-workspace",
+    "/tmp/kfp",
+    "/tmp/kfp_outputs",
+    "/var/run/argo",
+    "/argo/config",
+    "/var/run/secrets/kubernetes.io",
+    "/proc",
+    "/sys",
+)
+"""Folders of a stage's pod in which Kubeflow, Argo or Kubernetes work: nothing may be mounted there, or over them."""
+RESERVED_VARIABLES = re.compile(r"(ARGO|KFP|METADATA_GRPC_SERVICE)_.*")
+"""Environment variables by which Kubeflow's launcher and Argo's executor find their way."""
+
+
+def _plain_folder(path: str) -> str:
+    """A folder under the one name by which it can be compared."""
+    if {".", ".."} & set(path.split("/")):
+        raise ValueError(f"{path!r} has a part '.' or '..', expected an absolute path without")
+    return path
+
+
+VolumeName = Annotated[
+    str,
+    Field(json_schema_extra={"pattern": r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "maxLength": VOLUME_CHARACTERS}),
+    AfterValidator(_volume_name),
+    Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"),
 ]
+OptionalVolumeName = Annotated[
+    str,
+    Field(json_schema_extra={"pattern": r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$", "maxLength": VOLUME_CHARACTERS}),
+    AfterValidator(_volume_name),
+    Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$"),
+]
+Folder = Annotated[str, Field(pattern=r"^(/[^/:]+)+$"), AfterValidator(_plain_folder)]
+INT32 = 2**31 - 1
+"""Most that Kubernetes takes for an id, a count or a number of seconds."""
+Id = Annotated[int, Field(ge=1, le=INT32)]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+SecretKey = Annotated[str, Field(pattern=r"^[-._A-Za-z0-9]+$", max_length=253)]
+
+
+def _label_key(key: str) -> str:
+    prefix, _, _ = key.rpartition("/")
+    if len(prefix) > 253:
+        raise ValueError(f"the part before the slash has {len(prefix)} characters, expected at most 253")
+    return key
+
+
+LABEL = rf"({DOMAIN}/)?[A-Za-z0-9]([-_.A-Za-z0-9]{{0,61}}[A-Za-z0-9])?"
+LabelKey = Annotated[str, Field(pattern=f"^{LABEL}$"), AfterValidator(_label_key)]
+OptionalLabelKey = Annotated[str, Field(pattern=f"^({LABEL})?$"), AfterValidator(_label_key)]
 LabelValue = Annotated[str, Field(pattern=r"^([A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?)?$")]
 ProductField = Literal["title", "product_type", "brand", "color", "gender", "description"]
 
@@ -387,9 +476,8 @@ class TrainJob(Section):
     )
     queue: str = Field("", description="Local queue of Kueue that admits it; empty: no queue.")
     image: str = Field("", description="Image of its pods; empty: that of the runtime.")
-    claim: str = Field(
+    claim: OptionalName = Field(
         "",
-        pattern=r"^$|^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
         description="PersistentVolumeClaim that holds `compute.resume`, mounted in every pod.",
     )
     mount: Folder = Field("/distilrank", description="Where the claim is mounted, in every pod alike.")
@@ -983,9 +1071,9 @@ class Images(Section):
 class Toleration(Section):
     """A taint that pods put up with, in Kubernetes' words."""
 
-    key: str = Field("", description="Key of the taint; empty, with operator Exists: any.")
+    key: OptionalLabelKey = Field("", description="Key of the taint; empty, with operator Exists: any.")
     operator: Literal["Equal", "Exists"] = Field("Equal", description="Equal: key and value; Exists: the key.")
-    value: str = Field("", description="Value of the taint.")
+    value: LabelValue = Field("", description="Value of the taint.")
     effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = Field(
         "", description="What the taint does; empty: any of them."
     )
@@ -1014,17 +1102,18 @@ class Pod(Section):
     )
     node_selector: dict[LabelKey, LabelValue] | None = Field(None, description="Labels that a node must have.")
     tolerations: tuple[Toleration, ...] | None = Field(None, description="Taints that are put up with.")
-    retries: Count | None = Field(
+    retries: Annotated[int, Field(ge=0, le=INT32)] | None = Field(
         None, description="How often a failed pod is started again, evicted ones among them; null: 0."
     )
-    backoff_seconds: Positive | None = Field(None, description="Wait before the first retry; null: 60.")
-    backoff_factor: Positive | None = Field(None, description="How many times longer each further wait is; null: 2.")
-    retry_hours: Positive | None = Field(
+    backoff_seconds: Id | None = Field(None, description="Wait before the first retry; null: 60.")
+    backoff_factor: Id | None = Field(None, description="How many times longer each further wait is; null: 2.")
+    # Argo counts nanoseconds in 64 bits, which is 292 years.
+    retry_hours: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
         None,
         description="Hours from the first attempt's start to the end of all retries, one that still runs included; "
         "null: 720.",
     )
-    timeout_minutes: Positive | None = Field(
+    timeout_minutes: Annotated[int, Field(ge=1, le=INT32 // 60)] | None = Field(
         None, description="End a pod that takes longer from when a node has taken it; null: never."
     )
 
@@ -1032,7 +1121,7 @@ class Pod(Section):
 class Volume(Section):
     """A PersistentVolumeClaim in every pod: for checkpoints, caches, a registry in a folder."""
 
-    claim: Name = Field(description="The claim, in the namespace of the runs.")
+    claim: VolumeName = Field(description="The claim, in the namespace of the runs.")
     path: Folder = Field(description="Where it is mounted.")
     sub_path: Annotated[str, Field(pattern=r"^([^/.][^/]*(/[^/.][^/]*)*)?$")] = Field(
         "", description="Folder of the volume; empty: all of it."
@@ -1040,16 +1129,23 @@ class Volume(Section):
 
 
 class Secret(Section):
-    """A Secret that exists already, by name: keys as environment variables, or all keys as files."""
+    """A Secret that exists already, by name: keys as environment variables, or all keys as files.
+
+    One that is mounted as files has a name without dots, of 63 characters at most: it names the pod's volume too.
+    """
 
     name: Name = Field(description="The Secret, in the namespace of the runs.")
     env: dict[SecretKey, Variable] = Field({}, description="Environment variable by key, e.g. `token: HF_TOKEN`.")
-    path: str = Field("", pattern=r"^$|^(/[^/:]+)+$", description="Folder in which each key is a file; empty: none.")
+    path: Annotated[str, AfterValidator(_plain_folder)] = Field(
+        "", pattern=r"^$|^(/[^/:]+)+$", description="Folder in which each key is a file; empty: none."
+    )
 
     @model_validator(mode="after")
     def _used(self) -> Self:
         if not self.env and not self.path:
             raise ValueError(f"secret {self.name}: neither env nor path is set, expected one of them")
+        if self.path:
+            _volume_name(self.name)
         return self
 
 
@@ -1063,10 +1159,8 @@ class Notify(Section):
     webhook: Annotated[str, Field(pattern=r"^(https?://\S+)?$")] = Field(
         "", description="URL that is posted to; empty: none, or that of the Secret."
     )
-    secret: str = Field(
-        "",
-        pattern=r"^$|^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
-        description="Secret that holds the URL, in the namespace of the runs; empty: none.",
+    secret: OptionalVolumeName = Field(
+        "", description="Secret that holds the URL, in the namespace of the runs; empty: none."
     )
     key: SecretKey = Field("url", description="Key of the URL in that Secret.")
     when: Literal["always", "failure"] = Field("always", description="Which ends are told.")
@@ -1083,6 +1177,15 @@ def _repeated(names: Sequence[str]) -> str | None:
     return next((name for name in names if names.count(name) > 1), None)
 
 
+def _overlap(path: str, folder: str) -> bool:
+    """Whether one is the other, or lies within it."""
+    return f"{path}/".startswith(f"{folder}/") or f"{folder}/".startswith(f"{path}/")
+
+
+ANNOTATION_BYTES = 128 * 1024
+"""Half of what Kubernetes allows in all annotations of an object; Argo and Kubeflow have theirs."""
+
+
 class Cluster(Section):
     """How pods of a Kubeflow cluster are made; read when pipelines are compiled, and without meaning on one machine."""
 
@@ -1096,9 +1199,9 @@ class Cluster(Section):
     labels: dict[LabelKey, LabelValue] = Field({}, description="Labels of every pod.")
     annotations: dict[LabelKey, str] = Field({}, description="Annotations of every pod.")
     pull_secrets: tuple[Name, ...] = Field((), description="Secrets that images are pulled with.")
-    run_as_user: Positive | None = Field(None, description="User id of every pod; null: the image's, 10001.")
-    run_as_group: Positive | None = Field(None, description="Group id of every pod; null: the image's.")
-    service_account: Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")] = Field(
+    run_as_user: Id | None = Field(None, description="User id of every pod; null: the image's, 10001.")
+    run_as_group: Id | None = Field(None, description="Group id of every pod; null: the image's.")
+    service_account: OptionalName = Field(
         "", description="Service account of the runs; empty: Kubeflow's own (pipeline-runner, default-editor)."
     )
     pipeline_root: Annotated[str, Field(pattern=r"^([a-z][a-z0-9]*://\S+)?$")] = Field(
@@ -1122,12 +1225,47 @@ class Cluster(Section):
             paths.append("/dev/shm")
         if path := _repeated(paths):
             raise ValueError(f"{path} is mounted twice, expected a path for each volume and secret")
+        for path in paths:
+            for reserved in RESERVED_FOLDERS:
+                if _overlap(path, reserved):
+                    raise ValueError(f"{path} is mounted over {reserved}, which is Kubeflow's: expected another path")
+        self._check_volumes()
         if name := _repeated([secret.name for secret in self.secrets]):
             raise ValueError(f"secret {name} is listed twice, expected one entry with both env and path")
         variables = [variable for secret in self.secrets for variable in secret.env.values()]
         if variable := _repeated([*self.env, *variables]):
             raise ValueError(f"variable {variable} is set twice, expected one value by env or by the secrets")
+        for variable in (*self.env, *variables):
+            if RESERVED_VARIABLES.fullmatch(variable):
+                raise ValueError(f"variable {variable} is set, which is Kubeflow's or Argo's own: expected another name")
+        for key in (*self.labels, *self.annotations):
+            if key.rpartition("/")[0].endswith("workflows.argoproj.io"):
+                raise ValueError(f"{key} is set, by which Argo knows its pods: expected another label or annotation")
+        size = sum(len(key.encode()) + len(value.encode()) for key, value in self.annotations.items())
+        if size > ANNOTATION_BYTES:
+            raise ValueError(f"annotations have {size} bytes, expected at most {ANNOTATION_BYTES}")
         return self
+
+    def _check_volumes(self) -> None:
+        """Volumes have one source each, and nothing is mounted within a Secret, which is read-only."""
+        claims = {volume.claim for volume in self.volumes}
+        secrets = {secret.name: secret.path for secret in self.secrets if secret.path}
+        if self.notify.secret:
+            secrets = {self.notify.secret: WEBHOOK_FOLDER} | secrets
+        for name in sorted(claims & set(secrets)):
+            raise ValueError(
+                f"{name} is a claim in volumes and a secret that is mounted, which Kubeflow would make one volume of: "
+                "expected different names"
+            )
+        if "shm" in claims | set(secrets) and any(
+            pod.shared_memory for pod in (self.ops, self.train, *self.stages.values())
+        ):
+            raise ValueError("a claim or secret is called 'shm', as the volume of shared_memory is: expected another name")
+        paths = [*(volume.path for volume in self.volumes), *secrets.values()]
+        for secret, folder in secrets.items():
+            for path in paths:
+                if path.startswith(f"{folder}/"):
+                    raise ValueError(f"{path} is mounted within {folder}, the files of secret {secret}: expected another")
 
     def pod(self, stage: Stage, kind: Literal["ops", "train"]) -> Pod:
         """What the pod of a stage asks for: its own wishes over those of its image's stages."""
