@@ -7,6 +7,7 @@ from components.stage import ops_stage
 
 @ops_stage
 def check_inputs(
+    name: str,
     schedule_time: str,
     secrets: dict,
     data: dict,
@@ -43,4 +44,4 @@ def check_inputs(
     sections = dict(data=data, window=window, preflight=preflight, compute=compute, teacher=teacher, student=student)
     sections |= dict(prepare=prepare, evaluate=evaluate, drift=drift, gate=gate, registry=registry)
     checked = config.parse(sections, "pipeline parameters")
-    return stage.check(checked, schedule_time=schedule_time, secrets=secrets, output=Path(resolved.path))
+    return stage.check(checked, name=name, schedule_time=schedule_time, secrets=secrets, output=Path(resolved.path))

@@ -7,6 +7,7 @@ from components.stage import ops_stage
 
 @ops_stage
 def check_champion(
+    name: str,
     schedule_time: str,
     secrets: dict,
     data: dict,
@@ -33,4 +34,6 @@ def check_champion(
 
     sections = dict(data=data, window=window, prepare=prepare, drift=drift, monitor=monitor, registry=registry)
     checked = config.parse(sections, "pipeline parameters", partial=True)
-    return stage.check_monitor(checked, schedule_time=schedule_time, secrets=secrets, output=Path(resolved.path))
+    return stage.check_monitor(
+        checked, name=name, schedule_time=schedule_time, secrets=secrets, output=Path(resolved.path)
+    )

@@ -41,6 +41,7 @@ def distill(
     """
     with notifying(name, registry):
         checked, prepared = start(
+            name=name,
             schedule_time=schedule_time,
             data=data,
             window=window,

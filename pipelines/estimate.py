@@ -9,6 +9,7 @@ from pipelines.start import start
 
 @dsl.pipeline(name="estimate", description="Tell rows, tokens, device hours and cost of a distill run.")
 def estimate(
+    name: str,
     data: dict,
     window: dict,
     preflight: dict,
@@ -25,6 +26,7 @@ def estimate(
 ):
     """The first stages are those of `distill`, which takes them over from the cache."""
     _, prepared = start(
+        name=name,
         schedule_time=schedule_time,
         data=data,
         window=window,

@@ -32,6 +32,7 @@ def monitor(
     """The parameters are those of `distill`, and the section `monitor`."""
     with notifying(name, registry):
         checked = check_champion(
+            name=run_name(name),
             schedule_time=scheduled_time(schedule_time),
             secrets=secrets(),
             data=data,

@@ -98,9 +98,13 @@ def scheduled_time(given: Any) -> Any:
 
 
 def run_name(given: Any) -> Any:
-    """The parameter `given`, or in a scheduled pipeline, whose runs share their parameters, the name of the run."""
+    """The parameter `given`, or in a scheduled pipeline, whose runs share their parameters, the name of the run.
+
+    Of a recurring run the driver knows no display name (`PIPELINE_JOB_NAME_PLACEHOLDER` is the empty string there);
+    its resource name is never empty, and is what the API and the UI call the run too.
+    """
     building = _building.get()
-    return dsl.PIPELINE_JOB_NAME_PLACEHOLDER if building and building.scheduled else given
+    return dsl.PIPELINE_JOB_RESOURCE_NAME_PLACEHOLDER if building and building.scheduled else given
 
 
 def secrets() -> dict[str, list[str]]:

@@ -7,11 +7,12 @@ from components.prepare import prepare_data
 from pipelines import resources
 
 
-def start(*, schedule_time: Any, prepare: Any, data: Any, **sections: Any) -> tuple[Any, Any]:
+def start(*, name: Any, schedule_time: Any, prepare: Any, data: Any, **sections: Any) -> tuple[Any, Any]:
     """Wire preflight and prepare; pipelines that begin alike take each other's prepared data from the cache.
 
     Args:
-        schedule_time: the pipeline's parameter of that name.
+        name: the pipeline's parameter of that name.
+        schedule_time: likewise.
         prepare: that section, as the pipeline's parameter.
         data: likewise.
         sections: the other sections that preflight reads.
@@ -20,6 +21,7 @@ def start(*, schedule_time: Any, prepare: Any, data: Any, **sections: Any) -> tu
         The two tasks.
     """
     checked = check_inputs(
+        name=resources.run_name(name),
         schedule_time=resources.scheduled_time(schedule_time),
         secrets=resources.secrets(),
         prepare=prepare,

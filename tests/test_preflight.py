@@ -26,7 +26,9 @@ def setup(tmp_path: Path):
     (model / "config.json").write_text('{"model_type": "bert"}')
     (model / "model.safetensors").write_text("{}")
 
-    def run(schedule_time: str = "", secrets: dict[str, list[str]] | None = None, **overrides) -> preflight.Resolved:
+    def run(
+        schedule_time: str = "", secrets: dict[str, list[str]] | None = None, name: str = "weekly", **overrides
+    ) -> preflight.Resolved:
         data = {
             "source": "tables",
             "judgements": str(tmp_path / "judgements.csv"),
@@ -47,7 +49,9 @@ def setup(tmp_path: Path):
             **overrides,
         }
         parsed = config.parse(values, "test")
-        return preflight.check(parsed, schedule_time=schedule_time, secrets=secrets or {}, output=tmp_path / "out")
+        return preflight.check(
+            parsed, name=name, schedule_time=schedule_time, secrets=secrets or {}, output=tmp_path / "out"
+        )
 
     return run
 
@@ -62,6 +66,7 @@ def test_latest_includes_the_newest_day(setup, tmp_path: Path) -> None:
     assert {name: found[name] for name in resolved._fields} == resolved._asdict()
     assert [Path(file).name for file in found["files"]] == ["judgements.csv", "catalogue.csv"]
     assert [Path(file).name for file in found["log"]] == ["log.csv"]
+    assert found["name"] == "weekly"
     stage = json.loads((tmp_path / "out" / "stage.json").read_text())
     assert stage["stage"] == "preflight" and stage["facts"] == resolved._asdict()
 
@@ -86,6 +91,31 @@ def test_window_ends_at_the_schedule_time_or_a_given_one(setup) -> None:
 def test_a_window_without_rows_or_sense_is_an_error(setup, window: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         setup(window=window)
+
+
+UNNAMED = [
+    ("", "", "name: is '', expected the name of the run"),
+    (" \n", "", r"name: is ' \\n', expected the name of the run"),
+    ("{{$.pipeline_job_resource_name}}", "", r"name: is '\{\{\$.pipeline_job_resource_name\}\}', a placeholder that"),
+    (
+        "weekly",
+        "{{$.pipeline_job_schedule_time_utc}}",
+        "schedule_time: is .*, a placeholder .* Pipelines 2.17.0",
+    ),
+    ("weekly", "monday", "schedule_time is 'monday', expected an ISO 8601 time"),
+]
+
+
+@pytest.mark.parametrize(("name", "schedule_time", "message"), UNNAMED)
+def test_a_run_without_name_or_time_ends_before_anything_else(
+    setup, tmp_path: Path, name: str, schedule_time: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        setup(schedule_time, name=name, data={"logs": "nowhere.csv"})  # named first, though more is wrong
+    assert len(str(error.value).splitlines()) == 1
+    monitored = config.parse({"data": {"source": "demo_shop"}, "registry": {"uri": "nowhere"}}, "test")
+    with pytest.raises(InputError, match=message):
+        preflight.check_monitor(monitored, name=name, schedule_time=schedule_time, secrets={}, output=tmp_path / "m")
 
 
 @pytest.mark.parametrize("data", [{"logs": ""}, {"columns": {}}])

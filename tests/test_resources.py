@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 import pytest
 import yaml
 
-from distilrank import __version__, config
+from distilrank import __version__, config, registry
 from distilrank.errors import InputError
 from pipelines import compiling, resources
 from pipelines.distill import distill
+from tests import kfp_driver, promotions
+from tests.promotions import LINEAGE
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
@@ -190,13 +193,66 @@ def test_a_schedule_takes_time_and_name_from_kubeflow(tmp_path: Path) -> None:
         if "runtimeValue" in value
     }
     for task in ("check-champion", "check-inputs"):
-        assert values[task, "schedule_time"] == "{{$.pipeline_job_create_time_utc}}" or (
-            values[task, "schedule_time"] == "{{$.pipeline_job_schedule_time_utc}}"
-        )
-    for task in ("watch-champion", "promote-student", "render-report", "keep-snapshot"):
-        assert values[task, "name"] == "{{$.pipeline_job_name}}"
+        assert values[task, "schedule_time"] == "{{$.pipeline_job_schedule_time_utc}}"
+    for task in ("check-champion", "check-inputs", *NAMED):
+        assert task == "report-outcome" or values[task, "name"] == "{{$.pipeline_job_resource_name}}"
     plain = compiled(tmp_path, "distill", settings())
     assert "{{$.pipeline_job" not in plain.text
+
+
+NAMED = ("watch-champion", "promote-student", "render-report", "keep-snapshot", "report-outcome")
+"""The tasks after preflight that need the run's name."""
+
+
+@pytest.mark.parametrize("pipeline", ["distill", "monitor"])
+def test_no_placeholder_of_a_schedule_is_empty_in_a_recurring_run(tmp_path: Path, pipeline: str) -> None:
+    found = compiled(tmp_path, pipeline, settings(**CLUSTER), scheduled=True)
+    used = set(re.findall(r"\{\{\$\.pipeline_\w+\}\}", found.text))
+    assert used == {"{{$.pipeline_job_resource_name}}", "{{$.pipeline_job_schedule_time_utc}}"}
+    assert not [placeholder for placeholder in used if not kfp_driver.RECURRING[placeholder]]
+
+
+@pytest.mark.parametrize("pipeline", ["distill", "monitor"])
+def test_a_recurring_run_has_its_name_and_time_wherever_they_are_needed(tmp_path: Path, pipeline: str) -> None:
+    found = compiled(tmp_path, pipeline, settings(**CLUSTER), scheduled=True)
+    tasks = kfp_driver.parameters(found.spec, kfp_driver.RECURRING)
+    named = {task: values["name"] for task, values in tasks.items() if "name" in values}
+    preflights = {"check-inputs"} | ({"check-champion"} if pipeline == "monitor" else set())
+    after = {task for task in NAMED if pipeline == "monitor" or task != "watch-champion"}
+    assert named == dict.fromkeys(preflights | after, "rec-1-3254976706")
+    times = {task: values["schedule_time"] for task, values in tasks.items() if "schedule_time" in values}
+    assert times == dict.fromkeys(preflights, "2026-11-30T20:10:00Z")
+    # What promotion insists on is there: the name and the images from the wiring, the digests from preflight.
+    promote = tasks["promote-student"]
+    assert set(LINEAGE) == {"name", "data", "code", "images"} and all(promote["images"].values())
+    assert all(isinstance(promote[key], kfp_driver.Output) for key in ("data_digest", "code_digest"))
+    # No other input of a stage is an empty text or a placeholder that stays.
+    empty = {
+        (task, key): value
+        for task, values in tasks.items()
+        for key, value in values.items()
+        if value == "" or value is None or (isinstance(value, str) and "{{" in value)
+    }
+    assert set(empty) == {("report-outcome", "status")}, "which the driver makes at the end"
+
+
+def test_a_single_run_is_named_by_its_parameter(tmp_path: Path) -> None:
+    found = compiled(tmp_path, "monitor", settings(**CLUSTER))
+    tasks = kfp_driver.parameters(found.spec, kfp_driver.ONE_OFF, {"name": "by-hand"})
+    named = {task: values["name"] for task, values in tasks.items() if "name" in values}
+    assert named == dict.fromkeys(("check-champion", "check-inputs", *NAMED), "by-hand")
+    assert tasks["check-inputs"]["schedule_time"] == tasks["check-champion"]["schedule_time"] == ""  # now
+
+
+def test_a_recurring_run_promotes_under_its_name(tmp_path: Path) -> None:
+    found = compiled(tmp_path, "distill", settings(), scheduled=True)
+    given = kfp_driver.parameters(found.spec, kfp_driver.RECURRING)["promote-student"]
+    where = config.Registry(uri=str(tmp_path / "registry"))
+    lineage = LINEAGE | {"name": given["name"], "images": given["images"]}
+    version = promotions.run(where, promotions.stages(tmp_path / "run"), lineage=lineage)
+    manifest = registry.connect(where).manifest(version)
+    assert manifest["lineage"]["name"] == "rec-1-3254976706"
+    assert manifest["lineage"]["images"] == resources.images()
 
 
 def test_here_only_the_images_and_the_message_count(tmp_path: Path) -> None:

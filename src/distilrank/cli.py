@@ -367,7 +367,7 @@ def preflight(
         tempfile.TemporaryDirectory(prefix=".preflight-", dir=".") as scratch,
         contextlib.redirect_stdout(io.StringIO()),
     ):
-        stage.check(values, schedule_time=at, secrets={}, output=Path(scratch))
+        stage.check(values, name=values.name, schedule_time=at, secrets={}, output=Path(scratch))
         resolved = artifacts.read_json(Path(scratch) / "preflight.json")
     if as_json:
         print_json(resolved)

@@ -53,23 +53,28 @@ class Watched(NamedTuple):
     champion: str
 
 
-def check(config: Config, *, schedule_time: str, secrets: Mapping[str, Sequence[str]], output: Path) -> Resolved:
+def check(
+    config: Config, *, name: str, schedule_time: str, secrets: Mapping[str, Sequence[str]], output: Path
+) -> Resolved:
     """Check that the run can succeed, and resolve what it depends on.
 
     Args:
         config: the whole configuration.
+        name: the run's, by which its report, its version and its notification are known.
         schedule_time: the run's schedule time, ISO 8601, empty for now; used where `window.end` is `schedule`.
         secrets: by the name of each Secret the environment variables, and the folders, that this pod must find of it.
         output: folder for preflight.json.
 
     Raises:
-        InputError: secrets, data, columns, models, registry, GPU, disk or log window are not as the configuration says.
+        InputError: the run has no name, or secrets, data, columns, models, registry, GPU, disk or log window are not
+            as the configuration says.
     """
     with artifacts.stage(STAGE, output, config=config) as record:
+        _check_run(name, schedule_time)
         _check_secrets(secrets)
-        for name in ("dev_share", "test_share"):
-            if not getattr(config.prepare, name):
-                raise InputError(f"prepare.{name} is 0, expected more: a run needs such queries to judge its models by")
+        for key in ("dev_share", "test_share"):
+            if not getattr(config.prepare, key):
+                raise InputError(f"prepare.{key} is 0, expected more: a run needs such queries to judge its models by")
         free = _check_disk(config.preflight.free_disk_gib, output)
         device = _check_device(config.compute.device)
         trainjob.check(config.compute)
@@ -82,11 +87,11 @@ def check(config: Config, *, schedule_time: str, secrets: Mapping[str, Sequence[
         if log is not None:
             least_clients(log, config.prepare)
             make_scrubber(config.prepare.privacy)
-        champion, anchor = (backend.alias(name) for name in (registry.CHAMPION, registry.ANCHOR))
-        for version, name in {anchor: registry.ANCHOR, champion: registry.CHAMPION}.items():
+        champion, anchor = (backend.alias(alias) for alias in (registry.CHAMPION, registry.ANCHOR))
+        for version, alias in {anchor: registry.ANCHOR, champion: registry.CHAMPION}.items():
             if version:
                 folder = backend.fetch(version)  # damage shows now, not after the teacher
-                _check_split(config.prepare, f"{name} {version}", folder)
+                _check_split(config.prepare, f"{alias} {version}", folder)
         with progress.timed(STAGE, "digested the models"):
             used = {config.teacher.model, config.student.model, config.prepare.retriever.model}
             bases = {reference: models.digest(reference) for reference in sorted(used)}
@@ -104,6 +109,7 @@ def check(config: Config, *, schedule_time: str, secrets: Mapping[str, Sequence[
         parts = [part.name for part in log.parts] if log is not None else []
         found: dict[str, Any] = {
             **resolved._asdict(),
+            "name": name,
             "schedule_time": schedule_time,
             "files": source.files(),
             "log": parts,
@@ -119,14 +125,17 @@ def check(config: Config, *, schedule_time: str, secrets: Mapping[str, Sequence[
         return resolved
 
 
-def check_monitor(config: Config, *, schedule_time: str, secrets: Mapping[str, Sequence[str]], output: Path) -> Watched:
+def check_monitor(
+    config: Config, *, name: str, schedule_time: str, secrets: Mapping[str, Sequence[str]], output: Path
+) -> Watched:
     """Check that the champion can be held against the newest traffic, and resolve which; arguments as for `check`.
 
     Raises:
-        InputError: there is no champion, the log has no times, or data, teacher, registry or log window are not as the
-            configuration says.
+        InputError: the run has no name, there is no champion, the log has no times, or data, teacher, registry or log
+            window are not as the configuration says.
     """
     with artifacts.stage(STAGE, output, config=config) as record:
+        _check_run(name, schedule_time)
         _check_secrets(secrets)
         backend = registry.connect(config.registry)
         champion = registry.resolve(backend, registry.CHAMPION)
@@ -142,7 +151,10 @@ def check_monitor(config: Config, *, schedule_time: str, secrets: Mapping[str, S
         reference = config.prepare.retriever.model
         bounds, data_digest = _pin(config, schedule_time, output, source, models.digest(reference))
         watched = Watched(data_digest, *bounds, champion)
-        artifacts.write_json(output / "preflight.json", watched._asdict() | {"registry": config.registry.uri})
+        artifacts.write_json(
+            output / "preflight.json",
+            watched._asdict() | {"name": name, "schedule_time": schedule_time, "registry": config.registry.uri},
+        )
         record.facts.update(watched._asdict())
         progress.announce(STAGE, "note", f"newest traffic {bounds[1]} to {bounds[2]}, champion {champion}")
         return watched
@@ -261,6 +273,26 @@ def _check_disk(least: float, output: Path) -> float:
             f"{output}: {free:.1f} GiB free, expected at least {least:g} (preflight.free_disk_gib); free some space"
         )
     return free
+
+
+def _check_run(name: str, schedule_time: str) -> None:
+    """Refuse a run that Kubeflow gave no name, or whose placeholders it left as they are: promotion needs the name.
+
+    A driver leaves a placeholder that its version does not know; without this nothing would notice before `promote`,
+    and of a schedule time nothing at all unless the window ends by it.
+    """
+    if not name.strip():
+        raise InputError(
+            f"name: is {name!r}, expected the name of the run, which its report and the version that it promotes carry"
+        )
+    for key, value in (("name", name), ("schedule_time", schedule_time)):
+        if "{{" in value:
+            raise InputError(
+                f"{key}: is {value!r}, a placeholder that this Kubeflow does not replace, expected Kubeflow Pipelines "
+                "2.17.0 or newer"
+            )
+    if schedule_time:
+        _time(schedule_time, "schedule_time")
 
 
 def _check_secrets(secrets: Mapping[str, Sequence[str]]) -> None:
