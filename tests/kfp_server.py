@@ -616,9 +616,17 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, document: Document, *, prefix: str = "") -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.store = Store(document)
+    def __init__(
+        self,
+        document: Document,
+        *,
+        prefix: str = "",
+        port: int = 0,
+        store: Store | None = None,
+        handler: type[Handler] = Handler,
+    ) -> None:
+        super().__init__(("127.0.0.1", port), handler)
+        self.store = store or Store(document)
         self.prefix = prefix
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
