@@ -57,6 +57,7 @@ def check(docker: str, helm: Path, registry: Path, scratch: Path) -> dict[str, s
         "serving": _tried(lambda: _serves(pods)),
         "ui": _tried(lambda: _shows(pods)),
         "collection": _tried(lambda: pods.run("CronJob", "collection")),
+        "storage": _tried(lambda: _prepares(pods)),
         "hooks": _tried(lambda: _schedules(pods, server)),
     }
     server.shutdown()
@@ -194,6 +195,12 @@ def _shows(pods: _Pods) -> None:
         assert "version" in _wait(f"http://localhost:{UI}/api/version")
 
 
+def _prepares(pods: _Pods) -> None:
+    pods.run("Job", "storage-prepare")
+    printed = pods.run("Job", "storage-check")
+    assert "user 10001, group 10001 can write" in printed, printed
+
+
 def _schedules(pods: _Pods, server: Server) -> None:
     store = server.store
 
@@ -204,6 +211,7 @@ def _schedules(pods: _Pods, server: Server) -> None:
     assert modes() == {"distill-monthly": "ENABLE", "monitor-daily": "ENABLE"}, modes()
     writes = len(store.writes)
     pods.run("Job", "schedules-apply")
+    pods.run("CronJob", "retries")  # nothing has failed, so it changes nothing
     assert len(store.writes) == writes, store.writes[writes:]
     pods.run("Job", "schedules-delete")
     assert not modes() and not store.problems, (modes(), store.problems)

@@ -178,27 +178,53 @@ class Storage(Values):
     existing_claim: config.OptionalVolumeName = Field("", description="Use this claim instead of one of the chart's.")
     size: Memory = Field("200Gi", description="Its size.")
     storage_class: str = Field("", description="Storage class; empty: the cluster's default.")
-    access_mode: Literal["ReadWriteMany", "ReadWriteOnce"] = Field(
-        "ReadWriteMany", description="ReadWriteOnce only where all pods share one node."
+    access_mode: Literal["", "ReadWriteMany", "ReadWriteOnce"] = Field(
+        "",
+        description="Access mode of the chart's claim, which has no default: ReadWriteMany needs a storage class that "
+        "offers it, ReadWriteOnce needs every pod that mounts the volume on one node.",
     )
     path: config.Folder = Field("/distilrank", description="Where it is mounted, in every pod alike.")
     keep: bool = Field(True, description="Whether the claim outlives the release.")
+    prepare: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Whether two Jobs make the volume's folders and check that pods of runs can write them, after "
+        "each install, upgrade and rollback; auto: only on the chart's own claim.",
+    )
 
 
 class Hooks(Values):
-    """The Jobs that make the recurring runs what `schedules` says."""
+    """The Jobs that prepare the volume and make the recurring runs what `schedules` says."""
 
     resources: Resources = Field(
         Resources(requests={"cpu": "500m", "memory": "1Gi"}, limits={"memory": "2Gi"}), description="What they ask for."
     )
     deadline_seconds: Positive = Field(
-        240, description="Fail after this long; keep it below Helm's own --timeout, 5 minutes unless you set it."
+        900,
+        description="Fail a Job after this long, counted from its creation, so that the image is pulled within it; pass "
+        "Helm a longer --timeout (5 minutes unless you set it).",
     )
     retries: config.Count = Field(2, description="How often a failed Job's pod is started again.")
     pod_labels: Labels = Field(
         {"sidecar.istio.io/inject": "false"}, description="Labels of their pods; a proxy would keep them from ending."
     )
     delete_on_uninstall: bool = Field(True, description="Delete the release's recurring runs before an uninstall.")
+
+
+class Retries(Values):
+    """Failed runs of the release's recurring runs, retried (`pipelines retry`).
+
+    Only those whose failure may pass, an eviction or a lost node, say; a retry repeats only what has failed.
+    """
+
+    enabled: bool = Field(False, description="Whether a CronJob retries them; what runs again costs what it costs.")
+    cron: str = Field("*/30 * * * *", pattern=r"^\S+( +\S+){4}$", description="When: five fields, in UTC.")
+    failed_since: str = Field(
+        "6h", pattern=r"^[1-9][0-9]*[mhd]$", description="Age from which a failure is left alone, as 90m, 6h or 2d."
+    )
+    max_retries: Annotated[int, Field(ge=1, le=10)] = Field(1, description="How often one run is retried.")
+    resources: Resources = Field(
+        Resources(requests={"cpu": "500m", "memory": "1Gi"}, limits={"memory": "2Gi"}), description="What it asks for."
+    )
 
 
 class Token(Values):
@@ -323,7 +349,8 @@ class Chart(Values):
     rbac: Rbac = Field(Rbac(), description="Roles and their bindings.")
     pods: Pods = Field(Pods(), description="What all pods of the chart itself get.")
     storage: Storage = Field(Storage(), description="A volume for what outlives runs.")
-    hooks: Hooks = Field(Hooks(), description="The Jobs that keep the recurring runs.")
+    hooks: Hooks = Field(Hooks(), description="The Jobs that prepare the volume and keep the recurring runs.")
+    retries: Retries = Field(Retries(), description="Failed runs of the recurring runs, retried.")
     serving: ScoringService = Field(ScoringService(), description="The scoring service.")
     ui: Ui = Field(Ui(), description="Evidently's pages.")
     collection: Collection = Field(Collection(), description="Removal of old versions.")
@@ -447,7 +474,7 @@ def _more(value: Values) -> str:
 def _choices(annotation: Any) -> str:
     if get_origin(annotation) is not Literal:
         return ""
-    return f" One of {', '.join(map(str, get_args(annotation)))}."
+    return f" One of {', '.join(str(choice) for choice in get_args(annotation) if choice != '')}."
 
 
 FILES = {

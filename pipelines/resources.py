@@ -150,19 +150,30 @@ def place(task: Any, stage: Stage, *, effect: bool = False) -> Any:
     kind: Literal["ops", "train"] = "train" if task.container_spec.image == TRAIN_IMAGE else "ops"
     task.set_container_image(images()[kind])
     if building.cluster:
-        _ask(task, building.config.cluster.pod(stage, kind))
+        _ask(task, stage, building.config.cluster.pod(stage, kind))
         _equip(task, building.config)
     return task
 
 
-def _ask(task: Any, pod: Pod) -> None:
+def _ask(task: Any, stage: Stage, pod: Pod) -> None:
     """What single stages ask for."""
+    if pod.gpu and pod.ephemeral_storage:
+        raise InputError(
+            f"the pods of {stage} ask for a GPU and for ephemeral_storage ({pod.ephemeral_storage}), but Kubeflow "
+            "Pipelines 2.17 passes one resource beyond processors and memory: expected gpu: 0, or a LimitRange in the "
+            "namespace of the runs instead of ephemeral_storage (docs/cluster.md)"
+        )
     if pod.cpu:  # a limit too, for torch starts as many threads as it sees processors
         task.set_cpu_request(pod.cpu).set_cpu_limit(pod.cpu)
     if pod.memory:
         task.set_memory_request(pod.memory).set_memory_limit(pod.memory)
     if pod.gpu:
         task.set_accelerator_type(pod.gpu_type or "nvidia.com/gpu").set_accelerator_limit(pod.gpu)
+    if pod.ephemeral_storage:
+        # KFP has no setting for it. Its driver makes the accelerator's type a key of the container's limits, whatever
+        # resource it names, and Kubernetes takes a limit for the request (kubeflow/pipelines 2.17.0,
+        # backend/src/v2/driver/driver.go, initPodSpecPatch). The count must be digits.
+        task.set_accelerator_type("ephemeral-storage").set_accelerator_limit(_bytes(pod.ephemeral_storage))
     if pod.shared_memory:
         kubernetes.empty_dir_mount(
             task, volume_name="shm", mount_path="/dev/shm", medium="Memory", size_limit=pod.shared_memory
@@ -188,6 +199,14 @@ def _ask(task: Any, pod: Pod) -> None:
         )
     if pod.timeout_minutes:
         kubernetes.set_timeout(task, 60 * pod.timeout_minutes)
+
+
+def _bytes(quantity: str) -> int:
+    """A quantity as `Memory` allows it, in bytes."""
+    number = quantity.rstrip("KMGTPEi")
+    unit = quantity[len(number) :]
+    base = 1024 if unit.endswith("i") else 1000
+    return int(number) * base ** (" KMGTPE".index(unit[0]) if unit else 0)
 
 
 def _equip(task: Any, config: Config) -> None:

@@ -203,7 +203,7 @@ def test_own_keys_of_a_configuration_win(tmp_path: Path) -> None:
         "configurations": {"one": {"data": {"source": "demo_shop"}, **own}},
         "cluster": {"train": {"gpu": 1, "memory": "32Gi"}, "env": {"A": "b"}, "pull_secrets": ["chosen"]},
         "images": {"pullSecrets": ["pull"]},
-        "storage": {"enabled": True},
+        "storage": {"enabled": True, "accessMode": "ReadWriteOnce"},
     }
     (tmp_path / "values.yaml").write_text(yaml.safe_dump(given), encoding="utf-8")
     objects = _template("--values", tmp_path / "values.yaml")
@@ -224,7 +224,6 @@ def test_hooks_call_a_command_that_there_is(name: str, rendered: dict[str, list[
     when = {}
     for verb in ("apply", "delete"):
         job = _find(rendered[name], "Job", f"{FULL}-schedules-{verb}")
-        assert job["metadata"]["annotations"]["helm.sh/hook-delete-policy"] == "before-hook-creation"
         when[verb] = job["metadata"]["annotations"]["helm.sh/hook"]
         (container,) = job["spec"]["template"]["spec"]["containers"]
         assert container["command"] == ["python", "-m", "pipelines", "schedule", verb]
@@ -236,6 +235,125 @@ def test_hooks_call_a_command_that_there_is(name: str, rendered: dict[str, list[
         files = [given[key] for key in ("file", "token_file", "ca_file") if given[key]]
         assert {str(Path(file).parent) for file in files} == mounts - {"/tmp", "/home/distilrank"}
     assert when == {"apply": "post-install,post-upgrade,post-rollback", "delete": "pre-delete"}
+
+
+def test_a_hook_that_succeeded_leaves_nothing(rendered: dict[str, list[dict[str, Any]]]) -> None:
+    """Helm removes nothing else of a hook at uninstall, for hooks are no objects of the release."""
+    for objects in rendered.values():
+        for one in objects:
+            annotations = one["metadata"].get("annotations", {})
+            if "helm.sh/hook" not in annotations:
+                continue
+            assert one["kind"] == "Job"
+            assert annotations["helm.sh/hook-delete-policy"] == "before-hook-creation,hook-succeeded"
+            assert annotations["helm.sh/hook-output-log-policy"] == "hook-succeeded,hook-failed"
+            assert one["spec"]["ttlSecondsAfterFinished"] == 7 * 24 * 3600
+            assert one["spec"]["activeDeadlineSeconds"] == 900
+
+
+@pytest.mark.parametrize("name", ["demo", "on-premises"])
+def test_the_volume_is_prepared_before_schedules(name: str, rendered: dict[str, list[dict[str, Any]]]) -> None:
+    pods, weights = {}, {}
+    for job in ("storage-prepare", "storage-check", "schedules-apply"):
+        one = _find(rendered[name], "Job", f"{FULL}-{job}")
+        annotations = one["metadata"]["annotations"]
+        assert annotations["helm.sh/hook"] == "post-install,post-upgrade,post-rollback"  # the claim is made before
+        weights[job], pods[job] = int(annotations["helm.sh/hook-weight"]), one["spec"]["template"]["spec"]
+    assert weights["storage-prepare"] < weights["storage-check"] < weights["schedules-apply"]
+    assert pods["storage-prepare"]["securityContext"]["fsGroup"] == 10001
+    # As kfp's security context makes an executor's pod: user and group, and no group of volumes.
+    assert {"fsGroup", "supplementalGroups"}.isdisjoint(pods["storage-check"]["securityContext"])
+    claim = _find(rendered[name], "PersistentVolumeClaim", FULL)
+    folders = {"hf", "log", "registry", "resume", "versions"} | ({"evidently"} if name == "on-premises" else set())
+    for verb in ("prepare", "check"):
+        (container,) = pods[f"storage-{verb}"]["containers"]
+        assert container["command"] == ["python", "-m", "distilrank", "storage", verb]
+        command = typer.main.get_command(cli.app).commands["storage"].commands[verb]  # type: ignore[attr-defined]
+        given = command.make_context(verb, list(container["args"])).params
+        assert (str(given["root"]), set(given["folders"])) == ("/distilrank", folders)
+        (volume,) = [each for each in pods[f"storage-{verb}"]["volumes"] if each["name"] == "storage"]
+        assert volume["persistentVolumeClaim"] == {"claimName": claim["metadata"]["name"]}
+        (mount,) = [each for each in container["volumeMounts"] if each["name"] == "storage"]
+        assert mount == {"name": "storage", "mountPath": "/distilrank"}
+
+
+def test_what_is_written_to_the_volume_has_a_folder_that_is_prepared(
+    rendered: dict[str, list[dict[str, Any]]], written: dict[str, Path]
+) -> None:
+    (container,) = _find(rendered["on-premises"], "Job", f"{FULL}-storage-check")["spec"]["template"]["spec"][
+        "containers"
+    ]
+    prepared = {f"/distilrank/{folder}" for folder in container["args"][1:]}
+    found = config.load(written["on-premises"] / "shop.yaml")
+    assert prepared == {
+        found.registry.uri,
+        found.registry.cache,
+        found.compute.resume,
+        found.prepare.store,
+        found.drift.workspace,
+        found.cluster.env["HF_HOME"],
+    }
+
+
+def test_the_volume_is_prepared_where_the_runs_are() -> None:
+    common = ["--set", "storage.enabled=true", "--set", "kubeflow.namespace=runs"]
+    own = ["--set", "storage.accessMode=ReadWriteOnce", "--set", "registry.uri=gs://shop/ranker"]
+    objects = _template("--namespace", "search", *common, *own)
+    namespaces = {(one["kind"], one["metadata"]["name"]): one["metadata"]["namespace"] for one in objects}
+    assert namespaces == dict.fromkeys(
+        [("PersistentVolumeClaim", FULL), ("Job", f"{FULL}-storage-prepare"), ("Job", f"{FULL}-storage-check")], "runs"
+    )
+    (container,) = _find(objects, "Job", f"{FULL}-storage-check")["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == ["/distilrank", "hf", "log", "resume", "versions"]  # the registry is not on it
+    existing = ["--set", "storage.existingClaim=models"]
+    assert _template(*common, *existing) == []
+    kinds = [one["kind"] for one in _template(*common, *existing, "--set", "storage.prepare=always")]
+    assert kinds == ["Job", "Job"]
+    kinds = [one["kind"] for one in _template(*common, *own, "--set", "storage.prepare=never")]
+    assert kinds == ["PersistentVolumeClaim"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("gke", {"--failed-since": "1d", "--max-retries": "3", "--namespace": "search-team"}),
+        ("on-premises", {"--failed-since": "6h", "--max-retries": "1"}),
+    ],
+)
+def test_failed_runs_are_retried(name: str, options: dict[str, str], rendered: dict[str, list[dict[str, Any]]]) -> None:
+    spec = _find(rendered[name], "CronJob", f"{FULL}-retries")["spec"]
+    assert (spec["concurrencyPolicy"], spec["timeZone"]) == ("Forbid", "Etc/UTC")
+    assert spec["jobTemplate"]["spec"]["backoffLimit"] == 0  # the next tick sees what is left
+    assert spec["jobTemplate"]["spec"]["activeDeadlineSeconds"] == 900
+    pod = spec["jobTemplate"]["spec"]["template"]["spec"]
+    hook = _find(rendered[name], "Job", f"{FULL}-schedules-apply")["spec"]["template"]["spec"]
+    (container,), (applying,) = pod["containers"], hook["containers"]
+    assert container["command"] == ["python", "-m", "pipelines", "retry"]
+    given = dict(option.split("=", 1) for option in container["args"])
+    own = {"--failed-since", "--max-retries"}
+    # The connection is the hooks': one template makes both pods.
+    connection = dict(option.split("=", 1) for option in applying["args"])
+    del connection["--experiment"]
+    assert {key: value for key, value in given.items() if key not in own} == connection
+    assert options.items() <= given.items()
+    assert {key: value for key, value in pod.items() if key != "containers"} == {
+        key: value for key, value in hook.items() if key != "containers"
+    }
+    assert container["volumeMounts"] == applying["volumeMounts"]
+    command = typer.main.get_command(pipelines.app).commands.get("retry")  # type: ignore[attr-defined]
+    if command is not None:
+        command.make_context("retry", list(container["args"]))
+
+
+def test_only_retries_give_rights_on_runs(rendered: dict[str, list[dict[str, Any]]]) -> None:
+    """Verbs and resource as kubeflow/pipelines 2.17.0 has them, backend/src/apiserver/server/run_server.go."""
+
+    def rights(objects: list[dict[str, Any]]) -> set[tuple[str, str]]:
+        rules = _find(objects, "Role", f"{FULL}-submitter")["rules"]
+        return {(name, verb) for rule in rules for name in rule["resources"] for verb in rule["verbs"]}
+
+    more = rights(rendered["gke"]) - rights(_template(*_scenario("gke"), "--set", "retries.enabled=false"))
+    assert more == {("runs", verb) for verb in ("get", "list", "readArtifact", "retry")}
 
 
 KINDS = ("ops", "train")
@@ -252,6 +370,10 @@ RIGHTS = {
     "CreateRecurringRun": ("jobs", "create"),
     "EnableRecurringRun": ("jobs", "enable"),
     "DeleteRecurringRun": ("jobs", "delete"),
+    "ListRuns": ("runs", "list"),
+    "GetRun": ("runs", "get"),
+    "RetryRun": ("runs", "retry"),
+    "ReadArtifact": ("runs", "readArtifact"),
 }
 """What Kubeflow's API server asks Kubernetes before it does what is asked of it, in multi-user mode."""
 
@@ -375,9 +497,10 @@ def test_network_policies_allow_what_is_needed(rendered: dict[str, list[dict[str
     policies = {
         one["metadata"]["name"]: one["spec"] for one in rendered["on-premises"] if one["kind"] == "NetworkPolicy"
     }
-    assert sorted(policies) == [f"{FULL}-{name}" for name in ("collection", "schedules", "serving", "ui")]
-    assert policies[f"{FULL}-schedules"]["ingress"] == []
-    assert {"ports": [{"port": 8888}]} in policies[f"{FULL}-schedules"]["egress"]
+    assert sorted(policies) == [f"{FULL}-{name}" for name in ("collection", "retries", "schedules", "serving", "ui")]
+    for name in ("retries", "schedules"):
+        assert policies[f"{FULL}-{name}"]["ingress"] == []
+        assert {"ports": [{"port": 8888}]} in policies[f"{FULL}-{name}"]["egress"]
     (disconnected,) = [one["spec"] for one in rendered["disconnected"] if one["kind"] == "NetworkPolicy"]
     assert {"ports": [{"port": 443}]} in disconnected["egress"]  # the URL names no port
 
@@ -436,8 +559,28 @@ PLANS = json.dumps([{"name": "weekly", "pipeline": "distill", "config": "sample"
             "ui.enabled is true, but storage.enabled is not: expected a volume that keeps the Evidently",
         ),
         (
-            ["ui.enabled=true", "storage.enabled=true", "kubeflow.namespace=other"],
+            ["ui.enabled=true", "storage.enabled=true", "storage.existingClaim=own", "kubeflow.namespace=other"],
             "storage is in the namespace of the runs (other), where service, UI and collection of the namespace",
+        ),
+        (
+            ["storage.enabled=true"],
+            "storage.accessMode is empty, and the chart is to make the claim: expected ReadWriteMany, with a storage "
+            "class that offers it (NFS, CephFS, Filestore, EFS, Azure Files; with most clusters' default class the claim "
+            "would stay Pending), or ReadWriteOnce, which any class offers, but then every pod that mounts it must run "
+            "on one node",
+        ),
+        (
+            ["storage.enabled=true", "storage.accessMode=ReadWriteOnce", "cluster.run_as_user=1000"],
+            "configurations.sample: runs have cluster.run_as_user 1000, but the chart's pods 10001 (pods.runAsUser): "
+            "expected the same, since both write the volume, or storage.prepare: never",
+        ),
+        (
+            ["storage.enabled=true", "storage.accessMode=ReadWriteMany", "pods.runAsGroup=2000"],
+            "configurations.sample: runs have cluster.run_as_group 10001, but the chart's pods 2000 (pods.runAsGroup)",
+        ),
+        (
+            ["kubeflow.host=", "schedules=null", "retries.enabled=true"],
+            "retries.enabled is true, but kubeflow.host is empty: expected the URL of the Kubeflow Pipelines API",
         ),
         (
             ["serving.enabled=true", "registry.uri=/folder/registry"],
@@ -453,6 +596,9 @@ PLANS = json.dumps([{"name": "weekly", "pipeline": "distill", "config": "sample"
             "serving.settings.open_metrics is false, but serving.token.secret is empty",
         ),
         # By the schema:
+        (["storage.accessMode=ReadOnlyMany"], "at '/storage/accessMode': value must be one of"),
+        (["retries.failedSince=yesterday"], "at '/retries/failedSince': 'yesterday' does not match pattern"),
+        (["retries.maxRetries=0"], "at '/retries/maxRetries': minimum: got 0, want 1"),
         (["hoks.retries=1"], "additional properties 'hoks' not allowed"),
         (["hooks.retrys=1"], "at '/hooks': additional properties 'retrys' not allowed"),
         (["hooks.retries=two"], "at '/hooks/retries': got string, want integer"),

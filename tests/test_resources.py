@@ -272,6 +272,23 @@ def test_the_plain_pipelines_stay_as_they_were(full: Compiled) -> None:
 
 
 @pytest.mark.parametrize(
+    ("quantity", "expected"), [("20Gi", 20 * 2**30), ("512Mi", 2**29), ("5G", 5 * 10**9), ("64Ki", 2**16), ("7", 7)]
+)
+def test_pods_without_a_gpu_ask_for_disk(tmp_path: Path, quantity: str, expected: int) -> None:
+    found = compiled(tmp_path, "distill", settings(stages={"label": {"ephemeral_storage": quantity}}))
+    # What the driver of kubeflow/pipelines 2.17.0 makes a limit of the container: {resourceType: resourceCount}.
+    accelerator = found.executor("label-shard")["resources"]["accelerator"]
+    assert (accelerator["resourceType"], accelerator["resourceCount"]) == ("ephemeral-storage", str(expected))
+    assert "accelerator" not in found.executor("train-teacher")["resources"]
+
+
+def test_disk_beside_a_gpu_is_refused(tmp_path: Path) -> None:
+    given = settings(train={"gpu": 1}, stages={"label": {"ephemeral_storage": "20Gi"}})
+    with pytest.raises(InputError, match=r"the pods of label ask for a GPU and for ephemeral_storage \(20Gi\), but"):
+        compiled(tmp_path, "distill", given)
+
+
+@pytest.mark.parametrize(
     ("cluster", "message"),
     [
         ({"images": {"ops": "shop/ops"}}, "no tag and no digest, expected a tag that is never pushed again"),

@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import inspect
 import io
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from distilrank import __version__, artifacts, config, hardware, knobs, progress
+from distilrank import __version__, artifacts, config, hardware, knobs, progress, storage
 from distilrank.errors import InputError, RunStopped
 from distilrank.registry import commands as registry_commands
 from distilrank.serving import settings as serving
@@ -70,6 +71,8 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 app.add_typer(data_app, name="data", help="Your data: what is wrong with it, what is left out of it.")
 app.add_typer(registry_commands.app, name="registry")
+storage_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+app.add_typer(storage_app, name="storage", help="A volume that outlives runs: its folders, and who can write them.")
 
 Uri = Annotated[
     str, typer.Option("--registry", metavar="URI", help="Where the registry is: a folder or gs://BUCKET/PREFIX.")
@@ -465,6 +468,30 @@ def check_data(
     fatal = sum(problem.fatal for problem in problems)
     if fatal:
         raise InputError(f"{settings}: {fatal} of {len(problems)} problems would stop a run")
+
+
+VolumeRoot = Annotated[Path, typer.Argument(help="Where the volume is mounted.", show_default=False)]
+VolumeFolders = Annotated[list[str], typer.Argument(help="Its folders, relative to it.", show_default=False)]
+
+
+@storage_app.command("prepare")
+def prepare_storage(root: VolumeRoot, folders: VolumeFolders) -> None:
+    """Make the folders of a volume, writable for its group, and check them as `storage check` does.
+
+    Example: `distilrank storage prepare /distilrank registry resume log`
+    """
+    storage.prepare(root, folders)
+    print(f"{root}: user {os.geteuid()}, group {os.getegid()} can write {', '.join(folders)}")
+
+
+@storage_app.command("check")
+def check_storage(root: VolumeRoot, folders: VolumeFolders) -> None:
+    """Check that this user can write, lock and rename files in the folders of a volume; exit status 2 if not.
+
+    Example: `distilrank storage check /distilrank registry resume log`
+    """
+    storage.check(root, folders)
+    print(f"{root}: user {os.geteuid()}, group {os.getegid()} can write {', '.join(folders)}")
 
 
 @app.command("demo-data")

@@ -1100,6 +1100,11 @@ class Pod(Section):
     shared_memory: Memory | None = Field(
         None, description="Size of /dev/shm, which several processes of torch use; null: the node's 64 MiB."
     )
+    ephemeral_storage: Memory | None = Field(
+        None,
+        description="Disk of the node, request and limit alike; not with `gpu`, since Kubeflow Pipelines passes one "
+        "resource beyond processors and memory (docs/cluster.md); null: nothing is asked for.",
+    )
     node_selector: dict[LabelKey, LabelValue] | None = Field(None, description="Labels that a node must have.")
     tolerations: tuple[Toleration, ...] | None = Field(None, description="Taints that are put up with.")
     retries: Annotated[int, Field(ge=0, le=INT32)] | None = Field(

@@ -38,6 +38,14 @@
 {{- $_ := set $all.cluster "volumes" (append (default list $all.cluster.volumes) $volume) -}}
 {{- end -}}
 {{- end -}}
+{{- if include "distilrank.storage.prepared" $root -}}
+{{- range $key, $own := dict "run_as_user" $root.Values.pods.runAsUser "run_as_group" $root.Values.pods.runAsGroup -}}
+{{- $runs := default 10001 (index $all.cluster $key) -}}  {{- /* that of the images */}}
+{{- if ne (int $runs) (int $own) -}}
+{{- fail (printf "%s: runs have cluster.%s %d, but the chart's pods %d (pods.%s): expected the same, since both write the volume, or storage.prepare: never" $where $key (int $runs) (int $own) (camelcase $key | untitle)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- range $kind, $image := $all.cluster.images -}}
 {{- include "distilrank.immutable" (dict "image" $image "where" (printf "%s.cluster.images.%s" $where $kind)) -}}
 {{- end -}}
@@ -88,6 +96,14 @@
 {{- $shared := or .Values.ui.enabled .Values.serving.enabled .Values.collection.enabled -}}
 {{- if and .Values.storage.enabled $shared (ne (include "distilrank.runs.namespace" .) .Release.Namespace) -}}
 {{- fail (printf "storage is in the namespace of the runs (%s), where service, UI and collection of the namespace %s cannot mount it: expected one namespace for both, or a registry in gs:// and storage.enabled: false" (include "distilrank.runs.namespace" .) .Release.Namespace) -}}
+{{- end -}}
+{{- with .Values.storage -}}
+{{- if and .enabled (not .existingClaim) (not .accessMode) -}}
+{{- fail "storage.accessMode is empty, and the chart is to make the claim: expected ReadWriteMany, with a storage class that offers it (NFS, CephFS, Filestore, EFS, Azure Files; with most clusters' default class the claim would stay Pending), or ReadWriteOnce, which any class offers, but then every pod that mounts it must run on one node" -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.retries.enabled (not .Values.kubeflow.host) -}}
+{{- fail "retries.enabled is true, but kubeflow.host is empty: expected the URL of the Kubeflow Pipelines API, such as http://ml-pipeline.kubeflow:8888" -}}
 {{- end -}}
 {{- if or .Values.serving.enabled .Values.collection.enabled -}}
 {{- $uri := include "distilrank.registry" . -}}

@@ -46,6 +46,26 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- default (include "distilrank.fullname" .) .Values.storage.existingClaim -}}
 {{- end -}}
 
+{{/* Whether the hooks make the volume's folders and check that runs can write them; empty: not. */}}
+{{- define "distilrank.storage.prepared" -}}
+{{- with .Values.storage -}}
+{{- if and .enabled (or (eq .prepare "always") (and (eq .prepare "auto") (not .existingClaim))) -}}
+true
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The volume's folders that pods write, relative to it, as list items. */}}
+{{- define "distilrank.storage.folders" -}}
+{{- $root := printf "%s/" .Values.storage.path -}}
+{{- $folders := list "hf" "log" "resume" -}}
+{{- if .Values.ui.enabled }}{{ $folders = append $folders "evidently" }}{{ end -}}
+{{- range list (include "distilrank.registry" .) (default (printf "%sversions" $root) .Values.registry.cache) -}}
+{{- if hasPrefix $root . }}{{ $folders = append $folders (trimPrefix $root . | trimSuffix "/") }}{{ end -}}
+{{- end -}}
+{{- $folders | uniq | sortAlpha | toYaml -}}
+{{- end -}}
+
 {{- define "distilrank.registry" -}}
 {{- default (ternary (printf "%s/registry" .Values.storage.path) "" .Values.storage.enabled) .Values.registry.uri -}}
 {{- end -}}

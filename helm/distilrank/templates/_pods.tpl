@@ -1,30 +1,37 @@
 {{/* What all pods of the chart have: the restricted profile of Kubernetes' Pod Security Standards. */}}
 {{- define "distilrank.pod" -}}
+{{ include "distilrank.pod.fields" (dict "root" . "fsGroup" true) }}
+{{- end -}}
+
+{{/* The same, with or without the group of volumes. Takes root and fsGroup. */}}
+{{- define "distilrank.pod.fields" -}}
 automountServiceAccountToken: false
 enableServiceLinks: false
 securityContext:
   runAsNonRoot: true
-  runAsUser: {{ int .Values.pods.runAsUser }}
-  runAsGroup: {{ int .Values.pods.runAsGroup }}
-  fsGroup: {{ int .Values.pods.runAsGroup }}
+  runAsUser: {{ int .root.Values.pods.runAsUser }}
+  runAsGroup: {{ int .root.Values.pods.runAsGroup }}
+  {{- if .fsGroup }}
+  fsGroup: {{ int .root.Values.pods.runAsGroup }}
   fsGroupChangePolicy: OnRootMismatch
+  {{- end }}
   seccompProfile:
     type: RuntimeDefault
-{{- with .Values.images.pullSecrets }}
+{{- with .root.Values.images.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
   - name: {{ . }}
   {{- end }}
 {{- end }}
-{{- with .Values.pods.nodeSelector }}
+{{- with .root.Values.pods.nodeSelector }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .Values.pods.tolerations }}
+{{- with .root.Values.pods.tolerations }}
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .Values.pods.priorityClass }}
+{{- with .root.Values.pods.priorityClass }}
 priorityClassName: {{ . }}
 {{- end }}
 {{- end -}}
@@ -84,96 +91,138 @@ annotations:
 {{- end }}
 {{- end -}}
 
-{{/* A Job that runs `schedule` in the ops image. Takes root, verb, hooks and arguments. */}}
+{{/* A Job that Helm runs as a hook. Takes root, name, namespace, component, hooks, weight, pod and failAtOnce. */}}
 {{- define "distilrank.hook" -}}
-{{- $root := .root -}}
-{{- $name := printf "%s-schedules-%s" (include "distilrank.fullname" $root) .verb -}}
-{{- $component := "schedules" -}}
-{{- $auth := $root.Values.kubeflow.auth -}}
-{{- $ca := $root.Values.kubeflow.ca -}}
 apiVersion: batch/v1
 kind: Job
 metadata:
-  name: {{ $name }}
-  namespace: {{ $root.Release.Namespace }}
+  name: {{ include "distilrank.fullname" .root }}-{{ .name }}
+  namespace: {{ .namespace }}
   labels:
-    {{- include "distilrank.labels" (dict "root" $root "component" $component) | nindent 4 }}
+    {{- include "distilrank.labels" . | nindent 4 }}
   annotations:
     helm.sh/hook: {{ .hooks }}
-    # Nothing else: the log of one that failed must stay until the next.
-    helm.sh/hook-delete-policy: before-hook-creation
+    helm.sh/hook-weight: {{ .weight | quote }}
+    # One that failed stays, with its log, until the next; Helm prints the log of either (from 3.18 on).
+    helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+    helm.sh/hook-output-log-policy: hook-succeeded,hook-failed
 spec:
-  backoffLimit: {{ int $root.Values.hooks.retries }}
-  activeDeadlineSeconds: {{ int $root.Values.hooks.deadlineSeconds }}
+  backoffLimit: {{ int .root.Values.hooks.retries }}
+  activeDeadlineSeconds: {{ int .root.Values.hooks.deadlineSeconds }}
+  ttlSecondsAfterFinished: 604800  # a week: a hook is no part of the release, so no uninstall removes it
+  {{- if .failAtOnce }}
+  podFailurePolicy:
+    rules:
+      - action: FailJob
+        onExitCodes:
+          operator: In
+          values: [2]  # bad input: another pod would say the same
+  {{- end }}
   template:
     metadata:
-      {{- include "distilrank.pod.metadata" (dict "root" $root "component" $component "labels" $root.Values.hooks.podLabels) | nindent 6 }}
+      {{- include "distilrank.pod.metadata" (merge (dict "labels" .root.Values.hooks.podLabels) .) | nindent 6 }}
     spec:
-      restartPolicy: Never
-      serviceAccountName: {{ include "distilrank.account" (dict "root" $root "account" "submitter") | default "default" }}
-      {{- include "distilrank.pod" $root | nindent 6 }}
-      containers:
-        - name: schedule
-          {{- include "distilrank.container" (dict "root" $root "image" "ops" "resources" $root.Values.hooks.resources) | nindent 10 }}
-          command: [python, -m, pipelines, schedule, {{ .verb }}]
-          args:
-            - --file=/etc/distilrank/schedules.yaml
-            - --host={{ $root.Values.kubeflow.host }}
-            {{- if $root.Values.kubeflow.multiUser }}
-            - --namespace={{ include "distilrank.runs.namespace" $root }}
-            {{- end }}
-            {{- if ne $auth.kind "none" }}
-            - --token-file=/var/run/secrets/kubeflow/pipelines/token
-            {{- end }}
-            {{- if $ca.configMap }}
-            - --ca-file=/etc/kubeflow/{{ $ca.key }}
-            {{- end }}
-            {{- range .arguments }}
-            - {{ . }}
-            {{- end }}
-          {{- with include "distilrank.env" $root }}
-          env:
-            {{- . | nindent 12 }}
-          {{- end }}
-          volumeMounts:
-            {{- include "distilrank.writable.mounts" . | nindent 12 }}
-            - name: configurations
-              mountPath: /etc/distilrank
-              readOnly: true
-            {{- if ne $auth.kind "none" }}
-            - name: token
-              mountPath: /var/run/secrets/kubeflow/pipelines
-              readOnly: true
-            {{- end }}
-            {{- if $ca.configMap }}
-            - name: authority
-              mountPath: /etc/kubeflow
-              readOnly: true
-            {{- end }}
-      volumes:
-        {{- include "distilrank.writable.volumes" . | nindent 8 }}
-        - name: configurations
-          configMap:
-            name: {{ include "distilrank.fullname" $root }}-configurations
-        {{- if eq $auth.kind "serviceAccount" }}
-        - name: token
-          projected:
-            sources:
-              - serviceAccountToken:
-                  audience: {{ $auth.audience | quote }}
-                  expirationSeconds: 7200
-                  path: token
-        {{- else if eq $auth.kind "token" }}
-        - name: token
-          secret:
-            secretName: {{ $auth.secret }}
-            items:
-              - key: {{ $auth.key }}
-                path: token
-        {{- end }}
-        {{- if $ca.configMap }}
-        - name: authority
-          configMap:
-            name: {{ $ca.configMap }}
-        {{- end }}
+      {{- .pod | nindent 6 }}
+{{- end -}}
+
+{{/* The pod that runs a command of `pipelines` on the schedules, as the submitter. Takes root, command, resources and arguments. */}}
+{{- define "distilrank.submitter" -}}
+{{- $root := .root -}}
+{{- $auth := $root.Values.kubeflow.auth -}}
+{{- $ca := $root.Values.kubeflow.ca -}}
+restartPolicy: Never
+serviceAccountName: {{ include "distilrank.account" (dict "root" $root "account" "submitter") | default "default" }}
+{{ include "distilrank.pod" $root }}
+containers:
+  - name: {{ first .command }}
+    {{- include "distilrank.container" (dict "root" $root "image" "ops" "resources" .resources) | nindent 4 }}
+    command: [python, -m, pipelines, {{ join ", " .command }}]
+    args:
+      - --file=/etc/distilrank/schedules.yaml
+      - --host={{ $root.Values.kubeflow.host }}
+      {{- if $root.Values.kubeflow.multiUser }}
+      - --namespace={{ include "distilrank.runs.namespace" $root }}
+      {{- end }}
+      {{- if ne $auth.kind "none" }}
+      - --token-file=/var/run/secrets/kubeflow/pipelines/token
+      {{- end }}
+      {{- if $ca.configMap }}
+      - --ca-file=/etc/kubeflow/{{ $ca.key }}
+      {{- end }}
+      {{- range .arguments }}
+      - {{ . }}
+      {{- end }}
+    {{- with include "distilrank.env" $root }}
+    env:
+      {{- . | nindent 6 }}
+    {{- end }}
+    volumeMounts:
+      {{- include "distilrank.writable.mounts" . | nindent 6 }}
+      - name: configurations
+        mountPath: /etc/distilrank
+        readOnly: true
+      {{- if ne $auth.kind "none" }}
+      - name: token
+        mountPath: /var/run/secrets/kubeflow/pipelines
+        readOnly: true
+      {{- end }}
+      {{- if $ca.configMap }}
+      - name: authority
+        mountPath: /etc/kubeflow
+        readOnly: true
+      {{- end }}
+volumes:
+  {{- include "distilrank.writable.volumes" . | nindent 2 }}
+  - name: configurations
+    configMap:
+      name: {{ include "distilrank.fullname" $root }}-configurations
+  {{- if eq $auth.kind "serviceAccount" }}
+  - name: token
+    projected:
+      sources:
+        - serviceAccountToken:
+            audience: {{ $auth.audience | quote }}
+            expirationSeconds: 7200
+            path: token
+  {{- else if eq $auth.kind "token" }}
+  - name: token
+    secret:
+      secretName: {{ $auth.secret }}
+      items:
+        - key: {{ $auth.key }}
+          path: token
+  {{- end }}
+  {{- if $ca.configMap }}
+  - name: authority
+    configMap:
+      name: {{ $ca.configMap }}
+  {{- end }}
+{{- end -}}
+
+{{/* The pod that makes or checks the volume's folders, where the runs are. Takes root, verb and fsGroup. */}}
+{{- define "distilrank.storage" -}}
+{{- $root := .root -}}
+restartPolicy: Never
+serviceAccountName: default
+{{ include "distilrank.pod.fields" . }}
+containers:
+  - name: storage
+    {{- include "distilrank.container" (dict "root" $root "image" "ops" "resources" $root.Values.hooks.resources) | nindent 4 }}
+    command: [python, -m, distilrank, storage, {{ .verb }}]
+    args:
+      - {{ $root.Values.storage.path }}
+      {{- include "distilrank.storage.folders" $root | nindent 6 }}
+    {{- with include "distilrank.env" $root }}
+    env:
+      {{- . | nindent 6 }}
+    {{- end }}
+    volumeMounts:
+      {{- include "distilrank.writable.mounts" . | nindent 6 }}
+      - name: storage
+        mountPath: {{ $root.Values.storage.path }}
+volumes:
+  {{- include "distilrank.writable.volumes" . | nindent 2 }}
+  - name: storage
+    persistentVolumeClaim:
+      claimName: {{ include "distilrank.claim" $root }}
 {{- end -}}

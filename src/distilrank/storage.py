@@ -1,0 +1,99 @@
+"""The volume that outlives runs: make its folders, and check that a pod can write them.
+
+Kubeflow's pods have no `fsGroup`, so whether user 10001 can write a volume depends on the volume. `prepare` runs in a
+pod with one, `check` in a pod without, and neither needs root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import uuid
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from distilrank.errors import InputError
+
+MODE = 0o2775
+"""Of the folders: what is made in them belongs to their group, whose members may write."""
+
+
+def prepare(root: Path, folders: Sequence[str]) -> None:
+    """Make the folders, writable for the volume's group, and check them; may be repeated.
+
+    Args:
+        root: where the volume is mounted.
+        folders: their paths, relative to `root`.
+
+    Raises:
+        InputError: a folder cannot be made or used; the line says what an administrator has to do.
+    """
+    for folder in _paths(root, folders):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(_explain(root, folder, error)) from error
+        with contextlib.suppress(OSError):  # another's folder, or a file system without modes: the check decides
+            folder.chmod(MODE)
+    check(root, folders)
+
+
+def check(root: Path, folders: Sequence[str]) -> None:
+    """Do in each folder what runs do: write a file, flush it, lock it, rename it, read it, remove it.
+
+    Args:
+        root: where the volume is mounted.
+        folders: their paths, relative to `root`.
+
+    Raises:
+        InputError: one of them cannot be used so; the line says what an administrator has to do.
+    """
+    for folder in _paths(root, folders):
+        partial = folder / f".{uuid.uuid4().hex[:8]}.partial"
+        renamed = partial.with_suffix(".written")
+        try:
+            with partial.open("wb") as handle:
+                handle.write(b"written\n")
+                handle.flush()
+                os.fsync(handle.fileno())
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            partial.rename(renamed)
+            if renamed.read_bytes() != b"written\n":
+                raise InputError(f"{folder}: a file that was written reads otherwise: expected a sound file system")
+        except OSError as error:
+            raise InputError(_explain(root, folder, error)) from error
+        finally:
+            for path in (partial, renamed):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+
+def _paths(root: Path, folders: Sequence[str]) -> list[Path]:
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder, expected the path at which the volume is mounted")
+    for folder in folders:
+        parts = PurePosixPath(folder).parts
+        if not parts or parts[0] == "/" or ".." in parts:
+            raise InputError(f"folder {folder!r}: expected a path below {root}, relative to it")
+    return [root / folder for folder in folders]
+
+
+def _explain(root: Path, folder: Path, error: OSError) -> str:
+    """Why the folder cannot be used, and what to do about it."""
+    user, group = os.geteuid(), os.getegid()
+    reason = error.strerror or " ".join(str(error).split())
+    if error.errno not in (errno.EACCES, errno.EPERM):
+        hint = "expected a file system with rename, fsync and locks" if error.errno != errno.ENOSPC else "enlarge it"
+        return f"{folder}: cannot be used by user {user}, group {group} ({reason}): {hint}"
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    status = existing.stat()
+    mode = stat.S_IMODE(status.st_mode)
+    return (
+        f"{folder}: user {user}, group {group} cannot write here ({reason}; {existing} has owner {status.st_uid}, group "
+        f"{status.st_gid}, mode {mode:04o}), and fsGroup has not changed that: as root, where the volume is mounted at "
+        f"{root}, run `chown -R {user}:{group} {root} && chmod -R u+rwX {root}`; or export it (NFS) with "
+        f"all_squash,anonuid={user},anongid={group}; or give its storage class mountOptions uid={user},gid={group} (SMB)"
+    )
