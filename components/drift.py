@@ -1,4 +1,4 @@
-from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
 
 from components.stage import ops_stage
 
@@ -12,12 +12,15 @@ def measure_drift(
     config: dict,
     registry: dict,
     drift: Output[Artifact],
+    summary_html: Output[HTML],
+    drift_html: Output[HTML],
+    champion_html: Output[HTML],
     metrics: Output[Metrics],
 ) -> float:
     """Compare the training window with the newest traffic; return the share of columns that drifted."""
     from pathlib import Path
 
-    from distilrank import drift as stage
+    from distilrank import artifacts, drift as stage
     from distilrank.config import Drift, Registry
 
     share = stage.measure(
@@ -29,6 +32,8 @@ def measure_drift(
         champion=champion,
         output=Path(drift.path),
     )
+    pages = {"summary.html": summary_html.path, "drift.html": drift_html.path, "champion.html": champion_html.path}
+    artifacts.copy_files(Path(drift.path), pages)
     metrics.log_metric("drift_share", share)
     Path(metrics.path).touch()  # KFP's local cache takes a missing file for a lost result
     return share

@@ -1,4 +1,4 @@
-from kfp.dsl import Artifact, Dataset, Input, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Output
 
 from components.stage import ops_stage
 
@@ -14,14 +14,16 @@ def watch_champion(
     drift: dict,
     registry: dict,
     watched: Output[Artifact],
+    summary_html: Output[HTML],
+    drift_html: Output[HTML],
 ) -> bool:
     """Hold the newest traffic against the champion's; return whether an alarm is to start `distill`."""
     from pathlib import Path
 
-    from distilrank import monitor as stage
+    from distilrank import artifacts, monitor as stage
     from distilrank.config import Drift, Monitor, Registry
 
-    return stage.judge(
+    alarm = stage.judge(
         Monitor(**config),
         Drift(**drift),
         Registry(**registry),
@@ -32,3 +34,6 @@ def watch_champion(
         newest_end=newest_end,
         output=Path(watched.path),
     )
+    pages = {"summary.html": summary_html.path, "drift.html": drift_html.path}
+    artifacts.copy_files(Path(watched.path), pages)
+    return alarm

@@ -1,6 +1,6 @@
 from typing import List
 
-from kfp.dsl import Artifact, Dataset, Output
+from kfp.dsl import HTML, Artifact, Dataset, Output
 
 from components.stage import ops_stage
 
@@ -17,14 +17,15 @@ def prepare_data(
     candidates: Output[Dataset],
     traffic: Output[Dataset],
     profile: Output[Artifact],
+    profile_html: Output[HTML],
 ) -> List[str]:
     """Split judgements by query, mine candidates from the logs, shard and profile them; return the shards' names."""
     from pathlib import Path
 
-    from distilrank import prepare as stage
+    from distilrank import artifacts, prepare as stage
     from distilrank.config import Config, Prepare
 
-    return stage.prepare(
+    shards = stage.prepare(
         Prepare(**config),
         Config(data=data).data,
         reference_start=reference_start,
@@ -36,3 +37,5 @@ def prepare_data(
         traffic=Path(traffic.path),
         profile=Path(profile.path),
     )
+    artifacts.copy_files(Path(profile.path), {"profile.html": profile_html.path})
+    return shards

@@ -18,13 +18,12 @@ def render_report(
     verdict: Input[Artifact],
     config: dict,
     report: Output[Artifact],
-    page: Output[HTML],
+    report_html: Output[HTML],
 ):
     """Put everything that people need to judge the run on one page."""
-    import shutil
     from pathlib import Path
 
-    from distilrank import report as stage
+    from distilrank import artifacts, report as stage
     from distilrank.config import Report
 
     stage.render(
@@ -40,4 +39,4 @@ def render_report(
         verdict=Path(verdict.path),
         output=Path(report.path),
     )
-    shutil.copyfile(Path(report.path) / "report.html", page.path)
+    artifacts.copy_files(Path(report.path), {"report.html": report_html.path})

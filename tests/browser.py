@@ -26,6 +26,7 @@ class Tab:
     def __init__(self, sending: int, receiving: int) -> None:
         self._sending, self._receiving = os.fdopen(sending, "wb"), os.fdopen(receiving, "rb")
         self._numbers, self._session, self._rest = itertools.count(1), "", b""
+        self._contexts: dict[str, int] = {}
         self.requested: list[str] = []
         self.complaints: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -55,7 +56,9 @@ class Tab:
         text, self._rest = self._rest.split(b"\0", 1)
         message = json.loads(text)
         method, values = message.get("method"), message.get("params", {})
-        if method == "Network.requestWillBeSent":
+        if method == "Runtime.executionContextCreated" and values["context"]["auxData"]["isDefault"]:
+            self._contexts[values["context"]["auxData"]["frameId"]] = values["context"]["id"]
+        elif method == "Network.requestWillBeSent":
             self.requested.append(values["request"]["url"])
         elif method == "Log.entryAdded":
             self.complaints.append(values["entry"]["text"])
@@ -65,14 +68,19 @@ class Tab:
             self.complaints.append(str(values["exceptionDetails"]))
         return message
 
-    def open(self, page: Path) -> None:
-        self.call("Page.navigate", url=page.resolve().as_uri())
+    def open(self, page: Path | str) -> None:
+        """Load a file or an address."""
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while self._read().get("method") != "Page.loadEventFired":
             pass
 
-    def run(self, script: str) -> Any:
-        """The value of an expression in the page."""
-        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+    def run(self, script: str, *, framed: bool = False) -> Any:
+        """The value of an expression in the page, or in the only frame in it, be that of another origin."""
+        where = {}
+        if framed:
+            (child,) = self.call("Page.getFrameTree")["frameTree"]["childFrames"]
+            where["contextId"] = self._contexts[child["frame"]["id"]]
+        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True, **where)
         if "exceptionDetails" in answer:
             raise RuntimeError(f"{script}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
@@ -104,6 +112,7 @@ def tab(profile: Path) -> Iterator[Tab]:
     start = f'exec "$0" "$@" 3<&{there} 4>&{back}'
     arguments = [
         "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+        "--disable-features=IsolateSandboxedIframes",  # in a process of its own a frame would be another target
         "--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe",
         f"--user-data-dir={profile}",
     ]  # fmt: skip

@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -182,6 +182,16 @@ def copy_tree(source: Path, target: Path) -> None:
     if target.exists():
         shutil.rmtree(target)
     partial.replace(target)
+
+
+def copy_files(folder: Path, targets: Mapping[str, str]) -> None:
+    """Copy files of `folder` to paths of their own, as Kubeflow shows only a page that is an artifact by itself.
+
+    Args:
+        targets: path of each copy, by the file's name in `folder`; its parent must exist.
+    """
+    for name, target in targets.items():
+        shutil.copyfile(folder / name, target)
 
 
 def peak_memory_mib() -> float:

@@ -1,4 +1,4 @@
-"""The data profile as one self-contained page that needs no network and runs no script."""
+"""The data profile as one self-contained page that needs no network and reads fully without its only script."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from distilrank import figures
+from distilrank import figures, inline_script
 from distilrank.report import DASH, figure_text, percent_text
 from distilrank.splits import SIDES, STRATA
 
@@ -97,6 +97,7 @@ def render(summary: Mapping[str, Any]) -> str:
         "strata": STRATA,
         "settings": list(_flat(summary["source"])),
         "digest": summary["data_digest"],
+        "script": inline_script.load(_environment(), "frame.js.j2"),
     }
     return _environment().get_template("profile.html.j2").render(page)
 

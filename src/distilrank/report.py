@@ -1,12 +1,11 @@
 """The report stage: everything a run found, as one self-contained page that needs no network.
 
-It reads fully without its only script, which sorts tables; the page's security policy names that script by its hash.
+It reads fully without its only script, which sorts tables and mends links in a frame; the page's security policy names
+that script by its hash.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
-from distilrank import artifacts, figures, label_manifest, measures, records
+from distilrank import artifacts, figures, inline_script, label_manifest, measures, records
 from distilrank.config import Report
 from distilrank.significance import TIE
 
@@ -170,12 +169,10 @@ def render(
         judged = _judged(judgements)
         protocol = artifacts.read_json(judgements / "protocol.json")
         stages = [profile, teacher, *labels, student, evaluation, drift, verdict]
-        script = _environment().get_template("sort.js.j2").render()
         page = {
             "title": config.title or name,
             "name": name,
-            "script": Markup(script),
-            "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            "script": inline_script.load(_environment(), "sort.js.j2", "frame.js.j2"),
             "verdict": _verdict(decided, metrics),
             "rivals": _rivals(decided, metrics),
             "tiles": _tiles(metrics, drifted),

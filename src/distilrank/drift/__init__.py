@@ -66,6 +66,8 @@ def measure(
 ) -> float:
     """Compare the windows; write `drift.json`, `summary.html`, `drift.html`, `snapshot.json` and `champion.html`.
 
+    Each page is always written; where there is nothing to compare it says why.
+
     Args:
         traffic: folder with `reference.parquet` (training window) and `current.parquet` (newest traffic).
         evaluation: folder with `traffic_scores/`: the student's scores on both, the champion's on the newest.
@@ -106,16 +108,17 @@ def measure(
         artifacts.write_text(output / "drift.html", pages.page)
         artifacts.write_text(output / "snapshot.json", pages.snapshot)
         against_champion, names = None, ["drift.html"]
+        champion_page = summary.render_nothing("There is no champion yet, so there is no reference to compare with.")
         if champion:
             newest = _scored(current, scores / "champion_current.parquet")
             against_champion, its_pages = _against(config, registry, champion, newest, REPORTED)
-            if its_pages:
-                artifacts.write_text(output / "champion.html", its_pages.page)
-                names.append("champion.html")
+            champion_page = its_pages.page if its_pages else summary.render_nothing(against_champion["note"])
+            names += ["champion.html"] if its_pages else []
+        artifacts.write_text(output / "champion.html", champion_page)
         part = candidate.part
         drift = {"candidate": part, "champion": against_champion}
         artifacts.write_json(output / "drift.json", drift)
-        artifacts.write_text(output / "summary.html", summary.render(drift, REPORTED, names))
+        artifacts.write_text(output / "summary.html", summary.render(drift, REPORTED, names, task="drift"))
         artifacts.seal(output)
         record.facts.update(part["rows"], share=part["share"], alarm=part["alarm"])
         drifted = [column["name"] for column in part["columns"] if column["drifted"]]
@@ -126,7 +129,9 @@ def measure(
 def watch(
     config: Drift, registry: Registry, *, traffic: Path, scores: Path, champion: str, output: Path
 ) -> dict[str, Any]:
-    """Ask the second question alone; write `drift.json`, `summary.html` and, where comparable, page and snapshot.
+    """Ask the second question alone; write `drift.json`, `summary.html`, `drift.html` and `snapshot.json`.
+
+    Where nothing is comparable `drift.html` says why, and there is no snapshot.
 
     Args:
         traffic: folder with `current.parquet` (newest traffic).
@@ -146,9 +151,10 @@ def watch(
     drift = {"candidate": None, "champion": part}
     artifacts.write_json(output / "drift.json", drift)
     names = ["drift.html"] if pages else []
-    artifacts.write_text(output / "summary.html", summary.render(drift, WATCHED, names))
+    artifacts.write_text(output / "summary.html", summary.render(drift, WATCHED, names, task="monitor"))
+    page = pages.page if pages else summary.render_nothing(part["note"])
+    artifacts.write_text(output / "drift.html", page)
     if pages:
-        artifacts.write_text(output / "drift.html", pages.page)
         artifacts.write_text(output / "snapshot.json", pages.snapshot)
     return part
 

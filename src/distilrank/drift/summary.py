@@ -13,20 +13,14 @@ WORDS = {"query": "queries", "product": "products shown", "clicks": "clicks", "s
 """What each group of columns is about."""
 
 
-def render(drift: Mapping[str, Any], consequence: str, pages: Sequence[str]) -> str:
+def render(drift: Mapping[str, Any], consequence: str, pages: Sequence[str], *, task: str) -> str:
     """The page for the content of `drift.json`.
 
     Args:
         consequence: what follows where traffic has moved away from the champion.
         pages: names of Evidently's pages beside it.
+        task: the task on Kubeflow that has each of them as an artifact.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,  # queries and titles are other people's text
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     parts = []
     if drift["candidate"]:
         parts.append(("The candidate", "Does what it learned from represent the newest traffic?", drift["candidate"]))
@@ -35,7 +29,22 @@ def render(drift: Mapping[str, Any], consequence: str, pages: Sequence[str]) -> 
     shown = [
         {"label": label, "question": question, **part, "rows_shown": _rows(part)} for label, question, part in parts
     ]
-    return environment.get_template("drift.html.j2").render(parts=shown, pages=pages)
+    return _environment().get_template("drift.html.j2").render(parts=shown, pages=pages, task=task)
+
+
+def render_nothing(reason: str) -> str:
+    """The page in place of Evidently's where nothing can be compared."""
+    return _environment().get_template("nothing.html.j2").render(reason=reason)
+
+
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,  # queries and titles are other people's text
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def _rows(part: Mapping[str, Any]) -> list[dict[str, Any]]:
