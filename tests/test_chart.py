@@ -568,8 +568,8 @@ PLANS = json.dumps([{"name": "weekly", "pipeline": "distill", "config": "sample"
             ["storage.enabled=true"],
             "storage.accessMode is empty, and the chart is to make the claim: expected ReadWriteMany, with a storage "
             "class that offers it (NFS, CephFS, Filestore, EFS, Azure Files; with most clusters' default class the "
-            "claim would stay Pending), or ReadWriteOnce, which any class offers, but then every pod that mounts it must run "
-            "on one node",
+            "claim would stay Pending), or ReadWriteOnce, which any class offers, but then every pod that mounts it "
+            "must run on one node",
         ),
         (
             ["storage.enabled=true", "storage.accessMode=ReadWriteOnce", "cluster.run_as_user=1000"],
