@@ -200,8 +200,8 @@ class Hooks(Values):
     )
     deadline_seconds: Positive = Field(
         900,
-        description="Fail a Job after this long, counted from its creation, so that the image is pulled within it; pass "
-        "Helm a longer --timeout (5 minutes unless you set it).",
+        description="Fail a Job after this long, counted from its creation, so that the image is pulled within it; "
+        "pass Helm a longer --timeout (5 minutes unless you set it).",
     )
     retries: config.Count = Field(2, description="How often a failed Job's pod is started again.")
     pod_labels: Labels = Field(

@@ -524,6 +524,17 @@ class ClusterStore(Store):
 
     # Recurring runs ------------------------------------------------------------------------------------------------
 
+    def _run_detail(self, run: str) -> Entity:
+        row = self.GetRun(run, {}, None)
+        manifest = self.workflow(run) if row["state"] != "PENDING" else None
+        return self._detail(row, manifest)
+
+    def _archived_log(self, run: str, node: str) -> str:
+        return self.log(run, node, archived=True).decode("utf-8", "replace")
+
+    def _pod_log(self, run: str, pod: str) -> str:
+        return self.log(run, pod, archived=False).decode("utf-8", "replace")
+
     def tick(self, number: str, scheduled: str) -> Entity:
         """Start the run of a recurring run's tick.
 
@@ -567,69 +578,30 @@ class ClusterStore(Store):
         raise Refused(404, f"no task {task} is running")
 
 
-LOG = re.compile(r"/apis/v1alpha1/runs/([^/]+)/nodes/([^/]+)/log")
-ARTIFACT = re.compile(r"/apis/v[12]beta1/runs/([^/]+)/nodes/([^/]+)/artifacts/([^/]+):read")
-RUN = re.compile(r"/apis/v1beta1/runs/([^/:]+)")
 TICK = re.compile(r"/stub/recurringruns/([^/:]+):tick")
 KILL = re.compile(r"/stub/runs/([^/]+)/tasks/([^/:]+):(delete-pod|oom-kill|evict)")
-STATUSES = {"SUCCEEDED": "Succeeded", "FAILED": "Failed", "CANCELING": "Terminating", "PENDING": "Pending"}
-"""Version 1's word for a state (backend/src/apiserver/model/run.go, ToV1)."""
 
 
 class ClusterHandler(Handler):
-    """Also the paths that the published document lacks: backend/src/apiserver/main.go, buildHTTPRouter."""
+    """Also the paths by which a test acts on the cluster."""
 
     server: ClusterServer
 
     def handle_any(self) -> None:
         path = unquote(urlsplit(self.path).path).removeprefix(self.server.prefix)
-        store = self.server.store
-        token = f"Bearer {store.token}" if store.token else None
-        patterns = {"GET": (LOG, ARTIFACT, RUN), "POST": (TICK, KILL)}.get(self.command, ())
-        match = next((match for match in (pattern.fullmatch(path) for pattern in patterns) if match), None)
-        if match is None:
+        tick, kill = TICK.fullmatch(path), KILL.fullmatch(path)
+        if self.command != "POST" or not (tick or kill):
             return super().handle_any()
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if token and match.re not in (TICK, KILL) and self.headers.get("Authorization") != token:
-            return self.send(401, {"error": "Request header error: there is no user identity header."})
+        store = self.server.store
         try:
             with store.lock:
-                self.send_bytes(*self.reply(match))
+                answer = store.tick(tick[1], to_seconds(datetime.now(UTC))) if tick else store.kill(*kill.groups())
         except Refused as refused:
-            self.send(refused.args[0], {"error_message": refused.args[1], "error_details": refused.args[1]})
+            return self.send(refused.args[0], {"error_message": refused.args[1], "error_details": refused.args[1]})
+        self.send(200, answer)
 
     do_GET = do_POST = do_DELETE = do_PATCH = do_PUT = handle_any
-
-    def reply(self, match: re.Match[str]) -> tuple[str, bytes]:
-        """Content type and body."""
-        store, groups = self.server.store, match.groups()
-        if match.re is LOG:
-            try:
-                return "text/plain", store.log(groups[0], groups[1], archived=False)
-            except Refused as refused:  # run_log_server.go has sent 200 by then
-                failure = {"error_message": refused.args[1], "error_details": refused.args[1]}
-                return "text/plain", json.dumps(failure).encode()
-        if match.re is ARTIFACT:
-            if groups[2] != "main-logs":
-                raise Refused(404, "artifact not found: <nil>")
-            content = base64.b64encode(store.log(groups[0], groups[1], archived=True)).decode()
-            return "application/json", json.dumps({"data": content}).encode()
-        if match.re is RUN:  # api_converter.go, toApiRunDetailV1
-            row = store.GetRun(groups[0], {}, None)
-            run = {"id": row["run_id"], "name": row["display_name"], "created_at": row["created_at"]}
-            run["status"] = STATUSES.get(row["state"], "Running")
-            manifest = json.dumps(store.workflow(groups[0])) if row["state"] != "PENDING" else ""
-            detail = {"run": run, "pipeline_runtime": {"workflow_manifest": manifest}}
-            return "application/json", json.dumps(detail).encode()
-        answer = store.tick(groups[0], to_seconds(datetime.now(UTC))) if match.re is TICK else store.kill(*groups)
-        return "application/json", json.dumps(answer).encode()
-
-    def send_bytes(self, kind: str, data: bytes) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
 
 
 class ClusterServer(Server):

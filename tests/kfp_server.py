@@ -160,6 +160,9 @@ OUTPUT_ONLY = {
 }
 """Properties that the document calls output, by the name of the request's body."""
 
+STATUSES = {"SUCCEEDED": "Succeeded", "FAILED": "Failed", "CANCELING": "Terminating", "PENDING": "Pending"}
+"""Version 1's word for a state (apiserver/model/run.go, ToV1)."""
+
 WRITES = ("Create", "Delete", "Enable", "Disable", "Upload", "Archive", "Unarchive", "Terminate", "Retry", "Update")
 
 
@@ -181,7 +184,7 @@ class Store:
         self.recurring: dict[str, Entity] = {}
         self.scheduled_workflows: dict[str, str] = {}
         """Name by id of the recurring runs whose ScheduledWorkflow is in Kubernetes, whether or not the API lists it."""
-        self.workflows: dict[str, str] = {}
+        self.created_workflows: dict[str, str] = {}
         """Likewise of the runs whose Workflow is in Kubernetes."""
         self.requests: list[str] = []
         self.writes: list[str] = []
@@ -212,35 +215,51 @@ class Store:
 
     # What the published document lacks (2.17.0, apiserver/main.go, buildHTTPRouter) -------------------------------
 
-    def plain(self, method: str, path: str) -> tuple[str, bytes] | None:
+    def plain(self, method: str, path: str, headers: Any) -> tuple[str, bytes] | None:
         """Content type and body for one of those paths; None: it is none of them."""
-        for pattern, give in (
-            (r"/apis/v1beta1/runs/([^/:]+)", self._run_detail),
-            (r"/apis/v2beta1/runs/([^/]+)/nodes/([^/]+)/artifacts/main-logs:read", self._archived_log),
-            (r"/apis/v1alpha1/runs/([^/]+)/nodes/([^/]+)/log", self._pod_log),
-        ):
-            match = re.fullmatch(pattern, path)
-            if method == "GET" and match:
-                return give(*map(unquote, match.groups()))
-        return None
+        paths = {
+            r"/apis/v1beta1/runs/([^/:]+)": self._run_detail,
+            r"/apis/v2beta1/runs/([^/]+)/nodes/([^/]+)/artifacts/main-logs:read": self._archived_log,
+            r"/apis/v1alpha1/runs/([^/]+)/nodes/([^/]+)/log": self._pod_log,
+        }
+        give, match = next(
+            ((give, match) for pattern, give in paths.items() if (match := re.fullmatch(pattern, path))), (None, None)
+        )
+        if method != "GET" or give is None or match is None:
+            return None
+        if self.token and headers.get("Authorization") != f"Bearer {self.token}":
+            raise Refused(401, "Request header error: there is no user identity header.")
+        try:
+            answer = give(*map(unquote, match.groups()))
+        except Refused as refused:
+            if give != self._pod_log:
+                raise
+            # server/run_log_server.go writes its 200 before it looks for the pod.
+            answer = json.dumps({"error_message": refused.args[1], "error_details": refused.args[1]})
+        if give == self._archived_log:  # server/run_artifact_server.go
+            answer = {"data": base64.b64encode(answer.encode()).decode()}
+        if isinstance(answer, str):
+            return "text/plain", answer.encode()
+        return "application/json", json.dumps(answer).encode()
 
-    def _run_detail(self, run: str) -> tuple[str, bytes]:
-        found = self._get(self.runs, run)
-        detail = {"run": {"id": run, "name": found["display_name"]}, "pipeline_runtime": {}}
-        if run in self.workflows:  # api_converter.go, toApiRunDetailV1
-            detail["pipeline_runtime"] = {"workflow_manifest": json.dumps(self.workflows[run])}
-        return "application/json", json.dumps(detail).encode()
+    def _run_detail(self, run: str) -> Entity:
+        return self._detail(self._get(self.runs, run), self.workflows.get(run))
 
-    def _archived_log(self, run: str, node: str) -> tuple[str, bytes]:
-        if node not in self.archived_logs:  # server/run_artifact_server.go
+    def _detail(self, row: Entity, workflow: Entity | None) -> Entity:
+        """A run in version 1 of the API (api_converter.go, toApiRunDetailV1)."""
+        run = {"id": row["run_id"], "name": row["display_name"], "created_at": row["created_at"]}
+        run["status"] = STATUSES.get(row["state"], "Running")
+        return {"run": run, "pipeline_runtime": {"workflow_manifest": json.dumps(workflow)} if workflow else {}}
+
+    def _archived_log(self, run: str, node: str) -> str:
+        if node not in self.archived_logs:
             raise Refused(404, "artifact not found: <nil>")
-        data = base64.b64encode(self.archived_logs[node].encode()).decode()
-        return "application/json", json.dumps({"data": data}).encode()
+        return self.archived_logs[node]
 
-    def _pod_log(self, run: str, pod: str) -> tuple[str, bytes]:
-        # server/run_log_server.go writes its 200 before it looks for the pod.
-        text = self.pod_logs.get(pod) or '{"error_message":"Failed to read logs for run","error_details":"..."}'
-        return "text/plain", text.encode()
+    def _pod_log(self, run: str, pod: str) -> str:
+        if pod not in self.pod_logs:
+            raise Refused(500, f"Failed to read logs for run {run}")
+        return self.pod_logs[pod]
 
     # One request ---------------------------------------------------------------------------------------------------
 
@@ -458,7 +477,7 @@ class Store:
     def CreateRun(self, named: dict[str, str], body: Any) -> Entity:
         self._check_job(body)
         number = str(uuid.uuid4())
-        self.workflows[number] = body["display_name"]
+        self.created_workflows[number] = body["display_name"]
         self._insert("run", body)
         made = body | {"run_id": number, "created_at": self._now(), "state": "PENDING"}
         self.runs[made["run_id"]] = made
@@ -568,7 +587,7 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refused(404, f"no such path: {parts.path}")
             query = parse_qsl(parts.query, keep_blank_values=True)
             with store.lock:
-                plain = store.plain(self.command, path)
+                plain = store.plain(self.command, path, self.headers)
             if plain:
                 return self.send_bytes(200, *plain)
             with store.lock:

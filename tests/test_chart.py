@@ -267,8 +267,8 @@ def test_the_volume_is_prepared_before_schedules(name: str, rendered: dict[str, 
     folders = {"hf", "log", "registry", "resume", "versions"} | ({"evidently"} if name == "on-premises" else set())
     for verb in ("prepare", "check"):
         (container,) = pods[f"storage-{verb}"]["containers"]
-        assert container["command"] == ["python", "-m", "distilrank", "storage", verb]
-        command = typer.main.get_command(cli.app).commands["storage"].commands[verb]  # type: ignore[attr-defined]
+        assert container["command"] == ["python", "-m", "distilrank", "volume", verb]
+        command = typer.main.get_command(cli.app).commands["volume"].commands[verb]  # type: ignore[attr-defined]
         given = command.make_context(verb, list(container["args"])).params
         assert (str(given["root"]), set(given["folders"])) == ("/distilrank", folders)
         (volume,) = [each for each in pods[f"storage-{verb}"]["volumes"] if each["name"] == "storage"]
@@ -515,6 +515,8 @@ def test_notes_say_what_to_do_next() -> None:
     assert "distill-monthly: distill with shop, 0 0 2 1 * * in Europe/Berlin" in said
     assert f"port-forward service/{FULL}-ui 8000:80" in said
     assert f"http://{FULL}-serving.kubeflow:8080/v1/score" in said
+    assert "retried: */30 * * * * in UTC, those of the last 6h, at most 1 times each" in said
+    assert f"kubectl --namespace kubeflow get persistentvolumeclaim {FULL}" in said
     assert "Off:" not in said
 
 
@@ -565,9 +567,9 @@ PLANS = json.dumps([{"name": "weekly", "pipeline": "distill", "config": "sample"
         (
             ["storage.enabled=true"],
             "storage.accessMode is empty, and the chart is to make the claim: expected ReadWriteMany, with a storage "
-            "class that offers it (NFS, CephFS, Filestore, EFS, Azure Files; with most clusters' default class the claim "
-            "would stay Pending), or ReadWriteOnce, which any class offers, but then every pod that mounts it must run "
-            "on one node",
+            "class that offers it (NFS, CephFS, Filestore, EFS, Azure Files; with most clusters' default class the "
+            "claim would stay Pending), or ReadWriteOnce, which any class offers, but then every pod that mounts it "
+            "must run on one node",
         ),
         (
             ["storage.enabled=true", "storage.accessMode=ReadWriteOnce", "cluster.run_as_user=1000"],

@@ -213,7 +213,6 @@ def test_a_run_that_the_database_missed_is_not_started_twice(server: Server, run
     assert list(server.store.workflows.values()) == ["weekly"]
 
 
-
 def test_slow_answers_are_not_waited_for_for_ever(
     server: Server, run: Run, schedules_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from distilrank import __version__, artifacts, config, hardware, knobs, progress, storage
+from distilrank import __version__, artifacts, config, hardware, knobs, progress, volume
 from distilrank.errors import InputError, RunStopped
 from distilrank.registry import commands as registry_commands
 from distilrank.serving import settings as serving
@@ -71,8 +71,8 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 app.add_typer(data_app, name="data", help="Your data: what is wrong with it, what is left out of it.")
 app.add_typer(registry_commands.app, name="registry")
-storage_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
-app.add_typer(storage_app, name="storage", help="A volume that outlives runs: its folders, and who can write them.")
+volume_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+app.add_typer(volume_app, name="volume", help="A volume that outlives runs: its folders, and who can write them.")
 
 Uri = Annotated[
     str, typer.Option("--registry", metavar="URI", help="Where the registry is: a folder or gs://BUCKET/PREFIX.")
@@ -474,23 +474,23 @@ VolumeRoot = Annotated[Path, typer.Argument(help="Where the volume is mounted.",
 VolumeFolders = Annotated[list[str], typer.Argument(help="Its folders, relative to it.", show_default=False)]
 
 
-@storage_app.command("prepare")
-def prepare_storage(root: VolumeRoot, folders: VolumeFolders) -> None:
-    """Make the folders of a volume, writable for its group, and check them as `storage check` does.
+@volume_app.command("prepare")
+def prepare_volume(root: VolumeRoot, folders: VolumeFolders) -> None:
+    """Make the folders of a volume, writable for its group, and check them as `volume check` does.
 
-    Example: `distilrank storage prepare /distilrank registry resume log`
+    Example: `distilrank volume prepare /distilrank registry resume log`
     """
-    storage.prepare(root, folders)
+    volume.prepare(root, folders)
     print(f"{root}: user {os.geteuid()}, group {os.getegid()} can write {', '.join(folders)}")
 
 
-@storage_app.command("check")
-def check_storage(root: VolumeRoot, folders: VolumeFolders) -> None:
+@volume_app.command("check")
+def check_volume(root: VolumeRoot, folders: VolumeFolders) -> None:
     """Check that this user can write, lock and rename files in the folders of a volume; exit status 2 if not.
 
-    Example: `distilrank storage check /distilrank registry resume log`
+    Example: `distilrank volume check /distilrank registry resume log`
     """
-    storage.check(root, folders)
+    volume.check(root, folders)
     print(f"{root}: user {os.geteuid()}, group {os.getegid()} can write {', '.join(folders)}")
 
 

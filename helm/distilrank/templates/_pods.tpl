@@ -208,7 +208,7 @@ serviceAccountName: default
 containers:
   - name: storage
     {{- include "distilrank.container" (dict "root" $root "image" "ops" "resources" $root.Values.hooks.resources) | nindent 4 }}
-    command: [python, -m, distilrank, storage, {{ .verb }}]
+    command: [python, -m, distilrank, volume, {{ .verb }}]
     args:
       - {{ $root.Values.storage.path }}
       {{- include "distilrank.storage.folders" $root | nindent 6 }}

@@ -29,9 +29,9 @@ cli.main()
 """Imports first: that user need not be able to read the folders of whoever runs the tests."""
 
 
-def _storage(verb: str, root: Path, *folders: str) -> subprocess.CompletedProcess[str]:
+def _volume(verb: str, root: Path, *folders: str) -> subprocess.CompletedProcess[str]:
     """The command as a pod runs it: where this process may, with the user and the only group of Kubeflow's pods."""
-    command = [sys.executable, "-c", DROP, "storage", verb, str(root), *folders]
+    command = [sys.executable, "-c", DROP, "volume", verb, str(root), *folders]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -49,15 +49,15 @@ def volume() -> Iterator[Path]:
 def test_a_volume_that_fs_group_was_applied_to_is_prepared(volume: Path) -> None:
     os.chown(volume, 0, POD_USER)  # as the kubelet does
     volume.chmod(0o2775)
-    done = _storage("prepare", volume, *FOLDERS)
+    done = _volume("prepare", volume, *FOLDERS)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{volume}: user 10001, group 10001 can write hf, log, registry\n"
     for name in FOLDERS:
         status = (volume / name).stat()
         assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (POD_USER, POD_USER, 0o2775)
         assert not list((volume / name).iterdir())
-    assert _storage("prepare", volume, *FOLDERS).returncode == 0
-    assert _storage("check", volume, *FOLDERS).returncode == 0
+    assert _volume("prepare", volume, *FOLDERS).returncode == 0
+    assert _volume("check", volume, *FOLDERS).returncode == 0
 
 
 @as_root
@@ -65,7 +65,7 @@ def test_a_volume_that_fs_group_was_applied_to_is_prepared(volume: Path) -> None
 def test_a_volume_of_root_is_refused_with_what_to_do(verb: str, volume: Path) -> None:
     if verb == "check":
         (volume / "registry").mkdir(mode=0o755)
-    done = _storage(verb, volume, "registry")
+    done = _volume(verb, volume, "registry")
     assert done.returncode == 2
     owner = volume if verb == "prepare" else volume / "registry"
     assert done.stderr == (
@@ -76,19 +76,19 @@ def test_a_volume_of_root_is_refused_with_what_to_do(verb: str, volume: Path) ->
     )
     (command,) = [part for part in done.stderr.split("`") if part.startswith("chown")]
     subprocess.run(command, shell=True, check=True)  # the advice helps
-    assert _storage("prepare", volume, "registry").returncode == 0
+    assert _volume("prepare", volume, "registry").returncode == 0
 
 
 def test_a_file_in_the_way_is_named(volume: Path) -> None:
     volume.chmod(0o777)
     (volume / "log").write_text("")
-    done = _storage("prepare", volume, "log")
+    done = _volume("prepare", volume, "log")
     assert done.returncode == 2
     assert f"distilrank: {volume}/log: cannot be used by user" in done.stderr and "File exists" in done.stderr
 
 
 def test_a_folder_that_nobody_prepared_is_named(volume: Path) -> None:
-    done = _storage("check", volume, "log")
+    done = _volume("check", volume, "log")
     assert done.returncode == 2
     assert f"distilrank: {volume}/log: cannot be used by user" in done.stderr
     assert "No such file or directory" in done.stderr
@@ -96,13 +96,13 @@ def test_a_folder_that_nobody_prepared_is_named(volume: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["/etc", "../etc", "a/../../b", ""])
 def test_only_folders_of_the_volume_are_made(folder: str, volume: Path) -> None:
-    done = _storage("prepare", volume, folder)
+    done = _volume("prepare", volume, folder)
     assert done.returncode == 2
     assert f"folder {folder!r}: expected a path below {volume}, relative to it" in done.stderr
 
 
 def test_a_volume_that_is_not_mounted_is_named(volume: Path) -> None:
     volume.rmdir()
-    done = _storage("check", volume, "log")
+    done = _volume("check", volume, "log")
     assert done.returncode == 2
     assert "volume: no such folder, expected the path at which the volume is mounted" in done.stderr

@@ -92,8 +92,9 @@ def _explain(root: Path, folder: Path, error: OSError) -> str:
     status = existing.stat()
     mode = stat.S_IMODE(status.st_mode)
     return (
-        f"{folder}: user {user}, group {group} cannot write here ({reason}; {existing} has owner {status.st_uid}, group "
-        f"{status.st_gid}, mode {mode:04o}), and fsGroup has not changed that: as root, where the volume is mounted at "
-        f"{root}, run `chown -R {user}:{group} {root} && chmod -R u+rwX {root}`; or export it (NFS) with "
-        f"all_squash,anonuid={user},anongid={group}; or give its storage class mountOptions uid={user},gid={group} (SMB)"
+        f"{folder}: user {user}, group {group} cannot write here ({reason}; {existing} has owner {status.st_uid}, "
+        f"group {status.st_gid}, mode {mode:04o}), and fsGroup has not changed that: as root, where the volume is "
+        f"mounted at {root}, run `chown -R {user}:{group} {root} && chmod -R u+rwX {root}`; or export it (NFS) with "
+        f"all_squash,anonuid={user},anongid={group}; or give its storage class mountOptions uid={user},gid={group} "
+        "(SMB)"
     )
