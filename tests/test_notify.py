@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import kubernetes
 import pytest
+from kubernetes.config import kube_config
 
 from distilrank import notify
 from distilrank.config import Notify, Registry
@@ -36,9 +36,16 @@ class KubernetesApi(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
-    def client(self) -> kubernetes.client.ApiClient:
-        host = f"http://127.0.0.1:{self.server_address[1]}"
-        return kubernetes.client.ApiClient(kubernetes.client.Configuration(host=host))
+    def write_kubeconfig(self, path: Path) -> None:
+        server = f"http://127.0.0.1:{self.server_address[1]}"
+        context = {"cluster": "c", "user": "u", "namespace": "search"}
+        values = {
+            "current-context": "x",
+            "contexts": [{"name": "x", "context": context}],
+            "clusters": [{"name": "c", "cluster": {"server": server}}],
+            "users": [{"name": "u", "user": {}}],
+        }
+        path.write_text(json.dumps(values))
 
 
 class KubernetesHandler(BaseHTTPRequestHandler):
@@ -73,9 +80,10 @@ def listener() -> Iterator[Listener]:
 @pytest.fixture
 def kubernetes_api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubernetesApi]:
     """What a pod of a run can ask of Kubernetes."""
-    (tmp_path / "namespace").write_text("search\n")
-    monkeypatch.setattr(notify, "SERVICE_ACCOUNT", tmp_path)
     with KubernetesApi() as server:
+        server.write_kubeconfig(tmp_path / "kubeconfig")
+        monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
+        monkeypatch.setenv("KFP_POD_NAME", "this-pod")
         yield server
 
 
@@ -84,10 +92,10 @@ def tell(config: Notify, tmp_path: Path, state: str | None = "SUCCEEDED", error:
     notify.notify(config, empty, name="weekly", run="runs/4711", state=state, error=error)
 
 
-def tell_from_cluster(config: Notify, tmp_path: Path, api: KubernetesApi) -> None:
+def tell_from_cluster(config: Notify, tmp_path: Path) -> None:
     """What Kubeflow's exit handler does: it knows no end and no error."""
     registry = Registry(uri=str(tmp_path / "registry"))
-    notify.notify(config, registry, name="weekly", run=workflows.NAME, state="UNKNOWN", error="", client=api.client())
+    notify.notify(config, registry, name="weekly", run=workflows.NAME, state="UNKNOWN", error="")
 
 
 def test_the_payload_says_what_happened(listener: Listener, tmp_path: Path) -> None:
@@ -166,10 +174,10 @@ def test_the_message_says_how_the_run_ended_and_why(
     argo = workflows.manifest({name: [pair] for name, pair in tasks.items()}, phase="Running")
     kubernetes_api.workflows[workflows.NAME] = argo
     kubernetes_api.logs = {workflows.pod(argo, name).pod: text for name, text in logs.items()}
-    tell_from_cluster(Notify(webhook=listener.url), tmp_path, kubernetes_api)
+    tell_from_cluster(Notify(webhook=listener.url), tmp_path)
     (post,) = listener.posts
     assert {key: post[key] for key in expected} == expected
-    tell_from_cluster(Notify(webhook=listener.url, when="failure"), tmp_path, kubernetes_api)
+    tell_from_cluster(Notify(webhook=listener.url, when="failure"), tmp_path)
     assert len(listener.posts) == (2 if expected.get("state") == "FAILED" or expected.get("error") else 1)
 
 
@@ -177,7 +185,7 @@ def test_a_message_goes_out_though_the_cluster_tells_nothing(
     listener: Listener, tmp_path: Path, kubernetes_api: KubernetesApi, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kubernetes_api.status = 403
-    tell_from_cluster(Notify(webhook=listener.url), tmp_path, kubernetes_api)
+    tell_from_cluster(Notify(webhook=listener.url), tmp_path)
     assert listener.posts[0]["text"] == "distilrank weekly: ended, and nothing says how"
     assert "the run's workflow cannot be read: ApiException: Forbidden" in capsys.readouterr().out
 

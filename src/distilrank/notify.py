@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import requests
 from urllib3.util import Retry
 
-from distilrank import progress, registry, workflow
+from distilrank import kubernetes_api, progress, registry, workflow
 from distilrank.config import WEBHOOK_FOLDER, Notify, Registry
 from distilrank.errors import InputError
 from distilrank.workflow import SUCCEEDED, UNKNOWN, Cause, Failure, Node, RunEnd
-
-if TYPE_CHECKING:
-    from kubernetes.client import ApiClient
 
 STAGE = "notify"
 VERSION = 1
@@ -30,8 +28,8 @@ ENDS = {
     "CANCELED": "CANCELLED",
 }
 """What we call an end, by what Kubeflow's backends and its local runner call it."""
-SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-"""Where a pod finds its namespace and its token."""
+POD_NAME = "KFP_POD_NAME"
+"""A variable of every pod of a run, and of nothing else (2.17.0, argocompiler/container.go)."""
 
 
 def payload(name: str, run: str, end: RunEnd, promoted: str) -> dict[str, Any]:
@@ -58,7 +56,6 @@ def notify(
     run: str | None,
     state: str | None,
     error: str | None,
-    client: ApiClient | None = None,
 ) -> None:
     """Post the outcome; a message that cannot be delivered is told in the log, and does not fail a run that succeeded.
 
@@ -69,10 +66,9 @@ def notify(
         run: Kubeflow's name of it, that of its Argo workflow, if it has one.
         state: how it ended, in Kubeflow's words, which count only where the workflow cannot be read.
         error: Kubeflow's message, if there is one.
-        client: the Kubernetes API; None: that of this pod, if it is one.
     """
     progress.announce(STAGE, "started")
-    end = _from_cluster(run or "", client) or _from_status(state or "", error or "")
+    end = _from_cluster(run or "") or _from_status(state or "", error or "")
     if config.when == "failure" and end.state == SUCCEEDED:
         progress.announce(STAGE, "finished", "the run succeeded: nobody is told")
         return
@@ -98,25 +94,21 @@ def _from_status(state: str, error: str) -> RunEnd:
     return RunEnd(ENDS.get(state, UNKNOWN), failures)
 
 
-def _from_cluster(run: str, client: ApiClient | None) -> RunEnd | None:
+def _from_cluster(run: str) -> RunEnd | None:
     """How the run ended by its Argo workflow and the logs of its pods; None: they cannot be read from here.
 
     Kubeflow's own role for the pods of runs allows both (kubeflow/pipelines 2.17.0, pipeline-runner-role.yaml).
     """
-    if not run or (client is None and not SERVICE_ACCOUNT.exists()):
+    if not run or POD_NAME not in os.environ:
         return None
     try:
-        import kubernetes
+        from kubernetes.client import CoreV1Api, CustomObjectsApi
 
-        if client is None:
-            configuration = kubernetes.client.Configuration()
-            kubernetes.config.load_incluster_config(client_configuration=configuration)
-            client = kubernetes.client.ApiClient(configuration)
-        namespace = (SERVICE_ACCOUNT / "namespace").read_text(encoding="utf-8").strip()
-        answer = kubernetes.client.CustomObjectsApi(client).get_namespaced_custom_object(
+        client, namespace = kubernetes_api.connect()
+        answer = CustomObjectsApi(client).get_namespaced_custom_object(
             "argoproj.io", "v1alpha1", namespace, "workflows", run, _request_timeout=TIMEOUT
         )
-        core = kubernetes.client.CoreV1Api(client)
+        core = CoreV1Api(client)
     except Exception as problem:  # of many libraries; whatever it is, the message must go out
         progress.announce(STAGE, "note", f"the run's workflow cannot be read: {_brief(problem)}")
         return None

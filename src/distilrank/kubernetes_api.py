@@ -1,0 +1,41 @@
+"""The connection to the Kubernetes API: that of this pod, else of the kubeconfig."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kubernetes.client import ApiClient
+
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+"""Where a pod finds its namespace, its token and the certificates to trust."""
+
+
+def connect() -> tuple[ApiClient, str]:
+    """A client, and the namespace in which this process runs or that the kubeconfig's context names.
+
+    Raises:
+        ImportError: the package kubernetes is not installed.
+        kubernetes.config.ConfigException: this is no pod with a service account, and there is no kubeconfig.
+    """
+    import kubernetes
+
+    configuration = kubernetes.client.Configuration()
+    configuration.retries = False  # retries are the caller's, with pauses between them
+    namespace = "default"
+    try:
+        kubernetes.config.load_incluster_config(client_configuration=configuration)
+    except kubernetes.config.ConfigException as not_a_pod:
+        try:
+            kubernetes.config.load_kube_config(client_configuration=configuration)
+            _, context = kubernetes.config.list_kube_config_contexts()
+        except kubernetes.config.ConfigException as no_file:
+            raise kubernetes.config.ConfigException(
+                f"not in a pod with a service account ({not_a_pod}), and no kubeconfig ({no_file})"
+            ) from None
+        namespace = context["context"].get("namespace", namespace)
+    with contextlib.suppress(OSError):
+        namespace = (SERVICE_ACCOUNT / "namespace").read_text(encoding="utf-8").strip()
+    return kubernetes.client.ApiClient(configuration), namespace
