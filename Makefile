@@ -12,8 +12,10 @@ PIP_OPTIONS ?=
 # The images' base, if not that of the Dockerfile, and further options of images/build.py.
 BASE ?=
 IMAGE_OPTIONS ?=
+# Further options of tests/kubeflow_e2e.py.
+E2E_OPTIONS ?=
 
-.PHONY: demo demo-refusals test lint types compile check clean evidently-ui chart images base-image e2e help
+.PHONY: demo demo-refusals test lint types compile check clean evidently-ui chart images base-image e2e e2e-kubeflow help
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,6 +62,9 @@ base-image: ## Make a stand-in for the images' base by debootstrap, where no reg
 
 e2e: $(READY) $(HELM) ## Build the images, run a small configuration in them and as processes, and the chart's pods (BASE=...)
 	@$(BIN)/python -m benchmarks.containers --helm $(HELM) $(if $(BASE),--base $(BASE))
+
+e2e-kubeflow: $(READY) $(HELM) ## Run all that a user does on a Kubeflow (KFP_HOST=..., KUBECONFIG=..., E2E_OPTIONS=...); without a host on the tests' stub
+	@$(BIN)/python -m tests.kubeflow_e2e $(if $(KFP_HOST),--host $(KFP_HOST)) $(if $(KUBECONFIG),--kubeconfig $(KUBECONFIG)) $(E2E_OPTIONS)
 
 evidently-ui: $(READY) ## Serve the drift of all runs over time (WORKSPACE=..., PORT=...)
 	@DO_NOT_TRACK=1 $(BIN)/evidently ui --workspace $(WORKSPACE) --port $(PORT)

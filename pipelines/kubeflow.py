@@ -345,6 +345,14 @@ class Kubeflow:
         get = self._runs.run_service_get_run
         return self._call("get", "runs", get, run_id, outage_seconds=outage_seconds, gone_is_fine=True)
 
+    def runs(self) -> list[api.V2beta1Run]:
+        """All of the namespace, the newest first."""
+        return self._list("runs", self._runs.run_service_list_runs, sort_by="created_at desc")
+
+    def terminate(self, run_id: str) -> None:
+        """Stop a run; Kubeflow ends its pods, and calls it FAILED."""
+        self._call("terminate", "runs", self._runs.run_service_terminate_run, run_id)
+
     def failed_runs(self) -> list[api.V2beta1Run]:
         """The namespace's runs that have failed, or were terminated: Kubeflow calls both so."""
         listing = self._runs.run_service_list_runs
@@ -586,7 +594,9 @@ class Kubeflow:
             )
         left = _left_behind(error, resource, self.namespace)
         if _contains(error, HOPELESS):
-            return InputError(f"{self.host}: cannot {verb} {resource}{where}, now or later ({error.status}{said}){left}")
+            return InputError(
+                f"{self.host}: cannot {verb} {resource}{where}, now or later ({error.status}{said}){left}"
+            )
         if error.status in PASSING:
             return RuntimeError(f"{self.host}: cannot {verb} {resource} now ({error.status}{said}){left}")
         return InputError(f"{self.host}: refuses to {verb} {resource}{where} ({error.status}{said})")

@@ -371,6 +371,19 @@ class ClusterStore(Store):
         self._launch(made)
         return dict(made)
 
+    def write_kubeconfig(self, server: str) -> None:
+        """Write what leads the pods of runs to this server: they ask Kubernetes how their run ended."""
+        context = {"cluster": "stub", "user": "stub", "namespace": "kubeflow"}
+        artifacts.write_json(
+            self.folder / "kubeconfig",
+            {
+                "current-context": "stub",
+                "contexts": [{"name": "stub", "context": context}],
+                "clusters": [{"name": "stub", "cluster": {"server": server}}],
+                "users": [{"name": "stub", "user": {}}],
+            },
+        )
+
     def _launch(self, run: Entity) -> None:
         folder = self.folder / "runs" / run["run_id"]
         with (folder / "worker.log").open("ab") as log:
@@ -582,13 +595,19 @@ TICK = re.compile(r"/stub/recurringruns/([^/:]+):tick")
 KILL = re.compile(r"/stub/runs/([^/]+)/tasks/([^/:]+):(delete-pod|oom-kill|evict)")
 
 
+WORKFLOW = re.compile(r"/apis/argoproj.io/v1alpha1/namespaces/kubeflow/workflows/([^/]+)")
+POD_LOG = re.compile(r"/api/v1/namespaces/kubeflow/pods/([^/]+)/log")
+
+
 class ClusterHandler(Handler):
-    """Also the paths by which a test acts on the cluster."""
+    """Also the paths by which a test acts on the cluster, and what pods of a run ask of Kubernetes itself."""
 
     server: ClusterServer
 
     def handle_any(self) -> None:
         path = unquote(urlsplit(self.path).path).removeprefix(self.server.prefix)
+        if self.command == "GET" and (match := WORKFLOW.fullmatch(path) or POD_LOG.fullmatch(path)):
+            return self.answer_pod(match)
         tick, kill = TICK.fullmatch(path), KILL.fullmatch(path)
         if self.command != "POST" or not (tick or kill):
             return super().handle_any()
@@ -603,6 +622,18 @@ class ClusterHandler(Handler):
 
     do_GET = do_POST = do_DELETE = do_PATCH = do_PUT = handle_any
 
+    def answer_pod(self, match: re.Match[str]) -> None:
+        store = self.server.store
+        with store.lock:
+            name = match[1]
+            run = next((run for run in store.runs if name.startswith(store.description(run)["name"])), "")
+            if match.re is WORKFLOW and run:
+                return self.send(200, store.workflow(run))
+            try:
+                return self.send_bytes(200, "text/plain", store.log(run, name, archived=False))
+            except Refused as refused:
+                self.send(404, {"kind": "Status", "code": 404, "message": refused.args[1]})
+
 
 class ClusterServer(Server):
     """The store behind a port, and a clock that starts recurring runs; `close` ends all their processes."""
@@ -612,6 +643,7 @@ class ClusterServer(Server):
     def __init__(self, document: Document, folder: Path, *, prefix: str = "", port: int = 0) -> None:
         store = ClusterStore(document, folder)
         super().__init__(document, prefix=prefix, port=port, store=store, handler=ClusterHandler)
+        store.write_kubeconfig(self.url)
         self._closed = threading.Event()
         threading.Thread(target=self._watch_clock, daemon=True).start()
 

@@ -183,7 +183,7 @@ class Store:
         self.runs: dict[str, Entity] = {}
         self.recurring: dict[str, Entity] = {}
         self.scheduled_workflows: dict[str, str] = {}
-        """Name by id of the recurring runs whose ScheduledWorkflow is in Kubernetes, whether or not the API lists it."""
+        """Name by id of the recurring runs whose ScheduledWorkflow is in Kubernetes, listed by the API or not."""
         self.created_workflows: dict[str, str] = {}
         """Likewise of the runs whose Workflow is in Kubernetes."""
         self.requests: list[str] = []
@@ -217,14 +217,8 @@ class Store:
 
     def plain(self, method: str, path: str, headers: Any) -> tuple[str, bytes] | None:
         """Content type and body for one of those paths; None: it is none of them."""
-        paths = {
-            r"/apis/v1beta1/runs/([^/:]+)": self._run_detail,
-            r"/apis/v2beta1/runs/([^/]+)/nodes/([^/]+)/artifacts/main-logs:read": self._archived_log,
-            r"/apis/v1alpha1/runs/([^/]+)/nodes/([^/]+)/log": self._pod_log,
-        }
-        give, match = next(
-            ((give, match) for pattern, give in paths.items() if (match := re.fullmatch(pattern, path))), (None, None)
-        )
+        matches = ((give, re.fullmatch(pattern, path)) for pattern, give in self.paths().items())
+        give, match = next(((give, match) for give, match in matches if match), (None, None))
         if method != "GET" or give is None or match is None:
             return None
         if self.token and headers.get("Authorization") != f"Bearer {self.token}":
@@ -241,6 +235,14 @@ class Store:
         if isinstance(answer, str):
             return "text/plain", answer.encode()
         return "application/json", json.dumps(answer).encode()
+
+    def paths(self) -> dict[str, Callable[..., Any]]:
+        """What answers a GET of each of those paths, by a pattern whose groups are its arguments."""
+        return {
+            r"/apis/v1beta1/runs/([^/:]+)": self._run_detail,
+            r"/apis/v2beta1/runs/([^/]+)/nodes/([^/]+)/artifacts/main-logs:read": self._archived_log,
+            r"/apis/v1alpha1/runs/([^/]+)/nodes/([^/]+)/log": self._pod_log,
+        }
 
     def _run_detail(self, run: str) -> Entity:
         return self._detail(self._get(self.runs, run), self.workflows.get(run))

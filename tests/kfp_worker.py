@@ -258,6 +258,8 @@ class Worker:
         termination = self._termination(attempt)
         termination.write_bytes(b"")
         environment = os.environ | (env_vars or {}) | attempt.environment | {TERMINATION_LOG: str(termination)}
+        # What every pod has (argocompiler/container.go), and in place of its service account a kubeconfig.
+        environment |= {"KFP_POD_NAME": attempt.key, "KUBECONFIG": str(self.folder.parents[1] / "kubeconfig")}
         with (self.folder / "logs" / attempt.key).open("w") as log:
             log.write(
                 "I1130 20:10:00.000000       1 launcher_v2.go:191] publish success.\n"

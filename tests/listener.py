@@ -10,11 +10,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Listener(ThreadingHTTPServer):
     """Keeps what is posted, and answers with `statuses` in turn, the last one from then on."""
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, address: str = "127.0.0.1") -> None:
+        super().__init__((address, 0), Handler)
         self.posts: list[dict] = []
         self.statuses = [204]
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/hook"
+        self.url = f"http://{address}:{self.server_address[1]}/hook"
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05})
 
     def __enter__(self) -> Listener:

@@ -16,7 +16,7 @@ from benchmarks import labels, prepare, student
 from benchmarks.machine import measure
 from distilrank import artifacts, records
 from tests import label_victims
-from tests.conftest import WORDS
+from tests.tiny_models import WORDS
 
 ROOT = Path(__file__).parents[1]
 TINY = replace(

@@ -24,8 +24,8 @@ from distilrank import artifacts, encoding, export, records
 from distilrank.config import Compute, Text
 from distilrank.errors import InputError, RunStopped
 from distilrank.scorer import Scorer, load_encoder
-from tests.conftest import WORDS
 from tests.students import BERT, write_student
+from tests.tiny_models import WORDS
 
 BACKEND = Path(sys.prefix) / "onnx-backend"
 TEXT = Text(fields=("title", "brand"), max_tokens=64)

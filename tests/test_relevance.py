@@ -20,7 +20,7 @@ from distilrank.config import Compute, Evaluate, Registry, TeacherText, Text
 from distilrank.errors import InputError, RunStopped
 from distilrank.relevance import Judged, System, baselines, compare_systems, latency
 from distilrank.scorer import Scorer, describe, load_encoder
-from tests.conftest import WORDS
+from tests.tiny_models import WORDS
 
 CPU = Compute(precision="fp32", device="cpu", threads=1)
 SMALL = Evaluate(bootstrap=200, cluster_bootstrap=50, latency_pairs=10)

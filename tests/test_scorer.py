@@ -29,8 +29,8 @@ from distilrank.cache import Cache
 from distilrank.config import Compute, Student, TeacherText, Text
 from distilrank.errors import InputError, RunStopped
 from distilrank.scorer import DESCRIPTION, Scorer, load_encoder
-from tests.conftest import WORDS
 from tests.students import BERT, PLATT, change, write_student
+from tests.tiny_models import WORDS
 
 CPU = Compute(device="cpu", precision="fp32", threads=1)
 TEXT = Text(max_tokens=48)

@@ -11,8 +11,8 @@ from distilrank import artifacts, cli, measures, records
 from distilrank.config import Text
 from distilrank.scorer import Scorer
 from distilrank.stability import spread
-from tests.conftest import WORDS
 from tests.test_relevance import CPU, judged_table, judgements, some_rows, trained
+from tests.tiny_models import WORDS
 
 SET = [
     part
