@@ -474,7 +474,9 @@ class Kubeflow:
             )
         left = _left_behind(error, resource, self.namespace)
         if _contains(error, HOPELESS):
-            return InputError(f"{self.host}: cannot {verb} {resource}{where}, now or later ({error.status}{said}){left}")
+            return InputError(
+                f"{self.host}: cannot {verb} {resource}{where}, now or later ({error.status}{said}){left}"
+            )
         if error.status in PASSING:
             return RuntimeError(f"{self.host}: cannot {verb} {resource} now ({error.status}{said}){left}")
         return InputError(f"{self.host}: refuses to {verb} {resource}{where} ({error.status}{said})")

@@ -179,7 +179,7 @@ class Store:
         self.runs: dict[str, Entity] = {}
         self.recurring: dict[str, Entity] = {}
         self.scheduled_workflows: dict[str, str] = {}
-        """Name by id of the recurring runs whose ScheduledWorkflow is in Kubernetes, whether or not the API lists it."""
+        """Name by id of the recurring runs whose ScheduledWorkflow is in Kubernetes, listed by the API or not."""
         self.workflows: dict[str, str] = {}
         """Likewise of the runs whose Workflow is in Kubernetes."""
         self.requests: list[str] = []

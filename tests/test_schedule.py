@@ -348,9 +348,7 @@ def test_a_recurring_run_of_an_earlier_version_is_exchanged(tmp_path: Path, serv
     row["description"] = f"{note}\ndistilrank: owner=shop digest={digest}"
     assert run("schedule", "apply", "--file", file)[1].endswith("nothing to change\n")
     row["description"] = f"{note}\ndistilrank: owner=shop digest={'0' * 64}"  # of other images
-    assert f"distill-weekly: delete {number} (outdated)" in (
-        run("schedule", "apply", "--file", file)[1]
-    )
+    assert f"distill-weekly: delete {number} (outdated)" in (run("schedule", "apply", "--file", file)[1])
     assert shown(server) == {"distill-weekly": "ENABLE"}
 
 

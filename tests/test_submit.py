@@ -168,7 +168,7 @@ def test_a_server_that_does_not_say_its_version_is_noted(server: Server, run: Ru
     status, out, _ = run(*SUBMIT, "--no-wait", "--name", "x")
     assert (status, len(out.splitlines())) == (0, 2)
     assert out.startswith(
-        f"{server.url} does not say which version it is (tag_name {version or ''!r}); expected Kubeflow Pipelines 2.17.0"
+        f"{server.url} does not say which version it is (tag_name {version or ''!r}); expected Kubeflow Pipelines 2.17"
     )
 
 
@@ -206,7 +206,6 @@ def test_a_run_that_the_database_missed_is_not_started_twice(server: Server, run
         "--namespace NAMESPACE\n"
     )
     assert list(server.store.workflows.values()) == ["weekly"]
-
 
 
 def test_slow_answers_are_not_waited_for_for_ever(
@@ -429,3 +428,12 @@ def test_what_is_no_pipeline_is_refused(tmp_path: Path, run: Run, content: bytes
     status, _, err = run(*SUBMIT, "--pipeline", path)
     assert (status, err.count("\n")) == (2, 1)
     assert err.startswith(f"error: --pipeline {path}: {said}")
+
+
+def test_a_compiled_pipeline_gets_no_more_shards_than_a_run_holds(server: Server, run: Run, compiled: Path) -> None:
+    given = ("--no-wait", "--pipeline", compiled, "--set", "prepare.shards=400")
+    requests = len(server.store.requests)  # of the fixture
+    status, out, err = run(*SUBMIT, *given)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: prepare.shards is 400, expected at most ")
+    assert len(server.store.requests) == requests

@@ -49,9 +49,10 @@ VOLUME_CHARACTERS = 63
 def _volume_name(name: str) -> str:
     """A name that Kubeflow uses for a volume of the pod too, which allows it less than Kubernetes does elsewhere."""
     if name and ("." in name or len(name) > VOLUME_CHARACTERS):
+        fault = "has a dot" if "." in name else f"has {len(name)} characters"
         raise ValueError(
-            f"{name!r} {'has a dot' if '.' in name else f'has {len(name)} characters'}, expected a name without dots of "
-            f"{VOLUME_CHARACTERS} characters at most, for Kubeflow calls the pod's volume by it"
+            f"{name!r} {fault}, expected a name without dots of {VOLUME_CHARACTERS} characters at most, for Kubeflow "
+            "calls the pod's volume by it"
         )
     if name in RESERVED_VOLUMES:
         raise ValueError(f"{name!r} is a volume of Kubeflow's own in every pod, expected another name")
@@ -1237,7 +1238,9 @@ class Cluster(Section):
             raise ValueError(f"variable {variable} is set twice, expected one value by env or by the secrets")
         for variable in (*self.env, *variables):
             if RESERVED_VARIABLES.fullmatch(variable):
-                raise ValueError(f"variable {variable} is set, which is Kubeflow's or Argo's own: expected another name")
+                raise ValueError(
+                    f"variable {variable} is set, which is Kubeflow's or Argo's own: expected another name"
+                )
         for key in (*self.labels, *self.annotations):
             if key.rpartition("/")[0].endswith("workflows.argoproj.io"):
                 raise ValueError(f"{key} is set, by which Argo knows its pods: expected another label or annotation")
@@ -1260,12 +1263,16 @@ class Cluster(Section):
         if "shm" in claims | set(secrets) and any(
             pod.shared_memory for pod in (self.ops, self.train, *self.stages.values())
         ):
-            raise ValueError("a claim or secret is called 'shm', as the volume of shared_memory is: expected another name")
+            raise ValueError(
+                "a claim or secret is called 'shm', as the volume of shared_memory is: expected another name"
+            )
         paths = [*(volume.path for volume in self.volumes), *secrets.values()]
         for secret, folder in secrets.items():
             for path in paths:
                 if path.startswith(f"{folder}/"):
-                    raise ValueError(f"{path} is mounted within {folder}, the files of secret {secret}: expected another")
+                    raise ValueError(
+                        f"{path} is mounted within {folder}, the files of secret {secret}: expected another"
+                    )
 
     def pod(self, stage: Stage, kind: Literal["ops", "train"]) -> Pod:
         """What the pod of a stage asks for: its own wishes over those of its image's stages."""
