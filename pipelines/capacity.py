@@ -120,9 +120,10 @@ def check(documents: Sequence[Any], config: Config) -> None:
         return
     shards = config.prepare.shards
     raise InputError(
-        f"prepare.shards is {shards}, expected at most {size.shards} on Kubeflow with this configuration: Argo's workflow "
-        f"of {WORKFLOW_BYTES:,} bytes would have {size.workflow.at(shards):,.0f}, and an argument of "
-        f"{ARGUMENT_BYTES:,} bytes {size.argument.at(shards):,.0f} (a tenth of each is kept free); a shorter cluster.pipeline_root and fewer settings of pods make room for more"
+        f"prepare.shards is {shards}, expected at most {size.shards} on Kubeflow with this configuration: Argo's "
+        f"workflow of {WORKFLOW_BYTES:,} bytes would have {size.workflow.at(shards):,.0f}, and an argument of "
+        f"{ARGUMENT_BYTES:,} bytes {size.argument.at(shards):,.0f} (a tenth of each is kept free); a shorter "
+        "cluster.pipeline_root and fewer settings of pods make room for more"
     )
 
 
