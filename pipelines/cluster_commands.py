@@ -87,6 +87,7 @@ def submit(
     Exit status: 0 the run succeeded (or was started, with --no-wait), 1 it failed, was stopped or took too long, 2 bad
     input, also of a stage, 3 the student was refused and --fail-on-refusal was given, 130 interrupted: the run goes on.
     """
+    from pipelines import capacity
     from pipelines import submit as submission
     from pipelines.schedules import package_of
 
@@ -102,6 +103,7 @@ def submit(
         package = submission.read_package(compiled)
         if package.pipeline != pipeline:
             raise InputError(f"--pipeline {compiled}: holds pipeline {package.pipeline!r}, expected {pipeline}")
+        capacity.check(package.documents(), settings)
         given = {key: value for key, value in parameters(settings).items() if key in submission.inputs(package)}
     stages = submission.stages(package)
     name = name or f"{settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -14,6 +14,7 @@ from kfp.dsl.graph_component import GraphComponent
 
 from distilrank.config import Config, parameters
 from distilrank.errors import InputError
+from pipelines import capacity
 from pipelines.resources import configured
 
 PARTS = {"monitor": ("distill",)}
@@ -46,7 +47,8 @@ def write(name: str, config: Config, output: Path, *, scheduled: bool = False) -
         scheduled: whether a recurring run starts it; see `pipelines.resources.configured`.
 
     Raises:
-        InputError: the configuration cannot be meant for a cluster, or the file cannot be written.
+        InputError: the configuration cannot be meant for a cluster, it has more shards than a run there holds
+            (`pipelines.capacity`), or the file cannot be written.
     """
     built = build(name, config, cluster=True, scheduled=scheduled)
     given = {key: value for key, value in parameters(config).items() if key in built.component_spec.inputs}
@@ -55,7 +57,9 @@ def write(name: str, config: Config, output: Path, *, scheduled: bool = False) -
         output.parent.mkdir(parents=True, exist_ok=True)
         compiler.Compiler().compile(built, str(partial), pipeline_parameters=given)
         # KFP's comments repeat the parameters, in an order that changes from process to process
-        partial.write_bytes(canonical(yaml.safe_load_all(partial.read_text(encoding="utf-8"))))
+        documents = list(yaml.safe_load_all(partial.read_text(encoding="utf-8")))
+        capacity.check(documents, config)
+        partial.write_bytes(canonical(documents))
         partial.replace(output)
     except OSError as error:
         raise InputError(f"{output}: cannot be written ({error.strerror})") from error

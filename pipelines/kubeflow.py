@@ -50,7 +50,7 @@ HOPELESS = (
     "Request entity too large",  # Kubernetes
     "denied the request",  # an admission webhook of Kubernetes
     " is invalid: ",  # Kubernetes' own validation of an object
-    " is forbidden: ",  # Kubernetes' roles and quotas, as the API server's own account meets them
+    " is forbidden: User ",  # Kubernetes' roles, as the API server's own account meets them; a quota may pass
     "invalid pipeline spec manifest",
     "Failed to validate workflow",
 )

@@ -24,7 +24,7 @@ from distilrank import __version__, cli, config
 from distilrank.serving import settings as serving
 from helm import values
 from pipelines import __main__ as pipelines
-from pipelines import schedules
+from pipelines import kubeflow, schedule, schedules
 from tests import kfp_server
 
 CHART = values.CHART
@@ -631,6 +631,10 @@ PLANS = json.dumps([{"name": "weekly", "pipeline": "distill", "config": "sample"
         (["serving.settings.port=80"], "at '/serving/settings': additional properties 'port' not allowed"),
         (["images.ops.digest=sha256:abc"], "at '/images/ops/digest': 'sha256:abc' does not match pattern"),
         (["kubeflow.host=ml-pipeline:8888"], "at '/kubeflow/host': 'ml-pipeline:8888' does not match pattern"),
+        (["storage.existingClaim=shop.data"], "at '/storage/existingClaim': 'shop.data' does not match pattern"),
+        ([f"storage.existingClaim={'c' * 64}"], "at '/storage/existingClaim': maxLength: got 64, want 63"),
+        (["cluster.notify.secret=web.hook"], "at '/cluster/notify/secret': 'web.hook' does not match pattern"),
+        (["serviceAccounts.runner.name=My_Account"], "runner/name': 'My_Account' does not match pattern"),
         (["schedules[0].cron=daily"], "at '/schedules/0/cron': 'daily' does not match pattern"),
         (["schedules[0].cron=* * * * * * *"], "at '/schedules/0/cron': '* * * * * * *' does not match pattern"),
         (["schedules[0].pipeline=train"], "at '/schedules/0/pipeline': value must be one of 'distill', 'monitor'"),
@@ -642,6 +646,20 @@ def test_refused(given: list[str], said: str) -> None:
     if not any("kubeflow.namespace" in one for one in given):
         base += ["--set", "kubeflow.namespace="]
     assert said in _refusal(*base, *(part for one in given for part in ("--set", one)))
+
+
+def test_the_longest_release_has_an_owner_that_fits(tmp_path: Path) -> None:
+    release, namespace = "r" * 53, "n" * 63  # what Helm and Kubernetes allow
+    text = _run("template", release, CHART, *_scenario("pipelines-only"), "--namespace", namespace).stdout
+    (file,) = (
+        one["data"]["schedules.yaml"]
+        for one in yaml.safe_load_all(text)
+        if one and one["kind"] == "ConfigMap" and "schedules.yaml" in one["data"]
+    )
+    (tmp_path / "schedules.yaml").write_text(file)
+    owner = schedules.read(tmp_path / "schedules.yaml").owner
+    assert owner == f"{namespace}.{release}"
+    assert len(schedule.marked(owner, "0" * 64)) <= kubeflow.TEXT_CHARACTERS
 
 
 def test_two_schedules_of_one_name_are_refused() -> None:

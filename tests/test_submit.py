@@ -173,7 +173,7 @@ def test_a_server_that_does_not_say_its_version_is_noted(server: Server, run: Ru
     status, out, _ = run(*SUBMIT, "--no-wait", "--name", "x")
     assert (status, len(out.splitlines())) == (0, 2)
     assert out.startswith(
-        f"{server.url} does not say which version it is (tag_name {version or ''!r}); expected Kubeflow Pipelines 2.17.0"
+        f"{server.url} does not say which version it is (tag_name {version or ''!r}); expected Kubeflow Pipelines 2.17"
     )
 
 
@@ -653,3 +653,12 @@ def test_what_is_no_pipeline_is_refused(tmp_path: Path, run: Run, content: bytes
     status, _, err = run(*SUBMIT, "--pipeline", path)
     assert (status, err.count("\n")) == (2, 1)
     assert err.startswith(f"error: --pipeline {path}: {said}")
+
+
+def test_a_compiled_pipeline_gets_no_more_shards_than_a_run_holds(server: Server, run: Run, compiled: Path) -> None:
+    given = ("--no-wait", "--pipeline", compiled, "--set", "prepare.shards=400")
+    requests = len(server.store.requests)  # of the fixture
+    status, out, err = run(*SUBMIT, *given)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: prepare.shards is 400, expected at most ")
+    assert len(server.store.requests) == requests

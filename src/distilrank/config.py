@@ -49,9 +49,10 @@ VOLUME_CHARACTERS = 63
 def _volume_name(name: str) -> str:
     """A name that Kubeflow uses for a volume of the pod too, which allows it less than Kubernetes does elsewhere."""
     if name and ("." in name or len(name) > VOLUME_CHARACTERS):
+        fault = "has a dot" if "." in name else f"has {len(name)} characters"
         raise ValueError(
-            f"{name!r} {'has a dot' if '.' in name else f'has {len(name)} characters'}, expected a name without dots of "
-            f"{VOLUME_CHARACTERS} characters at most, for Kubeflow calls the pod's volume by it"
+            f"{name!r} {fault}, expected a name without dots of {VOLUME_CHARACTERS} characters at most, for Kubeflow "
+            "calls the pod's volume by it"
         )
     if name in RESERVED_VOLUMES:
         raise ValueError(f"{name!r} is a volume of Kubeflow's own in every pod, expected another name")
