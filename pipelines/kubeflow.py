@@ -150,6 +150,8 @@ class Kubeflow:
             credentials = ServiceAccountTokenVolumeCredentials(str(self.token_file))
             configuration.refresh_api_key_hook = credentials.refresh_api_key_hook
         client = _Client(configuration)
+        self.client: api.ApiClient = client
+        """For what the published API lacks."""
         self._experiments = api.ExperimentServiceApi(client)
         self._pipelines = api.PipelineServiceApi(client)
         self._uploads = api.PipelineUploadServiceApi(client)
@@ -165,7 +167,25 @@ class Kubeflow:
         """Where people look at a run."""
         return f"{self.host}/#/runs/details/{run_id}"
 
+    # What this account may do --------------------------------------------------------------------------------------
+
+    def check_right(self, resource: str) -> None:
+        """See that the account may list `experiments`, `pipelines`, `runs` or `jobs`; raises as every call does."""
+        listing = {
+            "experiments": self._experiments.experiment_service_list_experiments,
+            "pipelines": self._pipelines.pipeline_service_list_pipelines,
+            "runs": self._runs.run_service_list_runs,
+            "jobs": self._recurring.recurring_run_service_list_recurring_runs,
+        }[resource]
+        where: dict[str, Any] = {"namespace": self.namespace} if self.namespace else {}
+        self._call("list", resource, listing, page_size=1, **where)
+
     # What runs need ------------------------------------------------------------------------------------------------
+
+    def has_experiment(self, name: str) -> bool:
+        """Whether there is an experiment of this name."""
+        rows = self._list("experiments", self._experiments.experiment_service_list_experiments, name=name)
+        return any(row.display_name == name for row in rows)
 
     def experiment(self, name: str) -> str:
         """The id of the experiment `name`, which is created if there is none."""
@@ -228,6 +248,17 @@ class Kubeflow:
             return next((one.run_id for one in found if one.description == wanted.description), None)
 
         return self._ensure("runs", look, lambda: self._runs.run_service_create_run(run=wanted).run_id)
+
+    def last_run_of(self, recurring_run_id: str, experiment_id: str) -> api.V2beta1Run | None:
+        """The newest run that a recurring run has started, if it is among the newest of its experiment."""
+        listing = self._runs.run_service_list_runs
+        order: dict[str, Any] = {"page_size": PAGE, "sort_by": "created_at desc"}
+        page = self._call("list", "runs", listing, experiment_id=experiment_id, **order)
+        return next((run for run in page.runs or [] if run.recurring_run_id == recurring_run_id), None)
+
+    def terminate(self, run_id: str) -> None:
+        """End a run and all its pods; Kubeflow calls it failed then."""
+        self._call("terminate", "runs", self._runs.run_service_terminate_run, run_id)
 
     def run(self, run_id: str, *, outage_seconds: float = 0.0) -> api.V2beta1Run | None:
         """A run as it stands, None if it is gone; faults that may pass are waited out for `outage_seconds` at least."""

@@ -377,7 +377,12 @@ class Store:
         return found
 
     def ListRuns(self, named: dict[str, str], body: Any) -> Entity:
-        rows = [one for one in self.runs.values() if one["experiment_id"] == named["experiment_id"]]
+        experiment = named.get("experiment_id")
+        rows = [one for one in self.runs.values() if experiment in (None, one["experiment_id"])]
+        if named.get("sort_by", "created_at desc") != "created_at desc":
+            raise Refused(501, f"sort_by {named['sort_by']}: not here")
+        if "sort_by" in named:
+            rows.sort(key=lambda one: str(one["created_at"]), reverse=True)
         return self._page(rows, "runs", named)
 
     def ListRecurringRuns(self, named: dict[str, str], body: Any) -> Entity:
