@@ -327,6 +327,8 @@ class ClusterStore(Store):
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.compress_nodes = False
         """Whether workflows hold their nodes compressed, as large ones do."""
+        self.pods_are_gone = False
+        """Whether the workflows' time to live is over (an hour in KFP's manifests): logs are in the archive alone."""
         self.missing_images: set[str] = set()
         """Images that no registry has: their pods stay Pending."""
         self.retry_policy = "OnError"
@@ -535,7 +537,7 @@ class ClusterStore(Store):
         graph = self.graph(run)
         for number, key in graph.log_keys.items():
             if pod in (number, graph.pod_name(graph.nodes[number])):
-                if archived and "outputs" not in graph.nodes[number]:
+                if self.pods_are_gone if not archived else "outputs" not in graph.nodes[number]:
                     break
                 return (self.folder / "runs" / run / "logs" / key).read_bytes()
         raise Refused(404, f'pods "{pod}" not found')

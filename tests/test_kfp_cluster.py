@@ -16,6 +16,7 @@ import pytest
 import yaml
 from kfp import compiler, dsl
 
+from pipelines import run_logs
 from pipelines.kubeflow import Kubeflow, Package, Version
 from tests.clusters import document_is_here
 from tests.kfp_cluster import ClusterServer, fnv32a
@@ -229,6 +230,10 @@ def test_logs_are_read_by_pod_and_from_the_archive(cluster: Cluster) -> None:
     status = cluster.workflow(run_id)["status"]
     nodes = json.loads(gzip.decompress(base64.b64decode(status["compressedNodes"])))
     assert "nodes" not in status and node["id"] in nodes
+    assert "making it" in run_logs.task_log(cluster.kubeflow, run_id, "make")
+    cluster.store.pods_are_gone = True
+    assert "making it" in run_logs.task_log(cluster.kubeflow, run_id, "make")
+    assert run_logs.task_log(cluster.kubeflow, run_id, "nobody") == ""
 
 
 def test_bad_input_ends_with_one_and_its_reason(cluster: Cluster) -> None:
