@@ -35,12 +35,15 @@ app = typer.Typer(
         "[bold]python -m pipelines retry RUN --host URL[/] runs again what failed of a run there.\n\n"
         "[bold]python -m pipelines schedule apply --file schedules.yaml --host URL[/] "
         "keeps recurring runs there as declared.\n\n"
+        "[bold]python -m pipelines doctor --config configs/paper.yaml --host URL[/] "
+        "tells whether that cluster has what runs need.\n\n"
         "Any knob can be set on the way: [bold]--set student.optimiser.epochs=5[/]; `distilrank config` lists them all."
     ),
 )
 app.command()(cluster_commands.submit)
 app.command()(cluster_commands.retry)
 app.add_typer(cluster_commands.schedule, name="schedule")
+app.command()(cluster_commands.doctor)
 
 SHOWN = {
     "ndcg_at_10": "nDCG@10",

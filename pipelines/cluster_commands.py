@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, Optional
@@ -345,6 +345,55 @@ def delete(
     owner = _owner(file)
     gone = recurring.delete(_connect(host, namespace, token_file, ca_file), owner, names or [])
     _console().print("\n".join(f"{name}: deleted" for name in gone) or f"{owner} has nothing to delete")
+
+
+def doctor(
+    config: ConfigFile,
+    host: Host,
+    overrides: Overrides = None,
+    run: Annotated[
+        bool, typer.Option("--run", help="Submit four small runs too, and report what their pods are given.")
+    ] = False,
+    file: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A schedule file, whose time zone is checked."),
+    ] = None,
+    timeout_minutes: Annotated[float, typer.Option(min=0.1, help="How long the runs may take.")] = 5.0,
+    namespace: Namespace = "",
+    experiment: Experiment = EXPERIMENT,
+    token_file: TokenFile = None,
+    ca_file: CaFile = None,
+) -> None:
+    """See whether a cluster has what runs need, condition by condition, and what to do about those that do not hold.
+
+    Takes seconds; with --run about a minute, for it takes a pod to see volumes, Secrets, images and the object store.
+    The last rows tell how pods end there, where no is as good an answer as yes.
+
+    Exit status: 0 nothing is wrong, 1 something is, 2 bad input.
+    """
+    from pipelines import doctor as examination
+
+    console = _console()
+    settings = load(config, overrides)
+    findings = []
+
+    def show(rows: Iterable[examination.Finding]) -> None:
+        for finding in rows:
+            findings.append(finding)
+            console.print("\n".join(finding.lines()))
+
+    try:
+        kubeflow = _connect(host, namespace, token_file, ca_file)
+        show(examination.examine(kubeflow, settings, experiment=experiment, file=file, run=run))
+        if run:
+            probed = examination.probe(kubeflow, settings, experiment=experiment, timeout_minutes=timeout_minutes)
+            show(probed)
+    except (InputError, RuntimeError) as error:
+        show([examination.Finding("may submit runs" if findings else "host answers", "no", str(error))])
+    wrong = sum(finding.is_wrong for finding in findings)
+    console.print(f"{wrong} wrong" if wrong else "nothing is wrong")
+    if wrong:
+        raise typer.Exit(1)
 
 
 def _owner(file: Path) -> str:

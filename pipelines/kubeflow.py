@@ -27,7 +27,7 @@ from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentia
 
 from distilrank import artifacts
 from distilrank.errors import InputError
-from distilrank.workflow import Node, RunEnd, from_manifest
+from distilrank.workflow import Node, RunEnd, attempts, from_manifest
 from distilrank.workflow import read as read_workflow
 from pipelines import compiling
 
@@ -271,7 +271,25 @@ class Kubeflow:
         """Where people look at a run."""
         return f"{self.host}/#/runs/details/{run_id}"
 
+    # What this account may do --------------------------------------------------------------------------------------
+
+    def check_right(self, resource: str) -> None:
+        """See that the account may list `experiments`, `pipelines`, `runs` or `jobs`; raises as every call does."""
+        listing = {
+            "experiments": self._experiments.experiment_service_list_experiments,
+            "pipelines": self._pipelines.pipeline_service_list_pipelines,
+            "runs": self._runs.run_service_list_runs,
+            "jobs": self._recurring.recurring_run_service_list_recurring_runs,
+        }[resource]
+        where: dict[str, Any] = {"namespace": self.namespace} if self.namespace else {}
+        self._call("list", resource, listing, page_size=1, **where)
+
     # What runs need ------------------------------------------------------------------------------------------------
+
+    def has_experiment(self, name: str) -> bool:
+        """Whether there is an experiment of this name."""
+        rows = self._list("experiments", self._experiments.experiment_service_list_experiments, name=name)
+        return any(row.display_name == name for row in rows)
 
     def experiment(self, name: str) -> str:
         """The id of the experiment `name`, which is created if there is none."""
@@ -340,6 +358,17 @@ class Kubeflow:
 
         return self._ensure("runs", look, lambda: self._runs.run_service_create_run(run=wanted).run_id)
 
+    def last_run_of(self, recurring_run_id: str, experiment_id: str) -> api.V2beta1Run | None:
+        """The newest run that a recurring run has started, if it is among the newest of its experiment."""
+        listing = self._runs.run_service_list_runs
+        order: dict[str, Any] = {"page_size": PAGE, "sort_by": "created_at desc"}
+        page = self._call("list", "runs", listing, experiment_id=experiment_id, **order)
+        return next((run for run in page.runs or [] if run.recurring_run_id == recurring_run_id), None)
+
+    def terminate(self, run_id: str) -> None:
+        """End a run and all its pods; Kubeflow calls it failed then."""
+        self._call("terminate", "runs", self._runs.run_service_terminate_run, run_id)
+
     def run(self, run_id: str, *, outage_seconds: float = 0.0) -> api.V2beta1Run | None:
         """A run as it stands, None if it is gone; faults that may pass are waited out for `outage_seconds` at least."""
         get = self._runs.run_service_get_run
@@ -348,10 +377,6 @@ class Kubeflow:
     def runs(self) -> list[api.V2beta1Run]:
         """All of the namespace, the newest first."""
         return self._list("runs", self._runs.run_service_list_runs, sort_by="created_at desc")
-
-    def terminate(self, run_id: str) -> None:
-        """Stop a run; Kubeflow ends its pods, and calls it FAILED."""
-        self._call("terminate", "runs", self._runs.run_service_terminate_run, run_id)
 
     def failed_runs(self) -> list[api.V2beta1Run]:
         """The namespace's runs that have failed, or were terminated: Kubeflow calls both so."""
@@ -418,6 +443,16 @@ class Kubeflow:
         except FAULTS:
             return ""
         return "" if text.startswith(LOG_ERROR) else text
+
+    def task_log(self, run_id: str, task: str) -> str:
+        """The log of a task's last pod; as `log`.
+
+        Args:
+            run_id: the run.
+            task: KFP's name of the task, e.g. `check-inputs`.
+        """
+        pods = attempts(self.workflow(run_id), task)
+        return self.log(run_id, pods[-1]) if pods else ""
 
     def end(self, run_id: str) -> RunEnd:
         """How a run stands, and why, as far as its workflow and its logs tell."""

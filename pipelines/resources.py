@@ -84,8 +84,13 @@ def _build(pipeline: GraphComponent, building: _Building) -> GraphComponent:
 def images() -> dict[str, str]:
     """The images of the pipeline that is being built, by kind."""
     building = _building.get()
-    chosen = building.config.cluster.images if building else None
-    return {"ops": (chosen and chosen.ops) or OPS_IMAGE, "train": (chosen and chosen.train) or TRAIN_IMAGE}
+    return image_names(building.config) if building else {"ops": OPS_IMAGE, "train": TRAIN_IMAGE}
+
+
+def image_names(config: Config) -> dict[str, str]:
+    """The images of a configuration's pods, by kind."""
+    chosen = config.cluster.images
+    return {"ops": chosen.ops or OPS_IMAGE, "train": chosen.train or TRAIN_IMAGE}
 
 
 def scheduled_time(given: Any) -> Any:

@@ -49,7 +49,7 @@ def run(server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         monkeypatch.setattr(sys, "argv", ["pipelines", *map(str, arguments), "--host", host or server.url])
         status = 0
         capsys.readouterr()
-        with mock.patch.object(schedules, "package_of", _package_of):
+        with mock.patch.object(schedules, "package_of", package_of):
             try:
                 main()
             except SystemExit as exit:
@@ -64,7 +64,7 @@ _compile = schedules.package_of
 _packages: dict[tuple[str, str, bool], Package] = {}
 
 
-def _package_of(pipeline: str, config: Config, *, scheduled: bool) -> Package:
+def package_of(pipeline: str, config: Config, *, scheduled: bool) -> Package:
     """What compiling gives, once for each configuration: the tests ask for few of them, and often."""
     key = str(pipeline), config.model_dump_json(), scheduled
     if key not in _packages:

@@ -37,7 +37,7 @@ import psutil
 
 from distilrank import artifacts
 from pipelines import cron
-from tests.kfp_server import Document, Entity, Handler, Refused, Server, Store
+from tests.kfp_server import Document, Entity, Handler, Operation, Refused, Server, Store
 from tests.kfp_worker import now, read_events, running
 
 GRACE_SECONDS = 0.5
@@ -105,16 +105,19 @@ class Graph:
                 self.cached[path] = event
             elif event["event"] == "loop":
                 self.loops[path] = event
-            elif event["event"] == "started":
-                self.attempts.setdefault(path, []).append(event | {"phase": "Running", "message": ""})
+            elif event["event"] in ("started", "pending"):
+                phase = "Running" if event["event"] == "started" else "Pending"
+                self.attempts.setdefault(path, []).append({"message": ""} | event | {"phase": phase})
             elif event["event"] == "ended":
                 self.attempts[path][-1] |= event | {"finished": event["time"], "time": self.attempts[path][-1]["time"]}
             elif event["event"] == "retry":  # failed pods are deleted, and their nodes with them
                 self.attempts = {path: pods for path, pods in self.attempts.items() if pods[-1]["phase"] == "Succeeded"}
         if self.over:  # a process of a terminated run has left no event
             for pods in self.attempts.values():
-                if pods[-1]["phase"] == "Running" or pods[-1].get("again"):
-                    ended = {"phase": "Failed", "message": "main: Error (exit code 143)", "exit_code": 143}
+                if pods[-1]["phase"] in ("Pending", "Running") or pods[-1].get("again"):
+                    ended: Entity = {"phase": "Failed", "message": "main: Error (exit code 143)", "exit_code": 143}
+                    if pods[-1]["phase"] == "Pending":  # operator.go, failNodesWithoutCreatedPodsAfterDeadline...
+                        ended |= {"message": "Step exceeded its deadline", "exit_code": None}
                     pods[-1] |= ended | {"finished": pods[-1].get("finished", self.deadline or now()), "again": False}
 
     # Nodes ---------------------------------------------------------------------------------------------------------
@@ -288,15 +291,15 @@ class Graph:
         for number, pod in enumerate(pods):
             node = self._node(f"{name}({number})", "Pod", executor, template, [retry["id"]], pod["time"])
             self.log_keys[node["id"]] = pod["log"]
-            if pod["phase"] == "Running":
-                node["phase"] = "Running"
+            if pod["phase"] in ("Pending", "Running"):
+                node |= {"phase": pod["phase"]} | ({"message": pod["message"]} if pod["message"] else {})
                 continue
             self._close(node, pod["phase"], pod["message"], pod["finished"])
             key = f"v2/artifacts/{self.name}/{self.pod_name(node)}/main.log"  # archiveLogs: true
             node["outputs"] = {"artifacts": [{"name": "main-logs", "s3": {"key": key}}]}
             if pod.get("exit_code") is not None:
                 node["outputs"]["exitCode"] = str(pod["exit_code"])
-        if pods[-1]["phase"] == "Running" or pods[-1].get("again"):
+        if pods[-1]["phase"] in ("Pending", "Running") or pods[-1].get("again"):
             retry |= {"phase": "Running"}
             retry.pop("message", None)
             return "Running"
@@ -324,7 +327,22 @@ class ClusterStore(Store):
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.compress_nodes = False
         """Whether workflows hold their nodes compressed, as large ones do."""
+        self.pods_are_gone = False
+        """Whether the workflows' time to live is over (an hour in KFP's manifests): logs are in the archive alone."""
+        self.missing_images: set[str] = set()
+        """Images that no registry has: their pods stay Pending."""
+        self.retry_policy = "OnError"
+        """Argo's, for every template: that of KFP's manifests, or `Always`."""
         super().__init__(document)
+        self.tag_name: str | None = "2.17.0"
+        """The version that the server says it is; None: it says nothing."""
+
+    def _perform(self, operation: Operation, placeholders: list[str], named: dict[str, str], body: Any) -> Entity:
+        made = super()._perform(operation, placeholders, named, body)
+        if operation.name == "HealthzService_GetHealthz" and self.tag_name is not None:
+            # backend/src/apiserver/main.go, healthzResponse; the published document does not have it
+            made |= {"commit_sha": "unknown", "tag_name": self.tag_name}
+        return made
 
     # Runs ----------------------------------------------------------------------------------------------------------
 
@@ -363,6 +381,8 @@ class ClusterStore(Store):
             "artifacts": str(self.folder / "artifacts" / specification["pipelineInfo"]["name"]),
             "cache": str(self.folder / f"cache-{artifacts.code_digest()[:16]}"),
             "secrets": str(self.folder / "secrets"),
+            "missing_images": sorted(self.missing_images),
+            "retry_policy": self.retry_policy,
             "retried": False,
             "terminated": "",
         }
@@ -530,7 +550,7 @@ class ClusterStore(Store):
         graph = self.graph(run)
         for number, key in graph.log_keys.items():
             if pod in (number, graph.pod_name(graph.nodes[number])):
-                if archived and "outputs" not in graph.nodes[number]:
+                if self.pods_are_gone if not archived else "outputs" not in graph.nodes[number]:
                     break
                 return (self.folder / "runs" / run / "logs" / key).read_bytes()
         raise Refused(404, f'pods "{pod}" not found')

@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 from kfp import components, dsl, local
 from kfp.local import cache, executor_input_utils, io, subprocess_task_handler, task_dispatcher
-from kfp.local.orchestrator import enhanced_dag_orchestrator, task_executor
+from kfp.local.orchestrator import dag_orchestrator, enhanced_dag_orchestrator, task_executor
 from kfp.local.orchestrator.orchestrator_utils import OrchestratorUtils
 from kfp.local.status import Status
 
@@ -191,6 +191,10 @@ class Worker:
             pipeline_resource_name=pipeline_resource_name,
             task_resource_name=executor_input_utils.get_local_task_resource_name(component_name),
         )
+        if container.image in self.run["missing_images"]:  # argo-workflows operator.go, getPendingReason
+            message = f'ImagePullBackOff: Back-off pulling image "{container.image}"'
+            self.event("pending", path, attempt=0, message=message, log=f"{'.'.join(path)}.0")
+            threading.Event().wait()
         environment = self.secret_environment(component.executor_label)
         limit = task_spec.retry_policy.max_retry_count if task_spec.HasField("retry_policy") else RETRY_LIMIT
         for number in range(limit + 1):
@@ -214,7 +218,8 @@ class Worker:
             )
             phase, message, code = self._end(attempt)
             # Argo's policy OnError: a pod that was deleted is an Error, one that ended with a status is Failed.
-            again = phase == "Error" and number < limit
+            retried = ("Error",) if self.run["retry_policy"] == "OnError" else ("Error", "Failed")
+            again = phase in retried and number < limit
             self.event("ended", path, attempt=number, phase=phase, message=message, exit_code=code, again=again)
             if phase == "Succeeded":
                 if task_spec.caching_options.enable_cache:
@@ -291,6 +296,8 @@ class Worker:
         warnings.filterwarnings("ignore", module=r"kfp\.local")
         pipeline = self.load()
         io.IOStore = PathStore
+        # This one goes on with tasks that depend on nothing that failed, as Argo ends what it has started.
+        dag_orchestrator.run_dag = enhanced_dag_orchestrator.run_enhanced_dag
         enhanced_dag_orchestrator.execute_task = _with_path(enhanced_dag_orchestrator.execute_task)
         parallel = enhanced_dag_orchestrator.ParallelExecutor
         parallel.execute_parallel_tasks = self._with_event(parallel.execute_parallel_tasks)

@@ -32,6 +32,7 @@ from typing import Any
 import yaml
 from pyarrow import fs
 
+from distilrank import workflow
 from pipelines.kubeflow import Kubeflow
 from tests import tiny_models
 from tests.listener import Listener
@@ -139,19 +140,8 @@ class Session:
 
     def running_pod(self, run: str, task: str) -> str:
         """The pod that runs a task, empty where none does yet."""
-        end = [node for node in self.nodes(run) if node.task == task and not node.is_driver and node.phase == "Running"]
-        return end[-1].pod if end else ""
-
-    def nodes(self, run: str) -> list[Any]:
-        """The pods of a run."""
-        from distilrank import workflow
-
-        return workflow.nodes(self.kubeflow.workflow(run))
-
-    def log(self, run: str, task: str) -> str:
-        """The log of a task's last pod."""
-        pods = [node for node in self.nodes(run) if node.task == task and not node.is_driver]
-        return self.kubeflow.log(run, pods[-1]) if pods else ""
+        pods = workflow.attempts(self.kubeflow.workflow(run), task)
+        return pods[-1].pod if pods and pods[-1].phase == "Running" else ""
 
     def kubernetes(self) -> Any:
         """The core API of Kubernetes.
@@ -195,7 +185,6 @@ def _student(seed: str) -> dict[str, Any]:
 def chart_goes_in(session: Session) -> None:
     """The chart is installed, and its volume is prepared and checked as a pod of a run would use it."""
     session.kubernetes()
-    plan = {"pipeline": "distill", "cron": "0 3 1 1 *"}
     values = {
         "kubeflow": {"host": session.options.cluster_host, "namespace": session.options.runs_namespace},
         "storage": {"enabled": True, "accessMode": session.options.access_mode, "size": "5Gi", "keep": False},
@@ -319,7 +308,9 @@ def a_deleted_pod_goes_on(session: Session) -> None:
         session.kubernetes().delete_namespaced_pod(pod, session.options.runs_namespace)
     end = session.wait_for("the end of the run", lambda: _ended(session, run), 30)
     assert end.state == "SUCCEEDED", end.summary
-    assert "goes on after step" in session.log(run, "train-teacher"), session.log(run, "train-teacher")[-2000:]
+    assert "goes on after step" in session.kubeflow.task_log(run, "train-teacher"), session.kubeflow.task_log(
+        run, "train-teacher"
+    )[-2000:]
 
 
 def a_terminated_run_is_retried(session: Session) -> None:
@@ -332,7 +323,7 @@ def a_terminated_run_is_retried(session: Session) -> None:
     result = session.call("retry", run)
     assert result.status == 0, result
     assert "succeeded" in result.output.splitlines()[-1], result
-    log = session.log(run, "train-teacher")
+    log = session.kubeflow.task_log(run, "train-teacher")
     assert "goes on after step" in log, log[-2000:]
 
 
@@ -395,7 +386,11 @@ def _trains(session: Session, run: str) -> str:
     end = _ended(session, run)
     assert end is None, f"the run ended before: {end.summary}"
     pod = session.running_pod(run, "train-teacher")
-    steps = re.findall(r"\| teacher \| progress \| (\d+)/\d+ steps", session.log(run, "train-teacher")) if pod else []
+    steps = (
+        re.findall(r"\| teacher \| progress \| (\d+)/\d+ steps", session.kubeflow.task_log(run, "train-teacher"))
+        if pod
+        else []
+    )
     return pod if steps and int(steps[-1]) > 0 else ""
 
 

@@ -13,6 +13,7 @@ import yaml
 ROOT = Path(__file__).parent.parent
 COMPONENTS = sorted(path for path in (ROOT / "components").glob("*.py") if path.stem not in ("__init__", "stage"))
 MONITORING = ("watched", "sample", "score", "monitor")
+PROBES = ("probe", "probe_artifact", "probe_training", "probe_end")
 STAGES = ("preflight", "prepare", "teacher", "label", "student", "evaluate", "drift", "gate", "report", "promote")
 
 
@@ -22,7 +23,7 @@ def function(path: Path) -> ast.FunctionDef:
 
 
 def test_every_stage_has_its_component() -> None:
-    assert {path.stem for path in COMPONENTS} == {*STAGES, *MONITORING, "estimate", "snapshot", "notify"}
+    assert {path.stem for path in COMPONENTS} == {*STAGES, *MONITORING, *PROBES, "estimate", "snapshot", "notify"}
 
 
 @pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: path.stem)

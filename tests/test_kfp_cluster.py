@@ -229,6 +229,10 @@ def test_logs_are_read_by_pod_and_from_the_archive(cluster: Cluster) -> None:
     status = cluster.workflow(run_id)["status"]
     nodes = json.loads(gzip.decompress(base64.b64decode(status["compressedNodes"])))
     assert "nodes" not in status and node["id"] in nodes
+    assert "making it" in cluster.kubeflow.task_log(run_id, "make")
+    cluster.store.pods_are_gone = True
+    assert "making it" in cluster.kubeflow.task_log(run_id, "make")
+    assert cluster.kubeflow.task_log(run_id, "nobody") == ""
 
 
 def test_bad_input_ends_with_one_and_its_reason(cluster: Cluster) -> None:

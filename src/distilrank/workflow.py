@@ -228,12 +228,31 @@ def unpacked(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def nodes(manifest: Mapping[str, Any]) -> list[Node]:
     """The pods of a workflow that run components or their drivers, of each task the last attempt, in order of time."""
-    statuses = (manifest.get("status") or {}).get("nodes") or {}
+    statuses = _statuses(manifest)
+    retries = {id: status for status in statuses.values() if status.get("type") == "Retry" for id in _children(status)}
+    return [node for node in _pods(manifest) if _is_last(node.id, retries.get(node.id))]
+
+
+def attempts(manifest: Mapping[str, Any], task: str) -> list[Node]:
+    """All pods that have run a task's component, the first attempt first."""
+    return [node for node in _pods(manifest) if node.task == task and not node.is_driver]
+
+
+def message(manifest: Mapping[str, Any], task: str) -> str:
+    """The last message of a task's pods or of its driver's; empty: there is none."""
+    messages = [node.message for node in _pods(manifest) if node.task == task and node.message]
+    return messages[-1] if messages else ""
+
+
+def _statuses(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    return (manifest.get("status") or {}).get("nodes") or {}
+
+
+def _pods(manifest: Mapping[str, Any]) -> list[Node]:
     workflow = (manifest.get("metadata") or {}).get("name", "")
-    attempts = {id: status for status in statuses.values() if status.get("type") == "Retry" for id in _children(status)}
     pods = sorted(
-        (status for id, status in statuses.items() if status.get("type") == "Pod" and _is_last(id, attempts.get(id))),
-        key=lambda status: (status.get("finishedAt") or "9", status.get("startedAt") or "", status.get("id", "")),
+        (status for status in _statuses(manifest).values() if status.get("type") == "Pod"),
+        key=lambda status: (status.get("startedAt") or "9", status.get("finishedAt") or "9", status.get("id", "")),
     )
     return [node for status in pods if (node := _node(status, workflow))]
 
