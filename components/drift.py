@@ -32,8 +32,10 @@ def measure_drift(
         champion=champion,
         output=Path(drift.path),
     )
-    pages = {"summary.html": summary_html.path, "drift.html": drift_html.path, "champion.html": champion_html.path}
-    artifacts.copy_files(Path(drift.path), pages)
+    artifacts.copy_files(
+        Path(drift.path),
+        {"summary.html": summary_html.path, "drift.html": drift_html.path, "champion.html": champion_html.path},
+    )
     metrics.log_metric("drift_share", share)
     Path(metrics.path).touch()  # KFP's local cache takes a missing file for a lost result
     return share

@@ -34,6 +34,5 @@ def watch_champion(
         newest_end=newest_end,
         output=Path(watched.path),
     )
-    pages = {"summary.html": summary_html.path, "drift.html": drift_html.path}
-    artifacts.copy_files(Path(watched.path), pages)
+    artifacts.copy_files(Path(watched.path), {"summary.html": summary_html.path, "drift.html": drift_html.path})
     return alarm

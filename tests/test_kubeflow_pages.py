@@ -10,7 +10,7 @@ import base64
 import io
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -160,18 +160,20 @@ def server() -> Iterator[ThreadingHTTPServer]:
         thread.join()
 
 
-def show(tab: browser.Tab, server: ThreadingHTTPServer, page: Path) -> str:
-    """Show the page in the frame, and return the text that is in it once it holds still."""
+def show(tab: browser.Tab, server: ThreadingHTTPServer, page: Path, expected: Sequence[str] = ()) -> str:
+    """Show the page in the frame, wait for the expected parts of its text, and return all text that a reader sees."""
     tab.complaints.clear()
     tab.open(f"http://127.0.0.1:{server.server_port}/pipeline/?{time.monotonic_ns()}#/runs/details/1")
     tab.run(f"show('/file{page}')")
     assert tab.run("[location.href, window.origin]", framed=True) == ["about:srcdoc", "null"]
-    text, deadline = "", time.monotonic() + 30
-    while (now := tab.run("document.body.innerText", framed=True)) != text or time.monotonic() < deadline - 29:
-        assert time.monotonic() < deadline, f"{page} does not hold still"
-        text = now
-        time.sleep(0.3)
-    return " ".join(text.split())
+    deadline = time.monotonic() + 30
+    while True:  # Evidently's page draws itself after it is loaded
+        text = " ".join(tab.run("document.body.innerText", framed=True).split())
+        missing = [part for part in expected if part not in text]
+        if not missing:
+            return text
+        assert time.monotonic() < deadline, f"{page}: {missing} not in {text[:2000]}"
+        time.sleep(0.2)
 
 
 def colors(tab: browser.Tab) -> int:
@@ -209,7 +211,7 @@ def test_the_artifacts_have_the_bytes_of_the_folders(pages: dict[tuple[str, str]
     [
         ("prepare", "profile_html", ["Data profile", "Judgements", "Candidates"]),
         ("drift", "summary_html", ["Does what it learned from represent the newest traffic?", "product type"]),
-        ("drift", "drift_html", ["Does what the candidate learned from", "Dataset Drift is NOT detected", "brand"]),
+        ("drift", "drift_html", ["Does what the candidate learned from", "Dataset Drift is NOT detected", "bm25"]),
         ("drift", "champion_html", ["Has traffic moved away from the champion", "Dataset Drift is NOT", "brand"]),
         ("monitor", "summary_html", ["Has traffic moved away from it?", "raises an alarm", "product type"]),
         ("monitor", "drift_html", ["Has traffic moved away from the champion", "Dataset Drift is NOT", "brand"]),
@@ -225,8 +227,86 @@ def test_it_is_rendered_in_the_frame(
     name: str,
     expected: list[str],
 ) -> None:
-    text = show(tab, server, pages[task, name])
-    assert [part for part in expected if part not in text] == []
+    show(tab, server, pages[task, name], expected)
     assert tab.complaints == []
     assert colors(tab) > 30
     assert tab.run("document.documentElement.scrollWidth <= innerWidth", framed=True)
+    marks = "[...document.querySelectorAll('svg use')].map((mark) => mark.getBBox())"  # of plots, by reference
+    assert tab.run(f"{marks}.every((box) => box.width + box.height > 0)", framed=True)
+
+
+@needs_browser
+@pytest.mark.parametrize(("task", "name"), [("prepare", "profile_html"), ("report", "report_html")])
+def test_links_into_a_page_stay_in_it(
+    tab: browser.Tab, server: ThreadingHTTPServer, pages: dict[tuple[str, str], Path], task: str, name: str
+) -> None:
+    show(tab, server, pages[task, name])
+    requests = len(server.asked)  # type: ignore[attr-defined]
+    links = tab.run("[...document.querySelectorAll('nav a')].map((link) => link.getAttribute('href'))", framed=True)
+    assert len(links) > 8
+    for link in links[1:]:
+        tab.run(f"scrollTo(0, 0); document.querySelector('nav a[href=\"{link}\"]').click()", framed=True)
+        time.sleep(0.1)  # a navigation would begin
+        assert tab.run("location.href", framed=True) == "about:srcdoc"
+        assert tab.run("scrollY", framed=True) > 100
+    assert len(server.asked) == requests  # type: ignore[attr-defined]
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("task", "name", "expected"),
+    [
+        (
+            "report",
+            "report_html",
+            [
+                "summary.html (on Kubeflow: task drift, artifact summary_html)",
+                "drift.html (on Kubeflow: task drift, artifact drift_html)",
+                "champion.html (on Kubeflow: task drift, artifact champion_html)",
+                "profile.html beside this page in the run's folder (on Kubeflow: task prepare, artifact profile_html)",
+            ],
+        ),
+        ("drift", "summary_html", ["(on Kubeflow: task drift, artifacts drift_html and champion_html)"]),
+        ("monitor", "summary_html", ["drift.html, by Evidently (on Kubeflow: task monitor, artifact drift_html)"]),
+        ("drift", "drift_html", []),
+        ("prepare", "profile_html", []),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_the_frame_cannot_reach_is_named_and_no_link(
+    tab: browser.Tab,
+    server: ThreadingHTTPServer,
+    pages: dict[tuple[str, str], Path],
+    task: str,
+    name: str,
+    expected: list[str],
+) -> None:
+    show(tab, server, pages[task, name], expected)
+    assert tab.run("document.querySelectorAll('a[href]:not([href^=\"#\"])').length", framed=True) == 0
+
+
+@needs_browser
+def test_beside_its_neighbors_the_report_links_to_them(tab: browser.Tab, pages: dict[tuple[str, str], Path]) -> None:
+    tab.open(pages["report", "report_html"].parent / "report" / "report.html")
+    links = tab.run("[...document.querySelectorAll('#drift a')].map((link) => link.getAttribute('href'))")
+    assert links == ["summary.html", "drift.html", "champion.html"]
+    assert "(on Kubeflow: task drift, artifact summary_html)" in tab.run("document.body.innerText")
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("champion", "task", "name", "reason"),
+    [
+        (False, "drift", "champion_html", "There is no champion yet"),
+        (True, "drift", "champion_html", "not comparable: "),
+        (True, "monitor", "drift_html", "not comparable: "),
+    ],
+)
+def test_a_page_with_nothing_to_compare_says_why(
+    tab: browser.Tab, server: ThreadingHTTPServer, tmp_path: Path, champion: bool, task: str, name: str, reason: str
+) -> None:
+    pages = drift_pages(tmp_path, champion=champion, comparable=False)
+    show(tab, server, pages[task, name], ["Nothing to compare", reason])
+    assert tab.complaints == [] and colors(tab) > 10
+    summary = show(tab, server, pages[task, "summary_html"])
+    assert name not in summary
