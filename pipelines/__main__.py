@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from distilrank import artifacts, hardware, progress
+from distilrank import artifacts, checks, hardware, progress
 from distilrank.config import Config, load
 from distilrank.errors import InputError, RunStopped
 from pipelines import cluster_commands
@@ -109,7 +109,7 @@ def run(
         )
     verdict = artifacts.read_json(folder / "verdict.json")
     _summarise(console, folder, verdict)
-    if fail_on_refusal and not verdict["promoted"]:
+    if fail_on_refusal and verdict["outcome"] == "refused":
         raise typer.Exit(3)
 
 
@@ -230,9 +230,14 @@ def _summarise(console: Console, folder: Path, verdict: dict) -> None:
     console.print()
     console.print(table)
     console.print()
-    for check in verdict["checks"]:
-        if not check["passed"]:
-            console.print(f"✗ {check['name']}: {check['detail']}", style="red", markup=False, soft_wrap=True)
+    unchanged = verdict["outcome"] == "unchanged"
+    mark, style = ("!", "yellow") if unchanged else ("✗", "red")  # what the champion would fail today is no error
+    for check in checks.failed(verdict):
+        console.print(f"{mark} {check['name']}: {check['detail']}", style=style, markup=False, soft_wrap=True)
+    if unchanged:
+        champion = verdict["champion"]
+        by = ", promoted by a run of this name" if champion.get("run") == folder.name else ""
+        console.print(f"{champion['id']} is the champion already{by}: there is nothing to promote", soft_wrap=True)
     seconds = artifacts.read_json(folder / "timings.json")
     console.print(
         f"\n[bold]{verdict['outcome'].replace('_', ' ')}[/] in {seconds['seconds']:.0f} s, "

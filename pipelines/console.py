@@ -90,6 +90,8 @@ class RunDisplay(io.TextIOBase):
             self._begin(event.stage)
         elif event.event == "finished":
             self._finish(event.stage, event.text.replace(" | ", ", "))
+        elif event.event == "outcome":
+            pass  # for programs; the notes beside it say the same to people
         elif event.event == "note":
             self.console.print(
                 f"  {event.stage:<12} {event.text}", style="dim", markup=False, highlight=False, soft_wrap=True

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import wasserstein_distance
 
-from distilrank import artifacts, drift, records, registry, scripts
-from distilrank.config import Drift, Registry
+from distilrank import artifacts, drift, monitor, progress, records, registry, scripts
+from distilrank.config import Drift, Monitor, Registry
 from distilrank.drift import columns as compared
 from distilrank.drift import domain, evidently_page
 from distilrank.errors import InputError
@@ -276,6 +276,35 @@ def test_the_champion_is_compared_with_its_own_reference(tmp_path: Path) -> None
     assert "Only reported" in said and "drift.html and champion.html, by" in said
     measure(paths)
     assert champion not in (paths["output"] / "champion.html").read_text()
+
+
+def test_monitoring_says_what_it_found_to_programs_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reference, moved = traffic(400, 1), traffic(400, 2, bm25=np.random.default_rng(3).gamma(2, 9, 400))
+    scores = np.full(400, 0.9) + np.arange(400) / 1e4
+    champion, where = champion_of(tmp_path, reference, scores), Registry(uri=str(tmp_path / "registry"))
+    records.write(pa.table({"score": scores}), tmp_path / "scores" / "scores.parquet", records.TRAFFIC_SCORES)
+    artifacts.seal(tmp_path / "scores")
+    alarm = {"alarm": True, "failed": ["drift"]}
+    for newest, retrain, expected in (
+        (reference, "on_alarm", {"alarm": False, "failed": [], "retrain": False}),
+        (moved, "never", alarm | {"retrain": False}),
+        (moved, "on_alarm", alarm | {"retrain": True}),
+    ):
+        answered = monitor.judge(
+            Monitor(retrain=retrain),
+            Drift(embedding_rows=0),
+            where,
+            traffic=folders(tmp_path, newest, newest)["traffic"],
+            scores=tmp_path / "scores",
+            champion=champion,
+            name="daily",
+            newest_end="",
+            output=tmp_path / "monitored",
+        )
+        events = [event for line in capsys.readouterr().out.splitlines() if (event := progress.parse(line))]
+        (told,) = (event for event in events if event.event == "outcome")
+        assert (told.stage, json.loads(told.text)) == ("monitor", expected)
+        assert answered is expected["retrain"]
 
 
 def test_a_champion_with_an_old_reference_is_compared_as_far_as_it_goes(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from distilrank.config import Gate
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 CANDIDATE = {"id": "v" + "a" * 12, "digest": "a" * 64}
 CHAMPION = {"id": "v" + "b" * 12, "created": "2026-10-01T00:00:00Z"}
+SAME = CHAMPION | {"id": CANDIDATE["id"]}
 ANCHOR = {"id": "v" + "c" * 12, "created": "2026-09-01T00:00:00Z"}
 EMBEDDING = {"auc": 0.58, "ci_low": 0.55, "ci_high": 0.61, "limit": 0.55, "drifted": False}
 DRIFT = {
@@ -471,9 +472,52 @@ def test_looks_are_warned_of_and_then_refused() -> None:
 
 
 def test_an_identical_student_has_nothing_to_promote() -> None:
-    verdict = decide(champion=CHAMPION | {"id": CANDIDATE["id"]})
-    assert failed(verdict) == ["new"] and not verdict.promoted
-    assert "byte for byte" in detail(verdict, "new")
+    verdict = decide(champion=SAME)
+    assert (verdict.outcome, verdict.promoted, failed(verdict), verdict.notes) == ("unchanged", False, [], [])
+    assert not found(verdict, "new").passed and verdict.word(found(verdict, "new")) == "unchanged"
+    assert "is the champion itself, byte for byte, so there is nothing" in detail(verdict, "new")
+    written = verdict.to_json()
+    assert (written["outcome"], written["promoted"], written["override"]) == ("unchanged", False, None)
+    assert [check["name"] for check in written["checks"] if not check["passed"]] == ["new"]
+    assert checks.failed(written) == []
+    by = decide(champion=SAME | {"run": "weekly-1"})
+    assert "byte for byte (promoted by the run weekly-1), so there is nothing" in detail(by, "new")
+
+
+def test_an_identical_student_is_not_compared_with_itself() -> None:
+    # What such comparisons say, if the two timings of one model differ: nothing that would count.
+    timed = {"student": {"p50_ms": 30.0, "p95_ms": 60.0}, "champion": {"p50_ms": 10.0, "p95_ms": 18.0}}
+    for policy in (Gate(champion="superior"), Gate()):
+        verdict = decide(policy, champion=SAME, latency=timed, slices={})
+        assert (verdict.outcome, failed(verdict)) == ("unchanged", [])
+        compared = {"superior_to_champion", "not_inferior_to_champion", "slices", "latency"}
+        assert {check.name for check in verdict.checks} == set(DEFAULT_CHECKS) - compared
+    slow = decide(Gate(max_p95_ms=50), champion=SAME, latency=timed)
+    assert failed(slow) == ["latency"], "milliseconds are no comparison"
+
+
+def test_what_the_champion_would_fail_today_is_told_and_refuses_nothing() -> None:
+    verdict = decide(Gate(max_ece=0.03, max_traffic_age_days=4), champion=SAME)
+    assert (verdict.outcome, verdict.promoted) == ("unchanged", False)
+    assert failed(verdict) == ["calibration", "freshness"]
+    assert [verdict.word(check) for check in verdict.checks if not check.passed] == ["FAILED", "FAILED", "unchanged"]
+    assert verdict.notes == ["the champion stays, though the policy would not promote it today: calibration, freshness"]
+    assert [check["name"] for check in checks.failed(verdict.to_json())] == ["calibration", "freshness"]
+
+
+def test_a_champion_that_was_rolled_back_is_refused_not_unchanged() -> None:
+    back = {"by": "Jo", "since": "2026-11-19T00:00:00Z", "reason": "empty results"}
+    verdict = gate.decide(
+        overriding(),
+        metrics=metrics(),
+        drift=DRIFT,
+        candidate=CANDIDATE | {"rolled_back": back},
+        champion=SAME,
+        now=NOW,
+    )
+    assert (verdict.outcome, failed(verdict)) == ("refused", ["new"])
+    assert verdict.notes == ["the override by J. Doe, until 2026-11-20, cannot excuse new"]
+    assert "Jo rolled it back on 2026-11-19: empty results" in detail(verdict, "new")
 
 
 # Override ---------------------------------------------------------------------------------------------------------
@@ -512,7 +556,6 @@ def test_an_expired_override_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("changed", "name"),
     [
-        ({"champion": CHAMPION | {"id": CANDIDATE["id"]}}, "new"),
         ({"comparisons": metrics()["comparisons"][:-2] + metrics()["comparisons"][-1:]}, "not_inferior_to_champion"),
         ({"slices": {}}, "slices"),
         ({"distribution": {}}, "score_collapse"),
@@ -522,6 +565,12 @@ def test_an_override_cannot_excuse_what_was_not_measured(changed: dict[str, Any]
     verdict = decide(overriding(max_ece=0.03), **changed)
     assert verdict.outcome == "refused" and set(failed(verdict)) == {"calibration", name}
     assert verdict.notes == [f"the override by J. Doe, until 2026-11-20, cannot excuse {name}"]
+
+
+def test_an_override_does_not_promote_the_champion_over_itself() -> None:
+    verdict = decide(overriding(max_ece=0.03), champion=SAME)
+    assert (verdict.outcome, verdict.promoted, verdict.to_json()["override"]) == ("unchanged", False, None)
+    assert verdict.notes == ["the champion stays, though the policy would not promote it today: calibration"]
 
 
 def test_no_slices_do_not_pass_and_thin_ones_are_told() -> None:

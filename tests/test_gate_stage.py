@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from distilrank import artifacts, cli, gate, registry
+from distilrank import artifacts, cli, gate, progress, registry
 from distilrank.config import Gate, Registry, parameters, parse
 from distilrank.errors import InputError
 from tests.test_gate import DRIFT, metrics
@@ -43,7 +43,8 @@ class Stage:
         made = self.folder / f"made-{weights}"
         artifacts.write_text(made / "student" / "model.safetensors", weights)
         version = registry.version_id(artifacts.seal(made / "student"))
-        artifacts.write_json(made / "manifest.json", {"id": version, "created": "2026-10-01T00:00:00Z"})
+        manifest = {"id": version, "created": "2026-10-01T00:00:00Z", "lineage": {"name": f"made-{weights}"}}
+        artifacts.write_json(made / "manifest.json", manifest)
         backend = registry.connect(self.where)
         backend.publish(made, version)
         for alias in (registry.CHAMPION, registry.ANCHOR):
@@ -89,15 +90,66 @@ def test_it_writes_the_verdict_and_its_record(stage: Stage, capsys: pytest.Captu
 def test_it_names_champion_and_anchor_as_the_registry_has_them(stage: Stage) -> None:
     version = stage.promoted("earlier")
     assert stage.decide(champion=version, anchor=version) is True
-    described = {"id": version, "created": "2026-10-01T00:00:00Z"}
+    described = {"id": version, "created": "2026-10-01T00:00:00Z", "run": "made-earlier"}
     assert (stage.verdict["champion"], stage.verdict["anchor"]) == (described, described)
     assert stage.verdict["outcome"] == "promoted"
 
 
-def test_it_refuses_and_says_why(stage: Stage) -> None:
-    assert stage.decide(Gate.model_validate({"minima": {"ndcg_at_10": 0.99}})) is False
+def announced(output: str) -> dict[str, Any]:
+    """What the one line of the event `outcome` says."""
+    (event,) = (event for line in output.splitlines() if (event := progress.parse(line)) and event.event == "outcome")
+    assert event.stage == "gate"
+    return json.loads(event.text)
+
+
+def test_it_refuses_and_says_why(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    version = stage.promoted("earlier")
+    policy = Gate.model_validate({"minima": {"ndcg_at_10": 0.99}, "max_ece": 0.01})
+    assert stage.decide(policy, champion=version, anchor=version) is False
     assert stage.verdict["outcome"] == "refused"
-    assert stage.record["facts"]["failed"] == ["minimum_ndcg_at_10"]
+    assert stage.record["facts"]["failed"] == ["minimum_ndcg_at_10", "calibration"]
+    assert announced(capsys.readouterr().out) == {
+        "outcome": "refused",
+        "candidate": stage.verdict["candidate"]["id"],
+        "champion": version,
+        "failed": ["minimum_ndcg_at_10", "calibration"],
+    }
+
+
+def test_it_says_what_it_decided_to_programs_too(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    assert stage.decide()
+    candidate = stage.verdict["candidate"]["id"]
+    assert announced(capsys.readouterr().out) == {
+        "outcome": "cold_start",
+        "candidate": candidate,
+        "champion": None,
+        "failed": [],
+    }
+    version = stage.promoted("earlier")
+    assert stage.decide(champion=version, anchor=version)
+    assert announced(capsys.readouterr().out) == {
+        "outcome": "promoted",
+        "candidate": candidate,
+        "champion": version,
+        "failed": [],
+    }
+
+
+def test_the_champion_made_again_is_unchanged(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    version = stage.promoted("weights")
+    for policy in (Gate(), Gate(champion="superior")):
+        assert stage.decide(policy, champion=version, anchor=version) is False
+        assert (stage.verdict["outcome"], stage.verdict["promoted"]) == ("unchanged", False)
+        assert stage.record["facts"] | {"looks": 1} == {"outcome": "unchanged", "failed": [], "notes": [], "looks": 1}
+        output = capsys.readouterr().out
+        assert announced(output) == {
+            "outcome": "unchanged",
+            "candidate": version,
+            "champion": version,
+            "failed": [],
+        }
+        assert f"| note | unchanged | new | candidate {version} is the champion itself" in output
+        assert "(promoted by the run made-weights)" in output and "FAILED" not in output
 
 
 def test_each_candidate_counts_as_one_look(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,6 +226,11 @@ def run(stage: Stage) -> Path:
     """A finished run's folder, which did not need its champion's superiority."""
     version = stage.promoted("earlier")
     assert stage.decide(champion=version, anchor=version, newest_end="2026-11-16T00:00:00+00:00")
+    return finished(stage)
+
+
+def finished(stage: Stage) -> Path:
+    """The folder of a run that came to the stage's verdict."""
     folder = stage.folder / "runs" / "one"
     artifacts.copy_tree(stage.folder / "student", folder / "student")
     artifacts.write_json(folder / "verdict.json", stage.verdict)
@@ -209,6 +266,20 @@ def test_another_policy_is_asked_without_a_trace(
     assert command("--run", run, "--policy", policy, "--fail-on-refusal") == 3
     assert command("--run", run, "--fail-on-refusal") == 0
     assert {path: path.read_bytes() for path in sorted(stage.folder.rglob("*")) if path.is_file()} == before
+
+
+def test_an_unchanged_run_is_no_refusal_under_any_policy(
+    stage: Stage, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    version = stage.promoted("weights")
+    assert not stage.decide(champion=version, anchor=version, newest_end="2026-11-16T00:00:00+00:00")
+    folder = finished(stage)
+    capsys.readouterr()
+    policy = ("--set", "gate.champion=superior", "--set", "gate.max_ece=.01")
+    assert command("--run", folder, *policy, "--fail-on-refusal") == 0
+    shown = capsys.readouterr().out
+    assert f"candidate {version} would be unchanged" in " ".join(shown.split()) and shown.count("FAILED") == 1
+    assert "would not promote it today: calibration" in " ".join(shown.split())
 
 
 def test_single_keys_can_be_asked_for(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from distilrank import artifacts
+from distilrank import artifacts, progress
 from tests.listener import Listener
 
 ROOT = Path(__file__).parent.parent
@@ -138,7 +138,7 @@ def test_ir_measures_on_the_files_gives_the_figures_of_the_run(promoted: Path) -
             assert measured[measure] == pytest.approx(values[name], abs=1e-6), (system, name)
 
 
-def test_the_compiled_pipeline_meets_the_champion_and_does_not_promote_its_like(promoted: Path, shop: Shop) -> None:
+def test_the_compiled_pipeline_meets_the_champion_that_it_makes_again(promoted: Path, shop: Shop) -> None:
     alias = (shop.registry / "aliases" / "champion.json").read_bytes()
     compiled = shop.folder / "compiled.yaml"
     policy = ("--set", "gate.minima.ndcg_at_10=0.999")
@@ -146,15 +146,25 @@ def test_the_compiled_pipeline_meets_the_champion_and_does_not_promote_its_like(
         told = f"cluster.notify.webhook={listener.url}"
         assert shop("compile", "--output", str(compiled), "--set", told).returncode == 0
         result = shop.run("second", options=("--pipeline", str(compiled), "--fail-on-refusal", *policy))
-    assert result.returncode == 3, result.stdout + result.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
     assert [(post["name"], post["state"], post["promoted"]) for post in listener.posts] == [
         ("second", "SUCCEEDED", None)
     ]
     verdict = json.loads((shop.runs / "second" / "verdict.json").read_text())
     failed = [check["name"] for check in verdict["checks"] if not check["passed"]]
-    assert (verdict["outcome"], verdict["promoted"]) == ("refused", False)
+    assert (verdict["outcome"], verdict["promoted"]) == ("unchanged", False)
     assert sorted(failed) == ["minimum_ndcg_at_10", "new"]
-    assert verdict["champion"]["id"] == verdict["candidate"]["id"]
+    version = verdict["champion"]["id"]
+    assert (version, verdict["champion"]["run"]) == (verdict["candidate"]["id"], "first")
+    assert f"{version} is the champion already: there is nothing to promote" in result.stdout
+    assert "! minimum_ndcg_at_10" in result.stdout and "✗" not in result.stdout and "! new" not in result.stdout
+    log = (shop.runs / "second" / "run.log").read_text()
+    (event,) = (event for line in log.splitlines() if (event := progress.parse(line)) and event.event == "outcome")
+    assert (event.stage, json.loads(event.text)) == (
+        "gate",
+        {"outcome": "unchanged", "candidate": version, "champion": version, "failed": ["minimum_ndcg_at_10"]},
+    )
+    assert '"outcome":' not in result.stdout, "programs read the log; people read the notes"
     assert (shop.registry / "aliases" / "champion.json").read_bytes() == alias
     metrics = json.loads((shop.runs / "second" / "metrics.json").read_text())
     assert metrics["systems"]["champion"]["ndcg_at_10"] == metrics["systems"]["student"]["ndcg_at_10"]
@@ -162,8 +172,18 @@ def test_the_compiled_pipeline_meets_the_champion_and_does_not_promote_its_like(
     assert {name for name, stage in timings.items() if stage["cached"]} == {
         "prepare", "teacher", "label-00000", "label-00001", "student",
     }  # fmt: skip
-    assert "promote" not in timings and "refused" in result.stdout
+    assert "promote" not in timings and "unchanged in" in result.stdout and "refused" not in result.stdout
     assert not [name for name in PROMISED if not (shop.runs / "second" / name).exists()]
+
+
+def test_another_student_that_is_not_good_enough_is_refused(promoted: Path, shop: Shop) -> None:
+    alias = (shop.registry / "aliases" / "champion.json").read_bytes()
+    settings = ("student.optimiser.seed=99", "gate.minima.ndcg_at_10=0.9999")
+    result = shop.run("refused", *settings, options=("--fail-on-refusal",))
+    assert result.returncode == 3, result.stdout + result.stderr
+    assert "✗ minimum_ndcg_at_10" in result.stdout and "refused in" in result.stdout
+    assert json.loads((shop.runs / "refused" / "verdict.json").read_text())["outcome"] == "refused"
+    assert (shop.registry / "aliases" / "champion.json").read_bytes() == alias
 
 
 def test_a_teacher_not_worth_labelling_with_stops_the_run(promoted: Path, shop: Shop) -> None:
@@ -240,7 +260,7 @@ def test_an_alarm_is_told_by_the_exit_status_and_starts_a_run(promoted: Path, sh
     verdict = json.loads((shop.runs / "moved" / "verdict.json").read_text())
     pages = [(shop.runs / "moved" / part / "summary.html").read_text() for part in ("", "monitor")]
     assert "The candidate" in pages[0] and "The candidate" not in pages[1]
-    assert verdict["outcome"] == "refused" and (shop.registry / "aliases" / "champion.json").read_bytes() == registry
+    assert verdict["outcome"] == "unchanged" and (shop.registry / "aliases" / "champion.json").read_bytes() == registry
     assert (shop.runs / "latest").resolve().name == "moved"
 
 

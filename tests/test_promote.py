@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from distilrank import artifacts, registry
+from distilrank import artifacts, progress, registry
 from distilrank.config import Registry
 from distilrank.errors import InputError, RunStopped
 from distilrank.registry.local import Local
@@ -123,6 +124,17 @@ def test_an_override_is_told_wherever_the_version_is(
     assert f"in place of `{first}`: 1 of 2 checks passed" in card
 
 
+def test_it_says_which_version_it_made_champion_to_programs_too(
+    tmp_path: Path, config: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = fill(config, tmp_path, "a", "b")
+    events = [event for line in capsys.readouterr().out.splitlines() if (event := progress.parse(line))]
+    assert [(event.stage, json.loads(event.text)) for event in events if event.event == "outcome"] == [
+        ("promote", {"version": first, "previous": None}),
+        ("promote", {"version": second, "previous": first}),
+    ]
+
+
 def test_only_the_first_promotion_sets_the_anchor(tmp_path: Path, config: Registry, backend: registry.Backend) -> None:
     first, second = fill(config, tmp_path, "a", "b")
     assert (backend.alias("champion"), backend.alias("anchor")) == (second, first)
@@ -220,6 +232,15 @@ def test_only_a_promoting_verdict_promotes(tmp_path: Path, config: Registry) -> 
     verdict["checks"][0]["passed"] = False
     artifacts.write_json(path, verdict | {"outcome": "refused", "promoted": False})
     refuse(config, folders, r"refused \(failed: lift_over_bm25\), so there is nothing to promote")
+
+
+def test_an_unchanged_student_is_not_called_refused(tmp_path: Path, config: Registry) -> None:
+    folders = stages(tmp_path / "run")
+    path = folders["verdict"] / "verdict.json"
+    verdict = artifacts.read_json(path)
+    verdict["checks"].append({"name": "new", "passed": False, "value": "v", "bound": "v", "detail": "the same"})
+    artifacts.write_json(path, verdict | {"outcome": "unchanged", "promoted": False})
+    refuse(config, folders, r"unchanged: v\w{12} is the champion already, so there is nothing to promote")
 
 
 def test_a_verdict_on_anything_else_does_not_count(tmp_path: Path, config: Registry) -> None:

@@ -141,6 +141,8 @@ def folders(
     skill: float = 1.0,
     text: str = "",
     policy: Gate | None = None,
+    unchanged: bool = False,
+    promoted_by: str = "",
 ) -> dict:
     """Everything that a run leaves, small: real measures of made-up scores, a real verdict.
 
@@ -148,6 +150,8 @@ def folders(
         policy: of the gate.
         skill: how well the student ranks; 0 is random.
         text: put into a query, a title, a product type and a stage's configuration.
+        unchanged: whether the student is the champion.
+        promoted_by: the run that promoted the champion.
     """
     paths = {
         name: root / name for name in ("profile", "judgements", "teacher", "student", "evaluation", "drift", "verdict")
@@ -222,6 +226,8 @@ def folders(
         signal = (judged.target - 0.5) * 3 * (skill if name == "student" else 1)
         score = signal + rng.normal(0, noise, len(signal))
         systems[name] = relevance.System(score.astype(np.float32), expit(scale * score) if calibrated else None)
+        if unchanged and name == "champion":
+            systems[name] = systems["student"]
     metrics, by_query = relevance.compare_systems(judged, systems, Evaluate(bootstrap=200, cluster_bootstrap=50))
     metrics["latency"] = {
         name: {"pairs_per_second": 1912.4, "p50_ms": 4.12, "p95_ms": 6.93, "p99_ms": 9.87, "pairs_per_request": 8.0}
@@ -258,7 +264,7 @@ def folders(
 
     drift = {"candidate": drift_part(True, text), "champion": None}
     if champion:
-        drift["champion"] = {**drift_part(False), "version": CHAMPION}
+        drift["champion"] = {**drift_part(False), "version": VERSION if unchanged else CHAMPION}
     artifacts.write_json(paths["drift"] / "drift.json", drift)
     artifacts.seal(paths["drift"])
     record(paths["drift"], "drift", 2.1)
@@ -268,7 +274,9 @@ def folders(
         metrics=metrics,
         drift=drift,
         candidate={"id": VERSION},
-        champion={"id": CHAMPION} if champion else None,
+        champion={"id": VERSION if unchanged else CHAMPION} | ({"run": promoted_by} if promoted_by else {})
+        if champion
+        else None,
         anchor={"id": ANCHOR} if champion else None,
         looks=7,
         now=datetime(2026, 11, 20, 12, tzinfo=UTC),
@@ -489,6 +497,31 @@ def test_a_refusal_says_why(tmp_path: Path) -> None:
     assert "worse than" in page.text
 
 
+def test_an_unchanged_student_is_no_refusal(tmp_path: Path) -> None:
+    source, page = render(folders(tmp_path, skill=1.5, unchanged=True, promoted_by="earlier"))
+    assert "<title>home-depot: Unchanged</title>" in source and '<div class="verdict good">' in source
+    assert (
+        f"Unchanged This student, {VERSION}, is the champion itself, byte for byte, promoted by the run earlier. "
+        "So there is nothing to promote, and it stays the champion."
+    ) in page.text
+    assert "✕ failed" not in page.text and "= unchanged" in page.text and "Refused" not in page.text
+    assert "The student is the champion itself, so no check decides, and none compares the two." in page.text
+    # Its figures are told once: as the student's.
+    assert '<tr class="champion">' not in source and "vs Champion" not in source and "Against BM25" in page.text
+    assert "Against the champion" not in page.text and f"<td><code>{ANCHOR}</code>" in source
+    assert f"<td><code>{VERSION}</code>" not in source
+
+
+def test_an_unchanged_student_that_would_fail_today_is_a_warning(tmp_path: Path) -> None:
+    policy = Gate.model_validate({"minima": {"ndcg_at_10": 0.9999}, "max_drift_share": 0.5, "champion": "superior"})
+    paths = folders(tmp_path, skill=1.5, unchanged=True, promoted_by="home-depot", policy=policy)
+    source, page = render(paths)
+    assert '<div class="verdict warn">' in source
+    assert f"{VERSION}, is the champion itself, byte for byte, and was promoted by a run of this name. So" in page.text
+    assert "it stays the champion, though today's policy would not promote it: its nDCG@10 is too low (" in page.text
+    assert page.text.count("✕ failed") == 1, "no comparison with itself"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "bound", "reason"),
     [
@@ -597,7 +630,7 @@ def test_an_anchor_that_is_the_champion_is_told_once(promoted: tuple[dict, str, 
     assert page.text.count("the anchor too") == 1  # in the protocol
     metrics = json.loads((paths["evaluation"] / "metrics.json").read_text())
     decided = {"champion": {"id": CHAMPION}, "anchor": {"id": CHAMPION}}
-    told = report._without_twin(metrics, decided)
+    told = report._without_twins(metrics, decided)
     assert "anchor" not in told["systems"].keys() | told["latency"].keys()
     assert not [entry for entry in told["comparisons"] if entry["baseline"] == "anchor"]
     assert [(row["label"], row["anchor_too"]) for row in report._rivals(decided, told)] == [("Champion", True)]

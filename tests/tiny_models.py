@@ -11,7 +11,7 @@ WORDS = (
 
 
 def write(folder: Path) -> None:
-    """Write `decoder` (Llama, BPE) and `encoder` (BERT, WordPiece), of a few thousand random weights, below `folder`."""
+    """Write `decoder` (Llama, BPE) and `encoder` (BERT, WordPiece) with random weights below `folder`."""
     import torch
     from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
     from tokenizers.models import BPE

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -55,7 +55,7 @@ class Check:
 
     @property
     def excusable(self) -> bool:
-        """Whether an override may stand in for it: not where nothing was measured, or nothing is there to promote."""
+        """Whether an override may stand in for it: not where nothing was measured, or the student was rolled back."""
         return self.value is not None and self.name != "new"
 
 
@@ -82,6 +82,17 @@ class Evidence:
     now: datetime
     """When the decision is made, with a time zone."""
 
+    @property
+    def unchanged(self) -> bool:
+        """Whether the candidate is the champion, byte for byte, and is so by nobody's rollback."""
+        same = self.champion is not None and self.champion["id"] == self.candidate["id"]
+        return same and not self.candidate.get("rolled_back")
+
+    @property
+    def rival(self) -> dict[str, Any] | None:
+        """The champion that the candidate would replace; None: there is none, or it is the candidate."""
+        return None if self.unchanged else self.champion
+
     @cached_property
     def confidence(self) -> float | None:
         """Level of the intervals."""
@@ -103,6 +114,12 @@ class Evidence:
 Found = Iterator[Check]
 Part = tuple[bool, float | None, float, str]
 """One of several conditions of a check: whether it holds, the value seen, its bound, a sentence."""
+
+
+def failed(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The checks of a `verdict.json` that failed; that an unchanged candidate is not new is no failure."""
+    unchanged = verdict["outcome"] == "unchanged"
+    return [check for check in verdict["checks"] if not check["passed"] and not (unchanged and check["name"] == "new")]
 
 
 def examine(policy: Gate, evidence: Evidence) -> tuple[Check, ...]:
@@ -190,7 +207,7 @@ def teacher_margin(policy: Gate, evidence: Evidence) -> Found:
 
 def against_champion(policy: Gate, evidence: Evidence) -> Found:
     """Not worse, or better, than what it would replace."""
-    if evidence.champion is None:
+    if evidence.rival is None:
         return
     if policy.champion == "superior":
         bound = policy.lift_over_champion
@@ -209,7 +226,7 @@ def against_anchor(policy: Gate, evidence: Evidence) -> Found:
 
 def slices(policy: Gate, evidence: Evidence) -> Found:
     """Whether any slice is significantly worse than the champion's: a family of tests, so corrected by Holm."""
-    if evidence.champion is None or not policy.slices:
+    if evidence.rival is None or not policy.slices:
         return
     metric = policy.metric if policy.metric in SLICED else SLICED[0]
     label, found = METRICS[metric], evidence.metrics.get("slices", {})
@@ -332,7 +349,7 @@ def latency(policy: Gate, evidence: Evidence) -> Found:
         for system in ("student", "champion")
     }
     parts: list[Part] = []
-    if (bound := policy.max_latency_ratio) and evidence.champion is not None:
+    if (bound := policy.max_latency_ratio) and evidence.rival is not None:
         for key in ("p50", "p95"):
             ours, theirs = times["student"][key], times["champion"][key]
             if ours is None or not theirs:
@@ -363,7 +380,8 @@ def new(policy: Gate, evidence: Evidence) -> Found:
         yield Check("new", True, ours, None, f"there is no champion yet, so candidate {ours} is new")
         return
     if ours == champion["id"]:
-        detail = f"candidate {ours} is the champion itself, byte for byte, so there is nothing to promote"
+        by = f" (promoted by the run {champion['run']})" if champion.get("run") else ""
+        detail = f"candidate {ours} is the champion itself, byte for byte{by}, so there is nothing to promote"
     else:
         detail = f"candidate {ours} differs from the champion, {champion['id']}"
     yield Check("new", ours != champion["id"], ours, champion["id"], detail)

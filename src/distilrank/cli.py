@@ -419,11 +419,11 @@ def reconsider(
             table.add_column(heading, overflow="fold", no_wrap=heading in ("check", ""))
         for check in verdict.checks:
             figures = (_short(value) for value in (check.value, check.bound))
-            table.add_row(check.name, "passed" if check.passed else "FAILED", *figures, check.detail)
+            table.add_row(check.name, verdict.word(check), *figures, check.detail)
         out.print(table)
         for note in verdict.notes:
             out.print(f"note: {note}")
-    if fail_on_refusal and not verdict.promoted:
+    if fail_on_refusal and verdict.outcome == "refused":
         raise typer.Exit(3)
 
 

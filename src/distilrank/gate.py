@@ -5,6 +5,7 @@ What it is held to is the policy, the configuration's section `gate`; the checks
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +18,8 @@ from distilrank.config import Gate, Registry, parameters
 from distilrank.errors import InputError
 from distilrank.model_card import PARITY
 
-Outcome = Literal["promoted", "cold_start", "overridden", "refused"]
+Outcome = Literal["promoted", "cold_start", "overridden", "refused", "unchanged"]
+"""`unchanged`: the candidate is the champion, byte for byte, which is neither a promotion nor a refusal."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,17 @@ class Verdict:
     @property
     def promoted(self) -> bool:
         """Whether the candidate becomes the champion."""
-        return self.outcome != "refused"
+        return self.outcome not in ("refused", "unchanged")
 
     @property
     def failed(self) -> list[Check]:
-        """The checks that did not pass."""
-        return [check for check in self.checks if not check.passed]
+        """The checks that did not pass; that an unchanged candidate is not new is no failure."""
+        unchanged = self.outcome == "unchanged"
+        return [check for check in self.checks if not check.passed and not (unchanged and check.name == "new")]
+
+    def word(self, check: Check) -> str:
+        """What a log or a table says of one of the checks: passed, FAILED or, where it decided nothing, unchanged."""
+        return "passed" if check.passed else "FAILED" if check in self.failed else "unchanged"
 
     @property
     def candidate(self) -> dict[str, Any]:
@@ -48,7 +55,10 @@ class Verdict:
     def notes(self) -> list[str]:
         """What people must know beside the checks."""
         notes, override, looks = [], self.policy.override, self.evidence.looks
-        if self.failed and override.by:
+        if self.failed and self.outcome == "unchanged":
+            names = ", ".join(check.name for check in self.failed)
+            notes.append(f"the champion stays, though the policy would not promote it today: {names}")
+        elif self.failed and override.by:
             word = f"the override by {override.by}, until {override.until}"
             fixed = ", ".join(check.name for check in self.failed if not check.excusable)
             if self.outcome == "overridden":
@@ -101,7 +111,8 @@ def decide(
     """Hold a candidate to the policy; a pure function, given `now` (None: the clock's).
 
     The arguments are those of `checks.Evidence`. An override in force excuses checks that were measured and failed;
-    what was not measured it does not excuse, nor a candidate that is the champion itself.
+    what was not measured it does not excuse. A candidate that is the champion is `unchanged`, whatever the checks say,
+    and is not compared with itself.
     """
     evidence = Evidence(
         metrics=metrics,
@@ -117,7 +128,9 @@ def decide(
     checks = examine(policy, evidence)
     failed = [check for check in checks if not check.passed]
     outcome: Outcome = "promoted" if champion is not None else "cold_start"
-    if failed:
+    if evidence.unchanged:
+        outcome = "unchanged"
+    elif failed:
         excused = _in_force(policy, evidence.now) and all(check.excusable for check in failed)
         outcome = "overridden" if excused else "refused"
     return Verdict(outcome, checks, evidence, policy)
@@ -189,10 +202,17 @@ def gate(
         )
         artifacts.write_json(output / "verdict.json", verdict.to_json())
         for check in verdict.checks:
-            progress.announce("gate", "note", "passed" if check.passed else "FAILED", check.name, check.detail)
+            progress.announce("gate", "note", verdict.word(check), check.name, check.detail)
         for note in verdict.notes:
             progress.announce("gate", "note", note)
         progress.announce("gate", "note", f"{candidate}: {verdict.outcome.replace('_', ' ')}")
+        decided = {
+            "outcome": verdict.outcome,
+            "candidate": candidate,
+            "champion": champion or None,
+            "failed": [check.name for check in verdict.failed],
+        }
+        progress.announce("gate", "outcome", json.dumps(decided))
         record.facts.update(
             outcome=verdict.outcome,
             failed=[check.name for check in verdict.failed],
@@ -241,7 +261,8 @@ def _described(backend: registries.Backend, version: str) -> dict[str, Any] | No
     if not version:
         return None
     manifest = backend.manifest(version)
-    return {"id": manifest["id"], "created": manifest["created"]}
+    run = manifest.get("lineage", {}).get("name")
+    return {"id": manifest["id"], "created": manifest["created"]} | ({"run": run} if run else {})
 
 
 def _parity(student: Path) -> dict[str, Any] | None:

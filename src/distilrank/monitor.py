@@ -6,6 +6,7 @@ sides) and, where its teacher is at hand, how far teacher and champion are apart
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,11 @@ def judge(
         drift.keep(limits, registry, drift=output, name=name, newest_end=newest_end)
         for check in checks:
             progress.announce(STAGE, "note", "passed" if check["passed"] else "ALARM", check["name"], check["detail"])
+        retrain = alarm and config.retrain == "on_alarm"
+        failed = [check["name"] for check in checks if not check["passed"]]
+        progress.announce(STAGE, "outcome", json.dumps({"alarm": alarm, "failed": failed, "retrain": retrain}))
         record.facts.update(alarm=alarm, share=part["share"])
-        return alarm and config.retrain == "on_alarm"
+        return retrain
 
 
 # What is found ----------------------------------------------------------------------------------------------------

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distilrank import __version__, artifacts, model_card, progress
+from distilrank import __version__, artifacts, checks, model_card, progress
 from distilrank import registry as registries
 from distilrank.config import Registry
 from distilrank.errors import InputError, RunStopped
@@ -177,6 +178,7 @@ def promote(
         )
         record.facts.update(version=version, published_now=published_now)
         progress.announce("promote", "note", f"champion: {version}, before: {champion or 'none'}, in {config.uri}")
+        progress.announce("promote", "outcome", json.dumps({"version": version, "previous": champion or None}))
         return version
 
 
@@ -192,8 +194,10 @@ def _set_anchor(backend: registries.Backend, version: str) -> None:
 
 def _insist(decision: Mapping[str, Any], version: str, champion: str, anchor: str, path: Path) -> None:
     """Stop unless `decision` is to promote `version` over `champion` and `anchor`."""
+    if decision["outcome"] == "unchanged":
+        raise RunStopped(f"{path}: unchanged: {version} is the champion already, so there is nothing to promote")
     if not decision["promoted"]:
-        failed = ", ".join(check["name"] for check in decision["checks"] if not check["passed"])
+        failed = ", ".join(check["name"] for check in checks.failed(decision))
         raise RunStopped(f"{path}: {decision['outcome']} (failed: {failed}), so there is nothing to promote")
     if decision["candidate"]["id"] != version:
         raise RunStopped(f"{path}: is about {decision['candidate']['id']}, but the student is {version}")
@@ -208,7 +212,7 @@ def _reason(decision: Mapping[str, Any]) -> str:
     override = decision.get("override")
     if not override:
         return ""
-    failed = ", ".join(check["name"] for check in decision["checks"] if not check["passed"])
+    failed = ", ".join(check["name"] for check in checks.failed(decision))
     return f"override by {override['by']} until {override['until']}: {override['reason']} (failed: {failed})"
 
 

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 
 from distilrank import artifacts, figures, inline_script, label_manifest, measures, records
+from distilrank.checks import failed as failed_checks
 from distilrank.config import Report
 from distilrank.significance import TIE
 
@@ -60,6 +61,7 @@ OUTCOMES = {
     "cold_start": ("good", "Promoted as the first champion"),
     "overridden": ("warn", "Promoted by override"),
     "refused": ("bad", "Refused"),
+    "unchanged": ("good", "Unchanged"),
 }
 
 CHECKS = {
@@ -160,7 +162,7 @@ def render(
         record.inputs["labels"] = label_manifest.identity(labels)
         record.inputs["verdict"] = artifacts.digest_file(verdict / "verdict.json")
         decided = artifacts.read_json(verdict / "verdict.json")
-        metrics = _without_twin(artifacts.read_json(evaluation / "metrics.json"), decided)
+        metrics = _without_twins(artifacts.read_json(evaluation / "metrics.json"), decided)
         drifted = artifacts.read_json(drift / "drift.json")
         trained = {
             key: artifacts.read_json(folder / "metrics.json")
@@ -173,7 +175,7 @@ def render(
             "title": config.title or name,
             "name": name,
             "script": inline_script.load(_environment(), "sort.js.j2", "frame.js.j2"),
-            "verdict": _verdict(decided, metrics),
+            "verdict": _verdict(decided, metrics, name),
             "rivals": _rivals(decided, metrics),
             "tiles": _tiles(metrics, drifted),
             "relevance": _relevance(metrics),
@@ -286,24 +288,29 @@ def _listing(words: Sequence[str]) -> str:
 # The parts of the page --------------------------------------------------------------------------------------------
 
 
-def _without_twin(metrics: dict[str, Any], decided: Mapping[str, Any]) -> dict[str, Any]:
-    """The measures without the anchor's where the anchor is the champion, whose figures would be told twice."""
+def _without_twins(metrics: dict[str, Any], decided: Mapping[str, Any]) -> dict[str, Any]:
+    """The measures without those that would be told twice: an anchor that is the champion, a champion that is the
+    student."""
     champion, anchor = ((decided.get(key) or {}).get("id") for key in ("champion", "anchor"))
-    if anchor is None or anchor != champion:
-        return metrics
+    twins = {"anchor"} if anchor is not None and anchor == champion else set()
+    if decided.get("outcome") == "unchanged":
+        twins.add("champion")
     kept = {
-        key: {name: value for name, value in metrics[key].items() if name != "anchor"}
+        key: {name: value for name, value in metrics[key].items() if name not in twins}
         for key in ("systems", "latency", "reliability", "distribution")
         if isinstance(metrics.get(key), dict)
     }
-    comparisons = [entry for entry in metrics.get("comparisons", []) if entry["baseline"] != "anchor"]
+    comparisons = [entry for entry in metrics.get("comparisons", []) if entry["baseline"] not in twins]
     return {**metrics, **kept, "comparisons": comparisons}
 
 
-def _verdict(decided: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
+def _verdict(decided: Mapping[str, Any], metrics: Mapping[str, Any], name: str) -> dict[str, Any]:
     tone, label = OUTCOMES[decided["outcome"]]
-    checks = [{**check, **_told(check)} for check in decided["checks"]]
-    failed = [check for check in checks if not check["passed"]]
+    unchanged = decided["outcome"] == "unchanged"
+    checks = [{**check, **_told(check), "failed": check in failed_checks(decided)} for check in decided["checks"]]
+    failed = [check for check in checks if check["failed"]]
+    if unchanged and failed:
+        tone = "warn"
     candidate, champion = ((decided.get(key) or {}).get("id", "") for key in ("candidate", "champion"))
     passing = f"All {len(checks)} checks passed"
     stays = f"{champion} stays the champion" if champion else "there still is no champion"
@@ -315,16 +322,26 @@ def _verdict(decided: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str
         f"{_gain(metrics, 'bm25')}.",
         "overridden": f"This student, {candidate}, was promoted by a person's decision although {reasons}.",
         "refused": f"This student, {candidate}, is not promoted, because {reasons}. So {stays}.",
+        "unchanged": f"This student, {candidate}, is the champion itself, byte for byte{_origin(decided, name)}. "
+        "So there is nothing to promote, and it stays the champion"
+        + (f", though today's policy would not promote it: {reasons}." if failed else "."),
     }[decided["outcome"]]
     return {
         "tone": tone,
         "label": label,
         "sentence": sentence,
-        "checks": [*failed, *(check for check in checks if check["passed"])],
+        "unchanged": unchanged,
+        "checks": [*failed, *(check for check in checks if not check["failed"])],
         "failed": failed,
         "override": decided.get("override"),
         "policy": list(_settings(decided.get("policy", {}))),
     }
+
+
+def _origin(decided: Mapping[str, Any], name: str) -> str:
+    """Which run promoted the champion, as a part of a sentence; a repeated run may meet its own promotion."""
+    run = (decided.get("champion") or {}).get("run")
+    return ", and was promoted by a run of this name" if run == name else f", promoted by the run {run}" if run else ""
 
 
 def _told(check: Mapping[str, Any]) -> dict[str, str]:
@@ -378,6 +395,7 @@ def _gain(metrics: Mapping[str, Any], baseline: str) -> str:
 def _rivals(decided: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The student beside the champion and beside the anchor: a row for each that there is."""
     champion, anchor = ((decided.get(key) or {}).get("id", "") for key in ("champion", "anchor"))
+    rival = "" if decided.get("outcome") == "unchanged" else champion
     timed = metrics.get("latency", {})
     return [
         {
@@ -389,7 +407,7 @@ def _rivals(decided: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[dict
             "entry": _comparison(metrics, name, "ndcg_at_10"),
             "anchor_too": anchor == champion,
         }
-        for name, version in (("champion", champion), ("anchor", "" if anchor == champion else anchor))
+        for name, version in (("champion", rival), ("anchor", "" if anchor == champion else anchor))
         if version
     ]
 
@@ -557,6 +575,8 @@ def _judged(judgements: Path) -> dict[str, pa.Table]:
 def _queries(evaluation: Path, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     """Where the student wins and loses, query by query; None where a system was not measured."""
     examples = metrics.get("examples") or {}
+    if examples.get("baseline", "bm25") not in metrics["systems"]:  # the champion, which is the student
+        examples = {}
     baseline = examples.get("baseline") or ("champion" if "champion" in metrics["systems"] else "bm25")
     table = records.read(evaluation / "per_query.parquet", records.PER_QUERY)
     student, other = (table.filter(pc.field("system") == name).sort_by("query_id") for name in ("student", baseline))
