@@ -34,6 +34,7 @@ def check_inputs(
         ("newest_end", str),
         ("champion", str),
         ("anchor", str),
+        ("cache_since", str),
     ],
 ):
     """Resolve the log window, digest every outside input, and fail early if anything is missing."""

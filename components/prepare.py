@@ -11,6 +11,7 @@ def prepare_data(
     newest_start: str,
     newest_end: str,
     data_digest: str,
+    cache_since: str,
     config: dict,
     data: dict,
     judgements: Output[Dataset],
@@ -19,7 +20,10 @@ def prepare_data(
     profile: Output[Artifact],
     profile_html: Output[HTML],
 ) -> List[str]:
-    """Split judgements by query, mine candidates from the logs, shard and profile them; return the shards' names."""
+    """Split judgements by query, mine candidates from the logs, shard and profile them; return the shards' names.
+
+    `cache_since` is there for the cache's key alone: results of another period are not taken over.
+    """
     from pathlib import Path
 
     from distilrank import artifacts, prepare as stage

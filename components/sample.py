@@ -9,11 +9,12 @@ def sample_newest(
     newest_start: str,
     newest_end: str,
     data_digest: str,
+    cache_since: str,
     config: dict,
     data: dict,
     traffic: Output[Dataset],
 ) -> int:
-    """Sample the newest traffic from the log; return its rows."""
+    """Sample the newest traffic from the log; return its rows. `cache_since` is there for the cache's key alone."""
     from pathlib import Path
 
     from distilrank import prepare as stage

@@ -12,6 +12,7 @@ def check_champion(
     secrets: dict,
     data: dict,
     window: dict,
+    preflight: dict,
     prepare: dict,
     drift: dict,
     monitor: dict,
@@ -25,6 +26,7 @@ def check_champion(
         ("newest_start", str),
         ("newest_end", str),
         ("champion", str),
+        ("cache_since", str),
     ],
 ):
     """Find the champion and the newest traffic, and fail early if either is missing."""
@@ -32,7 +34,8 @@ def check_champion(
 
     from distilrank import config, preflight as stage
 
-    sections = dict(data=data, window=window, prepare=prepare, drift=drift, monitor=monitor, registry=registry)
+    sections = dict(data=data, window=window, preflight=preflight, prepare=prepare)
+    sections |= dict(drift=drift, monitor=monitor, registry=registry)
     checked = config.parse(sections, "pipeline parameters", partial=True)
     return stage.check_monitor(
         checked, name=name, schedule_time=schedule_time, secrets=secrets, output=Path(resolved.path)

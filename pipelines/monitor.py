@@ -37,6 +37,7 @@ def monitor(
             secrets=secrets(),
             data=data,
             window=window,
+            preflight=preflight,
             prepare=prepare,
             drift=drift,
             monitor=monitor,
@@ -50,6 +51,7 @@ def monitor(
             newest_start=checked.outputs["newest_start"],
             newest_end=newest_end,
             data_digest=checked.outputs["data_digest"],
+            cache_since=checked.outputs["cache_since"],
             config=prepare,
             data=data,
         )

@@ -34,6 +34,7 @@ def start(*, name: Any, schedule_time: Any, prepare: Any, data: Any, **sections:
         newest_start=checked.outputs["newest_start"],
         newest_end=checked.outputs["newest_end"],
         data_digest=checked.outputs["data_digest"],
+        cache_since=checked.outputs["cache_since"],
         config=prepare,
         data=data,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,10 @@ def test_a_signature_has_no_defaults_and_is_in_order(path: Path) -> None:
     ]
     assert kinds == sorted(kinds), "expected inputs, then configuration, then outputs"
     assert "from __future__" not in path.read_text()
+
+
+def tasks_of(component: dict) -> dict:
+    return component.get("dag", {}).get("tasks", {})
 
 
 COMPILE = """
@@ -96,6 +101,60 @@ def test_effects_are_never_cached_and_the_promotion_is_conditional(compiled: tup
         "enableCache"
     )
     assert "render-report" in conditional["dependentTasks"], "the report comes before the promotion"
+
+
+def _renewed(spec: dict, component: dict) -> tuple[set[str], set[str]]:
+    """The cached tasks of a graph, those in its loops and conditions too, and which of them a new period renews.
+
+    As Kubeflow's key of a task is made (kubeflow/pipelines 2.17.0, backend/src/v2/cacheutils/cache.go): of the values
+    of its parameters, and of its input artifacts' ids in the metadata store, which are new where the task that
+    made them ran. A parameter from such a task may have its old value.
+    """
+    cached, renewed, fresh = set(), set(), set()  # fresh: whose artifacts are new in a new period
+
+    def visit(tasks: dict, outside: set[str]) -> None:
+        """`outside`: the graph's input artifacts that are new."""
+        waiting = dict(tasks)
+        while waiting:
+            name = next(name for name in waiting if not set(waiting[name].get("dependentTasks", ())) & waiting.keys())
+            task = waiting.pop(name)
+            inputs = task.get("inputs", {})
+            new = {
+                key
+                for key, given in inputs.get("artifacts", {}).items()
+                if given.get("componentInputArtifact") in outside
+                or given.get("taskOutputArtifact", {}).get("producerTask") in fresh
+            }
+            inner = spec["components"][task["componentRef"]["name"]].get("dag")
+            if inner:
+                visit(inner["tasks"], new)
+                fresh.update({name} if inner["tasks"].keys() & fresh else ())
+                continue
+            period = inputs.get("parameters", {}).get("cache_since", {}).get("taskOutputParameter", {})
+            if task.get("cachingOptions", {}).get("enableCache"):
+                cached.add(name)
+                if new or period.get("outputParameterKey") == "cache_since":
+                    renewed.add(name)
+                    fresh.add(name)
+            else:
+                fresh.add(name)
+
+    visit(component["dag"]["tasks"], set())
+    return cached, renewed
+
+
+def test_a_new_period_of_the_cache_reaches_every_cached_stage(compiled: tuple[dict, dict, str]) -> None:
+    distill, monitor, _ = compiled
+    (nested,) = (value for name, value in monitor["components"].items() if "train-teacher" in tasks_of(value))
+    stages = {"prepare-data", "train-teacher", "label-shard", "distil-student", "evaluate-student", "measure-drift"}
+    for spec, graph in ((distill, distill["root"]), (monitor, nested)):
+        cached, renewed = _renewed(spec, graph)
+        assert cached == renewed == stages
+    cached, renewed = _renewed(monitor, monitor["root"])
+    assert cached == renewed == {"sample-newest", "score-newest"} | stages
+    distill = copy.deepcopy(distill)
+    del tasks_of(distill["root"])["prepare-data"]["inputs"]["parameters"]["cache_since"]
+    assert not _renewed(distill, distill["root"])[1], "the teacher's own key has nothing of the period"
 
 
 def test_each_stage_gets_only_its_own_sections(compiled: tuple[dict, dict, str]) -> None:

@@ -127,7 +127,7 @@ def test_a_gate_that_waits_for_what_nobody_measures_is_refused(
 
 
 def test_a_task_that_is_not_given_the_gate_does_not_hold_other_sections_against_it(tmp_path: Path) -> None:
-    sections = {"window": {}, "prepare": {}, "monitor": {}, "drift": {"embedding_rows": 0}}
+    sections = {"window": {}, "preflight": {}, "prepare": {}, "monitor": {}, "drift": {"embedding_rows": 0}}
     with pytest.raises(InputError, match="champion"):  # that there is none yet shows after the configuration
         check_champion.python_func(
             schedule_time="",

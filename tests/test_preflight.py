@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,31 @@ def setup(tmp_path: Path):
         )
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("days", "day", "since"),
+    [
+        (0, "2026-03-05", ""),
+        (1, "2026-03-05", "2026-03-05"),
+        (14, "2026-03-01", "2026-03-01"),
+        (14, "2026-03-14", "2026-03-01"),
+        (14, "2026-03-15", "2026-03-15"),
+    ],
+)
+def test_results_are_taken_over_within_periods_of_days(days: int, day: str, since: str) -> None:
+    for time in ("00:00:00", "23:59:59"):
+        now = datetime.fromisoformat(f"{day}T{time}+00:00")
+        assert preflight.cache_since(config.Preflight(cache_days=days), now) == since
+
+
+def test_the_period_is_that_of_the_clock_and_not_of_a_tick_that_was_missed(setup, tmp_path: Path) -> None:
+    knobs = {"free_disk_gib": 0, "cache_days": 7}
+    before = datetime.now(UTC).date()
+    resolved = setup(schedule_time="2026-03-20T00:00:00Z", window={"end": "schedule"}, preflight=knobs)
+    assert before - timedelta(days=6) <= date.fromisoformat(resolved.cache_since) <= datetime.now(UTC).date()
+    assert artifacts.read_json(tmp_path / "out" / "preflight.json")["cache_since"] == resolved.cache_since
+    assert setup().cache_since == "", "it is off unless it is asked for"
 
 
 def test_latest_includes_the_newest_day(setup, tmp_path: Path) -> None:

@@ -267,7 +267,9 @@ def test_what_is_missing_is_named(tmp_path: Path, config: Registry) -> None:
     for name in LINEAGE:
         refuse(config, folders, f"lineage: '{name}' is missing", lineage={**LINEAGE, name: ""})
     (folders["report"] / "report.html").unlink()
-    refuse(config, folders, r"report\.html: no such file")
+    refuse(
+        config, folders, r"input report \(.*\): lacks 1 of its 1 files, report\.html for one; its files were deleted"
+    )
 
 
 def test_someone_elses_promotion_meanwhile_is_not_overwritten(

@@ -174,6 +174,7 @@ def folders(
             },
         },
     )
+    artifacts.seal(paths["profile"])
     record(paths["profile"], "prepare", 6.4)
 
     dev = {"student": 0.941, "teacher": 0.948, "bm25": 0.853, "random": 0.801}
@@ -208,6 +209,7 @@ def folders(
             },
         }  # fmt: skip
         label_manifest.write(folder, manifest)
+        artifacts.seal(folder)
         record(
             folder, folder.name.replace("shard", "label"), 43.0, runtime="cpu, bf16 (the processor has amx), 2 threads"
         )
@@ -282,6 +284,7 @@ def folders(
         now=datetime(2026, 11, 20, 12, tzinfo=UTC),
     )
     artifacts.write_json(paths["verdict"] / "verdict.json", decided.to_json())
+    artifacts.seal(paths["verdict"])
     record(paths["verdict"], "gate", 0.2)
     return {**paths, "labels": shards, "output": root / "report"}
 
@@ -415,6 +418,7 @@ def test_a_teacher_without_quality_still_has_labels(tmp_path: Path) -> None:
     paths = folders(tmp_path)
     for name in ("quality.json", "disagreements.csv"):
         (paths["teacher"] / name).unlink()
+    artifacts.seal(paths["teacher"])
     _, page = render(paths)
     assert "What the student learned from." in page.text and "6 240 pairs of 520 queries" in page.text
     assert "Does it agree with people?" not in page.text and "disagreements.csv" not in page.text
@@ -655,7 +659,9 @@ def test_the_same_run_gives_the_same_page(promoted: tuple[dict, str, Page]) -> N
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     paths = folders(tmp_path)
     (paths["drift"] / "drift.json").unlink()
-    with pytest.raises(InputError, match=r"drift\.json: no such file"):
+    with pytest.raises(
+        InputError, match=r"input drift \(.*\): lacks 1 of its 1 files, drift\.json for one; its files were deleted"
+    ):
         render(paths)
 
 

@@ -60,6 +60,7 @@ def lay_down(folder: Path, shards: dict[str, tuple[pa.Table, np.ndarray]]) -> Pa
                 "work": WORK,
             },
         )
+        artifacts.seal(output)
     return folder
 
 

@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -125,9 +125,9 @@ def _file_digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): digest_file(path) for path in files}
 
 
-def seal(folder: Path) -> str:
-    """Write the digests of all files in `folder` and return the digest of them all."""
-    files = _file_digests(folder)
+def seal(folder: Path, only: Sequence[str] | None = None) -> str:
+    """Write the digests of all files in `folder` (or of those named by `only`) and return the digest of them all."""
+    files = _file_digests(folder) if only is None else {name: digest_file(folder / name) for name in only}
     digest = digest_json(files)
     write_json(folder / SEAL, {"digest": digest, "files": files})
     return digest
@@ -173,6 +173,46 @@ def verify(folder: Path, only: list[str] | None = None) -> str:
     return sealed["digest"]
 
 
+def require(inputs: Mapping[str, Path | Sequence[Path]]) -> None:
+    """Refuse inputs of a stage whose files did not all arrive; their bytes are not read.
+
+    Caches go by what a result was made of, and never look whether it still exists: Kubeflow offers what a lifecycle
+    rule has deleted, and the launcher downloads nothing without an error.
+
+    Args:
+        inputs: the sealed folder of each input by its name in the pipeline; several where a loop made them.
+
+    Raises:
+        InputError: a folder is missing or empty, or lacks its seal or a file that the seal lists.
+    """
+    for name, given in inputs.items():
+        for folder in [given] if isinstance(given, Path) else given:
+            lacking = _lacking(folder)
+            if lacking:
+                raise InputError(f"input {name} ({folder}): {lacking}; {_cause()}")
+
+
+def _lacking(folder: Path) -> str:
+    """What a sealed folder lacks, in words; empty: nothing."""
+    if not folder.is_dir() or not any(path.is_file() for path in folder.rglob("*")):
+        return "arrived empty"
+    if not (folder / SEAL).is_file():
+        return f"lacks {SEAL}"
+    names = list(_seal(folder)["files"])
+    missing = [name for name in names if not (folder / name).is_file()]
+    return f"lacks {len(missing)} of its {len(names)} files, {missing[0]} for one" if missing else ""
+
+
+def _cause() -> str:
+    """Why files of an input are missing, and what to do about it, here."""
+    if os.environ.get("KUBERNETES_SERVICE_HOST"):
+        return (
+            "the object store no longer has its files (expired by a lifecycle rule?), but Kubeflow's cache still offers "
+            "this result: submit with --no-cache, and for recurring runs set preflight.cache_days (docs/operations.md)"
+        )
+    return "its files were deleted, but the cache still offers this result: run again with --no-cache"
+
+
 def copy_tree(source: Path, target: Path) -> None:
     """Copy a folder to `target` under a temporary name, then rename; an existing `target` is replaced."""
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -215,15 +255,28 @@ class Record:
 
 
 @contextlib.contextmanager
-def stage(name: str, output: Path, *, config: Any) -> Iterator[Record]:
+def announcing(name: str) -> Iterator[None]:
+    """Tell of bad input and of a stopped run that the body raises, in one line of stage `name`."""
+    try:
+        yield
+    except Exception as error:
+        _report_failure(name, error)
+        raise
+
+
+@contextlib.contextmanager
+def stage(
+    name: str, output: Path, *, config: Any, inputs: Mapping[str, Path | Sequence[Path]] | None = None
+) -> Iterator[Record]:
     """Run the body as stage `name`: announce it, time it, and record it in `output/stage.json`, written last.
 
-    Inputs are checked in the body too, so that whatever is wrong with them is announced.
+    What the inputs hold is checked in the body too, so that whatever is wrong with them is announced.
 
     Args:
         name: the stage, with its shard if it has one (`label-00003`).
         output: the folder that the stage writes; made if missing.
         config: pydantic model with the knobs that the stage was given.
+        inputs: the folders that the stage reads, as `require` takes them.
 
     Yields:
         The record to fill in.
@@ -234,8 +287,9 @@ def stage(name: str, output: Path, *, config: Any) -> Iterator[Record]:
     started = time.time()
     record = Record()
     progress.announce(name, "started")
-    try:
+    with announcing(name):
         try:
+            require(inputs or {})
             output.mkdir(parents=True, exist_ok=True)
             (output / RECORD).unlink(missing_ok=True)
             yield record
@@ -256,9 +310,6 @@ def stage(name: str, output: Path, *, config: Any) -> Iterator[Record]:
             if error.errno in progress.STORAGE_ERRORS:
                 raise InputError(f"{error.filename or output}: cannot be used ({error.strerror})") from error
             raise
-    except Exception as error:
-        _report_failure(name, error)
-        raise
     progress.announce(name, "finished", f"{seconds:.1f} s", f"peak {peak:.0f} MiB")
 
 

@@ -345,6 +345,12 @@ class Preflight(Section):
     """What is checked before any expensive work."""
 
     free_disk_gib: Annotated[float, Field(ge=0)] = Field(2.0, description="Refuse to start with less free disk.")
+    cache_days: Annotated[int, Field(ge=0, le=3650)] = Field(
+        0,
+        description="Days after which everything is computed anew, so that no result is read that a lifecycle rule on "
+        "the pipeline root may have deleted: the rule's days, less those that a run takes, less one. 0: results are "
+        "taken from the cache at any age.",
+    )
 
 
 # Preparation ------------------------------------------------------------------------------------------------------

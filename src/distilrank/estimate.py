@@ -40,7 +40,8 @@ def estimate(
         For `training` and `labelling`: rows, tokens, tokens_per_second, device_hours, and price (None where
         `compute.price_per_hour` is 0); tokens of labelling are those of all shards. Compilation is not timed.
     """
-    with artifacts.stage(STAGE, output, config=teacher) as record:
+    inputs = {"judgements": judgements, "candidates": candidates}
+    with artifacts.stage(STAGE, output, config=teacher, inputs=inputs) as record:
         record.inputs |= {"judgements": artifacts.verify(judgements), "candidates": artifacts.verify(candidates)}
         runtime = computing.setup(compute)
         fitting = records.read(judgements / "train.parquet", records.JUDGED)

@@ -176,8 +176,8 @@ def gate(
         InputError: a file is missing or damaged, evaluation or drift is of something else, or the registry has no such
             champion or anchor.
     """
-    with artifacts.stage("gate", output, config=config) as record:
-        folders = {"evaluation": evaluation, "drift": drift, "student": student, "judgements": judgements}
+    folders = {"evaluation": evaluation, "drift": drift, "student": student, "judgements": judgements}
+    with artifacts.stage("gate", output, config=config, inputs=folders) as record:
         digests = {name: artifacts.sealed_digest(folder) for name, folder in folders.items()}
         record.inputs |= {**digests, "champion": champion, "anchor": anchor}
         artifacts.verify(evaluation, only=["metrics.json"])
@@ -201,6 +201,7 @@ def gate(
             newest_end=newest_end,
         )
         artifacts.write_json(output / "verdict.json", verdict.to_json())
+        artifacts.seal(output)
         for check in verdict.checks:
             progress.announce("gate", "note", verdict.word(check), check.name, check.detail)
         for note in verdict.notes:

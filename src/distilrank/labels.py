@@ -34,7 +34,7 @@ def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teac
         shard: name of the shard, `shard-00000`.
         candidates: sealed folder of the prepare stage.
         teacher: sealed folder of the teacher stage.
-        output: gets `labels.parquet` (raw logits, in the shard's order) and, last, `manifest.json`.
+        output: gets `labels.parquet` (raw logits, in the shard's order) and `manifest.json`, and is sealed last.
 
     Parts of `config.part_rows` rows are kept in `compute.resume` under a key of all that decides the logits, so that a
     later attempt takes them over and other inputs never mix with them; they go when the shard is complete.
@@ -45,8 +45,9 @@ def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teac
         RunStopped: logits that are not finite or hardly differ: the teacher is broken, or has collapsed.
     """
     name = shard.replace("shard", "label")
-    with artifacts.stage(name, output, config=config) as record:
-        (output / MANIFEST).unlink(missing_ok=True)
+    with artifacts.stage(name, output, config=config, inputs={"candidates": candidates, "teacher": teacher}) as record:
+        for sealing in (artifacts.SEAL, MANIFEST):
+            (output / sealing).unlink(missing_ok=True)
         record.inputs["candidates"] = artifacts.verify(candidates, [f"{shard}.parquet"])
         record.inputs["teacher"] = artifacts.verify(teacher)
         compute = compute.model_copy(update={"threads": config.threads or compute.threads})
@@ -93,6 +94,7 @@ def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teac
                 "work": device.bill(labelled.work),
             },
         )
+        artifacts.seal(output, only=[LABELS, MANIFEST])  # not the parts, which go
         record.facts |= {"runtime": runtime.describe(), "pairs": labelled.rows, "resumed": labelled.resumed}
         progress.announce(name, "note", f"{labelled.rows} pairs took {device.told(labelled.work)}")
     # Last, so that a kill before costs nothing; another attempt may be quicker.

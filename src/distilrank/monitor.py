@@ -50,7 +50,7 @@ def judge(
     Raises:
         InputError: a folder is damaged or incomplete.
     """
-    with artifacts.stage(STAGE, output, config=config) as record:
+    with artifacts.stage(STAGE, output, config=config, inputs={"traffic": traffic, "scores": scores}) as record:
         record.inputs |= {
             "traffic": artifacts.verify(traffic),
             "scores": artifacts.verify(scores),

@@ -33,7 +33,7 @@ def score(config: Monitor, compute: Compute, registry: Registry, *, traffic: Pat
         InputError: the champion, its teacher or the sample is missing or damaged.
         RunStopped: a score is not finite.
     """
-    with artifacts.stage("score", output, config=config) as record:
+    with artifacts.stage("score", output, config=config, inputs={"traffic": traffic}) as record:
         record.inputs |= {"traffic": artifacts.verify(traffic), "champion": champion}
         (output / DISAGREEMENT).unlink(missing_ok=True)
         version = registries.connect(registry).fetch(champion)

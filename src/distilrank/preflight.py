@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from distilrank import artifacts, hardware, models, progress, registry, sources, trainjob
-from distilrank.config import Config, Prepare, Window
+from distilrank.config import Config, Preflight, Prepare, Window
 from distilrank.corpus import least_clients
 from distilrank.errors import InputError
 from distilrank.logstore import UNTIMED, LogStore, make_scrubber
@@ -41,6 +41,8 @@ class Resolved(NamedTuple):
     """Version id; empty where there is none yet."""
     anchor: str
     """Likewise of the version that no candidate may fall far behind."""
+    cache_since: str
+    """The day since when results are taken from the cache; empty: of any age."""
 
 
 class Watched(NamedTuple):
@@ -51,6 +53,7 @@ class Watched(NamedTuple):
     newest_start: str
     newest_end: str
     champion: str
+    cache_since: str
 
 
 def check(
@@ -105,6 +108,7 @@ def check(
             *bounds,
             champion,
             anchor,
+            cache_since(config.preflight, datetime.now(UTC)),
         )
         parts = [part.name for part in log.parts] if log is not None else []
         found: dict[str, Any] = {
@@ -119,6 +123,7 @@ def check(
             "free_disk_gib": round(free, 1),
         }
         artifacts.write_json(output / "preflight.json", found)
+        artifacts.seal(output)
         record.facts.update(resolved._asdict())
         window = f"window {bounds[0]} to {bounds[2]}" if bounds[2] else "no times"
         progress.announce(STAGE, "note", f"data {data_digest[:12]}, {window}, champion {champion or 'none'}")
@@ -150,14 +155,27 @@ def check_monitor(
         make_scrubber(config.prepare.privacy)
         reference = config.prepare.retriever.model
         bounds, data_digest = _pin(config, schedule_time, output, source, models.digest(reference))
-        watched = Watched(data_digest, *bounds, champion)
+        since = cache_since(config.preflight, datetime.now(UTC))
+        watched = Watched(data_digest, *bounds, champion, since)
         artifacts.write_json(
             output / "preflight.json",
             watched._asdict() | {"name": name, "schedule_time": schedule_time, "registry": config.registry.uri},
         )
+        artifacts.seal(output)
         record.facts.update(watched._asdict())
         progress.announce(STAGE, "note", f"newest traffic {bounds[1]} to {bounds[2]}, champion {champion}")
         return watched
+
+
+def cache_since(preflight: Preflight, now: datetime) -> str:
+    """The first day of the period of `cache_days` days that `now` is in; empty where results keep for ever.
+
+    Stages that take it as an input are computed anew in each period, and those after them too, whose inputs are then
+    others. It goes by the clock and not by the schedule's time, which lies in the past where a tick is made up for.
+    """
+    if not preflight.cache_days:
+        return ""
+    return date.fromordinal(now.toordinal() // preflight.cache_days * preflight.cache_days).isoformat()
 
 
 def _pin(

@@ -165,6 +165,7 @@ def prepare(
             }
             artifacts.write_json(profile / "profile.json", summary)
             artifacts.write_text(profile / "profile.html", profile_page.render(summary))
+            artifacts.seal(profile, only=["profile.json", "profile.html"])  # the scratch folder is there too, and goes
         record.facts.update(
             splits=summary["splits"],
             candidates=tally.pairs,

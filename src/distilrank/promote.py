@@ -67,7 +67,8 @@ def promote(
         InputError: an input is damaged or incomplete, or the registry cannot be written.
     """
     folders = {"teacher": teacher, "student": student, "evaluation": evaluation, "drift": drift, "traffic": traffic}
-    with artifacts.stage("promote", output, config=config) as record:
+    inputs = {"resolved": preflight, "profile": profile, **folders, "verdict": verdict, "report": report}
+    with artifacts.stage("promote", output, config=config, inputs=inputs) as record:
         digests = {name: artifacts.sealed_digest(folder) for name, folder in folders.items()}
         record.inputs |= {**digests, "champion": champion, "anchor": anchor}
         lacking = [name for name in LINEAGE if not lineage.get(name)]

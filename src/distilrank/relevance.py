@@ -367,7 +367,8 @@ def evaluate(
             nothing to rank, or a slice is asked for by a column that there is not.
         RunStopped: a model gives scores that are not numbers.
     """
-    with artifacts.stage("evaluate", output, config=config) as record:
+    inputs = {"judgements": judgements, "traffic": traffic, "teacher": teacher, "student": student}
+    with artifacts.stage("evaluate", output, config=config, inputs=inputs) as record:
         record.inputs |= {
             "judgements": artifacts.sealed_digest(judgements),
             "traffic": artifacts.sealed_digest(traffic),

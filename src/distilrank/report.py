@@ -156,7 +156,8 @@ def render(
     sealed = {
         "judgements": judgements, "teacher": teacher, "student": student, "evaluation": evaluation, "drift": drift,
     }  # fmt: skip
-    with artifacts.stage("report", output, config=config) as record:
+    inputs = {"profile": profile, **sealed, "labels": labels, "verdict": verdict}
+    with artifacts.stage("report", output, config=config, inputs=inputs) as record:
         labelled = label_manifest.combine(labels)
         record.inputs |= {key: artifacts.sealed_digest(folder) for key, folder in sealed.items()}
         record.inputs["labels"] = label_manifest.identity(labels)
@@ -202,6 +203,7 @@ def render(
         artifacts.write_json(
             output / "inputs.json", {key: [str(path) for path in paths] for key, paths in folders.items()}
         )
+        artifacts.seal(output)
 
 
 # Numbers for people -----------------------------------------------------------------------------------------------

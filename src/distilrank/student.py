@@ -187,7 +187,10 @@ def train(
     Raises:
         InputError: labels that do not fit candidates or teacher, damaged files, a model that cannot be loaded.
     """
+    inputs = {"judgements": judgements, "candidates": candidates, "labels": labelled, "teacher": teacher}
     if launch.is_distributed(compute):
+        with artifacts.announcing("student"):
+            artifacts.require(inputs)
         result = launch.run(
             "student",
             config,
@@ -197,7 +200,7 @@ def train(
             output=output,
         )
         return StudentResult(**result)
-    with artifacts.stage("student", output, config=config) as record:
+    with artifacts.stage("student", output, config=config, inputs=inputs) as record:
         record.inputs |= {
             "judgements": artifacts.verify(judgements),
             "candidates": artifacts.sealed_digest(candidates),

@@ -66,7 +66,10 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, model_digest: 
             scores misses a minimum; or the loss is no longer finite.
         InputError: damaged judgements, a model that cannot be loaded, a device that is not there.
     """
+    inputs = {"judgements": judgements}
     if launch.is_distributed(compute):
+        with artifacts.announcing("teacher"):
+            artifacts.require(inputs)
         result = launch.run(
             "teacher",
             config,
@@ -76,7 +79,7 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, model_digest: 
             output=output,
         )
         return TeacherResult(**result)
-    with artifacts.stage("teacher", output, config=config) as record:
+    with artifacts.stage("teacher", output, config=config, inputs=inputs) as record:
         record.inputs |= {"judgements": artifacts.verify(judgements), "model": model_digest}
         runtime = computing.setup(compute)
         progress.announce("teacher", "note", runtime.describe())

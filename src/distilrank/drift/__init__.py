@@ -81,7 +81,8 @@ def measure(
         InputError: a sample is missing, empty, damaged, or is not aligned with its scores.
     """
     scored = ["reference", "current", *(["champion_current"] if champion else [])]
-    with artifacts.stage("drift", output, config=config) as record:
+    inputs = {"traffic": traffic, "evaluation": evaluation, "student": student}
+    with artifacts.stage("drift", output, config=config, inputs=inputs) as record:
         record.inputs |= {
             "traffic": artifacts.verify(traffic),
             "evaluation": artifacts.verify(evaluation, [f"traffic_scores/{name}.parquet" for name in scored]),
@@ -180,6 +181,8 @@ def keep(config: Drift, registry: Registry, *, drift: Path, name: str, newest_en
     """
     if not config.workspace:
         return
+    with artifacts.announcing("snapshot"):
+        artifacts.require({"drift": drift})
     artifacts.verify(drift, ["drift.json"])
     found = artifacts.read_json(drift / "drift.json")
     part = found["candidate"] or found["champion"]
