@@ -223,7 +223,8 @@ def test_a_bad_cluster_is_described_in_one_go(
 ) -> None:
     cluster.store.retry_policy = "Always"
     cluster.store.missing_images = {"registry.example.com/train:1"}
-    settings["cluster"]["volumes"] += [{"claim": "root", "path": "/proc/nowhere"}]
+    (tmp_path / "occupied").touch()
+    settings["cluster"]["volumes"] += [{"claim": "root", "path": str(tmp_path / "occupied" / "folder")}]
     settings["cluster"]["secrets"] += [{"name": "trust", "env": {"ca": "TRUST_CA"}}]
     settings["data"] = {"source": "home_depot", "path": str(tmp_path / "missing.csv")}
     (volume / "file").touch()  # where a folder should be
@@ -234,7 +235,7 @@ def test_a_bad_cluster_is_described_in_one_go(
     for condition, detail in {
         "image train": 'ImagePullBackOff: Back-off pulling image "registry.example.com/train:1"',
         "image has this version": "the code differs",
-        "volume root": "/proc/nowhere: FileNotFoundError",
+        "volume root": "occupied/folder: NotADirectoryError",
         "secret trust": "TRUST_CA is missing",
         "data readable": "missing.csv",
         "registry usable": str(volume / "file"),

@@ -116,10 +116,10 @@ def test_a_stage_says_at_once_which_input_has_expired(
     folder = Path(given[key][1].path if isinstance(given[key], list) else given[key].path)
     lose(folder)
     what = f"input {key} ({folder}): {LOSSES[lose]}; "
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("KFP_POD_NAME", "pod")
     assert refused(name, given) == what + CLUSTER
     assert f"bad input | {what}{CLUSTER}" in capsys.readouterr().out
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST")
+    monkeypatch.delenv("KFP_POD_NAME")
     assert refused(name, given) == what + LOCAL
 
 

@@ -210,7 +210,7 @@ def test_a_run_that_the_database_missed_is_not_started_twice(server: Server, run
         "; it may have left one of workflows in Kubernetes that the API does not list: kubectl get workflows "
         "--namespace NAMESPACE\n"
     )
-    assert list(server.store.workflows.values()) == ["weekly"]
+    assert list(server.store.created_workflows.values()) == ["weekly"]
 
 
 def test_slow_answers_are_not_waited_for_for_ever(

@@ -28,6 +28,10 @@ RECORD = "stage.json"
 TERMINATION_LOG = "DISTILRANK_TERMINATION_LOG", "/dev/termination-log"
 """The variable that names it, and where Kubernetes puts it: the last message of a container, which Argo then reports
 as the reason of the pod's failure. An exit status cannot tell bad input from a crash: KFP's launcher ends with 1."""
+POD_NAME = "KFP_POD_NAME"
+"""A variable of every pod of a run, and of nothing else (kubeflow/pipelines 2.17.0, argocompiler/container.go)."""
+Inputs = Mapping[str, Path | Sequence[Path]]
+"""The folders that a stage reads, by name; of labels one a shard."""
 TERMINATION_BYTES = 1000
 """Characters of that message at most: Kubernetes keeps 4,096 bytes, and Argo's status of a whole run has 1 MiB."""
 
@@ -173,7 +177,7 @@ def verify(folder: Path, only: list[str] | None = None) -> str:
     return sealed["digest"]
 
 
-def require(inputs: Mapping[str, Path | Sequence[Path]]) -> None:
+def require(inputs: Inputs) -> None:
     """Refuse inputs of a stage whose files did not all arrive; their bytes are not read.
 
     Caches go by what a result was made of, and never look whether it still exists: Kubeflow offers what a lifecycle
@@ -205,10 +209,10 @@ def _lacking(folder: Path) -> str:
 
 def _cause() -> str:
     """Why files of an input are missing, and what to do about it, here."""
-    if os.environ.get("KUBERNETES_SERVICE_HOST"):
+    if POD_NAME in os.environ:
         return (
-            "the object store no longer has its files (expired by a lifecycle rule?), but Kubeflow's cache still offers "
-            "this result: submit with --no-cache, and for recurring runs set preflight.cache_days (docs/operations.md)"
+            "the object store no longer has its files (expired by a lifecycle rule?), but Kubeflow's cache offers this "
+            "result: submit with --no-cache, and for recurring runs set preflight.cache_days (docs/operations.md)"
         )
     return "its files were deleted, but the cache still offers this result: run again with --no-cache"
 
@@ -265,9 +269,7 @@ def announcing(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stage(
-    name: str, output: Path, *, config: Any, inputs: Mapping[str, Path | Sequence[Path]] | None = None
-) -> Iterator[Record]:
+def stage(name: str, output: Path, *, config: Any, inputs: Inputs | None = None) -> Iterator[Record]:
     """Run the body as stage `name`: announce it, time it, and record it in `output/stage.json`, written last.
 
     What the inputs hold is checked in the body too, so that whatever is wrong with them is announced.

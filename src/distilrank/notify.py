@@ -9,7 +9,7 @@ from typing import Any
 import requests
 from urllib3.util import Retry
 
-from distilrank import kubernetes_api, progress, registry, workflow
+from distilrank import artifacts, kubernetes_api, progress, registry, workflow
 from distilrank.config import WEBHOOK_FOLDER, Notify, Registry
 from distilrank.errors import InputError
 from distilrank.workflow import SUCCEEDED, UNKNOWN, Cause, Failure, Node, RunEnd
@@ -28,8 +28,6 @@ ENDS = {
     "CANCELED": "CANCELLED",
 }
 """What we call an end, by what Kubeflow's backends and its local runner call it."""
-POD_NAME = "KFP_POD_NAME"
-"""A variable of every pod of a run, and of nothing else (2.17.0, argocompiler/container.go)."""
 
 
 def payload(name: str, run: str, end: RunEnd, promoted: str) -> dict[str, Any]:
@@ -99,7 +97,7 @@ def _from_cluster(run: str) -> RunEnd | None:
 
     Kubeflow's own role for the pods of runs allows both (kubeflow/pipelines 2.17.0, pipeline-runner-role.yaml).
     """
-    if not run or POD_NAME not in os.environ:
+    if not run or artifacts.POD_NAME not in os.environ:
         return None
     try:
         from kubernetes.client import CoreV1Api, CustomObjectsApi

@@ -187,7 +187,9 @@ def train(
     Raises:
         InputError: labels that do not fit candidates or teacher, damaged files, a model that cannot be loaded.
     """
-    inputs = {"judgements": judgements, "candidates": candidates, "labels": labelled, "teacher": teacher}
+    inputs: artifacts.Inputs = {
+        "judgements": judgements, "candidates": candidates, "labels": labelled, "teacher": teacher,
+    }  # fmt: skip
     if launch.is_distributed(compute):
         with artifacts.announcing("student"):
             artifacts.require(inputs)
