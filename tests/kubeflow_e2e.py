@@ -169,9 +169,8 @@ SEEDS = {"worse": 7, "scheduled": 11, "resumed": 13, "stopped": 17}
 def _merged(base: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in layer.items():
-        merged[key] = (
-            _merged(merged[key], value) if isinstance(merged.get(key), dict) and isinstance(value, dict) else value
-        )
+        is_section = isinstance(value, dict) and isinstance(merged.get(key), dict) and "source" not in value
+        merged[key] = _merged(merged[key], value) if is_section else value  # another source has other keys
     return merged
 
 

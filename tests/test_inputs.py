@@ -20,7 +20,7 @@ CLUSTER = (
     "the object store no longer has its files (expired by a lifecycle rule?), but Kubeflow's cache still offers this "
     "result: submit with --no-cache, and for recurring runs set preflight.cache_days (docs/operations.md)"
 )
-LOCAL = "its files were deleted, but the cache still offers this result: run again with --no-cache"
+LOCAL = "its files were deleted, but the cache still offers it: run again with --no-cache"
 NODES = {
     "nodes": 2,
     "resume": "/distilrank/runs",
