@@ -130,6 +130,7 @@ def test_a_task_that_is_not_given_the_gate_does_not_hold_other_sections_against_
     sections = {"window": {}, "preflight": {}, "prepare": {}, "monitor": {}, "drift": {"embedding_rows": 0}}
     with pytest.raises(InputError, match="champion"):  # that there is none yet shows after the configuration
         check_champion.python_func(
+            name="watch",
             schedule_time="",
             secrets={},
             data={"source": "demo_shop"},

@@ -211,8 +211,8 @@ def _cause() -> str:
     """Why files of an input are missing, and what to do about it, here."""
     if POD_NAME in os.environ:
         return (
-            "the object store no longer has its files (expired by a lifecycle rule?), but Kubeflow's cache still offers "
-            "it: submit with --no-cache, and for recurring runs set preflight.cache_days (docs/operations.md)"
+            "the object store no longer has its files (expired by a lifecycle rule?), but Kubeflow's cache still "
+            "offers it: submit with --no-cache, and for recurring runs set preflight.cache_days (docs/operations.md)"
         )
     return "its files were deleted, but the cache still offers this result: run again with --no-cache"
 
