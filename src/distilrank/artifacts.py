@@ -202,8 +202,9 @@ def _cause() -> str:
     """Why files of an input are missing, and what to do about it, here."""
     if os.environ.get("KUBERNETES_SERVICE_HOST"):
         return (
-            "the object store no longer has its files (expired by a lifecycle rule?), but Kubeflow's cache still offers "
-            "this result: submit with --no-cache, and for recurring runs set preflight.cache_days (docs/operations.md)"
+            "the object store no longer has its files (expired by a lifecycle rule?), but Kubeflow's cache still "
+            "offers this result: submit with --no-cache, and for recurring runs set preflight.cache_days "
+            "(docs/operations.md)"
         )
     return "its files were deleted, but the cache still offers this result: run again with --no-cache"
 

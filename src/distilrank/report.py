@@ -155,7 +155,7 @@ def render(
     sealed = {
         "judgements": judgements, "teacher": teacher, "student": student, "evaluation": evaluation, "drift": drift,
     }  # fmt: skip
-    inputs = {"profile": profile, **sealed, "labels": labels, "verdict": verdict}
+    inputs: dict[str, Path | Sequence[Path]] = {"profile": profile, **sealed, "labels": labels, "verdict": verdict}
     with artifacts.stage("report", output, config=config, inputs=inputs) as record:
         labelled = label_manifest.combine(labels)
         record.inputs |= {key: artifacts.sealed_digest(folder) for key, folder in sealed.items()}

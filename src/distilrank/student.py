@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -187,7 +187,12 @@ def train(
     Raises:
         InputError: labels that do not fit candidates or teacher, damaged files, a model that cannot be loaded.
     """
-    inputs = {"judgements": judgements, "candidates": candidates, "labels": labelled, "teacher": teacher}
+    inputs: dict[str, Path | Sequence[Path]] = {
+        "judgements": judgements,
+        "candidates": candidates,
+        "labels": labelled,
+        "teacher": teacher,
+    }
     if launch.is_distributed(compute):
         with artifacts.announcing("student"):
             artifacts.require(inputs)
