@@ -192,7 +192,7 @@ class Study:
         own, members = self.label(taught, shards), self.committee(who, taught)
         folder = self.folder / _named(f"labels-{who}", [one.name for one in members], own[0].parts[-2])
         outputs = [folder / one.name for one in own]
-        if all((output / label_manifest.MANIFEST).exists() for output in outputs):
+        if all((output / artifacts.SEAL).exists() for output in outputs):
             return outputs
         tables = [records.read(one / labels.LABELS, records.LABELS) for one in own]
         logits = np.concatenate([table["logit"].to_numpy() for table in tables])
@@ -213,6 +213,7 @@ class Study:
             records.write(table, output / labels.LABELS, records.LABELS)
             manifest = label_manifest.read(one) | {"labels": artifacts.digest_file(output / labels.LABELS)}
             label_manifest.write(output, manifest)
+            artifacts.seal(output)
         return outputs
 
     def committee(self, who: str, taught: Path) -> list[Path]:

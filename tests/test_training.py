@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -213,8 +214,10 @@ if os.environ.get("RANK") == "1":
 def test_nodes_say_what_the_stage_says(models: Path, judgements: Path, tmp_path: Path, monkeypatch) -> None:
     jobs = []
 
-    def run(name, command, compute, stage):  # a cluster of one node
+    def run(name, command, compute, stage, *, heartbeat):  # a cluster of one node
         jobs.append(name)
+        assert heartbeat.parent == Path(command[-1]).parent
+        heartbeat.touch()
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         if subprocess.run([*torchrun, *command[1:]], check=False).returncode:
             raise RunStopped("the TrainJob has failed")
@@ -230,6 +233,37 @@ def test_nodes_say_what_the_stage_says(models: Path, judgements: Path, tmp_path:
     with pytest.raises(RunStopped, match=r"expected a lift above 0\.9"):
         train(config(models, lift_over_bm25=0.9), judgements, tmp_path / "u", **nodes)
     assert len(set(jobs)) == 2, "each is a TrainJob of its own"
+
+
+def test_nodes_that_nobody_waits_for_end_themselves_and_go_on_with_the_next_attempt(
+    models: Path, judgements: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hook = tmp_path / "site" / "sitecustomize.py"
+    artifacts.write_text(hook, "from distilrank import trainjob\ntrainjob.BEAT_SECONDS = 0.01\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(hook.parent), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setattr(launch.trainjob, "BEAT_SECONDS", 0.01)
+    silent = True
+
+    def run(name, command, compute, stage, *, heartbeat):  # a cluster of one node
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        with contextlib.nullcontext() if silent else launch.trainjob._beating(heartbeat):
+            if silent:  # the pod that made the job was killed ten minutes ago
+                heartbeat.touch()
+                os.utime(heartbeat, (time.time() - 600,) * 2)
+            if subprocess.run([*torchrun, *command[1:]], check=False).returncode:
+                raise RunStopped("the TrainJob has failed")
+
+    monkeypatch.setattr(launch.trainjob, "run", run)
+    nodes = {
+        "nodes": 2,
+        "resume": str(tmp_path / "volume" / "resume"),
+        "trainjob": TrainJob(claim="shared", mount=str(tmp_path / "volume"), gpus=0, orphan_minutes=5),
+    }
+    with pytest.raises(RunStopped, match="the TrainJob has failed"):
+        train(config(models), judgements, tmp_path / "t", **nodes)
+    assert "teacher | stopped | no pod has waited for this training for 5 minutes" in capfd.readouterr().out
+    silent = False
+    artifacts.verify(train(config(models), judgements, tmp_path / "t", **nodes))
 
 
 def test_two_trainings_of_one_process_may_differ_in_precision(models: Path, judgements: Path, tmp_path: Path) -> None:

@@ -131,6 +131,7 @@ class Server(ThreadingHTTPServer):
         self.story: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [(COMPLETE, [])]
         self.logs: dict[tuple[str, bool], str] = {}
         self.pods: list[dict[str, Any]] = []
+        self.stages: dict[str, list[dict[str, Any]]] = {}  # a run's own pods, and who owns each
         self.trouble: list[tuple[str, str, Any]] = []  # verb, resource, answer; each is met once
         self.forbidden: set[tuple[str, str]] = set()
         self.lingers = 0  # looks at a deleted TrainJob until it is gone
@@ -236,7 +237,17 @@ class Handler(BaseHTTPRequestHandler):
             del self.server.jobs[name]
         self.answer(200, json.dumps(job))
 
+    def patch_trainjobs(self, name: str, query: dict[str, str], body: Any) -> None:
+        assert self.headers["Content-Type"] == "application/merge-patch+json"
+        assert body.keys() == {"metadata"} and body["metadata"].keys() == {"ownerReferences"}
+        self.server.jobs[name]["metadata"] |= body["metadata"]
+        self.answer(200, json.dumps(self.server.jobs[name]))
+
     def list_pods(self, _: str, query: dict[str, str], body: Any) -> None:
+        if "fieldSelector" in query:
+            pods = [one for one in self.server.stages if query == {"fieldSelector": f"metadata.name={one}"}]
+            metadata = [{"name": one, "ownerReferences": self.server.stages[one]} for one in pods]
+            return self.answer(200, json.dumps({"kind": "PodList", "items": [{"metadata": one} for one in metadata]}))
         key, name = query["labelSelector"].split("=")
         pods = [one for one in self.server.pods if one["metadata"]["labels"].get(key) == name]
         self.answer(200, json.dumps({"kind": "PodList", "items": pods}))
@@ -254,6 +265,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.handle_request("create")
 
+    def do_PATCH(self) -> None:
+        self.handle_request("patch")
+
     def do_DELETE(self) -> None:
         self.handle_request("delete")
 
@@ -269,7 +283,12 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def run(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def heartbeat(tmp_path: Path) -> Path:
+    return tmp_path / "heartbeat"
+
+
+@pytest.fixture
+def run(server: Server, heartbeat: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`trainjob.run` on that server, in a world where a minute takes a second."""
     import kubernetes
 
@@ -280,7 +299,7 @@ def run(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     client = kubernetes.client.ApiClient(configuration)
 
     def run(settings: Compute | None = None) -> None:
-        trainjob.run(NAME, COMMAND, settings or compute(), "teacher", client=client)
+        trainjob.run(NAME, COMMAND, settings or compute(), "teacher", heartbeat=heartbeat, client=client)
 
     return run
 
@@ -355,7 +374,7 @@ def test_what_cannot_train_on_several_nodes_is_refused_early(changes: dict[str, 
     with pytest.raises(InputError, match=re.escape(message)):
         trainjob.check(settings)
     with pytest.raises(InputError, match=re.escape(message)):
-        trainjob.run(NAME, COMMAND, settings, "teacher")
+        trainjob.run(NAME, COMMAND, settings, "teacher", heartbeat=Path("heartbeat"))
     trainjob.check(settings.model_copy(update={"nodes": 1}))
     trainjob.check(compute())
 
@@ -535,6 +554,73 @@ def test_any_other_is_removed_and_gone_before_a_new_one_starts(
     assert server.seen[:first].count(("get", "trainjobs")) >= 4  # it lingered
 
 
+# Whose it is --------------------------------------------------------------------------------------------------------
+
+STAGE_POD = "distill-x7k2p-system-container-impl-1234567890"
+WORKFLOW = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "distill-x7k2p", "uid": "1f0e-2"}
+EARLIER = {**WORKFLOW, "name": "distill-a1b2c", "uid": "0a0b-1"}
+
+
+@pytest.fixture
+def stage_pod(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """This process as a pod of a run in the namespace `shop`, as Argo makes them."""
+    (tmp_path / "account").mkdir()
+    (tmp_path / "account" / "namespace").write_text("shop\n")
+    monkeypatch.setattr(trainjob, "SERVICE_ACCOUNT", tmp_path / "account")
+    monkeypatch.setenv("KFP_POD_NAME", STAGE_POD)
+    server.stages = {STAGE_POD: [WORKFLOW | {"controller": True, "blockOwnerDeletion": True}]}
+    return STAGE_POD
+
+
+def test_it_belongs_to_the_workflow_of_the_run(
+    server: Server, run: Callable[..., None], stage_pod: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run()
+    assert server.created == [trainjob.manifest(NAME, COMMAND, compute(), WORKFLOW)]
+    assert server.created[0]["metadata"]["ownerReferences"] == [WORKFLOW]
+    assert not said(notes(capsys), "will not be deleted")
+
+
+def test_one_of_an_earlier_run_belongs_to_both(server: Server, run: Callable[..., None], stage_pod: str) -> None:
+    server.story = [*[(RUNNING, [])] * 3, (COMPLETE, [])]
+    owners: list[Any] = []
+    for owner in (EARLIER, WORKFLOW):
+        server.leave(trainjob.manifest(NAME, COMMAND, compute(), owner), RUNNING)
+        kept = server.jobs[NAME]
+        run()
+        owners.append(kept["metadata"]["ownerReferences"])
+    assert owners == [[EARLIER, WORKFLOW], [WORKFLOW]]
+    assert server.seen.count(("patch", "trainjobs")) == 1 and not server.created
+
+
+def test_a_missing_right_costs_the_owner_and_no_more(
+    server: Server, run: Callable[..., None], stage_pod: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.forbidden = {("list", "pods")}
+    run()
+    assert "ownerReferences" not in server.created[0]["metadata"]
+    assert sum("lacks the right to list pods in namespace shop" in line for line in notes(capsys)) == 1
+    server.forbidden = {("patch", "trainjobs")}
+    server.leave(trainjob.manifest(NAME, COMMAND, compute(), EARLIER), RUNNING)
+    run()
+    assert said(notes(capsys), "may be deleted with an earlier run: this pod's service account lacks", "is complete")
+
+
+@pytest.mark.parametrize("case", ["elsewhere", "by hand"])
+def test_where_no_workflow_can_own_it_it_says_so(
+    server: Server, run: Callable[..., None], stage_pod: str, case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if case == "elsewhere":  # an owner of another namespace counts as deleted
+        (trainjob.SERVICE_ACCOUNT / "namespace").write_text("kubeflow\n")
+        why = "the run is in namespace kubeflow"
+    else:
+        server.stages[STAGE_POD] = []
+        why = f"pod {STAGE_POD} belongs to no workflow"
+    run()
+    assert "ownerReferences" not in server.created[0]["metadata"]
+    assert said(notes(capsys), f"the TrainJob will not be deleted with the run's workflow: {why}", "is complete")
+
+
 # What the API says --------------------------------------------------------------------------------------------------
 
 DENIED = (
@@ -641,7 +727,7 @@ def test_without_a_cluster_it_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
     with pytest.raises(InputError, match=r"compute\.nodes is 2, but no Kubernetes cluster is known"):
-        trainjob.run(NAME, COMMAND, compute(), "teacher")
+        trainjob.run(NAME, COMMAND, compute(), "teacher", heartbeat=tmp_path / "heartbeat")
 
 
 # Whatever happens ---------------------------------------------------------------------------------------------------
@@ -671,9 +757,11 @@ def test_a_process_that_is_stopped_leaves_no_trainjob(
     code = (
         # what runs in the background ignores SIGINT and hands that on; preexec_fn would fork beside the server's thread
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "import sys; from distilrank import trainjob; from distilrank.config import Compute\n"
+        "import sys; from pathlib import Path\n"
+        "from distilrank import trainjob; from distilrank.config import Compute\n"
         "trainjob.POLL_SECONDS = 0.05\n"
-        f"trainjob.run({NAME!r}, {COMMAND!r}, Compute.model_validate_json(sys.argv[1]), 'teacher')"
+        f"settings, heartbeat = Compute.model_validate_json(sys.argv[1]), Path({str(tmp_path / 'heartbeat')!r})\n"
+        f"trainjob.run({NAME!r}, {COMMAND!r}, settings, 'teacher', heartbeat=heartbeat)"
     )
     environment = {**os.environ, "KUBECONFIG": str(kubeconfig(server, tmp_path))}
     environment.pop("KUBERNETES_SERVICE_HOST", None)
@@ -695,6 +783,78 @@ def test_a_process_that_is_stopped_leaves_no_trainjob(
     output, _ = process.communicate(timeout=60)
     assert process.returncode == exit_status, output
     assert not server.jobs and ("delete", "trainjobs") in server.seen
+
+
+def test_the_heart_beats_while_it_is_waited_for_and_not_after(
+    server: Server, run: Callable[..., None], heartbeat: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainjob, "BEAT_SECONDS", 0.02)
+    server.story = [(RUNNING, [])]
+    beats: set[int] = set()
+    thread = threading.Thread(target=run)
+    thread.start()
+    until = time.monotonic() + 30
+    while len(beats) < 5 and time.monotonic() < until:
+        with contextlib.suppress(FileNotFoundError):
+            beats.add(heartbeat.stat().st_mtime_ns)
+    server.story = [(COMPLETE, [])]
+    thread.join()
+    assert len(beats) == 5
+    last = heartbeat.stat().st_mtime_ns
+    time.sleep(0.1)
+    assert heartbeat.stat().st_mtime_ns == last
+
+
+ORPHAN = """
+import sys, time
+from pathlib import Path
+from distilrank import trainjob
+trainjob.BEAT_SECONDS = 0.05
+trainjob.end_when_orphaned(Path(sys.argv[1]), float(sys.argv[2]), "teacher")
+time.sleep(20)
+print("trained", flush=True)
+"""
+
+
+def test_nodes_end_themselves_once_nobody_waits_for_them(server: Server, tmp_path: Path) -> None:
+    """The process that waits is killed without a word, as Kubeflow's launcher does half a second after SIGTERM."""
+    server.story = [(RUNNING, [])]
+    settings = compute(namespace="").model_dump_json()
+    waits = (
+        "import sys; from pathlib import Path\n"
+        "from distilrank import trainjob; from distilrank.config import Compute\n"
+        "trainjob.BEAT_SECONDS = 0.05\n"
+        f"settings = Compute.model_validate_json(sys.argv[1])\n"
+        f"trainjob.run({NAME!r}, {COMMAND!r}, settings, 'teacher', heartbeat=Path(sys.argv[2]))"
+    )
+    heartbeat = tmp_path / "heartbeat"
+    environment = {**os.environ, "KUBECONFIG": str(kubeconfig(server, tmp_path))}
+    environment.pop("KUBERNETES_SERVICE_HOST", None)
+    waiting = subprocess.Popen([sys.executable, "-c", waits, settings, str(heartbeat)], env=environment)
+    until = time.monotonic() + 60
+    while not server.jobs and time.monotonic() < until:
+        time.sleep(0.01)
+    minutes = 3 / 60
+    node = subprocess.Popen(
+        [sys.executable, "-c", ORPHAN, str(heartbeat), str(minutes)], stdout=subprocess.PIPE, text=True
+    )
+    with pytest.raises(subprocess.TimeoutExpired):
+        node.wait(5)  # it is waited for
+    waiting.kill()
+    waiting.wait()
+    output, _ = node.communicate(timeout=15)
+    assert node.returncode == 1
+    assert server.jobs and not server.deleted, "nothing but the nodes themselves ended it"
+    event = progress.parse(output)
+    assert event and (event.stage, event.event) == ("teacher", "stopped")
+    assert event.text.startswith("no pod has waited for this training for 0.05 minutes (compute.trainjob.orphan_mi")
+
+
+def test_a_volume_that_is_away_ends_no_training(tmp_path: Path) -> None:
+    with pytest.raises(subprocess.TimeoutExpired):
+        subprocess.run(
+            [sys.executable, "-c", ORPHAN, str(tmp_path / "away" / "heartbeat"), "0"], timeout=4, check=False
+        )
 
 
 def test_the_handler_of_sigterm_is_put_back(server: Server, run: Callable[..., None]) -> None:
@@ -742,9 +902,12 @@ def test_the_page_shows_the_trainjob_that_its_configuration_makes() -> None:
     assert shown == made
 
 
-def test_the_page_grants_what_is_used_and_no_more(server: Server, run: Callable[..., None]) -> None:
+def test_the_page_grants_what_is_used_and_no_more(server: Server, run: Callable[..., None], stage_pod: str) -> None:
     server.story = [(FAILED, [pod(0, "Failed", state=terminated(1, 1))])]
     server.logs[pod(0)["metadata"]["name"], False] = "why"
+    with pytest.raises(RunStopped, match="why"):
+        run()
+    server.leave(trainjob.manifest(NAME, COMMAND, compute(), EARLIER), RUNNING)
     with pytest.raises(RunStopped, match="why"):
         run()
     granted = {

@@ -502,6 +502,11 @@ class TrainJob(Section):
     timeout_minutes: Positive = Field(
         24 * 60, description="Give up and delete the TrainJob after this long, the wait for GPUs included."
     )
+    orphan_minutes: Annotated[int, Field(ge=5)] = Field(
+        30,
+        description="The training ends itself after this long without a pod that waits for it (the run was terminated, "
+        "say); longer than the pause before a retry, `backoff_seconds` and what `backoff_factor` makes of it.",
+    )
 
 
 class Compute(Section):
@@ -524,7 +529,9 @@ class Compute(Section):
         "empty: the task's own output.",
     )
     checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(
-        60.0, description="Seconds between two checkpoints of a training; 0: one after every step."
+        60.0,
+        description="Seconds between two checkpoints of a training: what one that is killed loses at most, and a step "
+        "more, for no signal gives it the time for a last one; 0: one after every step.",
     )
     processes: Count = Field(0, description="Processes that train together in a pod; 0: one a GPU, on CPUs one.")
     nodes: Positive = Field(

@@ -28,6 +28,7 @@ from distilrank.errors import InputError, RunStopped
 from distilrank.label_manifest import MANIFEST
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+HEARTBEAT = "heartbeat"
 Folders = Path | list[Path]
 ENDS: dict[str, type[Exception]] = {"InputError": InputError, "RunStopped": RunStopped}
 STAGES = {"teacher": "Teacher", "student": "Student"}
@@ -99,7 +100,7 @@ def run(
         if not task.is_done():  # an attempt before this one may have seen it through
             command = ["torchrun", "-m", "distilrank.launch", str(task.write())]
             try:
-                trainjob.run(trainjob.job_name(stage, key), command, compute, stage)
+                trainjob.run(trainjob.job_name(stage, key), command, compute, stage, heartbeat=workspace / HEARTBEAT)
             except RunStopped:
                 if task.outcome.exists():  # what the stage itself says, rather than that a pod has failed
                     task.result()
@@ -206,6 +207,8 @@ def work(path: Path) -> None:
         name: [Path(folder) for folder in given] if isinstance(given, list) else Path(given)
         for name, given in task["folders"].items()
     }
+    if compute.nodes > 1 and is_main():
+        trainjob.end_when_orphaned(path.parent / HEARTBEAT, compute.trainjob.orphan_minutes, task["stage"])
     found: dict[str, Any] = {"error": "", "message": "", "result": {}}
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(task["output"]) if is_main() else Path(scratch)

@@ -193,14 +193,14 @@ def train(
     if launch.is_distributed(compute):
         with artifacts.announcing("student"):
             artifacts.require(inputs)
-        result = launch.run(
-            "student",
-            config,
-            compute,
-            folders={"judgements": judgements, "candidates": candidates, "labelled": labelled, "teacher": teacher},
-            values={"model_digest": model_digest},
-            output=output,
-        )
+            result = launch.run(
+                "student",
+                config,
+                compute,
+                folders={"judgements": judgements, "candidates": candidates, "labelled": labelled, "teacher": teacher},
+                values={"model_digest": model_digest},
+                output=output,
+            )
         return StudentResult(**result)
     with artifacts.stage("student", output, config=config, inputs=inputs) as record:
         record.inputs |= {

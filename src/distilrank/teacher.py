@@ -70,14 +70,14 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, model_digest: 
     if launch.is_distributed(compute):
         with artifacts.announcing("teacher"):
             artifacts.require(inputs)
-        result = launch.run(
-            "teacher",
-            config,
-            compute,
-            folders={"judgements": judgements},
-            values={"model_digest": model_digest},
-            output=output,
-        )
+            result = launch.run(
+                "teacher",
+                config,
+                compute,
+                folders={"judgements": judgements},
+                values={"model_digest": model_digest},
+                output=output,
+            )
         return TeacherResult(**result)
     with artifacts.stage("teacher", output, config=config, inputs=inputs) as record:
         record.inputs |= {"judgements": artifacts.verify(judgements), "model": model_digest}

@@ -1,4 +1,9 @@
-"""Training over several nodes: a TrainJob of Kubeflow Trainer is made, waited for, and removed whatever happens.
+"""Training over several nodes: a TrainJob of Kubeflow Trainer is made, waited for, and removed at its end.
+
+The pod that waits may be gone at any moment, without a word: Kubeflow's launcher ends half a second after SIGTERM and
+takes its container along. So the TrainJob has a life of its own that is finite. Its nodes watch the heartbeat of that
+pod, a file on the volume that they share, and end themselves when it has been silent for too long; its owner is the
+workflow of the run, with which Kubernetes deletes it; and it has a deadline.
 
 Written against `trainer.kubeflow.org/v1alpha1` of Kubeflow Trainer 2.2 and newer; docs/several-nodes.md tells what a
 cluster needs for it.
@@ -8,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import signal
 import threading
@@ -32,6 +38,7 @@ NODE = "node"  # the job and its container that train, in Kubeflow Trainer's run
 MANAGER = "distilrank/train"  # a patch of the runtime must be signed with a domain-like prefix
 SETTINGS = "distilrank/settings"
 VOLUME = "distilrank"
+POD_NAME = "KFP_POD_NAME"  # set by Kubeflow Pipelines; a host name is cut to 63 characters
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 PAGE = "docs/several-nodes.md"
 
@@ -39,7 +46,9 @@ POLL_SECONDS = 5.0
 REMIND_SECONDS = 60.0
 REQUEST_SECONDS = (5.0, 30.0)  # to connect, to answer
 OUTAGE_SECONDS = 900.0  # a control plane that is upgraded is away for minutes, and the training goes on
-CLEANUP_SECONDS = 20.0  # a pod has 30 s between SIGTERM and SIGKILL
+CLEANUP_SECONDS = 20.0
+BEAT_SECONDS = 60.0
+SILENT_LOOKS = 3  # after an outage of the volume, the nodes may look at the heartbeat before the next beat
 REMOVAL_SECONDS = 300.0
 TRANSIENT = (429, 500, 502, 503, 504)
 TAIL_LINES = 60  # torchrun's own summary takes some 30 and comes after the reason
@@ -83,8 +92,11 @@ def check(compute: Compute) -> None:
         )
 
 
-def manifest(name: str, command: list[str], compute: Compute) -> dict[str, Any]:
-    """The TrainJob that runs `command` on every node, with `PET_*` in its environment as torchrun reads them."""
+def manifest(name: str, command: list[str], compute: Compute, owner: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The TrainJob that runs `command` on every node, with `PET_*` in its environment as torchrun reads them.
+
+    `owner` refers to the object with which it is to be deleted.
+    """
     job = compute.trainjob
     resources = {"nvidia.com/gpu": str(job.gpus or ""), "cpu": job.cpu, "memory": job.memory}
     resources = {resource: amount for resource, amount in resources.items() if amount}
@@ -116,27 +128,37 @@ def manifest(name: str, command: list[str], compute: Compute) -> dict[str, Any]:
         "runtimePatches": [
             {"manager": MANAGER, "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": jobs}}}}
         ],
-        # The cluster's own watch over it, should this process be killed.
+        # The cluster's own watch over it: nodes that hang cannot end themselves.
         "activeDeadlineSeconds": 60 * job.timeout_minutes,
     }
+    metadata = {"name": name, "labels": labels, "annotations": {SETTINGS: artifacts.digest_json(spec)}}
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "TrainJob",
-        "metadata": {"name": name, "labels": labels, "annotations": {SETTINGS: artifacts.digest_json(spec)}},
+        "metadata": metadata | ({"ownerReferences": [owner]} if owner else {}),
         "spec": spec,
     }
 
 
-def run(name: str, command: list[str], compute: Compute, stage: str, *, client: ApiClient | None = None) -> None:
+def run(
+    name: str,
+    command: list[str],
+    compute: Compute,
+    stage: str,
+    *,
+    heartbeat: Path,
+    client: ApiClient | None = None,
+) -> None:
     """Run `command` on `compute.nodes` nodes and wait for its end; the TrainJob is gone when this returns or raises.
 
     A TrainJob of this name that still runs with the same settings is that of a killed attempt, and is waited for;
-    any other one is removed first. SIGTERM ends the wait as SystemExit.
+    any other one is removed first. SIGTERM ends the wait as SystemExit, where this process has the time.
 
     Args:
         name: from `job_name`.
         command: what every node runs, `torchrun -m ...`; its files lie below `compute.trainjob.mount`.
         stage: who says what happens.
+        heartbeat: the file, below `compute.trainjob.mount`, by which the nodes know that they are waited for.
         client: how to reach the cluster; by default as this pod, or as the kubeconfig says.
 
     Raises:
@@ -145,22 +167,25 @@ def run(name: str, command: list[str], compute: Compute, stage: str, *, client: 
             `timeout_minutes`, was deleted by someone else, or the Kubernetes API stayed away.
     """
     check(compute)
-    job = manifest(name, command, compute)
     cluster = _connect(compute, stage, client)
-    found = cluster.find(name)
-    with _whatever_happens(lambda: cluster.clean_up(name)):
-        unfit = _unfit(found, job) if found else ""
-        if unfit:
-            progress.announce(stage, "note", f"removing an earlier TrainJob {name}: {unfit}")
-            cluster.remove(name)
-            found = None
-        if found is None:
-            cluster.create(job)
-            size = f"{compute.nodes} nodes, {compute.trainjob.gpus or 'no'} GPUs each"
-            progress.announce(stage, "note", f"created TrainJob {cluster.namespace}/{name}: {size}")
-        else:
-            progress.announce(stage, "note", f"TrainJob {cluster.namespace}/{name} of an earlier attempt goes on")
-        _wait(cluster, name, compute)
+    owner = cluster.workflow()
+    job = manifest(name, command, compute, owner)
+    with _beating(heartbeat):
+        found = cluster.find(name)
+        with _cleaned_up(lambda: cluster.clean_up(name)):
+            unfit = _unfit(found, job) if found else ""
+            if unfit:
+                progress.announce(stage, "note", f"removing an earlier TrainJob {name}: {unfit}")
+                cluster.remove(name)
+                found = None
+            if found is None:
+                cluster.create(job)
+                size = f"{compute.nodes} nodes, {compute.trainjob.gpus or 'no'} GPUs each"
+                progress.announce(stage, "note", f"created TrainJob {cluster.namespace}/{name}: {size}")
+            else:
+                progress.announce(stage, "note", f"TrainJob {cluster.namespace}/{name} of an earlier attempt goes on")
+                cluster.own(found, owner)
+            _wait(cluster, name, compute)
 
 
 def _unfit(found: dict[str, Any], job: dict[str, Any]) -> str:
@@ -175,8 +200,61 @@ def _unfit(found: dict[str, Any], job: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _whatever_happens(clean_up: Callable[[], None]) -> Iterator[None]:
-    """Run `clean_up` once after the body, also where SIGTERM ends it, and let no SIGTERM cut it short."""
+def _beating(heartbeat: Path) -> Iterator[None]:
+    """Show the nodes that they are waited for, as long as the body runs."""
+    ended = threading.Event()
+    heartbeat.touch()
+
+    def beat() -> None:
+        while not ended.wait(BEAT_SECONDS):
+            with contextlib.suppress(OSError):  # a volume that is away may come back
+                heartbeat.touch()
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(REQUEST_SECONDS[0])  # or it could write where the workspace is being removed
+
+
+def end_when_orphaned(heartbeat: Path, minutes: float, stage: str) -> None:
+    """End this process, with status 1 and one line of `stage`, once the heartbeat has been silent for so long.
+
+    A thread looks, whatever the others do; what is lost is what has changed since the last checkpoint.
+    """
+
+    def look() -> None:
+        looks = 0
+        while looks < SILENT_LOOKS:
+            sleep(BEAT_SECONDS)
+            with contextlib.suppress(OSError):
+                looks = looks + 1 if _silence(heartbeat) > 60 * minutes else 0
+        progress.announce(
+            stage,
+            "stopped",
+            f"no pod has waited for this training for {minutes:g} minutes (compute.trainjob.orphan_minutes): the run "
+            "was terminated, or its pod is gone; a later attempt goes on from the last checkpoint",
+        )
+        os._exit(1)
+
+    threading.Thread(target=look, daemon=True).start()
+
+
+def _silence(heartbeat: Path) -> float:
+    """Seconds since the last beat, by the clock of the volume: those of two nodes may differ."""
+    clock = heartbeat.with_name(f"{heartbeat.name}.clock")
+    clock.touch()
+    return clock.stat().st_mtime - heartbeat.stat().st_mtime
+
+
+@contextlib.contextmanager
+def _cleaned_up(clean_up: Callable[[], None]) -> Iterator[None]:
+    """Run `clean_up` once after the body, also where SIGTERM ends it, and let no second SIGTERM cut it short.
+
+    Nothing rests on it: a pod that is killed does without.
+    """
 
     def stop(signum: int, _: object) -> None:
         signal.signal(signum, signal.SIG_IGN)
@@ -278,6 +356,7 @@ def _connect(compute: Compute, stage: str, client: ApiClient | None) -> _Cluster
             f"compute.nodes is {compute.nodes}, which needs the package kubernetes: pip install 'distilrank[train]'"
         ) from None
     namespace = "default"
+    home = ""
     if client is None:
         configuration = kubernetes.client.Configuration()
         configuration.retries = False  # retries are ours, with pauses between them
@@ -295,8 +374,8 @@ def _connect(compute: Compute, stage: str, client: ApiClient | None) -> _Cluster
                 ) from None
         client = kubernetes.client.ApiClient(configuration)
     with contextlib.suppress(OSError):
-        namespace = (SERVICE_ACCOUNT / "namespace").read_text().strip()
-    return _Cluster(client, compute.trainjob.namespace or namespace, stage)
+        namespace = home = (SERVICE_ACCOUNT / "namespace").read_text().strip()
+    return _Cluster(client, compute.trainjob.namespace or namespace, stage, home)
 
 
 @dataclass(frozen=True)
@@ -320,10 +399,17 @@ class _Forbidden(InputError):
 class _Cluster:
     """What is asked of the Kubernetes API: outages are waited out, refusals become errors that name what is missing."""
 
-    def __init__(self, client: ApiClient, namespace: str, stage: str) -> None:
+    def __init__(self, client: ApiClient, namespace: str, stage: str, home: str) -> None:
+        """
+        Args:
+            client: how to reach it.
+            namespace: that of the TrainJob.
+            stage: who says what happens.
+            home: the namespace of this pod; empty: this is none.
+        """
         from kubernetes.client import CoreV1Api, CustomObjectsApi
 
-        self.namespace, self.stage = namespace, stage
+        self.namespace, self.stage, self.home = namespace, stage, home
         self._custom, self._core = CustomObjectsApi(client), CoreV1Api(client)
         self._at = (GROUP, VERSION, namespace, PLURAL)
         self._logs: dict[tuple[str, str], str] = {}
@@ -347,6 +433,41 @@ class _Cluster:
             expected=409,
             field_validation="Strict",
         )
+
+    def workflow(self) -> dict[str, Any] | None:
+        """A reference to the Argo Workflow that this pod is of, with which Kubernetes is to delete the TrainJob.
+
+        The pod itself would be the wrong owner: its next attempt takes the TrainJob over. None outside of a run, and
+        where it cannot be known, which is told.
+        """
+        pod = os.environ.get(POD_NAME, "")
+        if not (self.home and pod):
+            return None
+        why = f"the run is in namespace {self.home}"
+        if self.namespace == self.home:
+            selector = f"metadata.name={pod}"  # so that the right to list pods, which is needed in any case, will do
+            answer = self._try("list", "pods", self._core.list_namespaced_pod, self.home, field_selector=selector)
+            if answer is None:
+                return None  # which has been told
+            for item in json.loads(answer)["items"]:
+                for owner in item["metadata"].get("ownerReferences", []):
+                    if owner["kind"] == "Workflow":
+                        return {key: owner[key] for key in ("apiVersion", "kind", "name", "uid")}
+            why = f"pod {pod} belongs to no workflow"
+        progress.announce(self.stage, "note", f"the TrainJob will not be deleted with the run's workflow: {why}")
+        return None
+
+    def own(self, job: dict[str, Any], owner: dict[str, Any] | None) -> None:
+        """Add an owner to a TrainJob of an earlier attempt, which another run may have made whose workflow will go."""
+        name, owners = job["metadata"]["name"], job["metadata"].get("ownerReferences", [])
+        if owner is None or owner["uid"] in [one["uid"] for one in owners]:
+            return
+        change = {"metadata": {"ownerReferences": [*owners, owner]}}  # a merge patch replaces lists
+        patch = self._custom.patch_namespaced_custom_object
+        try:
+            self._ask("patch", PLURAL, patch, *self._at, name, change, patience=CLEANUP_SECONDS)
+        except (InputError, RunStopped) as error:
+            progress.announce(self.stage, "note", f"TrainJob {name} may be deleted with an earlier run: {error}")
 
     def remove(self, name: str) -> None:
         """Delete the TrainJob and return when it is gone, and its pods with it: they write where others will.
