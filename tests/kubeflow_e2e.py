@@ -35,6 +35,7 @@ from pyarrow import fs
 from distilrank import workflow
 from pipelines.kubeflow import Kubeflow
 from tests import tiny_models
+from tests.kfp_server import DOCUMENT
 from tests.listener import Listener
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -507,6 +508,12 @@ def main(arguments: list[str] | None = None) -> int:
     options.zone = ZoneInfo(options.time_zone)
     if options.host and not (options.claim or options.kubeconfig):
         print("e2e-kubeflow: expected KUBECONFIG, or --claim NAME of a volume that pods can write", file=sys.stderr)
+        return 2
+    if not options.host and not DOCUMENT.exists():
+        print(
+            f"e2e-kubeflow: the stub holds requests to {DOCUMENT}, which is not here; expected KFP_HOST",
+            file=sys.stderr,
+        )
         return 2
     folder = Path(tempfile.mkdtemp(prefix="distilrank-e2e-"))
     with contextlib.ExitStack() as stack:
