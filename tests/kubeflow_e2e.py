@@ -95,7 +95,7 @@ class Session:
                 "registry": {"uri": str(volume / self.name / "registry")},
                 "compute": {"resume": str(volume / self.name / "resume")},
                 "prepare": {"store": str(volume / self.name / "log"), "shards": 2},
-                "cluster": {"volumes": [] if self.is_stub else [{"claim": self.claim, "path": MOUNT}]},
+                "cluster": {"volumes": [{"claim": self.claim, "path": str(volume)}]},
             }
         ]
         if self.is_stub:

@@ -54,6 +54,13 @@ def silent(node: workflow.Node) -> str:
             Cause.STORAGE_LOST,
             "failed to upload output artifact",
         ),
+        (
+            "Failed",
+            "main: Error (exit code 1)",
+            "step 3\nE1130 launcher_v2.go:437] Component failed to execute successfully: signal: killed",
+            Cause.OUT_OF_MEMORY,
+            "failed to execute successfully: signal: killed",
+        ),
         ("Failed", "main: Error (exit code 143)", "step 3", Cause.KILLED, "main: Error (exit code 143)"),
         (
             "Error",

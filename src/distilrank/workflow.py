@@ -43,6 +43,8 @@ POD_LOST = re.compile(r"pod deleted|node shutdown|NodeLost|node was lost|[Pp]ree
 EVICTED = re.compile(r"[Ee]vict|low on resource|ephemeral.local storage usage exceeds|exceeds the total limit")
 STORAGE = re.compile(r"failed to (?:up|down)load (?:in|out)put artifact|failed to publish execution")
 """What KFP's launcher prints when the object store or the metadata store was away (2.17.0, v2/component)."""
+CHILD_KILLED = re.compile(r"failed to execute successfully: signal: killed")
+"""What it prints when the kernel killed the stage and not the launcher: in a container, for want of memory."""
 EXCEPTION = re.compile(r"^[\w.]*(?:Error|Exception|Interrupt|Exit)\b.*")
 
 
@@ -334,6 +336,8 @@ def failure(node: Node, log: Callable[[Node], str]) -> Failure:
         return Failure(event.stage.partition("-")[0], EVENTS[event.event], _short(event.text))
     if uploads := STORAGE.findall(text):
         return Failure(stage, Cause.STORAGE_LOST, _short(uploads[-1]), _tail(text))
+    if killed := CHILD_KILLED.search(text):
+        return Failure(stage, Cause.OUT_OF_MEMORY, killed[0], _tail(text))
     if exited["code"] in ("137", "143"):
         return Failure(stage, Cause.KILLED, _short(node.message), _tail(text))
     return Failure(stage, Cause.CRASHED, _last_exception(text) or _short(node.message), _tail(text))
