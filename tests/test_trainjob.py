@@ -22,7 +22,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from distilrank import progress, trainjob
+from distilrank import kubernetes_api, progress, trainjob
 from distilrank.config import Compute
 from distilrank.errors import InputError, RunStopped
 
@@ -566,7 +566,7 @@ def stage_pod(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """This process as a pod of a run in the namespace `shop`, as Argo makes them."""
     (tmp_path / "account").mkdir()
     (tmp_path / "account" / "namespace").write_text("shop\n")
-    monkeypatch.setattr(trainjob, "SERVICE_ACCOUNT", tmp_path / "account")
+    monkeypatch.setattr(kubernetes_api, "SERVICE_ACCOUNT", tmp_path / "account")
     monkeypatch.setenv("KFP_POD_NAME", STAGE_POD)
     server.stages = {STAGE_POD: [WORKFLOW | {"controller": True, "blockOwnerDeletion": True}]}
     return STAGE_POD
@@ -611,7 +611,7 @@ def test_where_no_workflow_can_own_it_it_says_so(
     server: Server, run: Callable[..., None], stage_pod: str, case: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if case == "elsewhere":  # an owner of another namespace counts as deleted
-        (trainjob.SERVICE_ACCOUNT / "namespace").write_text("kubeflow\n")
+        (kubernetes_api.SERVICE_ACCOUNT / "namespace").write_text("kubeflow\n")
         why = "the run is in namespace kubeflow"
     else:
         server.stages[STAGE_POD] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +35,12 @@ def connect() -> tuple[ApiClient, str]:
                 f"not in a pod with a service account ({not_a_pod}), and no kubeconfig ({no_file})"
             ) from None
         namespace = context["context"].get("namespace", namespace)
-    with contextlib.suppress(OSError):
-        namespace = (SERVICE_ACCOUNT / "namespace").read_text(encoding="utf-8").strip()
-    return kubernetes.client.ApiClient(configuration), namespace
+    return kubernetes.client.ApiClient(configuration), own_namespace() or namespace
+
+
+def own_namespace() -> str:
+    """The namespace of this pod; empty: this is none."""
+    try:
+        return (SERVICE_ACCOUNT / "namespace").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""

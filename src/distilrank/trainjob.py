@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
-from distilrank import artifacts, progress
+from distilrank import artifacts, kubernetes_api, progress
 from distilrank.config import Compute
 from distilrank.errors import InputError, RunStopped
 
@@ -39,7 +39,6 @@ MANAGER = "distilrank/train"  # a patch of the runtime must be signed with a dom
 SETTINGS = "distilrank/settings"
 VOLUME = "distilrank"
 POD_NAME = "KFP_POD_NAME"  # set by Kubeflow Pipelines; a host name is cut to 63 characters
-SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 PAGE = "docs/several-nodes.md"
 
 POLL_SECONDS = 5.0
@@ -356,26 +355,13 @@ def _connect(compute: Compute, stage: str, client: ApiClient | None) -> _Cluster
             f"compute.nodes is {compute.nodes}, which needs the package kubernetes: pip install 'distilrank[train]'"
         ) from None
     namespace = "default"
-    home = ""
     if client is None:
-        configuration = kubernetes.client.Configuration()
-        configuration.retries = False  # retries are ours, with pauses between them
         try:
-            kubernetes.config.load_incluster_config(client_configuration=configuration)
-        except kubernetes.config.ConfigException as not_a_pod:
-            try:
-                kubernetes.config.load_kube_config(client_configuration=configuration)
-                _, context = kubernetes.config.list_kube_config_contexts()
-                namespace = context["context"].get("namespace", namespace)
-            except kubernetes.config.ConfigException as no_file:
-                raise InputError(
-                    f"compute.nodes is {compute.nodes}, but no Kubernetes cluster is known: not in a pod with a "
-                    f"service account ({not_a_pod}), and no kubeconfig ({no_file})"
-                ) from None
-        client = kubernetes.client.ApiClient(configuration)
-    with contextlib.suppress(OSError):
-        namespace = home = (SERVICE_ACCOUNT / "namespace").read_text().strip()
-    return _Cluster(client, compute.trainjob.namespace or namespace, stage, home)
+            client, namespace = kubernetes_api.connect()
+        except kubernetes.config.ConfigException as error:
+            raise InputError(f"compute.nodes is {compute.nodes}, but no Kubernetes cluster is known: {error}") from None
+    home = kubernetes_api.own_namespace()
+    return _Cluster(client, compute.trainjob.namespace or home or namespace, stage, home)
 
 
 @dataclass(frozen=True)
