@@ -270,7 +270,9 @@ def notifications_tell_the_same(session: Session) -> None:
 def a_recurring_run_promotes(session: Session) -> None:
     """A schedule starts a run, and that run promotes, though Kubeflow gives it no name."""
     due = datetime.now(session.options.zone) + timedelta(minutes=2)
-    config = session.config(student=_student("scheduled"), gate={"champion_rule": "not_inferior", "champion_margin": 1})
+    config = session.config(
+        student=_student("scheduled"), gate={"champion_margin": 1, "anchor_margin": 1, "slices": False}
+    )
     overrides = dict(setting.split("=", 1) for setting in session.options.set)
     plan = {
         "name": f"{session.name}-soon",
