@@ -18,7 +18,7 @@ E2E_OPTIONS ?=
 .PHONY: demo demo-refusals test lint types compile check clean evidently-ui chart images base-image e2e e2e-kubeflow help
 
 help: ## Say what there is
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: $(READY) ## Run the whole pipeline on the built-in shop: minutes, no GPU, no data needed
 	@$(BIN)/python -m pipelines run --config configs/demo.yaml
@@ -63,7 +63,7 @@ base-image: ## Make a stand-in for the images' base by debootstrap, where no reg
 e2e: $(READY) $(HELM) ## Build the images, run a small configuration in them and as processes, and the chart's pods (BASE=...)
 	@$(BIN)/python -m benchmarks.containers --helm $(HELM) $(if $(BASE),--base $(BASE))
 
-e2e-kubeflow: $(READY) $(HELM) ## Run all that a user does on a Kubeflow (KFP_HOST=..., KUBECONFIG=..., E2E_OPTIONS=...); without a host on the tests' stub
+e2e-kubeflow: $(READY) $(HELM) ## Check what a user does on a Kubeflow cluster (KFP_HOST=..., KUBECONFIG=..., E2E_OPTIONS=..., see docs/kubeflow.md); without a host on the tests' stub
 	@$(BIN)/python -m tests.kubeflow_e2e $(if $(KFP_HOST),--host $(KFP_HOST)) $(if $(KUBECONFIG),--kubeconfig $(KUBECONFIG)) $(E2E_OPTIONS)
 
 evidently-ui: $(READY) ## Serve the drift of all runs over time (WORKSPACE=..., PORT=...)

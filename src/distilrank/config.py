@@ -1122,15 +1122,18 @@ class Pod(Section):
     node_selector: dict[LabelKey, LabelValue] | None = Field(None, description="Labels that a node must have.")
     tolerations: tuple[Toleration, ...] | None = Field(None, description="Taints that are put up with.")
     retries: Annotated[int, Field(ge=0, le=INT32)] | None = Field(
-        None, description="How often a failed pod is started again, evicted ones among them; null: 0."
+        None,
+        description="How often Argo starts a pod again. With Kubeflow's manifests only one that was deleted or could "
+        "not be created; `python -m pipelines retry` covers other failures (docs/operations.md). null: 0; 0: Argo's "
+        "own default, 2 in Kubeflow's manifests.",
     )
-    backoff_seconds: Id | None = Field(None, description="Wait before the first retry; null: 60.")
+    backoff_seconds: Id | None = Field(None, description="Wait before Argo's first retry of a pod; null: 60.")
     backoff_factor: Id | None = Field(None, description="How many times longer each further wait is; null: 2.")
     # Argo counts nanoseconds in 64 bits, which is 292 years.
     retry_hours: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
         None,
-        description="Hours from the first attempt's start to the end of all retries, one that still runs included; "
-        "null: 720.",
+        description="Hours from a pod's first start to the end of all its retries by Argo, one that still runs "
+        "included; null: 720.",
     )
     timeout_minutes: Annotated[int, Field(ge=1, le=INT32 // 60)] | None = Field(
         None, description="End a pod that takes longer from when a node has taken it; null: never."
@@ -1182,7 +1185,9 @@ class Notify(Section):
         "", description="Secret that holds the URL, in the namespace of the runs; empty: none."
     )
     key: SecretKey = Field("url", description="Key of the URL in that Secret.")
-    when: Literal["always", "failure"] = Field("always", description="Which ends are told.")
+    when: Literal["always", "failure"] = Field(
+        "always", description="Which ends are told; failure: all but success, whatever a run that succeeded decided."
+    )
 
     @model_validator(mode="after")
     def _one(self) -> Self:
