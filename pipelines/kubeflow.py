@@ -332,9 +332,10 @@ class Kubeflow:
         return Version(pipeline_id, self._ensure("pipelines", look_for_version, upload))
 
     def own_pipelines(self) -> set[str]:
-        """Ids of the pipelines that this project has uploaded."""
+        """Ids of the pipelines `distill` and `monitor` that this project has uploaded; `doctor` has others."""
+        names = {f"{PREFIX}{name}" for name in ("distill", "monitor")}
         listing = self._list("pipelines", self._pipelines.pipeline_service_list_pipelines)
-        return {one.pipeline_id for one in listing if one.display_name.startswith(PREFIX)}
+        return {one.pipeline_id for one in listing if one.display_name in names}
 
     def has(self, version: Version) -> bool:
         """Whether a version is still there: people can delete it below what refers to it."""

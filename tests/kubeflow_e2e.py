@@ -83,7 +83,7 @@ class Session:
     @cached_property
     def kubeflow(self) -> Kubeflow:
         """Its API."""
-        return Kubeflow(self.host, namespace=self.options.namespace)
+        return Kubeflow(self.host, namespace=self.options.namespace, token_file=self.options.token_file)
 
     def config(self, **sections: Any) -> Path:
         """A configuration file: the small one, with the volume, the listener and `sections` in it."""
@@ -114,6 +114,8 @@ class Session:
         command = [sys.executable, "-m", "pipelines", *map(str, arguments), "--host", self.host]
         if self.options.namespace:
             command += ["--namespace", self.options.namespace]
+        if self.options.token_file:
+            command += ["--token-file", str(self.options.token_file)]
         done = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, timeout=60 * minutes
         )
@@ -302,17 +304,17 @@ def a_recurring_run_promotes(session: Session) -> None:
 
 def a_deleted_pod_goes_on(session: Session) -> None:
     """A pod that is deleted while it trains is started again, and goes on from its checkpoint."""
+    core = None if session.is_stub else session.kubernetes()
     run = session.start("resumed", **_slow_teacher(session), cluster={"stages": {"teacher": {"retries": 2}}})
     pod = session.wait_for("a checkpoint of the teacher", lambda: _trains(session, run), 15)
-    if session.is_stub:
+    if core is None:
         session.post_stub(f"/stub/runs/{run}/tasks/train-teacher:delete-pod")
     else:
-        session.kubernetes().delete_namespaced_pod(pod, session.options.runs_namespace)
+        core.delete_namespaced_pod(pod, session.options.runs_namespace)
     end = session.wait_for("the end of the run", lambda: _ended(session, run), 30)
     assert end.state == "SUCCEEDED", end.summary
-    assert "goes on after step" in session.kubeflow.task_log(run, "train-teacher"), session.kubeflow.task_log(
-        run, "train-teacher"
-    )[-2000:]
+    log = session.kubeflow.task_log(run, "train-teacher")
+    assert "goes on after step" in log, log[-2000:]
 
 
 def a_terminated_run_is_retried(session: Session) -> None:
@@ -482,6 +484,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--host", default=os.environ.get("KFP_HOST", ""), help="Kubeflow Pipelines' API; empty: the stub.")
     add("--namespace", default=os.environ.get("KFP_NAMESPACE", ""), help="That of your profile, in multi-user mode.")
+    add("--token-file", type=Path, default=os.environ.get("KFP_TOKEN_FILE"), help="Holds a bearer token for the API.")
     add("--kubeconfig", default=os.environ.get("KUBECONFIG", ""), help="For what only Kubernetes itself can do.")
     add("--cluster-host", default="http://ml-pipeline:8888", help="The API as pods reach it.")
     add("--runs-namespace", default="kubeflow", help="Where the pods of runs are.")

@@ -62,7 +62,6 @@ class Cause(StrEnum):
     NOT_STARTED = "pod cannot start"
     TIMED_OUT = "timed out"
     DRIVER = "Kubeflow's driver failed"
-    TERMINATED = "terminated"
 
 
 PASSING = {Cause.EVICTED, Cause.POD_LOST, Cause.KILLED, Cause.STORAGE_LOST, Cause.DRIVER}
