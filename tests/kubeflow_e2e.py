@@ -440,6 +440,7 @@ def _helm(session: Session, *arguments: str) -> None:
 def _stub(folder: Path) -> Iterator[str]:
     """The stub of this source tree with tiny models; its host."""
     tiny_models.write(folder / "models")
+    (folder / "volume").mkdir()  # what pods would have mounted
     command = [sys.executable, "-m", "tests.kfp_cluster", "--port", "0", "--folder", str(folder / "stub")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:
