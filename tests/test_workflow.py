@@ -88,6 +88,13 @@ def silent(node: workflow.Node) -> str:
         ("Error", "pod deleted", "", Cause.POD_LOST, "pod deleted"),
         (
             "Failed",
+            "pod failed: neither main nor wait container completed successfully",
+            "",
+            Cause.POD_LOST,
+            "pod failed: neither main nor wait container completed successfully",
+        ),
+        (
+            "Failed",
             "Pod was terminated in response to imminent node shutdown.",
             "",
             Cause.POD_LOST,

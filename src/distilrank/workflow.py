@@ -39,7 +39,10 @@ EXIT = re.compile(r"(?P<container>\w+): (?P<reason>\w*) ?\(exit code (?P<code>\d
 NOT_CREATED = re.compile(r"is invalid:|admission webhook|forbidden:|exceeded quota|must not|cannot create")
 NOT_STARTED = re.compile(r"ErrImagePull|ImagePullBackOff|InvalidImageName|CreateContainer\w*Error|before \w+ container")
 TIMED_OUT = re.compile(r"longer than the specified deadline|exceeded its deadline|step exceeded|DeadlineExceeded")
-POD_LOST = re.compile(r"pod deleted|node shutdown|NodeLost|node was lost|[Pp]reempt|TaintManager|not ready")
+POD_LOST = re.compile(
+    r"pod deleted|node shutdown|NodeLost|node was lost|[Pp]reempt|TaintManager|not ready"
+    r"|^pod failed: |^can't find failed message for pod "  # `inferFailedReason`, where no container tells its end
+)
 EVICTED = re.compile(r"[Ee]vict|low on resource|ephemeral.local storage usage exceeds|exceeds the total limit")
 STORAGE = re.compile(r"failed to (?:up|down)load (?:in|out)put artifact|failed to publish execution")
 """What KFP's launcher prints when the object store or the metadata store was away (2.17.0, v2/component)."""
