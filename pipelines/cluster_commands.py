@@ -380,9 +380,13 @@ def doctor(
     Exit status: 0 nothing is wrong, 1 something is, 2 bad input.
     """
     from pipelines import doctor as examination
+    from pipelines import schedules
 
+    _check_lengths(experiment)
     console = _console()
     settings = load(config, overrides)
+    if file:
+        schedules.read(file)
     findings = []
 
     def show(rows: Iterable[examination.Finding]) -> None:
