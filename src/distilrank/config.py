@@ -1122,7 +1122,10 @@ class Pod(Section):
     node_selector: dict[LabelKey, LabelValue] | None = Field(None, description="Labels that a node must have.")
     tolerations: tuple[Toleration, ...] | None = Field(None, description="Taints that are put up with.")
     retries: Annotated[int, Field(ge=0, le=INT32)] | None = Field(
-        None, description="How often a failed pod is started again, evicted ones among them; null: 0."
+        None,
+        description="How often a pod that ended without success is started again: with Kubeflow's manifests only one "
+        "that was deleted, with a plain Argo also one that was evicted or ended by an error; `python -m pipelines "
+        "retry` covers the rest. null: 0.",
     )
     backoff_seconds: Id | None = Field(None, description="Wait before the first retry; null: 60.")
     backoff_factor: Id | None = Field(None, description="How many times longer each further wait is; null: 2.")
