@@ -442,7 +442,10 @@ def test_what_keeps_a_pod_from_starting_is_told_while_it_waits(
 
     invalid = 'Pod "x" is invalid: spec.volumes[1].name: Invalid value: "trust.me": must not contain dots'
     pending = waits("Pending", "Unschedulable: 0/3 nodes are available: 3 Insufficient cpu.")
-    server.store.stories = [[pending, pending, waits("Error", invalid), becomes("SUCCEEDED", check_inputs="SUCCEEDED")]]
+    starting = waits("Pending", "PodInitializing")
+    server.store.stories = [
+        [starting, pending, pending, waits("Error", invalid), becomes("SUCCEEDED", check_inputs="SUCCEEDED")]
+    ]
     _, out, _ = run(*SUBMIT)
     assert [line.strip() for line in out.splitlines()[1:]] == [
         "preflight    running",
