@@ -432,7 +432,8 @@ def _declared(file: Path, experiment: str, names: list[str] | None) -> tuple[Sch
     known = [one.name for one in declared.schedules]
     for name in names or []:
         if name not in known:
-            raise InputError(f"{file}: no schedule is called {name!r}, expected one of {', '.join(known) or 'none'}")
+            expected = f"expected one of {', '.join(known)}" if known else "for it declares none"
+            raise InputError(f"{file}: no schedule is called {name!r}, {expected}")
     return declared, list(schedules.compiled(declared, file, experiment=experiment))
 
 
