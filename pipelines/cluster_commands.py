@@ -175,7 +175,7 @@ def retry(
     error stays failed, whatever `retries` says. With --failed-since only ends that may pass are retried: evictions,
     lost nodes, lost storage, and once a pod that ran out of memory; never bad input.
 
-    Exit status: as for `submit`; with --failed-since 0 if there was nothing to do.
+    Exit status: as for `submit`; with --failed-since 0 if there was nothing to do, 1 if a retry was refused.
     """
     from pipelines import retries
     from pipelines.submit import follow
@@ -184,13 +184,21 @@ def retry(
         raise InputError("retry: expected either RUN or --failed-since AGE")
     if run and file:
         raise InputError("--file: only with --failed-since")
+    if force and failed_since:
+        raise InputError("--force: only with RUN")
     since = retries.parse_age(failed_since) if failed_since else None
     owner = _owner(file) if file else ""
     kubeflow = _connect(host, namespace, token_file, ca_file)
     console = _console()
     if since is not None:
-        lines = retries.retry_failed(kubeflow, since=since, max_retries=max_retries, owner=owner)
-        console.print("\n".join(lines) or "nothing to retry")
+        refusals = []
+        for line, is_refused in retries.retry_failed(kubeflow, since=since, max_retries=max_retries, owner=owner):
+            console.print(line)  # at once: what was retried is told, whatever comes after it
+            refusals.append(is_refused)
+        if not refusals:
+            console.print("nothing to retry")
+        if any(refusals):
+            raise typer.Exit(1)
         return
     assert run is not None
     run_id = retries.retry_one(kubeflow, run, force=force)
@@ -372,9 +380,13 @@ def doctor(
     Exit status: 0 nothing is wrong, 1 something is, 2 bad input.
     """
     from pipelines import doctor as examination
+    from pipelines import schedules
 
+    _check_lengths(experiment)
     console = _console()
     settings = load(config, overrides)
+    if file:
+        schedules.read(file)
     findings = []
 
     def show(rows: Iterable[examination.Finding]) -> None:
@@ -420,7 +432,8 @@ def _declared(file: Path, experiment: str, names: list[str] | None) -> tuple[Sch
     known = [one.name for one in declared.schedules]
     for name in names or []:
         if name not in known:
-            raise InputError(f"{file}: no schedule is called {name!r}, expected one of {', '.join(known) or 'none'}")
+            expected = f"expected one of {', '.join(known)}" if known else "for it declares none"
+            raise InputError(f"{file}: no schedule is called {name!r}, {expected}")
     return declared, list(schedules.compiled(declared, file, experiment=experiment))
 
 

@@ -30,6 +30,7 @@ from distilrank.errors import InputError
 from distilrank.workflow import Node, RunEnd, attempts, from_manifest
 from distilrank.workflow import read as read_workflow
 from pipelines import compiling
+from pipelines.options import Pipeline
 
 TIMEOUT = (5, 30)
 """Seconds to connect, and to wait for an answer."""
@@ -332,9 +333,9 @@ class Kubeflow:
         return Version(pipeline_id, self._ensure("pipelines", look_for_version, upload))
 
     def own_pipelines(self) -> set[str]:
-        """Ids of the pipelines `distill` and `monitor` that this project has uploaded; `doctor` has others."""
-        names = {f"{PREFIX}{name}" for name in ("distill", "monitor")}
+        """Ids of the pipelines of this project that users run; those of `doctor` fail by intent."""
         listing = self._list("pipelines", self._pipelines.pipeline_service_list_pipelines)
+        names = {f"{PREFIX}{pipeline}" for pipeline in Pipeline}
         return {one.pipeline_id for one in listing if one.display_name in names}
 
     def has(self, version: Version) -> bool:

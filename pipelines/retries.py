@@ -56,8 +56,10 @@ def retry_one(kubeflow: Kubeflow, name: str, *, force: bool) -> str:
     return str(run.run_id)
 
 
-def retry_failed(kubeflow: Kubeflow, *, since: timedelta, max_retries: int, owner: str) -> Iterator[str]:
-    """Retry what failed lately and may pass; a line for each run that failed.
+def retry_failed(kubeflow: Kubeflow, *, since: timedelta, max_retries: int, owner: str) -> Iterator[tuple[str, bool]]:
+    """Retry what failed lately and may pass; of each run that failed a line, and whether its retry was refused.
+
+    One that Kubeflow refuses to retry (its pods may still be ending) does not keep the others from it.
 
     Args:
         kubeflow: where.
@@ -77,10 +79,13 @@ def retry_failed(kubeflow: Kubeflow, *, since: timedelta, max_retries: int, owne
         if recurring_runs is not None and run.recurring_run_id not in recurring_runs:
             continue
         end = kubeflow.end(run.run_id)
-        reason = _objection(run, end, max_retries)
-        if not reason:
-            kubeflow.retry(run.run_id)
-        yield f"{run.display_name}: {end.summary}: {reason or 'retried'}"
+        verdict, is_refused = _objection(run, end, max_retries) or "retried", False
+        if verdict == "retried":
+            try:
+                kubeflow.retry(run.run_id)
+            except (InputError, RuntimeError) as error:
+                verdict, is_refused = f"not retried, {error}", True
+        yield f"{run.display_name}: {end.summary}: {verdict}", is_refused
 
 
 def _objection(run: api.V2beta1Run, end: RunEnd, max_retries: int) -> str:
@@ -91,5 +96,6 @@ def _objection(run: api.V2beta1Run, end: RunEnd, max_retries: int) -> str:
     if retries >= max_retries:
         return f"not retried, after {retries} retries"
     if end.is_out_of_memory and retries > 0:
-        return f"not retried, {end.failures[0].hint}"
+        hint = next(failure.hint for failure in end.failures if failure.cause == Cause.OUT_OF_MEMORY)
+        return f"not retried, {hint}"
     return ""

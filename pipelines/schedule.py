@@ -308,5 +308,6 @@ def _named(kubeflow: Kubeflow, owner: str, names: Sequence[str]) -> list[Existin
     there = sorted({one.name for one in found})
     for name in names:
         if name not in there:
-            raise InputError(f"{name}: no such recurring run of {owner}, expected one of {', '.join(there) or 'none'}")
+            known = f"expected one of {', '.join(there)}" if there else "which has none"
+            raise InputError(f"{name}: no such recurring run of {owner}, {known}")
     return [one for one in found if not names or one.name in names]

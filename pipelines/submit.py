@@ -24,6 +24,8 @@ from pipelines.kubeflow import Kubeflow, Package
 POLL_SECONDS = 5.0
 PROBLEMS_SECONDS = 30.0
 """Between two looks at what keeps pods from starting: a workflow of many shards is a megabyte."""
+STARTING = ("PodInitializing", "ContainerCreating")
+"""Messages of every pod for some seconds (argo-workflows 4.0.5, workflow/controller/operator.go, getPendingReason)."""
 OUTAGE_SECONDS = 900.0
 """How long the API may be away while a run is waited for: an upgrade of Kubeflow takes minutes."""
 ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
@@ -190,7 +192,9 @@ class _Problems:
             return
         self._next = time.monotonic() + PROBLEMS_SECONDS
         for node in nodes(self.kubeflow.workflow(self.run_id)):
-            if node.phase in ("Succeeded", "Skipped") or not node.message or (node.id, node.message) in self._reported:
+            if node.phase in ("Succeeded", "Skipped") or node.message in ("", *STARTING):
+                continue
+            if (node.id, node.message) in self._reported:
                 continue
             self._reported.add((node.id, node.message))
             verb = "an attempt failed" if node.has_failed else "waits"

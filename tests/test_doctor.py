@@ -170,6 +170,11 @@ def test_a_host_that_is_no_kubeflow_is_the_only_row(cluster: ClusterServer, diag
     cluster.store.problems.clear()
 
 
+def test_bad_input_is_no_condition_of_the_cluster(diagnose: Doctor, tmp_path: Path) -> None:
+    assert diagnose("--file", tmp_path / "missing.yaml")[:2] == (2, {})
+    assert diagnose("--experiment", "x" * 129)[:2] == (2, {})
+
+
 def test_the_time_zone_is_that_of_the_last_tick(
     cluster: ClusterServer, diagnose: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -288,6 +288,8 @@ def test_an_application_that_ends_half_way_says_what_it_did(tmp_path: Path, serv
 @document_is_here
 def test_a_pause_holds_until_the_next_application(tmp_path: Path, server: Server, run: Run) -> None:
     file = declare(tmp_path, WEEKLY, DAILY)
+    error = "error: distill-weekly: no such recurring run of shop, which has none\n"
+    assert run("schedule", "pause", "distill-weekly", "--file", file)[2] == error
     run("schedule", "apply", "--file", file)
     status, out, _ = run("schedule", "pause", "distill-weekly", "--file", file)
     assert (status, out.splitlines()[0]) == (0, "distill-weekly: paused")

@@ -442,7 +442,10 @@ def test_what_keeps_a_pod_from_starting_is_told_while_it_waits(
 
     invalid = 'Pod "x" is invalid: spec.volumes[1].name: Invalid value: "trust.me": must not contain dots'
     pending = waits("Pending", "Unschedulable: 0/3 nodes are available: 3 Insufficient cpu.")
-    server.store.stories = [[pending, pending, waits("Error", invalid), becomes("SUCCEEDED", check_inputs="SUCCEEDED")]]
+    starting = waits("Pending", "PodInitializing")
+    server.store.stories = [
+        [starting, pending, pending, waits("Error", invalid), becomes("SUCCEEDED", check_inputs="SUCCEEDED")]
+    ]
     _, out, _ = run(*SUBMIT)
     assert [line.strip() for line in out.splitlines()[1:]] == [
         "preflight    running",
@@ -496,6 +499,7 @@ def test_a_run_is_retried_by_name_or_id(server: Server, run: Run) -> None:
     assert run("retry", "daily")[2] == f"error: run daily: not on {server.url}, expected the id or the name of one\n"
     assert run("retry", run_id.replace("-", "0"))[0] == 2
     assert run("retry")[2] == "error: retry: expected either RUN or --failed-since AGE\n"
+    assert run("retry", "--failed-since", "6h", "--force")[2] == "error: --force: only with RUN\n"
 
 
 def test_bad_input_is_retried_by_force_only(server: Server, run: Run) -> None:
@@ -536,9 +540,35 @@ def test_failed_runs_are_retried_within_bounds(server: Server, run: Run, tmp_pat
     out = run("retry", "--failed-since", "6h", "--max-retries", 2)[1]
     assert "evicted: failed: teacher: evicted: The node was low on resource: memory.: retried" in out.splitlines()
     assert "not retried, raise cluster.stages.teacher.memory if it happens again" in out
+    both = {"prepare-data": ("Error", "pod deleted"), **KILLED}
+    ends("FAILED", both, {}, server)(runs["killed"])
+    assert "not retried, raise cluster.stages.teacher.memory" in run("retry", "--failed-since=6h", "--max-retries=9")[1]
     ends("FAILED", EVICTED, {}, server)(runs["evicted"])
     assert "not retried, after 2 retries" in run("retry", "--failed-since", "6h", "--max-retries", 2)[1]
     assert run("retry", "--failed-since", "6 hours")[2].startswith("error: --failed-since 6 hours: expected a number")
+
+
+def test_a_run_that_cannot_be_retried_does_not_keep_others_from_it(server: Server, run: Run) -> None:
+    server.store.stories = [[ends("FAILED", EVICTED, {}, server)] for _ in range(3)]
+    for name in ("first", "second", "third"):
+        run(*SUBMIT, "--name", name)
+    # backend/src/common/util/workflow.go of 2.17.0, GenerateRetryExecution, says so of one whose pods are still ending.
+    refusals = [Fault(400)]
+    server.store.fault = lambda operation: refusals.pop() if operation.endswith("RetryRun") and refusals else None
+    status, out, _ = run("retry", "--failed-since", "6h")
+    lines = [line.removesuffix(".") for line in out.splitlines()]
+    assert (status, len(lines)) == (1, 3)
+    assert ": not retried, http" in lines[0] and "refuses to retry runs (400" in lines[0]
+    assert [line.rpartition(": ")[2] for line in lines[1:]] == ["retried", "retried"]
+    assert [one["state"] for one in server.store.runs.values()] == ["RUNNING", "RUNNING", "FAILED"]
+
+
+def test_runs_of_doctor_are_not_retried(server: Server, run: Run) -> None:
+    server.store.stories = [[ends("FAILED", EVICTED, {}, server)]]
+    run(*SUBMIT)
+    ((pipeline, _),) = server.store.pipelines.items()
+    server.store.pipelines[pipeline]["display_name"] = "distilrank-ending"
+    assert run("retry", "--failed-since", "6h")[:2] == (0, "nothing to retry\n")
 
 
 def test_an_owner_retries_the_runs_of_its_schedules_alone(server: Server, run: Run, tmp_path: Path) -> None:

@@ -46,6 +46,14 @@ def silent(node: workflow.Node) -> str:
             Cause.CRASHED,
             "KeyError: 'rating'",
         ),
+        # The parameters are parsed before the stage begins.
+        (
+            "Failed",
+            "main: Error (exit code 1)",
+            "Traceback ...\ndistilrank.errors.InputError: pipeline parameters: unknown key 'gat'\nI1130",
+            Cause.BAD_INPUT,
+            "pipeline parameters: unknown key 'gat'",
+        ),
         ("Failed", "main: OOMKilled (exit code 137)", "", Cause.OUT_OF_MEMORY, "main: OOMKilled (exit code 137)"),
         (
             "Failed",
@@ -78,6 +86,13 @@ def silent(node: workflow.Node) -> str:
         ),
         ("Failed", "The node was low on resource: memory.", "", Cause.EVICTED, "The node was low on resource: memory."),
         ("Error", "pod deleted", "", Cause.POD_LOST, "pod deleted"),
+        (
+            "Failed",
+            "pod failed: neither main nor wait container completed successfully",
+            "",
+            Cause.POD_LOST,
+            "pod failed: neither main nor wait container completed successfully",
+        ),
         (
             "Failed",
             "Pod was terminated in response to imminent node shutdown.",
@@ -122,6 +137,27 @@ def test_what_a_later_attempt_mended_is_no_failure() -> None:
     assert [failure.cause for failure in workflow.read(argo, silent).failures] == [Cause.OUT_OF_MEMORY]
 
 
+def test_what_a_later_attempt_of_a_whole_task_mended_is_no_failure() -> None:
+    # Kubeflow's manifests retry DAGs too: pods of an earlier attempt have a last attempt of their own.
+    argo = manifest({"train-teacher": [DONE], "decide": [DONE]})
+    nodes = argo["status"]["nodes"]
+    base = f"{NAME}.root(0).train-teacher"
+    for node in nodes.values():  # what succeeded was the second attempt
+        node["name"] = node["name"].replace(f"{base}(0)", f"{base}(1)")
+    lost = {"type": "Pod", "phase": "Error", "message": "pod deleted", "templateName": "impl"}
+    nodes["lost"] = lost | {"id": "lost", "name": f"{base}(0).executor(2)"}
+    nodes["lost-retry"] = {"id": "lost-retry", "type": "Retry", "name": f"{base}(0).executor", "children": ["lost"]}
+    for number in (0, 1):
+        nodes[f"dag-{number}"] = {"id": f"dag-{number}", "type": "DAG", "name": f"{base}({number})"}
+    # The exit handler is a child too, of the Retry node of what it follows.
+    nodes["exit"] = {"id": "exit", "type": "Retry", "name": f"{base}.onExit", "children": []}
+    nodes["task"] = {"id": "task", "type": "Retry", "name": base, "children": ["dag-0", "dag-1", "exit"]}
+    assert workflow.read(argo, silent, has_ended=True) == workflow.RunEnd(workflow.SUCCEEDED)
+    assert [node.stage for node in workflow.nodes(argo) if not node.is_driver] == ["teacher", "gate"]
+    nodes["task"]["children"] = ["dag-0", "exit"]
+    assert [failure.reason for failure in workflow.read(argo, silent).failures] == ["pod deleted"]
+
+
 def test_one_failure_of_many_shards_decides() -> None:
     shards = {f"for-loop-1(0).iteration-item({n}:{n})/label-shard": [attempt("Error", "pod deleted")] for n in range(3)}
     end = workflow.read(manifest(shards), silent)
@@ -138,6 +174,9 @@ def test_a_terminated_run_was_stopped_by_a_person() -> None:
     argo = manifest({"train-teacher": [attempt("Failed", "main: Error (exit code 143)")]}, activeDeadlineSeconds=0)
     end = workflow.read(argo, silent)
     assert (end.state, end.summary, end.may_pass) == ("CANCELLED", "stopped by a person", False)
+    # Between two pods none has failed, and the exit handler sees the workflow at work.
+    argo = manifest({"train-teacher": [DONE]}, phase="Running", activeDeadlineSeconds=0)
+    assert workflow.read(argo, silent, has_ended=True) == workflow.RunEnd(workflow.STOPPED)
 
 
 OUTCOMES: list[tuple[dict[str, list[str]], str]] = [

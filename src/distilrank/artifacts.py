@@ -32,8 +32,8 @@ POD_NAME = "KFP_POD_NAME"
 """A variable of every pod of a run, and of nothing else (kubeflow/pipelines 2.17.0, argocompiler/container.go)."""
 Inputs = Mapping[str, Path | Sequence[Path]]
 """The folders that a stage reads, by name; of labels one a shard."""
-TERMINATION_BYTES = 1000
-"""Characters of that message at most: Kubernetes keeps 4,096 bytes, and Argo's status of a whole run has 1 MiB."""
+TERMINATION_CHARACTERS = 1000
+"""Of that message at most: Kubernetes keeps 4,096 bytes, and Argo's status of a whole run has 1 MiB."""
 
 
 @contextlib.contextmanager
@@ -326,4 +326,4 @@ def _report_failure(name: str, error: Exception) -> None:
     path = Path(os.environ.get(variable, default))
     if path.exists():
         with contextlib.suppress(OSError):  # the line is in the log all the same
-            path.write_text(progress.line(name, event, text)[:TERMINATION_BYTES], encoding="utf-8")
+            path.write_text(progress.line(name, event, text)[:TERMINATION_CHARACTERS], encoding="utf-8")

@@ -9,13 +9,12 @@ import json
 import os
 import signal
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from distilrank import __version__, artifacts, progress, registry, sources
+from distilrank import __version__, artifacts, progress, registry, sources, volume
 from distilrank.config import parse
 from distilrank.errors import InputError
 from distilrank.problems import Problems
@@ -57,25 +56,11 @@ def report_pod(
         groups=sorted({os.getgid(), *os.getgroups()}),
         now=datetime.now(UTC).isoformat(),
         schedule_time=schedule_time,
-        volumes={path: _failure(lambda path=path: write_through(Path(path))) for path in volumes},  # type: ignore[misc]
+        volumes={path: _failure(lambda path=path: volume.write_through(Path(path))) for path in volumes},  # type: ignore[misc]
         secrets={name: ", ".join(_missing(places)) for name, places in secrets.items()},
         data=_failure(lambda: sources.open(config.data).check(Problems())),
         registry=_failure(lambda: registry.connect(config.registry).check()),
     )
-
-
-def write_through(folder: Path) -> None:
-    """Create, flush, rename and delete a file in `folder`, as stages do with checkpoints and versions."""
-    partial = folder / f".distilrank-probe-{uuid.uuid4().hex[:8]}"
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write("writable\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(partial.with_suffix(".renamed"))
-    finally:
-        partial.with_suffix(".renamed").unlink(missing_ok=True)
-        partial.unlink(missing_ok=True)
 
 
 def _missing(places: Sequence[str]) -> list[str]:

@@ -38,7 +38,6 @@ NODE = "node"  # the job and its container that train, in Kubeflow Trainer's run
 MANAGER = "distilrank/train"  # a patch of the runtime must be signed with a domain-like prefix
 SETTINGS = "distilrank/settings"
 VOLUME = "distilrank"
-POD_NAME = "KFP_POD_NAME"  # set by Kubeflow Pipelines; a host name is cut to 63 characters
 PAGE = "docs/several-nodes.md"
 
 POLL_SECONDS = 5.0
@@ -426,7 +425,7 @@ class _Cluster:
         The pod itself would be the wrong owner: its next attempt takes the TrainJob over. None outside of a run, and
         where it cannot be known, which is told.
         """
-        pod = os.environ.get(POD_NAME, "")
+        pod = os.environ.get(artifacts.POD_NAME, "")  # a host name is cut to 63 characters
         if not (self.home and pod):
             return None
         why = f"the run is in namespace {self.home}"

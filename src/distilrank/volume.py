@@ -42,7 +42,7 @@ def prepare(root: Path, folders: Sequence[str]) -> None:
 
 
 def check(root: Path, folders: Sequence[str]) -> None:
-    """Do in each folder what runs do: write a file, flush it, lock it, rename it, read it, remove it.
+    """Do in each folder what runs do, as `write_through` does.
 
     Args:
         root: where the volume is mounted.
@@ -52,23 +52,34 @@ def check(root: Path, folders: Sequence[str]) -> None:
         InputError: one of them cannot be used so; the line says what an administrator has to do.
     """
     for folder in _paths(root, folders):
-        partial = folder / f".{uuid.uuid4().hex[:8]}.partial"
-        renamed = partial.with_suffix(".written")
         try:
-            with partial.open("wb") as handle:
-                handle.write(b"written\n")
-                handle.flush()
-                os.fsync(handle.fileno())
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            partial.rename(renamed)
-            if renamed.read_bytes() != b"written\n":
-                raise InputError(f"{folder}: a file that was written reads otherwise: expected a sound file system")
+            write_through(folder)
         except OSError as error:
             raise InputError(_explain(root, folder, error)) from error
-        finally:
-            for path in (partial, renamed):
-                with contextlib.suppress(OSError):
-                    path.unlink()
+
+
+def write_through(folder: Path) -> None:
+    """Write a file in `folder`, flush it, lock it, rename it, read it, remove it.
+
+    Raises:
+        OSError: the file system refuses one of them.
+        InputError: the file reads otherwise than it was written.
+    """
+    partial = folder / f".{uuid.uuid4().hex[:8]}.partial"
+    renamed = partial.with_suffix(".written")
+    try:
+        with partial.open("wb") as handle:
+            handle.write(b"written\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        partial.rename(renamed)
+        if renamed.read_bytes() != b"written\n":
+            raise InputError(f"{folder}: a file that was written reads otherwise: expected a sound file system")
+    finally:
+        for path in (partial, renamed):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _paths(root: Path, folders: Sequence[str]) -> list[Path]:

@@ -39,7 +39,10 @@ EXIT = re.compile(r"(?P<container>\w+): (?P<reason>\w*) ?\(exit code (?P<code>\d
 NOT_CREATED = re.compile(r"is invalid:|admission webhook|forbidden:|exceeded quota|must not|cannot create")
 NOT_STARTED = re.compile(r"ErrImagePull|ImagePullBackOff|InvalidImageName|CreateContainer\w*Error|before \w+ container")
 TIMED_OUT = re.compile(r"longer than the specified deadline|exceeded its deadline|step exceeded|DeadlineExceeded")
-POD_LOST = re.compile(r"pod deleted|node shutdown|NodeLost|node was lost|[Pp]reempt|TaintManager|not ready")
+POD_LOST = re.compile(
+    r"pod deleted|node shutdown|NodeLost|node was lost|[Pp]reempt|TaintManager|not ready"
+    r"|^pod failed: |^can't find failed message for pod "  # `inferFailedReason`, where no container tells its end
+)
 EVICTED = re.compile(r"[Ee]vict|low on resource|ephemeral.local storage usage exceeds|exceeds the total limit")
 STORAGE = re.compile(r"failed to (?:up|down)load (?:in|out)put artifact|failed to publish execution")
 """What KFP's launcher prints when the object store or the metadata store was away (2.17.0, v2/component)."""
@@ -88,6 +91,8 @@ STAGES = {
 DECIDING = ("gate", "promote", "monitor")
 """The stages that print what they decided."""
 EVENTS = {"bad input": Cause.BAD_INPUT, "stopped": Cause.STOPPED, "failed": Cause.CRASHED}
+OWN_ERRORS = {"distilrank.errors.InputError": Cause.BAD_INPUT, "distilrank.errors.RunStopped": Cause.STOPPED}
+"""How tracebacks call what a component raised before its stage began, which no line of the stage tells of."""
 
 
 @dataclass(frozen=True)
@@ -230,8 +235,8 @@ def unpacked(manifest: dict[str, Any]) -> dict[str, Any]:
 def nodes(manifest: Mapping[str, Any]) -> list[Node]:
     """The pods of a workflow that run components or their drivers, of each task the last attempt, in order of time."""
     statuses = _statuses(manifest)
-    retries = {id: status for status in statuses.values() if status.get("type") == "Retry" for id in _children(status)}
-    return [node for node in _pods(manifest) if _is_last(node.id, retries.get(node.id))]
+    superseded = _superseded(statuses)
+    return [node for node in _pods(manifest) if not _is_within(statuses[node.id]["name"], superseded)]
 
 
 def attempts(manifest: Mapping[str, Any], task: str) -> list[Node]:
@@ -258,13 +263,25 @@ def _pods(manifest: Mapping[str, Any]) -> list[Node]:
     return [node for status in pods if (node := _node(status, workflow))]
 
 
-def _children(status: Mapping[str, Any]) -> list[str]:
-    return status.get("children") or []
+def _superseded(statuses: Mapping[str, Any]) -> set[str]:
+    """Names of the attempts, of pods and of whole DAGs, that another one followed.
+
+    With Kubeflow's manifests DAGs are tried again too: one whose pod is still an Error after its own retries is an
+    Error itself (argo-workflows 4.0.5, workflow/controller/dag.go, assessDAGPhase). A Retry node's other children are
+    hooks, the exit handler among them.
+    """
+    names: set[str] = set()
+    for status in statuses.values():
+        if status.get("type") == "Retry":
+            children = [statuses.get(id, {}).get("name", "") for id in status.get("children") or []]
+            names.update([name for name in children if name.startswith(f"{status.get('name', '')}(")][:-1])
+    return names
 
 
-def _is_last(id: str, retry: Mapping[str, Any] | None) -> bool:
-    """Whether a pod is the last attempt of the Retry node above it, if there is one."""
-    return retry is None or _children(retry)[-1] == id
+def _is_within(name: str, attempts: set[str]) -> bool:
+    """Whether a node is one of the attempts, or belongs to one."""
+    parts = name.split(".")
+    return any(".".join(parts[: length + 1]) in attempts for length in range(len(parts)))
 
 
 def _node(status: Mapping[str, Any], workflow: str) -> Node | None:
@@ -311,7 +328,7 @@ def read(manifest: Mapping[str, Any], log: Callable[[Node], str], *, has_ended: 
     state = ARGO_STATES.get((manifest.get("status") or {}).get("phase", ""), UNKNOWN)
     if has_ended:
         state = FAILED if failures else SUCCEEDED
-    if is_terminated(manifest) and state != SUCCEEDED:
+    if is_terminated(manifest) and (has_ended or state != SUCCEEDED):  # a run may be stopped between two pods
         return RunEnd(STOPPED)
     return RunEnd(state, failures, {} if state == RUNNING else _decisions(pods, log))
 
@@ -339,7 +356,11 @@ def failure(node: Node, log: Callable[[Node], str]) -> Failure:
         return Failure(stage, Cause.OUT_OF_MEMORY, killed[0], _tail(text))
     if exited["code"] in ("137", "143"):
         return Failure(stage, Cause.KILLED, _short(node.message), _tail(text))
-    return Failure(stage, Cause.CRASHED, _last_exception(text) or _short(node.message), _tail(text))
+    exception = _last_exception(text)
+    name, _, words = exception.partition(": ")
+    if name in OWN_ERRORS:
+        return Failure(stage, OWN_ERRORS[name], words)
+    return Failure(stage, Cause.CRASHED, exception or _short(node.message), _tail(text))
 
 
 def _cause_without_exit(message: str) -> Cause:
