@@ -201,14 +201,19 @@ def retry(
             raise typer.Exit(1)
         return
     assert run is not None
-    run_id = retries.retry_one(kubeflow, run, force=force)
-    url = kubeflow.run_url(run_id)
+    before = retries.retry_one(kubeflow, run, force=force)
+    url = kubeflow.run_url(before.run_id)
     console.print(f"{run} is retried: {url}")
     if not wait:
         return
     with _waiting(console, url):
         end = follow(
-            kubeflow, run_id, STAGES, timeout_minutes=timeout_minutes, say=lambda line: console.print(f"  {line}")
+            kubeflow,
+            before.run_id,
+            STAGES,
+            timeout_minutes=timeout_minutes,
+            failed_at=before.finished_at,
+            say=lambda line: console.print(f"  {line}"),
         )
     _show_end(console, end)
     if end.state != SUCCEEDED:

@@ -35,8 +35,8 @@ def parse_age(text: str) -> timedelta:
     return timedelta(**{UNITS[match["unit"]]: int(match["count"])})
 
 
-def retry_one(kubeflow: Kubeflow, name: str, *, force: bool) -> str:
-    """Retry the run of this id or name, and return its id.
+def retry_one(kubeflow: Kubeflow, name: str, *, force: bool) -> api.V2beta1Run:
+    """Retry the run of this id or name, and return it as it was before.
 
     Raises:
         InputError: there is none, it has not failed, or its own input was refused and `force` is not set.
@@ -53,7 +53,7 @@ def retry_one(kubeflow: Kubeflow, name: str, *, force: bool) -> str:
             "data that it reads had to be corrected, --force retries this one with its configuration"
         )
     kubeflow.retry(run.run_id)
-    return str(run.run_id)
+    return run
 
 
 def retry_failed(kubeflow: Kubeflow, *, since: timedelta, max_retries: int, owner: str) -> Iterator[tuple[str, bool]]:

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,7 @@ def follow(
     *,
     timeout_minutes: float,
     retries: int = 0,
+    failed_at: datetime | None = None,
     say: Callable[[str], None],
 ) -> RunEnd:
     """Wait for the end of a run.
@@ -144,6 +146,7 @@ def follow(
         stages: as `stages` gives them; other tasks are Kubeflow's own.
         timeout_minutes: how long at most; 0: as long as it takes.
         retries: how often to run again what failed, where the next attempt may succeed.
+        failed_at: when the run had failed before it was retried: Kubeflow may report that end once more.
         say: gets a line whenever a stage's state changes, whenever one waits for something, and for each retry.
 
     Raises:
@@ -158,18 +161,21 @@ def follow(
         run = kubeflow.run(run_id, outage_seconds=min(OUTAGE_SECONDS, left))
         if run is None:
             raise RunStopped(f"the run is gone, for somebody has deleted it: {kubeflow.run_url(run_id)}")
-        for line in _changes(run, stages, states):
+        # The persistence agent of 2.17.0 may still report the workflow as it was before the retry.
+        is_stale = run.state == "FAILED" and failed_at is not None and run.finished_at == failed_at
+        for line in () if is_stale else _changes(run, stages, states):
             say(line)
-        if run.state in ENDED:
+        if run.state in ENDED and not is_stale:
             end = _end(kubeflow, run, stages)
             if not retries or not end.may_pass or (end.is_out_of_memory and was_out_of_memory):
                 return end
             retries -= 1
             was_out_of_memory = was_out_of_memory or end.is_out_of_memory
-            say(f"{end.summary}; run again: what failed, {retries} more times at most")
+            say(f"{end.summary}; what failed is retried, {retries} more retries are left")
             states.clear()
+            failed_at = run.finished_at
             kubeflow.retry(run_id)
-        else:
+        elif not is_stale:
             for line in problems.new():
                 say(line)
         if deadline is not None and time.monotonic() + POLL_SECONDS > deadline:
