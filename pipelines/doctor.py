@@ -295,7 +295,14 @@ def check_restart(manifest: dict[str, Any], end: str) -> Finding:
         reason = workflow.message(manifest, ENDING_TASK)
         return Finding(condition, "unknown", reason or "no pod has ended", is_trait=True)
     remedy = "`python -m pipelines retry RUN` runs again what failed; `cluster.*.retries` covers deleted pods only"
-    return Finding(condition, "yes" if len(pods) > 1 else "no", f"{len(pods)} of 2 attempts", remedy, is_trait=True)
+    detail = f"{len(pods)} of 2 attempts"
+    if len(pods) > 2:  # the pod, its task and the whole run are each tried again
+        detail += ": retries multiply here"
+        remedy = (
+            "use Kubeflow's own retryPolicy OnError (workflow-controller-configmap), and `python -m pipelines retry`"
+        )
+        return Finding(condition, "no", detail, remedy)
+    return Finding(condition, "yes" if len(pods) > 1 else "no", detail, remedy, is_trait=True)
 
 
 def check_grace(log: str) -> Finding:

@@ -208,7 +208,17 @@ def chart_goes_in(session: Session) -> None:
             values.setdefault("images", {})[key.rpartition(".")[2]] = {"repository": repository, "tag": tag}
     path = session.folder / "values.yaml"
     path.write_text(yaml.safe_dump(values))
-    _helm(session, "install", RELEASE, str(ROOT / "helm" / "distilrank"), "--values", str(path), "--timeout", "20m")
+    _helm(
+        session,
+        "upgrade",
+        "--install",
+        RELEASE,
+        str(ROOT / "helm" / "distilrank"),
+        "--values",
+        str(path),
+        "--timeout",
+        "20m",
+    )
     names = [one.display_name for one in session.kubeflow.recurring_runs()]
     assert f"{session.name}-paused" in names, names
 

@@ -74,7 +74,7 @@ def silent(node: workflow.Node) -> str:
             "Error",
             "wait: Error (exit code 64): failed to put file",
             "",
-            Cause.DRIVER,
+            Cause.OUTSIDE,
             "wait: Error (exit code 64): ...",
         ),
         (
@@ -114,7 +114,7 @@ def silent(node: workflow.Node) -> str:
             Cause.NOT_STARTED,
             'Pod "x" is invalid: spec.volumes[1].name: Invalid value: "trust.me": must not contain dots',
         ),
-        ("Error", "some message that nobody knows", "", Cause.DRIVER, "some message that nobody knows"),
+        ("Error", "some message that nobody knows", "", Cause.OUTSIDE, "some message that nobody knows"),
     ],
 )
 def test_a_failure_has_its_cause(phase: str, message: str, log: str, cause: Cause, reason: str) -> None:
@@ -124,7 +124,7 @@ def test_a_failure_has_its_cause(phase: str, message: str, log: str, cause: Caus
     assert (failure.stage, failure.cause) == ("prepare", cause)
     assert failure.reason == reason or (reason.endswith("...") and failure.reason.startswith(reason[:-3]))
     assert end.state == workflow.FAILED and end.summary.startswith(f"failed: prepare: {cause}: ")
-    passing = {Cause.OUT_OF_MEMORY, Cause.EVICTED, Cause.POD_LOST, Cause.KILLED, Cause.STORAGE_LOST, Cause.DRIVER}
+    passing = {Cause.OUT_OF_MEMORY, Cause.EVICTED, Cause.POD_LOST, Cause.KILLED, Cause.STORAGE_LOST, Cause.OUTSIDE}
     assert end.may_pass is (cause in passing)
 
 

@@ -64,10 +64,10 @@ class Cause(StrEnum):
     STORAGE_LOST = "storage unreachable"
     NOT_STARTED = "pod cannot start"
     TIMED_OUT = "timed out"
-    DRIVER = "Kubeflow's driver failed"
+    OUTSIDE = "failed outside of the stage"
 
 
-PASSING = {Cause.EVICTED, Cause.POD_LOST, Cause.KILLED, Cause.STORAGE_LOST, Cause.DRIVER}
+PASSING = {Cause.EVICTED, Cause.POD_LOST, Cause.KILLED, Cause.STORAGE_LOST, Cause.OUTSIDE}
 """Causes that may be gone the next time, whatever the stage was given."""
 STAGES = {
     "check-inputs": "preflight",
@@ -337,14 +337,14 @@ def failure(node: Node, log: Callable[[Node], str]) -> Failure:
     """Why a pod failed: from its node's message, and where that does not say, from its log."""
     stage = node.stage
     if node.is_driver:
-        return Failure(stage, Cause.DRIVER, _short(node.message), _tail(log(node)))
+        return Failure(stage, Cause.OUTSIDE, _short(node.message), _tail(log(node)))
     exited = EXIT.match(node.message)
     if exited is None:
         return Failure(stage, _cause_without_exit(node.message), _short(node.message))
     if exited["reason"] == "OOMKilled":
         return Failure(stage, Cause.OUT_OF_MEMORY, _short(node.message))
     if exited["container"] != "main":
-        return Failure(stage, Cause.DRIVER, _short(node.message))
+        return Failure(stage, Cause.OUTSIDE, _short(node.message))
     event = progress.parse(exited["text"] or "")
     text = "" if event else log(node)
     event = event or _last_failure(text)
@@ -372,7 +372,7 @@ def _cause_without_exit(message: str) -> Cause:
         NOT_STARTED: Cause.NOT_STARTED,
         NOT_CREATED: Cause.NOT_STARTED,
     }
-    return next((cause for pattern, cause in patterns.items() if pattern.search(message)), Cause.DRIVER)
+    return next((cause for pattern, cause in patterns.items() if pattern.search(message)), Cause.OUTSIDE)
 
 
 def _last_failure(text: str) -> progress.Event | None:
