@@ -236,7 +236,9 @@ def _summarise(console: Console, folder: Path, verdict: dict) -> None:
         console.print(f"{mark} {check['name']}: {check['detail']}", style=style, markup=False, soft_wrap=True)
     if unchanged:
         champion = verdict["champion"]
-        by = ", promoted by a run of this name" if champion.get("run") == folder.name else ""
+        run = champion.get("run")
+        promoter = "an earlier attempt of this run" if run == folder.name else f"the run {run}"
+        by = f" ({promoter} promoted it)" if run else ""
         console.print(f"{champion['id']} is the champion already{by}: there is nothing to promote", soft_wrap=True)
     seconds = artifacts.read_json(folder / "timings.json")
     console.print(
