@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +10,8 @@ from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from distilrank import artifacts, checks, hardware, progress
+from distilrank import artifacts, checks, hardware, progress, terminal
 from distilrank.config import Config, load
 from distilrank.errors import InputError, RunStopped
 from pipelines import cluster_commands
@@ -178,7 +176,7 @@ def _started(
     pipeline: str, config: Path, overrides: list[str] | None, name: str, suffix: str
 ) -> Iterator[tuple[Console, Config, str]]:
     """Console, configuration and name of a run on this machine, which may be interrupted."""
-    console = Console(highlight=False, file=sys.stdout)  # the stream itself: sys.stdout is another during the run
+    console = terminal.console(markup=True)  # the stream itself: sys.stdout is another during the run
     fast = hardware.fast_bf16()
     settings = load(config, overrides, fast_bf16=fast)
     name = name or f"{settings.name}{suffix}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -206,7 +204,7 @@ def _describe_machine(fast: bool) -> str:
 
 
 def _tell_estimate(console: Console, found: dict, folder: Path) -> None:
-    table = Table("", "rows", "tokens", "tokens/s", "device hours", "price", box=None, header_style="bold")
+    table = terminal.new_table("", "rows", "tokens", "tokens/s", "device hours", "price", box=None, header_style="bold")
     for name in ("training", "labelling"):
         one = found[name]
         price = "-" if one["price"] is None else f"{one['price']:,.2f}"
@@ -224,7 +222,7 @@ def _tell_estimate(console: Console, found: dict, folder: Path) -> None:
 
 def _summarise(console: Console, folder: Path, verdict: dict) -> None:
     metrics = artifacts.read_json(folder / "metrics.json")
-    table = Table("system", *SHOWN.values(), box=None, header_style="bold")
+    table = terminal.new_table("system", *SHOWN.values(), box=None, header_style="bold")
     for system, values in metrics["systems"].items():
         table.add_row(system, *("-" if values[name] is None else f"{values[name]:.4f}" for name in SHOWN))
     console.print()
@@ -236,7 +234,9 @@ def _summarise(console: Console, folder: Path, verdict: dict) -> None:
         console.print(f"{mark} {check['name']}: {check['detail']}", style=style, markup=False, soft_wrap=True)
     if unchanged:
         champion = verdict["champion"]
-        by = ", promoted by a run of this name" if champion.get("run") == folder.name else ""
+        run = champion.get("run")
+        promoter = "an earlier attempt of this run" if run == folder.name else f"the run {run}"
+        by = f" ({promoter} promoted it)" if run else ""
         console.print(f"{champion['id']} is the champion already{by}: there is nothing to promote", soft_wrap=True)
     seconds = artifacts.read_json(folder / "timings.json")
     console.print(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import json
 import logging
 import os
 import re
 import shutil
 import signal
+import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,7 +26,7 @@ from rich.console import Console
 from distilrank import artifacts, hardware, label_manifest
 from distilrank.config import Config, parameters
 from distilrank.errors import InputError, RunStopped
-from pipelines import compiling
+from pipelines import compiling, processes
 from pipelines.console import RunDisplay
 from pipelines.containers import Engine
 
@@ -77,12 +80,75 @@ def _fitted(config: Config, runs: Path) -> Config:
     return config.model_copy(update={"compute": compute, "label": label, "prepare": prepare, "drift": drift})
 
 
-def _new_folder(runs: Path, name: str) -> Path:
-    folder = runs / name
+@contextlib.contextmanager
+def _reserving(runs: Path, name: str) -> Iterator[Path]:
+    """A new, empty folder for the run `name`, which no other process can start as long as this one works on it.
+
+    The lock lies on a file beside the folder, and the kernel drops it when the process ends, however it ends. Where the
+    file system has no locks, the folder is not protected.
+
+    Raises:
+        InputError: the run goes on in another process or is finished, or the folder cannot be made.
+    """
     if NAME.fullmatch(name) is None or name == "latest":
         raise InputError(f"--name {name}: expected lower-case letters, digits and hyphens, and not latest")
-    done = ("verdict.json", "monitor.json", ESTIMATE)
-    failed = (folder / "run.log").is_file() and not any((folder / name).exists() for name in done)
+    path = runs / f".{name}.lock"
+    with contextlib.ExitStack() as stack:
+        try:
+            runs.mkdir(parents=True, exist_ok=True)
+            descriptor = _lock(path)
+            stack.callback(os.close, descriptor)
+        except BlockingIOError:
+            raise InputError(
+                f"{runs / name}: a run of this name is in progress{_describe_owner(path)}; wait for it, or choose "
+                "another --name"
+            ) from None
+        except OSError as error:
+            raise InputError(
+                f"{runs / name}: cannot be made ({error.strerror}), expected a writable folder for --runs"
+            ) from None
+        stack.callback(path.unlink, missing_ok=True)  # before it is closed, so while it is locked
+        yield _new_folder(runs, name)
+
+
+def _lock(path: Path) -> int:
+    """Descriptor of the file `path`, locked for this process alone and holding its id.
+
+    Raises:
+        BlockingIOError: another process has it.
+        OSError: it cannot be made.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise
+            except OSError:  # no locks on this file system
+                pass
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, json.dumps([os.getpid(), socket.gethostname()]).encode(), 0)
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # its last owner removed it before it was locked here
+
+
+def _describe_owner(path: Path) -> str:
+    try:
+        process, host = json.loads(path.read_bytes())
+    except (OSError, ValueError, TypeError):  # not written yet, or removed just now
+        return ""
+    return f" (process {process}{'' if host == socket.gethostname() else f' on {host}'})"
+
+
+def _new_folder(runs: Path, name: str) -> Path:
+    folder = runs / name
+    failed = (folder / "run.log").is_file() and not _is_complete(folder)
     if folder.exists() and not failed:  # another run, or no run at all: a registry, say
         raise InputError(f"{folder}: a run of this name is there already; choose another --name")
     try:
@@ -93,6 +159,19 @@ def _new_folder(runs: Path, name: str) -> Path:
             f"{folder}: cannot be made ({error.strerror}), expected a writable folder for --runs"
         ) from None
     return folder
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether a run came to its end: the file that says so is the last that is written."""
+    if (folder / "monitor").is_dir():
+        return (folder / "monitor.json").exists()
+    return any((folder / name).exists() for name in ("verdict.json", ESTIMATE))
+
+
+def _complete(source: Path, target: Path) -> None:
+    """Copy the file that marks a folder as complete, which appears whole."""
+    with artifacts.replacing(target) as handle:
+        handle.write(source.read_bytes())
 
 
 def _stop_with(engine: Engine | None) -> None:
@@ -161,12 +240,12 @@ def run(
     config = _fitted(config, runs)
     runnable = _compiled(pipeline) if pipeline else compiling.build("distill", config, cluster=False)
     engine = _engine(runnable, config, name, runs, network, console)
-    folder = _new_folder(runs, name)
-    _keep(config, folder)
-    made, seconds, peak_mib = _execute(runnable, config, folder, runs, cache, console, engine)
-    _gather(made, folder, seconds, peak_mib)
-    _point(runs / "latest", folder)
-    return folder
+    with _reserving(runs, name) as folder:
+        _keep(config, folder)
+        made, seconds, peak_mib = _execute(runnable, config, folder, runs, cache, console, engine)
+        _gather(made, folder, seconds, peak_mib)
+        _point(runs / "latest", folder)
+        return folder
 
 
 def _compiled(path: Path) -> Any:
@@ -200,10 +279,10 @@ def estimate(
     config = _fitted(config, runs)
     runnable = compiling.build("estimate", config, cluster=False)
     engine = _engine(runnable, config, name, runs, network, console)
-    folder = _new_folder(runs, name)
-    made, _, _ = _execute(runnable, config, folder, runs, cache, console, engine)
-    shutil.copyfile(made / "estimate-spend" / "spend" / ESTIMATE, folder / ESTIMATE)
-    return artifacts.read_json(folder / ESTIMATE)
+    with _reserving(runs, name) as folder:
+        made, _, _ = _execute(runnable, config, folder, runs, cache, console, engine)
+        _complete(made / "estimate-spend" / "spend" / ESTIMATE, folder / ESTIMATE)
+        return artifacts.read_json(folder / ESTIMATE)
 
 
 def monitor(
@@ -217,19 +296,26 @@ def monitor(
     config = _fitted(config, runs)
     runnable = compiling.build("monitor", config, cluster=False)
     engine = _engine(runnable, config, name, runs, network, console)
-    folder = _new_folder(runs, name)
-    _keep(config, folder)
-    try:
-        made, seconds, peak_mib = _execute(runnable, config, folder, runs, cache, console, engine)
+    with _reserving(runs, name) as folder:
+        _keep(config, folder)
+        attempts = runs / ".kfp" / folder.name
+        earlier = set(attempts.glob("monitor-*"))
+        try:
+            made, seconds, peak_mib = _execute(runnable, config, folder, runs, cache, console, engine)
+        except BaseException:  # an alarm must be told of even if the run that answers it fails
+            for attempt in set(attempts.glob("monitor-*")) - earlier:
+                watched = attempt / "watch-champion" / "watched"
+                if (watched / artifacts.SEAL).exists():
+                    artifacts.copy_tree(watched, folder / "monitor")
+                    _complete(watched / "monitor.json", folder / "monitor.json")
+            raise
+        watched = made / "watch-champion" / "watched"
+        artifacts.copy_tree(watched, folder / "monitor")
         if (made / "render-report").is_dir():
             _gather(made, folder, seconds, peak_mib)
             _point(runs / "latest", folder)
-    finally:  # an alarm must be told of even if the run that answers it fails
-        for found in (runs / ".kfp" / folder.name).glob("monitor-*/watch-champion/watched"):
-            if (found / artifacts.SEAL).exists():
-                artifacts.copy_tree(found, folder / "monitor")
-                shutil.copyfile(found / "monitor.json", folder / "monitor.json")
-    return folder
+        _complete(watched / "monitor.json", folder / "monitor.json")
+        return folder
 
 
 def _keep(config: Config, folder: Path) -> None:
@@ -261,7 +347,7 @@ def _execute(
     with (
         _MemoryWatch(engine.memory_mib if engine else None) as memory,
         RunDisplay(folder / "run.log", console, stages) as display,
-        engine.runner() if engine else contextlib.nullcontext(local.SubprocessRunner(use_venv=False)) as runner,
+        engine.runner() if engine else processes.runner() as runner,
     ):
         local.init(
             runner,
@@ -295,7 +381,10 @@ def _raise_failure(display: RunDisplay, folder: Path) -> None:
 
 
 def _gather(made: Path, folder: Path, seconds: float, peak_mib: float) -> None:
-    """Copy what people and the next tools need from KFP's folders to the run's own."""
+    """Copy what people and the next tools need from KFP's folders to the run's own, the verdict last.
+
+    A folder without it is one of a run that did not finish, which a second attempt may replace.
+    """
     report = made / "render-report" / "report"
     if not (report / "report.html").is_file():
         raise RuntimeError(f"{report}: the report stage left no report.html")
@@ -308,7 +397,6 @@ def _gather(made: Path, folder: Path, seconds: float, peak_mib: float) -> None:
         shutil.copyfile(page, folder / page.name)
     shutil.copyfile(single["drift"] / "drift.json", folder / "drift.json")
     shutil.copyfile(single["evaluation"] / "metrics.json", folder / "metrics.json")
-    shutil.copyfile(single["verdict"] / "verdict.json", folder / "verdict.json")
     shutil.copyfile(single["teacher"] / "quality.json", folder / "quality.json")
     shutil.copyfile(single["teacher"] / "disagreements.csv", folder / "disagreements.csv")
     for name in ("profile.json", "profile.html"):
@@ -340,6 +428,7 @@ def _gather(made: Path, folder: Path, seconds: float, peak_mib: float) -> None:
             },
         },
     )
+    _complete(single["verdict"] / "verdict.json", folder / "verdict.json")
 
 
 def _point(link: Path, folder: Path) -> None:

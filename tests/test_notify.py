@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -221,6 +223,95 @@ def test_a_busy_server_is_asked_again(listener: Listener, tmp_path: Path) -> Non
     listener.statuses = [503, 429, 204]
     tell(Notify(webhook=listener.url), tmp_path)
     assert len(listener.posts) == 3
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_no_redirect_is_followed(
+    listener: Listener, tmp_path: Path, capsys: pytest.CaptureFixture[str], status: int
+) -> None:
+    with Listener() as elsewhere:
+        origin = elsewhere.url.removesuffix("/hook")
+        listener.statuses, listener.headers = [status], {"Location": f"{elsewhere.url}?token=secret"}
+        tell(Notify(webhook=listener.url), tmp_path)
+        assert elsewhere.requests == [] and listener.requests == ["POST /hook"]
+    log = capsys.readouterr().out
+    assert f"nobody was told: the webhook redirects to {origin} ({status}), expected the final URL" in log
+    assert "secret" not in log
+
+
+@pytest.mark.parametrize(
+    ("location", "shown"),
+    [
+        ("/hook/", "another path of the same server"),
+        ("", "another path of the same server"),
+        ("https://user:secret@example.com/secret", "https://example.com "),
+        ("//example.com:8443/secret", "http://example.com:8443 "),
+        ("http://[secret", "what is no URL"),
+        ("http://example.com:secret/", "what is no URL"),
+    ],
+)
+def test_of_a_redirect_only_the_origin_is_shown(
+    listener: Listener, tmp_path: Path, capsys: pytest.CaptureFixture[str], location: str, shown: str
+) -> None:
+    listener.statuses, listener.headers = [302], {"Location": location}
+    tell(Notify(webhook=listener.url), tmp_path)
+    log = capsys.readouterr().out
+    assert f"the webhook redirects to {shown}" in log and "secret" not in log and "127.0.0.1" not in log
+    assert listener.requests == ["POST /hook"]
+
+
+def drip(text: bytes, seconds: float) -> Iterator[bytes]:
+    for byte in text:
+        time.sleep(seconds)
+        yield bytes([byte])
+
+
+@pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\nX-Endless: "])
+def test_a_server_that_sends_a_byte_at_a_time_ends_at_the_time_limit(
+    listener: Listener,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    start: bytes,
+) -> None:
+    monkeypatch.setattr(notify, "TIME_LIMIT", 1.0)
+    listener.raw = itertools.chain([start] if start else [], drip(b"HTTP/1.1 200 OK\r\n", 0.15))
+    began = time.monotonic()
+    tell(Notify(webhook=listener.url), tmp_path)
+    assert time.monotonic() - began < 1.8 and len(listener.posts) == 1
+    assert "nobody was told: the webhook did not answer within 1 s" in capsys.readouterr().out
+
+
+def test_a_wait_beyond_the_time_limit_is_not_begun(
+    listener: Listener, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listener.statuses, listener.headers = [429], {"Retry-After": "3600"}
+    began = time.monotonic()
+    tell(Notify(webhook=listener.url), tmp_path)
+    assert time.monotonic() - began < 5 and len(listener.posts) == 1
+    assert "nobody was told: the webhook failed (HTTPError, 429)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("status", "told"), [("200 OK", True), ("404 Not Found", False), ("302 Found\r\nLocation: /", False)]
+)
+def test_an_endless_answer_is_not_read(
+    listener: Listener, tmp_path: Path, capsys: pytest.CaptureFixture[str], status: str, told: bool
+) -> None:
+    sent: list[int] = []
+
+    def endless() -> Iterator[bytes]:
+        yield f"HTTP/1.1 {status}\r\nContent-Type: text/plain\r\n\r\n".encode()
+        while sum(sent) < 2**30:
+            yield bytes(2**16)
+            sent.append(2**16)
+
+    listener.raw = endless()
+    began = time.monotonic()
+    tell(Notify(webhook=listener.url), tmp_path)
+    assert time.monotonic() - began < 5 and len(listener.posts) == 1
+    assert ("nobody was told" not in capsys.readouterr().out) == told
+    assert sum(sent) < 2**25  # what the sockets' buffers hold
 
 
 def test_only_failures_where_only_they_are_wanted(listener: Listener, tmp_path: Path) -> None:

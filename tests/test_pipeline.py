@@ -156,7 +156,9 @@ def test_the_compiled_pipeline_meets_the_champion_that_it_makes_again(promoted: 
     assert sorted(failed) == ["minimum_ndcg_at_10", "new"]
     version = verdict["champion"]["id"]
     assert (version, verdict["champion"]["run"]) == (verdict["candidate"]["id"], "first")
-    assert f"{version} is the champion already: there is nothing to promote" in result.stdout
+    assert (
+        f"{version} is the champion already (the run first promoted it): there is nothing to promote" in result.stdout
+    )
     assert "! minimum_ndcg_at_10" in result.stdout and "✗" not in result.stdout and "! new" not in result.stdout
     log = (shop.runs / "second" / "run.log").read_text()
     (event,) = (event for line in log.splitlines() if (event := progress.parse(line)) and event.event == "outcome")

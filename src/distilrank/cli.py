@@ -20,13 +20,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from distilrank import __version__, artifacts, config, hardware, knobs, progress, volume
 from distilrank.errors import InputError, RunStopped
 from distilrank.registry import commands as registry_commands
 from distilrank.serving import settings as serving
-from distilrank.terminal import AsJson, console, figure, print_json
+from distilrank.terminal import AsJson, console, figure, new_table, print_json
 
 HELP = """Distil an LLM's sense of product relevance into a small, fast ranker.
 
@@ -249,12 +248,12 @@ def _print_measures(metrics: dict[str, Any], models: Sequence[str]) -> None:
     out, protocol = console(), metrics["protocol"]
     systems = metrics["systems"]
     counts = f"{protocol['ranked_queries']:,} ranked of {protocol['queries']:,} queries, {protocol['pairs']:,} pairs"
-    table = Table("measure", *systems, title=counts)
+    table = new_table("measure", *systems, title=counts)
     for metric in next(iter(systems.values())):
         table.add_row(metric, *(figure(values[metric]) for values in systems.values()))
     out.print(table)
     level = f"{protocol['confidence']:.0%}"
-    table = Table("system", "against", "measure", "difference", f"{level} interval", "p", "wins, ties, losses")
+    table = new_table("system", "against", "measure", "difference", f"{level} interval", "p", "wins, ties, losses")
     for one in metrics["comparisons"]:
         interval = f"{figure(one['ci_low'], '+')} to {figure(one['ci_high'], '+')}"
         counted = ", ".join(f"{one[key]:,}" for key in ("wins", "ties", "losses") if key in one) or "-"
@@ -276,7 +275,7 @@ def _print_measures(metrics: dict[str, Any], models: Sequence[str]) -> None:
     if not worse:
         out.print(f"no student is significantly worse on any of {len(slices['rows'])} slices")
     if metrics["stability"]:
-        table = Table("measure", "mean", "sd", "lowest", "highest", title=f"{len(models)} students")
+        table = new_table("measure", "mean", "sd", "lowest", "highest", title=f"{len(models)} students")
         for metric, values in metrics["stability"]["measures"].items():
             keys = ("mean", "standard_deviation", "lowest", "highest")
             table.add_row(metric, *(figure(values[key]) for key in keys))
@@ -375,7 +374,7 @@ def preflight(
     if as_json:
         print_json(resolved)
         return
-    table = Table("resolved", "value", title=f"{settings}: ready to run")
+    table = new_table("resolved", "value", title=f"{settings}: ready to run")
     for name, value in resolved.items():
         table.add_row(name.replace("_", " "), _words(value))
     console().print(table)
@@ -414,7 +413,7 @@ def reconsider(
     else:
         out = console()
         outcome = verdict.outcome.replace("_", " ")
-        table = Table(title=f"{run}: candidate {verdict.candidate['id']} would be {outcome}")
+        table = new_table(title=f"{run}: candidate {verdict.candidate['id']} would be {outcome}")
         for heading in ("check", "", "value", "bound", "detail"):
             table.add_column(heading, overflow="fold", no_wrap=heading in ("check", ""))
         for check in verdict.checks:
@@ -451,11 +450,11 @@ def check_data(
         print_json({"problems": [problem.to_json() for problem in problems], **found.facts})
     else:
         out = console()
-        facts = Table("what", "found", title=f"{settings}: {found.facts['read']}")
+        facts = new_table("what", "found", title=f"{settings}: {found.facts['read']}")
         for name, value in found.facts.items():
             facts.add_row(name.replace("_", " "), _words(value))
         out.print(facts)
-        table = Table(title="Problems", show_lines=True)
+        table = new_table(title="Problems", show_lines=True)
         for heading in ("where", "", "rows", "problem", "examples"):
             table.add_column(heading, overflow="fold")
         for problem in sorted(problems, key=lambda problem: not problem.fatal):
@@ -533,7 +532,7 @@ def show_config(
         raise InputError(f"config: no section {section!r}, expected one of {known}")
     out = console()
     for group in chosen:
-        table = Table("key", "default", "bound", "what it does", title=group.title, caption=group.summary)
+        table = new_table("key", "default", "bound", "what it does", title=group.title, caption=group.summary)
         for knob in group.knobs:
             table.add_row(knob.key, knob.default, knob.bound or knob.type, knob.description)
         out.print(table)

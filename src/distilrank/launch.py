@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib
 import json
 import os
@@ -27,6 +28,7 @@ from distilrank.config import Compute, Section
 from distilrank.errors import InputError, RunStopped
 from distilrank.label_manifest import MANIFEST
 
+LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 HEARTBEAT = "heartbeat"
 Folders = Path | list[Path]
@@ -48,10 +50,15 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _die_with_parent() -> None:
-    """Have the kernel end this process when its parent is gone: two trainings in one folder would do harm."""
-    with contextlib.suppress(OSError, AttributeError):  # Linux alone can
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def die_with_parent(parent: int) -> None:
+    """Have the kernel end this process by SIGTERM when `parent`, which has just forked it, is gone; Linux alone can.
+
+    Runs between fork and exec, where other threads' locks are held for ever: it loads no library.
+    """
+    with contextlib.suppress(AttributeError):
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it ended before the kernel was asked
+            os._exit(128 + signal.SIGTERM)
 
 
 def is_worker() -> bool:
@@ -117,9 +124,9 @@ def run(
     with tempfile.TemporaryDirectory() as scratch:
         task = _Task(stage, config, compute, folders, values, output=output, folder=Path(scratch))
         command = [*torchrun, "-m", "distilrank.launch", str(task.write())]
-        subprocess.run(
-            command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=False, preexec_fn=_die_with_parent
-        )
+        # Two trainings in one folder would do harm.
+        die = functools.partial(die_with_parent, os.getpid())
+        subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=False, preexec_fn=die)
         return task.result()
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 import requests
-from urllib3.util import Retry
 
 from distilrank import artifacts, kubernetes_api, progress, registry, workflow
 from distilrank.config import WEBHOOK_FOLDER, Notify, Registry
@@ -17,8 +19,13 @@ from distilrank.workflow import SUCCEEDED, UNKNOWN, Cause, Failure, Node, RunEnd
 STAGE = "notify"
 VERSION = 1
 """Of the payload: it changes when a key changes its meaning or goes."""
-RETRIES = Retry(total=4, backoff_factor=1, status_forcelist=(429, 500, 502, 503, 504), allowed_methods=None)
-TIMEOUT = (5, 20)  # seconds to connect, and to be answered
+TIMEOUT = (5, 20)  # seconds to connect, and to wait for the next bytes of an answer
+TIME_LIMIT = 60.0
+"""Seconds for the whole exchange with the webhook: all attempts, the pauses between them, and slow answers."""
+PAUSES = (0, 2, 4, 8)
+"""Seconds before each repeated attempt; a number in the answer's Retry-After comes first."""
+BUSY = (429, 500, 502, 503, 504)
+"""Statuses after which the message is posted again."""
 ENDS = {
     "SUCCEEDED": "SUCCEEDED",
     "COMPLETE": "SUCCEEDED",
@@ -73,17 +80,87 @@ def notify(
     try:
         url = _url(config)
         promoted = _promoted(registry_config, name) if end.state in (SUCCEEDED, UNKNOWN) and not end.decisions else ""
-        with requests.Session() as session:
-            for scheme in ("http://", "https://"):
-                session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=RETRIES))
-            answer = session.post(url, json=payload(name, run or "", end, promoted), timeout=TIMEOUT)
-        answer.raise_for_status()
+        _deliver(url, payload(name, run or "", end, promoted))
     except InputError as problem:
         progress.announce(STAGE, "note", f"nobody was told: {problem}")
     except requests.RequestException as problem:  # its text holds the URL, which may be a secret
         status = problem.response.status_code if problem.response is not None else "no answer"
         progress.announce(STAGE, "note", f"nobody was told: the webhook failed ({type(problem).__name__}, {status})")
     progress.announce(STAGE, "finished", end.summary)
+
+
+class _Session(requests.Session):
+    """Follows no redirect: most turn a POST into a GET without the content, and 307 reposts it to any server.
+
+    `allow_redirects=False` would not do: requests then still reads the answer's whole body and parses the target.
+    """
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        return None
+
+
+def _deliver(url: str, content: dict[str, Any]) -> None:
+    """Post `content` to `url`, in `TIME_LIMIT` seconds at most, and follow no redirect.
+
+    The limits of `requests` hold for single reads: a server that sends a byte a second would never reach them, nor does
+    a name lookup. So the exchange is done in a thread, which is abandoned when the time is up.
+
+    Raises:
+        InputError: the webhook redirects, or the time is up.
+        requests.RequestException: it cannot be reached, or refuses.
+    """
+    problems: list[Exception] = []
+
+    def exchange() -> None:
+        try:
+            _post(url, content, time.monotonic() + TIME_LIMIT)
+        except Exception as problem:  # raised again below
+            problems.append(problem)
+
+    thread = threading.Thread(target=exchange, name="webhook", daemon=True)
+    thread.start()
+    thread.join(TIME_LIMIT)
+    if thread.is_alive():
+        raise InputError(f"the webhook did not answer within {TIME_LIMIT:.0f} s")
+    if problems:
+        raise problems[0]
+
+
+def _post(url: str, content: dict[str, Any], deadline: float) -> None:
+    """Post until the webhook takes it, refuses it or the pauses are used up; no body of an answer is read."""
+    for pause in (*PAUSES, None):
+        try:
+            with _Session() as session, session.post(url, json=content, timeout=TIMEOUT, stream=True) as answer:
+                if 300 <= answer.status_code < 400:
+                    target = _describe_target(url, answer.headers.get("Location", ""))
+                    raise InputError(
+                        f"the webhook redirects to {target} ({answer.status_code}), expected the final URL"
+                    )
+                answer.raise_for_status()
+                return
+        except (requests.ConnectionError, requests.Timeout, requests.HTTPError) as problem:
+            refusal = problem.response
+            if refusal is not None and refusal.status_code not in BUSY:
+                raise
+            asked = refusal.headers.get("Retry-After", "") if refusal is not None else ""
+            seconds = int(asked) if asked.isascii() and asked.isdigit() and len(asked) < 9 else pause
+            if pause is None or seconds is None or time.monotonic() + seconds > deadline:
+                raise
+        time.sleep(seconds)
+
+
+def _describe_target(url: str, location: str) -> str:
+    """The scheme and host that a redirect leads to: what follows them may be a secret, as in the URL itself."""
+    try:
+        source, target = urlsplit(url), urlsplit(urljoin(url, location))
+        port = f":{target.port}" if target.port else ""
+    except ValueError:
+        return "what is no URL"
+    host = target.hostname or ""
+    if not location or (target.scheme, target.netloc) == (source.scheme, source.netloc):
+        return "another path of the same server"
+    origin = f"{target.scheme}://{host}{port}"
+    return origin if origin.isprintable() and len(origin) < 200 else "what is no URL"
 
 
 def _from_status(state: str, error: str) -> RunEnd:

@@ -8,14 +8,35 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+UNLIMITED = 100_000
+"""Columns of an output that has no width: tables are as wide as their content."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 
-def console() -> Console:
-    """Standard output, for text and tables that hold what others wrote: nothing in it is taken for markup."""
-    # A pipe has no width of its own; the default of 80 would fold the tables.
-    return Console(width=None if sys.stdout.isatty() else 140, markup=False, highlight=False, emoji=False)
+def console(*, markup: bool = False) -> Console:
+    """Standard output as it is now, for text and tables; nothing in them is taken for markup unless asked for.
+
+    Digests, paths and versions are there to be copied. A pipe or a file has no width, so nothing is wrapped there.
+    """
+    width = None if sys.stdout.isatty() else UNLIMITED
+    return Console(file=sys.stdout, width=width, markup=markup, highlight=False, emoji=False)
+
+
+def new_table(*headings: str, title: str = "", **options: Any) -> Table:
+    """A table that shows its cells whole: on a terminal long words continue on the next line, elsewhere columns fit.
+
+    Args:
+        headings: of the columns.
+        title: printed above.
+        options: further ones of `rich.table.Table`.
+    """
+    whole: dict[str, Any] = {"overflow": "fold"} if sys.stdout.isatty() else {"overflow": "ignore", "no_wrap": True}
+    columns = [Column(heading, overflow="fold") for heading in headings]
+    return Table(*columns, title=Text(title, "table.title", **whole), **options)  # else wrapped at the table's width
 
 
 def print_json(value: Any) -> None:

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from distilrank import config
 from distilrank import registry as registries
 from distilrank.errors import InputError
 from distilrank.model_card import flatten
 from distilrank.registry.mirror import Mirrored
-from distilrank.terminal import AsJson, console, figure, print_json
+from distilrank.terminal import AsJson, console, figure, new_table, print_json
 
 HELP = """Promoted students: what there is, what changed, and which one is in use.
 
@@ -74,7 +73,8 @@ def list_versions(registry: Uri = "", settings: Settings = None, as_json: AsJson
     if not manifests:
         print(f"registry {backend.uri}: no version yet; a run that passes the gate publishes one")
         return
-    table = Table("version", "", "created", "nDCG@10", "ECE", "outcome", "in place of", title=f"registry {backend.uri}")
+    headings = ("version", "", "created", "nDCG@10", "ECE", "outcome", "in place of")
+    table = new_table(*headings, title=f"registry {backend.uri}")
     for manifest in manifests:
         replaced, named = manifest["verdict"]["champion"], _naming(aliases, manifest["id"])
         table.add_row(
@@ -107,22 +107,22 @@ def show_version(
         return
     out = console()
     out.print(", ".join([manifest["id"], *named, f"created {manifest['created']}"]), style="bold")
-    measures = Table("measure", "student", title="On the test queries")
+    measures = new_table("measure", "student", title="On the test queries")
     for name, value in manifest["metrics"].items():
         measures.add_row(name, figure(value))
     out.print(measures)
     verdict = manifest["verdict"]
-    checks = Table("check", "", "detail", title=f"Verdict: {verdict['outcome'].replace('_', ' ')}")
+    checks = new_table("check", "", "detail", title=f"Verdict: {verdict['outcome'].replace('_', ' ')}")
     for check in verdict["checks"]:
         checks.add_row(check["name"], "passed" if check["passed"] else "failed", check["detail"])
     out.print(checks)
     if override := verdict.get("override"):
         out.print(f"overridden by {override['by']} until {override['until']}: {override['reason']}")
-    origins = Table("made from", "what", title="Origin")
+    origins = new_table("made from", "what", title="Origin")
     for name, value in _origins(manifest).items():
         origins.add_row(name, value)
     out.print(origins)
-    moves = Table("when", "alias", "what", "version", "in place of", "by", "reason", title="History")
+    moves = new_table("when", "alias", "what", "version", "in place of", "by", "reason", title="History")
     for record in past:
         cells = (record[key] for key in ("since", "alias", "action", "version", "previous", "by", "reason"))
         moves.add_row(*(cell or "-" for cell in cells))
@@ -150,18 +150,18 @@ def compare(
         print_json(found)
         return
     out, ids = console(), (left["id"], right["id"])
-    measures = Table("measure", *ids, "difference", title="Measures on the test queries")
+    measures = new_table("measure", *ids, "difference", title="Measures on the test queries")
     for row in found["measures"]:
         measures.add_row(row["name"], figure(row["a"]), figure(row["b"]), figure(row["difference"], "+"))
     out.print(measures)
     for title, rows in (("Settings", found["settings"]), ("Origin", found["origin"])):
-        table = Table(title=f"{title} that differ")
+        table = new_table(title=f"{title} that differ")
         for heading in ("what", *ids):
             table.add_column(heading, overflow="fold")
         for row in rows:
             table.add_row(row["name"], *("-" if row[side] is None else str(row[side]) for side in ("a", "b")))
         out.print(table if rows else f"{title}: no difference")
-    files = Table("file", *(f"{one}, bytes" for one in ids), title="Files that differ")
+    files = new_table("file", *(f"{one}, bytes" for one in ids), title="Files that differ")
     for row in found["files"]:
         files.add_row(row["name"], *("-" if row[side] is None else f"{row[side]:,}" for side in ("a", "b")))
     out.print(files if found["files"] else "Files: no difference")
@@ -238,7 +238,7 @@ def verify_versions(
     if as_json:
         print_json([{"id": one, "problem": problems.get(one)} for one in versions])
     else:
-        table = Table("version", "state", title=f"registry {backend.uri}")
+        table = new_table("version", "state", title=f"registry {backend.uri}")
         for one in versions:
             table.add_row(one, problems.get(one, "every digest matches"))
         console().print(table)
