@@ -102,7 +102,9 @@ class Peer:
 
     def __init__(self, base: Path, folder: Path, bf16: bool, rendered: Callable[[pa.Table], list[str]]) -> None:
         torch.manual_seed(SEED)
-        self.model = CrossEncoder(str(base), num_labels=1, max_length=TEXT.max_tokens, device="cpu")
+        self.model = CrossEncoder(
+            str(base), num_labels=1, max_length=TEXT.max_tokens, device="cpu", trust_remote_code=False
+        )
         self.folder, self.bf16, self.rendered = folder, bf16, rendered
 
     def train(self, table: pa.Table) -> None:
@@ -269,7 +271,7 @@ def _percentiles(seconds: list[float]) -> dict[str, float]:
 
 def measure_scoring(scale: Scale, student: Path, train: pa.Table, dev: pa.Table) -> dict[str, Any]:
     """Pairs a second and nDCG@10 of each backend beside the peer's, and the latency of one query's products."""
-    peer = CrossEncoder(str(student), device="cpu")
+    peer = CrossEncoder(str(student), device="cpu", trust_remote_code=False)
     there = [name for name, file in FILES.items() if (student / file).exists()]
     scorers = {name: Scorer.load(student, Compute(device="cpu"), backend=name) for name in ("torch", *there)}
     any_scorer = scorers["torch"]

@@ -112,7 +112,9 @@ class Plain:
 
     def __init__(self, folder: Path, pad: int, device: torch.device, dtype: torch.dtype) -> None:
         torch.manual_seed(SEED)
-        model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=dtype)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=1, dtype=dtype, trust_remote_code=False
+        )
         model.config.pad_token_id, model.config.use_cache = pad, False
         config = LoraConfig(task_type=TaskType.SEQ_CLS, r=16, lora_alpha=32, target_modules="all-linear")
         self.model = get_peft_model(model, config).to(device)

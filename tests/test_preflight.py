@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from transformers import DistilBertConfig, DistilBertModel
 
 from distilrank import artifacts, config, hardware, preflight, registry
 from distilrank.errors import InputError
@@ -13,7 +15,7 @@ LOG = "query,product_id,when\n" + "".join(f"red sofa,p1,2026-03-{day:02d}T12:00:
 
 
 @pytest.fixture
-def setup(tmp_path: Path):
+def setup(tmp_path: Path, models: Path):
     """Writes data and a model folder, and gives a function from overrides to a checked run."""
     files = {
         "judgements.csv": "query,product_id,rating\nred sofa,p1,2\n",
@@ -23,9 +25,7 @@ def setup(tmp_path: Path):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text('{"model_type": "bert"}')
-    (model / "model.safetensors").write_text("{}")
+    shutil.copytree(models / "encoder", model)
 
     def run(
         schedule_time: str = "", secrets: dict[str, list[str]] | None = None, name: str = "weekly", **overrides
@@ -223,7 +223,8 @@ def test_models_are_checked_without_loading(setup, tmp_path: Path) -> None:
 
 
 def test_a_student_that_drift_cannot_embed_with_is_named(setup, tmp_path: Path) -> None:
-    (tmp_path / "model" / "config.json").write_text('{"model_type": "distilbert"}')
+    shape = DistilBertConfig(dim=32, hidden_dim=64, n_layers=2, n_heads=4, vocab_size=126)
+    DistilBertModel(shape).save_pretrained(tmp_path / "model")
     with pytest.raises(
         InputError, match=r"drift\.encoder: the student, '.*model', is of type 'distilbert', expected bert"
     ):

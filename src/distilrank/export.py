@@ -31,9 +31,9 @@ from onnx import helper, numpy_helper
 from onnxruntime.transformers import optimizer
 from onnxruntime.transformers.fusion_options import AttentionMaskFormat, FusionOptions
 from scipy.stats import spearmanr
-from transformers import AttentionInterface, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
-from distilrank import __version__, artifacts, encoding, hardware, measures, progress
+from distilrank import __version__, artifacts, encoding, hardware, measures, pretrained, progress
 from distilrank.config import Compute
 from distilrank.errors import InputError, RunStopped
 from distilrank.graph import INPUTS, Graph
@@ -247,9 +247,7 @@ class _FirstToken(torch.nn.Module):
 
 
 def _load(folder: Path) -> PreTrainedModel:
-    model = AutoModelForSequenceClassification.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", use_safetensors=True, trust_remote_code=False
-    )
+    model = pretrained.load(folder, whole=True, dtype=torch.float32, attn_implementation="eager")
     if model.config.model_type in FUSIBLE:
         model.set_attn_implementation(ATTENTION)
     if model.config.model_type in LIKE_BERT:

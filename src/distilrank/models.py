@@ -15,6 +15,7 @@ import hashlib
 import importlib.metadata
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
@@ -23,6 +24,7 @@ from distilrank.errors import InputError
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md")
+SETTINGS = ("config.json", "tokenizer_config.json")  # where transformers looks for code that comes with a model
 CONVERTER = "1"  # part of the cache key: raise it when conversion writes something else
 
 
@@ -42,7 +44,7 @@ def check(reference: str) -> None:
     if scheme == "hub":
         _check_hub(reference)
     elif scheme == "gs":
-        _check_names(reference, (blob.name for blob in _blobs(reference)))
+        _check_gs(reference)
     elif scheme == "wheel":
         path = _wheel_path(reference)
         if path.is_dir():
@@ -81,14 +83,37 @@ def resolve(reference: str) -> Path:
     """
     check(reference)
     scheme = _scheme(reference)
-    if scheme == "hub":
-        return _fetch_hub(reference)
-    if scheme == "gs":
-        return _fetch_gs(reference)
+    if scheme in ("hub", "gs"):
+        folder = _fetch_hub(reference) if scheme == "hub" else _fetch_gs(reference)
+        refuse_code(reference, folder)
+        return folder
     if scheme == "wheel":
         path = _wheel_path(reference)
         return path if path.is_dir() else _convert_gguf(path)
     return Path(reference)
+
+
+def refuse_code(model: str, folder: Path) -> None:
+    """Refuse a model that brings code of its own, which transformers would offer to run.
+
+    Args:
+        model: the reference or folder, for the message.
+        folder: the model's files.
+
+    Raises:
+        InputError: a file of SETTINGS has the key `auto_map`, or is not JSON.
+    """
+    for name in SETTINGS:
+        if (folder / name).is_file():
+            _refuse_auto_map(model, name, artifacts.read_json(folder / name))
+
+
+def _refuse_auto_map(model: str, file: str, settings: dict) -> None:
+    if settings.get("auto_map"):
+        raise InputError(
+            f"{model}: {file} has the key 'auto_map', which names code that comes with the model; such code is never "
+            "run, expected an architecture of transformers' own (where it is one, remove the key from a copy)"
+        )
 
 
 def _scheme(reference: str) -> str:
@@ -120,6 +145,7 @@ def _check_folder(reference: str, folder: Path) -> None:
     if not folder.is_dir():
         raise InputError(f"model {reference!r}: no such folder, expected one with safetensors and config.json")
     _check_names(reference, (path.name for path in folder.iterdir()))
+    refuse_code(reference, folder)
 
 
 def _wheel_path(reference: str) -> Path:
@@ -150,6 +176,10 @@ def _check_hub(reference: str) -> None:
     try:
         info = huggingface_hub.model_info(repository, revision=revision, timeout=20)
         huggingface_hub.auth_check(repository)  # a gated model shows its information to all
+        names = {file.rfilename for file in info.siblings or []}
+        for name in names.intersection(SETTINGS):
+            path = huggingface_hub.hf_hub_download(repository, name, revision=revision)
+            _refuse_auto_map(reference, name, artifacts.read_json(Path(path)))
     except GatedRepoError:
         raise InputError(f"model {reference!r}: gated; accept its licence on the hub and set HF_TOKEN") from None
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
@@ -157,10 +187,11 @@ def _check_hub(reference: str) -> None:
             f"model {reference!r}: the hub has no such model or revision ({type(error).__name__})"
         ) from None
     except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
-        if _downloaded(repository, revision):
+        if folder := _downloaded(repository, revision):
+            refuse_code(reference, folder)
             return  # offline, but it was downloaded before
         raise InputError(f"model {reference!r}: the hub cannot be reached ({type(error).__name__})") from None
-    _check_names(reference, (file.rfilename for file in info.siblings or []))
+    _check_names(reference, names)
 
 
 def _downloaded(repository: str, revision: str) -> Path | None:
@@ -204,13 +235,28 @@ def _blobs(reference: str) -> list:
     return blobs
 
 
+def _check_gs(reference: str) -> None:
+    blobs = _blobs(reference)
+    _check_names(reference, (blob.name for blob in blobs))
+    with tempfile.TemporaryDirectory() as folder:
+        for name in SETTINGS:
+            for blob in blobs:
+                if blob.name == f"{_gs_prefix(reference)}{name}":
+                    blob.download_to_filename(Path(folder, name))
+        refuse_code(reference, Path(folder))
+
+
+def _gs_prefix(reference: str) -> str:
+    return reference.removeprefix("gs://").partition("/")[2].rstrip("/") + "/"
+
+
 def _fetch_gs(reference: str) -> Path:
     blobs = [blob for blob in _blobs(reference) if any(PurePosixPath(blob.name).match(pattern) for pattern in WANTED)]
     key = hashlib.sha256(repr(sorted((blob.name, blob.md5_hash) for blob in blobs)).encode()).hexdigest()[:16]
     target = cache_folder() / f"gs-{key}"
     if not target.exists():
         partial = _fresh(target)
-        prefix = reference.removeprefix("gs://").partition("/")[2].rstrip("/") + "/"
+        prefix = _gs_prefix(reference)
         for blob in blobs:
             path = partial / blob.name.removeprefix(prefix)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -226,17 +272,23 @@ def _convert_gguf(path: Path) -> Path:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-        model = AutoModelForCausalLM.from_pretrained(
+        from distilrank import weights
+
+        model, report = AutoModelForCausalLM.from_pretrained(
             path.parent,
             gguf_file=path.name,
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.bfloat16,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
+        weights.refuse(str(path), len(model.state_dict()), report["missing_keys"], whole=True)
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config  # the weights are dense from here on
         partial = _fresh(target)
         model.save_pretrained(partial)
-        AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(partial)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+        tokenizer.save_pretrained(partial)
         _publish(partial, target)
     return target
 

@@ -8,18 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
-from distilrank import batching, compute, packing, progress
+from distilrank import batching, compute, models, packing, pretrained, progress
 from distilrank.config import Compute
 from distilrank.encoding import Tokens
 from distilrank.errors import InputError, RunStopped
-
-# Its bars and its report of a head that we train anew tell our users nothing.
-transformers.utils.logging.set_verbosity_error()
-transformers.utils.logging.disable_progress_bar()
 
 
 def collate(tokens: Tokens, rows: np.ndarray, pad_token: int, device: torch.device) -> dict[str, torch.Tensor]:
@@ -38,27 +32,35 @@ def forward(model: torch.nn.Module, tokens: Tokens, rows: np.ndarray, device: to
     return model(**collate(tokens, rows, model.config.pad_token_id, device)).logits[:, 0]
 
 
-def load_model(folder: Path, runtime: compute.Runtime, dtype: torch.dtype | None = None) -> PreTrainedModel:
+def load_model(
+    folder: Path, runtime: compute.Runtime, dtype: torch.dtype | None = None, *, whole: bool = False
+) -> PreTrainedModel:
     """Load a one-logit classifier from safetensors; a missing head is made anew from the current torch seed.
 
+    Args:
+        folder: a pretrained model, or one that the teacher or student stage saved.
+        runtime: device and precision.
+        dtype: of the weights; None: the runtime's.
+        whole: not even the head may be missing.
+
     Raises:
-        InputError: the folder does not hold a model of a known architecture.
+        InputError: as `pretrained.load` does.
     """
+    models.refuse_code(str(folder), folder)
     try:
-        packed = AutoConfig.from_pretrained(folder).model_type in packing.MODEL_TYPES
-        # On CPU, eager attention trains encoders 1.5x faster than SDPA, whose backward is slow there; on short inputs
-        # it scores at the same speed.
-        padded = "eager" if runtime.device.type == "cpu" else "sdpa"
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            num_labels=1,
-            dtype=dtype or runtime.dtype,
-            attn_implementation=packing.ATTENTION if packed else padded,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError, RuntimeError, AttributeError, SafetensorError) as error:
+        packed = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type in packing.MODEL_TYPES
+    except (OSError, ValueError) as error:
         raise InputError(f"{folder}: not a model that can be loaded ({' '.join(str(error).split())[:200]})") from error
+    # On CPU, eager attention trains encoders 1.5x faster than SDPA, whose backward is slow there; on short inputs
+    # it scores at the same speed.
+    padded = "eager" if runtime.device.type == "cpu" else "sdpa"
+    model = pretrained.load(
+        folder,
+        whole=whole,
+        num_labels=1,
+        dtype=dtype or runtime.dtype,
+        attn_implementation=packing.ATTENTION if packed else padded,
+    )
     model.config.use_cache = False  # nothing is generated
     model.config.problem_type = "regression"
     for head in (module for module in model.modules() if isinstance(module, torch.nn.Linear)):
@@ -142,7 +144,7 @@ class Network:
             InputError: as `load_model`, or the device is not there.
         """
         runtime = compute.setup(compute_config)
-        return cls(load_model(folder, runtime), runtime)
+        return cls(load_model(folder, runtime, whole=True), runtime)
 
     def score(self, tokens: Tokens, budget: int, counter: progress.Counter | None = None) -> np.ndarray:
         """As `score_encoded`."""
@@ -159,7 +161,11 @@ def save_tokenizer(source: Path, target: Path, pad_token: str, max_tokens: int |
     Args:
         pad_token: what it pads with, also where the source names nothing.
         max_tokens: what other libraries cut a pair to; None: as in `source`.
+
+    Raises:
+        InputError: the source brings code of its own.
     """
+    models.refuse_code(str(source), source)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     tokenizer.pad_token = pad_token
     if max_tokens is not None:

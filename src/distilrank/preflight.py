@@ -6,6 +6,7 @@ Never cached: the digests and the window found here are what tells the cached st
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import sys
@@ -16,7 +17,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distilrank import artifacts, hardware, models, progress, registry, sources, trainjob
+from distilrank import artifacts, hardware, models, progress, registry, sources, trainjob, weights
 from distilrank.config import Config, Preflight, Prepare, Window
 from distilrank.corpus import least_clients
 from distilrank.errors import InputError
@@ -69,8 +70,8 @@ def check(
         output: folder for preflight.json.
 
     Raises:
-        InputError: the run has no name, or secrets, data, columns, models, registry, GPU, disk or log window are not
-            as the configuration says.
+        InputError: the run has no name, or secrets, data, columns, models (their weights and code, too), registry,
+            GPU, disk or log window are not as the configuration says.
     """
     with artifacts.stage(STAGE, output, config=config) as record:
         _check_run(name, schedule_time)
@@ -98,6 +99,13 @@ def check(
         with progress.timed(STAGE, "digested the models"):
             used = {config.teacher.model, config.student.model, config.prepare.retriever.model}
             bases = {reference: models.digest(reference) for reference in sorted(used)}
+        for reference in sorted({config.teacher.model, config.student.model}):
+            _check_weights(reference)
+        if config.prepare.from_disagreement:
+            from distilrank import retriever
+
+            if _is_local(config.prepare.retriever.model):
+                retriever.check(config.prepare.retriever.model)
         _check_embedded(config)
         bounds, data_digest = _pin(config, schedule_time, output, source, bases[config.prepare.retriever.model])
         resolved = Resolved(
@@ -228,6 +236,27 @@ def _check_embedded(config: Config) -> None:
             f"drift.encoder: the student, {config.student.model!r}, is of type {kind!r}, expected bert; name a BERT "
             "sentence encoder there, or set drift.embedding_rows to 0 and gate.max_embedding_auc to 1"
         )
+
+
+def _is_local(reference: str) -> bool:
+    """Whether the weights are here, and need neither a download nor a conversion."""
+    return not reference.startswith(("hub:", "gs://")) and not reference.endswith(".gguf")
+
+
+def _check_weights(reference: str) -> None:
+    """Refuse a local model whose weights are not those of its architecture; only their names and shapes are read.
+
+    The image `ops` has no torch: there the layers are counted.
+    """
+    if not _is_local(reference):
+        return
+    folder = models.resolve(reference)
+    if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
+        from distilrank import pretrained
+
+        pretrained.check(folder, num_labels=1)
+    else:
+        weights.check_depth(folder)
 
 
 def _check_teacher(teacher: str, champion: str, version: Path) -> None:

@@ -19,7 +19,7 @@ import safetensors
 from onnx import TensorProto, helper
 from tokenizers import Encoding, Tokenizer
 
-from distilrank import artifacts, batching, encoding, hardware, models
+from distilrank import artifacts, batching, encoding, hardware, models, weights
 from distilrank.errors import InputError
 from distilrank.quantisation import quantise
 
@@ -35,9 +35,12 @@ ACTIVATIONS: dict[str, tuple[str, dict[str, str]]] = {
 }
 MODULES = ("Transformer", "Pooling", "Normalize")  # of a sentence-transformers folder; Dense, say, changes the vectors
 POOLINGS = {"mean": "mean", "pooling_mode_mean_tokens": "mean", "cls": "cls", "pooling_mode_cls_token": "cls"}
+DTYPES = ("F32", "F16", "BF16")
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 Precision = Literal["fp32", "int8"]
+Shape = tuple[int | None, ...]
+"""Of a tensor; None: any size."""
 
 
 class Tokens:
@@ -278,7 +281,7 @@ class _Graph:
 
 def _network(folder: Path, config: dict[str, Any], precision: Precision) -> bytes:
     """The serialised ONNX model of the BERT in `folder`: token ids and mask in, the last layer's vectors out."""
-    weights = _weights(folder)
+    read = _weights(folder, config)
     node = _Graph()
     width, heads = config["hidden_size"], config["num_attention_heads"]
     activation, variant = ACTIVATIONS[config["hidden_act"]]
@@ -287,10 +290,10 @@ def _network(folder: Path, config: dict[str, Any], precision: Precision) -> byte
         return np.array(values, np.float32)
 
     def linear(x: str, name: str) -> str:
-        return node("Add", node("MatMul", x, weights(f"{name}.weight").T), weights(f"{name}.bias"))
+        return node("Add", node("MatMul", x, read(f"{name}.weight").T), read(f"{name}.bias"))
 
     def norm(x: str, name: str) -> str:
-        scale, bias = weights(f"{name}.weight"), weights(f"{name}.bias")
+        scale, bias = read(f"{name}.weight"), read(f"{name}.bias")
         return node("LayerNormalization", x, scale, bias, axis=-1, epsilon=config["layer_norm_eps"])
 
     def by_head(x: str, *order: int) -> str:
@@ -298,10 +301,10 @@ def _network(folder: Path, config: dict[str, Any], precision: Precision) -> byte
 
     mask = node("Cast", node("Unsqueeze", "attention_mask", np.array([1, 2])), to=TensorProto.FLOAT)
     mask = node("Mul", node("Sub", constant(1), mask), constant(float(np.finfo(np.float32).min)))
-    positions = weights("embeddings.position_embeddings.weight") + weights("embeddings.token_type_embeddings.weight")[0]
+    positions = read("embeddings.position_embeddings.weight") + read("embeddings.token_type_embeddings.weight")[0]
     length = node("Shape", "input_ids", start=1, end=2)
     positions_of_text = node("Slice", positions, np.array([0]), length, np.array([0]))
-    words = node("Gather", weights("embeddings.word_embeddings.weight"), "input_ids")
+    words = node("Gather", read("embeddings.word_embeddings.weight"), "input_ids")
     x = norm(node("Add", words, positions_of_text), "embeddings.LayerNorm")
     for number in range(config["num_hidden_layers"]):
         layer = f"encoder.layer.{number}"
@@ -324,18 +327,78 @@ def _network(folder: Path, config: dict[str, Any], precision: Precision) -> byte
     return node.model.SerializeToString()
 
 
-def _weights(folder: Path) -> Callable[[str], np.ndarray]:
-    """The tensors in `folder` by name, as float32; a prefix `bert.` of a model with a head is left out."""
-    files = [safetensors.safe_open(path, "np") for path in sorted(folder.glob("*.safetensors"))]
-    found = {name.removeprefix("bert."): (file, name) for file in files for name in file.keys()}  # noqa: SIM118
+def _shapes(config: dict[str, Any]) -> dict[str, Shape]:
+    """The tensors that a BERT of this configuration reads, by name."""
+    width, inner = config["hidden_size"], config.get("intermediate_size")
+    norm: dict[str, Shape] = {"weight": (width,), "bias": (width,)}
+    shapes: dict[str, Shape] = {
+        "embeddings.word_embeddings.weight": (config.get("vocab_size"), width),
+        "embeddings.position_embeddings.weight": (config["max_position_embeddings"], width),
+        "embeddings.token_type_embeddings.weight": (None, width),
+    }
+    modules: dict[str, dict[str, Shape]] = {"embeddings.LayerNorm": norm}
+    for number in range(config["num_hidden_layers"]):
+        layer = f"encoder.layer.{number}"
+        for name in ("self.query", "self.key", "self.value", "output.dense"):
+            modules[f"{layer}.attention.{name}"] = {"weight": (width, width), "bias": (width,)}
+        modules[f"{layer}.attention.output.LayerNorm"] = modules[f"{layer}.output.LayerNorm"] = norm
+        modules[f"{layer}.intermediate.dense"] = {"weight": (inner, width), "bias": (inner,)}
+        modules[f"{layer}.output.dense"] = {"weight": (width, inner), "bias": (width,)}
+    return shapes | {f"{name}.{part}": shape for name, parts in modules.items() for part, shape in parts.items()}
 
-    def weights(name: str) -> np.ndarray:
-        if name not in found:
-            raise InputError(f"{folder}: no tensor {name} among the {len(found)} of its weights")
-        file, stored = found[name]
-        kind = file.get_slice(stored).get_dtype()
-        if kind not in ("F32", "F16", "BF16"):
-            raise InputError(f"{folder}: tensor {name} is {kind}, expected F32, F16 or BF16")
-        return file.get_tensor(stored).astype(np.float32, copy=False)
 
-    return weights
+def _headers(folder: Path, config: dict[str, Any]) -> dict[str, weights.Header]:
+    """The tensors in `folder` by name; `bert.`, the prefix of a model with a head, is left out.
+
+    Raises:
+        InputError: tensors are missing, of another shape or type, or belong to layers that `config` does not have.
+    """
+    headers = {name.removeprefix("bert."): header for name, header in weights.headers(folder, "bert").items()}
+    shapes = _shapes(config)
+    weights.refuse(
+        str(folder),
+        len(shapes),
+        missing=shapes.keys() - headers.keys(),
+        unexpected=[name for name in headers.keys() - shapes.keys() if name.startswith("encoder.")],
+        reshaped={
+            name: (headers[name].shape, shape)
+            for name, shape in shapes.items()
+            if name in headers and not _has_shape(headers[name], shape)
+        },
+    )
+    for name in shapes:
+        if headers[name].dtype not in DTYPES:
+            raise InputError(f"{folder}: tensor {name} is {headers[name].dtype}, expected F32, F16 or BF16")
+    return headers
+
+
+def _has_shape(header: weights.Header, shape: Shape) -> bool:
+    return len(header.shape) == len(shape) and all(
+        expected in (None, size) for size, expected in zip(header.shape, shape, strict=True)
+    )
+
+
+def _weights(folder: Path, config: dict[str, Any]) -> Callable[[str], np.ndarray]:
+    """A function from the name of a tensor of the BERT in `folder` to its values, as float32."""
+    headers = _headers(folder, config)
+    opened = {path: safetensors.safe_open(path, "np") for path in {header.file for header in headers.values()}}
+
+    def read(name: str) -> np.ndarray:
+        header = headers[name]
+        return opened[header.file].get_tensor(header.name).astype(np.float32, copy=False)
+
+    return read
+
+
+def check(reference: str) -> None:
+    """Check a local model as `Retriever` does, reading no weights.
+
+    Raises:
+        InputError: as `Retriever` does.
+    """
+    folder = models.resolve(reference)
+    config = _config(folder)
+    _pooling(folder)
+    _tokenizer(folder)
+    if not (folder / "onnx" / "model.onnx").is_file():
+        _headers(folder, config)
