@@ -11,12 +11,13 @@ Weights are safetensors (a GGUF file is converted once); pickled weights and rem
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import importlib.metadata
 import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from distilrank import artifacts
 from distilrank.errors import InputError
@@ -42,7 +43,7 @@ def check(reference: str) -> None:
     if scheme == "hub":
         _check_hub(reference)
     elif scheme == "gs":
-        _check_names(reference, (blob.name for blob in _blobs(reference)))
+        _check_names(reference, _members(reference))
     elif scheme == "wheel":
         path = _wheel_path(reference)
         if path.is_dir():
@@ -66,7 +67,7 @@ def digest(reference: str) -> str:
     if scheme == "hub":
         return artifacts.digest_json([reference, _hub_commit(reference)])
     if scheme == "gs":
-        return artifacts.digest_json(sorted([blob.name, blob.md5_hash or blob.crc32c] for blob in _blobs(reference)))
+        return artifacts.digest_json(sorted([blob.name, _checksum(blob)] for blob in _members(reference).values()))
     path = _wheel_path(reference) if scheme == "wheel" else Path(reference)
     if path.is_file():
         return artifacts.digest_file(path)
@@ -79,10 +80,10 @@ def resolve(reference: str) -> Path:
     Raises:
         InputError: as `check` does.
     """
-    check(reference)
     scheme = _scheme(reference)
     if scheme == "hub":
-        return _fetch_hub(reference)
+        return _fetch_hub(reference, _check_hub(reference))
+    check(reference)
     if scheme == "gs":
         return _fetch_gs(reference)
     if scheme == "wheel":
@@ -128,6 +129,8 @@ def _wheel_path(reference: str) -> Path:
         files = importlib.metadata.distribution(distribution)
     except importlib.metadata.PackageNotFoundError:
         raise InputError(f"model {reference!r}: the distribution {distribution!r} is not installed") from None
+    if inner:
+        artifacts.check_member(inner.rstrip("/"), f"model {reference!r}")
     path = Path(str(files.locate_file(inner)))
     if not inner or not path.exists():
         raise InputError(f"model {reference!r}: {distribution} holds no {inner or 'path'!r}")
@@ -141,7 +144,8 @@ def _hub_parts(reference: str) -> tuple[str, str]:
     return repository, revision
 
 
-def _check_hub(reference: str) -> None:
+def _check_hub(reference: str) -> list[str] | None:
+    """Check a model of the hub; return the names of its files, None where only what was downloaded is at hand."""
     import httpx2  # what huggingface_hub talks with, and whose errors it lets through
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
@@ -158,9 +162,13 @@ def _check_hub(reference: str) -> None:
         ) from None
     except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
         if _downloaded(repository, revision):
-            return  # offline, but it was downloaded before
+            return None  # offline, but it was downloaded before
         raise InputError(f"model {reference!r}: the hub cannot be reached ({type(error).__name__})") from None
-    _check_names(reference, (file.rfilename for file in info.siblings or []))
+    names = [file.rfilename for file in info.siblings or []]
+    for name in names:
+        artifacts.check_member(name, f"model {reference!r}")
+    _check_names(reference, names)
+    return names
 
 
 def _downloaded(repository: str, revision: str) -> Path | None:
@@ -182,11 +190,21 @@ def _hub_commit(reference: str) -> str:
         return folder.name if folder else revision
 
 
-def _fetch_hub(reference: str) -> Path:
+def _fetch_hub(reference: str, names: list[str] | None) -> Path:
+    """Download the files of a model that are wanted; of those that were checked by name, since a list may change."""
     import huggingface_hub
 
     repository, revision = _hub_parts(reference)
-    return Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=list(WANTED)))
+    if names is None:
+        folder = huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True)
+    else:
+        patterns = [glob.escape(name) for name in names if _is_wanted(name)]
+        folder = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns)
+    return Path(folder)
+
+
+def _is_wanted(name: str) -> bool:
+    return any(PurePosixPath(name).match(pattern) for pattern in WANTED)
 
 
 def _blobs(reference: str) -> list:
@@ -204,18 +222,62 @@ def _blobs(reference: str) -> list:
     return blobs
 
 
+def _members(reference: str) -> dict[str, Any]:
+    """The objects of a model in a bucket, by their names below its folder.
+
+    Raises:
+        InputError: a name leads elsewhere, or no folder can hold both of two names.
+    """
+    prefix = reference.removeprefix("gs://").partition("/")[2].rstrip("/") + "/"
+    # Consoles make an empty object, its name ending in a slash, for each folder.
+    blobs = [blob for blob in _blobs(reference) if blob.size or not blob.name.endswith("/")]
+    members = {blob.name.removeprefix(prefix): blob for blob in blobs}
+    for name in members:
+        artifacts.check_member(name, f"model {reference!r}")
+        for parent in PurePosixPath(name).parents:
+            if str(parent) in members:
+                raise InputError(f"model {reference!r}: lists {str(parent)!r} and {name!r}, expected it as a file only")
+    return members
+
+
+def _checksum(blob: Any) -> str:
+    return blob.md5_hash or blob.crc32c  # composed and very large objects have no MD5
+
+
 def _fetch_gs(reference: str) -> Path:
-    blobs = [blob for blob in _blobs(reference) if any(PurePosixPath(blob.name).match(pattern) for pattern in WANTED)]
-    key = hashlib.sha256(repr(sorted((blob.name, blob.md5_hash) for blob in blobs)).encode()).hexdigest()[:16]
+    from google.api_core.exceptions import GoogleAPIError, NotFound, PreconditionFailed
+    from google.auth.exceptions import GoogleAuthError
+    from google.cloud.storage.exceptions import DataCorruption
+    from requests import RequestException
+
+    members = {name: blob for name, blob in _members(reference).items() if _is_wanted(name)}
+    listing = sorted((blob.name, _checksum(blob)) for blob in members.values())
+    key = hashlib.sha256(repr(listing).encode()).hexdigest()[:16]
     target = cache_folder() / f"gs-{key}"
-    if not target.exists():
-        partial = _fresh(target)
-        prefix = reference.removeprefix("gs://").partition("/")[2].rstrip("/") + "/"
-        for blob in blobs:
-            path = partial / blob.name.removeprefix(prefix)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            blob.download_to_filename(path, checksum="crc32c")
-        _publish(partial, target)
+
+    def is_complete() -> bool:
+        files = {target / name: blob.size for name, blob in members.items()}
+        return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
+
+    if not is_complete():
+        artifacts.remove_stale(target.parent)
+        with artifacts.replacing_folder(target, keep=is_complete) as folder:
+            for name, blob in members.items():
+                path = folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    blob.download_to_filename(path, checksum="crc32c", if_generation_match=blob.generation)
+                except (NotFound, PreconditionFailed):
+                    raise InputError(
+                        f"model {reference!r}: {name} was replaced or deleted since it was listed; start again"
+                    ) from None
+                except (GoogleAPIError, GoogleAuthError, DataCorruption, RequestException) as error:
+                    reason = " ".join(str(error).split())[:200]
+                    raise InputError(f"model {reference!r}: {name} cannot be downloaded ({reason})") from None
+                if path.stat().st_size != blob.size:
+                    raise InputError(
+                        f"model {reference!r}: {name} arrived with {path.stat().st_size} bytes, expected {blob.size}"
+                    )
     return target
 
 
@@ -234,24 +296,8 @@ def _convert_gguf(path: Path) -> Path:
         )
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config  # the weights are dense from here on
-        partial = _fresh(target)
-        model.save_pretrained(partial)
-        AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(partial)
-        _publish(partial, target)
+        artifacts.remove_stale(target.parent)
+        with artifacts.replacing_folder(target, keep=lambda: True) as folder:
+            model.save_pretrained(folder)
+            AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
     return target
-
-
-def _fresh(target: Path) -> Path:
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    return partial
-
-
-def _publish(partial: Path, target: Path) -> None:
-    try:
-        partial.replace(target)
-    except OSError:  # another process converted the same model meanwhile
-        if not target.exists():
-            raise
-        shutil.rmtree(partial)
