@@ -195,11 +195,10 @@ def _fetch_hub(reference: str, names: list[str] | None) -> Path:
     import huggingface_hub
 
     repository, revision = _hub_parts(reference)
-    if names is None:
-        folder = huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True)
-    else:
-        patterns = [glob.escape(name) for name in names if _is_wanted(name)]
-        folder = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns)
+    patterns = list(WANTED) if names is None else [glob.escape(name) for name in names if _is_wanted(name)]
+    folder = huggingface_hub.snapshot_download(
+        repository, revision=revision, allow_patterns=patterns, local_files_only=names is None
+    )
     return Path(folder)
 
 
