@@ -31,14 +31,14 @@ from pipelines import local
 from tests.test_registry import killed_at
 
 WRITERS = 8
-ROUNDS = 60
+ROUNDS = 100
 LABELS = pa.table({"query_id": ["q"] * 500, "product_id": ["p"] * 500, "logit": [0.5] * 500}, records.LABELS)
 WEIGHTS = b"weights" * 30_000
 
 
 def _run_writers(write: Callable[..., None], *arguments: Any) -> None:
     """Run `write` in eight processes that have the same process id, as those of pods that share a volume have."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     barrier = context.Barrier(WRITERS)
     processes = [
         context.Process(target=_write_as_pod, args=(write, barrier, number, *arguments)) for number in range(WRITERS)
@@ -76,7 +76,7 @@ def _write_folders(barrier: Barrier, number: int, root: Path) -> None:
     for turn in range(ROUNDS):
         barrier.wait(120)
         cached = root / f"cache-{turn}"
-        with artifacts.replacing_folder(cached, keep=lambda: True) as folder:  # noqa: B023 - called before it returns
+        with artifacts.replacing_folder(cached, keep=lambda: True) as folder:
             (folder / "weights").write_bytes(WEIGHTS)
             (folder / "writer").write_text(str(number))
         assert (cached / "weights").read_bytes() == WEIGHTS
@@ -371,6 +371,12 @@ def test_files_of_the_hub_whose_names_lead_elsewhere_are_refused(hub: Any, tmp_p
     assert fetched.returncode == 0, fetched.stderr
     assert sorted(path.name for path in Path(fetched.stdout.strip()).iterdir()) == good
     assert not [path for path in tmp_path.rglob("outside.json")]
-    # Without a connection, what was downloaded is used.
-    cached = _resolve_from("http://127.0.0.1:9", tmp_path / "home")
-    assert cached.stdout == fetched.stdout, cached.stderr
+    offline = _resolve_from("http://127.0.0.1:9", tmp_path / "home")
+    assert offline.returncode == 1 and "incomplete" in offline.stderr and "Traceback" not in offline.stderr
+
+
+def test_without_a_connection_what_was_downloaded_from_the_hub_is_used(hub: Any, tmp_path: Path) -> None:
+    address, names, _ = hub
+    names |= {key: ["config.json", "model.safetensors", "pytorch_model.bin"] for key in ("info", "tree")}
+    fetched, offline = (_resolve_from(place, tmp_path / "home") for place in (address, "http://127.0.0.1:9"))
+    assert offline.stdout == fetched.stdout != "", offline.stderr

@@ -193,12 +193,19 @@ def _hub_commit(reference: str) -> str:
 def _fetch_hub(reference: str, names: list[str] | None) -> Path:
     """Download the files of a model that are wanted; of those that were checked by name, since a list may change."""
     import huggingface_hub
+    from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
 
     repository, revision = _hub_parts(reference)
     patterns = list(WANTED) if names is None else [glob.escape(name) for name in names if _is_wanted(name)]
-    folder = huggingface_hub.snapshot_download(
-        repository, revision=revision, allow_patterns=patterns, local_files_only=names is None
-    )
+    try:
+        folder = huggingface_hub.snapshot_download(
+            repository, revision=revision, allow_patterns=patterns, local_files_only=names is None
+        )
+    except (IncompleteSnapshotError, LocalEntryNotFoundError) as error:
+        raise InputError(
+            f"model {reference!r}: the hub cannot be reached, and what was downloaded is incomplete "
+            f"({type(error).__name__})"
+        ) from None
     return Path(folder)
 
 
