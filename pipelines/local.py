@@ -433,6 +433,9 @@ def _gather(made: Path, folder: Path, seconds: float, peak_mib: float) -> None:
 
 def _point(link: Path, folder: Path) -> None:
     """Let `link` point at `folder`, in one step."""
-    partial = link.with_name(f".{link.name}.{os.getpid()}")
-    partial.symlink_to(folder.name)
-    partial.replace(link)
+    partial = artifacts.temporary_name(link)
+    try:
+        partial.symlink_to(folder.name)
+        partial.replace(link)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -273,7 +273,7 @@ def test_another_student_under_matching_seals_is_found_out(folder: Folder, tmp_p
 def test_a_list_of_files_cannot_lead_outside(bucket: Bucket, tmp_path: Path) -> None:
     files = {"../../outside": "0" * 64}
     sealed = content.encode({"digest": artifacts.digest_json(files), "files": files})
-    with pytest.raises(InputError, match=r"lists '../../outside', expected files inside the version"):
+    with pytest.raises(InputError, match=r"lists '../../outside', expected files inside it"):
         content.parse_seal(sealed, "gs://x")
 
 

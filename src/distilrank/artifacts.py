@@ -7,15 +7,20 @@ lets any reader verify every byte.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
+import fnmatch
+import glob
 import hashlib
 import json
 import os
 import resource
 import shutil
+import stat
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +30,10 @@ from distilrank.errors import InputError, RunStopped
 
 SEAL = "digest.json"
 RECORD = "stage.json"
+PARTIAL = ".*.partial"
+"""Pattern of the temporary names under which files and folders are written: no content of the folder around them."""
+STALE_SECONDS = 24 * 3600
+"""Age from which a temporary file or folder counts as left by a killed process; writing takes hours at most."""
 TERMINATION_LOG = "DISTILRANK_TERMINATION_LOG", "/dev/termination-log"
 """The variable that names it, and where Kubernetes puts it: the last message of a container, which Argo then reports
 as the reason of the pod's failure. An exit status cannot tell bad input from a crash: KFP's launcher ends with 1."""
@@ -36,17 +45,25 @@ TERMINATION_CHARACTERS = 1000
 """Of that message at most: Kubernetes keeps 4,096 bytes, and Argo's status of a whole run has 1 MiB."""
 
 
+def temporary_name(path: Path) -> Path:
+    """A hidden sibling of `path` that no other process uses: process ids are equal in pods that share a volume."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+
+
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, mode: int = 0o666, keep_existing: bool = False) -> Iterator[BinaryIO]:
     """A file to write that takes the name `path` once it is complete and on the disk.
 
-    Until then its name is one that nobody else has: process ids are the same in pods that share a volume.
+    Args:
+        path: its folder is made if missing.
+        mode: permissions of the file, less those that the umask takes away.
+        keep_existing: whether a file that has the name by then stays, instead of being replaced.
 
     Raises:
         FileNotFoundError: the folder was removed meanwhile.
         InputError: the storage refuses.
     """
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    partial = temporary_name(path)
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,11 +71,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             if not path.parent.exists():
                 raise FileNotFoundError(path.parent) from None
             raise
-        with partial.open("xb") as handle:
+        with open(partial, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
-        partial.replace(path)
+        if keep_existing:
+            with contextlib.suppress(FileExistsError):
+                os.link(partial, path)
+        else:
+            partial.replace(path)
     except FileNotFoundError:
         raise
     except OSError as error:  # write(2) does not know the file's name
@@ -68,12 +89,151 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             partial.unlink()
 
 
+@contextlib.contextmanager
+def replacing_folder(path: Path, *, keep: Callable[[], bool] | None = None) -> Iterator[Path]:
+    """A new folder to fill that takes the name `path` once the body is done and all of it is on the disk.
+
+    Args:
+        path: the folder around it is made if missing. What has the name already is deleted once it is replaced.
+        keep: whether what has the name by then stays, and the new folder is deleted instead; None: never. An empty
+            folder is always replaced.
+    """
+    with folder_beside(path) as folder:
+        yield folder
+        settle(folder)
+        move_into_place(folder, path, keep=keep)
+
+
+@contextlib.contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """A new folder on the file system of `path`, deleted afterwards unless it was moved.
+
+    It lies in a hidden folder, whose age is that of the attempt: a copy takes over the age of its source.
+    """
+    remove_stale(path.parent, path.name)
+    partial = temporary_name(path)
+    try:
+        (partial / path.name).mkdir(parents=True)
+        yield partial / path.name
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def settle(folder: Path) -> None:
+    """Give a complete folder and all below it the permissions of new files, and make sure that they are on the disk."""
+    folder.chmod(folder.stat().st_mode | stat.S_IRWXU)  # it may be a copy of one that is read only
+    permissions = _permissions(folder)
+    _permit(folder, permissions)
+    follow_umask(folder)
+    for path in sorted(folder.rglob("*"), reverse=True):
+        sync(path)
+    sync(folder)
+
+
+def follow_umask(folder: Path) -> None:
+    """Give all that is below `folder` the permissions of new files: libraries write weights for their owner alone."""
+    permissions = _permissions(folder)
+    for path in folder.rglob("*"):
+        _permit(path, permissions)
+
+
+def _permissions(folder: Path) -> int:
+    """Permissions of a new folder below `folder`; the umask itself cannot be read without changing it."""
+    probe = temporary_name(folder / "umask")
+    probe.mkdir()
+    try:
+        return stat.S_IMODE(probe.stat().st_mode) & 0o777
+    finally:
+        probe.rmdir()
+
+
+def _permit(path: Path, permissions: int) -> None:
+    if path.is_symlink():
+        return
+    mode = stat.S_IMODE(path.stat().st_mode)
+    expected = (mode & ~0o777) | (permissions if path.is_dir() else permissions & 0o666)
+    if mode != expected:
+        with contextlib.suppress(OSError):  # a file system without permissions, or somebody else's file
+            path.chmod(expected)
+
+
+def sync(path: Path) -> None:
+    """Make sure that a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # a file system that has no such call
+            raise
+    finally:
+        os.close(handle)
+
+
+def move_into_place(folder: Path, path: Path, *, keep: Callable[[], bool] | None = None) -> None:
+    """Rename a folder that `folder_beside` made to `path`; what is replaced is deleted at the end of its body.
+
+    Where the system can exchange two names, there is always a folder of the name `path`; elsewhere it is missing
+    for a moment.
+
+    Args:
+        keep: as for `replacing_folder`.
+    """
+    while True:
+        try:
+            folder.rename(path)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+        if keep is not None and keep():
+            return
+        if _exchange(folder, path):
+            break
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(folder.with_name(f"replaced-{uuid.uuid4().hex}"))
+    sync(path.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap the names of two files or folders in one step, as Linux can on its own file systems; whether it was done."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):
+        return False
+    working_folder, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename(working_folder, os.fsencode(one), working_folder, os.fsencode(other), exchange) == 0
+
+
+def remove_stale(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes left in `folder` under temporary names of `name`, or of any name."""
+    pattern = PARTIAL if name is None else f".{glob.escape(name)}.*.partial"
+    for left in folder.glob(pattern):
+        with contextlib.suppress(OSError):  # another process may be removing it too
+            if time.time() - left.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def check_member(name: str, place: str) -> None:
+    """Check the name that a bucket, a hub or a list gives to a file before anything is read or written under it.
+
+    Args:
+        name: relative to the folder that the file belongs to, with slashes.
+        place: what names it, for the message.
+
+    Raises:
+        InputError: it is absolute or leads out of that folder, or file systems disagree on what it names.
+    """
+    if "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
+        raise InputError(
+            f"{place}: lists {name!r}, expected files inside it, with relative names that have no empty part, no part "
+            "'.' or '..', no backslash and no NUL"
+        )
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` under a temporary name, then rename: readers see the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with replacing(path) as handle:
+        handle.write(text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -124,9 +284,9 @@ def code_digest() -> str:
 
 def _file_digests(folder: Path) -> dict[str, str]:
     # The record of the stage holds timings, which differ between runs that made the same bytes.
-    own = {folder / SEAL, folder / RECORD}
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path not in own)
-    return {path.relative_to(folder).as_posix(): digest_file(path) for path in files}
+    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    content = (name for name in names if not any(fnmatch.fnmatchcase(part, PARTIAL) for part in name.parts))
+    return {name.as_posix(): digest_file(folder / name) for name in content if str(name) not in (SEAL, RECORD)}
 
 
 def seal(folder: Path, only: Sequence[str] | None = None) -> str:
@@ -141,6 +301,8 @@ def _seal(folder: Path) -> dict[str, Any]:
     sealed = read_json(folder / SEAL)
     if not isinstance(sealed.get("files"), dict) or "digest" not in sealed:
         raise InputError(f"{folder / SEAL}: damaged, expected an object with digest and files")
+    for name in sealed["files"]:
+        check_member(name, str(folder / SEAL))
     return sealed
 
 
@@ -218,14 +380,26 @@ def _cause() -> str:
 
 
 def copy_tree(source: Path, target: Path) -> None:
-    """Copy a folder to `target` under a temporary name, then rename; an existing `target` is replaced."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(source, partial)
-    if target.exists():
-        shutil.rmtree(target)
-    partial.replace(target)
+    """Copy a folder to `target` under a temporary name, then rename; an existing `target` is replaced.
+
+    Raises:
+        InputError: a file cannot be read, or the storage refuses.
+    """
+    with replacing_folder(target) as folder:
+        copy_into(source, folder)
+
+
+def copy_into(source: Path, folder: Path) -> None:
+    """Copy what a folder holds to another that exists; what is being written there is no part of it.
+
+    Raises:
+        InputError: a file cannot be read, or the storage refuses.
+    """
+    try:
+        shutil.copytree(source, folder, ignore=shutil.ignore_patterns(PARTIAL), dirs_exist_ok=True)
+    except shutil.Error as error:  # it holds a reason for each file, and no error number
+        path, copy, reason = error.args[0][0]
+        raise InputError(f"{path}: cannot be copied to {copy} ({reason})") from error
 
 
 def copy_files(folder: Path, targets: Mapping[str, str]) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import logging
-import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -85,14 +84,11 @@ def export(
         RunStopped: the network cannot be exported, or `model.onnx` is not what torch computes.
     """
     reference = _Reference(folder, _whole_queries(judged, pairs))
-    scratch = folder / f".{FOLDER}.partial"
-    shutil.rmtree(scratch, ignore_errors=True)
-    (scratch / FOLDER).mkdir(parents=True)
     files: dict[str, dict[str, Any]] = {}
     left_out: dict[str, str] = {}
-    try:
+    with artifacts.replacing_folder(folder / FOLDER) as scratch:
         network = _load(folder)
-        plain = scratch / FOLDER / MODEL
+        plain = scratch / MODEL
         _save(_trace(network, reference.has_types), plain)
         for variant in (None, *variants):
             path = plain.with_name(f"model_{variant}.onnx") if variant else plain
@@ -126,10 +122,6 @@ def export(
             "left_out": left_out,
         }
         artifacts.write_json(plain.with_name(PARITY), parity)
-        shutil.rmtree(folder / FOLDER, ignore_errors=True)
-        plain.parent.replace(folder / FOLDER)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     for name, reason in left_out.items():
         progress.announce("export", "note", f"{folder / FOLDER / name} is left out: {reason}")
     return parity

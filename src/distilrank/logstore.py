@@ -19,12 +19,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import secrets
 import shutil
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -151,21 +149,14 @@ class LogStore:
         self.folder = folder
         for name in ("files", "parts"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        for left in (folder / "parts").glob(".new-*"):  # of killed runs: no part takes a day to read
-            with contextlib.suppress(FileNotFoundError):  # another run may tidy up too
-                if left.stat().st_mtime < time.time() - 86400:
-                    shutil.rmtree(left, ignore_errors=True)
+        artifacts.remove_stale(folder / "parts")
         self._salt = self._read_salt()
 
     def _read_salt(self) -> str:
         path = self.folder / "salt"
         if not path.exists():
-            partial = path.with_name(f".salt.{os.getpid()}.partial")
-            partial.touch(mode=0o600)
-            partial.write_text(secrets.token_hex(16), encoding="ascii")
-            with contextlib.suppress(FileExistsError):  # of two runs that begin at once, one makes it
-                os.link(partial, path)
-            partial.unlink()
+            with artifacts.replacing(path, mode=0o600, keep_existing=True) as handle:  # of two runs, one makes it
+                handle.write(secrets.token_hex(16).encode())
         return path.read_text(encoding="ascii")
 
     # What is there ------------------------------------------------------------------------------------------------
@@ -263,28 +254,27 @@ class LogStore:
         part, target = reading.part, self.folder / "parts" / reading.key
         if _open(target):  # another run may be looking at it
             target = target.with_name(f"{reading.key}-{artifacts.digest_json(reading.names())[:8]}")
-        partial = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
         facts: dict[str, Any] = {}
-        try:
-            create_events(connection)
-            part.load(connection, found)
-            if not found.fatal:
-                facts = _aggregate(connection, reading, partial, privacy, scrubber, self._salt, found)
-                record = {
-                    "name": part.name,
-                    "days": reading.days,
-                    "facts": facts,
-                    "problems": [problem.to_json() for problem in found],
-                    "files": _sizes(partial),
-                }
-                artifacts.write_json(partial / "part.json", record)
-                if _open(target) is None:  # else another run was faster
-                    shutil.rmtree(target, ignore_errors=True)
-                    partial.rename(target)
-        finally:
-            for table in _TABLES:
-                connection.execute(f"DROP TABLE IF EXISTS {table}")
-            shutil.rmtree(partial, ignore_errors=True)
+        with artifacts.folder_beside(target) as partial:
+            try:
+                create_events(connection)
+                part.load(connection, found)
+                if not found.fatal:
+                    facts = _aggregate(connection, reading, partial, privacy, scrubber, self._salt, found)
+                    record = {
+                        "name": part.name,
+                        "days": reading.days,
+                        "facts": facts,
+                        "problems": [problem.to_json() for problem in found],
+                        "files": _sizes(partial),
+                    }
+                    artifacts.write_json(partial / "part.json", record)
+                    artifacts.settle(partial)
+                    # Another run may have been faster.
+                    artifacts.move_into_place(partial, target, keep=lambda: _open(target) is not None)
+            finally:
+                for table in _TABLES:
+                    connection.execute(f"DROP TABLE IF EXISTS {table}")
         return Kept(target, part.name, reading.days, facts, list(found))
 
     def _find(self, reading: _Reading) -> Kept | None:

@@ -11,13 +11,14 @@ Weights are safetensors (a GGUF file is converted once); pickled weights and rem
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import importlib.metadata
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from distilrank import artifacts
 from distilrank.errors import InputError
@@ -68,7 +69,7 @@ def digest(reference: str) -> str:
     if scheme == "hub":
         return artifacts.digest_json([reference, _hub_commit(reference)])
     if scheme == "gs":
-        return artifacts.digest_json(sorted([blob.name, blob.md5_hash or blob.crc32c] for blob in _blobs(reference)))
+        return artifacts.digest_json(sorted([blob.name, _checksum(blob)] for blob in _members(reference).values()))
     path = _wheel_path(reference) if scheme == "wheel" else Path(reference)
     if path.is_file():
         return artifacts.digest_file(path)
@@ -81,10 +82,14 @@ def resolve(reference: str) -> Path:
     Raises:
         InputError: as `check` does.
     """
-    check(reference)
     scheme = _scheme(reference)
-    if scheme in ("hub", "gs"):
-        folder = _fetch_hub(reference) if scheme == "hub" else _fetch_gs(reference)
+    if scheme == "hub":
+        folder = _fetch_hub(reference, _check_hub(reference))
+        refuse_code(reference, folder)
+        return folder
+    check(reference)
+    if scheme == "gs":
+        folder = _fetch_gs(reference)
         refuse_code(reference, folder)
         return folder
     if scheme == "wheel":
@@ -154,6 +159,8 @@ def _wheel_path(reference: str) -> Path:
         files = importlib.metadata.distribution(distribution)
     except importlib.metadata.PackageNotFoundError:
         raise InputError(f"model {reference!r}: the distribution {distribution!r} is not installed") from None
+    if inner:
+        artifacts.check_member(inner.rstrip("/"), f"model {reference!r}")
     path = Path(str(files.locate_file(inner)))
     if not inner or not path.exists():
         raise InputError(f"model {reference!r}: {distribution} holds no {inner or 'path'!r}")
@@ -167,7 +174,8 @@ def _hub_parts(reference: str) -> tuple[str, str]:
     return repository, revision
 
 
-def _check_hub(reference: str) -> None:
+def _check_hub(reference: str) -> list[str] | None:
+    """Check a model of the hub; return the names of its files, None where only what was downloaded is at hand."""
     import httpx2  # what huggingface_hub talks with, and whose errors it lets through
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
@@ -176,8 +184,8 @@ def _check_hub(reference: str) -> None:
     try:
         info = huggingface_hub.model_info(repository, revision=revision, timeout=20)
         huggingface_hub.auth_check(repository)  # a gated model shows its information to all
-        names = {file.rfilename for file in info.siblings or []}
-        for name in names.intersection(SETTINGS):
+        names = [file.rfilename for file in info.siblings or []]
+        for name in set(names) & set(SETTINGS):
             path = huggingface_hub.hf_hub_download(repository, name, revision=revision)
             _refuse_auto_map(reference, name, artifacts.read_json(Path(path)))
     except GatedRepoError:
@@ -189,9 +197,12 @@ def _check_hub(reference: str) -> None:
     except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
         if folder := _downloaded(repository, revision):
             refuse_code(reference, folder)
-            return  # offline, but it was downloaded before
+            return None  # offline, but it was downloaded before
         raise InputError(f"model {reference!r}: the hub cannot be reached ({type(error).__name__})") from None
+    for name in names:
+        artifacts.check_member(name, f"model {reference!r}")
     _check_names(reference, names)
+    return names
 
 
 def _downloaded(repository: str, revision: str) -> Path | None:
@@ -213,11 +224,27 @@ def _hub_commit(reference: str) -> str:
         return folder.name if folder else revision
 
 
-def _fetch_hub(reference: str) -> Path:
+def _fetch_hub(reference: str, names: list[str] | None) -> Path:
+    """Download the files of a model that are wanted; of those that were checked by name, since a list may change."""
     import huggingface_hub
+    from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
 
     repository, revision = _hub_parts(reference)
-    return Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=list(WANTED)))
+    patterns = list(WANTED) if names is None else [glob.escape(name) for name in names if _is_wanted(name)]
+    try:
+        folder = huggingface_hub.snapshot_download(
+            repository, revision=revision, allow_patterns=patterns, local_files_only=names is None
+        )
+    except (IncompleteSnapshotError, LocalEntryNotFoundError) as error:
+        raise InputError(
+            f"model {reference!r}: the hub cannot be reached, and what was downloaded is incomplete "
+            f"({type(error).__name__})"
+        ) from None
+    return Path(folder)
+
+
+def _is_wanted(name: str) -> bool:
+    return any(PurePosixPath(name).match(pattern) for pattern in WANTED)
 
 
 def _blobs(reference: str) -> list:
@@ -236,32 +263,70 @@ def _blobs(reference: str) -> list:
 
 
 def _check_gs(reference: str) -> None:
-    blobs = _blobs(reference)
-    _check_names(reference, (blob.name for blob in blobs))
+    members = _members(reference)
+    _check_names(reference, members)
     with tempfile.TemporaryDirectory() as folder:
-        for name in SETTINGS:
-            for blob in blobs:
-                if blob.name == f"{_gs_prefix(reference)}{name}":
-                    blob.download_to_filename(Path(folder, name))
+        for name in set(SETTINGS) & set(members):
+            members[name].download_to_filename(Path(folder, name))
         refuse_code(reference, Path(folder))
 
 
-def _gs_prefix(reference: str) -> str:
-    return reference.removeprefix("gs://").partition("/")[2].rstrip("/") + "/"
+def _members(reference: str) -> dict[str, Any]:
+    """The objects of a model in a bucket, by their names below its folder.
+
+    Raises:
+        InputError: a name leads elsewhere, or no folder can hold both of two names.
+    """
+    prefix = reference.removeprefix("gs://").partition("/")[2].rstrip("/") + "/"
+    # Consoles make an empty object, its name ending in a slash, for each folder.
+    blobs = [blob for blob in _blobs(reference) if blob.size or not blob.name.endswith("/")]
+    members = {blob.name.removeprefix(prefix): blob for blob in blobs}
+    for name in members:
+        artifacts.check_member(name, f"model {reference!r}")
+        for parent in PurePosixPath(name).parents:
+            if str(parent) in members:
+                raise InputError(f"model {reference!r}: lists {str(parent)!r} and {name!r}, expected it as a file only")
+    return members
+
+
+def _checksum(blob: Any) -> str:
+    return blob.md5_hash or blob.crc32c  # composed and very large objects have no MD5
 
 
 def _fetch_gs(reference: str) -> Path:
-    blobs = [blob for blob in _blobs(reference) if any(PurePosixPath(blob.name).match(pattern) for pattern in WANTED)]
-    key = hashlib.sha256(repr(sorted((blob.name, blob.md5_hash) for blob in blobs)).encode()).hexdigest()[:16]
+    from google.api_core.exceptions import GoogleAPIError, NotFound, PreconditionFailed
+    from google.auth.exceptions import GoogleAuthError
+    from google.cloud.storage.exceptions import DataCorruption
+    from requests import RequestException
+
+    members = {name: blob for name, blob in _members(reference).items() if _is_wanted(name)}
+    listing = sorted((blob.name, _checksum(blob)) for blob in members.values())
+    key = hashlib.sha256(repr(listing).encode()).hexdigest()[:16]
     target = cache_folder() / f"gs-{key}"
-    if not target.exists():
-        partial = _fresh(target)
-        prefix = _gs_prefix(reference)
-        for blob in blobs:
-            path = partial / blob.name.removeprefix(prefix)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            blob.download_to_filename(path, checksum="crc32c")
-        _publish(partial, target)
+
+    def is_complete() -> bool:
+        files = {target / name: blob.size for name, blob in members.items()}
+        return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
+
+    if not is_complete():
+        artifacts.remove_stale(target.parent)
+        with artifacts.replacing_folder(target, keep=is_complete) as folder:
+            for name, blob in members.items():
+                path = folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    blob.download_to_filename(path, checksum="crc32c", if_generation_match=blob.generation)
+                except (NotFound, PreconditionFailed):
+                    raise InputError(
+                        f"model {reference!r}: {name} was replaced or deleted since it was listed; start again"
+                    ) from None
+                except (GoogleAPIError, GoogleAuthError, DataCorruption, RequestException) as error:
+                    reason = " ".join(str(error).split())[:200]
+                    raise InputError(f"model {reference!r}: {name} cannot be downloaded ({reason})") from None
+                if path.stat().st_size != blob.size:
+                    raise InputError(
+                        f"model {reference!r}: {name} arrived with {path.stat().st_size} bytes, expected {blob.size}"
+                    )
     return target
 
 
@@ -285,25 +350,9 @@ def _convert_gguf(path: Path) -> Path:
         weights.refuse(str(path), len(model.state_dict()), report["missing_keys"], whole=True)
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config  # the weights are dense from here on
-        partial = _fresh(target)
-        model.save_pretrained(partial)
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
-        tokenizer.save_pretrained(partial)
-        _publish(partial, target)
+        artifacts.remove_stale(target.parent)
+        with artifacts.replacing_folder(target, keep=lambda: True) as folder:
+            model.save_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+            tokenizer.save_pretrained(folder)
     return target
-
-
-def _fresh(target: Path) -> Path:
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    return partial
-
-
-def _publish(partial: Path, target: Path) -> None:
-    try:
-        partial.replace(target)
-    except OSError:  # another process converted the same model meanwhile
-        if not target.exists():
-            raise
-        shutil.rmtree(partial)

@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -215,12 +216,14 @@ def _check_workspace(config: Config) -> None:
 
         drift.check_workspace(config.drift)
     elif workspace:
-        probe = Path(workspace) / f".{os.getpid()}.probe"
+        probe = Path(workspace) / f".{uuid.uuid4().hex}.probe"
         try:
             artifacts.write_text(probe, "")
             probe.unlink()
-        except OSError as error:
-            raise InputError(f"drift.workspace {workspace}: cannot be written ({error.strerror})") from None
+        except (InputError, OSError) as error:
+            cause = error.__cause__ or error
+            reason = cause.strerror if isinstance(cause, OSError) else str(cause)
+            raise InputError(f"drift.workspace {workspace}: cannot be written ({reason})") from None
 
 
 def _check_embedded(config: Config) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -251,17 +250,16 @@ def _embedded(corpus: Corpus, config: Prepare, scratch: Path) -> Embedded | None
     folder = Path(config.store) if config.store else scratch
     path = folder / "vectors" / f"{key[:32]}.npy"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        shape = len(corpus.catalogue), retriever.dimension
-        vectors = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
-        counter = progress.Counter(STAGE, len(vectors), "products embedded")
-        for start in range(0, len(vectors), _ROWS):
-            places = np.arange(start, min(start + _ROWS, len(vectors)))
-            vectors[places] = retriever.embed(corpus.catalogue.texts(places))
-            counter.add(len(places))
-        vectors.flush()
-        partial.replace(path)
+        artifacts.remove_stale(path.parent)
+        count, dtype = len(corpus.catalogue), np.dtype(np.float16)
+        header = {"descr": dtype.str, "fortran_order": False, "shape": (count, retriever.dimension)}
+        counter = progress.Counter(STAGE, count, "products embedded")
+        with artifacts.replacing(path) as handle:
+            np.lib.format.write_array_header_1_0(handle, header)
+            for start in range(0, count, _ROWS):
+                rows = np.arange(start, min(start + _ROWS, count))
+                handle.write(retriever.embed(corpus.catalogue.texts(rows)).astype(dtype, copy=False).tobytes())
+                counter.add(len(rows))
     return Embedded(retriever, Neighbours(np.load(path, mmap_mode="r")))
 
 
@@ -330,7 +328,7 @@ def _sample_traffic(corpus: Corpus, config: Prepare) -> tuple[dict[str, Impressi
 def _clear(folder: Path) -> None:
     """Remove what an earlier attempt left: its seal first, so that no half-written folder looks complete."""
     (folder / artifacts.SEAL).unlink(missing_ok=True)
-    for path in sorted(folder.glob("*.parquet")):
+    for path in (*folder.glob("*.parquet"), *folder.glob(artifacts.PARTIAL)):
         path.unlink()
 
 

@@ -6,13 +6,15 @@ with `write` and read with `read`, which check them against the declaration.
 
 from __future__ import annotations
 
-import os
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from distilrank import artifacts
 from distilrank.errors import InputError
 
 # What a source gives ----------------------------------------------------------------------------------------------
@@ -204,11 +206,12 @@ class Writer:
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.path, self.schema, self.rows = path, schema, 0
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        self._writer = pq.ParquetWriter(self._partial, schema, compression="zstd")
 
     def __enter__(self) -> Writer:
+        with contextlib.ExitStack() as stack:
+            handle = stack.enter_context(artifacts.replacing(self.path))
+            self._writer = stack.enter_context(pq.ParquetWriter(handle, self.schema, compression="zstd"))
+            self._open = stack.pop_all()
         return self
 
     def write(self, table: pa.Table) -> None:
@@ -216,12 +219,8 @@ class Writer:
         self._writer.write_table(conform(table, self.schema, str(self.path)))
         self.rows += table.num_rows
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        self._writer.close()
-        if kind is None:
-            self._partial.replace(self.path)
-        else:
-            self._partial.unlink()
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
 
 
 def read(path: Path, schema: pa.Schema, columns: Iterable[str] | None = None) -> pa.Table:

@@ -263,6 +263,7 @@ def train(
         # sentence-transformers applies a sigmoid to one-logit models unless told otherwise
         model.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
         model.save_pretrained(output)
+        artifacts.follow_umask(output)
         save_tokenizer(folder, output, encoder.pad_token, config.text.max_tokens)
         describe(
             output, role="student", encoder=encoder, text=config.text, tokens=config.score_tokens, base=config.model

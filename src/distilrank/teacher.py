@@ -108,6 +108,7 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, model_digest: 
             return TeacherResult(outcome.best, 0.0)  # the first process does what one can do alone
         merged = adapted.merged(output / "adapter")
         merged.to(runtime.dtype).save_pretrained(output)
+        artifacts.follow_umask(output)  # the adapter included
         save_tokenizer(folder, output, encoder.pad_token)
         describe(
             output, role="teacher", encoder=encoder, text=config.text, tokens=config.score_tokens, base=config.model

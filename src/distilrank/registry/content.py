@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from distilrank import artifacts
@@ -74,8 +74,7 @@ def parse_seal(data: bytes, place: str) -> dict[str, Any]:
     if not isinstance(sealed.get("files"), dict) or artifacts.digest_json(sealed["files"]) != sealed.get("digest"):
         raise InputError(f"{place}: damaged, its digest does not match its own list of files")
     for name in sealed["files"]:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise InputError(f"{place}: lists {name!r}, expected files inside the version")
+        artifacts.check_member(name, place)
     return sealed
 
 

@@ -68,6 +68,7 @@ def open(config: Registry) -> Backend:
     found = _URI.fullmatch(config.uri)
     if found is None:
         raise InputError(f"registry {config.uri!r}: expected gs://BUCKET/PREFIX")
+    artifacts.check_member("/".join(filter(None, found.group("bucket", "prefix"))), f"registry {config.uri!r}")
     chosen = config.cache or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
         base = Path(chosen).expanduser()
@@ -115,13 +116,10 @@ class Bucket(ledger.Ledger):
             with (self.cache / f".{version}.lock").open("a") as handle:
                 fcntl.flock(handle, fcntl.LOCK_EX)
                 if not self._cached(target, root):
-                    for left in self.cache.glob(f".{version}-*"):  # by a download that was killed
+                    for left in self.cache.glob(f".{version}.*.partial"):  # by a download that was killed
                         shutil.rmtree(left)
-                    with tempfile.TemporaryDirectory(prefix=f".{version}-", dir=self.cache) as scratch:
-                        fresh = self._download(root, Path(scratch) / version)
-                        if target.exists():
-                            target.rename(Path(scratch) / "damaged")
-                        fresh.rename(target)
+                    with artifacts.replacing_folder(target) as fresh:
+                        self._download(root, fresh)
         self._insist(version, root["content"], self._heads())
         return target
 
@@ -280,7 +278,7 @@ class Bucket(ledger.Ledger):
             return False
 
     def _download(self, root: dict[str, Any], target: Path) -> Path:
-        """Fetch a version to the folder `target`, which is new, and check every byte."""
+        """Fetch a version to the folder `target`, which is new or empty, and check every byte."""
         folder, sealed = self._sealed(root)
 
         def get(name: str) -> None:

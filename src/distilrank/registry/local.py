@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,8 +26,6 @@ from distilrank.registry import CHAMPION, Backend, content, is_version_id
 from distilrank.registry.ledger import Ledger
 
 FOLDERS = "versions", "aliases", "history", "looks"
-STALE_SECONDS = 24 * 3600
-"""Age from which a `*.partial` counts as left over; publishing takes minutes."""
 
 
 def open(config: Registry) -> Backend:
@@ -85,21 +81,17 @@ class Local(Ledger):
         if not is_version_id(version):
             raise InputError(f"registry {self.uri}: {version!r} is no version id, expected v and 12 hexadecimal digits")
         target = self._versions / version
-        # The copy takes over its source's age, so it is this folder around it that tells how old the attempt is.
-        partial = self._versions / f".{version}.{uuid.uuid4().hex[:8]}.partial"
         with self._storage():
             _make(self._versions)
             self._remove_stale()
-            try:
-                partial.mkdir()
-                copy = Path(shutil.copytree(folder, partial / version))
+            with artifacts.folder_beside(target) as copy:
+                artifacts.copy_into(folder, copy)
                 content.seal(copy)
                 content.verify(copy, version)
-                _flush(copy)
+                artifacts.settle(copy)
                 with self._changing():
                     if not target.exists():
-                        copy.rename(target)
-                        _sync(self._versions)
+                        artifacts.move_into_place(copy, target)
                         return
                     ours, theirs = (content.read_seal(one)["files"] for one in (copy, target))
                     if (name := content.differing(ours, theirs)) is not None:
@@ -108,13 +100,11 @@ class Local(Ledger):
                             f"versions never change"
                         )
                     self._claim(version)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
 
     def check(self) -> None:
         with self._storage():
             _make(self._versions)
-            probe = self._versions / f".{uuid.uuid4().hex[:8]}.partial"
+            probe = artifacts.temporary_name(self._versions / "writable")
             probe.write_text("writable\n", encoding="utf-8")
             probe.unlink()
         self.alias(CHAMPION)
@@ -140,7 +130,7 @@ class Local(Ledger):
         _make(path.parent)
         with artifacts.replacing(path) as handle:
             handle.write(data)
-        _sync(path.parent)
+        artifacts.sync(path.parent)
         return True
 
     def _names(self, folder: str) -> list[str]:
@@ -174,9 +164,9 @@ class Local(Ledger):
         }
 
     def _remove(self, version: str, known: Any) -> bool:
-        partial = self._versions / f".{version}.{uuid.uuid4().hex[:8]}.partial"
+        partial = artifacts.temporary_name(self._versions / version)
         (self._versions / version).rename(partial)
-        _sync(self._versions)
+        artifacts.sync(self._versions)
         shutil.rmtree(partial, ignore_errors=True)  # it looks stale already, so a publisher may be at it too
         return True
 
@@ -193,11 +183,9 @@ class Local(Ledger):
         return folder
 
     def _remove_stale(self) -> None:
-        folders = ("versions", "aliases", "history/*", "looks/*")
-        for path in itertools.chain.from_iterable(self.root.glob(f"{folder}/.*.partial") for folder in folders):
-            with contextlib.suppress(FileNotFoundError):  # another publisher may be removing it too
-                if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for pattern in ("versions", "aliases", "history/*", "looks/*"):
+            for folder in self.root.glob(pattern):
+                artifacts.remove_stale(folder)
 
     @contextlib.contextmanager
     def _storage(self) -> Iterator[None]:
@@ -209,25 +197,9 @@ class Local(Ledger):
             raise InputError(f"registry {self.root}: cannot use {place} ({reason})") from error
 
 
-def _sync(path: Path) -> None:
-    """Make sure that a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _flush(folder: Path) -> None:
-    """Make sure that a folder and all below it are on the disk."""
-    for path in sorted(folder.rglob("*"), reverse=True):
-        _sync(path)
-    _sync(folder)
-
-
 def _make(folder: Path) -> None:
     """Make a folder whose name is on the disk when this returns."""
     if not folder.is_dir():
         _make(folder.parent)
         folder.mkdir(exist_ok=True)
-        _sync(folder.parent)
+        artifacts.sync(folder.parent)

@@ -211,5 +211,6 @@ def _objects(reference: str, suffixes: Sequence[str]) -> tuple[list[StoredFile],
     found: list[StoredFile] = []
     for name in names:
         if name.lower().endswith(tuple(suffixes)):
+            artifacts.check_member(PurePosixPath(name).name, reference)  # it may be downloaded under that name
             found.append(StoredObject(f"gs://{bucket}/{folder}{name}", inside[name]))
     return found, [name for name in names if not name.lower().endswith(tuple(suffixes))]
