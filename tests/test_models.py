@@ -286,6 +286,8 @@ def test_the_teacher_learns_and_is_saved_whole(taught: Path) -> None:
         "stage.json",
     } <= written
     assert (taught / "adapter" / "adapter_model.safetensors").exists()
+    permissions = {path.stat().st_mode for path in taught.rglob("*") if path.is_file()}
+    assert permissions == {(taught / "digest.json").stat().st_mode}, "weights are readable by those who read the rest"
     assert not [path for path in taught.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
     metrics = artifacts.read_json(taught / "metrics.json")
     assert metrics["curve"][-1]["loss"] < 0.95 * metrics["curve"][0]["loss"]
