@@ -45,9 +45,9 @@ def run(model: onnx.ModelProto, x: np.ndarray) -> list[np.ndarray]:
     return session.run(["y", "square", "table"], {"x": x})
 
 
-def rounded(values: np.ndarray, axis: int) -> np.ndarray:
-    """What is left of `values` in 255 steps, the same ones along `axis`."""
-    unit = np.maximum(np.abs(values).max(axis=axis, keepdims=True) / 127, 1e-12)
+def rounded(values: np.ndarray, axis: int, steps: int = 127) -> np.ndarray:
+    """What is left of `values` in that many steps to either side of 0, the same ones along `axis`."""
+    unit = np.maximum(np.abs(values).max(axis=axis, keepdims=True) / steps, 1e-12)
     return np.round(values / unit) * unit
 
 
@@ -64,8 +64,9 @@ def test_products_are_those_of_values_rounded_by_token_and_by_column(signed: boo
     quantise(model, signed=signed)
     onnx.checker.check_model(model)
     y, square, table = run(model, tokens)
-    inner = 2 * (rounded(tokens, -1) @ rounded(SHARED, 0))
-    expected = rounded(inner, -1) @ rounded(LAST, 0)
+    steps = 64 if signed else 127  # of weights
+    inner = 2 * (rounded(tokens, -1) @ rounded(SHARED, 0, steps))
+    expected = rounded(inner, -1) @ rounded(LAST, 0, steps)
     step = np.abs(inner).max(-1, keepdims=True) / 127 * np.abs(LAST).max()  # a value may fall on either side of a half
     assert (np.abs(y - expected) <= 1.01 * step + 1e-9).all()
     assert np.median(np.abs(y - expected) / (step + 1e-9)) < 1e-3
@@ -85,3 +86,17 @@ def test_each_input_is_rounded_once_and_each_matrix_kept_once(signed: bool, kind
     assert sorted(matrices.values()) == sorted([TensorProto.FLOAT, kind, kind])  # of floats, the one used elsewhere
     assert matrices["shared"] == TensorProto.FLOAT
     assert [one.domain for one in model.opset_import] == ["", CONTRIBUTED]
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_the_largest_products_are_exact_on_every_processor(signed: bool) -> None:
+    """Without VNNI, onnxruntime adds two products of bytes in 16 bits: what does not fit is cut off, silently."""
+    matrix = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, 64])
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2, 64])
+    weights = numpy_helper.from_array(np.full((64, 64), 3, np.float32), "w")
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "largest", [matrix], [output], [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    quantise(model, signed=signed)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (y,) = session.run(["y"], {"x": np.full((1, 2, 64), 5, np.float32)})
+    np.testing.assert_allclose(y, 64 * 3 * 5, rtol=1e-5)

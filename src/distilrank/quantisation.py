@@ -17,6 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 CONTRIBUTED = "com.microsoft"  # the domain of onnxruntime's own operators
 ZERO = 128  # what stands for 0 among unsigned bytes
 STEPS = 127  # of a byte to either side of it
+SIGNED_STEPS = 64
+"""The same of signed weights. x86 processors without VNNI add two products in 16 bits (VPMADDUBSW): 2 x 255 x 64 fits,
+2 x 255 x 127 would be cut off, and scores be wrong there without an error."""
 SMALLEST = np.float32(1e-12)  # unit of what is zero throughout
 
 
@@ -28,10 +31,9 @@ def quantise(model: onnx.ModelProto, *, signed: bool = True) -> None:
 
     Args:
         model: of opset 18 or later.
-        signed: weights as signed bytes: what processors with VNNI or AMX multiply with unsigned ones. On x86 processors
-            without, onnxruntime then multiplies by VPMADDUBSW, which adds two products in 16 bits, where up to
-            2 x 255 x 127 does not fit. Unsigned weights it widens to 16 bits first, which is slower and exact; the
-            other remedy, weights of 7 bits, would double their rounding error.
+        signed: weights as signed bytes of 7 bits (`SIGNED_STEPS`): what processors with VNNI or AMX multiply with
+            unsigned ones, exact on all others too. Unsigned weights have all 8 bits; onnxruntime widens them to 16
+            bits first, which is slower.
     """
     graph = model.graph
     weights = {one.name: one for one in graph.initializer if len(one.dims) == 2 and one.data_type == TensorProto.FLOAT}
@@ -62,7 +64,8 @@ def quantise(model: onnx.ModelProto, *, signed: bool = True) -> None:
     def columns(name: str) -> tuple[str, str]:
         """The bytes of a matrix, and the units of its columns."""
         matrix = numpy_helper.to_array(weights[name])
-        units = np.maximum(np.abs(matrix).max(axis=0) / np.float32(STEPS), SMALLEST)
+        steps = SIGNED_STEPS if signed else STEPS
+        units = np.maximum(np.abs(matrix).max(axis=0) / np.float32(steps), SMALLEST)
         whole = np.round(matrix / units)
         whole = whole.astype(np.int8) if signed else (whole + ZERO).astype(np.uint8)
         return constant(f"{name}_bytes", whole), constant(f"{name}_units", units)
