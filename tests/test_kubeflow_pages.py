@@ -113,13 +113,14 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Pat
     pages = drift_pages(root / "drift", champion=True)
     made = outputs(root / "prepared", "judgements", "candidates", "traffic", "profile", "profile_html")
     prepare_data.python_func(
-        reference_start="", newest_start="", newest_end="", data_digest="d" * 64,
+        reference_start="", newest_start="", newest_end="", data_digest="d" * 64, cache_since="",
         config={"traffic_sample": 50, "from_impressions": 3, "from_bm25": 2, "from_random": 1},
         data={"source": "demo_shop", "products": 100, "queries": 60, "judged_queries": 40, "searches": 200}, **made,
     )  # fmt: skip
     pages["prepare", "profile_html"] = Path(made["profile_html"].path)
     paths = test_report.folders(root / "report")
     paths["drift"].joinpath("summary.html").touch()
+    artifacts.seal(paths["drift"])
     del paths["output"]
     made = outputs(root / "reported", "report", "report_html")
     render_report.python_func(name="home-depot", **inputs(paths), config={}, **made)
