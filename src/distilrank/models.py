@@ -185,6 +185,8 @@ def _check_hub(reference: str) -> list[str] | None:
         info = huggingface_hub.model_info(repository, revision=revision, timeout=20)
         huggingface_hub.auth_check(repository)  # a gated model shows its information to all
         names = [file.rfilename for file in info.siblings or []]
+        for name in names:
+            artifacts.check_member(name, f"model {reference!r}")
         for name in set(names) & set(SETTINGS):
             path = huggingface_hub.hf_hub_download(repository, name, revision=revision)
             _refuse_auto_map(reference, name, artifacts.read_json(Path(path)))
@@ -199,8 +201,6 @@ def _check_hub(reference: str) -> list[str] | None:
             refuse_code(reference, folder)
             return None  # offline, but it was downloaded before
         raise InputError(f"model {reference!r}: the hub cannot be reached ({type(error).__name__})") from None
-    for name in names:
-        artifacts.check_member(name, f"model {reference!r}")
     _check_names(reference, names)
     return names
 
@@ -267,7 +267,7 @@ def _check_gs(reference: str) -> None:
     _check_names(reference, members)
     with tempfile.TemporaryDirectory() as folder:
         for name in set(SETTINGS) & set(members):
-            members[name].download_to_filename(Path(folder, name))
+            Path(folder, name).write_bytes(members[name].download_as_bytes())
         refuse_code(reference, Path(folder))
 
 
