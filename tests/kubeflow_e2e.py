@@ -411,7 +411,7 @@ def _ended(session: Session, run_id: str) -> Any:
 
 
 def _expire(session: Session, name: str) -> None:
-    """Delete every artifact `name` of this session's runs, as a lifecycle rule would."""
+    """Delete every artifact `name` of the runs made here, as a lifecycle rule would."""
     if session.is_stub:
         folders = [path for path in (session.folder / "stub" / "artifacts").rglob(name) if path.is_dir()]
         assert folders, f"no artifact {name} below {session.folder}"
