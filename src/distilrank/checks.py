@@ -116,10 +116,15 @@ Part = tuple[bool, float | None, float, str]
 """One of several conditions of a check: whether it holds, the value seen, its bound, a sentence."""
 
 
+def counts_as_failed(name: str, passed: bool, outcome: str) -> bool:
+    """Whether a check failed under this outcome: that an unchanged candidate is not new is no failure."""
+    return not passed and not (outcome == "unchanged" and name == "new")
+
+
 def failed(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The checks of a `verdict.json` that failed; that an unchanged candidate is not new is no failure."""
-    unchanged = verdict["outcome"] == "unchanged"
-    return [check for check in verdict["checks"] if not check["passed"] and not (unchanged and check["name"] == "new")]
+    """The checks of a `verdict.json` that failed."""
+    outcome = verdict["outcome"]
+    return [check for check in verdict["checks"] if counts_as_failed(check["name"], check["passed"], outcome)]
 
 
 def examine(policy: Gate, evidence: Evidence) -> tuple[Check, ...]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from distilrank import artifacts, progress
 from distilrank import registry as registries
-from distilrank.checks import Check, Evidence, examine
+from distilrank.checks import Check, Evidence, counts_as_failed, examine
 from distilrank.config import Gate, Registry, parameters
 from distilrank.errors import InputError
 from distilrank.model_card import PARITY
@@ -38,9 +38,8 @@ class Verdict:
 
     @property
     def failed(self) -> list[Check]:
-        """The checks that did not pass; that an unchanged candidate is not new is no failure."""
-        unchanged = self.outcome == "unchanged"
-        return [check for check in self.checks if not check.passed and not (unchanged and check.name == "new")]
+        """The checks that failed, by `checks.counts_as_failed`."""
+        return [check for check in self.checks if counts_as_failed(check.name, check.passed, self.outcome)]
 
     def word(self, check: Check) -> str:
         """What a log or a table says of one of the checks: passed, FAILED or, where it decided nothing, unchanged."""
