@@ -11,7 +11,7 @@ from unittest import mock
 
 import pytest
 
-from tests import tiny_models
+from tests import tiny_models, warm
 
 # Tests run side by side; threads that spin against each other would slow all of them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -39,3 +39,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     tiny_models.write(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[warm.Python]:
+    """An interpreter for processes that would need seconds to import torch and transformers."""
+    with warm.python() as python:
+        yield python

@@ -34,7 +34,7 @@ from pyarrow import fs
 
 from distilrank import workflow
 from pipelines.kubeflow import Kubeflow
-from tests import tiny_models
+from tests import tiny_models, warm
 from tests.kfp_server import DOCUMENT
 from tests.listener import Listener
 
@@ -452,13 +452,15 @@ def _stub(folder: Path) -> Iterator[str]:
     tiny_models.write(folder / "models")
     (folder / "volume").mkdir()  # what pods would have mounted
     command = [sys.executable, "-m", "tests.kfp_cluster", "--port", "0", "--folder", str(folder / "stub")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    try:
-        assert process.stdout is not None
-        yield process.stdout.readline().split()[-1]
-    finally:
-        process.terminate()
-        process.wait()
+    with warm.python() as python:
+        environment = os.environ | python.environment
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().split()[-1]
+        finally:
+            process.terminate()
+            process.wait()
 
 
 def run(session: Session, only: list[str]) -> int:

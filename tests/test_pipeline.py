@@ -15,6 +15,7 @@ import yaml
 
 from distilrank import artifacts, progress
 from tests.listener import Listener
+from tests.warm import Python
 
 ROOT = Path(__file__).parent.parent
 PROMISED = (
@@ -45,7 +46,8 @@ STAGES = {
 class Shop:
     """A folder with a configuration, in which `python -m pipelines` is called as a user would."""
 
-    def __init__(self, folder: Path, models: Path) -> None:
+    def __init__(self, folder: Path, models: Path, python: Python) -> None:
+        self.python = python
         self.folder, self.runs, self.registry = folder, folder / "runs", folder / "registry"
         self.config = folder / "tiny.yaml"
         values = {
@@ -79,11 +81,11 @@ class Shop:
 
     def __call__(self, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "pipelines", command, "--config", str(self.config), *arguments],
+            [self.python.executable, "-m", "pipelines", command, "--config", str(self.config), *arguments],
             capture_output=True,
             text=True,
             cwd=ROOT,
-            env=os.environ | {"COLUMNS": "200"},
+            env=os.environ | self.python.environment | {"COLUMNS": "200"},
         )
 
     def run(self, name: str, *settings: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -92,8 +94,8 @@ class Shop:
 
 
 @pytest.fixture(scope="module")
-def shop(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    return Shop(tmp_path_factory.mktemp("shop"), models)
+def shop(models: Path, tmp_path_factory: pytest.TempPathFactory, warm_python: Python) -> Shop:
+    return Shop(tmp_path_factory.mktemp("shop"), models, warm_python)
 
 
 @pytest.fixture(scope="module")

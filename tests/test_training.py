@@ -23,6 +23,7 @@ from distilrank.compute import setup
 from distilrank.config import Compute, Lora, Optimiser, Teacher, TrainJob
 from distilrank.errors import InputError, RunStopped
 from tests.test_models import pairs
+from tests.warm import Python
 
 CPU = Compute(device="cpu", precision="fp32", threads=1)
 
@@ -53,6 +54,14 @@ def train(one: Teacher, judgements: Path, output: Path, **compute) -> Path:
 def digest(folder: Path) -> dict[str, str]:
     names = ("model.safetensors", "adapter/adapter_model.safetensors", "metrics.json", "distilrank.json")
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+
+
+@pytest.fixture
+def warm_workers(warm_python: Python, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the processes that train together find torch loaded."""
+    monkeypatch.setattr(sys, "executable", warm_python.executable)
+    for name, value in warm_python.environment.items():
+        monkeypatch.setenv(name, value)
 
 
 # Restart --------------------------------------------------------------------------------------------------------------
@@ -177,6 +186,7 @@ def test_two_processes_take_the_steps_of_one(models: Path, judgements: Path, tmp
     artifacts.verify(double)
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_what_stops_a_training_of_several_processes_is_told_as_by_one(models: Path, judgements: Path, tmp_path: Path):
     with pytest.raises(InputError, match="nowhere"):
         train(config(models, model=str(tmp_path / "nowhere")), judgements, tmp_path / "t", processes=2)
@@ -184,6 +194,7 @@ def test_what_stops_a_training_of_several_processes_is_told_as_by_one(models: Pa
 
 
 @pytest.mark.parametrize("kind", ["finite", "memory"])
+@pytest.mark.usefixtures("warm_workers")
 def test_what_goes_wrong_in_another_process_is_told(
     models: Path, judgements: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +222,7 @@ if os.environ.get("RANK") == "1":
         train(config(models), judgements, tmp_path / "t", processes=2)
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_nodes_say_what_the_stage_says(models: Path, judgements: Path, tmp_path: Path, monkeypatch) -> None:
     jobs = []
 
@@ -235,6 +247,7 @@ def test_nodes_say_what_the_stage_says(models: Path, judgements: Path, tmp_path:
     assert len(set(jobs)) == 2, "each is a TrainJob of its own"
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_nodes_that_nobody_waits_for_end_themselves_and_go_on_with_the_next_attempt(
     models: Path, judgements: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
