@@ -98,6 +98,8 @@ def test_another_draw_is_allowed_and_told(
     [
         ({"salt": "x"}, {"draw": 1}, "prepare.salt is 'x', but the champion v1 was trained with 'distilrank'"),
         ({"plurals": "together"}, {}, "prepare.plurals is 'together', but"),
+        ({"language": "tr"}, {}, "prepare.language is 'tr', but the champion v1 was trained with I folded to i:"),
+        ({"language": "de"}, {"dotless_i": True}, "prepare.language is 'de', but .* the dotless i of Turkish"),
         ({"test_share": 0.3}, {}, "it learned from some of the test queries"),
         ({"test_share": 0.2, "test_draw": 1}, {}, "with test_draw 1 after 0 the sets would overlap"),
         ({"test_share": 0.2}, {"draw": 1}, "with test_draw 0 after 1 the sets would overlap"),

@@ -325,7 +325,7 @@ def test_scores_that_are_not_finite_stop_and_are_named(student: Path, tmp_path: 
     assert not list(tmp_path.glob("*out.csv*"))
 
 
-@pytest.mark.parametrize("blank", ["", "  \t", None])
+@pytest.mark.parametrize("blank", ["", "  \t", "\u200e\u3164 \U000e0100", None])
 def test_an_empty_query_is_refused(student: Path, blank: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scorer, "CHUNK_ROWS", 2)
     ours = Scorer.load(student, CPU, backend="onnx")

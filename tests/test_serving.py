@@ -231,6 +231,7 @@ REFUSED = [
     ({"query": "sofa"}, 422, "products: missing"),
     ({"query": "", "products": ONE}, 422, "query: is empty, expected text"),
     ({"query": " \t", "products": ONE}, 422, "query: is empty, expected text"),
+    ({"query": "\u200e\ufe0f", "products": ONE}, 422, "query: is empty, expected text"),
     ({"query": 7, "products": ONE}, 422, "query: got 7, expected text"),
     ({"query": "q" * 2001, "products": ONE}, 422, "query: got 2001 characters, expected at most 2000"),
     (

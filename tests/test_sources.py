@@ -245,6 +245,7 @@ ROW = "query,product_id,rating\n"
         (ROW + "sofa,p1,2\nsofa,p2,\n", r"row 2: rating is empty"),
         (ROW + "sofa,p1,2\n  ,p2,1\n", r"row 2: query is empty, expected a value in each row"),
         (ROW + "sofa,p1,2\n\u200b,p2,1\n", r"row 2: query is '\\u200b', expected a query"),
+        (ROW + "sofa,p1,2\nمصباح,p3,1\n\u3164\u200e,p2,1\n", r"row 3: query is '.\\u200e', expected a query"),
         (ROW + "sofa,,2\n", r"row 1: product_id is empty"),
         (
             ROW + "sofa,p1,2\nlamp,p1,1\nsofa,p1,3.5\nsofa,p1,2\n",

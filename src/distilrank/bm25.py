@@ -1,18 +1,20 @@
 """BM25 over the catalogue: the baseline beside every model, and one of the ways to find candidates.
 
-bm25s with Lucene's formula and its defaults (k1 1.2, b 0.75), English stems (Snowball), no stop words.
+bm25s with Lucene's formula and its defaults (k1 1.2, b 0.75), stems of each document's language (Snowball), no stop
+words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, repeat
 
 import bm25s
 import numpy as np
 import scipy.sparse as sp
 import Stemmer
 
-from distilrank import normalise
+from distilrank import languages, normalise
 
 
 class Index:
@@ -20,16 +22,18 @@ class Index:
 
     Args:
         documents: their texts; at least one word among them all.
+        language: of all documents, a key of `languages.LANGUAGES`; or one for each document, in their order.
 
     Raises:
         ValueError: no document has a word.
     """
 
-    def __init__(self, documents: Iterable[str]) -> None:
-        self._stem = Stemmer.Stemmer("english").stemWord
+    def __init__(self, documents: Iterable[str], language: str | Iterable[str] = languages.DEFAULT) -> None:
+        self._stemmers: dict[str, Callable[[str], str]] = {"": str}  # by Snowball's name
         self._terms: dict[str, int] = {}  # stem -> term
-        self._seen: dict[str, int] = {}  # word -> term, so that each word is stemmed once
-        terms = [np.array([self._add(word) for word in normalise.words(text)], np.int32) for text in documents]
+        self._term_of: dict[str, dict[str, int]] = {}  # language -> word -> term, so that each word is stemmed once
+        by_document = repeat(language) if isinstance(language, str) else language
+        terms = [self._index(text, code) for text, code in zip(documents, by_document, strict=False)]
         if not self._terms:
             raise ValueError("no document has a word")
         model = bm25s.BM25(k1=1.2, b=0.75, method="lucene")
@@ -51,24 +55,45 @@ class Index:
         """Number of different stems."""
         return len(self._terms)
 
-    def stem(self, word: str) -> str:
-        """The stem of a word, as the index has it."""
-        return self._stem(word)
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages of the documents, in the order in which they first come."""
+        return tuple(self._term_of)
 
-    def _add(self, word: str) -> int:
-        term = self._seen.get(word)
-        if term is None:
-            term = self._seen[word] = self._terms.setdefault(self._stem(word), len(self._terms))
-        return term
+    def stem(self, word: str) -> str:
+        """The stem of a word in the language of the first document."""
+        return self._stem(word, self.languages[0])
+
+    def _stem(self, word: str, language: str) -> str:
+        name = languages.stemmer(word, language)
+        stem = self._stemmers.get(name)
+        if stem is None:
+            stem = self._stemmers[name] = Stemmer.Stemmer(name).stemWord
+        return stem(word)
+
+    def _index(self, text: str, language: str) -> np.ndarray:
+        term_of = self._term_of.setdefault(language, {})
+        terms = []
+        for word in normalise.terms(text, language):
+            term = term_of.get(word)
+            if term is None:
+                term = term_of[word] = self._terms.setdefault(self._stem(word, language), len(self._terms))
+            terms.append(term)
+        return np.array(terms, np.int32)
+
+    def _lookup(self, query: str, split: Callable[[str, str], list[str]]) -> list[set[int]]:
+        """The terms of each word of `query` that documents have: a word has a stem in each of their languages."""
+        spellings = zip(*(split(query, language) for language in self.languages), strict=True)
+        stems = (map(self._stem, spelling, self.languages) for spelling in spellings)
+        return [{self._terms[stem] for stem in of_word if stem in self._terms} for of_word in stems]
 
     def _known(self, query: str) -> list[int]:
-        found = (self._terms.get(self._stem(word)) for word in normalise.words(query))
-        return [term for term in found if term is not None]
+        return list(chain.from_iterable(map(sorted, self._lookup(query, normalise.terms))))
 
     def unseen(self, query: str) -> float:
         """Share of the words of `query` whose stem no document has, in [0, 1]; 0 for a query without words."""
-        total = len(normalise.words(query))
-        return 1 - len(self._known(query)) / total if total else 0.0
+        found = self._lookup(query, normalise.words)
+        return sum(not terms for terms in found) / len(found) if found else 0.0
 
     def top(self, query: str, count: int) -> np.ndarray:
         """The best documents for `query`, best first, at most `count`; only such as share a word with it.

@@ -30,8 +30,22 @@ from pydantic import (
     model_validator,
 )
 
+from distilrank import languages
 from distilrank.errors import InputError
 
+
+def _language(value: str) -> str:
+    """The code of the language that a locale means; a text that is none is refused."""
+    code = languages.of_locale(value) if value else ""
+    if code is None:
+        raise ValueError(f"{value!r} is no language that is known, expected one of {', '.join(languages.LANGUAGES)}")
+    return code
+
+
+# YAML reads Norwegian's code as false.
+LanguageCode = Annotated[
+    str, BeforeValidator(lambda value: "no" if value is False else value), AfterValidator(_language)
+]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -401,6 +415,12 @@ class Prepare(Section):
     plurals: Literal["apart", "together"] = Field(
         "apart",
         description="together: queries that differ by a plural s fall on one side of the split; never change it.",
+    )
+    language: LanguageCode = Field(
+        "",
+        description="Language of queries and products (ISO 639-1: de, ja) whose judgements have no locale: words are "
+        "stemmed by it; of tr and az, I is folded to the dotless i, which the split follows, so never change from or "
+        "to these. Empty: that of the judgements' locales if they share one, else English.",
     )
     dev_share: Share = Field(0.15, description="Share of queries for dev (checkpoint choice, calibration); 0: none.")
     test_share: Share = Field(0.25, description="Share of queries for test; 0: none.")

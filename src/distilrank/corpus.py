@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distilrank import modes, normalise, progress, records
+from distilrank import languages, modes, normalise, progress, records
 from distilrank.catalogue import Catalogue, bare_ids
 from distilrank.config import Prepare
 from distilrank.errors import InputError
@@ -42,6 +42,8 @@ class Corpus:
     raters: np.ndarray
     locales: pa.StringArray
     """Null where unknown."""
+    languages: list[str]
+    """Of each product, a key of `languages.LANGUAGES`."""
     log: Pool
     """Without impressions if there is no log."""
     logged: bool
@@ -97,7 +99,7 @@ def read(
                 f"those of fewer than {config.privacy.min_clients} clients",
                 fatal=False,
             )
-        store = LogStore(Path(config.store) if config.store else scratch / "log")
+        store = LogStore(Path(config.store) if config.store else scratch / "log", config.language)
         kept = store.ingest(log, config.privacy, reference_start[:10], newest_end[:10], problems)
         if kept and not any(part.files("pairs", "", "") for part in kept):
             told = next((problem.line() for problem in problems if problem.what.startswith(NO_IMPRESSIONS)), "")
@@ -180,7 +182,7 @@ def _assemble(
     privacy = _log_tables(connection, kept, bounds, config, log, catalogue, problems)
     encoded = table["query"].combine_chunks().dictionary_encode()
     spelling, spellings = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
-    keys = [normalise.query_id(text) for text in spellings]
+    keys = [normalise.query_id(text, config.language) for text in spellings]
     judged_texts = pa.table(
         {
             "query_id": pa.array(keys, pa.string()),
@@ -215,7 +217,8 @@ def _assemble(
         position = np.array([hash_position(key, config.salt) for key in ids])
     else:
         texts = queries.to_pylist()
-        position = np.array([hash_position(normalise.split_key(text, config.plurals), config.salt) for text in texts])
+        split_keys = [normalise.split_key(text, config.plurals, config.language) for text in texts]
+        position = np.array([hash_position(key, config.salt) for key in split_keys])
     query_of = pc.index_in(pa.array(keys, pa.string()), value_set=query_ids).to_numpy()
     product = pc.index_in(table["product_id"], value_set=catalogue.keys).to_numpy()
     query = query_of[spelling] if len(spelling) else spelling
@@ -236,6 +239,7 @@ def _assemble(
         gains=np.where(np.isnan(gains), targets, gains).astype(np.float32),
         raters=raters,
         locales=locales,
+        languages=_languages(judged.product, locales, len(catalogue), config),
         log=pool,
         logged=log is not None,
         timed=timed,
@@ -375,6 +379,21 @@ def _merge(
     pairs = Pairs(pair // products, pair % products)
     locales = modes.most_frequent(of_pair, table["locale"], len(pair))
     return pairs, ratings, mean(gain), weight.astype(np.int32), locales, merged
+
+
+def _languages(product: np.ndarray, locales: pa.StringArray, products: int, config: Prepare) -> list[str]:
+    """The language of each product: of the locale that most of its judgements have.
+
+    Where no judgement has a locale that is known: the configured language; without one that of all judgements that have
+    one, if it is the same, else English.
+    """
+    known = {locale: languages.of_locale(locale) for locale in pc.unique(locales.drop_null()).to_pylist()}
+    found = sorted({language for language in known.values() if language})
+    default = config.language or (found[0] if len(found) == 1 else languages.DEFAULT)
+    if not set(found) - {default}:
+        return [default] * products
+    judged = modes.most_frequent(product, locales, products).to_pylist()
+    return [known.get(locale) or default for locale in judged]
 
 
 def soft_targets(ratings: np.ndarray, rating_range: tuple[float, float]) -> np.ndarray:

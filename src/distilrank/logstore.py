@@ -145,8 +145,9 @@ class Kept:
 class LogStore:
     """A store in `folder`, made if missing."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, language: str = "") -> None:
         self.folder = folder
+        self.language = language if language in normalise.DOTLESS else ""  # for others a query has the same key
         for name in ("files", "parts"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         artifacts.remove_stale(folder / "parts")
@@ -208,7 +209,7 @@ class LogStore:
         ]
         counter = progress.Counter("prepare", sum(sum(found["days"].values()) for _, found in wanted), "log rows")
         reading_code = [artifacts.digest_file(Path(module.__file__ or "")) for module in (normalise, privacy_module)]
-        options = [privacy.min_clients, privacy.scrub, *privacy.phone_regions]
+        options = [privacy.min_clients, privacy.scrub, *privacy.phone_regions, self.language]
         readings: dict[str, _Reading] = {}
         for part, found in wanted:
             key = artifacts.digest_json([FORMAT, reading_code, found["digest"], log.settings, options])[:32]
@@ -260,7 +261,9 @@ class LogStore:
                 create_events(connection)
                 part.load(connection, found)
                 if not found.fatal:
-                    facts = _aggregate(connection, reading, partial, privacy, scrubber, self._salt, found)
+                    facts = _aggregate(
+                        connection, reading, partial, privacy, scrubber, self.language, self._salt, found
+                    )
                     record = {
                         "name": part.name,
                         "days": reading.days,
@@ -398,11 +401,12 @@ def _aggregate(
     folder: Path,
     privacy: Privacy,
     scrubber: Scrubber | None,
+    language: str,
     salt: str,
     problems: Problems,
 ) -> dict[str, Any]:
     """Write the aggregates of the table `events` to `folder` and return the facts about it."""
-    _map_queries(connection, scrubber)
+    _map_queries(connection, scrubber, language)
     salted = f"md5_number_lower('{_quoted(salt)}search' || {{}})"
     connection.execute(
         """CREATE TEMP TABLE searches AS SELECT search, told.id AS id, told."at" AS "at" FROM (
@@ -505,7 +509,7 @@ def _keep_clients(connection: duckdb.DuckDBPyConnection, salt: str, least: int) 
         )
 
 
-def _map_queries(connection: duckdb.DuckDBPyConnection, scrubber: Scrubber | None) -> None:
+def _map_queries(connection: duckdb.DuckDBPyConnection, scrubber: Scrubber | None, language: str) -> None:
     """Make `mapped` (query as typed, a number, query_id and text as kept, or why nothing is) and `found` (kinds)."""
     connection.execute("CREATE TABLE mapped (query VARCHAR, id BIGINT, query_id VARCHAR, text VARCHAR, why VARCHAR)")
     connection.execute("CREATE TABLE found (kind VARCHAR, rows BIGINT)")
@@ -526,11 +530,11 @@ def _map_queries(connection: duckdb.DuckDBPyConnection, scrubber: Scrubber | Non
                 text = scrubbed.text
                 kinds += [(kind, often) for kind in sorted(set(scrubbed.kinds))]
             text = " ".join(text.split())
-            if not text.isascii() and not normalise.normal_form(text):
+            if normalise.is_blank(text):
                 text = ""  # nothing but characters that nobody sees
             texts.append(text or None)
             reasons.append(None if text else why or "blank")
-        keys = [normalise.query_id(text) if text else None for text in texts]
+        keys = [normalise.query_id(text, language) if text else None for text in texts]
         table = pa.table(
             [
                 batch.column(0),

@@ -18,7 +18,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distilrank import artifacts, hardware, models, progress, registry, sources, trainjob, weights
+from distilrank import artifacts, hardware, models, normalise, progress, registry, sources, trainjob, weights
 from distilrank.config import Config, Preflight, Prepare, Window
 from distilrank.corpus import least_clients
 from distilrank.errors import InputError
@@ -293,6 +293,12 @@ def _check_split(prepare: Prepare, version: str, folder: Path) -> None:
         raise InputError(
             f"prepare.plurals is {prepare.plurals!r}, but the {version} was trained with "
             f"{before.get('plurals', 'apart')!r}: the split is another one; restore it or use another registry"
+        )
+    if before.get("dotless_i", False) != (prepare.language in normalise.DOTLESS):
+        raise InputError(
+            f"prepare.language is {prepare.language!r}, but the {version} was trained with I folded "
+            f"{'to the dotless i of Turkish' if before.get('dotless_i') else 'to i'}: the split is another one; "
+            "restore it or use another registry"
         )
     drawn = before.get("draw", 0)
     if (drawn or prepare.test_draw) and before["test_share"] != prepare.test_share:

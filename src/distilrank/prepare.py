@@ -136,7 +136,7 @@ def prepare(
             splits.check_leaks(used, config)
             for side in SIDES:
                 _write_judged(corpus, split.rows[side], index, judgements / f"{side}.parquet")
-            artifacts.write_json(judgements / "protocol.json", _protocol(source, data, config, corpus, basis))
+            artifacts.write_json(judgements / "protocol.json", _protocol(source, data, config, corpus, index, basis))
             artifacts.seal(judgements)
         with clock.phase("candidates"):
             miner = Miner(corpus, split, index, embedded, config)
@@ -226,7 +226,7 @@ def _texts(corpus: Corpus, places: np.ndarray) -> list[str]:
 
 def _index(corpus: Corpus) -> bm25.Index:
     try:
-        return bm25.Index(_product_texts(corpus))
+        return bm25.Index(_product_texts(corpus), corpus.languages)
     except ValueError:
         raise InputError(f"catalogue: none of {len(corpus.catalogue)} products has a word in its title") from None
 
@@ -263,8 +263,11 @@ def _embedded(corpus: Corpus, config: Prepare, scratch: Path) -> Embedded | None
     return Embedded(retriever, Neighbours(np.load(path, mmap_mode="r")))
 
 
-def _protocol(source: sources.Source, data: Data, config: Prepare, corpus: Corpus, basis: str) -> dict[str, Any]:
+def _protocol(
+    source: sources.Source, data: Data, config: Prepare, corpus: Corpus, index: bm25.Index, basis: str
+) -> dict[str, Any]:
     own = not np.array_equal(corpus.gains, corpus.targets)
+    stems = "English" if index.languages == ("en",) else ", ".join(sorted(index.languages))
     return {
         "source": data.source,
         "rating_range": list(source.rating_range),
@@ -273,13 +276,14 @@ def _protocol(source: sources.Source, data: Data, config: Prepare, corpus: Corpu
             "by": "query in normal form, salted SHA-256",
             "salt": config.salt,
             "plurals": config.plurals,
+            "dotless_i": config.language in normalise.DOTLESS,
             "dev_share": config.dev_share,
             "test_share": config.test_share,
             "draw": config.test_draw,
         },
         "ties": "broken by product id, ascending",
         "gain": "the source's own, linear" if own else "soft target, linear",
-        "bm25": "whole catalogue; title, product type, brand, colour, gender; k1 1.2, b 0.75, English stems",
+        "bm25": f"whole catalogue; title, product type, brand, colour, gender; k1 1.2, b 0.75, {stems} stems",
         "strata": splits.CUT if corpus.logged else "there is no log: all queries are tail",
         "traffic": basis,
     }

@@ -20,6 +20,8 @@ import phonenumbers
 from phonenumbers import Leniency, PhoneNumberMatcher
 from stdnum import ean, iban, isbn, luhn
 
+from distilrank import normalise
+
 # `digits` are account, order and tracking numbers, `id_number` a social security number or an IBAN, `url` a link that
 # carries more than a page's name, `token` a key, a hash or a session.
 KINDS = ("email", "phone", "card", "digits", "url", "id_number", "token")
@@ -60,7 +62,7 @@ def _fold(text: str) -> tuple[str, list[int]]:
     """The text as the patterns read it, and where each of its characters stood.
 
     White space is a blank, dashes are hyphens, the digits of any script and full-width letters are ASCII, and what
-    has no width (Unicode category Cf, the marks of keycap emoji) is gone. Superscripts stay: 10² is not 102.
+    has no width (`normalise.INVISIBLE`, the marks of keycap emoji) is gone. Superscripts stay: 10² is not 102.
     """
     folded, origins = [], []
     for origin, character in enumerate(text):
@@ -71,7 +73,7 @@ def _fold(text: str) -> tuple[str, list[int]]:
         else:
             category = unicodedata.category(character)
             compatible = unicodedata.normalize("NFKC", character)
-            if category == "Cf" or character in "\ufe0f\u20e3":
+            if character == "\u20e3" or normalise.INVISIBLE.match(character):
                 continue
             elif category == "Nd":
                 plain = str(unicodedata.decimal(character))

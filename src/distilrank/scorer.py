@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distilrank import artifacts, calibration, encoding, progress
+from distilrank import artifacts, calibration, encoding, normalise, progress
 from distilrank.ahead import ahead
 from distilrank.cache import Cache
 from distilrank.config import Compute, TeacherText, Text, parse
@@ -145,9 +145,12 @@ class Scorer:
             RunStopped: a logit is not finite.
         """
         queries = table.column("query")
-        blank = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(queries), ""), True)
-        if pc.any(blank).as_py():
-            raise InputError(f"row {pc.index(blank, True).as_py() + 1}: query is empty, expected a text")
+        seen = pc.fill_null(pc.match_substring_regex(queries, normalise.SEEN), False)
+        doubtful = pc.unique(queries.filter(pc.invert(seen))).to_pylist()
+        blank = [text for text in doubtful if text is None or normalise.is_blank(text)]
+        if blank:
+            row = pc.index(pc.is_in(queries, value_set=pa.array(blank, queries.type)), True).as_py() + 1
+            raise InputError(f"row {row}: query is empty, expected a text")
         scores = []
         for tokens in ahead(
             encoding.encode_table(self.encoder, table.slice(start, CHUNK_ROWS), self.text)
@@ -177,7 +180,7 @@ class Scorer:
         if not queries:
             return []
         for place, query in enumerate(queries):
-            if not query.strip():
+            if normalise.is_blank(query):
                 raise InputError(f"query {place + 1} of {len(queries)} is empty, expected a text")
         sizes = [len(one) for one in products]
         texts, list_of = encoding.distinct([encoding.neutralise(query, self.encoder.special) for query in queries])

@@ -7,7 +7,7 @@ from collections import Counter
 from functools import cache
 
 NONE = "none"
-_NAMES = {"cjk": "han", "fullwidth": "latin", "halfwidth": "katakana"}
+_NAMES = {"cjk": "han", "fullwidth": "latin", "halfwidth": "katakana", "katakana-hiragana": "katakana"}
 
 
 def dominant(text: str) -> str:

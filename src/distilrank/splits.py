@@ -146,7 +146,7 @@ def _forms(query: str, stem: Callable[[str], str]) -> tuple[str, str]:
     words = normalise.words(query)
     # Numbers have an order of their own: 2 x 4 is not 4 x 2.
     order = [word for word in words if word[0].isdigit()]
-    return " ".join([*sorted({stem(word) for word in words}), *order]), "".join(words)
+    return " ".join([*sorted({stem(word) for word in words}), *order]), "".join(normalise.runs(query))
 
 
 def check_leaks(queries: Mapping[str, Iterable[str]], config: Prepare) -> None:
@@ -162,7 +162,7 @@ def check_leaks(queries: Mapping[str, Iterable[str]], config: Prepare) -> None:
     for use, texts in queries.items():
         allowed = "train" if use == "candidates" else use
         for text in texts:
-            position = np.array(hash_position(normalise.split_key(text, config.plurals), config.salt))
+            position = np.array(hash_position(normalise.split_key(text, config.plurals, config.language), config.salt))
             side = SIDES[int(sides(position, config))]
             if side != allowed:
                 raise RunStopped(f"query {text!r} of the {side} side is among the {use} queries; nothing was written")

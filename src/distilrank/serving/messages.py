@@ -10,6 +10,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from distilrank import normalise
+
 SHOWN = 60  # characters of a refused value that its message repeats
 
 EXAMPLE: dict[str, Any] = {
@@ -24,7 +26,7 @@ VERSION = "v0123456789ab"
 
 
 def _not_blank(text: str) -> str:
-    if not text.strip():
+    if normalise.is_blank(text):
         raise ValueError("is empty, expected text")
     return text
 

@@ -442,9 +442,8 @@ class Rows:
         """A column of query texts, none blank."""
         column = self.text(name)
         self.require(name, column.is_valid(), "a value in each row")
-        # A letter or digit outlives normalisation; what has none needs a closer look.
-        doubtful = pc.unique(column.filter(pc.invert(pc.match_substring_regex(column, r"[\p{L}\p{N}]"))))
-        blank = [text for text in doubtful.to_pylist() if text is not None and not normalise.normal_form(text)]
+        doubtful = pc.unique(column.filter(pc.invert(pc.match_substring_regex(column, normalise.SEEN))))
+        blank = [text for text in doubtful.to_pylist() if text is not None and normalise.is_blank(text)]
         if blank:
             good = pc.invert(pc.is_in(column, value_set=pa.array(blank)))
             self.require(name, pc.or_(good, column.is_null()), "a query")

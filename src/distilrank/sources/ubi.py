@@ -635,7 +635,7 @@ class JudgementList(File):
         row = 0
         for number, each in enumerate(queries, 1):
             query, ratings = (each.get("query"), each.get("ratings")) if isinstance(each, dict) else (None, None)
-            if not isinstance(query, str) or not normalise.normal_form(query):
+            if not isinstance(query, str) or normalise.is_blank(query):
                 self._complain_of(f"query {number}: query", query, "a query", problems)
                 continue
             if not isinstance(ratings, list):
