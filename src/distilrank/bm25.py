@@ -32,8 +32,9 @@ class Index:
         self._stemmers: dict[str, Callable[[str], str]] = {"": str}  # by Snowball's name
         self._terms: dict[str, int] = {}  # stem -> term
         self._term_of: dict[str, dict[str, int]] = {}  # language -> word -> term, so that each word is stemmed once
-        by_document = repeat(language) if isinstance(language, str) else language
-        terms = [self._index(text, code) for text, code in zip(documents, by_document, strict=False)]
+        codes: Iterable[str] = repeat(language) if isinstance(language, str) else language
+        by_document = zip(documents, codes, strict=not isinstance(language, str))
+        terms = [self._index(text, code) for text, code in by_document]
         if not self._terms:
             raise ValueError("no document has a word")
         model = bm25s.BM25(k1=1.2, b=0.75, method="lucene")
@@ -83,9 +84,12 @@ class Index:
 
     def _lookup(self, query: str, split: Callable[[str, str], list[str]]) -> list[set[int]]:
         """The terms of each word of `query` that documents have: a word has a stem in each of their languages."""
-        spellings = zip(*(split(query, language) for language in self.languages), strict=True)
-        stems = (map(self._stem, spelling, self.languages) for spelling in spellings)
-        return [{self._terms[stem] for stem in of_word if stem in self._terms} for of_word in stems]
+        found = ([self._term(word, language) for word in split(query, language)] for language in self._term_of)
+        return [{term for term in terms if term is not None} for terms in zip(*found, strict=True)]
+
+    def _term(self, word: str, language: str) -> int | None:
+        term = self._term_of[language].get(word)
+        return self._terms.get(self._stem(word, language)) if term is None else term
 
     def _known(self, query: str) -> list[int]:
         return list(chain.from_iterable(map(sorted, self._lookup(query, normalise.terms))))
@@ -93,7 +97,7 @@ class Index:
     def unseen(self, query: str) -> float:
         """Share of the words of `query` whose stem no document has, in [0, 1]; 0 for a query without words."""
         found = self._lookup(query, normalise.words)
-        return sum(not terms for terms in found) / len(found) if found else 0.0
+        return 1 - sum(map(bool, found)) / len(found) if found else 0.0
 
     def top(self, query: str, count: int) -> np.ndarray:
         """The best documents for `query`, best first, at most `count`; only such as share a word with it.
