@@ -473,11 +473,14 @@ def test_without_time_held_out_queries_stand_in_for_newest_traffic(shop: Shop, t
 
 
 def test_spellings_are_one_query(shop: Shop, tmp_path: Path) -> None:
-    shop.judgements["query"] += ["Red  SOFA", "red sofa", "red sofa"]
-    shop.judgements["product_id"] += ["p00", "p01", "p39"]
-    shop.judgements["rating"] += [1.0, 2.0, 0.5]  # another spelling disagrees, the same row again, a new pair
-    out = Prepared(tmp_path / "out", shop.data(), WINDOW)
-    rows = [row for table in out.judged.values() for row in table.to_pylist() if row["query"].casefold() == "red sofa"]
+    shop.judgements["query"] += ["Red \u200e SOFA", "red sofa", "red sofa", "KIRMIZI", "kırmızı"]
+    shop.judgements["product_id"] += ["p00", "p01", "p39", "p00", "p01"]
+    shop.judgements["rating"] += [1.0, 2.0, 0.5, 0.5, 0.5]  # another spelling disagrees, the same row again, new pairs
+    out = Prepared(tmp_path / "out", shop.data(), WINDOW, language="tr")
+    everything = [row for table in out.judged.values() for row in table.to_pylist()]
+    assert [row["query"] for row in everything if row["product_id"] < "p02" and "K" in row["query"]] == ["KIRMIZI"] * 2
+    assert out.protocol["split"]["dotless_i"] and out.protocol["bm25"].endswith(", tr stems")
+    rows = [row for row in everything if row["query"].casefold() == "red sofa"]
     assert {row["product_id"]: (row["target"], row["raters"]) for row in rows} == {
         "p00": (pytest.approx((3 + 1) / 2 / 3), 2),
         "p01": (pytest.approx(2 / 3), 1),
@@ -490,14 +493,16 @@ def test_spellings_are_one_query(shop: Shop, tmp_path: Path) -> None:
         "identical_judgements": 1,
         "judgements_of_other_spellings": 1,
         "ratings_averaged_over_spellings": 1,
-        "spellings": 1,
+        "spellings": 2,
         "products_told_twice": 0,
     }
 
 
 def test_locales_are_written_and_those_of_one_pair_become_one(shop: Shop, tmp_path: Path) -> None:
-    untold = Prepared(tmp_path / "none", shop.data(), WINDOW).judged["train"]
+    without = Prepared(tmp_path / "none", shop.data(), WINDOW)
+    untold = without.judged["train"]
     assert untold["locale"].null_count == len(untold)
+    assert without.protocol["bm25"].endswith(", English stems")
     locales = ["us" if "sofa" in query else None for query in shop.judgements["query"]]
     more = [  # same row again, other spellings, another pair
         ("red sofa", "p01", 2.0, "de-DE"),
@@ -511,6 +516,7 @@ def test_locales_are_written_and_those_of_one_pair_become_one(shop: Shop, tmp_pa
     for name, column in zip(shop.judgements, zip(*more, strict=True), strict=True):
         shop.judgements[name] += column
     out = Prepared(tmp_path / "out", shop.data(), WINDOW)
+    assert out.protocol["bm25"].endswith(", de, en stems"), "no product has most of its judgements from fr"
     rows = [row for table in out.judged.values() for row in table.to_pylist()]
     told = {(row["query"].casefold(), row["product_id"]): row["locale"] for row in rows}
     assert {product: locale for (query, product), locale in told.items() if query == "red sofa"} == {
