@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distilrank import config, logstore, records, sources
-from distilrank.config import Columns, Esci, EsciLabels, HomeDepot, Tables, Wands
+from distilrank.config import Columns, Csv, Esci, EsciLabels, HomeDepot, Tables, Wands
 from distilrank.errors import InputError
 from distilrank.problems import Problems
 from distilrank.sources import esci, reading, storage
@@ -182,7 +182,7 @@ def test_times(shop, text: str, expected: datetime | None) -> None:
 def test_times_in_parquet(tmp_path: Path, column: pa.Array) -> None:
     pq.write_table(pa.table({"query": ["a"] * 3, "product_id": ["p"] * 3, "when": column}), tmp_path / "log.parquet")
     names = {"query": "query", "product_id": "product_id", "timestamp": "when"}
-    part = LogFile(storage.LocalFile(tmp_path / "log.parquet"), names)
+    part = LogFile(storage.LocalFile(tmp_path / "log.parquet"), names, Csv())
     assert part.days() == {date(2026, 3, 1): 2, None: 1}
     with pytest.raises(InputError, match=r"row 3: when is empty, 1 of 3 rows \(33\.3%\) lack"):
         load(part)

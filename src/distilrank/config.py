@@ -6,6 +6,7 @@ documentation follow from the models below. Needs pydantic and PyYAML only, so t
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import math
 import re
@@ -224,6 +225,32 @@ class Columns(Section):
     client: str = Field("", description="Who searched (a cookie's or an account's id); it never leaves preparation.")
 
 
+class Csv(Section):
+    """How your CSV files are written; Parquet files say it themselves."""
+
+    delimiter: str = Field(
+        ",",
+        pattern=r"^[\t !#-/:-@\[-`{-~]$",
+        description=r"What separates the values: one ASCII character; \"\t\" in double quotes is a tab.",
+    )
+    encoding: str = Field(
+        "utf-8", description="Character encoding, by Python's name for it: utf-8, windows-1252 or utf-16, for example."
+    )
+    decimal: Literal[".", ","] = Field(".", description="What stands before the fraction of a number.")
+    null_values: tuple[str, ...] = Field(
+        ("\\N", "NULL"), description="Values that mean: no value. An empty value, or one of spaces alone, always does."
+    )
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        try:
+            "".encode(name)
+        except LookupError:
+            raise ValueError(f"{name!r} is no encoding of text, expected utf-8, windows-1252 or the like") from None
+        return codecs.lookup(name).name
+
+
 class Judged(Section):
     """Your own judgements and catalogue."""
 
@@ -232,6 +259,7 @@ class Judged(Section):
     )
     catalogue: str = Field(description="Products (product_id, title and more), likewise.")
     columns: Columns = Field(Columns(), description="How the columns are called.")
+    csv: Csv = Field(Csv(), description="How CSV files are written.")
     rating_min: float = Field(description="The lowest rating of the scale; its soft target is 0.")
     rating_max: float = Field(description="The highest rating of the scale; its soft target is 1.")
     relevant_from: float = Field(description="A pair counts as relevant from this rating on (MRR, AUC, recall).")

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distilrank import languages, modes, normalise, progress, records
+from distilrank import languages, modes, normalise, progress, records, sql
 from distilrank.catalogue import Catalogue, bare_ids
 from distilrank.config import Prepare
 from distilrank.errors import InputError
@@ -271,7 +271,10 @@ def _log_tables(
     def parquet(table: str, columns: str) -> str:
         files = [path for part in kept for path in part.files(table, start, end)]
         if files:
-            return f"read_parquet({files}, hive_partitioning = true, hive_types = {{'day': VARCHAR}})"
+            # DuckDB would take a `day=` from anywhere in the path, above the store too.
+            day = "regexp_extract(filename, '/day=([^/]*)/[^/]*$', 1)"
+            rows = f"read_parquet({sql.file_list(files)}, filename = true, hive_partitioning = false)"
+            return f"(SELECT *, {day} AS day FROM {rows})"
         return f"(SELECT {columns} WHERE false)"
 
     pairs = parquet("pairs", "'' AS day, '' AS query_id, '' AS product_id, 1 AS position, 1 AS shown, 1 AS clicked")

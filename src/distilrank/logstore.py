@@ -33,7 +33,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from distilrank import artifacts, hardware, normalise, progress, records
+from distilrank import artifacts, hardware, normalise, progress, records, sql
 from distilrank import privacy as privacy_module
 from distilrank.config import Privacy
 from distilrank.errors import InputError
@@ -90,12 +90,16 @@ def connect(base: Path, share: int = 1) -> Iterator[duckdb.DuckDBPyConnection]:
 
     Args:
         share: how many such databases work at once; each gets its part of the threads.
+
+    Raises:
+        InputError: as for `check_path`.
     """
+    check_path(base)
     with scratch(base) as folder:
         connection = duckdb.connect(str(folder / "work.duckdb"))
         try:
             connection.execute(f"SET memory_limit = '{MEMORY_MIB}MiB'")
-            connection.execute(f"SET temp_directory = '{_quoted(folder)}'")
+            connection.execute(f"SET temp_directory = {sql.quoted(folder)}")
             connection.execute(f"SET threads = {max(hardware.cores() // share, 1)}")
             connection.execute("SET preserve_insertion_order = false")
             connection.execute("SET enable_progress_bar = false")
@@ -105,8 +109,18 @@ def connect(base: Path, share: int = 1) -> Iterator[duckdb.DuckDBPyConnection]:
             connection.close()
 
 
-def _quoted(value: object) -> str:
-    return str(value).replace("'", "''")
+def check_path(folder: Path) -> None:
+    """Refuse a folder in which DuckDB cannot keep a database, whatever the file system takes.
+
+    Raises:
+        InputError: its path holds a question mark or a backslash.
+    """
+    for character in "?\\":
+        if character in str(folder):
+            raise InputError(
+                f"{folder}: a {character!r} in the path of a folder for work files, which DuckDB cannot open; name "
+                "another (--output, prepare.store), or call from inside it with relative paths"
+            )
 
 
 def create_events(connection: duckdb.DuckDBPyConnection) -> None:
@@ -146,6 +160,7 @@ class LogStore:
     """A store in `folder`, made if missing."""
 
     def __init__(self, folder: Path, language: str = "") -> None:
+        check_path(folder)
         self.folder = folder
         self.language = language if language in normalise.DOTLESS else ""  # for others a query has the same key
         for name in ("files", "parts"):
@@ -407,7 +422,7 @@ def _aggregate(
 ) -> dict[str, Any]:
     """Write the aggregates of the table `events` to `folder` and return the facts about it."""
     _map_queries(connection, scrubber, language)
-    salted = f"md5_number_lower('{_quoted(salt)}search' || {{}})"
+    salted = f"md5_number_lower({sql.quoted(f'{salt}search')} || {{}})"
     connection.execute(
         """CREATE TEMP TABLE searches AS SELECT search, told.id AS id, told."at" AS "at" FROM (
             SELECT e.search, min({'blank': m.text IS NULL, 'at': coalesce(e."at", TIMESTAMP '1970-01-01'),
@@ -419,7 +434,7 @@ def _aggregate(
         connection.execute(
             f"""COPY (SELECT {salted.format("search")} AS search, query_id, text, why, "at"
                 FROM searches JOIN mapped USING (id))
-            TO '{_quoted(folder / "searches.parquet")}' (FORMAT parquet, COMPRESSION zstd)"""
+            TO {sql.quoted(folder / "searches.parquet")} (FORMAT parquet, COMPRESSION zstd)"""
         )
     reading.searches.set_result(told)
     (waiting,) = connection.execute(
@@ -435,7 +450,8 @@ def _aggregate(
                     'why': o.why}}) AS told
                 FROM (SELECT DISTINCT e.search FROM events e ANTI JOIN searches s USING (search)
                     WHERE e.query IS NULL AND e.search IS NOT NULL) u
-                JOIN read_parquet({others}) o ON o.search = {salted.format("u.search")} GROUP BY u.search)"""
+                JOIN read_parquet({sql.file_list(others)}, hive_partitioning = false) o
+                    ON o.search = {salted.format("u.search")} GROUP BY u.search)"""
         )
         connection.execute("INSERT INTO mapped SELECT NULL, id, told.query_id, told.text, told.why FROM told_elsewhere")
         connection.execute('INSERT INTO searches SELECT search, id, told."at" FROM told_elsewhere')
@@ -472,7 +488,7 @@ def _aggregate(
     for table, selection in selections.items():
         (folder / table).mkdir()
         connection.execute(
-            f"""COPY ({selection}) TO '{_quoted(folder / table)}'
+            f"""COPY ({selection}) TO {sql.quoted(folder / table)}
             (FORMAT parquet, COMPRESSION zstd, PARTITION_BY (day))"""
         )
     kinds = connection.execute("SELECT kind, sum(rows), count(*) FROM found GROUP BY kind").fetchall()
@@ -492,7 +508,7 @@ def _keep_clients(connection: duckdb.DuckDBPyConnection, salt: str, least: int) 
     """
     connection.execute(
         f"""CREATE TEMP TABLE who AS SELECT DISTINCT day, query_id,
-            md5_number_lower('{_quoted(salt)}client' || query_id || chr(0) || client) AS client
+            md5_number_lower({sql.quoted(f"{salt}client")} || query_id || chr(0) || client) AS client
         FROM (SELECT DISTINCT day, id, client FROM resolved WHERE client IS NOT NULL)
         JOIN mapped USING (id) WHERE query_id IS NOT NULL"""
     )
