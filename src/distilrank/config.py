@@ -223,6 +223,7 @@ class Columns(Section):
     position: str = Field("", description="Rank at which the product was shown, from 1.")
     clicked: str = Field("", description="Whether it was clicked (true/false or 1/0).")
     client: str = Field("", description="Who searched (a cookie's or an account's id); it never leaves preparation.")
+    row_id: str = Field("", description="An id of each row of the log of tables: a row that comes again counts once.")
 
 
 class Csv(Section):

@@ -92,6 +92,7 @@ def read(
     kept: list[Kept] = []
     log = source.log()
     if log is not None:  # first, while the catalogue does not take up memory beside it
+        problems.extend(log.problems, once=True)
         if log.people and least_clients(log, config) < config.privacy.min_clients:
             problems.add(
                 "log",

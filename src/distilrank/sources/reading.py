@@ -112,7 +112,7 @@ class File:
         try:
             yield
         except FileNotFoundError:
-            raise InputError(f"{self.name}: no such file") from None
+            raise InputError(f"{self.name}: no such file{storage.hint(self.name)}") from None
         except IsADirectoryError:
             raise InputError(f"{self.name}: is a folder, expected a CSV or Parquet file") from None
         except _UNREADABLE as error:

@@ -31,7 +31,7 @@ READING = 2
 
 _JUDGEMENTS = ("query", "product_id", "rating", "raters", "locale")
 _CATALOGUE = ("product_id", *records.PRODUCT_FIELDS)
-_LOG = ("query", "product_id", "timestamp", "position", "clicked", "client")
+_LOG = ("query", "product_id", "timestamp", "position", "clicked", "client", "row_id")
 _LENIENT = ("query", "product_id", "timestamp")
 
 
@@ -117,12 +117,14 @@ class TablesSource(JudgedFiles):
     def log(self) -> Log | None:
         if not self.logs:
             return None
-        columns = self._columns(_LOG)
+        columns, problems = self._columns(_LOG), Problems()
         return Log(
-            parts=[LogFile(stored, columns, self.data.csv) for stored in storage.files(self.logs, SUFFIXES)],
+            parts=[LogFile(stored, columns, self.data.csv) for stored in storage.files(self.logs, SUFFIXES, problems)],
             timed="timestamp" in columns,
             clients="client" in columns,
+            row_ids="row_id" in columns,
             settings={"reading": READING, "columns": columns, "csv": self.data.csv.model_dump(mode="json")},
+            problems=list(problems),
         )
 
 
@@ -149,7 +151,9 @@ class LogFile:
         return counts
 
     def load(self, connection: duckdb.DuckDBPyConnection, problems: Problems) -> None:
-        file = File(self.stored, self.columns, csv=self.csv, private=["client"])  # nobody's id goes into a message
+        file = File(
+            self.stored, self.columns, csv=self.csv, private=["client", "row_id"]
+        )  # nobody's id goes into a message
         read = left_out = 0
         for rows in file.batches(problems, lenient=_LENIENT):
             values = {field.name: pa.nulls(len(rows), field.type) for field in records.EVENTS}
@@ -164,6 +168,8 @@ class LogFile:
                 values["clicked"] = pc.fill_null(rows.boolean("clicked"), False).cast(pa.int32())
             if "client" in file.columns:
                 values["client"] = rows.identifier("client")
+            if "row_id" in file.columns:
+                values["row_id"] = rows.identifier("row_id")
             connection.from_arrow(rows.keep(**values)).insert_into("events")
             read, left_out = read + len(rows), left_out + rows.left_out
         if left_out > UNUSABLE * read:

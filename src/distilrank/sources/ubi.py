@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from distilrank import normalise, sql
 from distilrank.config import Ubi
 from distilrank.errors import InputError
-from distilrank.problems import EXAMPLES, Problems
+from distilrank.problems import EXAMPLES, Problem, Problems
 from distilrank.sources import NO_IMPRESSIONS, Log, reading, storage, tables
 from distilrank.sources.reading import File, Rows
 from distilrank.sources.storage import StoredFile
@@ -92,8 +92,9 @@ class UbiSource(tables.JudgedFiles):
         return list(found.values())
 
     @cached_property
-    def _parts(self) -> list[UbiPart]:
-        return self._list(Problems())
+    def _parts(self) -> tuple[list[UbiPart], list[Problem]]:
+        problems = Problems()
+        return self._list(problems), list(problems)
 
     def check(self, problems: Problems) -> None:
         super().check(problems)
@@ -110,7 +111,8 @@ class UbiSource(tables.JudgedFiles):
             "malformed_lines",
         }
         settings = {"reading": READING, "ubi": self.data.model_dump(mode="json", include=read)}
-        return Log(self._parts, timed=True, clients=True, settings=settings)
+        parts, problems = self._parts
+        return Log(parts, timed=True, clients=True, settings=settings, problems=problems)
 
 
 # Parts ------------------------------------------------------------------------------------------------------------
