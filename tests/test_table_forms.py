@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distilrank import corpus, logstore, sources, sql
+from distilrank import corpus, logstore, preflight, prepare, sources, sql
 from distilrank.config import Columns, Csv, Prepare, Privacy, Tables
 from distilrank.errors import InputError
 from distilrank.problems import Problems
-from distilrank.sources import reading
+from distilrank.sources import reading, storage
 from distilrank.sources.storage import LocalFile
-from distilrank.sources.tables import LogFile
+from distilrank.sources.tables import SUFFIXES, LogFile
 from tests.test_sources import CATALOGUE, JUDGEMENTS, LOG_COLUMNS, events, judgements, load, products, told
 
 DAY = date(2026, 3, 1)
@@ -136,10 +136,8 @@ def test_decimals_are_read_exactly(make, tmp_path: Path) -> None:
 # Paths --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["day=2020-01-01", "a*[b]", "it's", 'qu"ote'])
-def test_the_path_of_a_project_has_no_say_in_what_is_read(make, tmp_path: Path, name: str) -> None:
-    folder = tmp_path / name
-    (tmp_path / "ab" / "store").mkdir(parents=True)
+def test_the_path_of_a_project_has_no_say_in_what_is_read(make, tmp_path: Path) -> None:
+    folder = tmp_path / "day=2020-01-01" / 'a*[b] it\'s "quoted"'
     with logstore.connect(folder) as connection:
         read = corpus.read(
             make(), Prepare(privacy=Privacy(min_clients=1), store=str(folder / "store")),
@@ -285,3 +283,156 @@ def test_settings_of_csv_are_checked() -> None:
     ):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))}"):
             Csv(**wrong)
+
+
+# Folders ------------------------------------------------------------------------------------------------------------
+
+
+def names(reference: Path, problems: Problems | None = None) -> list[str]:
+    return [
+        Path(file.name).relative_to(reference).as_posix() for file in storage.files(str(reference), SUFFIXES, problems)
+    ]
+
+
+def test_links_to_folders_are_followed(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    for file in (root / "b" / "1.csv", elsewhere / "2.csv", elsewhere / ".hidden" / "3.csv", tmp_path / "4.csv"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(LOG)
+    (root / "a").symlink_to(elsewhere)
+    (root / "4.csv").symlink_to(tmp_path / "4.csv")
+    (elsewhere / "round").symlink_to(root)  # a folder within itself
+    (root / "latest").symlink_to(root / "b")  # a second way to the same file
+    problems = Problems()
+    assert names(root, problems) == ["4.csv", "a/2.csv", "b/1.csv"]
+    storage.files(str(root), SUFFIXES, problems)
+    assert told(problems) == [
+        (f"{root}: latest/1.csv, left out, links to files that the folder has anyway", 1, False)
+    ], "told once, however often it is listed"
+    (root / "gone.csv").symlink_to(tmp_path / "nothing.csv")
+    with pytest.raises(InputError, match=r"gone\.csv: no such file"):
+        storage.files(str(root), SUFFIXES)[-1].key()
+
+
+@pytest.mark.parametrize(
+    ("kind", "mark"),
+    [
+        ("a Delta Lake table", "_delta_log/00000000000000000000.json"),
+        ("an Iceberg table", "metadata/00001-c0ffee.metadata.json"),
+        ("a Hudi table", ".hoodie/hoodie.properties"),
+    ],
+)
+def test_tables_with_a_log_of_their_own_are_refused(tmp_path: Path, kind: str, mark: str) -> None:
+    part = tmp_path / "tables" / "log" / "data" / "dt=2026-03-01"
+    part.mkdir(parents=True)
+    (part / "0.csv").write_text(LOG)
+    assert len(storage.files(str(tmp_path), SUFFIXES)) == 1
+    path = tmp_path / "tables" / "log" / mark
+    path.parent.mkdir()
+    path.touch()
+    # The table, a folder of tables, and a part of one.
+    for reference in (tmp_path / "tables" / "log", tmp_path, part, part / "0.csv"):
+        with pytest.raises(InputError, match=f"holds {kind} .*{path.parent.name}.* deleted or replaced.*export"):
+            storage.files(str(reference), SUFFIXES)
+
+
+def test_one_table_in_two_formats_is_noted(tmp_path: Path) -> None:
+    for name in ("d1.csv", "d1.parquet", "d2.csv", "d2.CSV.gz", "d3.csv", "x/d3.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    problems = Problems()
+    assert len(names(tmp_path, problems)) == 6
+    ((problem),) = problems
+    assert not problem.fatal and sorted(problem.examples) == ["d1.csv beside d1.parquet", "d2.CSV.gz beside d2.csv"]
+
+
+def test_what_the_folder_of_a_log_holds_besides_is_told_in_a_run(make, tmp_path: Path) -> None:
+    source = make(log=None)
+    (tmp_path / "logs.csv").mkdir()
+    (tmp_path / "logs.csv" / "1.csv").write_text(LOG)
+    (tmp_path / "logs.csv" / "notes.txt").touch()
+    problems = Problems()
+    source.check(problems)
+    (log_problem,) = source.log().problems
+    problems.extend(source.log().problems, once=True)
+    assert [problem.rows for problem in problems] == [1] and "notes.txt" in log_problem.examples
+    with logstore.connect(tmp_path / "work") as connection:
+        found = Problems()
+        bounds = [f"{day}T00:00:00+00:00" for day in ("2026-02-01", "2026-03-01", "2026-03-02")]
+        privacy = Prepare(privacy=Privacy(min_clients=1))
+        corpus.read(source, privacy, *bounds, connection=connection, scratch=tmp_path / "work", problems=found)
+    assert log_problem in list(found)
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        (
+            "s3://bucket/logs",
+            r"; s3:// is not read, expected a local path or gs://BUCKET/PREFIX: copy it, or mount it$",
+        ),
+        ("https://shop.example/log.csv", "; https:// is not read, expected"),
+        ("~/logs", r"; ~ is taken as it stands, expected /.+/logs$"),
+        ("$HOME/logs", "; variables are taken as they stand"),
+        ("logs/2026-*/x.csv", "; a pattern is taken as it stands, expected a file, or a folder: logs$"),
+        ("*.csv", r"; a pattern is taken as it stands, expected a file, or a folder: \.$"),
+        ("logs/today.csv", "no such file or folder$"),
+    ],
+)
+def test_paths_of_other_programs_are_told_what_is_expected(
+    tmp_path: Path, monkeypatch, reference: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/jo")
+    with pytest.raises(InputError, match=message):
+        storage.files(reference, SUFFIXES)
+    if not message.startswith("no such"):
+        with pytest.raises(InputError, match=message):
+            reading.File(Path(reference), {}).names()
+    (tmp_path / "~").mkdir()
+    (tmp_path / "~" / "[1]*.csv").write_text(LOG)
+    assert len(storage.files("~/[1]*.csv", SUFFIXES)) == 1
+
+
+# What a refusal blames ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            "red sofa,p1,2026-03-01T12:00:00Z,1,true,\n",
+            r"no impressions in the training window, expected some; left out: rows without a client: of no weight for "
+            r"prepare\.privacy\.min_clients \(3 rows\); impressions of queries with fewer than 2 clients \(3 rows\)$",
+        ),
+        (
+            "red sofa,p7,2026-03-01T12:00:00Z,1,true,c{}\n",
+            r"no impressions in the training window, .*; left out: impressions of products that are not in the "
+            r"catalogue \(3 rows\)$",
+        ),
+        (
+            "jo@shop.example,p1,2026-03-01T12:00:00Z,1,true,c{}\n",
+            r"no impressions among its 3 rows, expected some; left out: rows whose query is blank, or nothing but "
+            r"personal data \(3 rows\)$",
+        ),
+        ("red sofa,p1,2025-03-01T12:00:00Z,1,true,c{}\n", "no impressions in the training window, .*; see `window`"),
+    ],
+    ids=["clients", "products", "scrubbed", "dates"],
+)  # fmt: skip
+def test_a_run_without_impressions_says_what_became_of_them(make, tmp_path: Path, row: str, message: str) -> None:
+    source = make(log=LOG.splitlines(keepends=True)[0] + "".join(row.format(number) for number in range(3)))
+    bounds = [f"{day}T00:00:00+00:00" for day in ("2026-02-01", "2026-03-02", "2026-03-03")]
+    settings = Prepare(privacy=Privacy(min_clients=2))
+    with logstore.connect(tmp_path) as connection, pytest.raises(InputError, match=f"log: {message}"):
+        prepare._sample_traffic(
+            corpus.read(source, settings, *bounds, connection=connection, scratch=tmp_path, problems=Problems()),
+            settings,
+        )
+
+
+def test_a_log_whose_times_cannot_be_read_shows_one(make, tmp_path: Path) -> None:
+    log = make(log=LOG.replace("2026-03-01T12:00:00Z", "01.03.2026")).log()
+    with pytest.raises(
+        InputError, match=r"none of its 1 files has a row with a time.*row 1: when is '01\.03\.2026', left"
+    ):
+        preflight.days_of(logstore.LogStore(tmp_path / "store"), log)

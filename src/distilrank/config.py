@@ -230,9 +230,7 @@ class Csv(Section):
     """How your CSV files are written; Parquet files say it themselves."""
 
     delimiter: str = Field(
-        ",",
-        pattern=r"^[\t !#-/:-@\[-`{-~]$",
-        description=r"What separates the values: one ASCII character; \"\t\" in double quotes is a tab.",
+        ",", min_length=1, max_length=1, description=r'What separates the values: one character; a tab is "\t".'
     )
     encoding: str = Field(
         "utf-8", description="Character encoding, by Python's name for it: utf-8, windows-1252 or utf-16, for example."
@@ -241,6 +239,13 @@ class Csv(Section):
     null_values: tuple[str, ...] = Field(
         ("\\N", "NULL"), description="Values that mean: no value. An empty value, or one of spaces alone, always does."
     )
+
+    @field_validator("delimiter")
+    @classmethod
+    def _separates(cls, character: str) -> str:
+        if not character.isascii() or character.isalnum() or character in '"\r\n':
+            raise ValueError(f"{character!r} cannot separate values, expected a comma, a semicolon, a tab or the like")
+        return character
 
     @field_validator("encoding")
     @classmethod

@@ -559,15 +559,14 @@ def _compare_rows(connection: duckdb.DuckDBPyConnection, name: str, problems: Pr
     Returns:
         The checksum; empty where an event has no time, or where there are too few for it to mean much.
     """
-    hashes = """SELECT "at" <> date_trunc('day', "at") AS timed, row_id IS NOT NULL AS named,
-        hash("at", search, query, product_id, position, shown, clicked, client) AS row FROM events"""
-    rows, timed, total = connection.execute(
-        f"SELECT count(*), count(*) FILTER (timed), sum(row) FROM ({hashes})"
-    ).fetchall()[0]
-    one_in = max(timed // _COMPARED, 1)  # by their hashes, which repeated rows share
-    seen, repeated = connection.execute(
-        f"""SELECT count(*), count(*) - count(DISTINCT row) FROM ({hashes})
-        WHERE timed AND NOT named AND row % {one_in} = 0"""
+    (rows,) = connection.execute("SELECT count(*) FROM events").fetchall()[0]
+    one_in = max(rows // _COMPARED, 1)  # by their hashes, which repeated rows share
+    timed, total, seen, repeated = connection.execute(
+        f"""SELECT count(*) FILTER (timed), sum(row), count(row) FILTER (compared),
+            count(row) FILTER (compared) - count(DISTINCT row) FILTER (compared)
+        FROM (SELECT row, timed, timed AND NOT named AND row % {one_in} = 0 AS compared FROM (
+            SELECT "at" <> date_trunc('day', "at") AS timed, row_id IS NOT NULL AS named,
+                hash("at", search, query, product_id, position, shown, clicked, client) AS row FROM events))"""
     ).fetchall()[0]
     if repeated >= max(_REPEATED * seen, _LEAST_REPEATED):
         about = "" if one_in == 1 else "about "

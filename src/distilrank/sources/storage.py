@@ -117,7 +117,7 @@ def hint(reference: str) -> str:
     """What to say of a path that is not there, if it is written as other programs take it; begins with `; `."""
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", reference)
     if scheme:
-        return f"; {scheme[1]}: is not read, expected a local path or gs://BUCKET/PREFIX: copy it, or mount it"
+        return f"; {scheme[1]}:// is not read, expected a local path or gs://BUCKET/PREFIX: copy it, or mount it"
     if reference.startswith("~"):
         return f"; ~ is taken as it stands, expected {os.path.expanduser(reference)}"
     if "$" in reference:
@@ -210,7 +210,8 @@ def _below(folder: Path, prefix: str, entered: tuple[str, ...]) -> Iterator[str]
     for entry in entries:
         name = f"{prefix}{entry.name}"
         if not entry.is_dir():
-            yield name
+            if entry.is_file() or entry.is_symlink():  # a link to nothing, too: it is named when it is opened
+                yield name
         elif _hidden(entry.name):
             yield f"{name}/"
         elif (real := os.path.realpath(entry.path)) not in entered:

@@ -154,7 +154,7 @@ class LogFile:
         file = File(
             self.stored, self.columns, csv=self.csv, private=["client", "row_id"]
         )  # nobody's id goes into a message
-        read = left_out = 0
+        read = left_out = unknown = 0
         for rows in file.batches(problems, lenient=_LENIENT):
             values = {field.name: pa.nulls(len(rows), field.type) for field in records.EVENTS}
             values["query"], values["product_id"] = rows.query("query"), rows.key("product_id")
@@ -168,10 +168,13 @@ class LogFile:
                 values["clicked"] = pc.fill_null(rows.boolean("clicked"), False).cast(pa.int32())
             if "client" in file.columns:
                 values["client"] = rows.identifier("client")
+                unknown += int(pc.sum(values["client"].is_null()).as_py() or 0)
             if "row_id" in file.columns:
                 values["row_id"] = rows.identifier("row_id")
             connection.from_arrow(rows.keep(**values)).insert_into("events")
             read, left_out = read + len(rows), left_out + rows.left_out
+        what = "rows without a client: of no weight for prepare.privacy.min_clients"
+        problems.add(self.name, what, rows=unknown, fatal=False)
         if left_out > UNUSABLE * read:
             problems.add(
                 self.name,
