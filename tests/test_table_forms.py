@@ -95,6 +95,15 @@ def test_an_odd_time_is_left_out(tmp_path: Path, kind: pa.DataType, good: int | 
     assert "row 200: timestamp is " in line and "from 2000 to 2100" in line and rows == 1 and not fatal
 
 
+def test_an_old_kind_of_timestamp_does_not_overflow_into_another_year(tmp_path: Path) -> None:
+    """Spark writes INT96; as nanoseconds in 64 bits, 2626 would be 2041."""
+    times = pa.array([datetime(2626, 3, 1), NOON], pa.timestamp("us"))
+    table = pa.table({"query": ["a", "a"], "product_id": ["p", "p"], "timestamp": times})
+    pq.write_table(table, tmp_path / "log.parquet", use_deprecated_int96_timestamps=True)
+    part = LogFile(LocalFile(tmp_path / "log.parquet"), {name: name for name in table.column_names}, Csv())
+    assert part.days() == {DAY: 1, None: 1}
+
+
 def test_uuids_are_text_and_lists_are_refused_before_the_run(make, tmp_path: Path) -> None:
     ids = [uuid.UUID(int=number) for number in (1, 2, 3)]
     typed = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([one.bytes for one in ids], pa.binary(16)))
@@ -155,12 +164,16 @@ def test_files_are_no_patterns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["what?", "back\\slash"])
-def test_a_store_that_duckdb_cannot_open_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_store_that_duckdb_cannot_open_is_refused(tmp_path: Path, monkeypatch, name: str) -> None:
     with pytest.raises(InputError, match="in the path of a folder for work files, which DuckDB cannot open"):
         logstore.LogStore(tmp_path / name)
     with pytest.raises(InputError, match="cannot open"), logstore.connect(tmp_path / name):
         pass
     assert not list(tmp_path.iterdir())
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    with pytest.raises(InputError, match="cannot open"):
+        logstore.check_path(Path("store"))
 
 
 def test_no_message_shows_who_searched(tmp_path: Path) -> None:
@@ -216,6 +229,11 @@ def test_a_header_that_comes_again_is_no_row(make, tmp_path: Path) -> None:
     assert judgements(make(JUDGEMENTS + JUDGEMENTS)).num_rows == 6
     (part,) = make(log=LOG * 3).log().parts
     assert part.days() == {DAY: 3} and len(load(part)) == 3
+    marked = ("\ufeff" + CATALOGUE).encode()
+    assert len(products(make(catalogue=marked + marked))) == 6, "each with a byte order mark"
+    many = LOG + LOG.splitlines(keepends=True)[0] + LOG.splitlines(keepends=True)[1].replace("red sofa", "")
+    with pytest.raises(InputError, match=r"logs\.csv: row 3: query is empty, 1 of 2 rows"):
+        events(make(log=many))
     kept = "product_id,title,brand\np1,title,brand\nproduct_id,title,Nuvo\n"
     assert len(products(make(catalogue=kept))) == 2, "a row that is the header in part"
     with pytest.raises(InputError, match="row 3: rating is 'bad'"):

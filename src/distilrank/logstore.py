@@ -121,10 +121,10 @@ def check_path(folder: Path) -> None:
         InputError: its path holds a question mark or a backslash.
     """
     for character in "?\\":
-        if character in str(folder):
+        if character in str(folder.absolute()):  # DuckDB makes a path absolute itself
             raise InputError(
-                f"{folder}: a {character!r} in the path of a folder for work files, which DuckDB cannot open; name "
-                "another (--output, prepare.store), or call from inside it with relative paths"
+                f"{folder}: a {character!r} in the path of a folder for work files, which DuckDB cannot open: run "
+                "from another folder, and name another in prepare.store"
             )
 
 

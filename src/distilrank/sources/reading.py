@@ -7,6 +7,7 @@ bytes, not from its name. Files are read in batches, so memory does not follow t
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -102,6 +103,7 @@ class File:
         self.configurable = csv is not None
         self.is_csv = False
         """Whether the rows come from CSV; known once some were read."""
+        self._schema = pa.schema([])  # of Parquet, once its header was read
         self._whole: list[Rows] | None = None
 
     # Opening ------------------------------------------------------------------------------------------------------
@@ -143,7 +145,8 @@ class File:
         with self._readable(), self.stored.open_ranges() as handle:
             magic = _magic(handle)
             if magic == b"PAR1":
-                return pq.read_schema(handle).names
+                self._schema = pq.read_schema(handle)
+                return self._schema.names
             if self.csv.encoding == "utf-8":
                 self._refuse_binary(handle, magic)
             encoding = "utf-8-sig" if self.csv.encoding == "utf-8" else self.csv.encoding
@@ -193,17 +196,10 @@ class File:
         return not twice and wanted <= set(names)
 
     def check_types(self, problems: Problems) -> None:
-        """Add to the problems the wanted columns of Parquet whose values are lists or records."""
-        try:
-            with self._readable(), self.stored.open_ranges() as handle:
-                schema = pq.read_schema(handle) if _magic(handle) == b"PAR1" else pa.schema([])
-        except InputError as error:
-            self.complain(problems, error)
-            return
-        for name in sorted(set(self.columns.values())):
-            for field in [schema.field(at) for at in schema.get_all_field_indices(name)]:
-                if pa.types.is_nested(field.type):
-                    problems.add(self.name, f"column {name!r} is {field.type}, expected text, numbers or times")
+        """Add to the problems the wanted columns of Parquet whose values are lists or records; after `check`."""
+        for field in self._schema:
+            if field.name in self.columns.values() and pa.types.is_nested(field.type):
+                problems.add(self.name, f"column {field.name!r} is {field.type}, expected text, numbers or times")
 
     def _hint(self, names: Sequence[str]) -> str:
         """How else CSV without the wanted columns may be written, by its header."""
@@ -256,7 +252,9 @@ class File:
         start = 1
         wanted = list(dict.fromkeys(self.columns.values()))
         # Otherwise whole columns of a row group would be held, which may have a million rows.
-        with pq.ParquetFile(file, pre_buffer=False, buffer_size=_RANGE_BYTES) as parquet:
+        with pq.ParquetFile(
+            file, pre_buffer=False, buffer_size=_RANGE_BYTES, coerce_int96_timestamp_unit="us"
+        ) as parquet:  # nanoseconds would overflow into another time
             for batch in parquet.iter_batches(BATCH_ROWS, columns=wanted, use_threads=False):
                 yield self._rows(batch, np.arange(start, start + batch.num_rows), problems, lenient)
                 start += batch.num_rows
@@ -325,7 +323,8 @@ class File:
         """The rows that are not the header again, which stands inside a file that was put together from several."""
         header = np.ones(len(numbers), bool)
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            header &= pc.equal(column, name.encode()).to_numpy(zero_copy_only=False)
+            written = pa.array([name.encode(), codecs.BOM_UTF8 + name.encode()], column.type)
+            header &= pc.is_in(column, value_set=written).to_numpy(zero_copy_only=False)
         if not header.any():
             return batch, numbers
         examples = [f"row {number}" for number in numbers[header]]

@@ -181,6 +181,9 @@ class LogFile:
                 f"{left_out} of {read} rows ({left_out / read:.1%}) lack a query, a product id or a time that can be "
                 f"read, expected at most {UNUSABLE:.0%}",
                 examples=[
-                    each for one in problems if one.where == self.name and not one.fatal for each in one.examples
+                    each
+                    for one in problems
+                    if one.where == self.name and one.what.startswith("left out, expected")
+                    for each in one.examples
                 ],
             )
