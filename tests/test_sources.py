@@ -163,9 +163,9 @@ NOON = datetime(2026, 3, 1, 12)
     ],
 )
 def test_times(shop, text: str, expected: datetime | None) -> None:
-    rest = "lamp,p3,2026-03-01T00:00:00Z,,,\n" * 199
+    rest = "lamp,p3,2026-03-01T00:00:00Z,,,c1\n" * 199
     problems = Problems()
-    rows = load(shop(log=f"query,product_id,when,rank,click,who\nlamp,p3,{text},,,\n{rest}").log().parts[0], problems)
+    rows = load(shop(log=f"query,product_id,when,rank,click,who\nlamp,p3,{text},,,c1\n{rest}").log().parts[0], problems)
     assert [row["at"] for row in rows[:-199]] == ([expected] if expected else [])
     assert [problem.rows for problem in problems] == ([] if expected else [1])
 
