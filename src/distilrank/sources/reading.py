@@ -159,7 +159,7 @@ class File:
         start = data.read(_HEAD_BYTES)
         handle.seek(0)
         kind = next((kind for mark, kind in _OTHER_FORMATS.items() if start.startswith(mark)), "")
-        if not kind and b"\0" in start:
+        if not kind and b"\0" in start.partition(b"\n")[0]:  # values may hold one, names of columns not
             kind = "a binary file"
         if not kind:
             return
