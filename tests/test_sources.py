@@ -643,14 +643,20 @@ def test_a_bucket_is_read_like_a_folder(shop, tmp_path: Path, monkeypatch) -> No
         changed.delete()
         with pytest.raises(InputError, match=r"dt=2026-03-04.parquet: replaced or deleted since it was listed"):
             load(parts[-1])
+        for name in ("tables/delta/_delta_log/0.json", "tables/delta/dt=1/0.csv"):
+            bucket.blob(name).upload_from_string(LOG)
         for reference, message in (
+            ("gs://shop/tables", r"holds a Delta Lake table \(delta/_delta_log/0\.json\)"),
+            ("gs://shop/tables/delta/dt=1", "holds a Delta Lake table"),
+            ("gs://shop/tables/delta/dt=1/0.csv", "holds a Delta Lake table"),
+            ("gs://shop/logs/\\*.csv", "no such object, and no objects below it; a pattern is taken as it stands"),
             ("gs://shop/absent", "no such object, and no objects below it"),
             ("gs://shop/logs/README.md/", "no such object"),
             ("gs://nobody/logs", "cannot be listed"),
             ("gs://", "no bucket"),
         ):
             with pytest.raises(InputError, match=f"{reference}: {message}"):
-                storage.files(reference, SUFFIXES)
+                storage.files(reference.replace("\\", ""), SUFFIXES)
 
 
 # Home Depot -------------------------------------------------------------------------------------------------------

@@ -299,6 +299,10 @@ def _objects(reference: str, suffixes: Sequence[str]) -> tuple[list[StoredFile],
     try:
         client = storage.Client()
         itself = client.bucket(bucket).get_blob(path) if path and not path.endswith("/") else None
+        for parent in PurePosixPath(path).parents[:-1]:  # may the reference be a part of a table?
+            marks = ["_delta_log/", ".hoodie/", *["metadata/"] * PurePosixPath(path).is_relative_to(parent / "data")]
+            for mark in marks:
+                _refuse_table(blob.name for blob in client.list_blobs(bucket, prefix=f"{parent}/{mark}", max_results=9))
         if itself is not None:
             return [StoredObject(reference, itself)], []
         blobs = list(client.list_blobs(bucket, prefix=folder))
