@@ -58,8 +58,8 @@ def judgements(folder: Path, split: str, queries: int, seed: int, text: str = ""
 
 
 def record(folder: Path, stage: str, seconds: float, **facts: object) -> None:
-    artifacts.write_json(
-        folder / artifacts.RECORD,
+    artifacts.write_record(
+        folder,
         {
             "stage": stage,
             "started": "2026-11-20T08:15:00Z",
