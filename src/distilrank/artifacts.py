@@ -325,10 +325,10 @@ def _seal(folder: Path) -> dict[str, Any]:
     sealed = read_json(path)
     if not isinstance(sealed.get("files"), dict) or "digest" not in sealed:
         raise InputError(f"{path}: damaged, expected an object with digest and files")
-    if digest_json(sealed["files"]) != sealed["digest"]:
-        raise InputError(f"{path}: its digest does not match its own list of files")
     for name in sealed["files"]:
         check_member(name, str(path))
+    if digest_json(sealed["files"]) != sealed["digest"]:
+        raise InputError(f"{path}: its digest does not match its own list of files")
     return sealed
 
 
@@ -544,9 +544,11 @@ def stage(
                     "facts": record.facts,
                 },
             )
-        except OSError as error:
-            if error.errno in progress.STORAGE_ERRORS:
-                raise InputError(f"{error.filename or output}: cannot be used ({error.strerror})") from error
+        except (InputError, RunStopped):
+            raise
+        except Exception as error:
+            if refusal := progress.storage_refusal(error, str(output)):
+                raise InputError(refusal) from error
             raise
     progress.announce(name, "finished", f"{seconds:.1f} s", f"peak {peak:.0f} MiB")
 
