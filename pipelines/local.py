@@ -281,7 +281,9 @@ def estimate(
     engine = _engine(runnable, config, name, runs, network, console)
     with _reserving(runs, name) as folder:
         made, _, _ = _execute(runnable, config, folder, runs, cache, console, engine)
-        _complete(made / "estimate-spend" / "spend" / ESTIMATE, folder / ESTIMATE)
+        spend = made / "estimate-spend" / "spend"
+        artifacts.verify(spend)
+        _complete(spend / ESTIMATE, folder / ESTIMATE)
         return artifacts.read_json(folder / ESTIMATE)
 
 
@@ -310,6 +312,7 @@ def monitor(
                     _complete(watched / "monitor.json", folder / "monitor.json")
             raise
         watched = made / "watch-champion" / "watched"
+        artifacts.verify(watched)
         artifacts.copy_tree(watched, folder / "monitor")
         if (made / "render-report").is_dir():
             _gather(made, folder, seconds, peak_mib)

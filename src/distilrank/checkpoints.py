@@ -41,7 +41,7 @@ class Checkpoints:
             with artifacts.replacing(path) as handle:
                 writer = _DigestingWriter(handle)
                 try:
-                    torch.save(state, writer)  # type: ignore[arg-type]
+                    torch.save(state, writer)
                 except RuntimeError as error:  # torch hides what the storage said
                     if isinstance(error.__context__, OSError):
                         raise error.__context__ from error

@@ -22,11 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from distilrank import artifacts
 from distilrank.errors import InputError, RunStopped
-from distilrank.registry import CHAMPION, content, is_alias, is_version_id, require_champion
+from distilrank.registry import CHAMPION, Backend, content, is_alias, is_version_id, require_champion
 
 MINIMUM_AGE = 24 * 3600.0
 """Seconds for which a published version is kept although no alias names it; from publishing to moving takes minutes."""
@@ -178,7 +178,7 @@ class Ledger(ABC):
             needed = self._needed(keep)
             doomed = [version for version, (age, _) in ages.items() if age > MINIMUM_AGE and version not in needed]
             if doomed:
-                require_champion(self)
+                require_champion(cast(Backend, self))
             if dry_run:
                 return sorted(doomed)
             removed = [version for version in sorted(doomed) if self._remove(version, ages[version][1])]
