@@ -517,13 +517,12 @@ def test_two_writers_without_locks_leave_a_state_that_can_be_repaired(folder: Fo
 
 def test_versions_without_a_champion_are_no_empty_registry(place: Place, tmp_path: Path, monkeypatch: Any) -> None:
     backend, [first, second] = published(place, tmp_path, "a", "b")  # aliases and history were lost, say
-    lost = (
-        rf"has versions \({min(first, second)}, .*\) but no champion: .*\(`distilrank registry promote VERSION --re"
-    )
+    lost = rf"has versions \({min(first, second)}, .*\) but no champion: .*\(`distilrank registry promote VERSION --re"
     monkeypatch.setattr(ledger, "MINIMUM_AGE", -60.0)
     asks = (
         lambda: registry.require_champion(backend),
         lambda: registry.resolve(backend, CHAMPION),
+        backend.rollback,
         lambda: backend.collect(1, dry_run=False),
     )
     for ask in asks:

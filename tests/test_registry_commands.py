@@ -189,6 +189,15 @@ def test_promote_refuses_what_is_not_so(call: Any, versions: list[str], tmp_path
     assert aliases() == before
 
 
+def test_a_registry_that_lost_its_aliases_waits_for_a_person(call: Any, versions: list[str], tmp_path: Path) -> None:
+    for folder in ("aliases", "history"):
+        shutil.rmtree(tmp_path / "registry" / folder)
+    for command in (["show"], ["verify"], ["rollback", "--reason", "x"]):
+        call(*command).complains("but no champion", "`distilrank registry promote VERSION --reason TEXT`")
+    assert call("promote", versions[2], "--reason", "it was in use").out == f"champion: {versions[2]}, before: none\n"
+    assert call("verify").status == call("show").status == 0
+
+
 def test_rollback_from_a_version_is_done_once(call: Any, versions: list[str]) -> None:
     act = ("rollback", "--expect", versions[2], "--reason", "empty results")
     assert call(*act).out == f"champion: {versions[1]}, before: {versions[2]}\n"

@@ -6,12 +6,14 @@ The form is fixed, `distilrank | STAGE | EVENT | TEXT`, so that `python -m pipel
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 STORAGE_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT)
 FULL = re.compile(
@@ -62,6 +64,12 @@ def parse(line: str) -> Event | None:
     if match is None or match["event"] not in EVENTS:
         return None
     return Event(match["stage"], match["event"], match["text"] or "")
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON, other scripts as they are and every control character escaped; JSON itself escapes C0 alone."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def storage_refusal(error: BaseException, place: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from distilrank.progress import CONTROL, printable
+from distilrank.progress import json_text, printable
 
 UNLIMITED = 100_000
 """Columns of an output that has no width: tables are as wide as their content."""
@@ -51,9 +50,8 @@ def new_table(*headings: str, title: str = "", **options: Any) -> Table:
 
 
 def print_json(value: Any) -> None:
-    """Print `value` as readable JSON; of control characters JSON itself escapes C0 alone."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    print(CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    """Print `value` as readable JSON."""
+    print(json_text(value, indent=2))
 
 
 def figure(value: float | None, sign: str = "-") -> str:

@@ -251,6 +251,7 @@ def verify_versions(
     if problems:
         damaged = ", ".join(problems)
         raise InputError(f"registry {backend.uri}: {len(problems)} of {len(versions)} versions damaged: {damaged}")
+    registries.require_champion(backend)
     for alias in backend.aliases():
         registries.resolve(backend, alias)
 

@@ -72,11 +72,10 @@ def parse_seal(data: bytes, place: str) -> dict[str, Any]:
     return sealed
 
 
-def verify(folder: Path, version: str, *, again: bool = False) -> str:
+def verify(folder: Path, version: str) -> str:
     """Check every byte of a version, and that its student is the one that its id stands for; return its digest.
 
-    Args:
-        again: as for `artifacts.verify`.
+    What this process has hashed before is hashed again: a server may load a version weeks after it did so before.
 
     Raises:
         InputError: naming the file that is damaged, missing or too many.
@@ -84,7 +83,7 @@ def verify(folder: Path, version: str, *, again: bool = False) -> str:
     read_seal(folder)
     if (folder / artifacts.RECORD).exists():
         raise InputError(f"{folder / artifacts.RECORD}: not listed in the version's {artifacts.SEAL}; it was added")
-    digest = artifacts.verify(folder, again=again)
+    digest = artifacts.verify(folder, again=True)
     student = artifacts.verify(folder / "student")  # of which each file has just been hashed
     if version_id(student) != version:
         raise InputError(f"{folder / 'student'}: is version {version_id(student)}, expected {version}")

@@ -135,6 +135,8 @@ class Ledger(ABC):
         with self._changing():
             found = self._head(alias)
             if not found:
+                if alias == CHAMPION:
+                    require_champion(cast(Backend, self))
                 state = "no champion yet" if alias == CHAMPION else f"{alias} was never set"
                 raise InputError(f"registry {self.uri}: {state}, so there is nothing to roll back")
             head = found[0]

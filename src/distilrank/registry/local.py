@@ -79,7 +79,7 @@ class Local(Ledger):
         return folder
 
     def verify(self, version: str) -> None:
-        self._insist(version, content.verify(self._folder(version), version, again=True), self.history())
+        self._insist(version, content.verify(self._folder(version), version), self.history())
 
     def publish(self, folder: Path, version: str) -> None:
         if not is_version_id(version):
