@@ -322,15 +322,20 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-def render(paths: dict, config: Report | None = None, *, changed: bool = True) -> tuple[str, Page]:
-    """The page on the folders as they are, which are sealed once more if a test has `changed` them."""
-    for name, given in paths.items() if changed else ():
+def seal(paths: dict) -> None:
+    """Seal the folders as a test has changed them, each with its stage's record."""
+    for name, given in paths.items():
         for folder in (given if isinstance(given, list) else [given]) if name != "output" else []:
             artifacts.seal(folder)
             if (folder / artifacts.RECORD).exists():
                 record = artifacts.read_json(folder / artifacts.RECORD)
                 del record["digest"]
                 artifacts.write_record(folder, record)
+
+
+def render(paths: dict, config: Report | None = None, *, changed: bool = True) -> tuple[str, Page]:
+    if changed:
+        seal(paths)
     report.render(config or Report(), name="home-depot", **paths)
     source = (paths["output"] / "report.html").read_text()
     return source, Page(source)

@@ -400,15 +400,18 @@ def require(inputs: Inputs, only: Mapping[str, Sequence[str]] | None = None) -> 
         InputError: a folder is missing or empty, or lacks its seal or a file that the seal lists; or a file differs
             from its digest.
     """
-    for name, given in inputs.items():
-        for folder in [given] if isinstance(given, Path) else given:
-            lacking = _lacking(folder)
-            if lacking:
-                raise InputError(f"input {name} ({folder}): {lacking}; {_cause()}")
-            try:
-                verify(folder, (only or {}).get(name))
-            except InputError as error:
-                raise InputError(f"input {name}: {error}; make it again with --no-cache") from None
+    folders = [
+        (name, folder) for name, given in inputs.items() for folder in ([given] if isinstance(given, Path) else given)
+    ]
+    for name, folder in folders:
+        lacking = _lacking(folder)
+        if lacking:
+            raise InputError(f"input {name} ({folder}): {lacking}; {_cause()}")
+    for name, folder in folders:
+        try:
+            verify(folder, (only or {}).get(name))
+        except InputError as error:
+            raise InputError(f"input {name}: {error}; make it again with --no-cache") from None
 
 
 def _lacking(folder: Path) -> str:
