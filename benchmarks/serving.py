@@ -145,7 +145,7 @@ def publish(student: Path, uri: str, pairs: pa.Table, work: Path) -> str:
     manifest = {
         "id": name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "digests": {"student": artifacts.sealed_digest(student)},
+        "digests": {"student": artifacts.verify(student)},
         "models": {"student": artifacts.read_json(student / "distilrank.json")["base"]},
         "metrics": {"ndcg_at_10": None},
         "verdict": {"outcome": "cold_start", "checks": [], "champion": None},

@@ -15,7 +15,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from distilrank import artifacts, logstore, records
+from distilrank import artifacts, logstore, records, volume
 from distilrank.config import Privacy
 from distilrank.problems import Problems
 from distilrank.sources import Log
@@ -229,6 +229,17 @@ SLOWLY = """
     logstore._aggregate = slow
     ingest(Path(sys.argv[1]), Rows("a", [shown("sofa", "p1", "c")]))
 """
+
+
+def test_without_working_locks_nothing_is_taken_for_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with logstore.scratch(tmp_path) as alive:
+        with logstore.scratch(tmp_path):
+            assert alive.exists()
+        monkeypatch.setattr(volume.fcntl, "flock", lambda *_: None)
+        with logstore.scratch(tmp_path):
+            assert alive.exists()
 
 
 def test_a_killed_reading_leaves_no_half_part(tmp_path: Path) -> None:

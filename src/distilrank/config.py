@@ -1477,7 +1477,7 @@ def read(path: Path, what: str, content: str) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such {what} file") from None
-    except (yaml.YAMLError, ValueError, OSError) as error:  # ValueError: a date that the calendar lacks, bytes
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:  # ValueError: no such date, bytes
         raise InputError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a mapping of {content}, got {type(values).__name__}")
@@ -1515,7 +1515,7 @@ def settings(overrides: list[str]) -> dict[str, Any]:
             raise InputError(f"--set {override}: expected section.key=value")
         try:
             value = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError):
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise InputError(f"--set {override}: {text!r} is not a YAML value") from None
         for part in reversed(key.split(".")):
             value = {part: value}

@@ -34,7 +34,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from distilrank import artifacts, hardware, normalise, progress, records, sql
+from distilrank import artifacts, hardware, normalise, progress, records, sql, volume
 from distilrank import privacy as privacy_module
 from distilrank.config import Privacy
 from distilrank.errors import InputError
@@ -75,8 +75,8 @@ def scratch(base: Path) -> Iterator[Path]:
     """
     base.mkdir(parents=True, exist_ok=True)
     for left in base.glob(f"{_SCRATCH}*"):
-        with contextlib.suppress(OSError), (left / "lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its owner lives
+        # Fails while its owner lives, and where locks do not work, so that it may live.
+        with contextlib.suppress(OSError, InputError), volume.locked(left / "lock", wait=False):
             shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=".new-", dir=base))
     with (folder / "lock").open("a") as lock:

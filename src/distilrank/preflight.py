@@ -93,6 +93,7 @@ def check(
             least_clients(log, config.prepare)
             make_scrubber(config.prepare.privacy)
         champion, anchor = (backend.alias(alias) for alias in (registry.CHAMPION, registry.ANCHOR))
+        registry.require_champion(backend)
         for version, alias in {anchor: registry.ANCHOR, champion: registry.CHAMPION}.items():
             if version:
                 folder = backend.fetch(version)  # damage shows now, not after the teacher

@@ -102,7 +102,8 @@ class Scorer:
         """Load a folder that the teacher or student stage wrote.
 
         Args:
-            folder: holds the weights, the tokenizer and `distilrank.json`.
+            folder: holds the weights, the tokenizer and `distilrank.json`; every byte is checked against its seal. A
+                folder without one (a person's own, or one that is being made) is taken as it is.
             compute: device, precision and threads; the backends of onnxruntime are for processors.
             backend: `torch`; `onnx`, the exported network; `onnx-int8`, the same in eight bits; `auto`: torch where it
                 is installed, else onnx.
@@ -113,6 +114,8 @@ class Scorer:
             InputError: the folder is not one of ours, is damaged, or lacks what the backend reads.
         """
         path = folder / DESCRIPTION
+        if artifacts.is_sealed(folder):
+            artifacts.verify(folder)
         description = artifacts.read_json(path)
         if not isinstance(description.get("text"), dict):
             raise InputError(f"{path}: has no section 'text', expected what the teacher or student stage writes")

@@ -190,9 +190,10 @@ def train(
     inputs: artifacts.Inputs = {
         "judgements": judgements, "candidates": candidates, "labels": labelled, "teacher": teacher,
     }  # fmt: skip
+    read = {"teacher": [DESCRIPTION, *([quality.QUALITY] if config.confidence else [])]}
     if launch.is_distributed(compute):
         with artifacts.announcing("student"):
-            artifacts.require(inputs)
+            artifacts.require(inputs, read)
             result = launch.run(
                 "student",
                 config,
@@ -202,11 +203,11 @@ def train(
                 output=output,
             )
         return StudentResult(**result)
-    with artifacts.stage("student", output, config=config, inputs=inputs) as record:
+    with artifacts.stage("student", output, config=config, inputs=inputs, only=read) as record:
         record.inputs |= {
             "judgements": artifacts.verify(judgements),
-            "candidates": artifacts.sealed_digest(candidates),
-            "teacher": artifacts.sealed_digest(teacher),
+            "candidates": artifacts.verify(candidates),
+            "teacher": artifacts.verify(teacher, read["teacher"]),
             "labels": label_manifest.identity(labelled),
             "model": model_digest,
         }
