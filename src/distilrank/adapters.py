@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from distilrank import artifacts
 from distilrank.config import Lora
 from distilrank.errors import InputError
+from distilrank.pretrained import POOLER, is_head
 
 ADAPTER = "default"  # peft's name for the only adapter
 
@@ -73,6 +74,22 @@ class _FoldedLinear(nn.Module):
         return _FoldedProduct.apply(x, self.folded, self.layer.base_layer.bias, a, b, self.scale)
 
 
+def _head(model: PreTrainedModel) -> list[str]:
+    """The modules of head and pooler, which train as a whole: a base without them has random ones to adapt."""
+    names = [name for name, _ in model.named_parameters() if is_head(model, name)]
+    paths = [name[: match.end() - 1] if (match := POOLER.search(name)) else name.partition(".")[0] for name in names]
+    return [path for path in dict.fromkeys(paths) if path not in ("classifier", "score")]  # those peft adds
+
+
+def _merge(layer: BaseTunerLayer) -> None:
+    """Add an adapter to its weights in fp32, rounding once: in bf16, peft would round at each step of the way."""
+    weight = layer.get_base_layer().weight
+    dtype = weight.dtype
+    layer.float()
+    layer.merge()
+    layer.get_base_layer().to(dtype)
+
+
 class Adapted:
     """A model whose weights are frozen but for its adapters and its head; or, at rank 0, one that trains as a whole.
 
@@ -98,6 +115,7 @@ class Adapted:
             target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
             use_rslora=lora.variant == "rslora",
             use_dora=lora.variant == "dora",
+            modules_to_save=_head(model),
         )
         try:
             self.model = get_peft_model(model, config)
@@ -149,9 +167,11 @@ class Adapted:
             artifacts.write_json(
                 adapter / "adapter_config.json", config | {"target_modules": sorted(config["target_modules"])}
             )
-        if not self._folded:
-            return self.model.merge_and_unload()
         with torch.no_grad():
             for folded in self._folded.values():
                 folded.layer.base_layer.weight.copy_(folded.folded)
+            if not self._folded:
+                for layer in self.model.modules():
+                    if isinstance(layer, BaseTunerLayer):
+                        _merge(layer)
         return self.model.unload()
