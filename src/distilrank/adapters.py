@@ -5,8 +5,8 @@ x W^T + s (x A^T) B^T: three matrix products and two additions, the small ones f
 W' = W + s B A is made once after each step of the optimiser, and a layer is one product with W'. Going back, the
 gradients of A and B come from four thin products, and never from a dense gradient of W.
 
-The forward pass is that of the merged model to the last bit, so what is trained is what will score, but for the head's
-weights, which are saved in the precision of the others.
+The forward pass is that of the merged model to the last bit, so what is trained is what will score. Head and pooler
+train as a whole, in fp32, and are saved so.
 """
 
 from __future__ import annotations

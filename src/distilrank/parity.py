@@ -23,7 +23,7 @@ from distilrank.config import Compute
 from distilrank.encoding import Encoder, encode_table
 from distilrank.errors import InputError, RunStopped
 from distilrank.network import save_tokenizer, score_encoded
-from distilrank.scorer import Scorer
+from distilrank.scorer import AUTOMATIC, Scorer
 
 FILE = "parity.json"
 BOUND = 1e-4
@@ -32,7 +32,6 @@ BF16_SHARE = 0.25
 """The same in bf16, in units of the logits' standard deviation where that is above 1: four roundings of 2^-8 a layer
 add up to some hundredths."""
 DEV_PAIRS = 24
-FP32 = Compute(device="cpu", precision="fp32")
 TEXTS = (
     "Red Leather SOFA",
     "Café Crème ÉTAGÈRE cafe\u0301",
@@ -100,7 +99,9 @@ def check(encoder: Encoder, model: PreTrainedModel, dev: pa.Table) -> None:
         )
 
 
-def prove(folder: Path, model: PreTrainedModel, encoder: Encoder, dev: pa.Table) -> dict[str, Any]:
+def prove(
+    folder: Path, model: PreTrainedModel, encoder: Encoder, dev: pa.Table, compute: Compute = AUTOMATIC
+) -> dict[str, Any]:
     """Check that the student saved in `folder` scores as `model` does, and write parity.json there.
 
     Args:
@@ -108,6 +109,7 @@ def prove(folder: Path, model: PreTrainedModel, encoder: Encoder, dev: pa.Table)
         model: what was trained, still in memory, with weights in fp32; it is moved to the CPU.
         encoder: with which it was trained.
         dev: pairs to compare on, beside odd text.
+        compute: threads.
 
     Returns:
         What parity.json holds: the largest difference of each way to score.
@@ -115,17 +117,18 @@ def prove(folder: Path, model: PreTrainedModel, encoder: Encoder, dev: pa.Table)
     Raises:
         RunStopped: a difference is above BOUND.
     """
+    compute = compute.model_copy(update={"device": "cpu", "precision": "fp32"})
     table = sample(encoder, dev)
     tokens = encode_table(encoder, table, encoder.text)
     with torch.compiler.set_stance("force_eager"):  # layers may be compiled for another precision
         trained = score_encoded(model.cpu(), tokens, torch.device("cpu"), 4096)
     pairs = _pairs(encoder, table)
     ways: dict[str, Callable[[], np.ndarray]] = {
-        "scorer, torch": lambda: Scorer.load(folder, FP32, backend="torch").score(table),
+        "scorer, torch": lambda: Scorer.load(folder, compute, backend="torch").score(table),
         "transformers": lambda: _transformers(folder, pairs),
     }
     if (folder / "onnx").is_dir():
-        ways["scorer, onnx"] = lambda: Scorer.load(folder, FP32, backend="onnx").score(table)
+        ways["scorer, onnx"] = lambda: Scorer.load(folder, compute, backend="onnx").score(table)
     found = {way: _differ(folder, way, score(), trained, pairs) for way, score in ways.items()}
     parity = {"reference": "the trained network, fp32", "pairs": len(pairs), "bound": BOUND, "max_difference": found}
     artifacts.write_json(folder / FILE, parity)

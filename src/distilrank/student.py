@@ -291,7 +291,7 @@ def train(
                     pairs=knobs.pairs,
                 )
         with progress.timed("student", "compared the saved student with the trained one"):
-            parity.prove(output, model, encoder, dev)
+            parity.prove(output, model, encoder, dev, compute)
         model_card.write(
             output,
             {"config": config.model_dump(mode="json"), "inputs": record.inputs},
