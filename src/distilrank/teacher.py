@@ -94,6 +94,8 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, model_digest: 
         encoder = load_encoder(folder, config.text, config.kind, pretrained.inputs(folder, base))
         if base.config.pad_token_id is None or isinstance(encoder, encoding.PromptEncoder):  # others count from it
             base.config.pad_token_id = encoder.pad_token_id
+        if isinstance(encoder, encoding.PairEncoder):
+            parity.check(encoder, base, dev)
         adapted = adapters.Adapted(base, config.lora)
         encoded, dev_encoded = (encoding.encode_table(encoder, table, config.text) for table in (fitting, dev))
         truncated = encoded.truncated + dev_encoded.truncated
