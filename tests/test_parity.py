@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from distilrank import artifacts, network, parity, pretrained
 from distilrank.compute import Runtime
 from distilrank.config import Compute, TeacherText, Text
-from distilrank.encoding import Encoder, PromptEncoder
+from distilrank.encoding import PairEncoder, PromptEncoder
 from distilrank.errors import InputError, RunStopped
 from distilrank.scorer import Scorer, describe, load_encoder
 from tests.bases import BASES, write_base
@@ -29,11 +29,11 @@ FP32 = Compute(device="cpu", precision="fp32", threads=1)
 DEV = pa.table({"query": ["red sofa", "Leather Chair"], "title": ["Sofa, red", "chair"], "brand": ["Acme", None]})
 
 
-def save(base: Path, folder: Path, text: Text = TEXT) -> tuple[Any, Encoder]:
+def save(base: Path, folder: Path, text: Text = TEXT) -> tuple[Any, PairEncoder]:
     """What the student stage does before and after its training: the network and its encoder."""
     torch.manual_seed(1)
     model = network.load_model(base, CPU)
-    encoder = load_encoder(base, text, "encoder", pretrained.inputs(base, model))
+    encoder = PairEncoder(base, text, pretrained.inputs(base, model))
     parity.check(encoder, model, DEV)
     model.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
     model.save_pretrained(folder)
@@ -71,6 +71,12 @@ def test_pairs_end_where_positions_do(tmp_path: Path) -> None:
     assert np.abs(CrossEncoder(str(folder), device="cpu").predict(pairs) - expected[0]).max() < parity.BOUND
 
 
+def test_pairs_may_be_as_short_as_the_configuration_allows(tmp_path: Path) -> None:
+    text, folder = TEXT.model_copy(update={"max_tokens": 16}), tmp_path / "student"
+    model, encoder = save(write_base("roberta", tmp_path / "base"), folder, text)
+    assert parity.prove(folder, model, encoder, DEV, FP32)["pairs"] > 10
+
+
 def test_a_model_that_looks_at_padding_is_refused_before_training(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"base: a pair has the logit .* ignores padding, which fnet does not"):
         save(write_base("fnet", tmp_path / "base"), tmp_path / "student")
@@ -80,7 +86,7 @@ def test_a_model_that_looks_at_padding_is_refused_before_training(tmp_path: Path
 def test_a_tokenizer_that_is_saved_as_another_one_is_refused_before_training(tmp_path: Path) -> None:
     base = write_base("bert", tmp_path / "base")
     model = network.load_model(base, CPU)
-    encoder = load_encoder(base, TEXT, "encoder", pretrained.inputs(base, model))
+    encoder = PairEncoder(base, TEXT, pretrained.inputs(base, model))
     encoder.tokenizer.encode_special_tokens = True  # which tokenizer.json does not hold
     with pytest.raises(InputError, match=r"base: transformers reads the pair 'red sofa' / .* \[CLS\] red sofa \[SEP\]"):
         parity.check(encoder, model, DEV)

@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from distilrank import artifacts, encoding
 from distilrank.compute import Runtime
 from distilrank.config import Compute
-from distilrank.encoding import Encoder, encode_table
+from distilrank.encoding import PairEncoder, encode_table
 from distilrank.errors import InputError, RunStopped
 from distilrank.network import save_tokenizer, score_encoded
 from distilrank.scorer import AUTOMATIC, Scorer
@@ -32,6 +32,7 @@ BF16_SHARE = 0.25
 """The same in bf16, in units of the logits' standard deviation where that is above 1: four roundings of 2^-8 a layer
 add up to some hundredths."""
 DEV_PAIRS = 24
+SPECIAL_TOKENS = 4  # around and between two segments, at most
 TEXTS = (
     "Red Leather SOFA",
     "Café Crème ÉTAGÈRE cafe\u0301",
@@ -44,10 +45,11 @@ TEXTS = (
 )
 
 
-def sample(encoder: Encoder, dev: pa.Table) -> pa.Table:
+def sample(encoder: PairEncoder, dev: pa.Table) -> pa.Table:
     """Pairs to compare on: the first ones of `dev` and odd text, with the columns that the encoder reads.
 
-    Without queries that take more than half of the tokens: other libraries shorten those, too.
+    Without queries that take more than half of the tokens: other libraries shorten those, too, and leave fewer than
+    MIN_PRODUCT_TOKENS of a product.
     """
     fields = encoder.text.fields
     special = [token for token in encoder.special_tokens.values() if len(token) > 1]
@@ -55,14 +57,16 @@ def sample(encoder: Encoder, dev: pa.Table) -> pa.Table:
     rows = dev.slice(0, DEV_PAIRS).select(["query", *fields]).to_pylist()
     for number, text in enumerate(texts):
         values = [text, "", None, texts[number - 1].upper()]
-        product = {name: values[(number + place) % len(values)] for place, name in enumerate(fields)}
-        rows += [{"query": "sofa", **product, fields[0]: text}, {"query": text[:60], **product}]
+        product = {str(name): values[(number + place) % len(values)] for place, name in enumerate(fields)}
+        rows += [product | {"query": "sofa", fields[0]: text}, product | {"query": text[:60]}]
     table = pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in ("query", *fields)]))
+    text = encoder.max_tokens - SPECIAL_TOKENS
+    longest = min(text // 2, text - encoding.MIN_PRODUCT_TOKENS)
     queries = [query for query, _ in _pairs(encoder, table)]
-    return table.filter(pa.array(encoder.encode(queries, [""] * len(queries)).lengths <= encoder.max_tokens // 2))
+    return table.filter(pa.array([len(tokens) <= longest for tokens in encoder.tokenise(queries)]))
 
 
-def check(encoder: Encoder, model: PreTrainedModel, dev: pa.Table) -> None:
+def check(encoder: PairEncoder, model: PreTrainedModel, dev: pa.Table) -> None:
     """Check, before a training, what of the agreement can be told by then.
 
     Transformers has to read from the tokenizer, as it will be saved, the tokens that `encoder` gives; and in fp32 the
@@ -102,7 +106,7 @@ def check(encoder: Encoder, model: PreTrainedModel, dev: pa.Table) -> None:
 
 
 def prove(
-    folder: Path, model: PreTrainedModel, encoder: Encoder, dev: pa.Table, compute: Compute = AUTOMATIC
+    folder: Path, model: PreTrainedModel, encoder: PairEncoder, dev: pa.Table, compute: Compute = AUTOMATIC
 ) -> dict[str, Any]:
     """Check that the student saved in `folder` scores as `model` does, and write parity.json there.
 
@@ -156,7 +160,7 @@ def compare(folder: Path, trained: np.ndarray, saved: np.ndarray, runtime: Runti
     return difference
 
 
-def _pairs(encoder: Encoder, table: pa.Table) -> list[tuple[str, str]]:
+def _pairs(encoder: PairEncoder, table: pa.Table) -> list[tuple[str, str]]:
     queries = [encoding.neutralise(query, encoder.special) for query in table.column("query").to_pylist()]
     return list(zip(queries, encoder.render(encoding.columns(table, encoder.text)), strict=True))
 

@@ -41,7 +41,7 @@ def inputs(folder: Path, model: PreTrainedModel) -> encoding.Inputs:
         default = {}
     default = {role: token for role, token in default.items() if role in encoding.ROLES}
     known = {role: token for role, token in default.items() if tokenizer.token_to_id(token) is not None}
-    return encoding.Inputs(model.config.to_dict(), known | read.special_tokens, read.names)
+    return encoding.Inputs(model.config.to_dict(), {**known, **read.special_tokens}, read.names)
 
 
 def load(folder: Path, *, whole: bool = False, **settings: Any) -> PreTrainedModel:

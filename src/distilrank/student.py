@@ -40,7 +40,7 @@ from distilrank.config import Compute, Student
 from distilrank.errors import InputError
 from distilrank.lists import Lists, Piece
 from distilrank.network import load_model, save_tokenizer
-from distilrank.scorer import DESCRIPTION, METRICS, calibrate, describe, load_encoder
+from distilrank.scorer import DESCRIPTION, METRICS, calibrate, describe
 from distilrank.teacher import dev_ndcg
 
 SCRATCH = ".tokens-"
@@ -225,7 +225,7 @@ def train(
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = config.dropout
-        encoder = load_encoder(folder, config.text, "encoder", pretrained.inputs(folder, model))
+        encoder = encoding.PairEncoder(folder, config.text, pretrained.inputs(folder, model))
         parity.check(encoder, model, dev)
         scratch = output / f"{SCRATCH}{os.environ.get('RANK', '0')}"
         shutil.rmtree(scratch, ignore_errors=True)  # what a killed attempt left
