@@ -60,8 +60,8 @@ def sample(encoder: PairEncoder, dev: pa.Table) -> pa.Table:
         product = {str(name): values[(number + place) % len(values)] for place, name in enumerate(fields)}
         rows += [product | {"query": "sofa", fields[0]: text}, product | {"query": text[:60]}]
     table = pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in ("query", *fields)]))
-    text = encoder.max_tokens - SPECIAL_TOKENS
-    longest = min(text // 2, text - encoding.MIN_PRODUCT_TOKENS)
+    room = encoder.max_tokens - SPECIAL_TOKENS
+    longest = min(room // 2, room - encoding.MIN_PRODUCT_TOKENS)
     queries = [query for query, _ in _pairs(encoder, table)]
     return table.filter(pa.array([len(tokens) <= longest for tokens in encoder.tokenise(queries)]))
 
