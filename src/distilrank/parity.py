@@ -32,6 +32,7 @@ BF16_SHARE = 0.25
 """The same in bf16, in units of the logits' standard deviation where that is above 1: four roundings of 2^-8 a layer
 add up to some hundredths."""
 DEV_PAIRS = 24
+BATCH = 16
 SPECIAL_TOKENS = 4  # around and between two segments, at most
 TEXTS = (
     "Red Leather SOFA",
@@ -166,13 +167,18 @@ def _pairs(encoder: PairEncoder, table: pa.Table) -> list[tuple[str, str]]:
 
 
 def _transformers(folder: Path, pairs: list[tuple[str, str]]) -> np.ndarray:
-    """Logits of pairs in one batch, by nothing but transformers."""
+    """Logits of pairs, the longest last, by nothing but transformers."""
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
-    queries, products = map(list, zip(*pairs, strict=True))
+    model.eval()
+    logits = np.empty(len(pairs), np.float32)
+    order = np.argsort([len(query) + len(product) for query, product in pairs])
     with torch.inference_mode():
-        batch = tokenizer(queries, products, padding=True, truncation=True, return_tensors="pt")
-        return model.eval()(**batch).logits[:, 0].numpy()
+        for rows in np.array_split(order, -(-len(order) // BATCH)):
+            queries, products = map(list, zip(*(pairs[row] for row in rows), strict=True))
+            batch = tokenizer(queries, products, padding=True, truncation=True, return_tensors="pt")
+            logits[rows] = model(**batch).logits[:, 0].numpy()
+    return logits
 
 
 def _differ(folder: Path, way: str, scores: np.ndarray, trained: np.ndarray, pairs: list[tuple[str, str]]) -> float:
