@@ -81,15 +81,6 @@ def _head(model: PreTrainedModel) -> list[str]:
     return [path for path in dict.fromkeys(paths) if path not in ("classifier", "score")]  # those peft adds
 
 
-def _merge(layer: BaseTunerLayer) -> None:
-    """Add an adapter to its weights in fp32, rounding once: in bf16, peft would round at each step of the way."""
-    weight = layer.get_base_layer().weight
-    dtype = weight.dtype
-    layer.float()
-    layer.merge()
-    layer.get_base_layer().to(dtype)
-
-
 class Adapted:
     """A model whose weights are frozen but for its adapters and its head; or, at rank 0, one that trains as a whole.
 
@@ -167,11 +158,9 @@ class Adapted:
             artifacts.write_json(
                 adapter / "adapter_config.json", config | {"target_modules": sorted(config["target_modules"])}
             )
+        if not self._folded:
+            return self.model.merge_and_unload()  # adapters are fp32: sums are rounded once to the weights' precision
         with torch.no_grad():
             for folded in self._folded.values():
                 folded.layer.base_layer.weight.copy_(folded.folded)
-            if not self._folded:
-                for layer in self.model.modules():
-                    if isinstance(layer, BaseTunerLayer):
-                        _merge(layer)
         return self.model.unload()
