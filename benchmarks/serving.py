@@ -104,7 +104,7 @@ def make_student(base: Path, seed: int, pairs: pa.Table, folder: Path, backend: 
     encoder = scorer.load_encoder(base, text)
     model.config.pad_token_id = encoder.pad_token_id
     model.save_pretrained(folder)
-    network.save_tokenizer(base, folder, encoder.pad_token)
+    network.save_tokenizer(encoder, folder)
     scorer.describe(folder, role="student", encoder=encoder, text=text, tokens=8192, base=base.name)
     redescribe(folder, calibration={"method": "platt", "slope": 0.5, "intercept": -0.25})
     # Labels decide nothing here, but that a file in 8 bits loses no nDCG on them.

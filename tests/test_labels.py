@@ -337,7 +337,7 @@ def _teacher(models: Path, output: Path, text: TeacherText = TeacherText()) -> P
     encoder = scorer.load_encoder(models / "decoder", text)
     model.config.pad_token_id = encoder.pad_token_id
     model.save_pretrained(output)
-    network.save_tokenizer(models / "decoder", output, encoder.pad_token)
+    network.save_tokenizer(encoder, output)
     scorer.describe(output, role="teacher", encoder=encoder, text=text, tokens=4096, base="tiny")
     artifacts.write_json(output / scorer.METRICS, {"tokens_per_pair": 30.0})
     artifacts.seal(output)

@@ -27,6 +27,8 @@ from distilrank import (
     model_card,
     models,
     packing,
+    parity,
+    pretrained,
     progress,
     quality,
     records,
@@ -38,7 +40,7 @@ from distilrank.config import Compute, Student
 from distilrank.errors import InputError
 from distilrank.lists import Lists, Piece
 from distilrank.network import load_model, save_tokenizer
-from distilrank.scorer import DESCRIPTION, METRICS, calibrate, describe, load_encoder
+from distilrank.scorer import DESCRIPTION, METRICS, calibrate, describe
 from distilrank.teacher import dev_ndcg
 
 SCRATCH = ".tokens-"
@@ -224,7 +226,8 @@ def train(
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = config.dropout
-        encoder = load_encoder(folder, config.text, "encoder")
+        encoder = encoding.PairEncoder(folder, config.text, pretrained.inputs(folder, model))
+        parity.check(encoder, model, dev)
         scratch = output / f"{SCRATCH}{os.environ.get('RANK', '0')}"
         shutil.rmtree(scratch, ignore_errors=True)  # what a killed attempt left
         lists = Lists(ahead(_pieces(scored, judged if config.human else None, teacher, encoder, config)), scratch)
@@ -265,7 +268,7 @@ def train(
         model.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
         model.save_pretrained(output)
         artifacts.follow_umask(output)
-        save_tokenizer(folder, output, encoder.pad_token, config.text.max_tokens)
+        save_tokenizer(encoder, output)
         describe(
             output, role="student", encoder=encoder, text=config.text, tokens=config.score_tokens, base=config.model
         )
@@ -288,6 +291,8 @@ def train(
                     max_ndcg_loss=knobs.max_ndcg_loss,
                     pairs=knobs.pairs,
                 )
+        with progress.timed("student", "compared the saved student with the trained one"):
+            parity.prove(output, model, encoder, dev, compute)
         model_card.write(
             output,
             {"config": config.model_dump(mode="json"), "inputs": record.inputs},
