@@ -476,14 +476,14 @@ def test_a_monitor_that_never_trains_has_no_shards(tmp_path: Path) -> None:
 
 def test_kfp_still_names_the_setter_that_a_pipeline_lacks() -> None:
     @dsl.component
-    def work() -> None:
+    def work():
         pass
 
     @dsl.pipeline(name="inner")
-    def inner() -> None:
+    def inner():
         work()
 
-    def outer() -> None:
+    def outer():
         inner().set_cpu_limit("1")
 
     with pytest.raises(ValueError, match=r"^set_cpu_limit can only be used on single-step components"):
