@@ -200,8 +200,8 @@ class Shop:
         for name, columns in {"judgements": self.judgements, "catalogue": self.products, "logs": self.log}.items():
             paths[name] = str(self.folder / f"{name}.parquet")
             pq.write_table(pa.table(columns), paths[name])
-        locale = "locale" if "locale" in self.judgements else ""
-        names = Columns(locale=locale, timestamp="when" if timed else "", position="rank", clicked="click")
+        given = {name: name for name in ("locale", "rater") if name in self.judgements}
+        names = Columns(**given, timestamp="when" if timed else "", position="rank", clicked="click")
         paths["logs"] = paths["logs"] if logs else ""
         return Tables(source="tables", **paths, columns=names, rating_min=0, rating_max=3, relevant_from=2)
 
@@ -493,13 +493,21 @@ def test_spellings_are_one_query(shop: Shop, tmp_path: Path) -> None:
         "identical_judgements": 1,
         "judgements_of_other_spellings": 1,
         "ratings_averaged_over_spellings": 1,
+        "repeated_by_a_rater": 0,
         "spellings": 2,
         "products_told_twice": 0,
     }
 
 
 def test_locales_are_written_and_those_of_one_pair_become_one(shop: Shop, tmp_path: Path) -> None:
+    shop.judgements["rater"] = ["Ada Quist"] * 160
     without = Prepared(tmp_path / "none", shop.data(), WINDOW)
+    assert without.profile["rater_agreement"] == {
+        "rule": "refuse", "raters": 1, "ratings": 160, "pairs": 0, "unanimous": 0, "alpha": None
+    }  # fmt: skip
+    written = [path for path in (tmp_path / "none").rglob("*") if path.is_file()]
+    assert written and not [path for path in written if b"Quist" in path.read_bytes()]
+    del shop.judgements["rater"]
     untold = without.judged["train"]
     assert untold["locale"].null_count == len(untold)
     assert without.protocol["bm25"].endswith(", English stems")

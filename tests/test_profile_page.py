@@ -93,6 +93,7 @@ def bare() -> dict[str, Any]:
         "splits": {**sides, "hidden": none, "over_cap": none},
         "ratings": {"3": 24},
         "raters": spread(1.0, 1.0, 1.0, 1.0, 1.0),
+        "rater_agreement": None,
         "targets": dict.fromkeys(splits.SIDES, one),
         "strata": {
             "cut": splits.CUT, "queries": counts(0, 0, 3), "impressions": counts(0, 0, 0), **strata,
@@ -111,7 +112,7 @@ def bare() -> dict[str, Any]:
         "vocabulary": 31,
         "merged": {
             "identical_judgements": 0, "judgements_of_other_spellings": 0, "ratings_averaged_over_spellings": 0,
-            "spellings": 0, "products_told_twice": 0,
+            "repeated_by_a_rater": 0, "spellings": 0, "products_told_twice": 0,
         },
         "dropped": [],
         "near_duplicates": {
@@ -166,7 +167,7 @@ def full(text: str = "") -> dict[str, Any]:
         "targets": dict.fromkeys(splits.SIDES, mixed),
         "merged": {
             "identical_judgements": 40, "judgements_of_other_spellings": 20, "ratings_averaged_over_spellings": 3,
-            "spellings": 5, "products_told_twice": 1,
+            "repeated_by_a_rater": 2, "spellings": 5, "products_told_twice": 1,
         },
         "missing_fields": {
             "title": 0, "product_type": 1, "brand": 40_931, "color": 40_932, "gender": 20_466, "description": 20,
@@ -323,6 +324,25 @@ def test_judgements_alone_read_well(sparse: Page) -> None:
     assert "1 of the queries has judgements" in sparse.of("candidates")
     assert "in 1 shard, each" in sparse.of("shards") and "smallest" not in sparse.of("shards")
     assert not [tag for tag, values in sparse.seen if "window" in (values.get("class") or "").split()]
+
+
+def test_the_agreement_of_raters_is_told_and_too_little_of_it_is_a_warning() -> None:
+    found = bare()
+    found["source"]["rating_conflicts"] = "median"
+    found["raters"] = spread(3.0, 3.0, 3.0, 3.0, 3.0)
+    agreement = {"rule": "median", "raters": 3, "ratings": 72, "pairs": 24, "unanimous": 18, "alpha": 0.6612}
+    found["rater_agreement"] = agreement
+    page = Page(profile_page.render(found))
+    assert "Every rating is the median of 3 raters." in page.of("judgements")
+    assert (
+        "3 raters gave 72 ratings. 24 pairs have two or more, 18 of them (75 %) all equal. Krippendorff's alpha "
+        "(interval) is 0.66, too little for conclusions"
+    ) in page.of("judgements")
+    assert "!Raters agree little: Krippendorff's alpha is 0.66" in page.of("")
+    for alpha, level in ((0.667, "enough for tentative conclusions"), (0.8, "which counts as reliable")):
+        assert level in profile_page._agreement_text(agreement | {"alpha": alpha})
+    alone = {"raters": None, "ratings": 1, "pairs": 0, "alpha": None}
+    assert profile_page._agreement_text(alone) == "Raters without a name gave 1 rating. 0 pairs have two or more."
 
 
 def test_hidden_judgements_that_stand_in_for_a_log_are_told() -> None:

@@ -249,7 +249,8 @@ ROW = "query,product_id,rating\n"
         (ROW + "sofa,,2\n", r"row 1: product_id is empty"),
         (
             ROW + "sofa,p1,2\nlamp,p1,1\nsofa,p1,3.5\nsofa,p1,2\n",
-            r"rows 1 and 3 rate product 'p1' for query 'sofa' 2 and 3.5, expected one rating \(3 rows\)",
+            r"rows 1 and 3 rate product 'p1' for query 'sofa' 2 and 3.5, expected one rating; "
+            r"where several raters rate a pair, set data.rating_conflicts to mean, median or majority \(3 rows\)",
         ),
         ("query,rating\nsofa,1\n", r"missing column 'product_id'; it has query, rating"),
         ("query,product_id,rating,rating\nsofa,p1,1,2\n", r"column 'rating' is there 2 times"),
@@ -775,6 +776,7 @@ def test_esci_in_one_locale(tmp_path: Path) -> None:
         "raters": [1, 1, 1, 1],
         "gain": [1, 0.1, 0.01, 0],
         "locale": ["us", "us", "us", "us"],
+        "rater": [None, None, None, None],
     }
     sold = products(source)
     assert sold["product_id"].to_pylist() == ["B1", "B2", "B3", "0123456789"]
@@ -893,6 +895,7 @@ def test_wands(tmp_path: Path) -> None:
         "raters": [1, 1, 1, 1],
         "gain": [None, None, None, None],
         "locale": [None, None, None, None],
+        "rater": [None, None, None, None],
     }
     assert judgements(open_wands(tmp_path, partial=0.25))["rating"].to_pylist() == [1, 0, 0.25, 0]
     assert products(source).to_pylist() == [

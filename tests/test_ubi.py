@@ -845,6 +845,17 @@ def test_judgement_lists_are_told_by_name_or_content(make, tmp_path: Path, name:
     assert [batch.to_pylist()[0]["title"] for batch in source.products(problems)] == ["Sofa"]
 
 
+def test_judgement_lists_of_several_raters(make, tmp_path: Path) -> None:
+    (tmp_path / "events.ndjson").write_bytes(lines(*ROWS))
+    (tmp_path / "lists").mkdir()
+    for name, rating in (("ann.json", 4), ("bob.json", 1)):
+        (tmp_path / "lists" / name).write_text(json.dumps(judged(rated("sofa", ("p1", rating)))))
+    with pytest.raises(InputError, match=r"row 1 of .*ann\.json and row 1 of .*bob\.json rate .*\.rating_conflicts"):
+        make(judgements="lists").judgements(Problems())
+    table = make(judgements="lists", rating_conflicts="mean").judgements(Problems())
+    assert table["rating"].to_pylist() == [4.0, 1.0] and table["rater"].null_count == 2
+
+
 def test_judgements_in_csv_still_work(make, tmp_path: Path) -> None:
     source = make()
     assert source.judgements(Problems())["rating"].to_pylist() == [4.0]

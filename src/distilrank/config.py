@@ -209,6 +209,9 @@ class Columns(Section):
     query: str = Field("query", min_length=1, description="The query text, in the judgements and in the logs.")
     product_id: str = Field("product_id", min_length=1, description="The product's key, in all three files.")
     rating: str = Field("rating", min_length=1, description="The rating of a judged pair.")
+    rater: str = Field(
+        "", description="Who rated the pair, where each rater has a row (a name or an id; it never leaves preparation)."
+    )
     raters: str = Field("", description="How many raters the rating is the mean of; none: 1.")
     locale: str = Field("", description="Which locale the pair was judged for; none: unknown.")
     title: str = Field("title", min_length=1, description="The product's title.")
@@ -268,6 +271,11 @@ class Judged(Section):
     csv: Csv = Field(Csv(), description="How CSV files are written.")
     rating_min: float = Field(description="The lowest rating of the scale; its soft target is 0.")
     rating_max: float = Field(description="The highest rating of the scale; its soft target is 1.")
+    rating_conflicts: Literal["refuse", "mean", "median", "majority"] = Field(
+        "refuse",
+        description="What several ratings of one pair become: an error; their mean; their median; the most frequent of "
+        "them (of equally frequent ones their median).",
+    )
     relevant_from: float = Field(description="A pair counts as relevant from this rating on (MRR, AUC, recall).")
 
     @model_validator(mode="after")
@@ -276,6 +284,17 @@ class Judged(Section):
             raise ValueError(
                 f"expected rating_min < relevant_from <= rating_max, "
                 f"got {self.rating_min}, {self.relevant_from}, {self.rating_max}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _single_ratings(self) -> Self:
+        if self.columns.raters and self.columns.rater:
+            raise ValueError("columns names both rater and raters, expected one: a rating is one rater's, or a mean")
+        if self.columns.raters and self.rating_conflicts in ("median", "majority"):
+            raise ValueError(
+                f"rating_conflicts is {self.rating_conflicts}, which needs single ratings, but with columns.raters "
+                "a rating is the mean of several; expected mean or refuse"
             )
         return self
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distilrank import languages, modes, normalise, progress, records, sql
+from distilrank import languages, modes, normalise, progress, raters, records, sql
 from distilrank.catalogue import Catalogue, bare_ids
 from distilrank.config import Prepare
 from distilrank.errors import InputError
@@ -62,6 +62,8 @@ class Corpus:
     stratum: np.ndarray
     """Place in STRATA of each query."""
     merged: dict[str, int]
+    agreement: dict[str, Any] | None
+    """How the raters of a pair agree, as in the profile's `rater_agreement`; None where a pair has one rating."""
     privacy: dict[str, Any]
     """What was scrubbed and dropped, in counts."""
     rows: dict[str, int]
@@ -82,9 +84,10 @@ def read(
 ) -> Corpus:
     """Read and check what `source` has; the window's bounds are those of `prepare.prepare`.
 
-    Judged rows with the same query as typed, product and rating are one. Spellings with one normal form are one
-    query; where they bring several ratings of a product, the mean weighted by raters counts, and where they tell
-    several locales, the one that most rows tell (of equally frequent ones the first by code point). Impressions of
+    Judged rows with the same query as typed, product, rating and rater are one, unless raters without a name rate
+    pairs together. Spellings with one normal form are one query. Several ratings of a product become one as the source
+    says; where it refuses them, spellings may still bring several: their mean weighted by raters counts. Of several
+    locales the one that most rows have counts (of equally frequent ones the first by code point). Impressions of
     products that the catalogue lacks, of queries with too few clients, or outside both windows, are left out and
     counted.
 
@@ -240,7 +243,9 @@ def _assemble(
     query_of = pc.index_in(pa.array(keys, pa.string()), value_set=query_ids).to_numpy()
     product = pc.index_in(table["product_id"], value_set=catalogue.keys).to_numpy()
     query = query_of[spelling] if len(spelling) else spelling
-    judged, ratings, gains, raters, locales, merged = _merge(spelling, query, product, table, len(catalogue))
+    judged, ratings, gains, counts, locales, merged, agreement = _merge(
+        spelling, query, product, table, len(catalogue), source.rating_conflicts, config.seed
+    )
     merged["spellings"] = int(pc.sum(found["spellings"]).as_py() or 0) - len(ids)
     merged["products_told_twice"] = catalogue.rows - len(catalogue)
     targets = soft_targets(ratings, source.rating_range)
@@ -255,7 +260,7 @@ def _assemble(
         ratings=ratings,
         targets=targets,
         gains=np.where(np.isnan(gains), targets, gains).astype(np.float32),
-        raters=raters,
+        raters=counts,
         locales=locales,
         languages=_languages(judged.product, locales, len(catalogue), config),
         log=pool,
@@ -265,6 +270,7 @@ def _assemble(
         newest=newest,
         stratum=strata(impressions) if log is not None else np.full(len(ids), TAIL),
         merged=merged,
+        agreement=agreement,
         privacy=privacy,
         rows={
             "products": catalogue.rows,
@@ -363,44 +369,56 @@ def _log_tables(
 
 
 def _merge(
-    spelling: np.ndarray, query: np.ndarray, product: np.ndarray, table: pa.Table, products: int
-) -> tuple[Pairs, np.ndarray, np.ndarray, np.ndarray, pa.StringArray, dict[str, int]]:
+    spelling: np.ndarray, query: np.ndarray, product: np.ndarray, table: pa.Table, products: int, rule: str, seed: int
+) -> tuple[Pairs, np.ndarray, np.ndarray, np.ndarray, pa.StringArray, dict[str, int], dict[str, Any] | None]:
     """Make one row of each judged (query, product).
 
     Returns:
-        Pairs, ratings, gains, raters, locales, and how many rows became one why.
+        Pairs, ratings, gains, raters, locales, how many rows became one why, and `Corpus.agreement`.
     """
-    rating, raters = table["rating"].to_numpy(), table["raters"].to_numpy()
+    rating, stands_for = table["rating"].to_numpy(), table["raters"].to_numpy()
     gain = pc.fill_null(table["gain"], float("nan")).to_numpy()
-    # The same row twice is one judgement, of as many raters as its fuller copy says.
-    order = np.lexsort((-raters, rating, product, spelling))
+    rater = pc.fill_null(table["rater"], -1).to_numpy()
+    named = rater >= 0
+    # The same row twice is one judgement, of as many raters as its fuller copy says; but where pairs are rated by
+    # several people without a name, it may be two who agree.
+    order = np.lexsort((-stands_for, rater, rating, product, spelling))
     repeated = np.zeros(len(order), bool)
     if len(order):
-        columns = [column[order] for column in (spelling, product, rating)]
+        columns = [column[order] for column in (spelling, product, rating, rater)]
         repeated[1:] = np.logical_and.reduce([column[1:] == column[:-1] for column in columns])
+        repeated &= named[order] | (rule == "refuse")
     rows = np.sort(order[~repeated])
-    # Two spellings of a query, judged apart, are more raters of one pair.
     pair, of_pair = np.unique(query.astype(np.int64) * products + product, return_inverse=True)
-    place = of_pair[rows]
-    weight = np.bincount(place, weights=raters[rows], minlength=len(pair))
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        return np.bincount(place, weights=values[rows] * raters[rows], minlength=len(pair)) / np.maximum(weight, 1)
-
-    lowest, highest = np.full(len(pair), np.inf), np.full(len(pair), -np.inf)
-    np.minimum.at(lowest, place, rating[rows])
-    np.maximum.at(highest, place, rating[rows])
-    agreed = lowest == highest
+    # A rater counts once per pair, whatever the spelling; each row without a rater is one more of them.
+    people = rater.max(initial=-1) + 1
+    voice = np.where(named, of_pair * people + rater, len(pair) * people + np.arange(len(rater)))[rows]
+    _, first, of_voice = np.unique(voice, return_index=True, return_inverse=True)
+    voices = raters.reduce_ratings(rule, of_voice, rating[rows], stands_for[rows], len(first))
+    kept = rows[first]
+    place, weight = of_pair[kept], stands_for[kept]
+    ratings = raters.reduce_ratings(rule, place, voices, weight, len(pair))
+    count = np.bincount(place, weight, len(pair))
+    gains = np.bincount(place, gain[kept] * weight, len(pair)) / np.maximum(count, 1)
+    lowest, highest = raters.extremes(place, voices, len(pair))
     merged = {
         "identical_judgements": len(order) - len(rows),
-        "judgements_of_other_spellings": len(rows) - len(pair),
-        "ratings_averaged_over_spellings": int((~agreed).sum()),
+        "judgements_of_other_spellings": len(np.unique(spelling.astype(np.int64) * products + product)) - len(pair),
+        "ratings_averaged_over_spellings": int((lowest < highest).sum()) if rule == "refuse" else 0,
+        "repeated_by_a_rater": len(rows) - len(kept),
     }
-    # Exact where raters agree: a mean of equal numbers need not be that number.
-    ratings = np.where(agreed, lowest, mean(rating))
+    agreement = None
+    if named.any() or rule != "refuse":
+        single = weight == 1
+        agreement = {
+            "rule": rule,
+            "raters": len(np.unique(rater)) if named.all() else None,
+            "ratings": len(kept),
+            **raters.agreement(rule, place[single], voices[single], len(pair), seed),
+        }
     pairs = Pairs(pair // products, pair % products)
     locales = modes.most_frequent(of_pair, table["locale"], len(pair))
-    return pairs, ratings, mean(gain), weight.astype(np.int32), locales, merged
+    return pairs, ratings, gains, count.astype(np.int32), locales, merged, agreement
 
 
 def _languages(product: np.ndarray, locales: pa.StringArray, products: int, config: Prepare) -> list[str]:

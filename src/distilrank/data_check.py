@@ -172,6 +172,8 @@ def _describe(corpus: Corpus, config: Config, facts: dict[str, Any]) -> None:
         "in the newest traffic": int((corpus.newest > 0).sum()),
     }
     facts["merged"] = corpus.merged
+    if corpus.agreement:
+        facts["rater agreement"] = corpus.agreement
     if corpus.logged:
         facts["privacy"] = corpus.privacy
     module = sources.module_of(config.data)

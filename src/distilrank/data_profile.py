@@ -88,6 +88,7 @@ def describe(
         if len(ratings) <= 64
         else None,
         "raters": _spread(corpus.raters),
+        "rater_agreement": corpus.agreement,
         "targets": {side: _distribution(corpus.targets[split.rows[side]]) for side in SIDES},
         "strata": {
             "cut": CUT,

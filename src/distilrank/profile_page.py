@@ -57,8 +57,15 @@ MERGED = {
     "identical_judgements": "judgements that repeat another one: same query, product and rating",
     "judgements_of_other_spellings": "judgements of a pair that was judged under another spelling too",
     "ratings_averaged_over_spellings": "of the pairs so made, those with several ratings: their mean counts",
+    "repeated_by_a_rater": "further ratings of a pair by a rater who had rated it: a rater counts once",
 }
 """What became one of several, by what the profile calls it."""
+
+RULES = {"refuse": "mean", "mean": "mean", "median": "median", "majority": "most frequent rating"}
+"""What the rating of a pair is of its raters' ratings, by `data.rating_conflicts`."""
+
+RELIABLE, TENTATIVE = 0.8, 0.667
+"""Alphas from which on ratings are reliable, and may support tentative conclusions (Krippendorff, Content Analysis)."""
 
 SAMPLES = {"reference": "what drift is measured from", "current": "what is held against it"}
 """The samples of traffic, by name."""
@@ -237,6 +244,14 @@ def _notices(summary: Mapping[str, Any], logged: bool) -> list[dict[str, str]]:
         note(
             "warn", "judgements", "All judged pairs have one and the same rating: there is nothing to learn from them."
         )
+    agreement = summary["rater_agreement"]
+    if agreement and agreement["alpha"] is not None and agreement["alpha"] < TENTATIVE:
+        note(
+            "warn",
+            "judgements",
+            f"Raters agree little: Krippendorff's alpha is {agreement['alpha']:.2f}, and below {TENTATIVE} ratings "
+            "support no conclusions. Improve the raters' guidelines, or have more people rate each pair.",
+        )
     strata = summary["strata"]
     for side in ("dev", "test") if logged else ():
         absent = [name for name in STRATA if strata["queries"][name] and not strata[side][name]]
@@ -295,14 +310,42 @@ def _judgements(summary: Mapping[str, Any]) -> dict[str, Any]:
         {"label": MERGED.get(name, name.replace("_", " ")), "count": count} for name, count in summary["merged"].items()
     ]
     if same:
-        common = f"{common} Every rating is the mean of {counted(int(raters['max']), 'rater')}.".strip()
+        rule = RULES[summary["source"].get("rating_conflicts", "refuse")]
+        common = f"{common} Every rating is the {rule} of {counted(int(raters['max']), 'rater')}.".strip()
     return {
         "rows": summary["rows"]["judgements"],
         "common": common,
         "figure": Markup(figures.ratings(counts)) if counts else "",
         "raters": [] if same else _spreads({"raters of a pair": raters}),
+        "agreement": _agreement_text(summary["rater_agreement"]),
         "merged": merged if any(row["count"] for row in merged) else [],
     }
+
+
+def _agreement_text(agreement: Mapping[str, Any] | None) -> str:
+    """How far the raters agree, in sentences; empty where pairs have one rating."""
+    if agreement is None:
+        return ""
+    several, people = agreement["pairs"], agreement["raters"]
+    who = "Raters without a name" if people is None else counted(people, "rater")
+    text = (
+        f"{who} gave {counted(agreement['ratings'], 'rating')}. {counted(several, 'pair')} "
+        f"{'has' if several == 1 else 'have'} two or more"
+    )
+    if several:
+        unanimous = agreement["unanimous"]
+        text += f", {figure_text(unanimous)} of them ({share_text(unanimous, several)}) all equal"
+    alpha = agreement["alpha"]
+    if alpha is None:
+        return f"{text}."
+    level = (
+        "which counts as reliable"
+        if alpha >= RELIABLE
+        else "enough for tentative conclusions"
+        if alpha >= TENTATIVE
+        else "too little for conclusions"
+    )
+    return f"{text}. Krippendorff's alpha (interval) is {alpha:.2f}, {level}: 1 is full agreement, 0 is chance."
 
 
 def _splits(summary: Mapping[str, Any], logged: bool) -> dict[str, Any]:

@@ -34,6 +34,7 @@ JUDGEMENTS = pa.schema(
         pa.field("raters", pa.int32(), nullable=False),
         pa.field("gain", pa.float64()),  # in [0, 1]; null where it is the soft target
         pa.field("locale", pa.string()),  # of the shop that the query was judged for: us, de-DE; null where unknown
+        pa.field("rater", pa.int32()),  # number of the person, from 0; null where unknown, or where it was several
     ]
 )
 

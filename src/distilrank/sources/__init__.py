@@ -69,6 +69,9 @@ class Source(Protocol):
     rating_range: tuple[float, float]
     """Lowest and highest rating of the scale."""
 
+    rating_conflicts: str
+    """How several ratings of a pair become one, as in `data.rating_conflicts`; refuse: a pair has one rating."""
+
     relevant_from: float
     """Rating from which a pair counts as relevant."""
 

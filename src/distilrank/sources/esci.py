@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from distilrank import artifacts
 from distilrank.config import Esci, EsciLabels
 from distilrank.problems import EXAMPLES, Problems
-from distilrank.sources import reading
+from distilrank.sources import judged_pairs, reading
 from distilrank.sources.reading import File, Rows
 
 LABELS = tuple(EsciLabels.model_fields)
@@ -52,6 +52,7 @@ class EsciSource:
     """
 
     rating_range = (0.0, 1.0)
+    rating_conflicts = "refuse"
 
     def __init__(self, data: Esci) -> None:
         self.data = data
@@ -108,15 +109,15 @@ class EsciSource:
                     "gain": gains.take(label),
                     "locale": rows.text("locale"),
                 }
-                parts.append(rows.keep(**columns, **reading.origin(rows, number)))
+                parts.append(rows.keep(**columns, **judged_pairs.origin(rows, number)))
         reading.expect_rows(self.data.examples, read, self.data.expected_rows, problems)
         if not sum(map(len, parts)):
             if read:
                 what = f"no usable row of locale {self.data.locale} is in the {self.data.version} version"
                 problems.add(self.data.examples, what)
-            return reading.one_rating([], files, self.data.examples, problems)
+            return judged_pairs.one_table([], files, self.data.examples, problems)
         table = self._of_known_products(pa.concat_tables(parts), problems)
-        return reading.one_rating([table], files, self.data.examples, problems)
+        return judged_pairs.one_table([table], files, self.data.examples, problems)
 
     def log(self) -> None:
         return None

@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 from distilrank import artifacts, normalise
 from distilrank.config import HomeDepot
 from distilrank.problems import EXAMPLES, Problems
-from distilrank.sources.reading import File, judgements, product_batches
+from distilrank.sources.judged_pairs import judgements
+from distilrank.sources.reading import File, product_batches
 from distilrank.sources.storage import LocalFile
 
 COLUMNS = {"query": "search_term", "product_id": "product_uid", "title": "product_title", "rating": "relevance"}
@@ -36,6 +37,7 @@ class HomeDepotSource:
     """
 
     rating_range = (1.0, 3.0)
+    rating_conflicts = "refuse"
     relevant_from = 2.33
 
     def __init__(self, data: HomeDepot) -> None:

@@ -35,6 +35,9 @@ from distilrank.sources.storage import LocalFile, StoredFile
 
 BATCH_ROWS = 1 << 14
 """Rows of a batch of Parquet."""
+PRIVATE = ("client", "rater", "row_id")
+"""Our names of columns that lead to people: their values go into no message."""
+
 _BLOCK_BYTES = 1 << 24  # of CSV; longer than any row
 
 _UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error, pa.ArrowException)
@@ -61,6 +64,7 @@ _OTHER_FORMATS = {
 """What files that are neither CSV nor Parquet begin with, unpacked."""
 _HEAD_BYTES = 1 << 12
 _NULL_WORDS = ("nan", "NaN", "None", "none", "null", "Null", "N/A", "n/a", "NA", "<NA>")
+_EMPTY = "empty"
 _LISTED = 500  # characters of names of columns in a message
 _DELIMITERS = ";\t|,"
 
@@ -83,7 +87,6 @@ class File:
             and no repeated header.
         encoding: of CSV text.
         delimiter: what separates the values of CSV.
-        private: our names of columns whose values are not shown in messages.
     """
 
     def __init__(
@@ -94,11 +97,10 @@ class File:
         csv: Csv | None = None,
         encoding: str = "utf-8",
         delimiter: str = ",",
-        private: Collection[str] = (),
     ) -> None:
         self.stored: StoredFile = LocalFile(file) if isinstance(file, Path) else file
         self.name = self.stored.name
-        self.columns, self.private = dict(columns), private
+        self.columns = dict(columns)
         self.csv = csv or Csv(encoding=encoding, delimiter=delimiter, null_values=())
         self.configurable = csv is not None
         self.is_csv = False
@@ -468,11 +470,11 @@ class Rows:
             return
         before |= bad
         theirs, values = self.file.columns[name], self.columns[name] if column is None else column
-        seen = "not shown here" if name in self.file.private else seen
-        examples = [
-            f"row {self.numbers[row]}: {theirs} is {seen or _shown(values[row])}"
-            for row in np.flatnonzero(bad)[:EXAMPLES]
-        ]
+        first = np.flatnonzero(bad)[:EXAMPLES]
+        shown = [seen or _shown(values[row]) for row in first]
+        if name in PRIVATE:
+            shown = [text if text == _EMPTY else "not shown here" for text in shown]
+        examples = [f"row {row}: {theirs} is {text}" for row, text in zip(self.numbers[first], shown, strict=True)]
         rows = int(bad.sum())
         self.good &= ~bad
         self.left_out += 0 if fatal else rows
@@ -682,7 +684,7 @@ def _shown(scalar: pa.Scalar) -> str:
     if isinstance(value, Decimal):
         return f"{value.normalize():f}"
     if value is None or (not isinstance(value, bytes) and not str(value).strip()):
-        return "empty"
+        return _EMPTY
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:100]}..."
 
@@ -758,88 +760,8 @@ def product_batches(table: pa.Table) -> list[pa.RecordBatch]:
     return table.select(records.PRODUCTS.names).cast(records.PRODUCTS).to_batches()
 
 
-def judgements(
-    files: Sequence[File], where: str, rating_range: tuple[float, float], raters: int, problems: Problems
-) -> pa.Table:
-    """The judged pairs of `files` as records.JUDGEMENTS, in file order, gain null.
-
-    Args:
-        files: with the columns query, product_id, rating and perhaps raters and locale.
-        where: what to call them all in problems.
-        rating_range: lowest and highest rating.
-        raters: how many raters a rating is the mean of where the files do not say.
-        problems: gets blank queries, ratings outside the scale, and pairs with two ratings.
-    """
-    parts = []
-    for number, file in enumerate(files):
-        for rows in file.batches(problems):
-            columns = {
-                "query": rows.query("query"),
-                "product_id": rows.key("product_id"),
-                "rating": rows.number("rating", *rating_range, required=True),
-                "raters": pa.array(np.full(len(rows), raters, np.int32)),
-                "gain": pa.nulls(len(rows), pa.float64()),
-                "locale": rows.text("locale") if "locale" in file.columns else pa.nulls(len(rows), pa.string()),
-            }
-            if "raters" in file.columns:
-                columns["raters"] = rows.number("raters", 1, 2**31 - 1, whole=True, required=True).cast(pa.int32())
-            parts.append(rows.keep(**columns, **origin(rows, number)))
-    return one_rating(parts, files, where, problems)
-
-
 def expect_rows(where: str, read: int, expected: int, problems: Problems) -> None:
     """Add to the problems that `where` had another number of rows than `expected`; 0: any will do."""
     if expected and 0 < read != expected:
         what = f"{read} rows, expected {expected} (data.expected_rows); the download may be incomplete"
         problems.add(where, what)
-
-
-def origin(rows: Rows, file: int) -> dict[str, pa.Array]:
-    """The columns file (place in a list of files) and row that `one_rating` needs."""
-    return {"file": pa.array(np.full(len(rows), file)), "row": pa.array(rows.numbers)}
-
-
-def one_rating(
-    parts: Sequence[pa.Table], files: Sequence[File], where: str, problems: Problems, *, fatal: bool = True
-) -> pa.Table:
-    """`parts` as one records.JUDGEMENTS, without the pairs that are rated differently in several rows.
-
-    Args:
-        parts: the columns of records.JUDGEMENTS and of `origin`.
-        files, where, problems: see `judgements`.
-        fatal: whether such pairs stop the run.
-    """
-    if not sum(map(len, parts)):
-        if not problems.fatal:
-            problems.add(where, "no rows after the header")
-        return records.JUDGEMENTS.empty_table()
-    table = pa.concat_tables(parts)
-    # Places of strings instead of the strings: a tenth of the memory.
-    query, product = (table[name].dictionary_encode().combine_chunks() for name in ("query", "product_id"))
-    pair = query.indices.to_numpy().astype(np.int64) * len(product.dictionary) + product.indices.to_numpy()
-    order = np.argsort(pair, kind="stable")
-    rating = table["rating"].to_numpy()[order]
-    unlike = (pair[order][1:] == pair[order][:-1]) & (rating[1:] != rating[:-1])
-    if unlike.any():
-        split = np.isin(pair, pair[order][1:][unlike])
-        told: dict[tuple[str, str], list[dict]] = {}
-        for row in table.filter(pa.array(split)).slice(0, 1000).to_pylist():
-            told.setdefault((row["query"], row["product_id"]), []).append(row)
-        examples = [text for same in told.values() for text in _tell_apart(same, files)]
-        what = "expected one rating" if fatal else "left out, expected one rating"
-        problems.add(where, what, rows=int(split.sum()), examples=examples[:EXAMPLES], fatal=fatal)
-        table = table.filter(pa.array(~split))
-    return table.select(records.JUDGEMENTS.names).cast(records.JUDGEMENTS)
-
-
-def _tell_apart(same: list[dict], files: Sequence[File]) -> list[str]:
-    """One line on the first two rows that rate a pair differently."""
-    first = same[0]
-    for other in same[1:]:
-        if other["rating"] != first["rating"]:
-            both = f"rows {first['row']} and {other['row']}"
-            if len(files) > 1:
-                both = " and ".join(f"row {one['row']} of {files[one['file']].name}" for one in (first, other))
-            rated = f"product {first['product_id']!r} for query {first['query']!r}"
-            return [f"{both} rate {rated} {first['rating']:g} and {other['rating']:g}"]
-    return []

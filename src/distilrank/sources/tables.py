@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from distilrank import artifacts, records
 from distilrank.config import Csv, Judged, Tables
 from distilrank.problems import Problems
-from distilrank.sources import Log, reading, storage
+from distilrank.sources import Log, judged_pairs, reading, storage
 from distilrank.sources.reading import File
 from distilrank.sources.storage import StoredFile
 
@@ -29,7 +29,7 @@ UNUSABLE = 0.01
 READING = 2
 """Goes up with any change of what a log file gives."""
 
-_JUDGEMENTS = ("query", "product_id", "rating", "raters", "locale")
+_JUDGEMENTS = ("query", "product_id", "rating", "rater", "raters", "locale")
 _CATALOGUE = ("product_id", *records.PRODUCT_FIELDS)
 _LOG = ("query", "product_id", "timestamp", "position", "clicked", "client", "row_id")
 _LENIENT = ("query", "product_id", "timestamp")
@@ -49,6 +49,7 @@ class JudgedFiles:
     def __init__(self, data: Judged) -> None:
         self.data = data
         self.rating_range = (data.rating_min, data.rating_max)
+        self.rating_conflicts = data.rating_conflicts
         self.relevant_from = data.relevant_from
 
     def _columns(self, names: Sequence[str]) -> dict[str, str]:
@@ -79,6 +80,7 @@ class JudgedFiles:
                 "columns": self._columns([*_JUDGEMENTS, *_CATALOGUE]),
                 "csv": self.data.csv.model_dump(mode="json"),
                 "scale": [*self.rating_range, self.relevant_from],
+                "conflicts": self.rating_conflicts,
                 "files": [file.stored.digest() for file in self._tables(Problems())],
             }
         )
@@ -99,7 +101,9 @@ class JudgedFiles:
     def judgements(self, problems: Problems) -> pa.Table:
         """See `Source.judgements`."""
         files = self._files(self.data.judgements, _JUDGEMENTS, problems)
-        return reading.judgements(files, self.data.judgements, self.rating_range, 1, problems)
+        return judged_pairs.judgements(
+            files, self.data.judgements, self.rating_range, 1, problems, conflicts=self.rating_conflicts
+        )
 
 
 class TablesSource(JudgedFiles):
@@ -151,9 +155,7 @@ class LogFile:
         return counts
 
     def load(self, connection: duckdb.DuckDBPyConnection, problems: Problems) -> None:
-        file = File(
-            self.stored, self.columns, csv=self.csv, private=["client", "row_id"]
-        )  # nobody's id goes into a message
+        file = File(self.stored, self.columns, csv=self.csv)
         read = left_out = unknown = 0
         for rows in file.batches(problems, lenient=_LENIENT):
             values = {field.name: pa.nulls(len(rows), field.type) for field in records.EVENTS}

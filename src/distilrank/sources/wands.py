@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from distilrank import artifacts
 from distilrank.config import Wands
 from distilrank.problems import Problems
-from distilrank.sources import reading
+from distilrank.sources import judged_pairs, reading
 from distilrank.sources.reading import File
 
 LABELS = ("Exact", "Partial", "Irrelevant")
@@ -42,6 +42,7 @@ class WandsSource:
     """Three files; see `distilrank.sources.Source`. The query's text is its key, query_id only joins the files."""
 
     rating_range = (0.0, 1.0)
+    rating_conflicts = "refuse"
     relevant_from = 1.0
 
     def __init__(self, data: Wands) -> None:
@@ -105,10 +106,10 @@ class WandsSource:
                     "gain": pa.nulls(len(rows), pa.float64()),
                     "locale": pa.nulls(len(rows), pa.string()),
                 }
-                parts.append(rows.keep(**columns, **reading.origin(rows, number)))
+                parts.append(rows.keep(**columns, **judged_pairs.origin(rows, number)))
         reading.expect_rows(self.data.labels, read, self.data.expected_rows, problems)
         # The file is not ours to mend.
-        return reading.one_rating(parts, files, self.data.labels, problems, fatal=False)
+        return judged_pairs.one_table(parts, files, self.data.labels, problems, fatal=False)
 
     def log(self) -> None:
         return None

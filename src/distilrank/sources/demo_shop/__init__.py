@@ -50,6 +50,7 @@ class Shop:
     """The demo shop as a source; everything is made when first asked for, from the seed alone."""
 
     rating_range = (0.0, float(len(GRADES) - 1))
+    rating_conflicts = "refuse"
     # A substitute (2) is something to buy instead, a complement (1) is not: a mean of 2 is something that serves.
     relevant_from = 2.0
 
@@ -78,9 +79,9 @@ class Shop:
             pairs["grade"].to_numpy(), self.config.raters, self.config.rater_noise, self._draw("ratings")
         )
         raters = pa.array(np.full(len(ratings), self.config.raters, dtype=np.int32))
-        gain, locale = pa.nulls(len(ratings), pa.float64()), pa.nulls(len(ratings), pa.string())
+        unknown = [pa.nulls(len(ratings), kind) for kind in (pa.float64(), pa.string(), pa.int32())]
         return pa.table(
-            [pairs["query"], pairs["product_id"], pa.array(ratings), raters, gain, locale], schema=records.JUDGEMENTS
+            [pairs["query"], pairs["product_id"], pa.array(ratings), raters, *unknown], schema=records.JUDGEMENTS
         )
 
     def truth(self) -> pa.Table:
@@ -295,7 +296,7 @@ def export(shop: Shop, folder: Path) -> None:
     problems, log = Problems(), shop.impressions()
     iso = pc.strftime(log["timestamp"].cast(pa.timestamp("s", tz="UTC")), format="%Y-%m-%dT%H:%M:%SZ")
     tables = {
-        "judgements": shop.judgements(problems).drop_columns(["gain", "locale"]),
+        "judgements": shop.judgements(problems).drop_columns(["gain", "locale", "rater"]),
         "catalogue": pa.Table.from_batches(shop.products(problems), records.PRODUCTS),
         "logs": log.set_column(log.column_names.index("timestamp"), "timestamp", iso),
     }
