@@ -30,7 +30,7 @@ ADAPTER = "default"  # peft's name for the only adapter
 
 
 class _FoldedProduct(torch.autograd.Function):
-    """x W'^T + bias with W' = W + s B A: gradients for x, A and B (shapes (..., in), (rank, in), (out, rank))."""
+    """x W'^T + bias with W' = W + s B A: gradients for x, A and B (shapes (rows, in), (rank, in), (out, rank))."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, folded: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -43,9 +43,8 @@ class _FoldedProduct(torch.autograd.Function):
         (gradient,) = gradients
         x, folded, a, b = ctx.saved_tensors
         back = gradient @ folded if ctx.needs_input_grad[0] else None
-        rows, outs = x.flatten(0, -2), gradient.flatten(0, -2)
-        for_b = outs.t() @ (rows @ a.to(x.dtype).t())
-        for_a = (outs @ b.to(x.dtype)).t() @ rows
+        for_b = gradient.t() @ (x @ a.to(x.dtype).t())
+        for_a = (gradient @ b.to(x.dtype)).t() @ x
         return back, None, None, for_a.to(a.dtype) * ctx.scale, for_b.to(b.dtype) * ctx.scale, None
 
 
@@ -70,7 +69,9 @@ class _FoldedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.factors
-        return _FoldedProduct.apply(x, self.folded, self.layer.base_layer.bias, a, b, self.scale)
+        # as a matrix: of more dimensions `linear` makes a view, which no model may change in place, as DeBERTa does
+        rows = _FoldedProduct.apply(x.flatten(0, -2), self.folded, self.layer.base_layer.bias, a, b, self.scale)
+        return rows.unflatten(0, x.shape[:-1])
 
 
 class Adapted:
@@ -90,6 +91,7 @@ class Adapted:
         if not lora.rank:
             self.model: nn.Module = model.float()
             return
+        heads = [name for name, part in model.named_children() if part is not model.base_model and [*part.parameters()]]
         config = LoraConfig(
             task_type=TaskType.SEQ_CLS,
             r=lora.rank,
@@ -98,6 +100,8 @@ class Adapted:
             target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
             use_rslora=lora.variant == "rslora",
             use_dora=lora.variant == "dora",
+            modules_to_save=heads,  # they are new as a rule, and train as a whole
+            exclude_modules=rf"({'|'.join(heads)})(\..*)?" if lora.targets == "all-linear" else None,
         )
         try:
             self.model = get_peft_model(model, config)
@@ -108,7 +112,10 @@ class Adapted:
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()  # bf16 would lose the small steps of the optimiser
         layers = {name: layer for name, layer in self.model.named_modules() if isinstance(layer, BaseTunerLayer)}
-        linear = all(type(layer) is LoraLinear for layer in layers.values())  # those of embeddings are others
+        # those of embeddings are others, and GPT-2's Conv1D holds its weights the other way round
+        linear = all(
+            type(layer) is LoraLinear and isinstance(layer.get_base_layer(), nn.Linear) for layer in layers.values()
+        )
         if lora.fold and not lora.dropout and lora.variant != "dora" and linear:
             for name, layer in layers.items():
                 self._replace(name, folded := _FoldedLinear(layer))
@@ -146,9 +153,9 @@ class Adapted:
         if adapter is not None:
             self.model.save_pretrained(adapter, safe_serialization=True)
             config = artifacts.read_json(adapter / "adapter_config.json")  # peft keeps the names in a set
-            artifacts.write_json(
-                adapter / "adapter_config.json", config | {"target_modules": sorted(config["target_modules"])}
-            )
+            if isinstance(config["target_modules"], list):  # a regular expression is one string
+                config["target_modules"] = sorted(config["target_modules"])
+            artifacts.write_json(adapter / "adapter_config.json", config)
         if not self._folded:
             return self.model.merge_and_unload()
         with torch.no_grad():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,8 @@ from distilrank import artifacts
 from distilrank.config import TeacherText, Text
 from distilrank.errors import InputError
 
+NESTED_POSITIONS = 8192
+"""Tokens that a model with a nested configuration takes where that leaves them out, as it may: all take more."""
 MIN_PRODUCT_TOKENS = 8  # what is left of a product beside a query that fills `max_tokens` by itself
 
 ENCODERS = frozenset(
@@ -132,6 +134,20 @@ def is_encoder(folder: Path) -> bool:
     return artifacts.read_json(folder / "config.json").get("model_type") in ENCODERS
 
 
+def require_encoder(folder: Path) -> None:
+    """Refuse a student that is no encoder.
+
+    Raises:
+        InputError: naming the model's type.
+    """
+    if not is_encoder(folder):
+        kind = artifacts.read_json(folder / "config.json").get("model_type")
+        raise InputError(
+            f"{folder / 'config.json'}: model_type {kind!r} is no encoder of text, and a student must be one (BERT, "
+            "MiniLM, RoBERTa, DeBERTa, ModernBERT, ...); decoders can be teachers"
+        )
+
+
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer in `folder`, which neither pads nor truncates.
 
@@ -183,6 +199,12 @@ def _pad_token_id(folder: Path, tokenizer: Tokenizer, config: Mapping[str, Any])
     return found
 
 
+def text_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json says of the text model, which a model that reads images too has in a section of its own."""
+    nested = config.get("text_config")
+    return {**config, "max_position_embeddings": NESTED_POSITIONS, **nested} if isinstance(nested, dict) else {**config}
+
+
 def _positions(path: Path, config: Mapping[str, Any]) -> int:
     """Most tokens that the model of `config` takes."""
     found = config.get("max_position_embeddings", config.get("n_positions"))
@@ -226,7 +248,7 @@ class Encoder(ABC):
 
     def __init__(self, folder: Path, text: Text) -> None:
         path = folder / "config.json"
-        config = artifacts.read_json(path)
+        config = text_settings(artifacts.read_json(path))
         self.folder, self.text, self.tokenizer = folder, text, load_tokenizer(folder)
         self.pad_token_id = _pad_token_id(folder, self.tokenizer, config)
         self.special = special_tokens(self.tokenizer)
@@ -235,11 +257,19 @@ class Encoder(ABC):
         self.has_types = int(config.get("type_vocab_size") or 0) > 1 and "token_type_ids" in _settings(folder).get(
             "model_input_names", ["token_type_ids"]
         )
-        largest = max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-        if largest >= config.get("vocab_size", largest + 1):
+        self._vocabulary_size = config.get("vocab_size")
+        # No text has a special token that is neutralised in it: <image_soft_token> of Gemma 3 has no embedding.
+        added = self.tokenizer.get_added_tokens_decoder()
+        absent = {number for number, token in added.items() if self.special.fullmatch(token.content)}
+        self._require_embeddings(set(self.tokenizer.get_vocab().values()) - absent)
+
+    def _require_embeddings(self, ids: Iterable[int]) -> None:
+        """Refuse token ids beyond the model's embeddings."""
+        largest = max(ids, default=-1)
+        if self._vocabulary_size is not None and largest >= self._vocabulary_size:
             raise InputError(
-                f"{folder / 'tokenizer.json'}: its largest token id is {largest}, but config.json's vocab_size is "
-                f"{config['vocab_size']}; expected a tokenizer of this model"
+                f"{self.folder / 'tokenizer.json'}: its largest token id is {largest}, but config.json's vocab_size is "
+                f"{self._vocabulary_size}; expected a tokenizer of this model"
             )
 
     @abstractmethod
@@ -311,6 +341,7 @@ class PairEncoder(Encoder):
     def __init__(self, folder: Path, text: Text) -> None:
         super().__init__(folder, text)
         self._pieces, self._types = self._template()
+        self._require_embeddings(np.concatenate([*self._pieces, [self.pad_token_id]]))
         self._require_room(sum(map(len, self._pieces)))
 
     def _template(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -381,7 +412,9 @@ class PromptEncoder(Encoder):
     def __init__(self, folder: Path, text: TeacherText) -> None:
         super().__init__(folder, text)
         self.template = text.template
-        self._require_room(len(self._tokenise([self._prompt("", "")])[0]))
+        (prompt,) = self._tokenise([self._prompt("", "")])
+        self._require_embeddings([*prompt, self.pad_token_id])
+        self._require_room(len(prompt))
 
     def _prompt(self, query: str, product: str) -> str:
         values = {"{query}": query, "{product}": product}
