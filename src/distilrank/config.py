@@ -1051,6 +1051,7 @@ class Registry(Section):
 Stage = Literal[
     "preflight",
     "prepare",
+    "rehearse",
     "teacher",
     "label",
     "student",

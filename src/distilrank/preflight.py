@@ -18,12 +18,13 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distilrank import artifacts, hardware, models, normalise, progress, registry, sources, trainjob, weights
+from distilrank import artifacts, encoding, hardware, models, normalise, progress, registry, sources, trainjob, weights
 from distilrank.config import Config, Preflight, Prepare, Window
 from distilrank.corpus import least_clients
 from distilrank.errors import InputError
 from distilrank.logstore import UNTIMED, LogStore, make_scrubber
 from distilrank.problems import Problems
+from distilrank.scorer import load_encoder
 
 STAGE = "preflight"
 
@@ -100,8 +101,7 @@ def check(
         with progress.timed(STAGE, "digested the models"):
             used = {config.teacher.model, config.student.model, config.prepare.retriever.model}
             bases = {reference: models.digest(reference) for reference in sorted(used)}
-        for reference in sorted({config.teacher.model, config.student.model}):
-            _check_weights(reference)
+        _check_models(config)
         if config.prepare.from_disagreement:
             from distilrank import retriever
 
@@ -244,6 +244,25 @@ def _check_embedded(config: Config) -> None:
 def _is_local(reference: str) -> bool:
     """Whether the weights are here, and need neither a download nor a conversion."""
     return not reference.startswith(("hub:", "gs://")) and not reference.endswith(".gguf")
+
+
+def _check_models(config: Config) -> None:
+    """Refuse models that cannot be teacher or student, by their configuration, tokenizer and names of tensors.
+
+    What needs torch, which the image `ops` has not, is the rehearsal's.
+    """
+    teacher, student = config.teacher, config.student
+    for reference in sorted({teacher.model, student.model}):
+        _check_weights(reference)
+    if not teacher.model.endswith(".gguf"):  # to be converted first
+        load_encoder(models.resolve_settings(teacher.model), teacher.text, teacher.kind)
+    if student.model.endswith(".gguf"):
+        raise InputError(
+            f"student.model {student.model!r}: a GGUF file holds a decoder, and a student must be an encoder"
+        )
+    folder = models.resolve_settings(student.model)
+    encoding.require_encoder(folder)
+    load_encoder(folder, student.text, "encoder")
 
 
 def _check_weights(reference: str) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+from pydantic import BaseModel
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
 from distilrank import adapters, artifacts, encoding, labels, models, pretrained, progress, records, student, teacher
@@ -36,6 +37,42 @@ MAX_WEIGHTS = 1_000_000_000
 MAX_DIFFERENCE = 0.02
 """Largest difference of a score from that of the same pair in other company, in standard deviations of the scores."""
 ONCE = {"epochs": 1, "evaluations": 1, "patience": 0}
+
+
+class _Sections(BaseModel):
+    """What the record of this stage says that it was given."""
+
+    teacher: Teacher
+    student: Student
+
+
+def run(
+    teacher_config: Teacher,
+    student_config: Student,
+    compute: Compute,
+    *,
+    teacher_digest: str,
+    student_digest: str,
+    output: Path,
+) -> None:
+    """Rehearse as a stage of the pipeline, which the teacher waits for.
+
+    Args:
+        teacher_config: the section `teacher`.
+        student_config: the section `student`.
+        compute: where the models will train.
+        teacher_digest: of the pretrained model that it names, as preflight resolved it.
+        student_digest: likewise.
+        output: gets the record of the stage, and nothing else.
+
+    Raises:
+        InputError: as `rehearse`.
+    """
+    config = _Sections(teacher=teacher_config, student=student_config)
+    with artifacts.stage(STAGE, output, config=config) as record:
+        record.inputs |= {"teacher": teacher_digest, "student": student_digest}
+        rehearse(teacher_config, student_config, compute)
+        artifacts.seal(output)
 
 
 def rehearse(teacher_config: Teacher, student_config: Student, compute: Compute) -> None:
