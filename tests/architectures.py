@@ -14,7 +14,7 @@ QWEN_ROPE = {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor":
 SHAPE: dict[str, Any] = {
     "hidden_size": 16,
     "intermediate_size": 32,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
@@ -165,7 +165,7 @@ ARCHITECTURES = {
     "MPNet": Architecture("mpnet", _mpnet),
     "RoBERTa": Architecture("roberta", _roberta),
     "XLM-RoBERTa": Architecture("xlm-roberta", _xlm_roberta),
-    "ALBERT": Architecture("albert", _albert, {"embedding_size": 8}),
+    "ALBERT": Architecture("albert", _albert, {"embedding_size": 8, "num_hidden_layers": 2}),
     "DeBERTa": Architecture("deberta", _deberta, {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
     "DeBERTa-v3": Architecture(
         "deberta-v2",
@@ -183,10 +183,9 @@ ARCHITECTURES = {
     ),
     "ModernBERT": Architecture("modernbert", _modernbert, {"num_hidden_layers": 3, "local_attention": 16}),
     "Llama 2, SmolLM": Architecture("llama", _llama),
-    "Mistral": Architecture("mistral", _llama),
+    "Mistral": Architecture("mistral", _llama, {"num_hidden_layers": 2}),
     "Qwen 2.5": Architecture("qwen2", _qwen2),
     "Qwen 3": Architecture("qwen3", _qwen2, {"head_dim": 8}),
-    "Gemma": Architecture("gemma", _gemma, {"head_dim": 8}),
     "Gemma 2": Architecture("gemma2", _gemma, {"head_dim": 8, "query_pre_attn_scalar": 8}),
     "Gemma 3 1B": Architecture("gemma3_text", _gemma_with_image, {"head_dim": 8, "query_pre_attn_scalar": 8}),
     "Gemma 3 4B": Architecture(
@@ -198,8 +197,8 @@ ARCHITECTURES = {
     "Qwen 3.5": Architecture(
         "qwen3_5",
         _qwen2,
-        {"head_dim": 8, "num_hidden_layers": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 2}
-        | {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "rope_parameters": QWEN_ROPE},
+        {"head_dim": 8, "num_hidden_layers": 2, "linear_num_key_heads": 2, "linear_num_value_heads": 2}
+        | {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "rope_parameters": QWEN_ROPE, "layer_types": ["linear_attention", "full_attention"]},
         {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16},
     ),
     "GPT-2": Architecture("gpt2", _gpt2),

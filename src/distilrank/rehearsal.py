@@ -226,16 +226,17 @@ def _shorten(config: PreTrainedConfig) -> None:
 
 
 def _narrow(config: PreTrainedConfig) -> None:
-    """Leave two attention heads of their width, one key head where heads share them, and a small inner layer."""
+    """Leave one or two attention heads of their width, one key head where heads share them, a small inner layer."""
     width, heads = (getattr(config, name, None) for name in ("hidden_size", "num_attention_heads"))
-    if not isinstance(width, int) or not isinstance(heads, int) or width <= WIDTH or heads % 2:
+    if not isinstance(width, int) or not isinstance(heads, int) or width <= WIDTH:
         return
+    left = 1 if heads % 2 else 2
     own = isinstance(config.to_dict().get("head_dim"), int)
-    narrow = WIDTH if own else width // heads * 2
+    narrow = WIDTH if own else width // heads * left
     key_heads = getattr(config, "num_key_value_heads", None)
     if isinstance(key_heads, int):
-        config.num_key_value_heads = 1 if key_heads < heads else 2
-    config.num_attention_heads = 2
+        config.num_key_value_heads = 1 if key_heads < heads else left
+    config.num_attention_heads = left
     for name, value in config.to_dict().items():
         if name.endswith(("hidden_size", "embedding_size")) and value == width:
             setattr(config, name, narrow)
