@@ -198,7 +198,12 @@ ARCHITECTURES = {
         "qwen3_5",
         _qwen2,
         {"head_dim": 8, "num_hidden_layers": 2, "linear_num_key_heads": 2, "linear_num_value_heads": 2}
-        | {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "rope_parameters": QWEN_ROPE, "layer_types": ["linear_attention", "full_attention"]},
+        | {
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "rope_parameters": QWEN_ROPE,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
         {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16},
     ),
     "GPT-2": Architecture("gpt2", _gpt2),
