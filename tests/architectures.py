@@ -20,6 +20,8 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": 64,
 }
 
+OFFSET = {"max_position_embeddings": SHAPE["max_position_embeddings"] + 2}  # their first two are no token's
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -162,9 +164,9 @@ ARCHITECTURES = {
     "BERT, MiniLM": Architecture("bert", _wordpiece),
     "DistilBERT": Architecture("distilbert", _wordpiece),
     "ELECTRA": Architecture("electra", _wordpiece, {"embedding_size": 8}),
-    "MPNet": Architecture("mpnet", _mpnet),
-    "RoBERTa": Architecture("roberta", _roberta),
-    "XLM-RoBERTa": Architecture("xlm-roberta", _xlm_roberta),
+    "MPNet": Architecture("mpnet", _mpnet, OFFSET),
+    "RoBERTa": Architecture("roberta", _roberta, OFFSET),
+    "XLM-RoBERTa": Architecture("xlm-roberta", _xlm_roberta, OFFSET),
     "ALBERT": Architecture("albert", _albert, {"embedding_size": 8, "num_hidden_layers": 2}),
     "DeBERTa": Architecture("deberta", _deberta, {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
     "DeBERTa-v3": Architecture(

@@ -48,9 +48,12 @@ def cell(act: Callable[[], object]) -> str:
 def row(name: str, folder: Path, scratch: Path, labelled: Path) -> str:
     """A row of the table of docs/models.md."""
     teacher = Teacher(
-        model=str(folder), text=TeacherText(max_tokens=TOKENS, template="{product}\n{query}"), score_tokens=2**16
+        model=str(folder),
+        text=TeacherText(max_tokens=TOKENS, template="{product}\n{query}"),
+        score_tokens=2**16,
+        calibration="none",
     )
-    pupil = Student(model=str(folder), text=Text(max_tokens=TOKENS), export=Export(onnx=False))
+    pupil = Student(model=str(folder), text=Text(max_tokens=TOKENS), calibration="none", export=Export(onnx=False))
     computes = [Compute(device="cpu", precision=precision, threads=1, compile="off") for precision in ("fp32", "bf16")]
     cells = [
         *(cell(lambda: rehearsal.rehearse_teacher(teacher, compute, scratch)) for compute in computes),  # noqa: B023
@@ -196,7 +199,7 @@ def test_a_configuration_without_a_pad_token_takes_the_tokenizers(
     assert saved["pad_token_id"] == json.loads((folders[name] / "config.json").read_text())["pad_token_id"]
 
 
-def test_a_score_that_depends_on_padding_is_refused(folders: dict[str, Path], labelled: Path, monkeypatch) -> None:
+def test_a_score_that_depends_on_padding_is_refused(folders: dict[str, Path], tmp_path: Path, monkeypatch) -> None:
     padded = encoding.Tokens.padded
 
     def unmasked(*given):
@@ -204,8 +207,10 @@ def test_a_score_that_depends_on_padding_is_refused(folders: dict[str, Path], la
         return batch | {"attention_mask": batch["attention_mask"] * 0 + 1}
 
     monkeypatch.setattr(encoding.Tokens, "padded", unmasked)
+    rehearsal.write_data(tmp_path, TOKENS)
+    teacher = Teacher(model=str(folders["MPNet"]), text=TeacherText(max_tokens=TOKENS))
     with pytest.raises(InputError, match="the score of a pair depends on the others of its batch"):
-        rehearse(folders["MPNet"], labelled)
+        rehearsal.rehearse_teacher(teacher, COMPUTE, tmp_path)
 
 
 def test_what_only_a_narrow_model_cannot_do_is_not_refused(folders: dict[str, Path], labelled: Path, monkeypatch):
