@@ -203,9 +203,9 @@ def _naming(what: str, scratch: Path) -> Iterator[None]:
     """Name the model in whatever goes wrong with it."""
     try:
         yield
-    except OSError:
-        raise  # the disk's fault
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in progress.STORAGE_ERRORS:
+            raise  # the disk's fault; transformers raises the same for files that it does not find
         kind = "" if isinstance(error, InputError | RunStopped) else f"{type(error).__name__}: "
         message = " ".join(str(error).replace(f"{scratch}/", "").split())
         raise InputError(f"{what}: {kind}{message[:400]}") from error
