@@ -24,7 +24,6 @@ from distilrank.corpus import least_clients
 from distilrank.errors import InputError
 from distilrank.logstore import UNTIMED, LogStore, make_scrubber
 from distilrank.problems import Problems
-from distilrank.scorer import load_encoder
 
 STAGE = "preflight"
 
@@ -249,20 +248,18 @@ def _is_local(reference: str) -> bool:
 def _check_models(config: Config) -> None:
     """Refuse models that cannot be teacher or student, by their configuration, tokenizer and names of tensors.
 
-    What needs torch, which the image `ops` has not, is the rehearsal's.
+    What needs torch or transformers' defaults, which the image `ops` has not, is the rehearsal's.
     """
-    teacher, student = config.teacher, config.student
-    for reference in sorted({teacher.model, student.model}):
+    teacher, student = config.teacher.model, config.student.model
+    for reference in sorted({teacher, student}):
         _check_weights(reference)
-    if not teacher.model.endswith(".gguf"):  # to be converted first
-        load_encoder(models.resolve_settings(teacher.model), teacher.text, teacher.kind)
-    if student.model.endswith(".gguf"):
-        raise InputError(
-            f"student.model {student.model!r}: a GGUF file holds a decoder, and a student must be an encoder"
-        )
-    folder = models.resolve_settings(student.model)
+    if student.endswith(".gguf"):
+        raise InputError(f"student.model {student!r}: a GGUF file holds a decoder, and a student must be an encoder")
+    if not teacher.endswith(".gguf"):  # to be converted first
+        encoding.load_tokenizer(models.resolve_settings(teacher))
+    folder = models.resolve_settings(student)
     encoding.require_encoder(folder)
-    load_encoder(folder, student.text, "encoder")
+    encoding.load_tokenizer(folder)
 
 
 def _check_weights(reference: str) -> None:
