@@ -211,7 +211,6 @@ ARCHITECTURES = {
     "GPT-2": Architecture("gpt2", _gpt2),
     "GPT-NeoX, Pythia": Architecture("gpt_neox", _gpt_neox),
     "Phi-2": Architecture("phi", _gpt2),
-    "Phi-3": Architecture("phi3", _llama, {"pad_token_id": None}),
 }
 
 
