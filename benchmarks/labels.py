@@ -214,8 +214,7 @@ def write_teacher(folder: str, tiny: bool) -> None:
         model = network.load_model(base, compute.setup(Compute()))
     model.config.pad_token_id = encoder.pad_token_id
     model.save_pretrained(output)
-    network.save_tokenizer(base, output, encoder.pad_token)
-    encoder = scorer.load_encoder(output, config.text)
+    network.save_tokenizer(encoder, output)
     scorer.describe(
         output, role="teacher", encoder=encoder, text=config.text, tokens=config.score_tokens, base=config.model
     )

@@ -527,7 +527,7 @@ def run_stage(data: dict[str, Any], knobs: dict[str, Any], window: tuple[str, st
     parts = list(Path(knobs["store"]).glob("parts/*/part.json")) if knobs.get("store") else []
     return {
         "profile": artifacts.read_json(outputs["profile"] / "profile.json"),
-        "phases": artifacts.read_json(outputs["profile"] / artifacts.RECORD)["facts"]["seconds"],
+        "phases": artifacts.read_record(outputs["profile"])["facts"]["seconds"],
         "ingest": seconds[0],
         "rows_ingested": sum(
             sum(artifacts.read_json(part)["days"].values()) for part in parts if part.stat().st_mtime >= began

@@ -57,7 +57,7 @@ def measure(config: Config, compute: Compute, data: Path, output: Path) -> dict[
         relevant_from=artifacts.read_json(data / "judgements" / "protocol.json")["relevant_from"],
     ).figures
     every = found["agreement"]["all"]
-    record = artifacts.read_json(output / artifacts.RECORD)
+    record = artifacts.read_record(output)
     return {
         "seconds": seconds,
         "tokens": record["facts"]["tokens"],

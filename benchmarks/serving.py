@@ -104,7 +104,7 @@ def make_student(base: Path, seed: int, pairs: pa.Table, folder: Path, backend: 
     encoder = scorer.load_encoder(base, text)
     model.config.pad_token_id = encoder.pad_token_id
     model.save_pretrained(folder)
-    network.save_tokenizer(base, folder, encoder.pad_token)
+    network.save_tokenizer(encoder, folder)
     scorer.describe(folder, role="student", encoder=encoder, text=text, tokens=8192, base=base.name)
     redescribe(folder, calibration={"method": "platt", "slope": 0.5, "intercept": -0.25})
     # Labels decide nothing here, but that a file in 8 bits loses no nDCG on them.
@@ -145,7 +145,7 @@ def publish(student: Path, uri: str, pairs: pa.Table, work: Path) -> str:
     manifest = {
         "id": name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "digests": {"student": artifacts.sealed_digest(student)},
+        "digests": {"student": artifacts.verify(student)},
         "models": {"student": artifacts.read_json(student / "distilrank.json")["base"]},
         "metrics": {"ndcg_at_10": None},
         "verdict": {"outcome": "cold_start", "checks": [], "champion": None},

@@ -148,7 +148,7 @@ class Ours:
         for module in self.model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = Settings().dropout
-        self.encoder, self.base, self.folder, self.runtime = load_encoder(base, TEXT, "encoder"), base, folder, runtime
+        self.encoder, self.folder, self.runtime = load_encoder(base, TEXT, "encoder"), folder, runtime
 
     def train(self, table: pa.Table, seconds: float = 0.0, per_step: float = 0.0) -> int:
         """Train on the lists of `table`, once, or for so many `seconds` of `per_step` each; return the steps."""
@@ -194,7 +194,7 @@ class Ours:
         """Write the student as its stage does, with all its files for onnxruntime."""
         self.model.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
         self.model.save_pretrained(folder)
-        network.save_tokenizer(self.base, folder, self.encoder.pad_token, TEXT.max_tokens)
+        network.save_tokenizer(self.encoder, folder)
         budget = Settings().score_tokens
         describe(folder, role="student", encoder=self.encoder, text=TEXT, tokens=budget, base=Settings().model)
         calibrate(folder, dev, "platt", Compute())

@@ -252,16 +252,19 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        errors.print(f"error: {error}")
+        errors.print(progress.printable(f"error: {error}"))
         raise SystemExit(2) from None
-    except (RunStopped, RuntimeError) as error:
-        errors.print(f"{'stopped' if isinstance(error, RunStopped) else 'failed'}: {error}")
+    except RunStopped as error:
+        errors.print(progress.printable(f"stopped: {error}"))
         raise SystemExit(1) from None
-    except OSError as error:
-        if error.errno not in progress.STORAGE_ERRORS:
+    except Exception as error:
+        if refusal := progress.storage_refusal(error, "the output"):
+            errors.print(progress.printable(f"error: {refusal}"))
+            raise SystemExit(2) from None
+        if not isinstance(error, RuntimeError):
             raise
-        errors.print(f"error: {error.filename or 'the output'}: cannot be used ({error.strerror})")
-        raise SystemExit(2) from None
+        errors.print(progress.printable(f"failed: {error}"))
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -281,7 +281,9 @@ def estimate(
     engine = _engine(runnable, config, name, runs, network, console)
     with _reserving(runs, name) as folder:
         made, _, _ = _execute(runnable, config, folder, runs, cache, console, engine)
-        _complete(made / "estimate-spend" / "spend" / ESTIMATE, folder / ESTIMATE)
+        spend = made / "estimate-spend" / "spend"
+        artifacts.verify(spend)
+        _complete(spend / ESTIMATE, folder / ESTIMATE)
         return artifacts.read_json(folder / ESTIMATE)
 
 
@@ -310,6 +312,7 @@ def monitor(
                     _complete(watched / "monitor.json", folder / "monitor.json")
             raise
         watched = made / "watch-champion" / "watched"
+        artifacts.verify(watched)
         artifacts.copy_tree(watched, folder / "monitor")
         if (made / "render-report").is_dir():
             _gather(made, folder, seconds, peak_mib)
@@ -388,9 +391,12 @@ def _gather(made: Path, folder: Path, seconds: float, peak_mib: float) -> None:
     report = made / "render-report" / "report"
     if not (report / "report.html").is_file():
         raise RuntimeError(f"{report}: the report stage left no report.html")
+    artifacts.verify(report)
     inputs = {
         name: [Path(path) for path in paths] for name, paths in artifacts.read_json(report / "inputs.json").items()
     }
+    copied = {"teacher": ["quality.json", "disagreements.csv"], "labels": [label_manifest.MANIFEST]}
+    artifacts.require(inputs, copied)
     single = {name: paths[0] for name, paths in inputs.items()}
     shutil.copyfile(report / "report.html", folder / "report.html")
     for page in sorted(single["drift"].glob("*.html")):
@@ -405,12 +411,10 @@ def _gather(made: Path, folder: Path, seconds: float, peak_mib: float) -> None:
     artifacts.copy_tree(single["evaluation"], folder / "evaluation")
     artifacts.copy_tree(single["judgements"], folder / "judgements")
     artifacts.write_json(folder / "labels" / "manifest.json", label_manifest.combine(inputs["labels"]))
-    records = [artifacts.read_json(path) for path in made.rglob(artifacts.RECORD)]
+    records = [artifacts.read_record(path.parent) for path in made.rglob(artifacts.RECORD)]
     known = {record["stage"] for record in records}
     for paths in inputs.values():
-        for record in (
-            artifacts.read_json(path / artifacts.RECORD) for path in paths if (path / artifacts.RECORD).exists()
-        ):
+        for record in (artifacts.read_record(path) for path in paths if (path / artifacts.RECORD).exists()):
             if record["stage"] not in known:
                 records.append(record | {"cached": True})
     artifacts.write_json(

@@ -44,7 +44,7 @@ def read_package(path: Path) -> Package:
         documents = list(yaml.safe_load_all(path.read_bytes()))
     except FileNotFoundError:
         raise InputError(f"--pipeline {path}: no such file; `python -m pipelines compile` writes one") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"--pipeline {path}: not readable as YAML ({' '.join(str(error).split())[:200]})") from None
     try:
         specification = documents[0]

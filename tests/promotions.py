@@ -67,19 +67,26 @@ def stages(
         "test_set": {"digest": "5" * 64, "looks": 2, "warn_from": 20},
     }
     artifacts.write_json(folders["verdict"] / "verdict.json", verdict)
+    seal(folders, champion=champion, anchor=anchor, passes=passes)
+    return folders
+
+
+def seal(folders: dict[str, Path], *, champion: str = "", anchor: str = "", passes: int = 3) -> None:
+    """Seal the folders of a run as they are now, with a record of each stage that tells what it was made from."""
     settings: dict[str, dict[str, Any]] = {
         "preflight": {"data": {"path": "shop.csv"}, "window": {"days": 28}, "gate": {"metric": "not the gate's own"}},
         "profile": {"salt": "s"},
         "student": {"passes": passes, "optimiser": {"rate": 3e-5}},
         "verdict": {"metric": "ndcg_at_10"},
     }
+    digests = {name: artifacts.seal(folder) for name, folder in folders.items()}
+    made_of = digests | {"champion": champion, "anchor": anchor}
+    made_of["verdict"] = artifacts.digest_file(folders["verdict"] / "verdict.json")
     for name, folder in folders.items():
-        if name != "student":
-            artifacts.seal(folder)
         facts = {"newest_end": "2026-11-01", "champion": champion}
-        record = {"config": settings.get(name, {"of": name}), "inputs": {}, "facts": facts}
-        artifacts.write_json(folder / artifacts.RECORD, record)
-    return folders
+        inputs = {key: made_of[key] for key in promote.EVIDENCE.get(name, ())}
+        record = {"config": settings.get(name, {"of": name}), "inputs": inputs, "facts": facts}
+        artifacts.write_record(folder, record)
 
 
 def run(

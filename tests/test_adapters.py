@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from peft import PeftModel
 
-from distilrank import network, scorer
+from distilrank import network, parity, scorer
 from distilrank.adapters import Adapted
-from distilrank.compute import Runtime
-from distilrank.config import Lora, TeacherText
+from distilrank.compute import Runtime, setup
+from distilrank.config import Compute, Lora, TeacherText
 from distilrank.encoding import Tokens, encode_table
 from distilrank.errors import InputError
 from distilrank.training import seed_everything
+from tests.bases import write_base
 from tests.test_models import pairs
 
 CPU = torch.device("cpu")
@@ -111,3 +113,97 @@ def test_adapters_of_embeddings_are_not_lost(models: Path, tokens: Tokens) -> No
 def test_targets_that_are_not_there_are_named(models: Path) -> None:
     with pytest.raises(InputError, match=r"teacher.lora.targets \('q_prj',\): peft cannot adapt them"):
         adapted(models, targets=("q_prj",))
+
+
+# Heads and precisions -------------------------------------------------------------------------------------------------
+
+TEXT = TeacherText(fields=("title", "brand"), max_tokens=96)
+HEADS = ("bert", "roberta", "albert", "deberta-v3", "modernbert")
+"""Heads of one layer after a pooler within the base, of two layers, after a pooler outside, and with a norm."""
+VARIANTS: dict[str, dict[str, Any]] = {"folded": {}, "apart": {"fold": False}, "dora": {"variant": "dora"}}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bases")
+    for name in HEADS:
+        write_base(name, folder / name)
+    return folder
+
+
+def encoded(base: Path) -> Tokens:
+    return encode_table(scorer.load_encoder(base, TEXT, "encoder"), pairs(4, 3, 1), TEXT)
+
+
+def judge(base: Path, dtype: torch.dtype, **knobs: Any) -> Adapted:
+    """An encoder teacher whose adapters and head are not as they were made."""
+    seed_everything(5)
+    one = Adapted(network.load_model(base, Runtime(CPU, dtype, "test")), Lora(rank=4, alpha=8, **knobs))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in one.trained().values():
+            weight.add_(torch.randn(weight.shape, generator=generator) * 0.05)
+    one.fold()
+    return one
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "variant"),
+    [
+        *((name, "bf16", "folded") for name in HEADS),  # the defaults, on hardware that has bf16
+        *(("roberta", precision, variant) for precision in ("fp32", "bf16") for variant in ("apart", "dora")),
+        ("bert", "fp32", "folded"),
+    ],
+)
+def test_an_encoder_trains_and_is_saved_as_it_was_trained(
+    name: str, precision: str, variant: str, bases: Path, tmp_path: Path
+) -> None:
+    runtime = setup(Compute(device="cpu", precision=precision, threads=1))
+    tokens, one = encoded(bases / name), judge(bases / name, runtime.dtype, **VARIANTS[variant])
+    assert one.folds == (variant == "folded")
+    with torch.autocast("cpu", torch.bfloat16, enabled=runtime.bf16 and not one.folds):
+        logits = network.forward(one.model.train(), tokens, np.arange(len(tokens)), CPU)
+    logits.square().sum().backward()
+    assert logits.dtype == torch.float32
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in one.trained().values())
+    trained = network.score_encoded(one.model, tokens, CPU, 10_000)
+    merged = one.merged(None)
+    network.narrow_base(merged, runtime.dtype)
+    merged.save_pretrained(tmp_path)
+    saved = network.load_model(tmp_path, runtime, whole=True)
+    assert all(torch.equal(weight, saved.state_dict()[name]) for name, weight in merged.state_dict().items())
+    parity.compare(tmp_path, trained, network.score_encoded(saved, tokens, CPU, 10_000), runtime)
+    if variant == "folded":
+        np.testing.assert_array_equal(network.score_encoded(saved, tokens, CPU, 10_000), trained)
+
+
+def test_dora_is_merged_in_fp32_and_rounded_once(bases: Path) -> None:
+    ours, theirs = (judge(bases / "roberta", torch.bfloat16, variant="dora") for _ in range(2))
+    merged, exact = ours.merged(None).state_dict(), theirs.model.float().merge_and_unload().state_dict()
+    assert {weight.dtype for name, weight in merged.items() if "roberta." in name} == {torch.bfloat16}
+    for name, weight in merged.items():
+        torch.testing.assert_close(weight, exact[name].to(weight.dtype), rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("name", ["bert", "albert", "deberta-v3"])
+def test_an_adapter_holds_what_its_base_lacks(name: str, tmp_path: Path) -> None:
+    settings = {} if name == "deberta-v3" else {"add_pooling_layer": False}
+    base = write_base(name, tmp_path / "base", **settings)
+    tokens, one = encoded(base), judge(base, torch.float32)
+    trained = network.score_encoded(one.model, tokens, CPU, 10_000)
+    one.merged(tmp_path / "adapter")
+    seed_everything(9)  # another pooler and head than those that were adapted
+    anew = network.load_model(base, Runtime(CPU, torch.float32, "test"))
+    assert np.abs(network.score_encoded(anew, tokens, CPU, 10_000) - trained).max() > 0.1
+    loaded = PeftModel.from_pretrained(anew, tmp_path / "adapter")
+    np.testing.assert_allclose(network.score_encoded(loaded, tokens, CPU, 10_000), trained, atol=1e-4)
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_device_that_is_not_there_is_named(device: str) -> None:
+    if {"cuda": torch.cuda, "mps": torch.backends.mps}[device].is_available():
+        pytest.skip(f"{device} is there")
+    with pytest.raises(
+        InputError, match=f"compute.device: '{device}' asked for, but torch .* sees none .* auto or cpu"
+    ):
+        setup(Compute(device=device))

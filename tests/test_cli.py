@@ -234,12 +234,33 @@ def test_score_adds_the_probability(run: Any, student: Path, pairs: Path, tmp_pa
     path = calibrated / "distilrank.json"
     calibration = {"method": "platt", "slope": 2.0, "intercept": -1.0}
     artifacts.write_json(path, artifacts.read_json(path) | {"calibration": calibration})
+    artifacts.seal(calibrated)
     ran = run("score", "--model", calibrated, "--input", pairs, "--output", "a.csv", "--probability", "--threads", "1")
     assert ran.status == 0, ran.err
     table = pa.csv.read_csv("a.csv")
     assert table.column_names == ["query", "title", "brand", "note", "score", "probability"]
     expected = 1 / (1 + np.exp(1 - 2 * table["score"].to_numpy()))
     np.testing.assert_allclose(table["probability"].to_numpy(), expected, atol=1e-6)
+
+
+def test_score_looks_at_the_seal_of_a_folder(run: Any, student: Path, pairs: Path, tmp_path: Path) -> None:
+    def score() -> Ran:
+        return run("score", "--model", folder, "--input", pairs, "--output", "a.csv", "--precision", "fp32")
+
+    folder = shutil.copytree(student, tmp_path / "student")
+    weights = folder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-3] ^= 1
+    weights.write_bytes(data)
+    complains(score(), f"{weights}: digest", "the file is corrupt")
+    assert not (tmp_path / "a.csv").exists()
+    (folder / artifacts.SEAL).unlink()  # a person's own folder, or one that a killed run has left
+    ran = score()
+    assert ran.status == 0 and (tmp_path / "a.csv").exists()
+    assert f"{folder}: has no digest.json, so its files are taken as they are, unchecked" in ran.err
+    shutil.copyfile(student / artifacts.SEAL, folder / artifacts.SEAL)
+    shutil.copyfile(student / "model.safetensors", weights)
+    assert "unchecked" not in score().err
 
 
 def test_score_names_what_is_wrong(run: Any, student: Path, pairs: Path, tmp_path: Path) -> None:

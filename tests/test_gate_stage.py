@@ -22,6 +22,8 @@ class Stage:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.where = folder, Registry(uri=str(folder / "registry"))
+        self.other: dict[str, dict[str, str]] = {"evaluation": {}, "drift": {}}
+        """What the records of these stages tell that is not so, by the input's name."""
         self.measured(metrics())
         artifacts.write_json(folder / "drift" / "drift.json", DRIFT)
         artifacts.write_text(folder / "judgements" / "test.parquet", "rows")
@@ -29,10 +31,17 @@ class Stage:
             artifacts.seal(folder / name)
         self.student("weights")
 
-    def measured(self, found: dict[str, Any], **made_of: str) -> None:
+    def measured(self, found: dict[str, Any]) -> None:
         artifacts.write_json(self.folder / "evaluation" / "metrics.json", found)
         artifacts.seal(self.folder / "evaluation")
-        artifacts.write_json(self.folder / "evaluation" / artifacts.RECORD, {"inputs": made_of})
+
+    def record_inputs(self, champion: str = "", anchor: str = "") -> dict[str, str]:
+        """Have the stages before this one tell what they were made from, and return it."""
+        digests = {name: artifacts.sealed_digest(self.folder / name) for name in FOLDERS}
+        made_of = digests | {"champion": champion, "anchor": anchor, "traffic": "7" * 64}
+        for name, other in self.other.items():
+            artifacts.write_record(self.folder / name, {"inputs": made_of | other})
+        return made_of
 
     def student(self, weights: str) -> str:
         artifacts.write_text(self.folder / "student" / "model.safetensors", weights)
@@ -52,6 +61,10 @@ class Stage:
         return version
 
     def decide(self, policy: Gate | None = None, champion: str = "", anchor: str = "", newest_end: str = "") -> bool:
+        self.record_inputs(champion, anchor)
+        return self.run(policy, champion, anchor, newest_end)
+
+    def run(self, policy: Gate | None = None, champion: str = "", anchor: str = "", newest_end: str = "") -> bool:
         return gate.gate(
             policy or Gate(),
             self.where,
@@ -188,28 +201,64 @@ def test_it_does_not_decide_on_damaged_figures(stage: Stage) -> None:
     assert not (stage.folder / "verdict" / "verdict.json").exists()
 
 
+@pytest.mark.parametrize("part", FOLDERS)
+def test_it_does_not_decide_on_a_folder_that_was_changed(stage: Stage, part: str) -> None:
+    stage.record_inputs()
+    path = stage.folder / part / "added.bin"
+    path.touch()
+    with pytest.raises(
+        InputError, match=rf"input {part}: {path}: not listed in .*digest\.json; the folder was changed"
+    ):
+        stage.run()
+    path.unlink()
+    changed = stage.folder / part / next(iter(artifacts.read_json(stage.folder / part / artifacts.SEAL)["files"]))
+    changed.write_bytes(changed.read_bytes() + b" ")
+    with pytest.raises(InputError, match=rf"input {part}: {changed}: digest .* differs from the recorded .*--no-cache"):
+        stage.run()
+    assert registry.connect(stage.where).look("d" * 64, "v" + "0" * 12) == 1, "nothing was decided, so nobody looked"
+
+
 @pytest.mark.parametrize("name", ["student", "judgements", "champion", "anchor"])
 def test_it_does_not_decide_on_the_evaluation_of_something_else(stage: Stage, name: str) -> None:
     version = stage.promoted("earlier")
-    digests = {one: artifacts.sealed_digest(stage.folder / one) for one in ("student", "judgements")}
-    made_of = digests | {"champion": version, "anchor": version}
-    stage.measured(metrics(), **made_of)
     assert stage.decide(champion=version, anchor=version)
-    stage.measured(metrics(), **made_of | {name: "other"})
-    with pytest.raises(InputError, match=f"evaluation: evaluated with {name} other, expected {made_of[name][:13]}"):
+    stage.other["evaluation"] = {name: "other"}
+    expected = stage.record_inputs(version, version)[name][:13]
+    with pytest.raises(InputError, match=f"evaluation: evaluated with {name} other, expected {expected}"):
         stage.decide(champion=version, anchor=version)
 
 
-@pytest.mark.parametrize("name", ["evaluation", "student", "champion"])
+@pytest.mark.parametrize("name", ["evaluation", "student", "champion", "traffic"])
 def test_it_does_not_decide_on_the_drift_of_something_else(stage: Stage, name: str) -> None:
     version = stage.promoted("earlier")
-    digests = {one: artifacts.sealed_digest(stage.folder / one) for one in ("evaluation", "student")}
-    made_of = digests | {"champion": version}
-    artifacts.write_json(stage.folder / "drift" / artifacts.RECORD, {"inputs": made_of})
     assert stage.decide(champion=version, anchor=version)
-    artifacts.write_json(stage.folder / "drift" / artifacts.RECORD, {"inputs": made_of | {name: "other"}})
-    with pytest.raises(InputError, match=f"drift: compared with {name} other, expected {made_of[name][:13]}"):
+    stage.other["drift"] = {name: "other"}
+    expected = stage.record_inputs(version, version)[name][:13]
+    with pytest.raises(InputError, match=f"drift: compared with {name} other, expected {expected}"):
         stage.decide(champion=version, anchor=version)
+
+
+@pytest.mark.parametrize("part", ["evaluation", "drift"])
+def test_it_does_not_decide_on_what_does_not_tell_of_what_it_was_made(stage: Stage, part: str) -> None:
+    stage.record_inputs()
+    record = stage.folder / part / artifacts.RECORD
+    whole = record.read_text()
+    record.unlink()
+    with pytest.raises(InputError, match=f"{record}: no such file, expected the record of the stage"):
+        stage.run()
+    student = artifacts.sealed_digest(stage.folder / "student")
+    record.write_text(whole.replace(student, "0" * 64))
+    with pytest.raises(InputError, match=f"{record}: differs from the digest that it holds of itself"):
+        stage.run()
+    artifacts.write_record(stage.folder / part, {"inputs": {}})
+    with pytest.raises(InputError, match=rf"{part}: \w+ with \w+ that its record does not tell, expected"):
+        stage.run()
+    record.write_text(whole)
+    assert stage.run()
+    stage.measured(metrics() | {"systems": {}})  # evaluated again, and sealed before it was killed
+    record = stage.folder / "evaluation" / artifacts.RECORD
+    with pytest.raises(InputError, match=f"{record}: is the record of other results"):
+        stage.run()
 
 
 @pytest.mark.parametrize("alias", ["champion", "anchor"])

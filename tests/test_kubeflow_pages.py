@@ -120,7 +120,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Pat
     pages["prepare", "profile_html"] = Path(made["profile_html"].path)
     paths = test_report.folders(root / "report")
     paths["drift"].joinpath("summary.html").touch()
-    artifacts.seal(paths["drift"])
+    test_report.seal(paths)
     del paths["output"]
     made = outputs(root / "reported", "report", "report_html")
     render_report.python_func(name="home-depot", **inputs(paths), config={}, **made)

@@ -165,17 +165,18 @@ def kfp_outputs(root: Path) -> Path:
         "profile": ("profile.json", "profile.html"),
         "student": ("model.safetensors",),
         "judgements": ("judgements.parquet",),
+        "labels": ("manifest.json",),
     }
     for name, contents in files.items():
         for file in contents:
             (root / name).mkdir(parents=True, exist_ok=True)
             (root / name / file).write_text("{}")
+        artifacts.seal(root / name)
     report = root / "render-report" / "report"
     report.mkdir(parents=True)
     (report / "report.html").write_text("<p>")
-    artifacts.write_json(
-        report / "inputs.json", {"labels": [str(root / "student")]} | {name: [str(root / name)] for name in files}
-    )
+    artifacts.write_json(report / "inputs.json", {name: [str(root / name)] for name in files})
+    artifacts.seal(report)
     return root
 
 

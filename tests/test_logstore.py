@@ -15,7 +15,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from distilrank import artifacts, logstore, records
+from distilrank import artifacts, logstore, records, volume
 from distilrank.config import Privacy
 from distilrank.problems import Problems
 from distilrank.sources import Log
@@ -40,7 +40,8 @@ class Rows:
 
     def load(self, connection: duckdb.DuckDBPyConnection, problems: Problems) -> None:
         self.loads += 1
-        columns = [pa.array(list(column), field.type) for column, field in zip(zip(*self.rows), records.EVENTS)]
+        rows = [(*row, None)[: len(records.EVENTS)] for row in self.rows]  # with or without an id
+        columns = [pa.array(list(column), field.type) for column, field in zip(zip(*rows), records.EVENTS)]
         connection.register("rows", pa.table(columns, schema=records.EVENTS))
         connection.execute("INSERT INTO events SELECT * FROM rows")
         connection.unregister("rows")
@@ -230,6 +231,17 @@ SLOWLY = """
 """
 
 
+def test_without_working_locks_nothing_is_taken_for_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with logstore.scratch(tmp_path) as alive:
+        with logstore.scratch(tmp_path):
+            assert alive.exists()
+        monkeypatch.setattr(volume.fcntl, "flock", lambda *_: None)
+        with logstore.scratch(tmp_path):
+            assert alive.exists()
+
+
 def test_a_killed_reading_leaves_no_half_part(tmp_path: Path) -> None:
     root = Path(__file__).parents[1]
     process = subprocess.Popen(
@@ -333,3 +345,73 @@ def test_the_first_search_of_a_reused_key_stands(tmp_path: Path) -> None:
     kept, _ = ingest(tmp_path, Rows("a", rows))
     typed = {row["query_id"]: row["text"] for row in content(kept, "queries")}
     assert [typed[row["query_id"]] for row in content(kept, "pairs")] == ["red rug"]
+
+
+# Rows that come again ---------------------------------------------------------------------------------------------
+
+
+def numbered(number: int, day: int = 0, row_id: str | None = None) -> tuple:
+    """An impression a second of its own."""
+    moment, *rest = shown("red sofa", f"p{number % 3}", f"client {number % 7}", day)
+    return (moment + timedelta(seconds=number), *rest, row_id)
+
+
+def total(kept: list[logstore.Kept]) -> int:
+    return sum(row["shown"] for row in content(kept, "pairs"))
+
+
+def test_rows_in_two_formats_count_once(tmp_path: Path) -> None:
+    rows = [numbered(number) for number in range(12)]
+    twin, other = Rows("twin", rows[::-1]), Rows("other", [*rows[:-1], numbered(99)])
+    kept, problems = ingest(tmp_path, Rows("first", rows), twin, other)
+    assert [part.name for part in kept] == ["first", "other"] and total(kept) == 24
+    assert [(problem.where, problem.what, problem.rows) for problem in problems] == [
+        ("twin", "has the same rows as first in another form: counted once", 12)
+    ]
+    again, _ = ingest(tmp_path, Rows("first", rows), twin, other)
+    assert twin.loads == 1 and total(again) == 24
+    few = [Rows(f"few {number}", [shown("red sofa", "p1", "c"), *[shown("lamp", "p1", "c")] * 2][::step])
+           for number, step in enumerate((1, -1))]  # fmt: skip
+    assert total(ingest(tmp_path / "few", *few)[0]) == 6, "too little to take one for the other"
+    midnights = [(row[0].replace(hour=0, second=0), *row[1:]) for row in rows]
+    untimed = [Rows("a", midnights), Rows("b", midnights[::-1])]
+    assert total(ingest(tmp_path / "untimed", *untimed)[0]) == 24, "days alone tell no row from another"
+
+
+def test_rows_that_were_delivered_twice_are_noted(tmp_path: Path) -> None:
+    rows = [numbered(number) for number in range(100)]
+    kept, problems = ingest(tmp_path / "a", Rows("a", rows + rows))
+    ((problem),) = problems
+    assert total(kept) == 200 and problem.rows == 100 and not problem.fatal
+    assert problem.what.startswith("kept, 50% of its rows repeat another") and "data.columns.row_id" in problem.what
+    assert not len(ingest(tmp_path / "b", Rows("b", rows + rows[:9]))[1]), "some people are quick"
+
+
+def test_a_row_with_the_id_of_an_earlier_one_counts_once(tmp_path: Path) -> None:
+    def deliver(folder: str, *parts: Rows) -> tuple[list[logstore.Kept], list[tuple[str, int]]]:
+        problems = Problems()
+        numbered_log = replace(log(*parts), row_ids=True)
+        kept = logstore.LogStore(tmp_path / folder).ingest(
+            numbered_log, Privacy(), "2026-10-01", "2026-12-01", problems
+        )
+        what = "left out, rows with the row id of an earlier one"
+        assert {problem.what for problem in problems} <= {what}
+        return kept, [(problem.where, problem.rows) for problem in problems]
+
+    first = Rows("a", [numbered(number, row_id=f"id {number}") for number in range(20)] * 2)
+    later = Rows("b", [numbered(number, row_id=f"id {number}") for number in range(15, 30)])
+    tomorrow = Rows("c", [numbered(number, 1, f"id {number}") for number in range(30, 50)])
+    kept, left_out = deliver("store", first, later, tomorrow)
+    assert total(kept) == 50 and left_out == [("a", 20), ("b", 5)]
+    assert b"id 7" not in text_of(tmp_path / "store")
+    kept, left_out = deliver("store", first, later, tomorrow)
+    assert total(kept) == 50 and left_out == [("a", 20), ("b", 5)]
+    assert [part.loads for part in (first, later, tomorrow)] == [1, 1, 1]
+    # A file that comes late, before those that are kept: what it has is left out of them.
+    late = Rows("_", [numbered(number, row_id=f"id {number}") for number in (19, 29, 99)])
+    kept, left_out = deliver("store", late, first, later, tomorrow)
+    assert total(kept) == 51 and left_out == [("a", 21), ("b", 6)]
+    assert [part.loads for part in (first, later, tomorrow)] == [2, 2, 1]
+    same = [numbered(number) for number in range(3)]
+    named = [(*row[:-1], f"id {number}") for number, row in enumerate(same * 40)]
+    assert total(deliver("other", Rows("d", named))[0]) == 120, "rows of one kind, but each with an id"

@@ -231,8 +231,7 @@ def test_the_student_loads_in_sentence_transformers_and_transformers_with_equal_
     titles = table["title"].to_pylist()
     table = table.set_column(3, "title", pa.array(hostile + titles[len(hostile) :]))
     ours = scorer.Scorer.load(distilled, COMPUTE)
-    expected = ours.score(table)
-    rendered = list(zip(table["query"].to_pylist(), ours.render(table), strict=True))
+    expected, rendered = ours.score(table), ours.pairs(table)
     np.testing.assert_allclose(CrossEncoder(str(distilled), device="cpu").predict(rendered), expected, atol=1e-4)
 
     tokenizer = AutoTokenizer.from_pretrained(distilled)
@@ -240,6 +239,13 @@ def test_the_student_loads_in_sentence_transformers_and_transformers_with_equal_
     inputs = tokenizer(*zip(*rendered, strict=True), padding=True, truncation=True, return_tensors="pt")
     with torch.no_grad():
         np.testing.assert_allclose(model(**inputs).logits[:, 0].numpy(), expected, atol=1e-4)
+
+
+def test_each_run_proves_that_its_student_scores_as_it_was_trained(distilled: Path) -> None:
+    proof = artifacts.read_json(distilled / "parity.json")
+    assert proof["pairs"] > 40 and proof["bound"] == 1e-4
+    assert set(proof["max_difference"]) == {"scorer, torch", "scorer, onnx", "transformers"}
+    assert max(proof["max_difference"].values()) <= 1e-4
 
 
 def test_score_file_keeps_order_and_columns(distilled: Path, tmp_path: Path) -> None:

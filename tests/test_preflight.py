@@ -185,6 +185,16 @@ def test_a_missing_gpu_is_an_error_except_in_a_cluster(setup, monkeypatch: pytes
     assert setup(compute={"device": "cuda"}).data_digest
 
 
+def test_a_registry_that_lost_its_champion_is_not_taken_for_a_new_one(setup, tmp_path: Path) -> None:
+    made = tmp_path / "version"
+    artifacts.write_text(made / "student" / "model.safetensors", "weights")
+    version = registry.version_id(artifacts.seal(made / "student"))
+    artifacts.write_json(made / "manifest.json", {"id": version})
+    registry.open(str(tmp_path / "registry")).publish(made, version)
+    with pytest.raises(InputError, match=rf"has versions \({version}\) but no champion: its aliases and history were"):
+        setup()
+
+
 def test_the_champion_is_read_from_the_registry_and_checked(setup, tmp_path: Path) -> None:
     backend = registry.open(str(tmp_path / "registry"))
     content = tmp_path / "content"

@@ -269,7 +269,7 @@ ACTS = {
     "network.load_model(Path(folder), compute.setup(config.Compute(device='cpu')))",
     "retriever": "from distilrank import retriever; retriever.Retriever(folder)",
     "export": "from distilrank import export; export._load(Path(folder))",
-    "tokenizer": "from distilrank import network; network.save_tokenizer(Path(folder), Path(folder, 'copy'), '[PAD]')",
+    "tokenizer": "from distilrank import pretrained; pretrained.inputs(Path(folder), None)",
 }
 
 

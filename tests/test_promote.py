@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from distilrank import artifacts, progress, registry
 from distilrank.config import Registry
 from distilrank.errors import InputError, RunStopped
 from distilrank.registry.local import Local
-from tests.promotions import IMAGES, LINEAGE, OVERRIDE, fill, run, stages
+from tests.promotions import IMAGES, LINEAGE, OVERRIDE, fill, run, seal, stages
 
 
 @pytest.fixture
@@ -151,6 +152,7 @@ def test_a_promotion_is_repeatable_wherever_it_was_killed(
     before = everything(tmp_path / "registry" / "versions") if backend.versions() else None
     # Other evidence by now (a report carries timings), and the same student.
     artifacts.write_text(folders["report"] / "report.html", "<p>another report</p>")
+    seal(folders)
     name = run(config, folders)
     assert backend.alias("champion") == backend.alias("anchor") == name
     assert before is None or everything(tmp_path / "registry" / "versions") == before
@@ -192,6 +194,7 @@ def test_of_two_runs_that_publish_the_same_student_at_once_both_succeed(
 ) -> None:
     folders, others = stages(tmp_path / "run"), stages(tmp_path / "other")
     artifacts.write_text(others["report"] / "report.html", "<p>another report</p>")
+    seal(others)
     publish = Local.publish
 
     def overtaken(self: Local, folder: Path, version: str) -> None:
@@ -231,6 +234,7 @@ def test_only_a_promoting_verdict_promotes(tmp_path: Path, config: Registry) -> 
     verdict = artifacts.read_json(path)
     verdict["checks"][0]["passed"] = False
     artifacts.write_json(path, verdict | {"outcome": "refused", "promoted": False})
+    seal(folders)
     refuse(config, folders, r"refused \(failed: lift_over_bm25\), so there is nothing to promote")
 
 
@@ -240,6 +244,7 @@ def test_an_unchanged_student_is_not_called_refused(tmp_path: Path, config: Regi
     verdict = artifacts.read_json(path)
     verdict["checks"].append({"name": "new", "passed": False, "value": "v", "bound": "v", "detail": "the same"})
     artifacts.write_json(path, verdict | {"outcome": "unchanged", "promoted": False})
+    seal(folders)
     refuse(config, folders, r"unchanged: v\w{12} is the champion already, so there is nothing to promote")
 
 
@@ -253,13 +258,46 @@ def test_a_verdict_on_anything_else_does_not_count(tmp_path: Path, config: Regis
 
 @pytest.mark.parametrize(
     ("part", "file"),
-    [("student", "model.safetensors"), ("evaluation", "metrics.json"), ("traffic", "reference.parquet")],
+    [
+        ("student", "model.safetensors"),
+        ("evaluation", "metrics.json"),
+        ("traffic", "reference.parquet"),
+        ("teacher", "distilrank.json"),
+        ("drift", "drift.json"),
+        ("verdict", "verdict.json"),
+        ("report", "report.html"),
+    ],
 )
 def test_damaged_input_is_not_published(tmp_path: Path, config: Registry, part: str, file: str) -> None:
     folders = stages(tmp_path / "run")
     path = folders[part] / file
     path.write_bytes(path.read_bytes() + b" ")
     refuse(config, folders, f"{path}: digest")
+
+
+@pytest.mark.parametrize("part", ["evaluation", "drift", "verdict", "report"])
+def test_evidence_on_another_student_is_not_published(tmp_path: Path, config: Registry, part: str) -> None:
+    other = stages(tmp_path / "other", "b")
+    if part == "verdict":  # it names the right student, and was reached on the evaluation of another
+        shutil.copy(stages(tmp_path / "run")["verdict"] / "verdict.json", other[part])
+        seal(other)
+    folders = stages(tmp_path / "run") | {part: other[part]}
+    refuse(config, folders, rf"other/{part}: made with \w+ \w{{13}}, expected \w{{13}}")
+
+
+@pytest.mark.parametrize("part", ["evaluation", "drift", "verdict", "report", "student", "preflight"])
+def test_a_record_that_is_missing_or_of_another_folder_is_not_published(
+    tmp_path: Path, config: Registry, part: str
+) -> None:
+    folders = stages(tmp_path / "run")
+    path = folders[part] / artifacts.RECORD
+    record = path.read_text()
+    path.unlink()
+    refuse(config, folders, f"{path}: no such file, expected the record of the stage that made the folder")
+    path.write_text(record.replace("config", "Config"))
+    refuse(config, folders, f"{path}: differs from the digest that it holds of itself")
+    path.write_text((stages(tmp_path / "other", "b", ndcg=0.8)["traffic"] / artifacts.RECORD).read_text())
+    refuse(config, folders, rf"{path}: is the record of other results \(\w{{12}}\), expected that of \w{{12}}")
 
 
 def test_what_is_missing_is_named(tmp_path: Path, config: Registry) -> None:

@@ -22,7 +22,7 @@ from google.cloud import storage
 
 from benchmarks import registry as benchmark
 from benchmarks.registry import Bucket, Folder, Place
-from distilrank import artifacts, registry
+from distilrank import artifacts, registry, volume
 from distilrank.config import Registry
 from distilrank.errors import InputError, RunStopped
 from distilrank.registry import ANCHOR, CHAMPION, content, gcs, ledger, local
@@ -299,7 +299,7 @@ def test_records_that_were_taken_away_or_put_back_are_found_out(place: Place, tm
     with pytest.raises(InputError, match=r"00000001\.json: holds record 2 .* expected the one that its name says"):
         backend.history()
     place.put("history/champion/00000001.json", b"[]\n")
-    with pytest.raises(InputError, match=r"00000001\.json: damaged"):
+    with pytest.raises(InputError, match=r"00000001\.json: holds \[\], expected a JSON object"):
         backend.rollback()
     place.put("history/champion/00000001.json", now["history/champion/00000001.json"])
     assert backend.rollback() == first
@@ -383,6 +383,74 @@ def test_rollback_goes_back_move_by_move(place: Place, tmp_path: Path) -> None:
     assert backend.rollback(ANCHOR) == first == backend.alias(CHAMPION)
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("expect", [False, True])
+def test_a_rollback_that_breaks_off_at_any_write_is_finished_by_its_repeat(
+    place: Place, tmp_path: Path, monkeypatch: Any, when: str, expect: bool
+) -> None:
+    backend, [_, second, third] = promoted(place, tmp_path, "a", "b", "c")
+    owner = Local if isinstance(place, Folder) else gcs.Bucket
+    write, broken = owner._write, []
+
+    def roll_back() -> str:
+        return backend.rollback(reason="too slow", expected=third if expect else "")
+
+    for boundary in range(1, 9):
+        names: list[str] = []
+
+        def breaking(self: Ledger, name: str, *given: Any, at: int = boundary, names: list[str] = names) -> bool:
+            names.append(name)
+            if len(names) == at and when == "after":
+                write(self, name, *given)
+            if len(names) == at:
+                raise InputError("the storage refuses")
+            return write(self, name, *given)
+
+        with monkeypatch.context() as inner:
+            inner.setattr(owner, "_write", breaking)
+            try:
+                roll_back()
+            except InputError as error:
+                broken.append(names[-1].partition("/")[0])
+                assert "the storage refuses" in str(error) and ("repeat the command" in str(error)) == (
+                    broken[-1] == "history"
+                )
+            else:
+                break
+        if when == "after" and broken[-1:] == ["history"] and not expect:
+            break  # it is done, and only who called does not know
+        assert roll_back() == second == backend.alias(CHAMPION)
+        records = backend.history()
+        assert [one["action"] for one in records].count("rollback") == boundary
+        assert f"history/champion/{len(records):08d}.json" in place.files()
+        backend.move(CHAMPION, third, second)
+    assert broken == ["aliases", "history"] if owner is Local else ["versions", "aliases", "history"]
+
+
+def test_a_rollback_that_was_killed_before_its_record_is_finished_by_its_repeat(place: Place, tmp_path: Path) -> None:
+    backend, [_, second, third] = promoted(place, tmp_path, "a", "b", "c")
+    killed_at(Local if isinstance(place, Folder) else gcs.Bucket, "_write", backend.rollback, when="history/")
+    assert backend.alias(CHAMPION) == second
+    assert backend.rollback() == second == backend.alias(CHAMPION) and len(backend.history()) == 4
+    assert backend.rollback(expected=third) == second and len(backend.history()) == 4, "repeated once more"
+
+
+def test_a_rollback_of_a_version_happens_once(place: Place, tmp_path: Path) -> None:
+    backend, [first, second, third] = promoted(place, tmp_path, "a", "b", "c")
+    with pytest.raises(
+        RunStopped, match=f"champion is {third}, expected {second}; .*so it stays and nothing is rolled"
+    ):
+        backend.rollback(expected=second)
+    for _ in range(3):  # two people at once, say, and one of them twice
+        assert backend.rollback(expected=third) == second
+    assert len(backend.history()) == 4
+    assert backend.rollback(expected=second) == first
+    with pytest.raises(RunStopped, match=f"champion is {first}, expected {third}"):
+        backend.rollback(expected=third)
+    backend.move(CHAMPION, third, first)
+    assert backend.rollback(expected=third) == first and len(backend.history()) == 7, "another rollback of it"
+
+
 def test_of_many_that_move_at_once_one_wins(place: Place, tmp_path: Path) -> None:
     found = benchmark.race(place, tmp_path, promoters=5, rounds=2)
     assert (found["rounds_with_one_winner"], found["winner_is_not_the_champion"], found["records"]) == (2, 0, 2)
@@ -405,6 +473,81 @@ def test_a_move_that_was_read_too_early_is_refused(place: Place, tmp_path: Path,
     with pytest.raises(RunStopped, match=f"champion is {second}, expected {first}; someone else moved it"):
         backend.move(CHAMPION, third, first)
     assert [one["version"] for one in backend.history()] == [first, second]
+
+
+def test_a_folder_whose_locks_keep_nobody_away_is_refused(folder: Folder, tmp_path: Path, monkeypatch: Any) -> None:
+    backend, [first, second] = published(folder, tmp_path, "a", "b")
+    backend.move(CHAMPION, first, "")
+    before = folder.files()
+    monkeypatch.setattr(volume.fcntl, "flock", lambda *_: None)
+    acts = (
+        backend.check,
+        lambda: backend.move(CHAMPION, second, first),
+        backend.rollback,
+        lambda: backend.look(TEST_SET, first),
+        lambda: backend.publish(*make(tmp_path, "c")),
+        lambda: backend.collect(1, dry_run=False),
+    )
+    for act in acts:
+        with pytest.raises(
+            InputError, match=r"its lock is granted a second time .* expected a file system with working"
+        ):
+            act()
+    assert folder.files() == before and backend.versions() == sorted([first, second])
+
+
+def test_two_writers_without_locks_leave_a_state_that_can_be_repaired(folder: Folder, tmp_path: Path) -> None:
+    backend, [first, second] = promoted(folder, tmp_path, "a", "b")
+    record = json.loads(folder.files()["aliases/champion.json"]) | {"token": "of the other writer"}
+    record["digest"] = artifacts.digest_json({key: value for key, value in record.items() if key != "digest"})
+    folder.put("aliases/champion.json", content.encode(record))
+    acts: tuple[Callable[[], Any], ...] = (
+        backend.history,
+        backend.rollback,
+        lambda: backend.move(CHAMPION, first, second),
+    )
+    for act in acts:
+        with pytest.raises(
+            InputError, match=r"00000002\.json: .*two writers .*copy the newest file of the alias's hist"
+        ):
+            act()
+    folder.put("aliases/champion.json", folder.files()["history/champion/00000002.json"])
+    assert backend.rollback() == first
+
+
+def test_versions_without_a_champion_are_no_empty_registry(place: Place, tmp_path: Path, monkeypatch: Any) -> None:
+    backend, [first, second] = published(place, tmp_path, "a", "b")  # aliases and history were lost, say
+    lost = rf"has versions \({min(first, second)}, .*\) but no champion: .*\(`distilrank registry promote VERSION --re"
+    monkeypatch.setattr(ledger, "MINIMUM_AGE", -60.0)
+    asks = (
+        lambda: registry.require_champion(backend),
+        lambda: registry.resolve(backend, CHAMPION),
+        backend.rollback,
+        lambda: backend.collect(1, dry_run=False),
+    )
+    for ask in asks:
+        with pytest.raises(InputError, match=lost):
+            ask()
+    assert len(backend.versions()) == 2
+    backend.move(ANCHOR, first, "", action="move")
+    with pytest.raises(InputError, match=lost):
+        registry.require_champion(backend)
+    backend.move(CHAMPION, second, "", action="move", reason="it was in use")
+    registry.require_champion(backend)
+    assert registry.resolve(backend, CHAMPION) == second and backend.collect(1, dry_run=False) == []
+
+
+@pytest.mark.parametrize("name", ["aliases/champion.json", "history/champion/00000001.json", "versions/manifest.json"])
+def test_brackets_within_brackets_are_one_line(place: Place, tmp_path: Path, name: str) -> None:
+    backend, [version] = promoted(place, tmp_path, "a")
+    for text in (b"[" * 100_000, b'{"a":' * 900 + b"1" + b"}" * 900):
+        if name.startswith("versions"):
+            place.put(file_of(place, version, "digest.json"), text)
+        else:
+            place.put(name, text)
+        with pytest.raises(InputError, match=r"(not JSON|damaged)") as caught:
+            backend.verify(version)
+        assert len(str(caught.value)) < 400
 
 
 # Killed -----------------------------------------------------------------------------------------------------------
@@ -576,7 +719,8 @@ def test_a_version_that_is_promoted_while_others_are_collected_stays(
 
 
 def test_a_published_version_is_young_again_when_it_is_published_again(folder: Folder, tmp_path: Path) -> None:
-    backend, [name, other] = published(folder, tmp_path, "a", "b")
+    backend, [name, other, champion] = published(folder, tmp_path, "a", "b", "c")
+    backend.move(CHAMPION, champion, "")
     for one in (name, other):
         seal = folder.root / "versions" / one / "digest.json"
         os.utime(seal, (time.time() - 2 * ledger.MINIMUM_AGE,) * 2)

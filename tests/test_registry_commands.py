@@ -189,6 +189,37 @@ def test_promote_refuses_what_is_not_so(call: Any, versions: list[str], tmp_path
     assert aliases() == before
 
 
+def test_a_registry_that_lost_its_aliases_waits_for_a_person(call: Any, versions: list[str], tmp_path: Path) -> None:
+    for folder in ("aliases", "history"):
+        shutil.rmtree(tmp_path / "registry" / folder)
+    for command in (["show"], ["verify"], ["rollback", "--reason", "x"]):
+        call(*command).complains("but no champion", "`distilrank registry promote VERSION --reason TEXT`")
+    assert call("promote", versions[2], "--reason", "it was in use").out == f"champion: {versions[2]}, before: none\n"
+    assert call("verify").status == call("show").status == 0
+
+
+def test_rollback_from_a_version_is_done_once(call: Any, versions: list[str]) -> None:
+    act = ("rollback", "--expect", versions[2], "--reason", "empty results")
+    assert call(*act).out == f"champion: {versions[1]}, before: {versions[2]}\n"
+    assert call(*act).out == f"champion: {versions[1]}, before: {versions[2]} (was already)\n"
+    late = call("rollback", "--expect", versions[0], "--reason", "x")
+    late.complains(f"champion is {versions[1]}, expected {versions[0]}", "nothing is rolled back", status=1)
+    call("rollback", "--expect", "v000000000000", "--reason", "x").complains("no version 'v000000000000'")
+    assert aliases()["champion"] == versions[1]
+
+
+def test_no_text_of_a_registry_commands_the_terminal(call: Any, versions: list[str]) -> None:
+    reason = "red \x1b[31m, \x9b2J, \x07 and \x7f"
+    call("promote", versions[1], "--reason", reason)
+    for command in (["show"], ["show", "--json"], ["list"], ["rollback", "--reason", reason, "--json"]):
+        out = call(*command).out
+        assert not set(out) & set("\x1b\x9b\x07\x7f") and ("red" in out) == (command != ["list"])
+    assert "red \\x1b[31m, \\x9b2J, \\x07 and \\x7f" in call("show", versions[1]).out
+    assert call("show", versions[1], "--json").json()["history"][-1]["reason"] == reason
+    refused = call("promote", "\x1b[2Jv", "--reason", "x")
+    assert refused.status == 2 and "\x1b" not in refused.err
+
+
 def test_rollback_goes_back_one_by_one_and_says_why(call: Any, versions: list[str]) -> None:
     record = call("rollback", "--reason", "empty results", "--json").json()
     assert (record["version"], record["previous"]) == (versions[1], versions[2])

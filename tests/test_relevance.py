@@ -737,6 +737,36 @@ def test_a_champion_that_cannot_be_loaded_is_named_before_anything_is_scored(inp
     assert not scored
 
 
+@pytest.mark.parametrize(
+    ("part", "file"),
+    [
+        ("judgements", "test.parquet"),
+        ("traffic", "current.parquet"),
+        ("teacher", "model.safetensors"),
+        ("student", "model.safetensors"),
+    ],
+)
+def test_what_was_changed_after_it_was_sealed_is_not_measured(inputs, tmp_path, monkeypatch, part, file):
+    for name in ("judgements", "traffic", "teacher", "student"):
+        (tmp_path / name).symlink_to(inputs / name)
+    (tmp_path / part).unlink()
+    artifacts.copy_tree(inputs / part, tmp_path / part)
+    path = tmp_path / part / file
+    if part == "judgements":  # as good as the student's order: nDCG would be 1
+        table = records.read(path, records.JUDGED)
+        score = Scorer.load(inputs / "student", CPU).score(table)
+        target = pa.array((np.argsort(np.argsort(score)) / len(score)).astype(np.float32))
+        for name in ("target", "gain"):
+            table = table.set_column(table.schema.get_field_index(name), records.JUDGED.field(name), target)
+        records.write(table, path, records.JUDGED)
+    else:
+        path.write_bytes(path.read_bytes()[:-1])
+    monkeypatch.setattr(Scorer, "load", lambda *_, **__: pytest.fail("a model is loaded"))
+    with pytest.raises(InputError, match=rf"input {part}: {path}: digest \w+ differs from the recorded"):
+        run_stage(tmp_path, tmp_path / "evaluation")
+    assert not (tmp_path / "evaluation").exists()
+
+
 def test_a_slice_column_that_there_is_not_is_named_before_a_model_is_loaded(inputs, tmp_path):
     config = SMALL.model_copy(update={"slices": ("stratum", "colour")})
     with pytest.raises(

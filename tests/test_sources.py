@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distilrank import config, logstore, records, sources
-from distilrank.config import Columns, Esci, EsciLabels, HomeDepot, Tables, Wands
+from distilrank.config import Columns, Csv, Esci, EsciLabels, HomeDepot, Tables, Wands
 from distilrank.errors import InputError
 from distilrank.problems import Problems
 from distilrank.sources import esci, reading, storage
@@ -163,9 +163,9 @@ NOON = datetime(2026, 3, 1, 12)
     ],
 )
 def test_times(shop, text: str, expected: datetime | None) -> None:
-    rest = "lamp,p3,2026-03-01T00:00:00Z,,,\n" * 199
+    rest = "lamp,p3,2026-03-01T00:00:00Z,,,c1\n" * 199
     problems = Problems()
-    rows = load(shop(log=f"query,product_id,when,rank,click,who\nlamp,p3,{text},,,\n{rest}").log().parts[0], problems)
+    rows = load(shop(log=f"query,product_id,when,rank,click,who\nlamp,p3,{text},,,c1\n{rest}").log().parts[0], problems)
     assert [row["at"] for row in rows[:-199]] == ([expected] if expected else [])
     assert [problem.rows for problem in problems] == ([] if expected else [1])
 
@@ -182,7 +182,7 @@ def test_times(shop, text: str, expected: datetime | None) -> None:
 def test_times_in_parquet(tmp_path: Path, column: pa.Array) -> None:
     pq.write_table(pa.table({"query": ["a"] * 3, "product_id": ["p"] * 3, "when": column}), tmp_path / "log.parquet")
     names = {"query": "query", "product_id": "product_id", "timestamp": "when"}
-    part = LogFile(storage.LocalFile(tmp_path / "log.parquet"), names)
+    part = LogFile(storage.LocalFile(tmp_path / "log.parquet"), names, Csv())
     assert part.days() == {date(2026, 3, 1): 2, None: 1}
     with pytest.raises(InputError, match=r"row 3: when is empty, 1 of 3 rows \(33\.3%\) lack"):
         load(part)
@@ -643,14 +643,20 @@ def test_a_bucket_is_read_like_a_folder(shop, tmp_path: Path, monkeypatch) -> No
         changed.delete()
         with pytest.raises(InputError, match=r"dt=2026-03-04.parquet: replaced or deleted since it was listed"):
             load(parts[-1])
+        for name in ("tables/delta/_delta_log/0.json", "tables/delta/dt=1/0.csv"):
+            bucket.blob(name).upload_from_string(LOG)
         for reference, message in (
+            ("gs://shop/tables", r"holds a Delta Lake table \(delta/_delta_log/0\.json\)"),
+            ("gs://shop/tables/delta/dt=1", "holds a Delta Lake table"),
+            ("gs://shop/tables/delta/dt=1/0.csv", "holds a Delta Lake table"),
+            ("gs://shop/logs/\\*.csv", "no such object, and no objects below it; a pattern is taken as it stands"),
             ("gs://shop/absent", "no such object, and no objects below it"),
             ("gs://shop/logs/README.md/", "no such object"),
             ("gs://nobody/logs", "cannot be listed"),
             ("gs://", "no bucket"),
         ):
             with pytest.raises(InputError, match=f"{reference}: {message}"):
-                storage.files(reference, SUFFIXES)
+                storage.files(reference.replace("\\", ""), SUFFIXES)
 
 
 # Home Depot -------------------------------------------------------------------------------------------------------

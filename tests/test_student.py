@@ -331,5 +331,6 @@ def test_labels_of_two_teachers_are_refused(models: Path, stages: Path, tmp_path
     output = tmp_path / "stages" / "labels" / SHARDS[1]
     manifest = {key: value for key, value in label_manifest.read(output).items() if key != "digest"}
     label_manifest.write(output, manifest | {"teacher": "0" * 64})
+    artifacts.seal(output)
     with pytest.raises(InputError, match="labels of 2 different teachers"):
         train(config(models), tmp_path / "stages", tmp_path / "student")

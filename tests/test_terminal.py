@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import pty
 import re
@@ -13,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from distilrank import artifacts, config
+from distilrank import artifacts, config, progress
 from distilrank.registry import connect
+from distilrank.serving import server
 from pipelines import __main__
 from tests.promotions import fill
 
@@ -126,3 +128,20 @@ def test_the_summary_of_a_run_is_whole(deep: Path, monkeypatch: pytest.MonkeyPat
     output = printed.getvalue()
     assert f"distill {name}: " in output and str(deep / "report.html") in output
     assert "student" * 20 + "  0.5000" in output and "recall at P .95" in output and "…" not in output
+
+
+CONTROLS = "\x00\x07\b\r\x1b[2J\x7f\x9b31m"
+
+
+@pytest.mark.parametrize("form", [server._Text, server._Json])
+def test_no_text_of_a_request_commands_the_terminal_that_shows_the_log(form: type[logging.Formatter]) -> None:
+    record = logging.LogRecord("app", logging.INFO, "", 1, f"refused {CONTROLS}", None, None)
+    record.facts = {"path": f"/v1/{CONTROLS}"}
+    line = form().format(record)
+    assert not set(line) & set(CONTROLS.replace("[2J", "").replace("31m", "")) and "[2J" in line
+
+
+def test_no_text_of_the_data_commands_the_terminal_that_shows_a_stage() -> None:
+    line = progress.line("prepare", "note", f"title {CONTROLS}", "東京\u00a0🛋️")
+    assert line == r"distilrank | prepare | note | title \x00\x07\x08 \x1b[2J\x7f\x9b31m | 東京 🛋️"
+    assert progress.printable("a\tb\nc") == "a\tb\nc"

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +163,7 @@ def expected_events(*, hits: bool) -> Counter[tuple[Any, ...]]:
             rank = attributes["position"]["ordinal"] + (record["application"] == "esci_ubi_sample")
             clicked = int(record["action_name"] == "click")
             rows.append((*common, attributes["object"]["object_id"], rank, 1 - clicked, clicked, client))
-    return Counter(rows)
+    return Counter((*row, None) for row in rows)  # rows of UBI have no ids
 
 
 @real
@@ -254,7 +256,7 @@ ROWS = [
 ]
 EXPECTED = [
     {"at": NOON, "search": "s1", "query": query, "product_id": product, "position": position, "shown": shown,
-     "clicked": clicked, "client": "c1"}
+     "clicked": clicked, "client": "c1", "row_id": None}
     for query, product, position, shown, clicked in [
         ("sofa", None, None, 0, 0), (None, "p1", 1, 1, 0), ("red sofa", "p2", 2, 1, 0), (None, "p2", 2, 0, 1)
     ]
@@ -483,7 +485,8 @@ def test_times_that_cannot_be_read_are_counted(make, tmp_path: Path) -> None:
     problems = Problems()
     events, left_out = load(source, problems)
     assert len(events) == 1
-    assert left_out == {"records without a time, expected ISO 8601 or epoch milliseconds": len(bad) + 1}
+    what = "records without a time, expected ISO 8601 or epoch milliseconds, from 2000 to 2100"
+    assert left_out == {what: len(bad) + 1}
     (problem,) = problems
     assert len(problem.examples) == 5 and "timestamp is '12:00'" in problem.examples
     assert source.log().parts[0].days() == {
@@ -574,7 +577,7 @@ def test_hits_are_what_was_shown(make, tmp_path: Path) -> None:
         "impression events: not used, as data.impressions is hits": 1,
         "query records without a list query_response_hit_ids": 2,
         "query records with hits that are no ids": 1,
-        "records without a time, expected ISO 8601 or epoch milliseconds": 1,
+        "records without a time, expected ISO 8601 or epoch milliseconds, from 2000 to 2100": 1,
     }
 
 
@@ -886,3 +889,31 @@ def test_bad_judgement_lists_name_the_place(make, tmp_path: Path, value: Any, me
     problems = Problems(collect=True)
     make(judgements="list.json").judgements(problems)
     assert problems.fatal
+
+
+# Parquet of other programs ----------------------------------------------------------------------------------------
+
+
+def test_times_and_ids_of_other_types(make, tmp_path: Path) -> None:
+    ids = [uuid.UUID(int=1), uuid.UUID(int=2)]
+    for far in (pa.array([7_500 * 365 * 86_400 * 10**6], pa.timestamp("us")), pa.array([2**31 - 1], pa.date32())):
+        good = pa.array([NOON], pa.timestamp("us")).cast(far.type)
+        table = pa.Table.from_pylist([happened(), happened()]).drop_columns(["timestamp", "client_id", "query_id"])
+        clients = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([one.bytes for one in ids], pa.binary(16)))
+        table = table.append_column("timestamp", pa.concat_arrays([good, far])).append_column("client_id", clients)
+        searches = pa.array([Decimal(15), Decimal(30)], pa.decimal128(38, 9))
+        pq.write_table(table.append_column("query_id", searches), tmp_path / "events.parquet")
+        source = make("events.parquet")
+        assert source.log().parts[0].days() == {date(2026, 3, 1): 1, None: 1}
+        problems = Problems()
+        (row,) = load(source, problems)[0]
+        assert row["client"] == str(ids[0]) and row["search"] == "15"
+        assert [problem.rows for problem in problems if problem.what.startswith("records without a time")] == [1]
+
+
+def test_ids_of_clients_as_bytes_are_refused_and_not_shown(make, tmp_path: Path) -> None:
+    table = pa.Table.from_pylist([happened(client_id=b"\xffJane Doe")])
+    pq.write_table(table, tmp_path / "events.parquet")
+    with pytest.raises(InputError, match="not UTF-8, or ids as bytes") as caught:
+        load(make("events.parquet"))
+    assert "Jane" not in str(caught.value)

@@ -5,8 +5,8 @@ x W^T + s (x A^T) B^T: three matrix products and two additions, the small ones f
 W' = W + s B A is made once after each step of the optimiser, and a layer is one product with W'. Going back, the
 gradients of A and B come from four thin products, and never from a dense gradient of W.
 
-The forward pass is that of the merged model to the last bit, so what is trained is what will score, but for the head's
-weights, which are saved in the precision of the others.
+The forward pass is that of the merged model to the last bit, so what is trained is what will score. Head and pooler
+train as a whole, in fp32, and are saved so.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from distilrank import artifacts
 from distilrank.config import Lora
 from distilrank.errors import InputError
+from distilrank.pretrained import POOLER, is_head
 
 ADAPTER = "default"  # peft's name for the only adapter
 
@@ -74,6 +75,13 @@ class _FoldedLinear(nn.Module):
         return rows.unflatten(0, x.shape[:-1])
 
 
+def _head(model: PreTrainedModel) -> list[str]:
+    """The modules of head and pooler, which train as a whole: a base without them has random ones to adapt."""
+    names = [name for name, _ in model.named_parameters() if is_head(model, name)]
+    paths = [name[: match.end() - 1] if (match := POOLER.search(name)) else name.partition(".")[0] for name in names]
+    return list(dict.fromkeys(paths))
+
+
 class Adapted:
     """A model whose weights are frozen but for its adapters and its head; or, at rank 0, one that trains as a whole.
 
@@ -91,7 +99,7 @@ class Adapted:
         if not lora.rank:
             self.model: nn.Module = model.float()
             return
-        heads = [name for name, part in model.named_children() if part is not model.base_model and [*part.parameters()]]
+        heads = _head(model)
         config = LoraConfig(
             task_type=TaskType.SEQ_CLS,
             r=lora.rank,
@@ -100,7 +108,7 @@ class Adapted:
             target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
             use_rslora=lora.variant == "rslora",
             use_dora=lora.variant == "dora",
-            modules_to_save=heads,  # they are new as a rule, and train as a whole
+            modules_to_save=heads,
             exclude_modules=rf"({'|'.join(heads)})(\..*)?" if lora.targets == "all-linear" else None,
         )
         try:
@@ -157,7 +165,7 @@ class Adapted:
                 config["target_modules"] = sorted(config["target_modules"])
             artifacts.write_json(adapter / "adapter_config.json", config)
         if not self._folded:
-            return self.model.merge_and_unload()
+            return self.model.merge_and_unload()  # adapters are fp32: sums are rounded once to the weights' precision
         with torch.no_grad():
             for folded in self._folded.values():
                 folded.layer.base_layer.weight.copy_(folded.folded)

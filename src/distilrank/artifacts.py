@@ -43,6 +43,12 @@ Inputs = Mapping[str, Path | Sequence[Path]]
 """The folders that a stage reads, by name; of labels one a shard."""
 TERMINATION_CHARACTERS = 1000
 """Of that message at most: Kubernetes keeps 4,096 bytes, and Argo's status of a whole run has 1 MiB."""
+SETTLED_SECONDS = 2.0
+"""A file that was changed less than this ago is hashed each time, as Git does: a further change in the same tick of the
+file system's clock (2 s on FAT, 1 s on some network volumes) would not show in its times."""
+
+_digests: dict[tuple[int, ...], str] = {}
+"""Digests of the files that this process has verified, by device, inode, size and the times of their last change."""
 
 
 def temporary_name(path: Path) -> Path:
@@ -248,14 +254,31 @@ def read_json(path: Path, kind: type[dict | list] = dict) -> Any:
         InputError: the file is missing, is not JSON, or holds something else.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
+    return parse_json(data, str(path), kind)
+
+
+def parse_json(data: str | bytes, place: str, kind: type[dict | list] = dict) -> Any:
+    """Parse a JSON text (UTF-8) that holds an object or, with `kind`, an array.
+
+    Args:
+        place: the file or the answer that the text is from, for messages.
+
+    Raises:
+        InputError: the text is not JSON, holds something else, or is nested deeper than Python reads.
+    """
+    try:
+        value = json.loads(data)
+    except ValueError as error:  # not UTF-8 and a number of too many digits included
+        raise InputError(f"{place}: not JSON ({error})") from None
+    except RecursionError:
+        raise InputError(f"{place}: not JSON that can be read (brackets within brackets, too deep)") from None
     if not isinstance(value, kind):
         expected = "object" if kind is dict else "array"
-        raise InputError(f"{path}: holds {json.dumps(value, ensure_ascii=False)[:60]}, expected a JSON {expected}")
+        seen = data if isinstance(data, str) else data.decode(errors="replace")
+        raise InputError(f"{place}: holds {seen.strip()[:60]}, expected a JSON {expected}")
     return value
 
 
@@ -282,87 +305,120 @@ def code_digest() -> str:
     return digest_json({path.relative_to(package).as_posix(): digest_file(path) for path in files})
 
 
-def _file_digests(folder: Path) -> dict[str, str]:
-    # The record of the stage holds timings, which differ between runs that made the same bytes.
+def _names(folder: Path) -> list[str]:
+    """Names of the files that a seal of `folder` covers, sorted; not the record of its stage, which has timings."""
     names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
     content = (name for name in names if not any(fnmatch.fnmatchcase(part, PARTIAL) for part in name.parts))
-    return {name.as_posix(): digest_file(folder / name) for name in content if str(name) not in (SEAL, RECORD)}
+    return [name.as_posix() for name in content if str(name) not in (SEAL, RECORD)]
 
 
 def seal(folder: Path, only: Sequence[str] | None = None) -> str:
     """Write the digests of all files in `folder` (or of those named by `only`) and return the digest of them all."""
-    files = _file_digests(folder) if only is None else {name: digest_file(folder / name) for name in only}
+    files = {name: digest_file(folder / name) for name in (_names(folder) if only is None else only)}
     digest = digest_json(files)
     write_json(folder / SEAL, {"digest": digest, "files": files})
     return digest
 
 
 def _seal(folder: Path) -> dict[str, Any]:
-    sealed = read_json(folder / SEAL)
+    path = folder / SEAL
+    sealed = read_json(path)
     if not isinstance(sealed.get("files"), dict) or "digest" not in sealed:
-        raise InputError(f"{folder / SEAL}: damaged, expected an object with digest and files")
+        raise InputError(f"{path}: damaged, expected an object with digest and files")
     for name in sealed["files"]:
-        check_member(name, str(folder / SEAL))
+        check_member(name, str(path))
+    if digest_json(sealed["files"]) != sealed["digest"]:
+        raise InputError(f"{path}: its digest does not match its own list of files")
     return sealed
 
 
+def is_sealed(folder: Path) -> bool:
+    """Whether a folder has a seal; one that a person put together has none."""
+    return (folder / SEAL).is_file()
+
+
 def sealed_digest(folder: Path) -> str:
-    """The digest with which `folder` was sealed, without hashing it again."""
+    """The digest with which `folder` was sealed, to tell it from another; no byte of its files is read.
+
+    Whatever reads the files, or vouches for them, calls `verify`.
+    """
     return _seal(folder)["digest"]
 
 
-def verify(folder: Path, only: list[str] | None = None) -> str:
+def verify(folder: Path, only: Sequence[str] | None = None, *, again: bool = False) -> str:
     """Check the bytes of a sealed folder (or of the files named by `only`) and return its digest.
+
+    Args:
+        only: the files that the caller reads, where it does not read all of a large folder.
+        again: hash what this process has hashed before too: a disk may damage a file without changing its times.
 
     Raises:
         InputError: a file is missing, unexpected or differs from its digest.
     """
     sealed = _seal(folder)
-    names = list(sealed["files"]) if only is None else only
-    for name in names:
+    for name in sealed["files"] if only is None else only:
         path, expected = folder / name, sealed["files"].get(name)
         if expected is None:
             raise InputError(f"{path}: not listed in {folder / SEAL}")
         if not path.is_file():
             raise InputError(f"{path}: missing, although {folder / SEAL} lists it")
-        seen = digest_file(path)
+        seen = _digest_once(path, again)
         if seen != expected:
             raise InputError(
                 f"{path}: digest {seen[:12]} differs from the recorded {expected[:12]}; the file is corrupt"
             )
-    if only is None:
-        extra = sorted(set(_file_digests(folder)) - set(sealed["files"]))
-        if extra:
-            raise InputError(f"{folder / extra[0]}: not listed in {folder / SEAL}; the folder was changed")
-        if digest_json(sealed["files"]) != sealed["digest"]:
-            raise InputError(f"{folder / SEAL}: its digest does not match its own list of files")
+    extra = sorted(set(_names(folder)) - set(sealed["files"])) if only is None else []
+    if extra:
+        raise InputError(f"{folder / extra[0]}: not listed in {folder / SEAL}; the folder was changed")
     return sealed["digest"]
 
 
-def require(inputs: Inputs) -> None:
-    """Refuse inputs of a stage whose files did not all arrive; their bytes are not read.
+def _digest_once(path: Path, again: bool) -> str:
+    """`digest_file`, once in a process while the file stays as it is."""
+    status = path.stat()
+    key = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    settled = time.time() - status.st_ctime > SETTLED_SECONDS
+    if again or key not in _digests:
+        digest = digest_file(path)
+        if not settled:
+            return digest
+        _digests[key] = digest
+    return _digests[key]
 
-    Caches go by what a result was made of, and never look whether it still exists: Kubeflow offers what a lifecycle
-    rule has deleted, and the launcher downloads nothing without an error.
+
+def require(inputs: Inputs, only: Mapping[str, Sequence[str]] | None = None) -> None:
+    """Refuse inputs of a stage whose files did not all arrive as they were sealed.
+
+    Caches go by what a result was made of, and never look whether it still exists, or is still the same: Kubeflow
+    offers what a lifecycle rule has deleted, and the launcher downloads nothing without an error.
 
     Args:
         inputs: the sealed folder of each input by its name in the pipeline; several where a loop made them.
+        only: the files that the stage reads of an input, where it does not read all of it; the others must be there.
 
     Raises:
-        InputError: a folder is missing or empty, or lacks its seal or a file that the seal lists.
+        InputError: a folder is missing or empty, or lacks its seal or a file that the seal lists; or a file differs
+            from its digest.
     """
-    for name, given in inputs.items():
-        for folder in [given] if isinstance(given, Path) else given:
-            lacking = _lacking(folder)
-            if lacking:
-                raise InputError(f"input {name} ({folder}): {lacking}; {_cause()}")
+    folders = [
+        (name, folder) for name, given in inputs.items() for folder in ([given] if isinstance(given, Path) else given)
+    ]
+    for name, folder in folders:
+        lacking = _lacking(folder)
+        if lacking:
+            raise InputError(f"input {name} ({folder}): {lacking}; {_cause()}")
+    for name, folder in folders:
+        try:
+            verify(folder, (only or {}).get(name))
+        except InputError as error:
+            raise InputError(f"input {name}: {error}; make it again with --no-cache") from None
 
 
 def _lacking(folder: Path) -> str:
     """What a sealed folder lacks, in words; empty: nothing."""
     if not folder.is_dir() or not any(path.is_file() for path in folder.rglob("*")):
         return "arrived empty"
-    if not (folder / SEAL).is_file():
+    if not is_sealed(folder):
         return f"lacks {SEAL}"
     names = list(_seal(folder)["files"])
     missing = [name for name in names if not (folder / name).is_file()]
@@ -443,16 +499,24 @@ def announcing(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stage(name: str, output: Path, *, config: Any, inputs: Inputs | None = None) -> Iterator[Record]:
+def stage(
+    name: str,
+    output: Path,
+    *,
+    config: Any,
+    inputs: Inputs | None = None,
+    only: Mapping[str, Sequence[str]] | None = None,
+) -> Iterator[Record]:
     """Run the body as stage `name`: announce it, time it, and record it in `output/stage.json`, written last.
 
-    What the inputs hold is checked in the body too, so that whatever is wrong with them is announced.
+    The bytes of the inputs are verified first, and an earlier attempt's seal of `output` is removed.
 
     Args:
         name: the stage, with its shard if it has one (`label-00003`).
         output: the folder that the stage writes; made if missing.
         config: pydantic model with the knobs that the stage was given.
         inputs: the folders that the stage reads, as `require` takes them.
+        only: likewise.
 
     Yields:
         The record to fill in.
@@ -465,13 +529,14 @@ def stage(name: str, output: Path, *, config: Any, inputs: Inputs | None = None)
     progress.announce(name, "started")
     with announcing(name):
         try:
-            require(inputs or {})
+            require(inputs or {}, only)
             output.mkdir(parents=True, exist_ok=True)
-            (output / RECORD).unlink(missing_ok=True)
+            for left in (RECORD, SEAL):
+                (output / left).unlink(missing_ok=True)
             yield record
             seconds, peak = round(time.time() - started, 3), round(peak_memory_mib(), 1)
-            write_json(
-                output / RECORD,
+            write_record(
+                output,
                 {
                     "stage": name,
                     "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
@@ -482,11 +547,56 @@ def stage(name: str, output: Path, *, config: Any, inputs: Inputs | None = None)
                     "facts": record.facts,
                 },
             )
-        except OSError as error:
-            if error.errno in progress.STORAGE_ERRORS:
-                raise InputError(f"{error.filename or output}: cannot be used ({error.strerror})") from error
+        except (InputError, RunStopped):
+            raise
+        except Exception as error:
+            if refusal := progress.storage_refusal(error, str(output)):
+                raise InputError(refusal) from error
             raise
     progress.announce(name, "finished", f"{seconds:.1f} s", f"peak {peak:.0f} MiB")
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write what a stage records of itself beside its results, with their digest and that of the record."""
+    bound = {**record, "sealed": sealed_digest(folder) if is_sealed(folder) else ""}
+    write_json(folder / RECORD, bound | {"digest": digest_json(bound)})
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What the stage that made `folder` recorded of itself: `stage`, `config`, `inputs`, `facts`, and what it took.
+
+    Raises:
+        InputError: the record is missing, is not as it was written, or is that of another folder.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        raise InputError(f"{path}: no such file, expected the record of the stage that made the folder")
+    record = read_json(path)
+    if record.get("digest") != digest_json({key: value for key, value in record.items() if key != "digest"}):
+        raise InputError(f"{path}: differs from the digest that it holds of itself; it was changed or damaged")
+    sealed = sealed_digest(folder) if is_sealed(folder) else ""
+    if record.get("sealed") != sealed:
+        seen, expected = (str(digest or "no seal")[:12] for digest in (record.get("sealed"), sealed))
+        raise InputError(f"{path}: is the record of other results ({seen}), expected that of {expected}")
+    return record
+
+
+def check_made_of(folder: Path, expected: Mapping[str, str], verb: str = "made") -> None:
+    """Refuse results that a stage made of something else than what they are taken for.
+
+    Args:
+        folder: the results, with the record of their stage.
+        expected: digest or id of inputs of that stage, by name.
+        verb: what the stage did with them.
+
+    Raises:
+        InputError: as `read_record`, or the record names another input, or does not tell.
+    """
+    inputs = read_record(folder)["inputs"]
+    for name, value in expected.items():
+        if inputs.get(name) != value:
+            seen = inputs[name][:13] or "none" if name in inputs else "that its record does not tell"
+            raise InputError(f"{folder}: {verb} with {name} {seen}, expected {value[:13] or 'none'}")
 
 
 def _report_failure(name: str, error: Exception) -> None:

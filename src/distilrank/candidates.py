@@ -75,7 +75,8 @@ class Miner:
         if not len(queries):
             if self.corpus.logged:
                 raise InputError(
-                    "log: the training window holds no query of the train side, expected some to mine candidates for"
+                    "log: the training window holds no query of the train side, expected some to mine candidates "
+                    f"for{self.corpus.left_out}"
                 )
             queries = split.queries["train"]
         config, position = self.config, self.corpus.position

@@ -1,12 +1,17 @@
-"""State of a training on disk: written whole or not at all, read without running code, the last two kept."""
+"""State of a training on disk: written whole or not at all, verified and read without running code, the last two kept.
+
+The name of a checkpoint has the SHA-256 of its bytes, `step-00000120-DIGEST.pt`: what torch reads has no checksum that
+it looks at, and most damaged files would load as another state.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import pickle
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -30,28 +35,45 @@ class Checkpoints:
         """Keep `state` (tensors, numbers, texts, lists and dicts of them) as that of `step`, and drop older ones."""
         if self.folder is None:
             return
-        path = self.folder / f"step-{step:08d}.pt"
+        path = self.folder / f"step-{step:08d}.new"
         # another attempt that came to its end has removed the folder: this one can do without
-        with contextlib.suppress(FileNotFoundError), artifacts.replacing(path) as handle:
-            try:
-                torch.save(state, handle)
-            except RuntimeError as error:  # torch hides what the storage said
-                if isinstance(error.__context__, OSError):
-                    raise error.__context__ from error
-                raise
+        with contextlib.suppress(FileNotFoundError):
+            with artifacts.replacing(path) as handle:
+                writer = _DigestingWriter(handle)
+                try:
+                    torch.save(state, writer)
+                except RuntimeError as error:  # torch hides what the storage said
+                    if isinstance(error.__context__, OSError):
+                        raise error.__context__ from error
+                    raise
+            path.rename(path.with_name(f"{path.stem}-{writer.sha256.hexdigest()}.pt"))
         for old in self._saved()[:-KEPT]:
             old.unlink(missing_ok=True)
 
     def load(self, stage: str) -> dict[str, Any] | None:
-        """The newest state that is whole, on the CPU; None where there is none. `stage` names the progress lines."""
+        """The newest state whose bytes are those that were saved, on the CPU; None where there is none.
+
+        A checkpoint that is damaged is named in a line of `stage` and removed.
+        """
         if self.folder is not None:
-            for stale in self.folder.glob(".step-*.partial"):  # of a killed attempt
-                stale.unlink(missing_ok=True)
-        for path in reversed(self._saved()):
+            for pattern in (".step-*.partial", "step-*.new"):
+                for stale in self.folder.glob(pattern):  # of a killed attempt
+                    stale.unlink(missing_ok=True)
+        saved = self._saved()
+        for path in reversed(saved):
+            expected = path.stem.rpartition("-")[2]
             try:
-                return torch.load(path, map_location="cpu", weights_only=True)
+                if (seen := artifacts.digest_file(path)) == expected:
+                    return torch.load(path, map_location="cpu", weights_only=True)
+                problem = f"digest {seen[:12]} differs from the {expected[:12]} of its name"
+            except FileNotFoundError:  # another process that trains along has removed it
+                continue
             except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-                progress.announce(stage, "note", f"{path} is damaged, taking the one before ({error})")
+                problem = str(error)
+            progress.announce(stage, "note", f"{path} is damaged, taking the one before ({problem})")
+            path.unlink(missing_ok=True)
+        if saved:
+            progress.announce(stage, "note", "no checkpoint is whole: starts again from the first step")
         return None
 
     def clear(self) -> None:
@@ -61,3 +83,18 @@ class Checkpoints:
 
     def _saved(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.pt")) if self.folder is not None else []
+
+
+class _DigestingWriter:
+    """A file that digests what is written to it."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self.sha256 = hashlib.sha256()
+        self._handle = handle
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        return self._handle.write(data)
+
+    def flush(self) -> None:
+        self._handle.flush()

@@ -93,15 +93,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _fail(str(error), 2)
     except RunStopped as error:
         _fail(str(error), 1)
-    except OSError as error:
-        if error.errno not in progress.STORAGE_ERRORS:
+    except Exception as error:
+        if not (refusal := progress.storage_refusal(error, "storage")):
             raise
-        _fail(f"{error.filename or 'storage'}: {error.strerror}", 2)
+        _fail(refusal, 2)
     sys.exit(0)
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    print("distilrank:", " ".join(message.split()), file=sys.stderr)
+    print("distilrank:", progress.printable(" ".join(message.split())), file=sys.stderr)
     sys.exit(status)
 
 

@@ -46,7 +46,10 @@ def setup(compute: Compute) -> Runtime:
     if name == "cuda" and available["cuda"]:  # of the processes that train together, each has a GPU
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not available[name]:
-        raise InputError(f"compute.device: {name!r} asked for, but torch sees none on this machine")
+        raise InputError(
+            f"compute.device: {name!r} asked for, but torch {torch.__version__} sees none on this machine; "
+            "use auto or cpu"
+        )
     if compute.precision != "auto":
         dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
         return Runtime(torch.device(name), dtype, "configured")

@@ -6,6 +6,7 @@ documentation follow from the models below. Needs pydantic and PyYAML only, so t
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import math
 import re
@@ -222,6 +223,38 @@ class Columns(Section):
     position: str = Field("", description="Rank at which the product was shown, from 1.")
     clicked: str = Field("", description="Whether it was clicked (true/false or 1/0).")
     client: str = Field("", description="Who searched (a cookie's or an account's id); it never leaves preparation.")
+    row_id: str = Field("", description="An id of each row of the log of tables: a row that comes again counts once.")
+
+
+class Csv(Section):
+    """How your CSV files are written; Parquet files say it themselves."""
+
+    delimiter: str = Field(
+        ",", min_length=1, max_length=1, description=r'What separates the values: one character; a tab is "\t".'
+    )
+    encoding: str = Field(
+        "utf-8", description="Character encoding, by Python's name for it: utf-8, windows-1252 or utf-16, for example."
+    )
+    decimal: Literal[".", ","] = Field(".", description="What stands before the fraction of a number.")
+    null_values: tuple[str, ...] = Field(
+        ("\\N", "NULL"), description="Values that mean: no value. An empty value, or one of spaces alone, always does."
+    )
+
+    @field_validator("delimiter")
+    @classmethod
+    def _separates(cls, character: str) -> str:
+        if not character.isascii() or character.isalnum() or character in '"\r\n':
+            raise ValueError(f"{character!r} cannot separate values, expected a comma, a semicolon, a tab or the like")
+        return character
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        try:
+            "".encode(name)
+        except LookupError:
+            raise ValueError(f"{name!r} is no encoding of text, expected utf-8, windows-1252 or the like") from None
+        return codecs.lookup(name).name
 
 
 class Judged(Section):
@@ -232,6 +265,7 @@ class Judged(Section):
     )
     catalogue: str = Field(description="Products (product_id, title and more), likewise.")
     columns: Columns = Field(Columns(), description="How the columns are called.")
+    csv: Csv = Field(Csv(), description="How CSV files are written.")
     rating_min: float = Field(description="The lowest rating of the scale; its soft target is 0.")
     rating_max: float = Field(description="The highest rating of the scale; its soft target is 1.")
     relevant_from: float = Field(description="A pair counts as relevant from this rating on (MRR, AUC, recall).")
@@ -1444,7 +1478,7 @@ def read(path: Path, what: str, content: str) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such {what} file") from None
-    except (yaml.YAMLError, ValueError, OSError) as error:  # ValueError: a date that the calendar lacks, bytes
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:  # ValueError: no such date, bytes
         raise InputError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a mapping of {content}, got {type(values).__name__}")
@@ -1482,7 +1516,7 @@ def settings(overrides: list[str]) -> dict[str, Any]:
             raise InputError(f"--set {override}: expected section.key=value")
         try:
             value = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError):
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise InputError(f"--set {override}: {text!r} is not a YAML value") from None
         for part in reversed(key.split(".")):
             value = {part: value}

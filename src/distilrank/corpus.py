@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distilrank import languages, modes, normalise, progress, records
+from distilrank import languages, modes, normalise, progress, records, sql
 from distilrank.catalogue import Catalogue, bare_ids
 from distilrank.config import Prepare
 from distilrank.errors import InputError
@@ -20,6 +21,10 @@ from distilrank.pool import Pairs, Pool
 from distilrank.problems import EXAMPLES, Problems
 from distilrank.sources import NO_IMPRESSIONS, Log, Source
 from distilrank.splits import TAIL, hash_position, sides, strata
+
+_UNKNOWN_CLIENTS = "does not tell who searched"
+_NOT_LEFT_OUT = (_UNKNOWN_CLIENTS, "kept, ")
+_REASONS = 3
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,8 @@ class Corpus:
     privacy: dict[str, Any]
     """What was scrubbed and dropped, in counts."""
     rows: dict[str, int]
+    left_out: str
+    """Why rows of the log were left out, the reason of most rows first, to be added to a message; empty: none were."""
 
 
 def read(
@@ -92,10 +99,11 @@ def read(
     kept: list[Kept] = []
     log = source.log()
     if log is not None:  # first, while the catalogue does not take up memory beside it
+        problems.extend(log.problems, once=True)
         if log.people and least_clients(log, config) < config.privacy.min_clients:
             problems.add(
                 "log",
-                "does not tell who searched, so rare queries are kept; name the column in data.columns.client to drop "
+                f"{_UNKNOWN_CLIENTS}, so rare queries are kept; name the column in data.columns.client to drop "
                 f"those of fewer than {config.privacy.min_clients} clients",
                 fatal=False,
             )
@@ -103,10 +111,9 @@ def read(
         kept = store.ingest(log, config.privacy, reference_start[:10], newest_end[:10], problems)
         if kept and not any(part.files("pairs", "", "") for part in kept):
             told = next((problem.line() for problem in problems if problem.what.startswith(NO_IMPRESSIONS)), "")
+            told = f"; {told}" if told else _left_out(log, problems)
             rows = sum(sum(part.days.values()) for part in kept)
-            raise InputError(
-                f"log: no impressions among its {rows} rows, expected some" + (f"; {told}" if told else "")
-            )
+            raise InputError(f"log: no impressions among its {rows} rows, expected some{told}")
     with progress.timed("prepare", "read the catalogue"):
         catalogue = Catalogue(source.products(problems), scratch, problems)
     with progress.timed("prepare", "read the judgements"):
@@ -116,6 +123,17 @@ def read(
         source, config, (reference_start[:10], newest_start[:10], newest_end[:10]), catalogue, table, log, kept,
         connection, problems,
     )  # fmt: skip
+
+
+def _left_out(log: Log | None, problems: Problems) -> str:
+    """See `Corpus.left_out`."""
+    places = {"log", *(part.name for part in (log.parts if log else ()))}
+    rows: Counter[str] = Counter()
+    for problem in problems:
+        if problem.where in places and not problem.fatal and not problem.what.startswith(_NOT_LEFT_OUT):
+            rows[problem.what.removeprefix("left out, ")] += problem.rows
+    reasons = [f"{what} ({count} rows)" for what, count in rows.most_common(_REASONS)]
+    return f"; left out: {'; '.join(reasons)}" if reasons else ""
 
 
 def least_clients(log: Log, config: Prepare) -> int:
@@ -253,6 +271,7 @@ def _assemble(
             "judgements": table.num_rows,
             "log": sum(sum(part.days.values()) for part in kept),
         },
+        left_out=_left_out(log, problems),
     )
 
 
@@ -271,7 +290,10 @@ def _log_tables(
     def parquet(table: str, columns: str) -> str:
         files = [path for part in kept for path in part.files(table, start, end)]
         if files:
-            return f"read_parquet({files}, hive_partitioning = true, hive_types = {{'day': VARCHAR}})"
+            # DuckDB would take a `day=` from anywhere in the path, above the store too.
+            day = "regexp_extract(filename, '/day=([^/]*)/[^/]*$', 1)"
+            rows = f"read_parquet({sql.file_list(files)}, filename = true, hive_partitioning = false)"
+            return f"(SELECT *, {day} AS day FROM {rows})"
         return f"(SELECT {columns} WHERE false)"
 
     pairs = parquet("pairs", "'' AS day, '' AS query_id, '' AS product_id, 1 AS position, 1 AS shown, 1 AS clicked")

@@ -151,7 +151,8 @@ def _check(
         if not_read:
             facts["read"], facts["not_read"] = "a sample", not_read
         elif corpus.logged and not corpus.impressions.any() and not corpus.newest.any():
-            problems.add("log", "no impression of a known product by a query that may be kept, expected some")
+            what = f"no impression of a known product by a query that may be kept, expected some{corpus.left_out}"
+            problems.add("log", what)
         split = splits.split(corpus.judged.query, corpus.position, prepare)
         facts["splits"] = {use: len(places) for use, places in split.queries.items()}
         texts = {side: corpus.queries.take(pa.array(split.queries[side])).to_pylist() for side in SIDES}

@@ -26,6 +26,8 @@ from distilrank.errors import InputError
 
 NESTED_POSITIONS = 8192
 """Tokens that a model with a nested configuration takes where that leaves them out, as it may: all take more."""
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+"""Names of a model's inputs, the last one for models with segments only."""
 MIN_PRODUCT_TOKENS = 8  # what is left of a product beside a query that fills `max_tokens` by itself
 
 ENCODERS = frozenset(
@@ -148,8 +150,46 @@ def require_encoder(folder: Path) -> None:
         )
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
+ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is known of a model's inputs beside tokenizer.json.
+
+    Of a folder that a stage of ours saved, `read` finds all of it in the folder's JSON. Of any other model's folder,
+    the JSON leaves out what is the default in transformers, see `pretrained.inputs`.
+    """
+
+    config: Mapping[str, Any]
+    """Content of config.json."""
+    special_tokens: Mapping[str, str]
+    """The tokenizer's special tokens by role, one of ROLES."""
+    names: tuple[str, ...] | None = None
+    """Names of the arrays that the model gets; None: all that it knows."""
+
+    @classmethod
+    def read(cls, folder: Path) -> Inputs:
+        """What the JSON files of `folder` say; older models keep special tokens in a file of their own."""
+        paths = [folder / name for name in ("special_tokens_map.json", "tokenizer_config.json")]
+        settings = {
+            name: value
+            for path in paths
+            if path.is_file()
+            for name, value in artifacts.read_json(path).items()
+            if value is not None
+        }
+        tokens = {role: settings[role] for role in ROLES if role in settings}
+        special = {role: token["content"] if isinstance(token, dict) else str(token) for role, token in tokens.items()}
+        names = settings.get("model_input_names")
+        return cls(artifacts.read_json(folder / "config.json"), special, None if names is None else tuple(names))
+
+
+def load_tokenizer(folder: Path, special_tokens: Iterable[str] = ()) -> Tokenizer:
     """The tokenizer in `folder`, which neither pads nor truncates.
+
+    Args:
+        special_tokens: those that a base model's tokenizer.json need not list; transformers adds them, too.
 
     Raises:
         InputError: no tokenizer.json, or it cannot be read.
@@ -163,37 +203,16 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise InputError(f"{path}: not a tokenizer ({' '.join(str(error).split())[:200]})") from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    # A base model's tokenizer.json need not list all that its settings call special; transformers adds them, too.
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
-    named = [token for token in dict.fromkeys(_special(folder).values()) if token not in known]
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in named])
+    missing = [token for token in dict.fromkeys(special_tokens) if token not in known]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in missing])
     return tokenizer
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    """What transformers keeps of the tokenizer beside tokenizer.json; older models keep it in two files."""
-    paths = [folder / name for name in ("special_tokens_map.json", "tokenizer_config.json")]
-    return {
-        name: value
-        for path in paths
-        if path.is_file()
-        for name, value in artifacts.read_json(path).items()
-        if value is not None
-    }
-
-
-def _special(folder: Path) -> dict[str, str]:
-    """The tokenizer's special tokens by role: `pad_token`, `eos_token` and so on."""
-    roles = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-    found = {role: value for role, value in _settings(folder).items() if role in roles}
-    return {role: value["content"] if isinstance(value, dict) else str(value) for role, value in found.items()}
-
-
-def _pad_token_id(folder: Path, tokenizer: Tokenizer, config: Mapping[str, Any]) -> int:
+def _pad_token_id(folder: Path, tokenizer: Tokenizer, inputs: Inputs) -> int:
     """What to pad with: the pad token, or the end token where there is none."""
-    special = _special(folder)
-    token = special.get("pad_token", special.get("eos_token"))
-    found = config.get("pad_token_id") if token is None else tokenizer.token_to_id(token)
+    token = inputs.special_tokens.get("pad_token", inputs.special_tokens.get("eos_token"))
+    found = inputs.config.get("pad_token_id") if token is None else tokenizer.token_to_id(token)
     if not isinstance(found, int) or found < 0 or tokenizer.id_to_token(found) is None:
         raise InputError(f"{folder}: its tokenizer has neither a pad token nor an end token, expected one to pad with")
     return found
@@ -240,22 +259,24 @@ class Encoder(ABC):
     Args:
         folder: `config.json` and `tokenizer.json` are read, and the tokenizer's settings if there are any.
         text: how a pair is shown to the model.
+        inputs: None: as the folder's JSON says.
 
     Raises:
         InputError: one of them is missing or unreadable, the two do not fit each other, there is nothing to pad with,
             or `text` leaves no room for a query.
     """
 
-    def __init__(self, folder: Path, text: Text) -> None:
-        path = folder / "config.json"
-        config = text_settings(artifacts.read_json(path))
-        self.folder, self.text, self.tokenizer = folder, text, load_tokenizer(folder)
-        self.pad_token_id = _pad_token_id(folder, self.tokenizer, config)
+    def __init__(self, folder: Path, text: Text, inputs: Inputs | None = None) -> None:
+        inputs = inputs or Inputs.read(folder)
+        config = text_settings(inputs.config)
+        self.folder, self.text, self.special_tokens = folder, text, inputs.special_tokens
+        self.tokenizer = load_tokenizer(folder, inputs.special_tokens.values())
+        self.pad_token_id = _pad_token_id(folder, self.tokenizer, inputs)
         self.special = special_tokens(self.tokenizer)
-        self.limit = _positions(path, config)
+        self.limit = _positions(folder / "config.json", config)
         self.max_tokens = min(text.max_tokens, self.limit)
-        self.has_types = int(config.get("type_vocab_size") or 0) > 1 and "token_type_ids" in _settings(folder).get(
-            "model_input_names", ["token_type_ids"]
+        self.has_types = int(config.get("type_vocab_size") or 0) > 1 and (
+            inputs.names is None or "token_type_ids" in inputs.names
         )
         self._vocabulary_size = config.get("vocab_size")
         # No text has a special token that is neutralised in it: <image_soft_token> of Gemma 3 has no embedding.
@@ -338,8 +359,8 @@ class PairEncoder(Encoder):
     what its post-processor puts before, between and after them.
     """
 
-    def __init__(self, folder: Path, text: Text) -> None:
-        super().__init__(folder, text)
+    def __init__(self, folder: Path, text: Text, inputs: Inputs | None = None) -> None:
+        super().__init__(folder, text, inputs)
         self._pieces, self._types = self._template()
         self._require_embeddings(np.concatenate([*self._pieces, [self.pad_token_id]]))
         self._require_room(sum(map(len, self._pieces)))
@@ -409,12 +430,26 @@ class PairEncoder(Encoder):
 class PromptEncoder(Encoder):
     """A prompt whose last token judges the product, for decoders."""
 
-    def __init__(self, folder: Path, text: TeacherText) -> None:
-        super().__init__(folder, text)
+    def __init__(self, folder: Path, text: TeacherText, inputs: Inputs | None = None) -> None:
+        super().__init__(folder, text, inputs)
         self.template = text.template
         (prompt,) = self._tokenise([self._prompt("", "")])
-        self._require_embeddings([*prompt, self.pad_token_id])
         self._require_room(len(prompt))
+        self.pad_token_id = self._padding()
+        self._require_embeddings([*prompt, self.pad_token_id])
+
+    def _padding(self) -> int:
+        """What to pad with: transformers reads the last token that is not it, so that no prompt may end in it."""
+        (prompt,) = self._tokenise([self._prompt("red sofa", "blue lamp")])
+        special = [number for number, token in self.tokenizer.get_added_tokens_decoder().items() if token.special]
+        for number in (self.pad_token_id, *special):
+            # one of a single character may be the end of a query
+            if number != prompt[-1] and len(str(self.tokenizer.id_to_token(number))) > 1:
+                return number
+        raise InputError(
+            f"{self.folder}: its prompts end in {self.pad_token!r}, which it pads with, and it has no other special "
+            "token; expected a tokenizer with a pad token of its own"
+        )
 
     def _prompt(self, query: str, product: str) -> str:
         values = {"{query}": query, "{product}": product}

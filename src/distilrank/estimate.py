@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from distilrank import adapters, artifacts, batching, encoding, losses, models, progress, records, training
+from distilrank import adapters, artifacts, batching, encoding, losses, models, pretrained, progress, records, training
 from distilrank import compute as computing
 from distilrank.config import Compute, Label, Teacher
 from distilrank.network import load_model, score_encoded
@@ -47,7 +47,9 @@ def estimate(
         fitting = records.read(judgements / "train.parquet", records.JUDGED)
         dev = records.read(judgements / "dev.parquet", records.JUDGED)
         folder = models.resolve(teacher.model)
-        encoder = load_encoder(folder, teacher.text, teacher.kind)
+        training.seed_everything(teacher.optimiser.seed)
+        base = load_model(folder, runtime)
+        encoder = load_encoder(folder, teacher.text, teacher.kind, pretrained.inputs(folder, base))
         encoded, dev_encoded = (encoding.encode_table(encoder, table, teacher.text) for table in (fitting, dev))
         shards = sorted(candidates.glob("shard-*.parquet"))
         rows = sum(pq.read_metadata(shard).num_rows for shard in shards)
@@ -55,8 +57,6 @@ def estimate(
             first = pa.Table.from_batches([next(file.iter_batches(SAMPLE_ROWS))])
         sample = encoding.encode_table(encoder, first, teacher.text)
 
-        training.seed_everything(teacher.optimiser.seed)
-        base = load_model(folder, runtime)
         base.config.pad_token_id = encoder.pad_token_id
         with progress.timed(STAGE, "timed scoring"):
             scoring = _rate(

@@ -34,8 +34,9 @@ from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from distilrank import __version__, artifacts, encoding, hardware, measures, pretrained, progress
 from distilrank.config import Compute
+from distilrank.encoding import INPUTS
 from distilrank.errors import InputError, RunStopped
-from distilrank.graph import INPUTS, Graph
+from distilrank.graph import Graph
 from distilrank.quantisation import CONTRIBUTED, quantise
 from distilrank.scorer import Scorer
 

@@ -15,7 +15,6 @@ from distilrank import artifacts, progress
 from distilrank import registry as registries
 from distilrank.checks import Check, Evidence, counts_as_failed, examine
 from distilrank.config import Gate, Registry, parameters
-from distilrank.errors import InputError
 from distilrank.model_card import PARITY
 
 Outcome = Literal["promoted", "cold_start", "overridden", "refused", "unchanged"]
@@ -172,17 +171,18 @@ def gate(
         Whether the student is to be promoted.
 
     Raises:
-        InputError: a file is missing or damaged, evaluation or drift is of something else, or the registry has no such
-            champion or anchor.
+        InputError: a file is missing or damaged, evaluation or drift is of something else or does not tell of what, or
+            the registry has no such champion or anchor.
     """
     folders = {"evaluation": evaluation, "drift": drift, "student": student, "judgements": judgements}
     with artifacts.stage("gate", output, config=config, inputs=folders) as record:
-        digests = {name: artifacts.sealed_digest(folder) for name, folder in folders.items()}
+        digests = {name: artifacts.verify(folder) for name, folder in folders.items()}
         record.inputs |= {**digests, "champion": champion, "anchor": anchor}
-        artifacts.verify(evaluation, only=["metrics.json"])
-        artifacts.verify(drift, only=["drift.json"])
-        _insist_same(evaluation, record.inputs, "evaluated", ("judgements", "student", "champion", "anchor"))
-        _insist_same(drift, record.inputs, "compared", ("evaluation", "student", "champion"))
+        compared = {name: record.inputs[name] for name in ("judgements", "student", "champion", "anchor")}
+        artifacts.check_made_of(evaluation, compared, "evaluated")
+        compared = {name: record.inputs[name] for name in ("evaluation", "student", "champion")}
+        traffic = artifacts.read_record(evaluation)["inputs"].get("traffic", "")
+        artifacts.check_made_of(drift, compared | {"traffic": traffic}, "compared")
         metrics = artifacts.read_json(evaluation / "metrics.json")
         backend = registries.connect(registry)
         candidate = registries.version_id(digests["student"])
@@ -245,16 +245,6 @@ def reconsider(run: Path, policy: Gate) -> Verdict:
         newest_end=artifacts.read_json(run / "profile.json")["windows"]["newest_end"],
         now=datetime.fromisoformat(decided) if decided else None,
     )
-
-
-def _insist_same(folder: Path, inputs: dict[str, str], verb: str, names: tuple[str, ...]) -> None:
-    """Refuse what was made of something else than what is decided on."""
-    path = folder / artifacts.RECORD
-    made_of = artifacts.read_json(path)["inputs"] if path.exists() else {}
-    for name in names:
-        if made_of.get(name, inputs[name]) != inputs[name]:
-            seen, expected = (value[:13] or "none" for value in (made_of[name], inputs[name]))
-            raise InputError(f"{folder}: {verb} with {name} {seen}, expected {expected}")
 
 
 def _described(backend: registries.Backend, version: str) -> dict[str, Any] | None:

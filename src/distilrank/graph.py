@@ -10,7 +10,7 @@ import onnxruntime
 
 from distilrank import artifacts, batching, hardware, progress
 from distilrank.config import Compute
-from distilrank.encoding import Tokens
+from distilrank.encoding import INPUTS, Tokens
 from distilrank.errors import InputError
 
 FILES = {"onnx": "onnx/model.onnx", "onnx-int8": "onnx/model_qint8_avx512_vnni.onnx"}
@@ -20,7 +20,6 @@ BATCH_TOKENS = 512
 """Most tokens of a batch: what all layers make of them fits into a core's cache, so that more would be slower."""
 MIN_BATCH_TOKENS = 128
 """Batches are not cut below this to give each thread one: reading the weights would cost more than it gains."""
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class Graph:

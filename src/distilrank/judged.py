@@ -57,11 +57,16 @@ class Judged:
     def read(cls, source: Path) -> Judged:
         """Read the test split of a `judgements` folder, or the split that is the Parquet file `source` in such a one.
 
+        What is read is checked against the folder's seal, if it has one.
+
         Raises:
-            InputError: the split is empty, has a pair twice, a target outside [0, 1], or no query to rank.
+            InputError: a file is damaged, or the split is empty, has a pair twice, a target outside [0, 1], or no query
+                to rank.
         """
         path = source if source.suffix == ".parquet" else source / "test.parquet"
         folder = path.parent
+        if artifacts.is_sealed(folder):
+            artifacts.verify(folder, [path.name, "protocol.json"])
         table = records.read(path, records.JUDGED)
         protocol = artifacts.read_json(folder / "protocol.json")
         start = protocol.get("relevant_from")

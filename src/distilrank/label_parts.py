@@ -181,8 +181,14 @@ class Parts:
     def __init__(self, folder: Path, inputs: dict[str, Any]) -> None:
         self.folder, self.inputs = folder, artifacts.digest_json(inputs)
         path = folder / INPUTS
+        there = None
         if path.exists():
-            self._refuse_others(path, artifacts.read_json(path), inputs)
+            try:
+                there = artifacts.read_json(path)
+            except InputError as error:  # each part says what it was made from
+                progress.announce("label", "note", f"{error}; writing it again")
+        if there is not None:
+            self._refuse_others(path, there, inputs)
         else:
             self._write(path, lambda handle: handle.write(json.dumps(inputs, indent=2).encode()))
 
@@ -206,7 +212,7 @@ class Parts:
         return self.folder / f"part-{number:05d}.parquet"
 
     def take(self, number: int, rows: pa.Table) -> tuple[np.ndarray, Work] | None:
-        """Logits of these rows as an attempt has left them, and what they took; None: not there, or damaged.
+        """Logits of these rows as an attempt has left them, and what they took; None: not there, or damaged, and named.
 
         Raises:
             InputError: the part was made from other inputs.
@@ -214,13 +220,16 @@ class Parts:
         path = self._path(number)
         try:
             with pq.ParquetFile(path) as file:
-                account = json.loads(file.schema_arrow.metadata[METADATA])
+                account = artifacts.parse_json(file.schema_arrow.metadata[METADATA], str(path))
                 part = records.conform(file.read(), records.LABELS, str(path))
             digest, inputs, work = account.pop("digest"), account["inputs"], Work(**account["work"])
             whole = digest == _digest(part, account)  # of ids that may be no text any more
-        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
+        except FileNotFoundError:
             return None
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
+            whole = False
         if not whole or not all(part.column(name).equals(rows.column(name)) for name in IDS):
+            progress.announce("label", "note", f"{path} is damaged, or of other rows: scoring its rows again")
             return None
         if inputs != self.inputs:
             raise InputError(

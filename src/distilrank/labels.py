@@ -45,16 +45,17 @@ def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teac
         RunStopped: logits that are not finite or hardly differ: the teacher is broken, or has collapsed.
     """
     name = shard.replace("shard", "label")
-    with artifacts.stage(name, output, config=config, inputs={"candidates": candidates, "teacher": teacher}) as record:
-        for sealing in (artifacts.SEAL, MANIFEST):
-            (output / sealing).unlink(missing_ok=True)
-        record.inputs["candidates"] = artifacts.verify(candidates, [f"{shard}.parquet"])
+    inputs = {"candidates": candidates, "teacher": teacher}
+    read = [f"{shard}.parquet"]
+    with artifacts.stage(name, output, config=config, inputs=inputs, only={"candidates": read}) as record:
+        (output / MANIFEST).unlink(missing_ok=True)
+        record.inputs["candidates"] = artifacts.verify(candidates, read)
         record.inputs["teacher"] = artifacts.verify(teacher)
         compute = compute.model_copy(update={"threads": config.threads or compute.threads})
         runtime = computing.setup(compute)
         shard_path = candidates / f"{shard}.parquet"
         shard_digest = artifacts.read_json(candidates / artifacts.SEAL)["files"][f"{shard}.parquet"]
-        inputs = {
+        decides = {
             "shard": shard_digest,
             "teacher": record.inputs["teacher"],
             "part_rows": config.part_rows,
@@ -65,7 +66,7 @@ def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teac
             "versions": [artifacts.code_digest(), torch.__version__, transformers.__version__],
         }
         folder = (
-            Path(compute.resume) / f"{shard}-{artifacts.digest_json(inputs)[:16]}"
+            Path(compute.resume) / f"{shard}-{artifacts.digest_json(decides)[:16]}"
             if compute.resume
             else output / "parts"
         )
@@ -76,7 +77,7 @@ def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teac
             name=name,
             shard=shard_path,
             fields=artifacts.read_json(teacher / DESCRIPTION)["text"]["fields"],
-            parts=Parts(folder, inputs),
+            parts=Parts(folder, decides),
             load=lambda: _load(name, teacher, config, compute, pq.read_metadata(shard_path).num_rows),
             device=device,
             output=output / LABELS,

@@ -114,6 +114,7 @@ def run(
                 raise
         result = task.result()
         artifacts.copy_tree(workspace / "output", output)
+        artifacts.verify(output)  # before the only other copy goes
         shutil.rmtree(workspace, ignore_errors=True)  # network volumes keep what somebody has open
         return result
     count = processes(compute)

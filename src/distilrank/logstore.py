@@ -13,6 +13,7 @@ A store is a folder:
         queries/day=DAY/    query_id, text, typed
         clients/day=DAY/    query_id, client
         searches.parquet    hash of each search and its query, for parts that name searches only
+        rows.parquet        hash of each row's id, where rows have ids, for parts that deliver a row again
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from distilrank import artifacts, hardware, normalise, progress, records
+from distilrank import artifacts, hardware, normalise, progress, records, sql, volume
 from distilrank import privacy as privacy_module
 from distilrank.config import Privacy
 from distilrank.errors import InputError
@@ -41,7 +42,7 @@ from distilrank.privacy import Scrubber
 from distilrank.problems import Problem, Problems
 from distilrank.sources import Log, Part
 
-FORMAT = 1
+FORMAT = 2
 """Goes up with any change of what is kept of the same part, scrubbing included."""
 
 UNTIMED = "none"
@@ -52,7 +53,11 @@ MEMORY_MIB = 160
 
 _SCRATCH = ".scratch-"
 _MOST_WORKERS = 4  # each holds MEMORY_MIB, and scrubbing keeps no more busy
-_TABLES = ("events", "mapped", "found", "searches", "resolved", "who", "clients", "told_elsewhere")
+_TABLES = ("events", "mapped", "found", "searches", "resolved", "who", "clients", "told_elsewhere", "row_ids")
+_REPEATED = 0.1
+"""Share of rows like another from which on it is said: people do the same thing in the same second, but not often."""
+_LEAST_REPEATED = 10  # rows; fewer are no sign of anything
+_COMPARED = 1 << 20  # rows, about, that are compared with one another
 _MAX_POSITION = 1000  # deeper ones count as this one
 _LONGEST = 500  # characters of a query; what is longer was pasted by accident, and takes long to scrub
 _LEFT_OUT = {
@@ -70,8 +75,8 @@ def scratch(base: Path) -> Iterator[Path]:
     """
     base.mkdir(parents=True, exist_ok=True)
     for left in base.glob(f"{_SCRATCH}*"):
-        with contextlib.suppress(OSError), (left / "lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its owner lives
+        # Fails while its owner lives, and where locks do not work, so that it may live.
+        with contextlib.suppress(OSError, InputError), volume.locked(left / "lock", wait=False):
             shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=".new-", dir=base))
     with (folder / "lock").open("a") as lock:
@@ -90,12 +95,16 @@ def connect(base: Path, share: int = 1) -> Iterator[duckdb.DuckDBPyConnection]:
 
     Args:
         share: how many such databases work at once; each gets its part of the threads.
+
+    Raises:
+        InputError: as for `check_path`.
     """
+    check_path(base)
     with scratch(base) as folder:
         connection = duckdb.connect(str(folder / "work.duckdb"))
         try:
             connection.execute(f"SET memory_limit = '{MEMORY_MIB}MiB'")
-            connection.execute(f"SET temp_directory = '{_quoted(folder)}'")
+            connection.execute(f"SET temp_directory = {sql.quoted(folder)}")
             connection.execute(f"SET threads = {max(hardware.cores() // share, 1)}")
             connection.execute("SET preserve_insertion_order = false")
             connection.execute("SET enable_progress_bar = false")
@@ -105,8 +114,18 @@ def connect(base: Path, share: int = 1) -> Iterator[duckdb.DuckDBPyConnection]:
             connection.close()
 
 
-def _quoted(value: object) -> str:
-    return str(value).replace("'", "''")
+def check_path(folder: Path) -> None:
+    """Refuse a folder in which DuckDB cannot keep a database, whatever the file system takes.
+
+    Raises:
+        InputError: its path holds a question mark or a backslash.
+    """
+    for character in "?\\":
+        if character in str(folder.absolute()):  # DuckDB makes a path absolute itself
+            raise InputError(
+                f"{folder}: a {character!r} in the path of a folder for work files, which DuckDB cannot open: run "
+                "from another folder, and name another in prepare.store"
+            )
 
 
 def create_events(connection: duckdb.DuckDBPyConnection) -> None:
@@ -146,6 +165,7 @@ class LogStore:
     """A store in `folder`, made if missing."""
 
     def __init__(self, folder: Path, language: str = "") -> None:
+        check_path(folder)
         self.folder = folder
         self.language = language if language in normalise.DOTLESS else ""  # for others a query has the same key
         for name in ("files", "parts"):
@@ -194,7 +214,7 @@ class LogStore:
         """Read the parts of `log` that matter to the window and that the store does not have yet; return them all.
 
         Those of the day before the window are read too, for the searches that its first clicks belong to. Parts with
-        the same content count once.
+        the same content, or the same rows in two formats, count once, as do rows with the id of an earlier one.
 
         Args:
             log: its parts in an order in which those that tell of searches come first.
@@ -208,19 +228,25 @@ class LogStore:
             if _matters(found["days"], start, end)
         ]
         counter = progress.Counter("prepare", sum(sum(found["days"].values()) for _, found in wanted), "log rows")
-        reading_code = [artifacts.digest_file(Path(module.__file__ or "")) for module in (normalise, privacy_module)]
+        reading_code = [duckdb.__version__]  # whose hashes tell rows apart
+        reading_code += [artifacts.digest_file(Path(module.__file__ or "")) for module in (normalise, privacy_module)]
         options = [privacy.min_clients, privacy.scrub, *privacy.phone_regions, self.language]
         readings: dict[str, _Reading] = {}
         for part, found in wanted:
-            key = artifacts.digest_json([FORMAT, reading_code, found["digest"], log.settings, options])[:32]
-            if key in readings:
-                what = f"has the same content as {readings[key].part.name}: counted once"
+            content = [FORMAT, reading_code, found["digest"], log.settings, options]
+            digest = artifacts.digest_json(content)
+            if digest in readings:
+                what = f"has the same content as {readings[digest].part.name}: counted once"
                 problems.add(part.name, what, rows=sum(found["days"].values()), fatal=False)
                 continue
             near = [earlier for earlier in readings.values() if _near(earlier.days, found["days"])]
-            readings[key] = _Reading(part, key, found["days"], near)
+            # A row comes again with its time, so in a part with the same day; what is kept then depends on both.
+            before = [earlier for earlier in near if log.row_ids and earlier.days.keys() & found["days"].keys()]
+            key = artifacts.digest_json([*content, [earlier.key for earlier in before]] if before else content)[:32]
+            readings[digest] = _Reading(part, key, found["days"], near, before)
         scrubber = make_scrubber(privacy)
         kept: list[Kept] = []
+        twins: dict[tuple[str, str], Kept] = {}
         with _Workers(self.folder, len(readings)) as workers:
 
             def read(reading: _Reading) -> tuple[Kept, Problems]:
@@ -239,6 +265,11 @@ class LogStore:
                 counter.add(sum(reading.days.values()))
                 if seen.fatal:  # a part that a run would stop at is not kept
                     problems.extend(seen)
+                    continue
+                rows = known.facts["rows"], str(known.days)
+                if known.facts["rows"] and (twin := twins.setdefault(rows, known)) is not known:
+                    what = f"has the same rows as {twin.name} in another form: counted once"
+                    problems.add(known.name, what, rows=sum(known.days.values()), fatal=False)
                     continue
                 kept.append(known)
                 problems.extend(known.problems)
@@ -292,8 +323,10 @@ class LogStore:
 class _Reading:
     """A part that is being read, beside others."""
 
-    def __init__(self, part: Part, key: str, days: dict[str, int], near: list[_Reading]) -> None:
-        self.part, self.key, self.days, self.near = part, key, days, near
+    def __init__(
+        self, part: Part, key: str, days: dict[str, int], near: list[_Reading], before: list[_Reading]
+    ) -> None:
+        self.part, self.key, self.days, self.near, self.before = part, key, days, near, before
         self.searches: Future[int] = Future()
         """How many searches the part tells of; known long before the part is done."""
         self.done: Future[tuple[Kept, Problems]]
@@ -306,6 +339,11 @@ class _Reading:
         """The files in which these tell of searches; waits for those that do."""
         tell = [other for other in self.near if other.searches.result()]
         return [str(other.done.result()[0].folder / "searches.parquet") for other in tell]
+
+    def rows_before(self) -> list[str]:
+        """The files of hashes of row ids of the earlier parts that may have delivered a row of this one; waits."""
+        files = [other.done.result()[0].folder / "rows.parquet" for other in self.before]
+        return [str(file) for file in files if file.exists()]
 
 
 def _settle(reading: _Reading, read: Callable[[_Reading], tuple[Kept, Problems]]) -> tuple[Kept, Problems]:
@@ -406,8 +444,10 @@ def _aggregate(
     problems: Problems,
 ) -> dict[str, Any]:
     """Write the aggregates of the table `events` to `folder` and return the facts about it."""
+    _leave_out_repeated(connection, reading, folder, salt, problems)
+    checksum = _compare_rows(connection, reading.part.name, problems)
     _map_queries(connection, scrubber, language)
-    salted = f"md5_number_lower('{_quoted(salt)}search' || {{}})"
+    salted = f"md5_number_lower({sql.quoted(f'{salt}search')} || {{}})"
     connection.execute(
         """CREATE TEMP TABLE searches AS SELECT search, told.id AS id, told."at" AS "at" FROM (
             SELECT e.search, min({'blank': m.text IS NULL, 'at': coalesce(e."at", TIMESTAMP '1970-01-01'),
@@ -419,7 +459,7 @@ def _aggregate(
         connection.execute(
             f"""COPY (SELECT {salted.format("search")} AS search, query_id, text, why, "at"
                 FROM searches JOIN mapped USING (id))
-            TO '{_quoted(folder / "searches.parquet")}' (FORMAT parquet, COMPRESSION zstd)"""
+            TO {sql.quoted(folder / "searches.parquet")} (FORMAT parquet, COMPRESSION zstd)"""
         )
     reading.searches.set_result(told)
     (waiting,) = connection.execute(
@@ -435,7 +475,8 @@ def _aggregate(
                     'why': o.why}}) AS told
                 FROM (SELECT DISTINCT e.search FROM events e ANTI JOIN searches s USING (search)
                     WHERE e.query IS NULL AND e.search IS NOT NULL) u
-                JOIN read_parquet({others}) o ON o.search = {salted.format("u.search")} GROUP BY u.search)"""
+                JOIN read_parquet({sql.file_list(others)}, hive_partitioning = false) o
+                    ON o.search = {salted.format("u.search")} GROUP BY u.search)"""
         )
         connection.execute("INSERT INTO mapped SELECT NULL, id, told.query_id, told.text, told.why FROM told_elsewhere")
         connection.execute('INSERT INTO searches SELECT search, id, told."at" FROM told_elsewhere')
@@ -472,16 +513,71 @@ def _aggregate(
     for table, selection in selections.items():
         (folder / table).mkdir()
         connection.execute(
-            f"""COPY ({selection}) TO '{_quoted(folder / table)}'
+            f"""COPY ({selection}) TO {sql.quoted(folder / table)}
             (FORMAT parquet, COMPRESSION zstd, PARTITION_BY (day))"""
         )
     kinds = connection.execute("SELECT kind, sum(rows), count(*) FROM found GROUP BY kind").fetchall()
     return {
+        "rows": checksum,
         "unknown_searches": left_out.get("unknown", 0),
         "looked_in": reading.names(),
         "searches": told,
         "scrubbed": {kind: {"rows": int(rows), "queries": queries} for kind, rows, queries in sorted(kinds)},
     }
+
+
+def _leave_out_repeated(
+    connection: duckdb.DuckDBPyConnection, reading: _Reading, folder: Path, salt: str, problems: Problems
+) -> None:
+    """Delete the events whose row id an earlier event has, in this part or before it; keep hashes of the ids."""
+    if not connection.execute("SELECT count(row_id) FROM events").fetchall()[0][0]:
+        return
+    connection.execute(
+        f"""CREATE TEMP TABLE row_ids AS SELECT md5_number_lower({sql.quoted(f"{salt}row")} || row_id) AS id,
+            min(rowid) AS first FROM events WHERE row_id IS NOT NULL GROUP BY id"""
+    )
+    before = reading.rows_before()
+    if before:
+        files = f"read_parquet({sql.file_list(before)}, hive_partitioning = false)"
+        connection.execute(f"DELETE FROM row_ids WHERE id IN (SELECT id FROM {files})")
+    (deleted,) = connection.execute(
+        "DELETE FROM events WHERE row_id IS NOT NULL AND rowid NOT IN (SELECT first FROM row_ids)"
+    ).fetchall()[0]
+    what = "left out, rows with the row id of an earlier one"
+    problems.add(reading.part.name, what, rows=deleted, fatal=False)
+    connection.execute(
+        f"""COPY (SELECT id FROM row_ids) TO {sql.quoted(folder / "rows.parquet")}
+        (FORMAT parquet, COMPRESSION zstd)"""
+    )
+
+
+def _compare_rows(connection: duckdb.DuckDBPyConnection, name: str, problems: Problems) -> str:
+    """Note it if many events repeat another; return a checksum of them all, in any order.
+
+    Of events that tell their time of day, and have no id, alone: without it many a row is like another.
+
+    Returns:
+        The checksum; empty where an event has no time, or where there are too few for it to mean much.
+    """
+    (rows,) = connection.execute("SELECT count(*) FROM events").fetchall()[0]
+    one_in = max(rows // _COMPARED, 1)  # by their hashes, which repeated rows share
+    timed, total, seen, repeated = connection.execute(
+        f"""SELECT count(*) FILTER (timed), sum(row), count(row) FILTER (compared),
+            count(row) FILTER (compared) - count(DISTINCT row) FILTER (compared)
+        FROM (SELECT row, timed, timed AND NOT named AND row % {one_in} = 0 AS compared FROM (
+            SELECT "at" <> date_trunc('day', "at") AS timed, row_id IS NOT NULL AS named,
+                hash("at", search, query, product_id, position, shown, clicked, client) AS row FROM events))"""
+    ).fetchall()[0]
+    if repeated >= max(_REPEATED * seen, _LEAST_REPEATED):
+        about = "" if one_in == 1 else "about "
+        problems.add(
+            name,
+            f"kept, {about}{repeated / seen:.0%} of its rows repeat another in all that is read: if they were "
+            "delivered twice, name a column with the id of a row in data.columns.row_id",
+            rows=repeated * one_in,
+            fatal=False,
+        )
+    return str(total) if timed == rows >= _LEAST_REPEATED else ""
 
 
 def _keep_clients(connection: duckdb.DuckDBPyConnection, salt: str, least: int) -> None:
@@ -492,7 +588,7 @@ def _keep_clients(connection: duckdb.DuckDBPyConnection, salt: str, least: int) 
     """
     connection.execute(
         f"""CREATE TEMP TABLE who AS SELECT DISTINCT day, query_id,
-            md5_number_lower('{_quoted(salt)}client' || query_id || chr(0) || client) AS client
+            md5_number_lower({sql.quoted(f"{salt}client")} || query_id || chr(0) || client) AS client
         FROM (SELECT DISTINCT day, id, client FROM resolved WHERE client IS NOT NULL)
         JOIN mapped USING (id) WHERE query_id IS NOT NULL"""
     )

@@ -48,7 +48,7 @@ def read_licence(base: Path) -> str:
     head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     try:
         said = yaml.safe_load(head[1]) if head else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return ""
     licence = said.get("license") if isinstance(said, dict) else None
     return licence if isinstance(licence, str) else ""

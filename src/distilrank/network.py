@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import safetensors
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from distilrank import batching, compute, models, packing, pretrained, progress
+from distilrank import artifacts, batching, compute, packing, pretrained, progress, weights
 from distilrank.config import Compute
-from distilrank.encoding import Tokens
+from distilrank.encoding import INPUTS, Encoder, Tokens
 from distilrank.errors import RunStopped
 
 
@@ -59,10 +60,29 @@ def load_model(
     )
     model.config.use_cache = False  # nothing is generated
     model.config.problem_type = "regression"
-    for head in (module for module in model.modules() if isinstance(module, torch.nn.Linear)):
-        if head.out_features == 1:  # a logit in bf16 has two digits: too few to rank by
-            head.float().__class__ = _Head
+    _widen_head(model, folder)
     return model.to(runtime.device)
+
+
+def _widen_head(model: PreTrainedModel, folder: Path) -> None:
+    """Let head and pooler compute in fp32, with weights as they are stored: a logit in bf16 has two digits."""
+    stored = weights.headers(folder, model.base_model_prefix)
+    for name, parameter in model.named_parameters():
+        if pretrained.is_head(model, name) and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
+            if name in stored and stored[name].dtype == "F32":
+                with safetensors.safe_open(stored[name].file, "pt") as file:
+                    parameter.data.copy_(file.get_tensor(stored[name].name))
+    for name, module in model.named_modules():
+        if type(module) is torch.nn.Linear and pretrained.is_head(model, f"{name}.weight"):
+            module.__class__ = _Head
+
+
+def narrow_base(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Round all weights to `dtype` in place but those of head and pooler, as `load_model` takes them."""
+    for name, parameter in model.named_parameters():
+        if not pretrained.is_head(model, name):
+            parameter.data = parameter.data.to(dtype)
 
 
 class _Head(torch.nn.Linear):
@@ -151,19 +171,21 @@ class Network:
         return f"torch on {self.runtime.describe()}"
 
 
-def save_tokenizer(source: Path, target: Path, pad_token: str, max_tokens: int | None = None) -> None:
-    """Write the tokenizer of the folder `source` to `target` as transformers and sentence-transformers read it.
+def save_tokenizer(encoder: Encoder, target: Path) -> None:
+    """Write the tokenizer of `encoder` to `target`, so that transformers and sentence-transformers use this very one.
 
-    Args:
-        pad_token: what it pads with, also where the source names nothing.
-        max_tokens: what other libraries cut a pair to; None: as in `source`.
-
-    Raises:
-        InputError: the source brings code of its own.
+    The class of the base's tokenizer would not do: transformers lets most classes make a tokenizer of their own from
+    the vocabulary and their settings, whatever else tokenizer.json says. The generic class takes the file as it is.
     """
-    models.refuse_code(str(source), source)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    tokenizer.pad_token = pad_token
-    if max_tokens is not None:
-        tokenizer.model_max_length = max_tokens
+    names = [name for name in INPUTS if name != "token_type_ids" or encoder.has_types]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=encoder.tokenizer,
+        model_input_names=names,
+        model_max_length=encoder.max_tokens,
+        padding_side="right",
+        truncation_side="right",
+        **{**encoder.special_tokens, "pad_token": encoder.pad_token},
+    )
     tokenizer.save_pretrained(target)
+    path = target / "tokenizer_config.json"  # transformers 4 does not know the name that transformers 5 gives the class
+    artifacts.write_json(path, artifacts.read_json(path) | {"tokenizer_class": "PreTrainedTokenizerFast"})

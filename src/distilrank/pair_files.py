@@ -90,11 +90,16 @@ def _writer(handle: BinaryIO, output: Path, schema: pa.Schema) -> pyarrow.csv.CS
 def locate(model: str, registry: str) -> Path:
     """The student's folder that `model` names: a folder, or an alias or a version of the registry.
 
+    A folder of no stage, which has no seal, may be complete or not: nothing tells, so a line says that.
+
     Raises:
         InputError: there is no such folder, and the registry has no such student.
     """
     folder = Path(model)
     if folder.is_dir():
+        if not artifacts.is_sealed(folder):
+            unchecked = f"{folder}: has no {artifacts.SEAL}, so its files are taken as they are, unchecked"
+            progress.announce("model", "note", unchecked)
         return folder
     backend = registries.open(registry)
     try:

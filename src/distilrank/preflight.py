@@ -18,7 +18,19 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distilrank import artifacts, encoding, hardware, models, normalise, progress, registry, sources, trainjob, weights
+from distilrank import (
+    artifacts,
+    encoding,
+    hardware,
+    logstore,
+    models,
+    normalise,
+    progress,
+    registry,
+    sources,
+    trainjob,
+    weights,
+)
 from distilrank.config import Config, Preflight, Prepare, Window
 from distilrank.corpus import least_clients
 from distilrank.errors import InputError
@@ -93,6 +105,7 @@ def check(
             least_clients(log, config.prepare)
             make_scrubber(config.prepare.privacy)
         champion, anchor = (backend.alias(alias) for alias in (registry.CHAMPION, registry.ANCHOR))
+        registry.require_champion(backend)
         for version, alias in {anchor: registry.ANCHOR, champion: registry.CHAMPION}.items():
             if version:
                 folder = backend.fetch(version)  # damage shows now, not after the teacher
@@ -416,8 +429,23 @@ def days_of(store: LogStore, log: sources.Log) -> dict[date, int]:
             if day != UNTIMED:
                 days[date.fromisoformat(day)] += rows
     if not days:
-        raise InputError(f"log: none of its {len(log.parts)} files has a row with a time, expected some")
+        raise InputError(
+            f"log: none of its {len(log.parts)} files has a row with a time, expected some{_why_untimed(store, log)}"
+        )
     return dict(days)
+
+
+def _why_untimed(store: LogStore, log: sources.Log) -> str:
+    """What is wrong with most rows of the first file that has any, to be added to a message."""
+    for part, found in zip(log.parts, store.summaries(log), strict=True):
+        if found["days"]:
+            problems = Problems(collect=True)
+            with logstore.connect(store.folder) as connection:
+                logstore.create_events(connection)
+                part.load(connection, problems)
+            most = max((problem for problem in problems if not problem.fatal), key=lambda one: one.rows, default=None)
+            return f"; {most.line()}" if most else ""
+    return ""
 
 
 def resolve_window(window: Window, schedule_time: str, days: dict[date, int]) -> tuple[str, str, str]:

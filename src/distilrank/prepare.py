@@ -303,9 +303,8 @@ def _sample_traffic(corpus: Corpus, config: Prepare) -> tuple[dict[str, Impressi
         }
         for window, sample in zip(("training window", "newest traffic"), samples.values(), strict=True):
             if not len(sample.query):
-                raise InputError(
-                    f"log: no impressions in the {window}, expected some; see `window` in the configuration"
-                )
+                why = corpus.left_out or "; see `window` in the configuration"
+                raise InputError(f"log: no impressions in the {window}, expected some{why}")
         return samples, "impressions of the training window against those of the newest traffic"
     # Both from one kind of pair: judged products differ from shown ones without any drift.
     held_out = corpus.side != TRAIN

@@ -11,7 +11,13 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from distilrank import encoding, models, progress, weights
 from distilrank.errors import InputError
@@ -64,6 +70,29 @@ def keep_layers(config: PreTrainedConfig, layers: Sequence[int]) -> None:
 
 def _not_loadable(folder: Path, error: Exception) -> InputError:
     return InputError(f"{folder}: not a model that can be loaded ({' '.join(str(error).split())[:200]})")
+
+
+def is_head(model: PreTrainedModel, name: str) -> bool:
+    """Whether the tensor `name` belongs to the classifier's head or pooler, which a base model's weights may lack."""
+    inner = model.base_model is not model
+    return (inner and not name.startswith(f"{model.base_model_prefix}.")) or bool(POOLER.search(name))
+
+
+def inputs(folder: Path, model: PreTrainedModel) -> encoding.Inputs:
+    """What `Encoder` needs to know of the base model in `folder`, with transformers' defaults for what its JSON omits.
+
+    Raises:
+        InputError: the model brings code of its own, or its tokenizer.json is missing or unreadable.
+    """
+    models.refuse_code(str(folder), folder)
+    read, tokenizer = encoding.Inputs.read(folder), encoding.load_tokenizer(folder)
+    try:
+        default = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).special_tokens_map
+    except Exception:  # a class that cannot read this tokenizer.json, which is what counts, knows no roles either
+        default = {}
+    default = {role: token for role, token in default.items() if role in encoding.ROLES}
+    known = {role: token for role, token in default.items() if tokenizer.token_to_id(token) is not None}
+    return encoding.Inputs(model.config.to_dict(), {**known, **read.special_tokens}, read.names)
 
 
 def load(folder: Path, *, whole: bool = False, num_labels: int | None = None, **settings: Any) -> PreTrainedModel:
@@ -125,9 +154,6 @@ def _refuse_incomplete(folder: Path, model: PreTrainedModel, report: dict[str, A
     base, prefix = model.base_model, f"{model.base_model_prefix}."
     inner = base is not model
 
-    def is_optional(name: str) -> bool:
-        return (inner and not name.startswith(prefix)) or bool(POOLER.search(name))
-
     def is_base(name: str) -> bool:
         """Whether it would belong to the base model: language modelling heads are rightly left out."""
         return not inner or name.removeprefix(prefix).partition(".")[0] in dict(base.named_children())
@@ -142,7 +168,7 @@ def _refuse_incomplete(folder: Path, model: PreTrainedModel, report: dict[str, A
     weights.refuse(
         str(folder),
         len(model.state_dict()),
-        missing=[name for name in report["missing_keys"] if whole or not is_optional(name)],
+        missing=[name for name in report["missing_keys"] if whole or not is_head(model, name)],
         unexpected=[name for name in report["unexpected_keys"] if whole or is_base(name)],
         reshaped={name: shapes for name, shapes in reshaped.items() if name not in heads},
         whole=whole,

@@ -63,13 +63,25 @@ class Problems:
         """Whether a run would stop."""
         return any(problem.fatal for problem in self)
 
-    def add(self, where: str, what: str, *, rows: int = 1, examples: Iterable[str] = (), fatal: bool = True) -> None:
+    def add(
+        self,
+        where: str,
+        what: str,
+        *,
+        rows: int = 1,
+        examples: Iterable[str] = (),
+        fatal: bool = True,
+        once: bool = False,
+    ) -> None:
         """Note that `rows` rows of `where` have a problem; none if `rows` is 0.
+
+        Args:
+            once: the same problem does not add up, since each look at `where` finds it again.
 
         Raises:
             InputError: the problem is fatal, and problems are not collected.
         """
-        if not rows:
+        if not rows or (once and (where, what) in self._found):
             return
         before = self._found.get((where, what))
         kept = (*(before.examples if before else ()), *examples)[:EXAMPLES]
@@ -84,7 +96,14 @@ class Problems:
             key: problem for key, problem in self._found.items() if not (key[0] == where and key[1].startswith(what))
         }
 
-    def extend(self, problems: Iterable[Problem]) -> None:
+    def extend(self, problems: Iterable[Problem], *, once: bool = False) -> None:
         """Add each of `problems`, as `add` does."""
         for problem in problems:
-            self.add(problem.where, problem.what, rows=problem.rows, examples=problem.examples, fatal=problem.fatal)
+            self.add(
+                problem.where,
+                problem.what,
+                rows=problem.rows,
+                examples=problem.examples,
+                fatal=problem.fatal,
+                once=once,
+            )

@@ -6,13 +6,24 @@ The form is fixed, `distilrank | STAGE | EVENT | TEXT`, so that `python -m pipel
 from __future__ import annotations
 
 import errno
+import json
+import os
 import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 STORAGE_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT)
+FULL = re.compile(
+    "|".join(
+        [*(re.escape(os.strerror(number)) for number in (errno.ENOSPC, errno.EDQUOT)), "failed to offload data block"]
+    )
+)
+"""How libraries tell of a full disk: in the system's words, and DuckDB of one that its temporary files have filled."""
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""What a terminal obeys rather than shows, line breaks and tabs aside: C0, DEL and C1."""
 LINE = re.compile(r"distilrank \| (?P<stage>[\w-]+) \| (?P<event>[\w ]+?)(?: \| (?P<text>.*))?$")
 COUNT = re.compile(r"(?P<done>\d+)/(?P<total>\d+) (?P<unit>\w+)(?: \| (?P<text>.*))?$")
 
@@ -39,7 +50,12 @@ def announce(stage: str, event: str, *parts: str) -> None:
 def line(stage: str, event: str, *parts: str) -> str:
     """The line that `announce` prints."""
     assert event in EVENTS, event
-    return " | ".join(("distilrank", stage, event, *(" ".join(part.split()) for part in parts)))
+    return printable(" | ".join(("distilrank", stage, event, *(" ".join(part.split()) for part in parts))))
+
+
+def printable(text: str) -> str:
+    r"""`text` with control characters as people read them (`\x1b`): a file's content must not command a terminal."""
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def parse(line: str) -> Event | None:
@@ -48,6 +64,30 @@ def parse(line: str) -> Event | None:
     if match is None or match["event"] not in EVENTS:
         return None
     return Event(match["stage"], match["event"], match["text"] or "")
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON, other scripts as they are and every control character escaped; JSON itself escapes C0 alone."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def storage_refusal(error: BaseException, place: str) -> str:
+    """What to say where the storage refuses, be it in the words of a library; empty where the error is another one.
+
+    DuckDB, safetensors and others raise errors of their own for a full disk, which have no error number.
+
+    Args:
+        place: what was being written, where the error does not name it.
+    """
+    if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
+        return f"{error.filename or place}: cannot be used ({error.strerror})"
+    cause: BaseException | None = error
+    while cause is not None:
+        if found := FULL.search(str(cause)):
+            return f"{place}: cannot be used (the disk is full: {found[0]})"
+        cause = cause.__cause__ or cause.__context__
+    return ""
 
 
 class Counter:

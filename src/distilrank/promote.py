@@ -21,6 +21,14 @@ SECTIONS = ("data", "window", "preflight", "compute")
 KNOWN = ("champion", "anchor", "data_digest", "code_digest")
 """Of what preflight resolved: it comes by another way."""
 
+EVIDENCE = {
+    "evaluation": ("student", "teacher", "traffic", "champion", "anchor"),
+    "drift": ("evaluation", "student", "traffic", "champion"),
+    "verdict": ("evaluation", "drift", "student", "champion", "anchor"),
+    "report": ("teacher", "student", "evaluation", "drift", "verdict"),
+}
+"""What the stages that say why a version is promoted must have been given: the inputs that they share with this one."""
+
 
 def promote(
     config: Registry,
@@ -68,15 +76,17 @@ def promote(
     """
     folders = {"teacher": teacher, "student": student, "evaluation": evaluation, "drift": drift, "traffic": traffic}
     inputs = {"resolved": preflight, "profile": profile, **folders, "verdict": verdict, "report": report}
-    with artifacts.stage("promote", output, config=config, inputs=inputs) as record:
-        digests = {name: artifacts.sealed_digest(folder) for name, folder in folders.items()}
+    read = {"teacher": ["distilrank.json"]}
+    with artifacts.stage("promote", output, config=config, inputs=inputs, only=read) as record:
+        digests = {name: artifacts.verify(folder, read.get(name)) for name, folder in folders.items()}
         record.inputs |= {**digests, "champion": champion, "anchor": anchor}
         lacking = [name for name in LINEAGE if not lineage.get(name)]
         if lacking:
             raise InputError(f"lineage: {lacking[0]!r} is missing; it has {', '.join(sorted(lineage)) or 'nothing'}")
-        version = registries.version_id(artifacts.verify(student))
+        version = registries.version_id(digests["student"])
         decision = artifacts.read_json(verdict / "verdict.json")
         _insist(decision, version, champion, anchor, verdict / "verdict.json")
+        _check_evidence({**record.inputs, "verdict": artifacts.digest_file(verdict / "verdict.json")}, inputs)
 
         backend = registries.connect(config)
         taken_back = registries.rolled_back(backend.history(), version)
@@ -88,10 +98,7 @@ def promote(
             )
         published_now = version not in backend.versions()
         if published_now:
-            artifacts.verify(evaluation, only=["metrics.json", "traffic_scores/reference.parquet"])
             pages = sorted(path.name for path in drift.glob("*.html"))  # that the report links to
-            artifacts.verify(drift, only=pages)
-            artifacts.verify(traffic, only=["reference.parquet"])
             recorded = {
                 "preflight": preflight,
                 "prepare": profile,
@@ -104,7 +111,7 @@ def promote(
             }
             stages = {name: _record(folder) for name, folder in recorded.items()}
             given = stages["preflight"]["config"]
-            resolved = artifacts.read_json(preflight / artifacts.RECORD)["facts"]
+            resolved = artifacts.read_record(preflight)["facts"]
             stages["preflight"]["config"] = {name: given[name] for name in SECTIONS if name in given}
             stages["label"] = {"config": dict(label), "inputs": {"teacher": digests["teacher"]}}
             metrics = artifacts.read_json(evaluation / "metrics.json")
@@ -208,6 +215,19 @@ def _insist(decision: Mapping[str, Any], version: str, champion: str, anchor: st
             raise RunStopped(f"{path}: compares with {judged or f'no {name}'}, expected {expected or f'no {name}'}")
 
 
+def _check_evidence(made_of: Mapping[str, str], folders: artifacts.Inputs) -> None:
+    """Refuse evidence on another student than the one to promote, or in comparison with other versions.
+
+    Args:
+        made_of: digest or id of each input that stages may have in common, by name.
+        folders: the folders of the stages, by name.
+    """
+    for name, shared in EVIDENCE.items():
+        folder = folders[name]
+        assert isinstance(folder, Path)
+        artifacts.check_made_of(folder, {key: made_of[key] for key in shared})
+
+
 def _reason(decision: Mapping[str, Any]) -> str:
     """What the registry's history says of a promotion: nothing, or who set which checks aside."""
     override = decision.get("override")
@@ -219,7 +239,7 @@ def _reason(decision: Mapping[str, Any]) -> str:
 
 def _record(folder: Path) -> dict[str, Any]:
     """What a stage was given, from its own record."""
-    record = artifacts.read_json(folder / artifacts.RECORD)
+    record = artifacts.read_record(folder)
     return {"config": record["config"], "inputs": record["inputs"]}
 
 

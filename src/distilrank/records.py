@@ -47,9 +47,10 @@ EVENTS = pa.schema(
         pa.field("shown", pa.int32(), nullable=False),  # impressions and clicks that the row stands for
         pa.field("clicked", pa.int32(), nullable=False),
         pa.field("client", pa.string()),
+        pa.field("row_id", pa.string()),  # the row's own, by which it is known if it comes again; null: none
     ]
 )
-"""What a source gives of a log; ids of clients and searches go no further than the aggregates of `logstore`."""
+"""What a source gives of a log; ids of clients, searches and rows go no further than the aggregates of `logstore`."""
 
 IMPRESSIONS = pa.schema(
     [

@@ -370,10 +370,7 @@ def evaluate(
     inputs = {"judgements": judgements, "traffic": traffic, "teacher": teacher, "student": student}
     with artifacts.stage("evaluate", output, config=config, inputs=inputs) as record:
         record.inputs |= {
-            "judgements": artifacts.sealed_digest(judgements),
-            "traffic": artifacts.sealed_digest(traffic),
-            "teacher": artifacts.sealed_digest(teacher),
-            "student": artifacts.sealed_digest(student),
+            **{name: artifacts.verify(folder) for name, folder in inputs.items()},
             "champion": champion,
             "anchor": anchor,
         }

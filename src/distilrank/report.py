@@ -157,9 +157,11 @@ def render(
         "judgements": judgements, "teacher": teacher, "student": student, "evaluation": evaluation, "drift": drift,
     }  # fmt: skip
     inputs: artifacts.Inputs = {"profile": profile, **sealed, "labels": labels, "verdict": verdict}
-    with artifacts.stage("report", output, config=config, inputs=inputs) as record:
+    figures_of_teacher = [name for name in ("metrics.json", "quality.json") if (teacher / name).exists()]
+    read = {"teacher": figures_of_teacher, "student": ["metrics.json"], "labels": [label_manifest.MANIFEST]}
+    with artifacts.stage("report", output, config=config, inputs=inputs, only=read) as record:
         labelled = label_manifest.combine(labels)
-        record.inputs |= {key: artifacts.sealed_digest(folder) for key, folder in sealed.items()}
+        record.inputs |= {key: artifacts.verify(folder, read.get(key)) for key, folder in sealed.items()}
         record.inputs["labels"] = label_manifest.identity(labels)
         record.inputs["verdict"] = artifacts.digest_file(verdict / "verdict.json")
         decided = artifacts.read_json(verdict / "verdict.json")
@@ -899,13 +901,12 @@ def _flat(value: Any) -> str:
 def _stages(folders: Sequence[Path]) -> dict[str, Any]:
     rows = []
     for folder in folders:
-        record = artifacts.read_json(folder / artifacts.RECORD)
-        seal = folder / artifacts.SEAL
+        record = artifacts.read_record(folder)
         rows.append(
             {
                 **record,
                 "runtime": record.get("facts", {}).get("runtime", ""),
-                "digest": artifacts.sealed_digest(folder) if seal.exists() else "",
+                "digest": record["sealed"],
                 "config": json.dumps(record.get("config", {}), indent=2, ensure_ascii=False),
             }
         )

@@ -44,13 +44,15 @@ class Backend(Protocol):
         """One line for people: what runs where."""
 
 
-def load_encoder(folder: Path, text: Text, kind: str = "auto") -> encoding.Encoder:
+def load_encoder(
+    folder: Path, text: Text, kind: str = "auto", inputs: encoding.Inputs | None = None
+) -> encoding.Encoder:
     """The way in which the model of `folder` is shown pairs; its tokenizer pads with eos where it has no pad token."""
     if kind == "encoder" or (kind == "auto" and encoding.is_encoder(folder)):
-        return encoding.PairEncoder(folder, text)
+        return encoding.PairEncoder(folder, text, inputs)
     if not isinstance(text, TeacherText):
         raise InputError(f"{folder}: a decoder needs a prompt template; expected an encoder such as BERT")
-    return encoding.PromptEncoder(folder, text)
+    return encoding.PromptEncoder(folder, text, inputs)
 
 
 def _load_backend(folder: Path, compute: Compute, name: str) -> Backend:
@@ -102,7 +104,8 @@ class Scorer:
         """Load a folder that the teacher or student stage wrote.
 
         Args:
-            folder: holds the weights, the tokenizer and `distilrank.json`.
+            folder: holds the weights, the tokenizer and `distilrank.json`; every byte is checked against its seal. A
+                folder without one (a person's own, or one that is being made) is taken as it is.
             compute: device, precision and threads; the backends of onnxruntime are for processors.
             backend: `torch`; `onnx`, the exported network; `onnx-int8`, the same in eight bits; `auto`: torch where it
                 is installed, else onnx.
@@ -113,6 +116,8 @@ class Scorer:
             InputError: the folder is not one of ours, is damaged, or lacks what the backend reads.
         """
         path = folder / DESCRIPTION
+        if artifacts.is_sealed(folder):
+            artifacts.verify(folder)
         description = artifacts.read_json(path)
         if not isinstance(description.get("text"), dict):
             raise InputError(f"{path}: has no section 'text', expected what the teacher or student stage writes")
@@ -131,6 +136,11 @@ class Scorer:
     def render(self, table: pa.Table) -> list[str]:
         """Each row's product as the one string that the model is shown: pair it with the query anywhere else."""
         return self.encoder.render(encoding.columns(table, self.text))
+
+    def pairs(self, table: pa.Table) -> list[tuple[str, str]]:
+        """Each row's query and product as the two strings that the model is shown, for any other library."""
+        queries = [encoding.neutralise(query, self.encoder.special) for query in table.column("query").to_pylist()]
+        return list(zip(queries, self.render(table), strict=True))
 
     def score(self, table: pa.Table, counter: progress.Counter | None = None) -> np.ndarray:
         """Raw logits, float32, in row order.

@@ -27,6 +27,7 @@ from distilrank import (
     model_card,
     models,
     packing,
+    parity,
     pretrained,
     progress,
     quality,
@@ -39,7 +40,7 @@ from distilrank.config import Compute, Student
 from distilrank.errors import InputError
 from distilrank.lists import Lists, Piece
 from distilrank.network import load_model, save_tokenizer
-from distilrank.scorer import DESCRIPTION, METRICS, calibrate, describe, load_encoder
+from distilrank.scorer import DESCRIPTION, METRICS, calibrate, describe
 from distilrank.teacher import dev_ndcg
 
 SCRATCH = ".tokens-"
@@ -196,9 +197,10 @@ def train(
     inputs: artifacts.Inputs = {
         "judgements": judgements, "candidates": candidates, "labels": labelled, "teacher": teacher,
     }  # fmt: skip
+    read = {"teacher": [DESCRIPTION, *([quality.QUALITY] if config.confidence else [])]}
     if launch.is_distributed(compute):
         with artifacts.announcing("student"):
-            artifacts.require(inputs)
+            artifacts.require(inputs, read)
             result = launch.run(
                 "student",
                 config,
@@ -208,11 +210,11 @@ def train(
                 output=output,
             )
         return StudentResult(**result)
-    with artifacts.stage("student", output, config=config, inputs=inputs) as record:
+    with artifacts.stage("student", output, config=config, inputs=inputs, only=read) as record:
         record.inputs |= {
             "judgements": artifacts.verify(judgements),
-            "candidates": artifacts.sealed_digest(candidates),
-            "teacher": artifacts.sealed_digest(teacher),
+            "candidates": artifacts.verify(candidates),
+            "teacher": artifacts.verify(teacher, read["teacher"]),
             "labels": label_manifest.identity(labelled),
             "model": model_digest,
         }
@@ -230,9 +232,10 @@ def train(
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = config.dropout
-        encoder = load_encoder(folder, config.text, "encoder")
+        encoder = encoding.PairEncoder(folder, config.text, pretrained.inputs(folder, model))
         if model.config.pad_token_id is None:
             model.config.pad_token_id = encoder.pad_token_id
+        parity.check(encoder, model, dev)
         scratch = output / f"{SCRATCH}{os.environ.get('RANK', '0')}"
         shutil.rmtree(scratch, ignore_errors=True)  # what a killed attempt left
         lists = Lists(ahead(_pieces(scored, judged if config.human else None, teacher, encoder, config)), scratch)
@@ -273,7 +276,7 @@ def train(
         model.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
         model.save_pretrained(output)
         artifacts.follow_umask(output)
-        save_tokenizer(folder, output, encoder.pad_token, config.text.max_tokens)
+        save_tokenizer(encoder, output)
         describe(
             output, role="student", encoder=encoder, text=config.text, tokens=config.score_tokens, base=config.model
         )
@@ -296,6 +299,8 @@ def train(
                     max_ndcg_loss=knobs.max_ndcg_loss,
                     pairs=knobs.pairs,
                 )
+        with progress.timed("student", "compared the saved student with the trained one"):
+            parity.prove(output, model, encoder, dev, compute)
         model_card.write(
             output,
             {"config": config.model_dump(mode="json"), "inputs": record.inputs},

@@ -20,6 +20,8 @@ from distilrank import (
     measures,
     models,
     packing,
+    parity,
+    pretrained,
     progress,
     quality,
     records,
@@ -29,7 +31,7 @@ from distilrank import compute as computing
 from distilrank.checkpoints import Checkpoints
 from distilrank.config import Compute, Label, Teacher
 from distilrank.errors import RunStopped
-from distilrank.network import load_model, save_tokenizer
+from distilrank.network import load_model, narrow_base, save_tokenizer, score_encoded
 from distilrank.scorer import DESCRIPTION, METRICS, calibrate, describe, load_encoder
 
 MIN_DISTINCT = Label().min_distinct  # a teacher that labelling would refuse is refused before
@@ -89,8 +91,11 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, model_digest: 
             folder = models.resolve(config.model)
             training.seed_everything(config.optimiser.seed)
             base = load_model(folder, runtime)
-        encoder = load_encoder(folder, config.text, config.kind)
-        base.config.pad_token_id = encoder.pad_token_id
+        encoder = load_encoder(folder, config.text, config.kind, pretrained.inputs(folder, base))
+        if base.config.pad_token_id is None or isinstance(encoder, encoding.PromptEncoder):  # others count from it
+            base.config.pad_token_id = encoder.pad_token_id
+        if isinstance(encoder, encoding.PairEncoder):
+            parity.check(encoder, base, dev)
         adapted = adapters.Adapted(base, config.lora)
         encoded, dev_encoded = (encoding.encode_table(encoder, table, config.text) for table in (fitting, dev))
         truncated = encoded.truncated + dev_encoded.truncated
@@ -106,14 +111,18 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, model_digest: 
         outcome = _fit(config, compute, runtime, adapted, fitting, encoded, dev, dev_encoded, checkpoints)
         if not launch.is_main():
             return TeacherResult(outcome.best, 0.0)  # the first process does what one can do alone
+        compared = dev_encoded.take(np.arange(min(len(dev_encoded), parity.DEV_PAIRS)))
+        trained = score_encoded(adapted.model, compared, runtime.device, config.score_tokens)
         merged = adapted.merged(output / "adapter")
-        merged.to(runtime.dtype).save_pretrained(output)
+        narrow_base(merged, runtime.dtype)
+        merged.save_pretrained(output)
         artifacts.follow_umask(output)  # the adapter included
-        save_tokenizer(folder, output, encoder.pad_token)
+        save_tokenizer(encoder, output)
         describe(
             output, role="teacher", encoder=encoder, text=config.text, tokens=config.score_tokens, base=config.model
         )
         logits = calibrate(output, dev, config.calibration, compute)
+        difference = parity.compare(output, trained, logits[: len(trained)], runtime)
         assessed = quality.assess(
             dev,
             logits,
@@ -130,6 +139,7 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, model_digest: 
                 "curve": outcome.curve,
                 "best_step": outcome.best_step,
                 "dev": reached,
+                "max_difference_to_trained": difference,
                 "tokens_per_pair": len(encoded.ids) / max(len(encoded), 1),
             },
         )
@@ -139,7 +149,7 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, model_digest: 
             "teacher",
             "note",
             f"dev nDCG@10 {reached['teacher']:.4f}, BM25 {reached['bm25']:.4f}, random {reached['random']:.4f}; "
-            f"calibration error {error:.3f}",
+            f"calibration error {error:.3f}; saved, its logits are within {difference:.2g} of the trained ones",
         )
         _refuse(config, reached, error, quality.collapsed(logits, config.min_deviation, MIN_DISTINCT))
         artifacts.seal(output)

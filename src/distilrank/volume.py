@@ -12,7 +12,7 @@ import fcntl
 import os
 import stat
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from distilrank.errors import InputError
@@ -58,6 +58,31 @@ def check(root: Path, folders: Sequence[str]) -> None:
             raise InputError(_explain(root, folder, error)) from error
 
 
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of the file `path`, which is made if it is missing, against all other processes and threads.
+
+    Args:
+        wait: until nobody else holds it.
+
+    Raises:
+        InputError: the file system grants a lock twice.
+        OSError: it has none, the file cannot be opened, or, BlockingIOError, someone else holds it.
+    """
+    # flock, not lockf: it also keeps threads of one process apart, and closing another handle does not drop it.
+    with path.open("a") as handle, path.open("a") as other:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        try:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield
+            return
+        raise InputError(
+            f"{path}: its lock is granted a second time while it is held, so two writers could damage what it guards; "
+            "expected a file system with working locks (for NFS without nolock and local_lock, for SMB without nobrl)"
+        )
+
+
 def write_through(folder: Path) -> None:
     """Write a file in `folder`, flush it, lock it, rename it, read it, remove it.
 
@@ -72,7 +97,8 @@ def write_through(folder: Path) -> None:
             handle.write(b"written\n")
             handle.flush()
             os.fsync(handle.fileno())
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with locked(partial):
+            pass
         partial.rename(renamed)
         if renamed.read_bytes() != b"written\n":
             raise InputError(f"{folder}: a file that was written reads otherwise: expected a sound file system")

@@ -70,14 +70,19 @@ class Backend(Protocol):
             RunStopped: the alias points elsewhere; nothing has changed.
         """
 
-    def rollback(self, alias: str = CHAMPION, reason: str = "") -> str:
+    def rollback(self, alias: str = CHAMPION, reason: str = "", expected: str = "") -> str:
         """Take back the latest move of `alias`; returns the version that it pointed to before, and does again.
 
-        A second rollback goes one move further back.
+        A second rollback goes one move further back. Repeating one that failed after the alias had moved, because its
+        record could not be written, finishes that one.
+
+        Args:
+            reason: why, for the history.
+            expected: the version to roll back from; repeating such a rollback is a no-op. Empty: whatever it is.
 
         Raises:
             InputError: there is no earlier version, or it is damaged; nothing has changed.
-            RunStopped: someone else moved the alias meanwhile.
+            RunStopped: the alias points elsewhere, or someone else moved it meanwhile; nothing has changed.
         """
 
     def history(self) -> list[dict[str, Any]]:
@@ -175,6 +180,7 @@ def resolve(backend: Backend, name: str) -> str:
     """
     version = backend.alias(name) if is_alias(name) else name
     if not version and name == CHAMPION:
+        require_champion(backend)
         raise InputError(f"registry {backend.uri}: no champion yet; a promoted run makes one")
     known = backend.versions()
     if not version:
@@ -183,6 +189,25 @@ def resolve(backend: Backend, name: str) -> str:
     if version not in known:
         raise InputError(f"registry {backend.uri}: no version {version!r}; it has: {', '.join(known) or 'none'}")
     return version
+
+
+def require_champion(backend: Backend) -> None:
+    """Refuse a registry that has versions and no champion: it is not a new one, and what was in use is not known.
+
+    Its aliases and their history were lost, or its first promotion never came to its end. To take it for an empty one
+    would promote the next student without a comparison, and let every version be collected.
+
+    Raises:
+        InputError: with what a person can do about it.
+    """
+    versions = backend.versions()
+    if versions and not backend.alias(CHAMPION):
+        raise InputError(
+            f"registry {backend.uri}: has versions ({', '.join(versions[:3])}{', ...' if versions[3:] else ''}) but no "
+            "champion: its aliases and history were lost, or its first promotion was cut off; restore them, or say "
+            "which version is in use (`distilrank registry promote VERSION --reason TEXT`), or begin with another "
+            "registry.uri"
+        )
 
 
 def rolled_back(history: Iterable[Mapping[str, Any]], version: str) -> Mapping[str, Any] | None:

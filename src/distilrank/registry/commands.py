@@ -14,6 +14,7 @@ from distilrank import config
 from distilrank import registry as registries
 from distilrank.errors import InputError
 from distilrank.model_card import flatten
+from distilrank.progress import printable
 from distilrank.registry.mirror import Mirrored
 from distilrank.terminal import AsJson, console, figure, new_table, print_json
 
@@ -53,6 +54,10 @@ Settings = Annotated[
 ]
 Version = Annotated[str, typer.Argument(metavar="VERSION", help="A version's id, or an alias.")]
 Alias = Annotated[str, typer.Option(metavar="NAME", help="`champion` is in use, `anchor` compared with for good.")]
+Expected = Annotated[
+    str,
+    typer.Option("--expect", metavar="VERSION", help="Move only from this version; without it, from what it is now."),
+]
 Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why, for the history.")]
 
 MIB = 2**20
@@ -172,9 +177,7 @@ def promote(
     version: Version,
     reason: Reason,
     alias: Alias = registries.CHAMPION,
-    expect: Annotated[
-        str, typer.Option(metavar="VERSION", help="Move only from this version; without it, from what it is now.")
-    ] = "",
+    expect: Expected = "",
     registry: Uri = "",
     settings: Settings = None,
     as_json: AsJson = False,
@@ -199,20 +202,23 @@ def promote(
 def roll_back(
     reason: Reason,
     alias: Alias = registries.CHAMPION,
+    expect: Expected = "",
     registry: Uri = "",
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
     """Take back the latest move of an alias; no version is lost, and a second rollback goes one further.
 
-    No run makes the version that was taken back the champion again; `distilrank registry promote` does.
+    With `--expect`, the version that is to be taken back, it may be repeated, by you or by someone else: the first one
+    does it. No run makes that version the champion again; `distilrank registry promote` does.
 
-    Example: `distilrank registry rollback --reason "empty results for sofas"`
+    Example: `distilrank registry rollback --expect v3f2a91c07be4 --reason "empty results for sofas"`
     """
     backend = _connect(registry, settings)
+    current, expected = backend.alias(alias), registries.resolve(backend, expect) if expect else ""
     with _progress_aside():
-        backend.rollback(alias, _said(reason))
-    _print_move(backend, alias, "", as_json)
+        version = backend.rollback(alias, _said(reason), expected)
+    _print_move(backend, alias, "was already" if current == version else "", as_json)
 
 
 @app.command("verify")
@@ -245,6 +251,7 @@ def verify_versions(
     if problems:
         damaged = ", ".join(problems)
         raise InputError(f"registry {backend.uri}: {len(problems)} of {len(versions)} versions damaged: {damaged}")
+    registries.require_champion(backend)
     for alias in backend.aliases():
         registries.resolve(backend, alias)
 
@@ -294,7 +301,7 @@ def mirror(settings: Settings = None, registry: Uri = "", as_json: AsJson = Fals
         print_json(written)
         return
     for line in written:
-        print(line)
+        print(printable(line))
     print(f"{backend.mirror.url}: {len(written)} changes" if written else f"{backend.mirror.url}: up to date")
 
 
@@ -394,7 +401,8 @@ def _print_move(backend: registries.Backend, alias: str, note: str, as_json: boo
     if as_json:
         print_json(record)
     else:
-        print(f"{alias}: {record['version']}, before: {record['previous'] or 'none'}{f' ({note})' if note else ''}")
+        line = f"{alias}: {record['version']}, before: {record['previous'] or 'none'}{f' ({note})' if note else ''}"
+        print(printable(line))
 
 
 def _naming(aliases: Mapping[str, str], version: str) -> list[str]:

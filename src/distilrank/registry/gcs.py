@@ -13,7 +13,6 @@ another service account (`registry.promoter`).
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import os
 import re
@@ -42,7 +41,7 @@ from google.cloud.storage.exceptions import DataCorruption
 from google.cloud.storage.retry import DEFAULT_RETRY
 from requests.exceptions import RequestException
 
-from distilrank import artifacts
+from distilrank import artifacts, volume
 from distilrank.config import Registry
 from distilrank.errors import InputError
 from distilrank.registry import CHAMPION, Backend, content, is_version_id, ledger
@@ -113,8 +112,7 @@ class Bucket(ledger.Ledger):
         with self._caching():
             self.cache.mkdir(parents=True, exist_ok=True)
             # One process downloads, the others wait for it; whoever is killed lets go.
-            with (self.cache / f".{version}.lock").open("a") as handle:
-                fcntl.flock(handle, fcntl.LOCK_EX)
+            with volume.locked(self.cache / f".{version}.lock"):
                 if not self._cached(target, root):
                     for left in self.cache.glob(f".{version}.*.partial"):  # by a download that was killed
                         shutil.rmtree(left)

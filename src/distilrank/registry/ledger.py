@@ -4,9 +4,9 @@
     history/<alias>/<number>.json     its records, each written once
     looks/<test set>/<candidate>      written once
 
-A record enters the history after its alias has moved, so whoever is killed in between leaves the history one short: it
-is completed from the alias, for readers in memory, and in the storage before the alias moves again. So numbers have no
-gap, and no two records have the same one.
+A record enters the history after its alias has moved, so whoever is killed in between, or may not write there, leaves
+the history one short: it is completed from the alias, for readers in memory, and in the storage when the same act is
+repeated or before the alias moves again. So numbers have no gap, and no two records have the same one.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from distilrank import artifacts
 from distilrank.errors import InputError, RunStopped
-from distilrank.registry import CHAMPION, content, is_alias, is_version_id
+from distilrank.registry import CHAMPION, Backend, content, is_alias, is_version_id, require_champion
 
 MINIMUM_AGE = 24 * 3600.0
 """Seconds for which a published version is kept although no alias names it; from publishing to moving takes minutes."""
@@ -42,6 +42,8 @@ class Ledger(ABC):
     """What of a registry.Backend follows from reading, listing and conditionally writing small files by name."""
 
     uri: str
+    _repair = ""
+    """What to do where alias and history disagree, if the storage may have let two writers in at once."""
 
     # What the storage gives ---------------------------------------------------------------------------------------
 
@@ -126,22 +128,31 @@ class Ledger(ABC):
                 self._log(head)
                 return
             if current != expected:
-                raise self._lost(alias, version, current, expected)
+                raise self._lost(alias, current, expected, f"{version} is not promoted")
             self._swap(alias, version, found, action, reason)
 
-    def rollback(self, alias: str = CHAMPION, reason: str = "") -> str:
+    def rollback(self, alias: str = CHAMPION, reason: str = "", expected: str = "") -> str:
         with self._changing():
             found = self._head(alias)
             if not found:
+                if alias == CHAMPION:
+                    require_champion(cast(Backend, self))
                 state = "no champion yet" if alias == CHAMPION else f"{alias} was never set"
                 raise InputError(f"registry {self.uri}: {state}, so there is nothing to roll back")
+            head = found[0]
+            done = head["previous"] == expected if expected else self._read(_log_name(head)) is None
+            if head["action"] == "rollback" and done:  # by an attempt that did not come to its end, or was repeated
+                self._log(head)
+                return head["version"]
+            if expected not in ("", head["version"]):
+                raise self._lost(alias, head["version"], expected, "nothing is rolled back")
             # Moves stack up and a rollback takes the top one off, so a second rollback goes further back.
             stack: list[str] = []
-            for record in self._chain(alias)[: found[0]["number"]]:
+            for record in self._chain(alias)[: head["number"]]:
                 stack = stack[:-1] if record["action"] == "rollback" else [*stack, record["version"]]
             if len(stack) < 2:
                 raise InputError(
-                    f"registry {self.uri}: {found[0]['version']} is the first {alias}, nothing to roll back to"
+                    f"registry {self.uri}: {head['version']} is the first {alias}, nothing to roll back to"
                 )
             self.fetch(stack[-2])
             self._swap(alias, stack[-2], found, "rollback", reason)
@@ -168,6 +179,8 @@ class Ledger(ABC):
             ages = self._ages()
             needed = self._needed(keep)
             doomed = [version for version, (age, _) in ages.items() if age > MINIMUM_AGE and version not in needed]
+            if doomed:
+                require_champion(cast(Backend, self))
             if dry_run:
                 return sorted(doomed)
             removed = [version for version in sorted(doomed) if self._remove(version, ages[version][1])]
@@ -233,7 +246,8 @@ class Ledger(ABC):
             raise InputError(f"{place}: {state}, but {alias} has a history of {len(records)}; the file was replaced")
         records += self._later(alias, len(records), head)
         if records[-1] != head:
-            raise InputError(f"{self._place(_log_name(head))}: differs from the record that {alias} has")
+            place = self._place(_log_name(head))
+            raise InputError(f"{place}: differs from the record that {alias} has{self._repair}")
         for before, record in zip([None, *records], records, strict=False):
             if record["before"] != (before["digest"] if before else ""):
                 place = self._place(_log_name(record))
@@ -276,13 +290,20 @@ class Ledger(ABC):
         }
         record["digest"] = artifacts.digest_json(record)
         if not self._write(f"aliases/{alias}.json", content.encode(record), token):
-            raise self._lost(alias, version, self.alias(alias), head["version"] if head else "")
-        self._log(record)
+            current, expected = self.alias(alias), head["version"] if head else ""
+            outcome = "nothing is rolled back" if action == "rollback" else f"{version} is not promoted"
+            raise self._lost(alias, current, expected, outcome)
+        try:
+            self._log(record)
+        except InputError as error:
+            raise InputError(
+                f"{error}; {alias} is {version} already and only this record is missing: repeat the command to add it"
+            ) from None
 
-    def _lost(self, alias: str, version: str, current: str, expected: str) -> RunStopped:
+    def _lost(self, alias: str, current: str, expected: str, outcome: str) -> RunStopped:
         return RunStopped(
             f"registry {self.uri}: {alias} is {current or 'not set'}, expected {expected or 'not set'}; "
-            f"someone else moved it meanwhile, so it stays and {version} is not promoted"
+            f"someone else moved it meanwhile, so it stays and {outcome}"
         )
 
     def _log(self, record: Record) -> None:
@@ -291,7 +312,8 @@ class Ledger(ABC):
         if there is None and not self._write(name, data, None):  # another promoter completes the history too
             there = self._read(name)
         if there is not None and there[0] != data:
-            raise InputError(f"{self._place(name)}: damaged, it differs from the record that {record['alias']} had")
+            place = self._place(name)
+            raise InputError(f"{place}: damaged, it differs from the record that {record['alias']} had{self._repair}")
 
     def _needed(self, keep: int) -> set[str]:
         """Versions that an alias names, or named in its last `keep` records."""

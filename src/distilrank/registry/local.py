@@ -11,7 +11,6 @@ which nobody reads and a later publish removes.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import time
@@ -19,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distilrank import artifacts
+from distilrank import artifacts, volume
 from distilrank.config import Registry
 from distilrank.errors import InputError
 from distilrank.registry import CHAMPION, Backend, content, is_version_id
@@ -45,6 +44,11 @@ def open(config: Registry) -> Backend:
 
 class Local(Ledger):
     """See registry.Backend for the contract."""
+
+    _repair = (
+        "; two writers were at it at once, so there are no working locks (flock) between their machines: move the "
+        "registry to a volume that has them, and copy the newest file of the alias's history over the alias's own"
+    )
 
     def __init__(self, root: Path) -> None:
         self.root, self.uri = root, str(root)
@@ -106,7 +110,11 @@ class Local(Ledger):
             _make(self._versions)
             probe = artifacts.temporary_name(self._versions / "writable")
             probe.write_text("writable\n", encoding="utf-8")
-            probe.unlink()
+            try:
+                with volume.locked(probe):
+                    pass
+            finally:
+                probe.unlink()
         self.alias(CHAMPION)
 
     # What the ledger asks for -------------------------------------------------------------------------------------
@@ -127,10 +135,11 @@ class Local(Ledger):
         found = self._read(name)  # nobody else writes: _changing keeps them out
         if (found[1] if found else None) != token:
             return False
-        _make(path.parent)
-        with artifacts.replacing(path) as handle:
-            handle.write(data)
-        artifacts.sync(path.parent)
+        with self._storage():
+            _make(path.parent)
+            with artifacts.replacing(path) as handle:
+                handle.write(data)
+            artifacts.sync(path.parent)
         return True
 
     def _names(self, folder: str) -> list[str]:
@@ -144,9 +153,7 @@ class Local(Ledger):
     def _changing(self) -> Iterator[None]:
         with self._storage():
             _make(self.root)
-            # flock, not lockf: it also keeps threads of one process apart, and closing another handle does not drop it.
-            with (self.root / ".lock").open("a") as handle:
-                fcntl.flock(handle, fcntl.LOCK_EX)
+            with volume.locked(self.root / ".lock"):
                 yield
 
     def _claim(self, version: str) -> str:

@@ -78,8 +78,8 @@ class Mirrored:
         self.backend.move(alias, version, expected, action=action, reason=reason)
         self._show()
 
-    def rollback(self, alias: str = CHAMPION, reason: str = "") -> str:
-        version = self.backend.rollback(alias, reason)
+    def rollback(self, alias: str = CHAMPION, reason: str = "", expected: str = "") -> str:
+        version = self.backend.rollback(alias, reason, expected)
         self._show()
         return version
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
 import sys
@@ -12,6 +11,7 @@ from types import FrameType
 import uvicorn
 
 from distilrank.errors import InputError
+from distilrank.progress import json_text, printable
 from distilrank.serving.app import create
 from distilrank.serving.settings import Serving, read_tokens
 from distilrank.serving.state import State
@@ -97,7 +97,7 @@ class _Json(logging.Formatter):
         line |= getattr(record, "facts", {})
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return json_text(line)
 
 
 class _Text(logging.Formatter):
@@ -105,5 +105,5 @@ class _Text(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         facts = " ".join(f"{name}={value}" for name, value in getattr(record, "facts", {}).items())
-        line = f"{_time(record)} {record.levelname.lower()} {record.getMessage()} {facts}".rstrip()
+        line = printable(f"{_time(record)} {record.levelname.lower()} {record.getMessage()} {facts}".rstrip())
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line

@@ -12,7 +12,7 @@ import duckdb
 import pyarrow as pa
 
 from distilrank.config import Section
-from distilrank.problems import Problems
+from distilrank.problems import Problem, Problems
 
 NO_IMPRESSIONS = "no impressions"
 """How `Problem.what` begins for a part in which nothing was shown; its examples say what there is instead."""
@@ -51,8 +51,12 @@ class Log:
     """Whether its rows tell who searched."""
     settings: Any
     """JSON value: whatever else decides what `load` gives (actions, names of columns)."""
+    row_ids: bool = False
+    """Whether its rows have ids, by which one that comes again is known."""
     people: bool = True
     """Whether people typed it; if not, nobody's privacy is at stake."""
+    problems: Sequence[Problem] = ()
+    """What its folder holds besides, none of it fatal."""
 
 
 class Source(Protocol):

@@ -7,6 +7,7 @@ bytes, not from its name. Files are read in batches, so memory does not follow t
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -15,6 +16,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +27,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from distilrank import normalise, records
+from distilrank.config import Csv
 from distilrank.errors import InputError
 from distilrank.problems import EXAMPLES, Problems
 from distilrank.sources import storage
@@ -35,11 +38,36 @@ BATCH_ROWS = 1 << 14
 _BLOCK_BYTES = 1 << 24  # of CSV; longer than any row
 
 _UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error, pa.ArrowException)
-_OTHER_FORMATS = {b"PK": "a zip archive or a spreadsheet", b"\xff\xfe": "UTF-16 text", b"\xfe\xff": "UTF-16 text"}
+csv.field_size_limit(_BLOCK_BYTES)  # Python's own, 128 KiB, is shorter than some descriptions
+
+_GZIP, _UTF_16 = b"\x1f\x8b", "UTF-16 text"
+_OTHER_FORMATS = {
+    b"PK\x03\x04": "a zip archive or a spreadsheet",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet of old",
+    b"\xff\xfe": _UTF_16,
+    b"\xfe\xff": _UTF_16,
+    b"PAR1": "Parquet",
+    b"PARE": "encrypted Parquet",
+    b"ORC": "ORC",
+    b"Obj\x01": "Avro",
+    b"ARROW1": "an Arrow file",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd",
+    b"BZh": "compressed by bzip2",
+    b"\xfd7zXZ": "compressed by xz",
+    b"\x1f\x8b": "compressed twice",
+    b"SQLite format 3": "an SQLite database",
+    b"%PDF": "a PDF",
+}
+"""What files that are neither CSV nor Parquet begin with, unpacked."""
+_HEAD_BYTES = 1 << 12
+_NULL_WORDS = ("nan", "NaN", "None", "none", "null", "Null", "N/A", "n/a", "NA", "<NA>")
+_LISTED = 500  # characters of names of columns in a message
+_DELIMITERS = ";\t|,"
 
 _ZONED = r"[T ].*(Z|[+-]\d\d(:?\d\d)?)$"
 _FROM, _TO = 946_684_800, 4_102_444_800  # 2000-01-01 and 2100-01-01 in seconds since 1970
-_TIME = "an ISO 8601 time such as 2026-03-31T12:00:00Z, or whole seconds or milliseconds since 1970"
+_TIME = "a time from 2000 to 2100: ISO 8601 such as 2026-03-31T12:00:00Z, or whole seconds or milliseconds since 1970"
+_UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _RANGE_BYTES = 1 << 20  # of a column of Parquet, read at once
 _AT_ONCE = 8  # headers that are looked at side by side; far away, each takes its time
 _EXACT = 2**53  # whole numbers below it survive as 64-bit floats
@@ -51,16 +79,31 @@ class File:
     Args:
         file: found by `storage.files`, or the path of a local one.
         columns: our name of each wanted column -> its name in the file.
-        encoding: of CSV text, as Python and Arrow both call it.
+        csv: how CSV is written, as the configuration says; None: as the two below say, with no marks of missing values
+            and no repeated header.
+        encoding: of CSV text.
         delimiter: what separates the values of CSV.
+        private: our names of columns whose values are not shown in messages.
     """
 
     def __init__(
-        self, file: StoredFile | Path, columns: Mapping[str, str], *, encoding: str = "utf8", delimiter: str = ","
+        self,
+        file: StoredFile | Path,
+        columns: Mapping[str, str],
+        *,
+        csv: Csv | None = None,
+        encoding: str = "utf-8",
+        delimiter: str = ",",
+        private: Collection[str] = (),
     ) -> None:
         self.stored: StoredFile = LocalFile(file) if isinstance(file, Path) else file
         self.name = self.stored.name
-        self.columns, self.encoding, self.delimiter = dict(columns), encoding, delimiter
+        self.columns, self.private = dict(columns), private
+        self.csv = csv or Csv(encoding=encoding, delimiter=delimiter, null_values=())
+        self.configurable = csv is not None
+        self.is_csv = False
+        """Whether the rows come from CSV; known once some were read."""
+        self._schema = pa.schema([])  # of Parquet, once its header was read
         self._whole: list[Rows] | None = None
 
     # Opening ------------------------------------------------------------------------------------------------------
@@ -71,7 +114,7 @@ class File:
         try:
             yield
         except FileNotFoundError:
-            raise InputError(f"{self.name}: no such file") from None
+            raise InputError(f"{self.name}: no such file{storage.hint(self.name)}") from None
         except IsADirectoryError:
             raise InputError(f"{self.name}: is a folder, expected a CSV or Parquet file") from None
         except _UNREADABLE as error:
@@ -79,7 +122,7 @@ class File:
             raise InputError(f"{self.name}: not readable ({reason})") from None
 
     def _lines(self, handle: BinaryIO, magic: bytes, encoding: str, errors: str = "strict") -> io.TextIOWrapper:
-        data: Any = gzip.GzipFile(fileobj=handle) if magic[:2] == b"\x1f\x8b" else handle
+        data: Any = gzip.GzipFile(fileobj=handle) if magic[:2] == _GZIP else handle
         return io.TextIOWrapper(data, encoding=encoding, errors=errors, newline="")
 
     def is_utf8(self) -> bool:
@@ -102,13 +145,29 @@ class File:
         with self._readable(), self.stored.open_ranges() as handle:
             magic = _magic(handle)
             if magic == b"PAR1":
-                return pq.read_schema(handle).names
-            for start, other in _OTHER_FORMATS.items():
-                if magic.startswith(start):
-                    raise InputError(f"{self.name}: is {other}, expected CSV in UTF-8 or Parquet")
-            encoding = "utf-8-sig" if self.encoding == "utf8" else self.encoding
+                self._schema = pq.read_schema(handle)
+                return self._schema.names
+            if self.csv.encoding == "utf-8":
+                self._refuse_binary(handle, magic)
+            encoding = "utf-8-sig" if self.csv.encoding == "utf-8" else self.csv.encoding
             with self._lines(handle, magic, encoding, errors="replace") as lines:
-                return next(csv.reader(lines, delimiter=self.delimiter), [])
+                return next(csv.reader(lines, delimiter=self.csv.delimiter), [])
+
+    def _refuse_binary(self, handle: BinaryIO, magic: bytes) -> None:
+        """Raise an InputError if a file is neither Parquet nor text."""
+        data: Any = gzip.GzipFile(fileobj=handle) if magic[:2] == _GZIP else handle
+        start = data.read(_HEAD_BYTES)
+        handle.seek(0)
+        kind = next((kind for mark, kind in _OTHER_FORMATS.items() if start.startswith(mark)), "")
+        if not kind and b"\0" in start.partition(b"\n")[0]:  # values may hold one, names of columns not
+            kind = "a binary file"
+        if not kind:
+            return
+        hint = ""
+        if kind == _UTF_16 and self.configurable:
+            hint = "; set data.csv.encoding to utf-16"
+        packed = " in gzip" if magic[:2] == _GZIP else ""
+        raise InputError(f"{self.name}: is {kind}{packed}, expected CSV in UTF-8 or Parquet{hint}")
 
     def check(self, problems: Problems | None = None) -> bool:
         """Add to the problems if the file or a wanted column is missing or there twice; reads the header only.
@@ -130,11 +189,28 @@ class File:
             return False
         wanted = set(self.columns.values())
         for name in sorted(wanted - set(names)):
-            problems.add(self.name, f"missing column {name!r}; it has {', '.join(names)}")
+            problems.add(self.name, f"missing column {name!r}; it has {_listed(names)}{self._hint(names)}")
         twice = [name for name in sorted(wanted) if names.count(name) > 1]
         for name in twice:
             problems.add(self.name, f"column {name!r} is there {names.count(name)} times, expected once")
         return not twice and wanted <= set(names)
+
+    def check_types(self, problems: Problems) -> None:
+        """Add to the problems the wanted columns of Parquet whose values are lists or records; after `check`."""
+        for field in self._schema:
+            if field.name in self.columns.values() and pa.types.is_nested(field.type):
+                problems.add(self.name, f"column {field.name!r} is {field.type}, expected text, numbers or times")
+
+    def _hint(self, names: Sequence[str]) -> str:
+        """How else CSV without the wanted columns may be written, by its header."""
+        wanted = set(self.columns.values())
+        for other in _DELIMITERS:
+            if other != self.csv.delimiter and wanted <= set(self.csv.delimiter.join(names).split(other)):
+                hint = f"; separated by {other!r} it has them all, expected {self.csv.delimiter!r}"
+                return hint + f": set data.csv.delimiter to {other!r}" * self.configurable
+        if any("\ufffd" in name for name in names):
+            return f"; it is not in {self.csv.encoding}" + ": set data.csv.encoding" * self.configurable
+        return ""
 
     def complain(self, problems: Problems, error: InputError) -> None:
         """Add an InputError about this file to the problems."""
@@ -176,7 +252,9 @@ class File:
         start = 1
         wanted = list(dict.fromkeys(self.columns.values()))
         # Otherwise whole columns of a row group would be held, which may have a million rows.
-        with pq.ParquetFile(file, pre_buffer=False, buffer_size=_RANGE_BYTES) as parquet:
+        with pq.ParquetFile(
+            file, pre_buffer=False, buffer_size=_RANGE_BYTES, coerce_int96_timestamp_unit="us"
+        ) as parquet:  # nanoseconds would overflow into another time
             for batch in parquet.iter_batches(BATCH_ROWS, columns=wanted, use_threads=False):
                 yield self._rows(batch, np.arange(start, start + batch.num_rows), problems, lenient)
                 start += batch.num_rows
@@ -186,7 +264,8 @@ class File:
         if rows is None:
             return
         with path.open("rb") as handle:
-            gzipped = _magic(handle)[:2] == b"\x1f\x8b"
+            gzipped = _magic(handle)[:2] == _GZIP
+        self.is_csv = True
         odd: list[tuple[int, int, int]] = []  # row, values that it has, values that it should have
         noted = 0
 
@@ -209,10 +288,10 @@ class File:
                     stream,
                     # One thread, because only then does Arrow number the rows that it skips.
                     read_options=pyarrow.csv.ReadOptions(
-                        use_threads=False, block_size=_BLOCK_BYTES, encoding=self.encoding
+                        use_threads=False, block_size=_BLOCK_BYTES, encoding=self.csv.encoding.replace("-8", "8")
                     ),
                     parse_options=pyarrow.csv.ParseOptions(
-                        delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=skip
+                        delimiter=self.csv.delimiter, newlines_in_values=True, invalid_row_handler=skip
                     ),
                     convert_options=pyarrow.csv.ConvertOptions(
                         include_columns=wanted,
@@ -231,10 +310,27 @@ class File:
                 place = np.arange(read, read + batch.num_rows)
                 numbers = place + 1 + np.searchsorted(skipped - np.arange(len(skipped)) - 1, place, side="right")
                 read += batch.num_rows
+                if self.configurable:
+                    batch, numbers = self._without_headers(batch, numbers, problems)
                 yield self._rows(batch, numbers, problems, lenient)
         note()
         if rows >= 0 and read + len(odd) != rows:
             problems.add(self.name, f"quoting is unclear ({read + len(odd)} of {rows} rows were read)")
+
+    def _without_headers(
+        self, batch: pa.RecordBatch, numbers: np.ndarray, problems: Problems
+    ) -> tuple[pa.RecordBatch, np.ndarray]:
+        """The rows that are not the header again, which stands inside a file that was put together from several."""
+        header = np.ones(len(numbers), bool)
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            written = pa.array([name.encode(), codecs.BOM_UTF8 + name.encode()], column.type)
+            header &= pc.is_in(column, value_set=written).to_numpy(zero_copy_only=False)
+        if not header.any():
+            return batch, numbers
+        examples = [f"row {number}" for number in numbers[header]]
+        what = "left out, the header again"
+        problems.add(self.name, what, rows=len(examples), examples=examples, fatal=False)
+        return batch.filter(pa.array(~header)), numbers[~header]
 
     def _count_rows(self, path: Path, problems: Problems) -> int | None:
         """Count the rows, strictly, since a stray quote makes Arrow swallow line after line without a word.
@@ -242,21 +338,23 @@ class File:
         Returns:
             -1 where no quote is in the file, None where they are wrong.
         """
-        latin = "latin-1"  # decodes every byte; only the structure matters
-        with path.open("rb") as handle, self._lines(handle, _magic(handle), latin) as lines:
+        # Only the structure matters, and latin-1 decodes every byte.
+        encoding = "latin-1" if self.csv.encoding == "utf-8" else self.csv.encoding
+        with path.open("rb") as handle, self._lines(handle, _magic(handle), encoding) as lines:
             if not any('"' in part for part in iter(lambda: lines.read(1 << 20), "")):
                 return -1
         rows = -1  # the header
-        with path.open("rb") as handle, self._lines(handle, _magic(handle), latin) as lines:
+        with path.open("rb") as handle, self._lines(handle, _magic(handle), encoding) as lines:
             try:
-                for row in csv.reader(lines, delimiter=self.delimiter, strict=True):
+                for row in csv.reader(lines, delimiter=self.csv.delimiter, strict=True):
                     rows += bool(row)
             except csv.Error as error:
-                problems.add(
-                    self.name,
-                    "quote a value that holds a quote, and double the quote",
-                    examples=[f"row {rows + 1}: {str(error).replace(chr(9), 'a tab')}"],
-                )
+                what = "quote a value that holds a quote, and double the quote"
+                reason = str(error).replace(chr(9), "a tab")
+                if reason.startswith("field larger than"):
+                    what = "expected shorter values, or the end of a quoted one"
+                    reason = f"a value of more than {_BLOCK_BYTES >> 20} MiB"
+                problems.add(self.name, what, examples=[f"row {rows + 1}: {reason}"])
                 return None
         return rows
 
@@ -322,14 +420,17 @@ class Rows:
 
     def set_column(self, name: str, column: pa.Array) -> None:
         """Take `column` as our column `name`; text that is no UTF-8 is bad."""
-        if pa.types.is_dictionary(column.type):
-            column = column.dictionary_decode()
+        column = _plain(column)
         if _is_text(column.type):
             # Arrow checks the bytes of binary columns only.
             column, good = self._try(name, column.cast(pa.binary()), lambda part: part.cast(pa.string()), "text")
             if good is not None:
                 self.columns[name] = column
-                self.require(name, good, "UTF-8 text", seen="other bytes")
+                hint = " (data.csv.encoding names another)" if self.file.is_csv and self.file.configurable else ""
+                self.require(name, good, f"UTF-8 text{hint}", seen="other bytes")
+            if self.file.is_csv and self.file.csv.null_values:
+                nulls = pa.array(self.file.csv.null_values, pa.string())
+                column = pc.if_else(pc.is_in(column, value_set=nulls), None, column)
         self.columns[name] = column
 
     def where(self, chosen: pa.Array) -> Rows:
@@ -367,8 +468,9 @@ class Rows:
             return
         before |= bad
         theirs, values = self.file.columns[name], self.columns[name] if column is None else column
+        seen = "not shown here" if name in self.file.private else seen
         examples = [
-            f"row {self.numbers[row]}: {theirs} is {seen or _shown(values[row].as_py())}"
+            f"row {self.numbers[row]}: {theirs} is {seen or _shown(values[row])}"
             for row in np.flatnonzero(bad)[:EXAMPLES]
         ]
         rows = int(bad.sum())
@@ -408,29 +510,32 @@ class Rows:
         column = self.columns[name]
         if pa.types.is_floating(column.type):
             column = pc.if_else(pc.is_nan(column), None, column)
+        if pa.types.is_decimal(column.type):
+            column = _digits(column)
         column = self._convert(name, column, lambda part: part.cast(pa.string()), "text")
         return pc.if_else(pc.equal(pc.utf8_trim_whitespace(column), ""), None, column)
 
-    def identifier(self, name: str, seen: str = "") -> pa.Array:
-        """A column of ids as text, as it stands; whole numbers become their digits; blank values are null.
-
-        `seen` stands for the values in messages, where they are not to be repeated.
-        """
+    def identifier(self, name: str) -> pa.Array:
+        """A column of ids as text, as it stands; whole numbers become their digits; blank values are null."""
         column = self.columns[name]
-        if not (pa.types.is_floating(column.type) or pa.types.is_decimal(column.type)):
+        if pa.types.is_decimal(column.type):
+            ids, expected = _digits(column), "an id as text, or a whole number"
+            whole = pc.match_substring_regex(ids, r"^-?\d+$")
+        elif pa.types.is_floating(column.type):
+            numbers, expected = column.cast(pa.float64()), "an id as text, or a whole number below 2^53"
+            numbers = pc.if_else(pc.is_nan(numbers), None, numbers)
+            whole = pc.and_(pc.equal(pc.floor(numbers), numbers), pc.less(pc.abs(numbers), _EXACT))
+            ids = pc.if_else(whole, numbers, None).cast(pa.int64()).cast(pa.string())
+        else:
             return self.text(name)
-        numbers = column.cast(pa.float64())
-        present = pc.and_kleene(numbers.is_valid(), pc.invert(pc.fill_null(pc.is_nan(numbers), True)))
-        whole = pc.and_(pc.equal(pc.floor(numbers), numbers), pc.less(pc.abs(numbers), _EXACT))
-        good = pc.or_(pc.invert(present), pc.fill_null(whole, False))
-        self.require(name, good, "an id as text, or a whole number below 2^53", seen=seen)
+        self.require(name, pc.fill_null(whole, True), expected)
         self.problems.add(
             self.file.name,
             f"column {self.file.columns[name]} holds ids as {column.type}: leading zeros, if there were any, are lost",
-            rows=int(pc.sum(present).as_py() or 0),
+            rows=whole.is_valid().true_count,
             fatal=False,
         )
-        return pc.if_else(pc.and_(present, good), numbers, None).cast(pa.int64()).cast(pa.string())
+        return pc.if_else(whole, ids, None)
 
     def key(self, name: str) -> pa.Array:
         """A column of ids of which each row must have one."""
@@ -456,8 +561,10 @@ class Rows:
         kind = "a whole number" if whole else "a number"
         expected = f"{kind} from {lowest:g}" + (f" to {highest:g}" if highest < math.inf else "")
         column = self.columns[name]
-        if _is_text(column.type):
+        if _is_text(column.type) or pa.types.is_decimal(column.type):
             column = pc.utf8_trim_whitespace(self.text(name))
+            if self.file.is_csv and self.file.csv.decimal == ",":
+                column = pc.replace_substring(column, ",", ".")
         column = self._convert(name, column, lambda part: part.cast(pa.float64()), expected)
         good = pc.and_(pc.greater_equal(column, lowest), pc.less_equal(column, highest))  # false for NaN
         good = pc.and_(good, pc.is_finite(column))
@@ -466,30 +573,45 @@ class Rows:
         self.require(name, good if required else pc.fill_null(good, True), expected)
         return pc.if_else(good, column, None)
 
+    def note_null_words(self, name: str) -> None:
+        """Note the values of a column of CSV that elsewhere mean none, but may also be what they say."""
+        if not self.file.is_csv:
+            return
+        doubtful = pc.fill_null(pc.is_in(self.columns[name], value_set=pa.array(_NULL_WORDS)), False)
+        theirs = self.file.columns[name]
+        examples = [
+            f"row {self.numbers[row]}: {theirs} is {_shown(self.columns[name][row])}"
+            for row in np.flatnonzero(doubtful)[:EXAMPLES]
+        ]
+        what = f"kept; if these values of column {theirs} stand for none, name them in data.csv.null_values"
+        self.problems.add(self.file.name, what, rows=doubtful.true_count, examples=examples, fatal=False)
+
     def boolean(self, name: str) -> pa.Array:
-        """A column of true/false or 1/0; blank values are null."""
+        """A column of true/false or 1/0, also as 1.0 or 1.000; blank values are null."""
         column = self.columns[name]
         if pa.types.is_boolean(column.type):
             return column
         text = pc.utf8_lower(pc.utf8_trim_whitespace(self.text(name)))
-        true, false = pa.array(["true", "1", "1.0"]), pa.array(["false", "0", "0.0"])
-        is_true = pc.is_in(text, value_set=true)
-        known = pc.or_(is_true, pc.is_in(text, value_set=false))
-        self.require(name, pc.or_(text.is_null(), known), "true, false, 1 or 0")
+        is_true = pc.match_substring_regex(text, r"^(true|1(\.0*)?)$")
+        known = pc.or_(is_true, pc.match_substring_regex(text, r"^(false|0(\.0*)?)$"))
+        self.require(name, pc.or_kleene(text.is_null(), known), "true, false, 1 or 0")
         return pc.if_else(text.is_null(), None, is_true)
 
     def timestamp(self, name: str) -> pa.Array:
         """A column of times in UTC, microseconds, without a zone; a time that names no zone is taken as UTC.
 
-        Whole numbers are seconds, milli-, micro- or nanoseconds since 1970, whichever lies between 2000 and 2100.
+        What lies before 2000 or from 2100 on is no time of a log but a mistake, and may be no date of Python's. Whole
+        numbers are seconds, milli-, micro- or nanoseconds since 1970, whichever lies within those years.
         """
         column = self.columns[name]
-        if pa.types.is_timestamp(column.type):
-            at = column.cast(pa.timestamp("us", tz=column.type.tz), safe=False)  # finer than that: cut off
-            at = at.cast(pa.timestamp("us"))  # Arrow keeps zoned times in UTC
-        elif pa.types.is_date(column.type):
-            at = column.cast(pa.timestamp("us"))
-        elif _is_text(column.type):
+        kind = column.type
+        if pa.types.is_timestamp(kind):
+            at = _since_1970(column.cast(pa.int64()), _UNITS[kind.unit])  # Arrow keeps zoned times in UTC
+        elif pa.types.is_date32(kind):
+            at = _since_1970(pc.multiply(column.cast(pa.int32()).cast(pa.int64()), 86_400), _UNITS["s"])
+        elif pa.types.is_date64(kind):
+            at = _since_1970(column.cast(pa.int64()), _UNITS["ms"])
+        elif _is_text(kind):
             at = self._parse_times(name)
         else:
             at = _since_1970(self._try(name, column, lambda part: part.cast(pa.int64()), _TIME)[0])
@@ -509,11 +631,11 @@ class Rows:
         digits = pc.match_substring_regex(text, r"^\d{9,19}$")
         zoned = pc.match_substring_regex(text, _ZONED)
         plain = pc.invert(pc.or_(digits, zoned))
-        return pc.coalesce(
-            parse(pa.timestamp("us", tz="UTC"), zoned).cast(pa.timestamp("us")),
-            parse(pa.timestamp("us"), plain),
-            _since_1970(parse(pa.int64(), digits)),
+        written = pc.coalesce(
+            parse(pa.timestamp("us", tz="UTC"), zoned).cast(pa.int64()),
+            parse(pa.timestamp("us"), plain).cast(pa.int64()),
         )
+        return pc.coalesce(_since_1970(written, _UNITS["us"]), _since_1970(parse(pa.int64(), digits)))
 
 
 def joined(first: pa.Array, second: pa.Array) -> pa.Array:
@@ -526,7 +648,39 @@ def _is_text(kind: pa.DataType) -> bool:
     return binary or pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
-def _shown(value: Any) -> str:
+def _plain(column: pa.Array) -> pa.Array:
+    """`column` as a type that others can be made of: a UUID is its text, bytes of any kind are binary."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if isinstance(column.type, pa.UuidType):
+        return pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = column.storage
+    if pa.types.is_fixed_size_binary(column.type) or pa.types.is_binary_view(column.type):
+        return column.cast(pa.binary())
+    return column
+
+
+def _digits(column: pa.Array) -> pa.Array:
+    """Decimals as text without trailing zeros: as floats, 15.000000000 and 30.000000000 are no whole numbers."""
+    text = pc.replace_substring_regex(column.cast(pa.string()), r"^-?0E-\d+$", "0")
+    return pc.replace_substring_regex(pc.replace_substring_regex(text, r"(\.\d*?)0+$", r"\1"), r"\.$", "")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The columns of a file, as far as a line takes them."""
+    text = ", ".join(names)
+    text = text if text.isprintable() else repr(text)[1:-1]
+    return text if len(text) <= _LISTED else f"{text[:_LISTED]}... ({len(names)} columns)"
+
+
+def _shown(scalar: pa.Scalar) -> str:
+    try:
+        value = scalar.as_py()
+    except (OverflowError, ValueError):  # a time that Python has none for
+        return f"{scalar.value} as {scalar.type}"
+    if isinstance(value, Decimal):
+        return f"{value.normalize():f}"
     if value is None or (not isinstance(value, bytes) and not str(value).strip()):
         return "empty"
     text = repr(value)
@@ -550,11 +704,16 @@ def _convertible(column: pa.Array, convert: Callable[[pa.Array], pa.Array]) -> n
     return good
 
 
-def _since_1970(numbers: pa.Array) -> pa.Array:
-    """Whole numbers as times: the unit that puts them between 2000 and 2100; null if none does."""
+def _since_1970(numbers: pa.Array, *units: int) -> pa.Array:
+    """Whole numbers as times in microseconds, null unless they lie between 2000 and 2100.
+
+    Args:
+        numbers: int64, since 1970.
+        units: how many of them a second has; where there are several, the one that puts a number into that span.
+    """
     values = pc.fill_null(numbers, 0).to_numpy(zero_copy_only=False)
     at, known = np.zeros(len(values), np.int64), np.zeros(len(values), bool)
-    for unit in (1, 10**3, 10**6, 10**9):  # to a second; no number fits two of them
+    for unit in units or _UNITS.values():  # no number fits two of them
         fits = (values >= _FROM * unit) & (values < _TO * unit)
         at[fits] = values[fits] * (10**6 // unit) if unit <= 10**6 else values[fits] // (unit // 10**6)
         known |= fits
@@ -565,10 +724,17 @@ def _since_1970(numbers: pa.Array) -> pa.Array:
 
 
 def files(
-    reference: str, suffixes: Sequence[str], columns: Mapping[str, str], problems: Problems, *, delimiter: str = ","
+    reference: str,
+    suffixes: Sequence[str],
+    columns: Mapping[str, str],
+    problems: Problems,
+    *,
+    csv: Csv | None = None,
+    delimiter: str = ",",
 ) -> list[File]:
-    """The files that `reference` leads to (see `storage.files`), all with the same columns."""
-    return [File(stored, columns, delimiter=delimiter) for stored in storage.files(reference, suffixes, problems)]
+    """The files that `reference` leads to (see `storage.files`), all with the same columns; the rest as for `File`."""
+    found = storage.files(reference, suffixes, problems)
+    return [File(stored, columns, csv=csv, delimiter=delimiter) for stored in found]
 
 
 def check_headers(files: Sequence[File], problems: Problems) -> None:
@@ -576,7 +742,8 @@ def check_headers(files: Sequence[File], problems: Problems) -> None:
 
     def look(file: File) -> Problems:
         found = Problems(collect=True)
-        file.check(found)
+        if file.check(found) and isinstance(file, File):
+            file.check_types(found)
         return found
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:

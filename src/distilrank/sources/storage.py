@@ -1,14 +1,15 @@
 """Where outside files lie: a local file, a folder of them, or a prefix in Google Cloud Storage (`gs://BUCKET/PREFIX`).
 
-A folder, or a prefix, is read with all folders below it (`dt=2026-11-01/` and the like), in order of names. Names that
-begin with a dot or an underscore are never data: `_SUCCESS`, `_temporary/`, `.part-0.crc`.
+A folder, or a prefix, is read with all folders below it (`dt=2026-11-01/` and the like), links to folders included, in
+order of names. Names that begin with a dot or an underscore are never data: `_SUCCESS`, `_temporary/`, `.part-0.crc`.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,16 @@ from distilrank.problems import Problems
 
 _RANGE_BYTES = 1 << 20
 """What one request for a part of an object fetches at least."""
+
+_TABLES = {
+    "a Delta Lake table": (r"(.*/)?_delta_log/.*", "COPY (FROM delta_scan('TABLE')) TO 'table.parquet' in DuckDB"),
+    "an Iceberg table": (
+        r"(.*/)?metadata/[^/]*\.metadata\.json",
+        "COPY (FROM iceberg_scan('TABLE')) TO 'table.parquet' in DuckDB",
+    ),
+    "a Hudi table": (r"(.*/)?\.hoodie/.*", "df.write.parquet('FOLDER') in Spark"),
+}
+"""Formats that keep files of rows long deleted: by which names they are known, and an example of an export."""
 
 
 class StoredFile(Protocol):
@@ -53,14 +64,17 @@ def files(reference: str, suffixes: Sequence[str], problems: Problems | None = N
         reference: local file, local folder or gs://BUCKET/PREFIX.
         suffixes: how the names of the wanted files end, in any case (`.csv.gz`).
         problems: gets what is wrong (nothing there: fatal, and the list is empty) and, not fatal, how many files were
-            left out because of their names; None: the first that is fatal is raised.
+            left out, and which may hold the same rows; None: the first that is fatal is raised.
 
     Raises:
         InputError: nothing is there, none of it has a wanted name, or it cannot be listed; see `problems`.
     """
     problems = Problems() if problems is None else problems
     try:
-        found, others = _objects(reference, suffixes) if reference.startswith("gs://") else _local(reference, suffixes)
+        if reference.startswith("gs://"):
+            found, others = _objects(reference, suffixes)
+        else:
+            found, others = _local(reference, suffixes, problems)
     except _NotThere as error:
         problems.add(reference, str(error))
         return []
@@ -70,8 +84,48 @@ def files(reference: str, suffixes: Sequence[str], problems: Problems | None = N
         problems.add(reference, f"no file whose name ends in {wanted}; {seen}")
     else:
         what = f"left out, files whose name does not end in {wanted}"
-        problems.add(reference, what, rows=len(others), examples=others, fatal=False)
+        problems.add(reference, what, rows=len(others), examples=others, fatal=False, once=True)
+    _note_twins(reference, found, suffixes, problems)
     return found
+
+
+def _note_twins(reference: str, found: Sequence[StoredFile], suffixes: Sequence[str], problems: Problems) -> None:
+    """Note the files that differ from another by the ends of their names alone: one table in two formats, perhaps."""
+    bare = re.compile(f"({'|'.join(map(re.escape, sorted(suffixes, key=len, reverse=True)))})$", re.IGNORECASE)
+    first: dict[str, str] = {}
+    twins = [
+        f"{PurePosixPath(other).name} beside {PurePosixPath(file.name).name}"
+        for file in found
+        if (other := first.setdefault(bare.sub("", file.name), file.name)) != file.name
+    ]
+    what = "files of one name in several formats, expected each row in one of them: all are read"
+    problems.add(reference, what, rows=len(twins), examples=twins, fatal=False, once=True)
+
+
+def _refuse_table(names: Iterable[str]) -> None:
+    """Raise _NotThere if files of these names, folders ending in a slash, are the parts of a table with a log."""
+    for name in names:
+        for kind, (pattern, example) in _TABLES.items():
+            if re.fullmatch(pattern, name):
+                raise _NotThere(
+                    f"holds {kind} ({name.rstrip('/')}), whose folder also has files of rows that were deleted or "
+                    f"replaced, expected plain files; export the table as it is now, {example} for example"
+                )
+
+
+def hint(reference: str) -> str:
+    """What to say of a path that is not there, if it is written as other programs take it; begins with `; `."""
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", reference)
+    if scheme:
+        return f"; {scheme[1]}:// is not read, expected a local path or gs://BUCKET/PREFIX: copy it, or mount it"
+    if reference.startswith("~"):
+        return f"; ~ is taken as it stands, expected {os.path.expanduser(reference)}"
+    if "$" in reference:
+        return "; variables are taken as they stand, expected a path without"
+    if set(reference) & set("*?["):
+        folder = re.split(r"[*?\[]", reference, maxsplit=1)[0].rpartition("/")[0]
+        return f"; a pattern is taken as it stands, expected a file, or a folder: {folder or '.'}"
+    return ""
 
 
 class _NotThere(Exception):
@@ -124,16 +178,63 @@ def _present(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: not readable ({error.strerror})") from None
 
 
-def _local(reference: str, suffixes: Sequence[str]) -> tuple[list[StoredFile], list[str]]:
+def _local(reference: str, suffixes: Sequence[str], problems: Problems) -> tuple[list[StoredFile], list[str]]:
     path = Path(reference)
+    if not path.exists():
+        raise _NotThere(f"no such file or folder{hint(reference)}")
+    _refuse_part_of_table(path.absolute())
     if not path.is_dir():
-        if not path.exists():
-            raise _NotThere("no such file or folder")
         return [LocalFile(path)], []
-    inside = {one.relative_to(path).as_posix(): one for one in path.rglob("*") if one.is_file()}
-    names = sorted(name for name in inside if not _hidden(name))
-    found = [LocalFile(inside[name]) for name in names if name.lower().endswith(tuple(suffixes))]
-    return list(found), [name for name in names if not name.lower().endswith(tuple(suffixes))]
+    inside = sorted(_below(path, "", (os.path.realpath(path),)))
+    _refuse_table(inside)
+    names = [name for name in inside if not _hidden(name)]
+    wanted = _without_links([name for name in names if name.lower().endswith(tuple(suffixes))], path)
+    links = [name for name in names if name.lower().endswith(tuple(suffixes)) and name not in wanted]
+    what = "left out, links to files that the folder has anyway"
+    problems.add(reference, what, rows=len(links), examples=links, fatal=False, once=True)
+    found: list[StoredFile] = [LocalFile(path / name) for name in names if name in wanted]
+    return found, [name for name in names if not name.lower().endswith(tuple(suffixes))]
+
+
+def _below(folder: Path, prefix: str, entered: tuple[str, ...]) -> Iterator[str]:
+    """The names of all files below a folder, through links too, and of hidden folders, which end in a slash.
+
+    Args:
+        prefix: of the names.
+        entered: this folder and those around it, without links: none of them is entered again.
+    """
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise _NotThere(f"{prefix or 'it'} cannot be listed ({error.strerror})") from None
+    for entry in entries:
+        name = f"{prefix}{entry.name}"
+        if not entry.is_dir():
+            if entry.is_file() or entry.is_symlink():  # a link to nothing, too: it is named when it is opened
+                yield name
+        elif _hidden(entry.name):
+            yield f"{name}/"
+        elif (real := os.path.realpath(entry.path)) not in entered:
+            yield from _below(Path(entry.path), f"{name}/", (*entered, real))
+
+
+def _without_links(names: Sequence[str], root: Path) -> set[str]:
+    """Of the names that lead to one file the one that is no link, or the first."""
+    base, chosen = os.path.realpath(root), dict[str, str]()
+    for name in names:
+        real = os.path.realpath(root / name)
+        if real == os.path.join(base, name):
+            chosen[real] = name
+        chosen.setdefault(real, name)
+    return set(chosen.values())
+
+
+def _refuse_part_of_table(path: Path) -> None:
+    """As `_refuse_table`, for a file or folder that is a part of one, a partition perhaps."""
+    for folder in path.parents:
+        logs = [mark for mark in ("_delta_log", ".hoodie") if (folder / mark).is_dir()]
+        metadata = (folder / "metadata").glob("*.metadata.json") if path.is_relative_to(folder / "data") else ()
+        _refuse_table([*(f"{folder / mark}/" for mark in logs), *map(str, metadata)])
 
 
 # Google Cloud Storage ---------------------------------------------------------------------------------------------
@@ -198,6 +299,10 @@ def _objects(reference: str, suffixes: Sequence[str]) -> tuple[list[StoredFile],
     try:
         client = storage.Client()
         itself = client.bucket(bucket).get_blob(path) if path and not path.endswith("/") else None
+        for parent in PurePosixPath(path).parents[:-1]:  # may the reference be a part of a table?
+            marks = ["_delta_log/", ".hoodie/", *["metadata/"] * PurePosixPath(path).is_relative_to(parent / "data")]
+            for mark in marks:
+                _refuse_table(blob.name for blob in client.list_blobs(bucket, prefix=f"{parent}/{mark}", max_results=9))
         if itself is not None:
             return [StoredObject(reference, itself)], []
         blobs = list(client.list_blobs(bucket, prefix=folder))
@@ -206,7 +311,9 @@ def _objects(reference: str, suffixes: Sequence[str]) -> tuple[list[StoredFile],
     # Consoles make an empty object, its name ending in a slash, for each folder.
     inside = {blob.name.removeprefix(folder): blob for blob in blobs if not blob.name.endswith("/")}
     if not inside:
-        raise _NotThere("no such object, and no objects below it")
+        pattern = "; a pattern is taken as it stands, expected a prefix" if set(path) & set("*?[") else ""
+        raise _NotThere(f"no such object, and no objects below it{pattern}")
+    _refuse_table(sorted(inside))
     names = sorted(name for name in inside if not _hidden(name))
     found: list[StoredFile] = []
     for name in names:

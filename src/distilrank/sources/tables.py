@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distilrank import artifacts, records
-from distilrank.config import Judged, Tables
+from distilrank.config import Csv, Judged, Tables
 from distilrank.problems import Problems
 from distilrank.sources import Log, reading, storage
 from distilrank.sources.reading import File
@@ -26,12 +26,12 @@ SUFFIXES = (".csv", ".csv.gz", ".parquet")
 UNUSABLE = 0.01
 """Share of a log file's rows without a query, a product id or a readable time from which on something is wrong."""
 
-READING = 1
+READING = 2
 """Goes up with any change of what a log file gives."""
 
 _JUDGEMENTS = ("query", "product_id", "rating", "raters", "locale")
 _CATALOGUE = ("product_id", *records.PRODUCT_FIELDS)
-_LOG = ("query", "product_id", "timestamp", "position", "clicked", "client")
+_LOG = ("query", "product_id", "timestamp", "position", "clicked", "client", "row_id")
 _LENIENT = ("query", "product_id", "timestamp")
 
 
@@ -56,7 +56,7 @@ class JudgedFiles:
         return {name: column for name, column in columns.items() if column}
 
     def _files(self, reference: str, names: Sequence[str], problems: Problems) -> list[File]:
-        return reading.files(reference, SUFFIXES, self._columns(names), problems)
+        return reading.files(reference, SUFFIXES, self._columns(names), problems, csv=self.data.csv)
 
     def _tables(self, problems: Problems) -> list[File]:
         return [
@@ -77,6 +77,7 @@ class JudgedFiles:
         return artifacts.digest_json(
             {
                 "columns": self._columns([*_JUDGEMENTS, *_CATALOGUE]),
+                "csv": self.data.csv.model_dump(mode="json"),
                 "scale": [*self.rating_range, self.relevant_from],
                 "files": [file.stored.digest() for file in self._tables(Problems())],
             }
@@ -88,6 +89,8 @@ class JudgedFiles:
         for file in self._files(self.data.catalogue, _CATALOGUE, problems):
             for rows in file.batches(problems):
                 fields = {name: rows.text(name) for name in records.PRODUCT_FIELDS if name in file.columns}
+                for name in fields:
+                    rows.note_null_words(name)
                 found = found or len(rows) > 0
                 yield from reading.product_batches(rows.keep(product_id=rows.key("product_id"), **fields))
         if not found and not problems.fatal:
@@ -114,20 +117,22 @@ class TablesSource(JudgedFiles):
     def log(self) -> Log | None:
         if not self.logs:
             return None
-        columns = self._columns(_LOG)
+        columns, problems = self._columns(_LOG), Problems()
         return Log(
-            parts=[LogFile(stored, columns) for stored in storage.files(self.logs, SUFFIXES)],
+            parts=[LogFile(stored, columns, self.data.csv) for stored in storage.files(self.logs, SUFFIXES, problems)],
             timed="timestamp" in columns,
             clients="client" in columns,
-            settings={"reading": READING, "columns": columns},
+            row_ids="row_id" in columns,
+            settings={"reading": READING, "columns": columns, "csv": self.data.csv.model_dump(mode="json")},
+            problems=list(problems),
         )
 
 
 class LogFile:
     """A file of a log, a row an impression; see `distilrank.sources.Part`."""
 
-    def __init__(self, stored: StoredFile, columns: dict[str, str]) -> None:
-        self.name, self.stored, self.columns = stored.name, stored, columns
+    def __init__(self, stored: StoredFile, columns: dict[str, str], csv: Csv) -> None:
+        self.name, self.stored, self.columns, self.csv = stored.name, stored, columns, csv
 
     def key(self) -> str:
         return self.stored.key()
@@ -137,7 +142,7 @@ class LogFile:
 
     def days(self) -> dict[date | None, int]:
         name = "timestamp" if "timestamp" in self.columns else "product_id"
-        file = File(self.stored, {name: self.columns[name]})
+        file = File(self.stored, {name: self.columns[name]}, csv=self.csv)
         counts: dict[date | None, int] = {}
         for rows in file.batches(Problems(), lenient=[name], ranges=True):
             day = rows.timestamp(name).cast(pa.date32()) if name == "timestamp" else pa.nulls(len(rows), pa.date32())
@@ -146,8 +151,10 @@ class LogFile:
         return counts
 
     def load(self, connection: duckdb.DuckDBPyConnection, problems: Problems) -> None:
-        file = File(self.stored, self.columns)
-        read = left_out = 0
+        file = File(
+            self.stored, self.columns, csv=self.csv, private=["client", "row_id"]
+        )  # nobody's id goes into a message
+        read = left_out = unknown = 0
         for rows in file.batches(problems, lenient=_LENIENT):
             values = {field.name: pa.nulls(len(rows), field.type) for field in records.EVENTS}
             values["query"], values["product_id"] = rows.query("query"), rows.key("product_id")
@@ -160,15 +167,23 @@ class LogFile:
             if "clicked" in file.columns:
                 values["clicked"] = pc.fill_null(rows.boolean("clicked"), False).cast(pa.int32())
             if "client" in file.columns:
-                values["client"] = rows.identifier("client", seen="a number")  # nobody's id goes into a message
+                values["client"] = rows.identifier("client")
+                unknown += int(pc.sum(values["client"].is_null()).as_py() or 0)
+            if "row_id" in file.columns:
+                values["row_id"] = rows.identifier("row_id")
             connection.from_arrow(rows.keep(**values)).insert_into("events")
             read, left_out = read + len(rows), left_out + rows.left_out
+        what = "rows without a client: of no weight for prepare.privacy.min_clients"
+        problems.add(self.name, what, rows=unknown, fatal=False)
         if left_out > UNUSABLE * read:
             problems.add(
                 self.name,
                 f"{left_out} of {read} rows ({left_out / read:.1%}) lack a query, a product id or a time that can be "
                 f"read, expected at most {UNUSABLE:.0%}",
                 examples=[
-                    each for one in problems if one.where == self.name and not one.fatal for each in one.examples
+                    each
+                    for one in problems
+                    if one.where == self.name and one.what.startswith("left out, expected")
+                    for each in one.examples
                 ],
             )

@@ -23,10 +23,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distilrank import normalise
+from distilrank import normalise, sql
 from distilrank.config import Ubi
 from distilrank.errors import InputError
-from distilrank.problems import EXAMPLES, Problems
+from distilrank.problems import EXAMPLES, Problem, Problems
 from distilrank.sources import NO_IMPRESSIONS, Log, reading, storage, tables
 from distilrank.sources.reading import File, Rows
 from distilrank.sources.storage import StoredFile
@@ -34,7 +34,7 @@ from distilrank.sources.storage import StoredFile
 SUFFIXES = (".ndjson", ".ndjson.gz", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 """How the names of log files end."""
 
-READING = 1
+READING = 2
 """Goes up with any change of what a log file gives."""
 
 _KEYS = ("query_id", "action_name", "user_query")
@@ -43,7 +43,15 @@ _NESTED = ("event_attributes", "query_response_hit_ids")
 _BULK = ("index", "create", "update", "delete")
 
 _GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
-_DAMAGED = (OSError, EOFError, zlib.error, pa.ArrowException, duckdb.IOException, duckdb.InvalidInputException)
+_DAMAGED = (
+    OSError,
+    EOFError,
+    zlib.error,
+    pa.ArrowException,
+    duckdb.IOException,
+    duckdb.InvalidInputException,
+    duckdb.ConversionException,  # a time of Parquet too far away for a TIMESTAMP
+)
 _JSON_TYPES = {list: "array", str: "string", bool: "boolean", type(None): "null"}
 
 _LISTS = (".json", ".json.gz")
@@ -71,7 +79,7 @@ class UbiSource(tables.JudgedFiles):
             return super()._files(reference, names, problems)
         columns = self._columns(names)
         return [
-            JudgementList(stored, self.rating_range) if _is_json(stored) else File(stored, columns)
+            JudgementList(stored, self.rating_range) if _is_json(stored) else File(stored, columns, csv=self.data.csv)
             for stored in storage.files(reference, (*tables.SUFFIXES, *_LISTS), problems)
         ]
 
@@ -84,8 +92,9 @@ class UbiSource(tables.JudgedFiles):
         return list(found.values())
 
     @cached_property
-    def _parts(self) -> list[UbiPart]:
-        return self._list(Problems())
+    def _parts(self) -> tuple[list[UbiPart], list[Problem]]:
+        problems = Problems()
+        return self._list(problems), list(problems)
 
     def check(self, problems: Problems) -> None:
         super().check(problems)
@@ -102,7 +111,8 @@ class UbiSource(tables.JudgedFiles):
             "malformed_lines",
         }
         settings = {"reading": READING, "ubi": self.data.model_dump(mode="json", include=read)}
-        return Log(self._parts, timed=True, clients=True, settings=settings)
+        parts, problems = self._parts
+        return Log(parts, timed=True, clients=True, settings=settings, problems=problems)
 
 
 # Parts ------------------------------------------------------------------------------------------------------------
@@ -134,7 +144,10 @@ class UbiPart:
             # Damaged Parquet is an Error of no kind; other kinds are our own faults, or too little memory.
             if isinstance(error, duckdb.Error) and not (isinstance(error, _DAMAGED) or type(error) is duckdb.Error):
                 raise
-            reason = f"damaged or not readable ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
+            detail = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if "Invalid string encoding" in detail:  # the value follows, which may be the id of a client
+                detail = "text that is not UTF-8, or ids as bytes; write them as text"
+            reason = f"damaged or not readable ({detail})"
         if problems is None:
             raise InputError(f"{self.name}: {reason}")
         problems.add(self.name, reason)
@@ -151,10 +164,12 @@ class UbiPart:
     def days(self) -> dict[date | None, int]:
         with self._reading(), self.stored.open_local() as path, _memory().cursor() as connection:
             found = connection.execute(
-                f"""SELECT {_at("stamp")}::DATE, count(*) FROM (
-                    SELECT stamp, {_clock("stamp")} AS clock FROM (
-                        SELECT {_text("timestamp")} AS stamp FROM ({_fields(connection, path, ["timestamp"])})
-                    ) WHERE stamp IS NOT NULL
+                f"""SELECT {_plausible("utc")}::DATE, count(*) FROM (
+                    SELECT {_at("stamp")} AS utc FROM (
+                        SELECT stamp, {_clock("stamp")} AS clock FROM (
+                            SELECT {_text("timestamp")} AS stamp FROM ({_fields(connection, path, ["timestamp"])})
+                        ) WHERE stamp IS NOT NULL
+                    )
                 ) GROUP BY 1"""
             ).fetchall()
         return dict(found)
@@ -218,7 +233,7 @@ class UbiPart:
         )
         note("impression events: not used, as data.impressions is hits", "left_out = 'hits'")
         note(
-            "records without a time, expected ISO 8601 or epoch milliseconds",
+            "records without a time, expected ISO 8601 or epoch milliseconds, from 2000 to 2100",
             "left_out = 'time'",
             "stamp",
             "timestamp",
@@ -304,10 +319,6 @@ _CLOCK = (
 )
 
 
-def _quoted(value: object) -> str:
-    return "'" + str(value).replace("'", "''") + "'"
-
-
 def _text(value: str) -> str:
     """A text, null if blank, or if it is an object or an array, which DuckDB hands over as JSON."""
     first = f"ord({value})"  # of an empty text it is 0
@@ -316,8 +327,8 @@ def _text(value: str) -> str:
 
 
 def _id(value: str) -> str:
-    """A text or a number as text; 3.0, as some exports write a 3, is 3."""
-    return f"""CASE WHEN suffix({value}, '.0') AND regexp_matches({value}, '^-?[0-9]+\\.0+$')
+    """A text or a number as text; 3.0 and 3.000000000, as some exports write a 3, are 3."""
+    return f"""CASE WHEN suffix({value}, '0') AND regexp_matches({value}, '^-?[0-9]+\\.0+$')
         THEN regexp_replace({value}, '\\.0+$', '') ELSE {_text(value)} END"""
 
 
@@ -329,7 +340,7 @@ def _nested(value: str) -> str:
 
 def _clock(text: str) -> str:
     """The parts of an ISO 8601 time, null for one that `_at` reads at once."""
-    parts = f"regexp_extract({text}, {_quoted(_CLOCK)}, ['local', 'sign', 'hours', 'minutes'])"
+    parts = f"regexp_extract({text}, {sql.quoted(_CLOCK)}, ['local', 'sign', 'hours', 'minutes'])"
     return f"CASE WHEN NOT {_plain(text)} THEN {parts} END"
 
 
@@ -359,6 +370,11 @@ def _at(text: str) -> str:
         END"""
 
 
+def _plausible(utc: str) -> str:
+    """A TIMESTAMP, null unless it lies between 2000 and 2100; Python has no dates for all that DuckDB has."""
+    return f"CASE WHEN {utc} >= TIMESTAMP '2000-01-01' AND {utc} < TIMESTAMP '2100-01-01' THEN {utc} END"
+
+
 def _magic(path: Path) -> bytes:
     with path.open("rb") as handle:
         return handle.read(len(_PARQUET))
@@ -379,10 +395,10 @@ def _fields(connection: duckdb.DuckDBPyConnection, path: Path, names: Sequence[s
         InputError: a Parquet file lacks a column.
     """
     magic = _magic(path)
-    file = _quoted("".join(f"[{letter}]" if letter in "*?[" else letter for letter in str(path)))  # it is a pattern
+    file = sql.file_list([path])
     if magic != _PARQUET:
         kinds = {name: "JSON" if name in _NESTED else "VARCHAR" for name in (*names, *_BULK)}
-        columns = ", ".join(f"{_quoted(name)}: '{kind}'" for name, kind in kinds.items())
+        columns = ", ".join(f"{sql.quoted(name)}: '{kind}'" for name, kind in kinds.items())
         return f"""SELECT *, coalesce({", ".join(f"{name}::VARCHAR" for name in names)}) IS NULL AS nothing,
                 coalesce({", ".join(f'"{name}"' for name in _BULK)}) IS NOT NULL AS bulk
             FROM read_ndjson({file}, columns = {{{columns}}}, ignore_errors = true, hive_partitioning = false,
@@ -402,17 +418,17 @@ def _fields(connection: duckdb.DuckDBPyConnection, path: Path, names: Sequence[s
 def _utc(column: str, kind: str) -> str:
     """A column of a Parquet file by its type, times in UTC without a zone; null if there is no such column."""
     if kind in ("TIMESTAMP WITH TIME ZONE", "TIMESTAMPTZ_NS"):
-        return f"make_timestamp(epoch_us({column}::TIMESTAMPTZ))"
-    return f"{column}::TIMESTAMP" if kind.startswith("TIMESTAMP") else column if kind else "NULL"
+        return f"make_timestamp(epoch_us(try_cast({column} AS TIMESTAMPTZ)))"
+    return f"try_cast({column} AS TIMESTAMP)" if kind.startswith("TIMESTAMP") else column if kind else "NULL"
 
 
 def _records(connection: duckdb.DuckDBPyConnection, path: Path, data: Ubi) -> str:
     """Selects a row for each line: what it is (`kind`), its values, and why it is left out (`left_out`), if it is."""
     shown, clicked = (
-        f"coalesce(action IN ({', '.join(map(_quoted, actions))}), FALSE)" if actions else "FALSE"
+        f"coalesce(action IN ({', '.join(map(sql.quoted, actions))}), FALSE)" if actions else "FALSE"
         for actions in (data.impression_actions, data.click_actions)
     )
-    elsewhere = f"field IS DISTINCT FROM {_quoted(data.object_id_field)}" if data.object_id_field else "FALSE"
+    elsewhere = f"field IS DISTINCT FROM {sql.quoted(data.object_id_field)}" if data.object_id_field else "FALSE"
     unused = "shown AND NOT clicked" if data.impressions == "hits" else "FALSE"
     attributes = "['$.object.object_id', '$.object.object_id_field', '$.position.ordinal']"
     return f"""
@@ -451,7 +467,7 @@ def _records(connection: duckdb.DuckDBPyConnection, path: Path, data: Ubi) -> st
                 WHEN kind = 'query' THEN NULL
                 WHEN product_id IS NULL THEN 'product'
                 WHEN query IS NULL AND search IS NULL THEN 'query' END AS left_out
-        FROM kinds"""
+        FROM (SELECT * REPLACE ({_plausible("utc")} AS utc) FROM kinds)"""
 
 
 def _events(data: Ubi) -> str:

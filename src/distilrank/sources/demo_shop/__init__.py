@@ -271,6 +271,7 @@ class GeneratedLog:
             "shown": pa.array(np.ones(len(shown), np.int32)),
             "clicked": shown["clicked"].cast(pa.int32()),
             "client": nothing,
+            "row_id": nothing,
         }
         connection.from_arrow(pa.table(columns, schema=records.EVENTS)).insert_into("events")
 
