@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
 
 import pytest
 
@@ -22,15 +19,6 @@ LONG = ("test_pipeline.py", "test_training.py")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _stacks_without_sources() -> Iterator[None]:
-    """KFP reads the sources of all frames of the stack each time a task changes: below pytest, seconds a pipeline."""
-    from kfp.dsl import pipeline_task
-
-    with mock.patch.object(pipeline_task, "inspect", mock.Mock(stack=functools.partial(inspect.stack, 0))):
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from kfp import dsl
 
 from distilrank import __version__, config, registry
 from distilrank.errors import InputError
@@ -471,6 +472,22 @@ def test_a_monitor_that_never_trains_has_no_shards(tmp_path: Path) -> None:
     on_alarm = never.model_copy(update={"monitor": never.monitor.model_copy(update={"retrain": "on_alarm"})})
     with pytest.raises(InputError, match=r"prepare\.shards is 1000"):
         compiling.write("monitor", on_alarm, tmp_path / "monitor.yaml")
+
+
+def test_kfp_still_names_the_setter_that_a_pipeline_lacks() -> None:
+    @dsl.component
+    def work():
+        pass
+
+    @dsl.pipeline(name="inner")
+    def inner():
+        work()
+
+    def outer():
+        inner().set_cpu_limit("1")
+
+    with pytest.raises(ValueError, match=r"^set_cpu_limit can only be used on single-step components"):
+        dsl.pipeline(name="outer")(outer)
 
 
 def test_compiling_takes_no_heavy_library_and_little_time() -> None:
