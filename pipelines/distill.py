@@ -7,6 +7,7 @@ from components.evaluate import evaluate_student
 from components.gate import decide
 from components.label import label_shard
 from components.promote import promote_student
+from components.rehearse import rehearse_models
 from components.report import render_report
 from components.snapshot import keep_snapshot
 from components.student import distil_student
@@ -58,6 +59,15 @@ def distill(
         champion, anchor = checked.outputs["champion"], checked.outputs["anchor"]
         newest_end = checked.outputs["newest_end"]
 
+        rehearsed = rehearse_models(
+            teacher_digest=checked.outputs["teacher_digest"],
+            student_digest=checked.outputs["student_digest"],
+            teacher=teacher,
+            student=student,
+            compute=compute,
+        )
+        place(rehearsed, "rehearse")
+
         judgements = prepared.outputs["judgements"]
         candidates = prepared.outputs["candidates"]
         traffic = prepared.outputs["traffic"]
@@ -67,7 +77,7 @@ def distill(
             model_digest=checked.outputs["teacher_digest"],
             config=teacher,
             compute=compute,
-        )
+        ).after(rehearsed)
         place(taught, "teacher")
 
         with dsl.ParallelFor(items=prepared.outputs["Output"]) as shard:

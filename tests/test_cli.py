@@ -283,7 +283,7 @@ def settings(folder: Path, models: Path, **more: Any) -> Path:
     values = {
         "data": shop,
         "teacher": {"model": str(models / "decoder")},
-        "student": {"model": str(models / "encoder")},
+        "student": {"model": str(models / "encoder"), "export": {"onnx": False}},
     }
     artifacts.write_json(folder / "run.yaml", {**values, **more})  # JSON is YAML
     return folder / "run.yaml"
@@ -306,6 +306,8 @@ def test_preflight_names_what_is_wrong(run: Any, models: Path, tmp_path: Path) -
     complains(run("preflight", "--config", path, "--set", "gate.max_ec=1"), "unknown key 'gate.max_ec'", "'max_ece'")
     complains(run("preflight", "--config", path, "--set", "student.model=nowhere"), "'nowhere'", "no such folder")
     complains(run("preflight", "--config", path, "--set", "registry.uri=gs://x"), "gs://")
+    layers = ("--set", "student.layers=9")
+    complains(run("preflight", "--config", path, *layers), "student.model", "student.layers: 9, but the model has 2")
 
 
 def test_demo_data_writes_files_of_ones_own(run: Any, models: Path, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ PROMISED = (
 STAGES = {
     "preflight",
     "prepare",
+    "rehearse",
     "teacher",
     "label-00000",
     "label-00001",

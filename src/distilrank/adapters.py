@@ -31,7 +31,7 @@ ADAPTER = "default"  # peft's name for the only adapter
 
 
 class _FoldedProduct(torch.autograd.Function):
-    """x W'^T + bias with W' = W + s B A: gradients for x, A and B (shapes (..., in), (rank, in), (out, rank))."""
+    """x W'^T + bias with W' = W + s B A: gradients for x, A and B (shapes (rows, in), (rank, in), (out, rank))."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, folded: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -44,9 +44,8 @@ class _FoldedProduct(torch.autograd.Function):
         (gradient,) = gradients
         x, folded, a, b = ctx.saved_tensors
         back = gradient @ folded if ctx.needs_input_grad[0] else None
-        rows, outs = x.flatten(0, -2), gradient.flatten(0, -2)
-        for_b = outs.t() @ (rows @ a.to(x.dtype).t())
-        for_a = (outs @ b.to(x.dtype)).t() @ rows
+        for_b = gradient.t() @ (x @ a.to(x.dtype).t())
+        for_a = (gradient @ b.to(x.dtype)).t() @ x
         return back, None, None, for_a.to(a.dtype) * ctx.scale, for_b.to(b.dtype) * ctx.scale, None
 
 
@@ -71,14 +70,16 @@ class _FoldedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.factors
-        return _FoldedProduct.apply(x, self.folded, self.layer.base_layer.bias, a, b, self.scale)
+        # as a matrix: of more dimensions `linear` makes a view, which no model may change in place, as DeBERTa does
+        rows = _FoldedProduct.apply(x.flatten(0, -2), self.folded, self.layer.base_layer.bias, a, b, self.scale)
+        return rows.unflatten(0, x.shape[:-1])
 
 
 def _head(model: PreTrainedModel) -> list[str]:
     """The modules of head and pooler, which train as a whole: a base without them has random ones to adapt."""
     names = [name for name, _ in model.named_parameters() if is_head(model, name)]
     paths = [name[: match.end() - 1] if (match := POOLER.search(name)) else name.partition(".")[0] for name in names]
-    return [path for path in dict.fromkeys(paths) if path not in ("classifier", "score")]  # those peft adds
+    return list(dict.fromkeys(paths))
 
 
 class Adapted:
@@ -98,6 +99,7 @@ class Adapted:
         if not lora.rank:
             self.model: nn.Module = model.float()
             return
+        heads = _head(model)
         config = LoraConfig(
             task_type=TaskType.SEQ_CLS,
             r=lora.rank,
@@ -106,7 +108,8 @@ class Adapted:
             target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
             use_rslora=lora.variant == "rslora",
             use_dora=lora.variant == "dora",
-            modules_to_save=_head(model),
+            modules_to_save=heads,
+            exclude_modules=rf"({'|'.join(heads)})(\..*)?" if lora.targets == "all-linear" else None,
         )
         try:
             self.model = get_peft_model(model, config)
@@ -117,7 +120,10 @@ class Adapted:
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()  # bf16 would lose the small steps of the optimiser
         layers = {name: layer for name, layer in self.model.named_modules() if isinstance(layer, BaseTunerLayer)}
-        linear = all(type(layer) is LoraLinear for layer in layers.values())  # those of embeddings are others
+        # those of embeddings are others, and GPT-2's Conv1D holds its weights the other way round
+        linear = all(
+            type(layer) is LoraLinear and isinstance(layer.get_base_layer(), nn.Linear) for layer in layers.values()
+        )
         if lora.fold and not lora.dropout and lora.variant != "dora" and linear:
             for name, layer in layers.items():
                 self._replace(name, folded := _FoldedLinear(layer))
@@ -155,9 +161,9 @@ class Adapted:
         if adapter is not None:
             self.model.save_pretrained(adapter, safe_serialization=True)
             config = artifacts.read_json(adapter / "adapter_config.json")  # peft keeps the names in a set
-            artifacts.write_json(
-                adapter / "adapter_config.json", config | {"target_modules": sorted(config["target_modules"])}
-            )
+            if isinstance(config["target_modules"], list):  # a regular expression is one string
+                config["target_modules"] = sorted(config["target_modules"])
+            artifacts.write_json(adapter / "adapter_config.json", config)
         if not self._folded:
             return self.model.merge_and_unload()  # adapters are fp32: sums are rounded once to the weights' precision
         with torch.no_grad():

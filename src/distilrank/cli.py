@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib.util
 import inspect
 import io
 import os
@@ -370,6 +371,10 @@ def preflight(
         contextlib.redirect_stdout(io.StringIO()),
     ):
         stage.check(values, name=values.name, schedule_time=at, secrets={}, output=Path(scratch))
+        if importlib.util.find_spec("torch"):
+            from distilrank import rehearsal
+
+            rehearsal.rehearse(values.teacher, values.student, values.compute)
         resolved = artifacts.read_json(Path(scratch) / "preflight.json")
     if as_json:
         print_json(resolved)

@@ -1104,6 +1104,7 @@ class Registry(Section):
 Stage = Literal[
     "preflight",
     "prepare",
+    "rehearse",
     "teacher",
     "label",
     "student",

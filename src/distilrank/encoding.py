@@ -24,6 +24,8 @@ from distilrank import artifacts
 from distilrank.config import TeacherText, Text
 from distilrank.errors import InputError
 
+NESTED_POSITIONS = 8192
+"""Tokens that a model with a nested configuration takes where that leaves them out, as it may: all take more."""
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 """Names of a model's inputs, the last one for models with segments only."""
 MIN_PRODUCT_TOKENS = 8  # what is left of a product beside a query that fills `max_tokens` by itself
@@ -134,6 +136,20 @@ def is_encoder(folder: Path) -> bool:
     return artifacts.read_json(folder / "config.json").get("model_type") in ENCODERS
 
 
+def require_encoder(folder: Path) -> None:
+    """Refuse a student that is no encoder.
+
+    Raises:
+        InputError: naming the model's type.
+    """
+    if not is_encoder(folder):
+        kind = artifacts.read_json(folder / "config.json").get("model_type")
+        raise InputError(
+            f"{folder / 'config.json'}: model_type {kind!r} is no encoder of text, and a student must be one (BERT, "
+            "MiniLM, RoBERTa, DeBERTa, ModernBERT, ...); decoders can be teachers"
+        )
+
+
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -202,6 +218,12 @@ def _pad_token_id(folder: Path, tokenizer: Tokenizer, inputs: Inputs) -> int:
     return found
 
 
+def text_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json says of the text model, which a model that reads images too has in a section of its own."""
+    nested = config.get("text_config")
+    return {**config, "max_position_embeddings": NESTED_POSITIONS, **nested} if isinstance(nested, dict) else {**config}
+
+
 def _positions(path: Path, config: Mapping[str, Any]) -> int:
     """Most tokens that the model of `config` takes."""
     found = config.get("max_position_embeddings", config.get("n_positions"))
@@ -246,7 +268,7 @@ class Encoder(ABC):
 
     def __init__(self, folder: Path, text: Text, inputs: Inputs | None = None) -> None:
         inputs = inputs or Inputs.read(folder)
-        config = inputs.config
+        config = text_settings(inputs.config)
         self.folder, self.text, self.special_tokens = folder, text, inputs.special_tokens
         self.tokenizer = load_tokenizer(folder, inputs.special_tokens.values())
         self.pad_token_id = _pad_token_id(folder, self.tokenizer, inputs)
@@ -256,11 +278,19 @@ class Encoder(ABC):
         self.has_types = int(config.get("type_vocab_size") or 0) > 1 and (
             inputs.names is None or "token_type_ids" in inputs.names
         )
-        largest = max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-        if largest >= config.get("vocab_size", largest + 1):
+        self._vocabulary_size = config.get("vocab_size")
+        # No text has a special token that is neutralised in it: <image_soft_token> of Gemma 3 has no embedding.
+        added = self.tokenizer.get_added_tokens_decoder()
+        absent = {number for number, token in added.items() if self.special.fullmatch(token.content)}
+        self._require_embeddings(set(self.tokenizer.get_vocab().values()) - absent)
+
+    def _require_embeddings(self, ids: Iterable[int]) -> None:
+        """Refuse token ids beyond the model's embeddings."""
+        largest = max(ids, default=-1)
+        if self._vocabulary_size is not None and largest >= self._vocabulary_size:
             raise InputError(
-                f"{folder / 'tokenizer.json'}: its largest token id is {largest}, but config.json's vocab_size is "
-                f"{config['vocab_size']}; expected a tokenizer of this model"
+                f"{self.folder / 'tokenizer.json'}: its largest token id is {largest}, but config.json's vocab_size is "
+                f"{self._vocabulary_size}; expected a tokenizer of this model"
             )
 
     @abstractmethod
@@ -332,6 +362,7 @@ class PairEncoder(Encoder):
     def __init__(self, folder: Path, text: Text, inputs: Inputs | None = None) -> None:
         super().__init__(folder, text, inputs)
         self._pieces, self._types = self._template()
+        self._require_embeddings(np.concatenate([*self._pieces, [self.pad_token_id]]))
         self._require_room(sum(map(len, self._pieces)))
 
     def _template(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -402,8 +433,10 @@ class PromptEncoder(Encoder):
     def __init__(self, folder: Path, text: TeacherText, inputs: Inputs | None = None) -> None:
         super().__init__(folder, text, inputs)
         self.template = text.template
-        self._require_room(len(self._tokenise([self._prompt("", "")])[0]))
+        (prompt,) = self._tokenise([self._prompt("", "")])
+        self._require_room(len(prompt))
         self.pad_token_id = self._padding()
+        self._require_embeddings([*prompt, self.pad_token_id])
 
     def _padding(self) -> int:
         """What to pad with: transformers reads the last token that is not it, so that no prompt may end in it."""

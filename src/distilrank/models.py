@@ -16,7 +16,7 @@ import hashlib
 import importlib.metadata
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,6 +26,7 @@ from distilrank.errors import InputError
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md")
 SETTINGS = ("config.json", "tokenizer_config.json")  # where transformers looks for code that comes with a model
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # by peft's names
 CONVERTER = "1"  # part of the cache key: raise it when conversion writes something else
 
 
@@ -82,14 +83,29 @@ def resolve(reference: str) -> Path:
     Raises:
         InputError: as `check` does.
     """
+    return _resolve(reference, WANTED)
+
+
+def resolve_settings(reference: str) -> Path:
+    """A local folder of the files of `reference` other than weights: configuration, tokenizer and so on.
+
+    Weights are among them where they are at hand: in a local folder, or in the cache.
+
+    Raises:
+        InputError: as `check` does.
+    """
+    return _resolve(reference, tuple(pattern for pattern in WANTED if pattern != "*.safetensors"))
+
+
+def _resolve(reference: str, patterns: Sequence[str]) -> Path:
     scheme = _scheme(reference)
     if scheme == "hub":
-        folder = _fetch_hub(reference, _check_hub(reference))
+        folder = _fetch_hub(reference, _check_hub(reference), patterns)
         refuse_code(reference, folder)
         return folder
     check(reference)
     if scheme == "gs":
-        folder = _fetch_gs(reference)
+        folder = _fetch_gs(reference, patterns)
         refuse_code(reference, folder)
         return folder
     if scheme == "wheel":
@@ -99,25 +115,32 @@ def resolve(reference: str) -> Path:
 
 
 def refuse_code(model: str, folder: Path) -> None:
-    """Refuse a model that brings code of its own, which transformers would offer to run.
+    """Refuse a model that brings code of its own, which transformers would offer to run, or quantized weights.
 
     Args:
         model: the reference or folder, for the message.
         folder: the model's files.
 
     Raises:
-        InputError: a file of SETTINGS has the key `auto_map`, or is not JSON.
+        InputError: a file of SETTINGS has the key `auto_map` or `quantization_config`, or is not JSON.
     """
     for name in SETTINGS:
         if (folder / name).is_file():
-            _refuse_auto_map(model, name, artifacts.read_json(folder / name))
+            _refuse_settings(model, name, artifacts.read_json(folder / name))
 
 
-def _refuse_auto_map(model: str, file: str, settings: dict) -> None:
+def _refuse_settings(model: str, file: str, settings: dict) -> None:
     if settings.get("auto_map"):
         raise InputError(
             f"{model}: {file} has the key 'auto_map', which names code that comes with the model; such code is never "
             "run, expected an architecture of transformers' own (where it is one, remove the key from a copy)"
+        )
+    quantization = settings.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        raise InputError(
+            f"{model}: {file} has the key 'quantization_config' (quant_method {method!r}): quantized weights cannot be "
+            "trained here, expected dense ones (fp32, fp16 or bf16); name the model that they were made from"
         )
 
 
@@ -135,8 +158,20 @@ def _scheme(reference: str) -> str:
 
 
 def _check_names(reference: str, names: Iterable[str]) -> None:
+    names = set(names)
     files = {PurePosixPath(name).name for name in names}
-    if any(name.endswith(".safetensors") for name in files):
+    weights = {name for name in files if name.endswith(".safetensors")} - {ADAPTER_WEIGHTS}
+    if ADAPTER in names and weights:
+        raise InputError(
+            f"{reference}: holds weights ({min(weights)}) and an adapter ({ADAPTER}), and does not say which of them "
+            "is meant; expected a model alone: merge the adapter into it, or remove the adapter's files from a copy"
+        )
+    if ADAPTER in names or ADAPTER_WEIGHTS in names:
+        raise InputError(
+            f"{reference}: holds an adapter without the model's weights, expected a whole model: merge the "
+            "adapter into its base model (peft's merge_and_unload) and name the folder that this is saved to"
+        )
+    if weights:
         if "config.json" not in files:
             raise InputError(f"{reference}: no config.json beside the weights")
         return
@@ -189,7 +224,7 @@ def _check_hub(reference: str) -> list[str] | None:
             artifacts.check_member(name, f"model {reference!r}")
         for name in set(names) & set(SETTINGS):
             path = huggingface_hub.hf_hub_download(repository, name, revision=revision)
-            _refuse_auto_map(reference, name, artifacts.read_json(Path(path)))
+            _refuse_settings(reference, name, artifacts.read_json(Path(path)))
     except GatedRepoError:
         raise InputError(f"model {reference!r}: gated; accept its licence on the hub and set HF_TOKEN") from None
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
@@ -224,13 +259,13 @@ def _hub_commit(reference: str) -> str:
         return folder.name if folder else revision
 
 
-def _fetch_hub(reference: str, names: list[str] | None) -> Path:
+def _fetch_hub(reference: str, names: list[str] | None, wanted: Sequence[str]) -> Path:
     """Download the files of a model that are wanted; of those that were checked by name, since a list may change."""
     import huggingface_hub
     from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
 
     repository, revision = _hub_parts(reference)
-    patterns = list(WANTED) if names is None else [glob.escape(name) for name in names if _is_wanted(name)]
+    patterns = list(wanted) if names is None else [glob.escape(name) for name in names if _matches(name, wanted)]
     try:
         folder = huggingface_hub.snapshot_download(
             repository, revision=revision, allow_patterns=patterns, local_files_only=names is None
@@ -243,8 +278,8 @@ def _fetch_hub(reference: str, names: list[str] | None) -> Path:
     return Path(folder)
 
 
-def _is_wanted(name: str) -> bool:
-    return any(PurePosixPath(name).match(pattern) for pattern in WANTED)
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(PurePosixPath(name).match(pattern) for pattern in patterns)
 
 
 def _blobs(reference: str) -> list:
@@ -293,13 +328,13 @@ def _checksum(blob: Any) -> str:
     return blob.md5_hash or blob.crc32c  # composed and very large objects have no MD5
 
 
-def _fetch_gs(reference: str) -> Path:
+def _fetch_gs(reference: str, wanted: Sequence[str]) -> Path:
     from google.api_core.exceptions import GoogleAPIError, NotFound, PreconditionFailed
     from google.auth.exceptions import GoogleAuthError
     from google.cloud.storage.exceptions import DataCorruption
     from requests import RequestException
 
-    members = {name: blob for name, blob in _members(reference).items() if _is_wanted(name)}
+    members = {name: blob for name, blob in _members(reference).items() if _matches(name, wanted)}
     listing = sorted((blob.name, _checksum(blob)) for blob in members.values())
     key = hashlib.sha256(repr(listing).encode()).hexdigest()[:16]
     target = cache_folder() / f"gs-{key}"

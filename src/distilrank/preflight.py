@@ -18,7 +18,19 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distilrank import artifacts, hardware, logstore, models, normalise, progress, registry, sources, trainjob, weights
+from distilrank import (
+    artifacts,
+    encoding,
+    hardware,
+    logstore,
+    models,
+    normalise,
+    progress,
+    registry,
+    sources,
+    trainjob,
+    weights,
+)
 from distilrank.config import Config, Preflight, Prepare, Window
 from distilrank.corpus import least_clients
 from distilrank.errors import InputError
@@ -101,8 +113,7 @@ def check(
         with progress.timed(STAGE, "digested the models"):
             used = {config.teacher.model, config.student.model, config.prepare.retriever.model}
             bases = {reference: models.digest(reference) for reference in sorted(used)}
-        for reference in sorted({config.teacher.model, config.student.model}):
-            _check_weights(reference)
+        _check_models(config)
         if config.prepare.from_disagreement:
             from distilrank import retriever
 
@@ -245,6 +256,23 @@ def _check_embedded(config: Config) -> None:
 def _is_local(reference: str) -> bool:
     """Whether the weights are here, and need neither a download nor a conversion."""
     return not reference.startswith(("hub:", "gs://")) and not reference.endswith(".gguf")
+
+
+def _check_models(config: Config) -> None:
+    """Refuse models that cannot be teacher or student, by their configuration, tokenizer and names of tensors.
+
+    What needs torch or transformers' defaults, which the image `ops` has not, is the rehearsal's.
+    """
+    teacher, student = config.teacher.model, config.student.model
+    for reference in sorted({teacher, student}):
+        _check_weights(reference)
+    if student.endswith(".gguf"):
+        raise InputError(f"student.model {student!r}: a GGUF file holds a decoder, and a student must be an encoder")
+    if not teacher.endswith(".gguf"):  # to be converted first
+        encoding.load_tokenizer(models.resolve_settings(teacher))
+    folder = models.resolve_settings(student)
+    encoding.require_encoder(folder)
+    encoding.load_tokenizer(folder)
 
 
 def _check_weights(reference: str) -> None:

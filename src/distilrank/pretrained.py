@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
-from distilrank import encoding, models, weights
+from distilrank import encoding, models, progress, weights
 from distilrank.errors import InputError
 
 # Its bars and its report of a head that we train anew tell our users nothing.
@@ -19,6 +27,49 @@ transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
 POOLER = re.compile(r"(?:^|\.)pooler\.")
+LANGUAGE = re.compile(r"^(?:model\.)?language_model\.(?:model\.)?")
+"""What stands before the names of the text model's tensors in a model that reads images too."""
+UNLOADABLE = (OSError, ValueError, RuntimeError, AttributeError, KeyError, SafetensorError, StrictDataclassError)
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """The configuration of the model in `folder`; of one that reads images too, that of its text model.
+
+    Raises:
+        InputError: it has code of its own, or no architecture that transformers knows.
+    """
+    models.refuse_code(str(folder), folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except UNLOADABLE as error:
+        raise _not_loadable(folder, error) from error
+    if isinstance(getattr(config, "text_config", None), PreTrainedConfig):
+        config = config.text_config
+    if config.model_type in encoding.OFFSET_POSITIONS and config.pad_token_id is None:
+        config.pad_token_id = 1  # their positions count from it, and transformers' default is what they learned with
+    return config
+
+
+def values_by_layer(config: PreTrainedConfig) -> dict[str, list]:
+    """What a configuration lists by layer, by key: whether attention is local, say."""
+    lists = {name: value for name, value in config.to_dict().items() if isinstance(value, list | tuple)}
+    return {name: list(value) for name, value in lists.items() if len(value) == config.num_hidden_layers}
+
+
+def keep_layers(config: PreTrainedConfig, layers: Sequence[int]) -> None:
+    """Make `config` that of a model with these of its layers.
+
+    Raises:
+        NotImplementedError: of some architectures the number of layers follows from something else.
+    """
+    by_layer = values_by_layer(config)
+    config.num_hidden_layers = len(layers)
+    for name, values in by_layer.items():
+        setattr(config, name, [values[layer] for layer in layers])
+
+
+def _not_loadable(folder: Path, error: Exception) -> InputError:
+    return InputError(f"{folder}: not a model that can be loaded ({' '.join(str(error).split())[:200]})")
 
 
 def is_head(model: PreTrainedModel, name: str) -> bool:
@@ -44,7 +95,7 @@ def inputs(folder: Path, model: PreTrainedModel) -> encoding.Inputs:
     return encoding.Inputs(model.config.to_dict(), {**known, **read.special_tokens}, read.names)
 
 
-def load(folder: Path, *, whole: bool = False, **settings: Any) -> PreTrainedModel:
+def load(folder: Path, *, whole: bool = False, num_labels: int | None = None, **settings: Any) -> PreTrainedModel:
     """Load a sequence classifier from safetensors.
 
     Prefixes of training frameworks are stripped from the tensors' names. A missing head or pooler is initialized from
@@ -53,20 +104,23 @@ def load(folder: Path, *, whole: bool = False, **settings: Any) -> PreTrainedMod
     Args:
         folder: a model folder.
         whole: not even the head may be missing, as in a folder that a stage of ours saved.
+        num_labels: outputs of the head; a head with another number of them is dropped, and made anew. None: as stored.
         settings: further arguments of transformers' `from_pretrained`.
 
     Raises:
         InputError: no model of a known architecture, one with code of its own, or weights that are not all there.
     """
-    models.refuse_code(str(folder), folder)
+    config = read_config(folder)
+    if num_labels is not None:
+        config.num_labels = num_labels
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
             prefix = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False).base_model_prefix
-        tensors = weights.headers(folder, prefix)
+        tensors = {LANGUAGE.sub(f"{prefix}.", name): header for name, header in weights.headers(folder, prefix).items()}
         renamed = {f"^{re.escape(header.name)}$": name for name, header in tensors.items() if header.name != name}
         model, report = AutoModelForSequenceClassification.from_pretrained(
             folder,
+            config=config,
             key_mapping=renamed or None,
             ignore_mismatched_sizes=True,  # reported, and refused below by name
             output_loading_info=True,
@@ -74,8 +128,8 @@ def load(folder: Path, *, whole: bool = False, **settings: Any) -> PreTrainedMod
             trust_remote_code=False,
             **settings,
         )
-    except (OSError, ValueError, RuntimeError, AttributeError, SafetensorError) as error:
-        raise InputError(f"{folder}: not a model that can be loaded ({' '.join(str(error).split())[:200]})") from error
+    except UNLOADABLE as error:
+        raise _not_loadable(folder, error) from error
     if renamed:  # save under the architecture's own names
         model._weight_conversions = [
             conversion
@@ -104,11 +158,18 @@ def _refuse_incomplete(folder: Path, model: PreTrainedModel, report: dict[str, A
         """Whether it would belong to the base model: language modelling heads are rightly left out."""
         return not inner or name.removeprefix(prefix).partition(".")[0] in dict(base.named_children())
 
+    reshaped = {name: (tuple(stored), tuple(expected)) for name, stored, expected in report["mismatched_keys"]}
+    heads = {} if whole or not inner else {name: shapes for name, shapes in reshaped.items() if not is_base(name)}
+    labels = {stored[0] for stored, expected in heads.values() if stored[1:] == expected[1:]}
+    if labels:
+        progress.announce(
+            "model", "note", f"{folder}: its head has {max(labels)} labels: a new one of 1 logit is learned"
+        )
     weights.refuse(
         str(folder),
         len(model.state_dict()),
         missing=[name for name in report["missing_keys"] if whole or not is_head(model, name)],
         unexpected=[name for name in report["unexpected_keys"] if whole or is_base(name)],
-        reshaped={name: (tuple(stored), tuple(expected)) for name, stored, expected in report["mismatched_keys"]},
+        reshaped={name: shapes for name, shapes in reshaped.items() if name not in heads},
         whole=whole,
     )

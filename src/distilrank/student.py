@@ -152,16 +152,21 @@ def _shorten(model: PreTrainedModel, layers: int) -> None:
     have = model.config.num_hidden_layers
     if layers > have:
         raise InputError(f"student.layers: {layers}, but the model has {have}")
-    owner, name = next(
-        (owner, name)
+    kept = np.linspace(0, have - 1, layers).round().astype(int).tolist()
+    stacks = [
+        (owner, name, child)
         for owner in model.modules()
         for name, child in owner.named_children()
         if isinstance(child, torch.nn.ModuleList) and len(child) == have
-    )
-    stack = getattr(owner, name)
-    kept = np.linspace(0, have - 1, layers).round().astype(int)
+    ]
+    if have == 1 or len(stacks) != 1:
+        raise InputError(
+            f"student.layers: {layers}, but the {have} layers of {model.config.model_type!r} are not held one by one "
+            "(those of ALBERT are one and the same), expected 0: all of them"
+        )
+    ((owner, name, stack),) = stacks
     setattr(owner, name, torch.nn.ModuleList([stack[place] for place in kept]))
-    model.config.num_hidden_layers = layers
+    pretrained.keep_layers(model.config, kept)
     progress.announce("student", "note", f"{layers} of {have} layers: {', '.join(str(place + 1) for place in kept)}")
 
 
@@ -219,6 +224,7 @@ def train(
         judged = records.read(judgements / "train.parquet", records.JUDGED)
         dev = records.read(judgements / "dev.parquet", records.JUDGED)
         folder = models.resolve(config.model)
+        encoding.require_encoder(folder)
         training.seed_everything(config.optimiser.seed)
         model = load_model(folder, runtime, torch.float32)  # fp32 master weights; the forward pass runs under autocast
         if config.layers:
@@ -227,6 +233,8 @@ def train(
             if isinstance(module, torch.nn.Dropout):
                 module.p = config.dropout
         encoder = encoding.PairEncoder(folder, config.text, pretrained.inputs(folder, model))
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = encoder.pad_token_id
         parity.check(encoder, model, dev)
         scratch = output / f"{SCRATCH}{os.environ.get('RANK', '0')}"
         shutil.rmtree(scratch, ignore_errors=True)  # what a killed attempt left

@@ -58,6 +58,11 @@ def files(folder: Path) -> list[Path]:
     raise InputError(f"{folder}: neither model.safetensors nor model.safetensors.index.json, expected the weights")
 
 
+def are_in(folder: Path) -> bool:
+    """Whether weights are in `folder`, and not its settings alone."""
+    return any(folder.glob("*.safetensors"))
+
+
 def headers(folder: Path, base_prefix: str) -> dict[str, Header]:
     """The tensors of the model in `folder`, by their names without the prefixes of training frameworks.
 

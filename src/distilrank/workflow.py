@@ -75,6 +75,7 @@ STAGES = {
     "prepare-data": "prepare",
     "sample-newest": "sample",
     "score-newest": "score",
+    "rehearse-models": "rehearse",
     "train-teacher": "teacher",
     "label-shard": "label",
     "distil-student": "student",
