@@ -42,8 +42,10 @@ SURE = 0.95
 STEPS = np.arange(-6, 13) / 400
 """True differences of the power curves."""
 COMMON: dict[str, Any] = {
-    "min_queries": 0,
+    "min_queries": 3,
     "min_judgements": 0,
+    "min_resamples": RESAMPLES,
+    "max_near_duplicates": 1,
     "lift_over_random": -1,
     "teacher_margin": 1,
     "slices": False,
@@ -108,7 +110,7 @@ def promotions(policy: Gate, found: np.ndarray, queries: int, true: float, confi
         verdict = gate.decide(
             policy,
             metrics={
-                "protocol": {"confidence": config.confidence},
+                "protocol": {"confidence": config.confidence, "bootstrap": RESAMPLES},
                 "comparisons": [row | {"queries": queries} for row in (won, champion)],
             },
             drift={},

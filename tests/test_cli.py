@@ -152,7 +152,8 @@ def test_every_knob_is_printed_once_with_its_default(run: Any) -> None:
     assert [key for key in set(listed) if listed.count(key) > 1 and not key.startswith("data.")] == []
     lines = page.splitlines()
     assert (
-        "| `gate.min_queries` | whole number | `30` | ≥ 0 | Fewest test queries that a decision may rest on. |" in lines
+        "| `gate.min_queries` | whole number | `30` | ≥ 3 | Fewest test queries that a decision may rest on; "
+        "of one or two, no interval can be had. |" in lines
     )
     assert '| `teacher.text.separator` | text | `" \\| "` |' in page
     assert "| `data.path` | text | required |" in page

@@ -111,6 +111,16 @@ def test_sections_are_immutable() -> None:
             "gate.max_embedding_auc=1",
             r"drift\.embedding_rows is 0, but gate\.max_embedding_auc is 0\.8: no student could pass",
         ),
+        (
+            "evaluate: {bootstrap: 500}",
+            "gate.min_resamples=500",
+            r"evaluate\.bootstrap is 500, expected at least gate\.min_resamples \(1000\)",
+        ),
+        (
+            "evaluate: {slice_queries: 60}",
+            "gate.slices=false",
+            r"evaluate\.slice_queries is 60, expected at most gate\.max_slice_queries \(50\)",
+        ),
         ("evaluate: {slices: []}", "gate.slices=false", r"evaluate\.slices is empty, but gate\.slices asks for some"),
     ],
 )
@@ -124,6 +134,27 @@ def test_a_gate_that_waits_for_what_nobody_measures_is_refused(
     assert parameters(parse(complete, "pipeline parameters")) == complete
     with pytest.raises(InputError, match=f"pipeline parameters: {message}"):
         parse({name: section for name, section in complete.items() if name != "gate"}, "pipeline parameters")
+
+
+@pytest.mark.parametrize("level", [0.8, 0.995])
+def test_a_level_that_the_gate_does_not_decide_by_is_refused(level: float) -> None:
+    values = {"data": {"source": "demo_shop"}, "evaluate": {"confidence": level}}
+    message = rf"evaluate\.confidence is {level:g}, expected 0\.9 \(gate\.min_confidence\) to 0\.99, or the gate could"
+    with pytest.raises(InputError, match=message):
+        parse(values, "here")
+    with pytest.raises(InputError, match=r"evaluate\.confidence is 0\.95, expected 0\.96 \(gate\.min_confidence\)"):
+        parse(values | {"evaluate": {}, "gate": {"min_confidence": 0.96}}, "here")
+    parse(values | {"evaluate": {"confidence": 0.9}}, "here")
+
+
+def test_a_required_slice_is_one_that_is_evaluated() -> None:
+    values = {"data": {"source": "demo_shop"}, "gate": {"required_slices": ["stratum=tail", "locale=de"]}}
+    message = (
+        r"required_slices names 'locale=de', but evaluate\.slices has only stratum, query_words, product_type; add"
+    )
+    with pytest.raises(InputError, match=message):
+        parse(values, "here")
+    parse(values | {"evaluate": {"slices": ["locale", "stratum"]}}, "here")
 
 
 def test_a_task_that_is_not_given_the_gate_does_not_hold_other_sections_against_it(tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ def test_equal_traffic_does_not_drift(tmp_path: Path) -> None:
     result = measure(folders(tmp_path, traffic(1500, 1), traffic(1500, 2)))
     part = result["candidate"]
     assert (part["share"], part["drifted"], result["champion"]) == (0, False, None)
+    assert result["limits"] == {"numeric": 0.15, "categorical": 0.15, "score": 0.15, "chance": 0.05}
     assert part["rows"] == {"reference": 1500, "current": 1500}
     assert part["new_queries"] == part["new_product_types"] == []
     assert "There is no champion yet" in (tmp_path / "drift" / "champion.html").read_text()

@@ -12,6 +12,7 @@ import pytest
 from distilrank import checks, gate
 from distilrank.config import Gate
 
+PROTOCOL = {"confidence": 0.95, "bootstrap": 2000, "near_duplicates": 0.01}
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 CANDIDATE = {"id": "v" + "a" * 12, "digest": "a" * 64}
 CHAMPION = {"id": "v" + "b" * 12, "created": "2026-10-01T00:00:00Z"}
@@ -29,6 +30,8 @@ DRIFT = {
 DEFAULT_CHECKS = [
     "enough_queries",
     "enough_judgements",
+    "protocol",
+    "near_duplicates",
     "lift_over_bm25",
     "lift_over_random",
     "teacher_margin",
@@ -69,7 +72,7 @@ def metrics() -> dict[str, Any]:
     values = {"random": 0.702, "bm25": 0.842, "teacher": 0.94, "student": 0.931, "champion": 0.92, "anchor": 0.918}
     ece = {"student": 0.031, "teacher": 0.05, "champion": 0.04}
     return {
-        "protocol": {"confidence": 0.95},
+        "protocol": PROTOCOL,
         "systems": {
             name: {"ndcg_at_10": value, "roc_auc": 0.8, "recall_at_precision_95": 0.3, "ece": ece.get(name)}
             for name, value in values.items()
@@ -166,7 +169,7 @@ def test_verdict_has_the_form_that_readers_rely_on() -> None:
     verdict = json.loads(json.dumps(decide(policy).to_json(), allow_nan=False))
     assert set(verdict) == {
         *("outcome", "promoted", "decided", "checks", "candidate", "champion", "anchor"),
-        *("override", "test_set", "policy"),
+        *("override", "test_set", "policy", "looser"),
     }
     assert all(set(check) == {"name", "passed", "value", "bound", "detail"} for check in verdict["checks"])
     assert (verdict["candidate"], verdict["champion"], verdict["anchor"]) == (CANDIDATE, CHAMPION, ANCHOR)
@@ -383,7 +386,7 @@ def test_a_slice_that_became_worse_refuses() -> None:
         "queries, stratum tail by .031 on 40 queries; none may be; slices of fewer than 20 queries are not tested"
     )
     # At another confidence, another significance.
-    assert failed(decide(slices={"min_queries": 20, "rows": rows[1:]}, protocol={"confidence": 0.99})) == []
+    assert failed(decide(slices={"min_queries": 20, "rows": rows[1:]}, protocol=PROTOCOL | {"confidence": 0.99})) == []
 
 
 def test_a_slice_without_its_comparison_never_passes() -> None:
@@ -392,7 +395,36 @@ def test_a_slice_without_its_comparison_never_passes() -> None:
     assert failed(verdict) == ["slices"] and "does not compare every slice" in detail(verdict, "slices")
     unknown = [part("head", 0.02, 0.01), part("tail", -0.02, float("nan"))]
     assert failed(decide(slices={"min_queries": 20, "rows": unknown})) == ["slices"]
-    assert failed(decide(protocol={})) == ["slices"]  # no level, no significance
+    unknown_level = {name: value for name, value in PROTOCOL.items() if name != "confidence"}
+    assert failed(decide(protocol=unknown_level)) == ["protocol", "slices"]  # no level, no significance
+
+
+def small(column: str, value: str, queries: int) -> dict[str, Any]:
+    """A slice that is too small to be compared."""
+    return {"column": column, "value": value, "queries": queries}
+
+
+@pytest.mark.parametrize(
+    ("required", "left_out", "reason"),
+    [
+        (["stratum=tail", "stratum"], [], ""),
+        (["script=latin"], [], "no slice script=latin of at least 20 test queries was compared with the champion"),
+        (
+            ["stratum", "script=han"],
+            [small("script", "latin", 90), small("script", "han", 7)],
+            "the slice script=han has 7 test queries, fewer than the 20 that are compared",
+        ),
+        (["script"], [small("script", "han", 7)], "no slice script of at least 20 test queries was compared"),
+    ],
+)
+def test_required_slices_must_have_been_compared(required: list[str], left_out: list, reason: str) -> None:
+    found_slices = metrics()["slices"] | {"left_out": left_out}
+    verdict = decide(Gate.model_validate({"required_slices": required}), slices=found_slices)
+    assert failed(verdict) == (["slices"] if reason else [])
+    if reason:
+        assert detail(verdict, "slices").startswith(reason) and "gate.required_slices" in detail(verdict, "slices")
+        assert not found(verdict, "slices").excusable
+    assert not failed(decide(slices=found_slices))
 
 
 def test_a_collapsed_student_is_refused() -> None:
@@ -520,6 +552,81 @@ def test_a_champion_that_was_rolled_back_is_refused_not_unchanged() -> None:
     assert "Jo rolled it back on 2026-11-19: empty results" in detail(verdict, "new")
 
 
+# The protocol is a part of the policy ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "protocol", "value", "bound"),
+    [
+        ({}, {"confidence": 0.8999}, 0.8999, 0.9),
+        ({"min_confidence": 0.95}, {"confidence": 0.9}, 0.9, 0.95),
+        ({}, {"confidence": 0.999}, 0.999, 0.99),  # by which no slice would be worse
+        ({}, {"bootstrap": 999}, 999, 1000),
+        ({}, {"bootstrap": None}, None, 1000),
+        ({}, {"bootstrap": 999, "confidence": None}, None, 0.9),
+    ],
+)
+def test_the_recorded_protocol_is_held_to_the_policy(policy: dict, protocol: dict, value: Any, bound: float) -> None:
+    override = {"by": "J. Doe", "reason": "the tail is covered by a rule for now", "until": "2026-11-20"}
+    verdict = decide(Gate.model_validate({**policy, "override": override}), protocol=PROTOCOL | protocol, slices={
+        "min_queries": 20, "rows": [part("head", 0.02, 0.01)],
+    })  # fmt: skip
+    assert verdict.outcome == "refused" and "protocol" in failed(verdict)  # nobody answers for how it was measured
+    assert (found(verdict, "protocol").value, found(verdict, "protocol").bound) == (value, bound)
+
+
+def test_slices_cannot_be_made_too_small_to_test() -> None:
+    none = {"rows": [], "left_out": [small("stratum", "head", 49)]}
+    assert decide(slices={"min_queries": 50, **none}).promoted
+    verdict = decide(slices={"min_queries": 51, **none})
+    assert failed(verdict) == ["protocol"] and "slices are compared from 51 queries on" in detail(verdict, "protocol")
+    assert decide(Gate(slices=False), slices={"min_queries": 51, **none}).promoted
+    assert decide(slices={}, champion=None).promoted
+
+
+def test_near_duplicates_of_what_was_learned_are_bounded() -> None:
+    assert failed(decide(protocol=PROTOCOL | {"near_duplicates": 0.1})) == []
+    verdict = decide(protocol=PROTOCOL | {"near_duplicates": 0.101})
+    assert failed(verdict) == ["near_duplicates"] and detail(verdict, "near_duplicates").startswith(
+        "10.1 % of the test"
+    )
+    unknown = PROTOCOL | {"near_duplicates": None}
+    assert failed(decide(protocol=unknown)) == ["near_duplicates"]
+    assert failed(decide(Gate(max_near_duplicates=1), protocol=unknown)) == []
+
+
+@pytest.mark.parametrize(
+    ("minima", "off", "failing"),
+    [
+        ({"ndcg_at_10": 0.702}, True, ["above_chance"]),
+        ({"ndcg_at_10": 0.703}, True, []),
+        ({"ndcg_at_10": 0.2, "roc_auc": 0.55}, True, []),  # one that can fail is enough
+        ({"mrr": 0.4}, True, ["minimum_mrr", "above_chance"]),  # not measured
+        ({"ndcg_at_10": 0.2}, False, []),
+    ],
+)
+def test_minima_that_chance_reaches_are_no_limit(minima: dict, off: bool, failing: list[str]) -> None:
+    nothing_else = {"lift_over_bm25": -1, "lift_over_random": -1, "teacher_margin": 1} if off else {}
+    systems = metrics()["systems"]
+    systems["random"] |= {"roc_auc": 0.5}
+    verdict = decide(Gate.model_validate({"minima": minima, **nothing_else}), systems=systems)
+    assert failed(verdict) == failing
+
+
+def test_whatever_is_looser_than_the_default_is_shown() -> None:
+    assert decide().looser == [] == decide(Gate(max_ece=0.1, max_p95_ms=50, refuse_from_looks=20)).looser
+    policy = Gate(slices=False, max_ece=1, max_latency_ratio=0, min_queries=3, warn_from_looks=0)
+    protocol = PROTOCOL | {"bootstrap": 1000, "bins": 2, "slices": ["stratum"], "slice_queries": 10}
+    verdict = decide(policy, protocol=protocol, drift=DRIFT | {"limits": {"numeric": 5, "chance": 0.05}})
+    assert verdict.promoted and verdict.to_json()["looser"][0] == {"key": "gate.min_queries", "value": 3, "default": 30}
+    assert gate.looser_text(verdict.looser) == (
+        "looser than the default, which is in brackets: gate.min_queries 3 (30), gate.slices false (true), "
+        "gate.max_ece 1 (0.2), gate.max_latency_ratio 0 (2), gate.warn_from_looks 0 (10), "
+        "evaluate.bootstrap 1000 (2000), evaluate.slices [stratum] ([stratum, query_words, product_type]), "
+        "evaluate.bins 2 (10), drift.numeric 5 (0.15)"
+    )
+
+
 # Override ---------------------------------------------------------------------------------------------------------
 
 
@@ -551,6 +658,15 @@ def test_an_expired_override_changes_nothing() -> None:
     verdict = decide(overriding("2026-11-19", max_ece=0.03))
     assert (verdict.outcome, verdict.to_json()["override"]) == ("refused", None)
     assert verdict.notes == ["the override by J. Doe, until 2026-11-19, has expired, so it changes nothing"]
+
+
+def test_an_override_holds_for_a_season_at_most() -> None:
+    assert decide(overriding("2027-02-18", max_ece=0.03)).outcome == "overridden"  # 90 days ahead
+    for day in ("2027-02-19", "9999-12-31"):
+        verdict = decide(overriding(day, max_ece=0.03))
+        assert verdict.outcome == "refused"
+        note = f"the override by J. Doe, until {day}, reaches more than 90 days ahead, so it changes nothing"
+        assert verdict.notes == [note]
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,20 @@ def test_a_policy_is_read_on_the_machine_that_it_is_for(tmp_path: Path) -> None:
             "anchor_margin is 0.001, expected at least champion_margin (0.005): while the champion is the anchor, that "
             "one would never decide",
         ),
+        (
+            "minima: {mrr: 1.0e-12}",
+            "minima: mrr is 1e-12, which any student reaches; expected 0 (none) or at least 0.01",
+        ),
+        (
+            "minima: {pair_accuracy: .4}",
+            "minima: pair_accuracy is 0.4, which random order reaches; expected 0 (none) or at least 0.5",
+        ),
+        ("min_queries: 2", "min_queries: Input should be greater than or equal to 3 (got 2)"),
+        ("min_confidence: .8", "min_confidence: Input should be greater than or equal to 0.9 (got 0.8)"),
+        (
+            "{slices: false, required_slices: [stratum=tail]}",
+            "required_slices is stratum=tail while slices is false, expected slices: true, or no required slices",
+        ),
         ("refuse_from_looks: 5", "warn_from_looks is 10, expected at most refuse_from_looks (5)"),
         (
             "min_queries: many",

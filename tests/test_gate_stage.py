@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from distilrank import artifacts, cli, gate, progress, registry
+from distilrank import artifacts, cli, gate, progress, registry, sketch
 from distilrank.config import Gate, Registry, parameters, parse
 from distilrank.errors import InputError
 from tests.test_gate import DRIFT, metrics
@@ -176,14 +177,21 @@ def test_each_candidate_counts_as_one_look(stage: Stage, capsys: pytest.CaptureF
     assert "| gate | note | candidates judged by this test set: 2, this one included" in capsys.readouterr().out
     stage.student("third")
     assert not stage.decide(policy) and stage.record["facts"]["failed"] == ["test_set"]
-    # A fresh test set has not been looked at.
+    # The same queries with another target are the same test set.
     found = metrics()
+    sketched = found["test_set"] | {"sketch": sketch.of(f"q{number}" for number in range(60))}
+    stage.measured(found | {"test_set": sketched})
+    assert not stage.decide(policy) and stage.verdict["test_set"]["looks"] == 3
+    stage.measured(found | {"test_set": sketched | {"digest": "f" * 64}})
+    assert not stage.decide(policy) and stage.verdict["test_set"]["looks"] == 3
+    # A fresh test set has not been looked at.
     stage.measured(found | {"test_set": found["test_set"] | {"digest": "e" * 64, "draw": 1}})
     assert stage.decide(policy) and stage.verdict["test_set"]["looks"] == 1
 
 
 def test_an_override_is_recorded_and_an_expired_one_told(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
-    policy = {"max_ece": 0.01, "override": {"by": "Jo", "reason": "a rule covers the tail", "until": "9999-12-31"}}
+    until = str(datetime.now(UTC).date() + timedelta(days=30))
+    policy = {"max_ece": 0.01, "override": {"by": "Jo", "reason": "a rule covers the tail", "until": until}}
     assert stage.decide(Gate.model_validate(policy)) is True
     assert (stage.verdict["outcome"], stage.verdict["override"]) == ("overridden", policy["override"])
     policy["override"] |= {"until": "2020-01-01"}

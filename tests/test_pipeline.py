@@ -74,6 +74,7 @@ class Shop:
                 "teacher_margin": 1,
                 "max_ece": 1,
                 "min_queries": 3,
+                "min_resamples": 200,
                 "min_score_spread": 0,
                 "max_latency_ratio": 0,  # of four requests of a millisecond each: noise
             },

@@ -22,7 +22,7 @@ from google.cloud import storage
 
 from benchmarks import registry as benchmark
 from benchmarks.registry import Bucket, Folder, Place
-from distilrank import artifacts, registry, volume
+from distilrank import artifacts, registry, sketch, volume
 from distilrank.config import Registry
 from distilrank.errors import InputError, RunStopped
 from distilrank.registry import ANCHOR, CHAMPION, content, gcs, ledger, local
@@ -663,6 +663,39 @@ def test_looks_are_counted_once_a_candidate_and_test_set(place: Place) -> None:
     for test_set, candidate in (("../x", one), (TEST_SET, "../x")):
         with pytest.raises(InputError, match=r"'\.\./x' is no (test set|candidate), expected"):
             backend.look(test_set, candidate)
+
+
+def test_looks_at_a_test_set_with_many_of_the_same_queries_count_too(place: Place) -> None:
+    backend = registry.connect(place.config)
+    queries = [f"{number:016x}" for number in range(100)]
+    names = [f"v{number:012x}" for number in range(5)]
+
+    def look(test_set: str, candidate: str, chosen: list[str]) -> int:
+        return backend.look(test_set * 32, candidate, sketch.of(chosen))
+
+    assert backend.look("0a" * 32, names[0]) == 1  # as earlier releases recorded it
+    assert look("0a", names[1], queries) == 2  # and its candidates count once the set's queries are known
+    assert look("0b", names[2], queries) == 3  # other targets, the same queries
+    assert look("0b", names[1], queries) == 3  # a candidate counts once, whatever it was judged by
+    assert look("0c", names[3], [*queries[:25], *(f"other {number}" for number in range(75))]) == 4
+    assert look("0d", names[3], [*queries[26:50], *(f"more {number}" for number in range(76))]) == 1  # 24 of 100
+    assert look("0e", names[4], queries[:40]) == 5  # all of them in 0a, and more than a quarter in 0c
+    assert backend.look("0a" * 32, names[0]) == 2  # without its queries, this very set alone
+    with pytest.raises(InputError, match="the sketch of test set 0f0f0f0f0f0f is damaged; evaluate again"):
+        backend.look("0f" * 32, names[0], "../x")
+    assert not [name for name in place.files() if "0f0f" in name]
+
+
+def test_overlaps_are_told_from_samples() -> None:
+    queries = [f"{number:016x}" for number in range(12_000)]
+    large = sketch.of(queries[:8000])
+    assert len(large) == sketch.SIZE * sketch.DIGITS
+    assert sketch.shared(sketch.of(queries[4000:]), large) == pytest.approx(0.5, abs=0.06)
+    assert sketch.shared(large, sketch.of(queries[7000:7400])) == pytest.approx(0.05, abs=0.03)
+    assert sketch.shared(sketch.of(queries[7000:7400]), large) == 1
+    assert sketch.shared(sketch.of(queries[8000:8400]), large) == 0
+    assert sketch.shared(sketch.of(queries[:5]), sketch.of(queries[4:9])) == 0.2  # small ones are compared exactly
+    assert sketch.shared(sketch.of(queries[8000:8005]), large) == 1  # too few of them to tell
 
 
 def test_what_nothing_needs_is_collected_once_it_is_a_day_old(place: Place, tmp_path: Path, monkeypatch: Any) -> None:

@@ -358,6 +358,22 @@ def with_models(judged, rng, noise=0.2):
     }
 
 
+def test_a_test_set_is_known_by_its_queries_not_by_its_targets(tmp_path):
+    rows = [(f"q{query}", f"p{product}", product / 2) for query in range(30) for product in range(3)]
+    judged = Judged.read(judgements(tmp_path / "one", judged_table(rows)))
+    touched = [(*rows[0][:2], 0.00001), *rows[1:]]
+    other = Judged.read(judgements(tmp_path / "two", judged_table(touched)))
+    assert judged.digest != other.digest and judged.sketch == other.sketch
+    # Queries that nothing ranks would thin the overlap out.
+    padded = Judged.read(
+        judgements(tmp_path / "three", judged_table([*rows, *((f"r{at}", "p", 0) for at in range(90))]))
+    )
+    assert padded.sketch == judged.sketch and len(padded.query_ids) == 120
+    metrics, _ = compare_systems(judged, baselines(judged, SMALL), SMALL)
+    assert metrics["test_set"]["sketch"] == judged.sketch
+    assert (metrics["protocol"]["slices"], metrics["protocol"]["slice_queries"]) == (list(SMALL.slices), 20)
+
+
 def test_metrics_have_the_documented_form_and_finite_values(tmp_path):
     rng = np.random.default_rng(11)
     judged = Judged.read(judgements(tmp_path, judged_table(some_rows(40, rng))))

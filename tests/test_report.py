@@ -159,7 +159,9 @@ def folders(
     judgements(paths["judgements"], "train", 90, 1)
     held_out = judgements(paths["judgements"], "dev", 75, 2, text)
     test = judgements(paths["judgements"], "test", 60, 3, text)
-    artifacts.write_json(paths["judgements"] / "protocol.json", {"source": "demo_shop", "relevant_from": 0.65})
+    artifacts.write_json(
+        paths["judgements"] / "protocol.json", {"source": "demo_shop", "relevant_from": 0.65, "near_duplicates": 0.02}
+    )
     artifacts.seal(paths["judgements"])
 
     artifacts.write_json(
@@ -272,7 +274,7 @@ def folders(
     record(paths["drift"], "drift", 2.1)
 
     decided = gate.decide(
-        policy or Gate(max_drift_share=0.5),
+        (policy or Gate(max_drift_share=0.5)).model_copy(update={"min_resamples": 200}),
         metrics=metrics,
         drift=drift,
         candidate={"id": VERSION},
@@ -615,6 +617,8 @@ def test_an_override_and_a_worn_test_set_are_said_first(tmp_path: Path) -> None:
     assert "Promoted by override" in top and "although its nDCG@10 is too low" in top
     assert all(part in top for part in override.values())
     assert "7 candidates have been held against the same test queries" in top and "comes from 5" in top
+    looser = page.text[page.text.index("Looser than the default:") : page.text.index("The policy that")]
+    assert "gate.min_resamples 200 instead of 1\u202f000; evaluate.bootstrap 200 instead of 2\u202f000." in looser
     assert "minima, ndcg at 10" in page.text[page.text.index("The policy that") :]
 
 

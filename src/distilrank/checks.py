@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
-from distilrank.config import Gate
+from distilrank.config import MAX_CONFIDENCE, Gate
 
 METRICS = {
     "ndcg_at_5": "nDCG@5",
@@ -55,8 +55,9 @@ class Check:
 
     @property
     def excusable(self) -> bool:
-        """Whether an override may stand in for it: not where nothing was measured, or the student was rolled back."""
-        return self.value is not None and self.name != "new"
+        """Whether an override may stand in for it: it answers for a student, so not for how that was measured, nor for
+        what was not measured at all, nor for a student that was rolled back."""
+        return self.value is not None and self.name not in ("new", "protocol")
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ class Evidence:
     parity: dict[str, Any] | None
     """Content of the student's `onnx/parity.json`; None: it was not exported."""
     looks: int | None
-    """Candidates that were judged by this test set, this one included; None: not known."""
+    """Candidates that were judged by this test set or one with many of its queries, this one included; None: not
+    known."""
     newest_end: str
     """ISO 8601 end of the newest traffic; empty: the log has no times."""
     now: datetime
@@ -93,10 +95,15 @@ class Evidence:
         """The champion that the candidate would replace; None: there is none, or it is the candidate."""
         return None if self.unchanged else self.champion
 
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """How the evaluation measured, as it recorded it: what the configuration says of it is not asked."""
+        return self.metrics.get("protocol", {})
+
     @cached_property
     def confidence(self) -> float | None:
         """Level of the intervals."""
-        return number(self.metrics.get("protocol", {}).get("confidence"))
+        return number(self.protocol.get("confidence"))
 
     def value(self, system: str, metric: str) -> float | None:
         """A measure of a system."""
@@ -175,6 +182,41 @@ def test_set(policy: Gate, evidence: Evidence) -> Found:
     yield Check("test_set", looks is not None and looks < bound, looks, bound, detail)
 
 
+def protocol(policy: Gate, evidence: Evidence) -> Found:
+    """Whether the evaluation measured in a way that the policy decides by."""
+    confidence, resamples = evidence.confidence, number(evidence.protocol.get("bootstrap"))
+    low, high = policy.min_confidence, MAX_CONFIDENCE
+    seen = "not known" if confidence is None else f"{confidence:g}"
+    detail = f"the level of the intervals is {seen}, expected {low:g} to {high:g}"
+    parts: list[Part] = [
+        (confidence is not None and low <= confidence <= high, confidence, high if (confidence or 0) > high else low,
+         detail),
+    ]  # fmt: skip
+    bound = policy.min_resamples
+    seen = "an unknown number of" if resamples is None else f"{resamples:,.0f}"
+    detail = f"they rest on {seen} resamples, expected at least {bound:,}"
+    parts.append((resamples is not None and resamples >= bound, resamples, bound, detail))
+    sliced = evidence.metrics.get("slices", {})
+    if evidence.rival is not None and policy.slices and "rows" in sliced:  # where they are missing, `slices` says so
+        least, bound = number(sliced.get("min_queries")), policy.max_slice_queries
+        seen = "an unknown number of queries" if least is None else f"{least:g} queries"
+        detail = f"slices are compared from {seen} on, expected at most {bound}"
+        parts.append((least is not None and least <= bound, least, bound, detail))
+    yield from _joint("protocol", parts)
+
+
+def near_duplicates(policy: Gate, evidence: Evidence) -> Found:
+    """Whether the test queries are others than those that teacher and student learned from."""
+    share, bound = number(evidence.protocol.get("near_duplicates")), policy.max_near_duplicates
+    rule = f"at most {100 * bound:g} % may" if bound < 1 else "no limit is set"
+    if share is None:
+        detail = f"how many test queries have a near duplicate among the train queries is not known; {rule}"
+        yield Check("near_duplicates", bound == 1, None, bound, detail)
+        return
+    detail = f"{100 * share:.3g} % of the test queries have a near duplicate among the train queries; {rule}"
+    yield Check("near_duplicates", share <= bound, share, bound, detail)
+
+
 # How well the student ranks ---------------------------------------------------------------------------------------
 
 
@@ -190,6 +232,27 @@ def minimum(policy: Gate, evidence: Evidence) -> Found:
             continue
         detail = f"student {label} is {_figure(value, _places(value, bound))}; it must be at least {_limit(bound)}"
         yield Check(name, value >= bound, value, bound, detail)
+
+
+def above_chance(policy: Gate, evidence: Evidence) -> Found:
+    """Where nothing but minima is asked of the student's relevance, whether random order fails one of them."""
+    if policy.lift_over_bm25 > -1 or policy.lift_over_random > -1 or policy.teacher_margin < 1:
+        return
+    asked = {metric: bound for metric, bound in policy.minima.model_dump().items() if bound}
+    random = {metric: evidence.value("random", metric) for metric in asked}
+    known = {metric: asked[metric] - value for metric, value in random.items() if value is not None}
+    if not known:
+        detail = "what random ordering reaches of the measures with a minimum is not known, so this cannot pass"
+        yield Check("above_chance", False, None, 0, detail)
+        return
+    metric = max(known, key=lambda name: known[name])
+    seen, bound = random[metric] or 0.0, asked[metric]
+    detail = (
+        f"random ordering has {METRICS[metric]} {_figure(seen, _places(seen, bound))}, and the minimum is "
+        f"{_limit(bound)}; one minimum at least must be above what random ordering reaches, or lift_over_bm25, "
+        "lift_over_random or teacher_margin set"
+    )
+    yield Check("above_chance", known[metric] > 0, known[metric], 0, detail)
 
 
 def lift_over_bm25(policy: Gate, evidence: Evidence) -> Found:
@@ -247,6 +310,12 @@ def slices(policy: Gate, evidence: Evidence) -> Found:
         detail = f"the evaluation does not compare every slice with the champion by {label}, so this cannot pass"
         yield Check("slices", False, None, 0, detail)
         return
+    names = {name for row, _ in compared for name in (row["column"], f"{row['column']}={row['value']}")}
+    missing = [name for name in policy.required_slices if name not in names]
+    if missing:
+        detail = f"{_untested(missing[0], found)}, but gate.required_slices asks for it, so this cannot pass"
+        yield Check("slices", False, None, 0, detail)
+        return
     if not compared:
         thin = found.get("left_out")
         detail = f"none of the slices has the {found.get('min_queries')} queries that it takes to test it"
@@ -270,6 +339,19 @@ def slices(policy: Gate, evidence: Evidence) -> Found:
     else:
         detail = f"significantly worse than the champion on none of {among}"
     yield Check("slices", not worse, len(worse), 0, detail + untested)
+
+
+def _untested(name: str, found: Mapping[str, Any]) -> str:
+    """Why a slice, or a whole column of slices, was not compared."""
+    column, _, value = name.partition("=")
+    sizes = [
+        row["queries"] for row in found.get("left_out", []) if row["column"] == column and value in ("", row["value"])
+    ]
+    if not sizes or not value:
+        return f"no slice {name} of at least {found.get('min_queries')} test queries was compared with the champion"
+    return (
+        f"the slice {name} has {max(sizes)} test queries, fewer than the {found.get('min_queries')} that are compared"
+    )
 
 
 def _difference(policy: Gate, evidence: Evidence, name: str, baseline: str, bound: float, *, strictly: bool) -> Check:
@@ -449,7 +531,10 @@ RULES: tuple[Callable[[Gate, Evidence], Found], ...] = (
     enough_queries,
     enough_judgements,
     test_set,
+    protocol,
+    near_duplicates,
     minimum,
+    above_chance,
     lift_over_bm25,
     lift_over_random,
     teacher_margin,

@@ -427,6 +427,8 @@ def reconsider(
         out.print(table)
         for note in verdict.notes:
             out.print(f"note: {note}")
+        if verdict.looser:
+            out.print(f"note: {stage.looser_text(verdict.looser)}")
     if fail_on_refusal and verdict.outcome == "refused":
         raise typer.Exit(3)
 

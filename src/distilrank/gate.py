@@ -6,15 +6,16 @@ What it is held to is the policy, the configuration's section `gate`; the checks
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 from distilrank import artifacts, progress
 from distilrank import registry as registries
 from distilrank.checks import Check, Evidence, counts_as_failed, examine
-from distilrank.config import Gate, Registry, parameters
+from distilrank.config import OVERRIDE_DAYS, Gate, Registry, looser, parameters
 from distilrank.model_card import PARITY
 
 Outcome = Literal["promoted", "cold_start", "overridden", "refused", "unchanged"]
@@ -62,7 +63,9 @@ class Verdict:
             if self.outcome == "overridden":
                 notes.append(f"{word}, promotes in spite of the failed checks: {override.reason}")
             elif not _in_force(self.policy, self.evidence.now):
-                notes.append(f"{word}, has expired, so it changes nothing")
+                late = override.last_day is not None and override.last_day > _today(self.evidence.now)
+                fault = f"reaches more than {OVERRIDE_DAYS} days ahead" if late else "has expired"
+                notes.append(f"{word}, {fault}, so it changes nothing")
             else:
                 notes.append(f"{word}, cannot excuse {fixed}")
         if looks is not None and 0 < self.policy.warn_from_looks <= looks:
@@ -71,6 +74,18 @@ class Verdict:
                 "passes by luck, so draw a fresh set (prepare.test_draw) or bring new judgements"
             )
         return notes
+
+    @property
+    def looser(self) -> list[dict[str, Any]]:
+        """By which settings less was asked than by default: of the policy, and of how was measured and compared.
+
+        Each has `key`, `value` and `default`. None is forbidden; whoever reads the verdict should know them.
+        """
+        return [
+            *looser("gate", parameters(self.policy)),
+            *looser("evaluate", self.evidence.protocol),
+            *looser("drift", self.evidence.drift.get("limits") or {}),
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """The content of `verdict.json`."""
@@ -90,7 +105,20 @@ class Verdict:
                 "warn_from": self.policy.warn_from_looks,
             },
             "policy": parameters(self.policy),
+            "looser": self.looser,
         }
+
+
+def looser_text(entries: Iterable[Mapping[str, Any]]) -> str:
+    """What `Verdict.looser` says, in a line."""
+    said = (f"{one['key']} {_plain(one['value'])} ({_plain(one['default'])})" for one in entries)
+    return f"looser than the default, which is in brackets: {', '.join(said)}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"[{', '.join(value)}]" if isinstance(value, list | tuple) else f"{value:g}"
 
 
 def decide(
@@ -135,9 +163,13 @@ def decide(
 
 
 def _in_force(policy: Gate, now: datetime) -> bool:
-    """Whether the policy has an override that has not expired."""
-    last = policy.override.last_day
-    return last is not None and now.astimezone(UTC).date() <= last
+    """Whether the policy has an override that has not expired, and does so in reasonable time."""
+    last, today = policy.override.last_day, _today(now)
+    return last is not None and today <= last <= today + timedelta(days=OVERRIDE_DAYS)
+
+
+def _today(now: datetime) -> date:
+    return now.astimezone(UTC).date()
 
 
 def gate(
@@ -196,7 +228,7 @@ def gate(
             champion=_described(backend, champion),
             anchor=_described(backend, anchor),
             parity=_parity(student),
-            looks=backend.look(test_set, candidate) if test_set else None,
+            looks=backend.look(test_set, candidate, metrics["test_set"].get("sketch", "")) if test_set else None,
             newest_end=newest_end,
         )
         artifacts.write_json(output / "verdict.json", verdict.to_json())
@@ -205,6 +237,8 @@ def gate(
             progress.announce("gate", "note", verdict.word(check), check.name, check.detail)
         for note in verdict.notes:
             progress.announce("gate", "note", note)
+        if verdict.looser:
+            progress.announce("gate", "note", looser_text(verdict.looser))
         progress.announce("gate", "note", f"{candidate}: {verdict.outcome.replace('_', ' ')}")
         decided = {
             "outcome": verdict.outcome,

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from distilrank import artifacts, measures, records, trec
+from distilrank import artifacts, measures, records, sketch, trec
 from distilrank.errors import InputError
 
 SPLITS = ("train", "dev", "test")
@@ -135,6 +135,11 @@ class Judged:
             for row in zip(*(column.to_pylist() for column in piece.columns), strict=True):
                 content.update("{}\0{}\0{:.6f}\n".format(*row).encode())
         return content.hexdigest()
+
+    @cached_property
+    def sketch(self) -> str:
+        """The ranked queries, in the form by which the registry tells how far two test sets overlap."""
+        return sketch.of(self.query_ids[self.ranked].tolist())
 
     def per_query(self, column: str) -> np.ndarray:
         """A column that is the same in all rows of a query, for each query, shape (queries,)."""

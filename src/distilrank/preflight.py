@@ -31,7 +31,7 @@ from distilrank import (
     trainjob,
     weights,
 )
-from distilrank.config import Config, Preflight, Prepare, Window
+from distilrank.config import OVERRIDE_DAYS, Config, Override, Preflight, Prepare, Window
 from distilrank.corpus import least_clients
 from distilrank.errors import InputError
 from distilrank.logstore import UNTIMED, LogStore, make_scrubber
@@ -96,6 +96,7 @@ def check(
         device = _check_device(config.compute.device)
         trainjob.check(config.compute)
         _check_workspace(config)
+        _check_override(config.gate.override, datetime.now(UTC).date())
         backend = registry.connect(config.registry)
         backend.check()
         source = sources.open(config.data)
@@ -236,6 +237,16 @@ def _check_workspace(config: Config) -> None:
             cause = error.__cause__ or error
             reason = cause.strerror if isinstance(cause, OSError) else str(cause)
             raise InputError(f"drift.workspace {workspace}: cannot be written ({reason})") from None
+
+
+def _check_override(override: Override, today: date) -> None:
+    """Refuse an override that the gate would not follow, since its last day is too far ahead."""
+    latest = today + timedelta(days=OVERRIDE_DAYS)
+    if override.last_day is not None and override.last_day > latest:
+        raise InputError(
+            f"gate.override.until is {override.until}, expected {latest} at the latest, {OVERRIDE_DAYS} days from now: "
+            "then somebody has to answer for it again"
+        )
 
 
 def _check_embedded(config: Config) -> None:

@@ -136,7 +136,10 @@ def prepare(
             splits.check_leaks(used, config)
             for side in SIDES:
                 _write_judged(corpus, split.rows[side], index, judgements / f"{side}.parquet")
-            artifacts.write_json(judgements / "protocol.json", _protocol(source, data, config, corpus, index, basis))
+            protocol = _protocol(source, data, config, corpus, index, basis)
+            twins = splits.near_duplicates({side: used[side] for side in ("train", "test")}, index.stem)["pairs"]
+            protocol["near_duplicates"] = twins["test and train"] / max(len(used["test"]), 1)  # the gate has a limit
+            artifacts.write_json(judgements / "protocol.json", protocol)
             artifacts.seal(judgements)
         with clock.phase("candidates"):
             miner = Miner(corpus, split, index, embedded, config)

@@ -166,6 +166,8 @@ def compare_systems(
             "confidence": config.confidence,
             "interval": config.interval,
             "bins": config.bins,
+            "slices": list(config.slices),
+            "slice_queries": config.slice_queries,
         },
         "systems": figures,
         "comparisons": _within(by_query, versus, config) + _across(judged, systems, figures, versus, config),
@@ -181,6 +183,7 @@ def compare_systems(
         "distribution": {name: agreement.distribution(judged, system) for name, system in systems.items()},
         "test_set": {
             "digest": judged.digest,
+            "sketch": judged.sketch,
             "queries": len(judged.query_ids),
             "pairs": len(judged.query),
             "judgements": judged.judgements,
@@ -406,6 +409,7 @@ def evaluate(
             metrics["latency"] = latency(
                 {name: scorer.score for name, scorer in shipped.items()}, judged, config.latency_pairs
             )
+            metrics["protocol"]["latency_pairs"] = config.latency_pairs
             if anchor and anchor == champion:
                 metrics["latency"]["anchor"] = metrics["latency"]["champion"]
 

@@ -84,12 +84,18 @@ CHECKS = {
     "superior_to_champion": ("Better than the champion", "it is not clearly better than the champion"),
     "not_inferior_to_anchor": ("Not worse than the anchor", "it may be worse than the anchor"),
     "slices": ("No kind of query got worse", "some kinds of queries got worse"),
+    "protocol": ("Measured as the policy asks", "it was measured in another way than the policy allows"),
+    "near_duplicates": (
+        "Tested on other queries than it learned from",
+        "too many test queries have a near duplicate among those that it learned from",
+    ),
+    "above_chance": ("Asked for more than chance", "the policy asks for no more than random order reaches"),
     "test_set": ("Test set still fresh", "its test set has been looked at too often"),
     "new": ("Differs from the champion", "there is nothing new to promote"),
 }
 """By name, what a check that passed says, and the reason that a failed one is."""
 
-BEYOND = ("lift_over_bm25", "lift_over_random", "superior_to_champion")
+BEYOND = ("above_chance", "lift_over_bm25", "lift_over_random", "superior_to_champion")
 """Checks whose value has to exceed the bound, where for others it suffices to reach it."""
 
 MINIMUM = "minimum_"
@@ -315,6 +321,7 @@ def _verdict(decided: Mapping[str, Any], metrics: Mapping[str, Any], name: str) 
     failed = [check for check in checks if check["failed"]]
     if unchanged and failed:
         tone = "warn"
+    looser = decided.get("looser") or []
     candidate, champion = ((decided.get(key) or {}).get("id", "") for key in ("candidate", "champion"))
     passing = f"All {len(checks)} checks passed"
     stays = f"{champion} stays the champion" if champion else "there still is no champion"
@@ -339,7 +346,12 @@ def _verdict(decided: Mapping[str, Any], metrics: Mapping[str, Any], name: str) 
         "failed": failed,
         "override": decided.get("override"),
         "policy": list(_settings(decided.get("policy", {}))),
+        "looser": [{**entry, "shown": [_setting(entry[key]) for key in ("value", "default")]} for entry in looser],
     }
+
+
+def _setting(value: Any) -> str:
+    return "none" if value == [] else figure_text(value)
 
 
 def _origin(decided: Mapping[str, Any], name: str) -> str:
@@ -955,4 +967,4 @@ def _settings(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, 
                     else [(f"{name} {number}", figure_text(each))]
                 )
         else:
-            yield name, "none" if value in ({}, []) else figure_text(value)
+            yield name, "none" if value == {} else _setting(value)

@@ -112,7 +112,8 @@ def near_duplicates(texts: Mapping[str, Sequence[str]], stem: Callable[[str], st
     in the same order. They are reported and left where they are: moving them would move queries from run to run.
 
     Args:
-        texts: queries by use: train, dev, test, candidates; dev and test are held against the others and each other.
+        texts: queries by use: some of train, dev, test, candidates; dev and test are held against the others and each
+            other.
         stem: gives the stem of a word.
 
     Returns:
@@ -131,6 +132,8 @@ def near_duplicates(texts: Mapping[str, Sequence[str]], stem: Callable[[str], st
         ("dev", "train"),
         ("dev", "candidates"),
     ):
+        if not {use, other} <= set(texts):
+            continue
         found = [
             (query, forms[other][form])
             for query in texts[use]

@@ -116,7 +116,7 @@ def measure(
             names += ["champion.html"] if its_pages else []
         artifacts.write_text(output / "champion.html", champion_page)
         part = candidate.part
-        drift = {"candidate": part, "champion": against_champion}
+        drift = {"candidate": part, "champion": against_champion, "limits": _limits(config)}
         artifacts.write_json(output / "drift.json", drift)
         artifacts.write_text(output / "summary.html", summary.render(drift, REPORTED, names, task="drift"))
         artifacts.seal(output)
@@ -124,6 +124,11 @@ def measure(
         drifted = [column["name"] for column in part["columns"] if column["drifted"]]
         progress.announce("drift", "note", f"drifted: {', '.join(drifted) or 'no column'}")
         return part["share"]
+
+
+def _limits(config: Drift) -> dict[str, float]:
+    """What counted as drifted, for the gate, which says where that is looser than the default."""
+    return {name: getattr(config, name) for name in ("numeric", "categorical", "score", "chance")}
 
 
 def watch(

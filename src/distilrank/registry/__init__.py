@@ -96,14 +96,16 @@ class Backend(Protocol):
             InputError: a record is damaged or missing.
         """
 
-    def look(self, test_set: str, candidate: str) -> int:
+    def look(self, test_set: str, candidate: str, sketch: str = "") -> int:
         """Note that `candidate` (a version id) was measured on a test set; a repeated look counts once.
 
         Args:
             test_set: the test set's digest, hexadecimal.
+            sketch: of its queries (`distilrank.sketch`); empty: not known, so only this very test set counts.
 
         Returns:
-            How many candidates have looked at this test set, this one included.
+            How many candidates have looked at this test set, or at one that has enough of its queries too
+            (`ledger.SHARED`), this one included.
         """
 
     def collect(self, keep: int, *, dry_run: bool) -> list[str]:

@@ -3,6 +3,7 @@
     aliases/<alias>.json              an alias: its latest record, replaced by compare-and-swap; that is the promotion
     history/<alias>/<number>.json     its records, each written once
     looks/<test set>/<candidate>      written once
+    looks/sketches/<test set>         a sample of its queries, written once; those of earlier releases have none
 
 A record enters the history after its alias has moved, so whoever is killed in between, or may not write there, leaves
 the history one short: it is completed from the alias, for readers in memory, and in the storage when the same act is
@@ -25,13 +26,18 @@ from pathlib import Path
 from typing import Any, cast
 
 from distilrank import artifacts
+from distilrank import sketch as sketches
 from distilrank.errors import InputError, RunStopped
 from distilrank.registry import CHAMPION, Backend, content, is_alias, is_version_id, require_champion
 
 MINIMUM_AGE = 24 * 3600.0
 """Seconds for which a published version is kept although no alias names it; from publishing to moving takes minutes."""
+SHARED = 0.25
+"""Share of a test set's queries from which a look at another set counts as one at this set: docs/decisions.md."""
 READERS = 8
 """Records that are read at a time: each may be a request."""
+
+SKETCHES = "looks/sketches"
 
 _DIGEST = re.compile(r"[0-9a-f]{8,64}")
 
@@ -158,18 +164,24 @@ class Ledger(ABC):
             self._swap(alias, stack[-2], found, "rollback", reason)
             return stack[-2]
 
-    def look(self, test_set: str, candidate: str) -> int:
+    def look(self, test_set: str, candidate: str, sketch: str = "") -> int:
         if not _DIGEST.fullmatch(test_set):
             raise InputError(f"registry {self.uri}: {test_set!r} is no test set, expected the digest of one")
         if not is_version_id(candidate):
             raise InputError(f"registry {self.uri}: {candidate!r} is no candidate, expected a version's id")
-        folder = f"looks/{test_set}"
-        looked = set(self._names(folder))
-        if candidate not in looked:
+        if sketch and not sketches.is_sketch(sketch):
+            raise InputError(f"registry {self.uri}: the sketch of test set {test_set[:12]} is damaged; evaluate again")
+        # The sketch comes first: of two that look at overlapping sets at once, one at least finds the other.
+        known = self._names(SKETCHES) if sketch else []
+        if sketch and test_set not in known:
             with self._changing():
-                self._write(f"{folder}/{candidate}", content.encode({"since": _now(), "by": _who()}), None)
-            looked = {*self._names(folder), candidate}
-        return len(looked)
+                self._write(f"{SKETCHES}/{test_set}", content.encode({"sketch": sketch}), None)
+        if candidate not in self._names(f"looks/{test_set}"):
+            with self._changing():
+                self._write(f"looks/{test_set}/{candidate}", content.encode({"since": _now(), "by": _who()}), None)
+        overlapping = self._overlapping(test_set, sketch) if sketch else []
+        looked = {name for one in (test_set, *overlapping) for name in self._names(f"looks/{one}")}
+        return len(looked | {candidate})
 
     def collect(self, keep: int, *, dry_run: bool) -> list[str]:
         if keep < 1:
@@ -188,6 +200,21 @@ class Ledger(ABC):
             return removed
 
     # Parts --------------------------------------------------------------------------------------------------------
+
+    def _overlapping(self, test_set: str, sketch: str) -> list[str]:
+        """The other test sets that have enough of this one's queries."""
+        others = [name for name in self._names(SKETCHES) if name != test_set]
+        names = [f"{SKETCHES}/{other}" for other in others]
+        with ThreadPoolExecutor(READERS) as pool:
+            contents = list(pool.map(self._read, names))
+        found = []
+        for other, name, read in zip(others, names, contents, strict=True):
+            theirs = content.decode(read[0], self._place(name)).get("sketch") if read else None
+            if not sketches.is_sketch(theirs):
+                raise InputError(f"{self._place(name)}: damaged, expected the sketch of a test set")
+            if sketches.shared(sketch, theirs) >= SHARED:
+                found.append(other)
+        return found
 
     def _aliases(self) -> list[str]:
         set_now = {name.removesuffix(".json") for name in self._names("aliases") if name.endswith(".json")}
