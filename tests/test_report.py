@@ -618,7 +618,7 @@ def test_an_override_and_a_worn_test_set_are_said_first(tmp_path: Path) -> None:
     assert all(part in top for part in override.values())
     assert "7 candidates have been held against the same test queries" in top and "comes from 5" in top
     looser = page.text[page.text.index("Looser than the default:") : page.text.index("The policy that")]
-    assert "gate.min_resamples 200 instead of 1\u202f000; evaluate.bootstrap 200 instead of 2\u202f000." in looser
+    assert "gate.min_resamples 200 instead of 1 000; evaluate.bootstrap 200 instead of 2 000;" in looser
     assert "minima, ndcg at 10" in page.text[page.text.index("The policy that") :]
 
 
