@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
+from typing import TypeGuard
 
 SIZE = 1024
 """Hashes that are kept: 12 kB for a set of any size; smaller sets are compared exactly. A share of a quarter of two
@@ -28,7 +29,7 @@ def of(query_ids: Iterable[str]) -> str:
     return "".join(sorted(hashes)[:SIZE])
 
 
-def is_sketch(text: object) -> bool:
+def is_sketch(text: object) -> TypeGuard[str]:
     """Whether `text` has the form of the sketch of a set that is not empty."""
     return isinstance(text, str) and _FORM.fullmatch(text) is not None
 
