@@ -538,27 +538,19 @@ def test_locales_are_written_and_those_of_one_pair_become_one(shop: Shop, tmp_pa
     assert [pair for pair, locale in told.items() if locale == "fr"] == [("red lamp", "p01")]
 
 
-def test_near_duplicates_of_train_queries_are_in_the_protocol(tmp_path: Path) -> None:
+def test_the_protocol_has_the_threshold_as_a_target_and_the_share_of_near_duplicates(tmp_path: Path) -> None:
     path = tmp_path / "train.csv"
-    words = [f"w{chr(97 + at)}{chr(97 + other)}" for at in range(8) for other in range(5)]
-    queries = [text for word in words for text in (f"red {word}", f"{word} red")]
-    rows = [f"{at},{at},title {at},{queries[at // 2]},{(2.33, 2)[at % 2]}\n" for at in range(160)]
-    path.write_text("id,product_uid,product_title,search_term,relevance\n" + "".join(rows))
-    out = Prepared(tmp_path / "out", HomeDepot(source="home_depot", path=str(path)), NO_WINDOW)
-    texts = {side: set(out.judged[side].column("query").to_pylist()) for side in ("train", "test")}
-    twins = [query for query in texts["test"] if " ".join(reversed(query.split())) in texts["train"]]
-    assert out.protocol["near_duplicates"] == len(twins) / len(texts["test"]) > 0.2
-
-
-def test_the_threshold_is_the_target_of_its_rating(tmp_path: Path) -> None:
-    path = tmp_path / "train.csv"
-    rows = [f"{at},{at},title {at},query {at // 2},{(2.33, 2)[at % 2]}\n" for at in range(80)]
+    queries = [text for number in range(20) for text in (f"query {number}", f"{number} query")]
+    rows = [f"{at},{at},title {at},{queries[at // 2]},{(2.33, 2)[at % 2]}\n" for at in range(80)]
     path.write_text("id,product_uid,product_title,search_term,relevance\n" + "".join(rows))
     out = Prepared(tmp_path / "out", HomeDepot(source="home_depot", path=str(path)), NO_WINDOW)
     targets = out.judged["train"].column("target").to_numpy().astype(np.float64)
     relevant = targets >= out.protocol["relevant_from"]
     assert relevant.sum() == len(targets) / 2
     assert out.protocol["rating_range"] == [1, 3]
+    texts = {side: set(out.judged[side].column("query").to_pylist()) for side in ("train", "test")}
+    twins = [query for query in texts["test"] if " ".join(reversed(query.split())) in texts["train"]]
+    assert out.protocol["near_duplicates"] == len(twins) / len(texts["test"]) > 0.2
 
 
 def test_unknown_products_and_other_times_are_counted(shop: Shop, tmp_path: Path) -> None:
