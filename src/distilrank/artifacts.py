@@ -12,6 +12,7 @@ import errno
 import fnmatch
 import glob
 import hashlib
+import importlib.resources
 import json
 import os
 import resource
@@ -300,7 +301,7 @@ def digest_file(path: Path) -> str:
 
 def code_digest() -> str:
     """Digest of the library's own files, templates included: a version alone would not tell what edited code does."""
-    package = Path(__file__).parent
+    package = Path(str(importlib.resources.files("distilrank")))
     files = (path for pattern in ("*.py", "*.j2") for path in package.rglob(pattern))
     return digest_json({path.relative_to(package).as_posix(): digest_file(path) for path in files})
 
