@@ -31,6 +31,8 @@ from distilrank.errors import InputError, RunStopped
 
 SEAL = "digest.json"
 RECORD = "stage.json"
+MANIFEST = "manifest.json"
+"""What a shard of labels says of itself."""
 PARTIAL = ".*.partial"
 """Pattern of the temporary names under which files and folders are written: no content of the folder around them."""
 STALE_SECONDS = 24 * 3600

@@ -12,7 +12,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union
@@ -1582,3 +1582,11 @@ def policy(base: Gate, overrides: list[str]) -> Gate:
 def parameters(section: BaseModel) -> dict[str, Any]:
     """A section as a pipeline parameter: plain JSON values."""
     return section.model_dump(mode="json")
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found

@@ -164,7 +164,7 @@ def render(
     }  # fmt: skip
     inputs: artifacts.Inputs = {"profile": profile, **sealed, "labels": labels, "verdict": verdict}
     figures_of_teacher = [name for name in ("metrics.json", "quality.json") if (teacher / name).exists()]
-    read = {"teacher": figures_of_teacher, "student": ["metrics.json"], "labels": [label_manifest.MANIFEST]}
+    read = {"teacher": figures_of_teacher, "student": ["metrics.json"], "labels": [artifacts.MANIFEST]}
     with artifacts.stage("report", output, config=config, inputs=inputs, only=read) as record:
         labelled = label_manifest.combine(labels)
         record.inputs |= {key: artifacts.verify(folder, read.get(key)) for key, folder in sealed.items()}
