@@ -395,7 +395,7 @@ def _gather(made: Path, folder: Path, seconds: float, peak_mib: float) -> None:
     inputs = {
         name: [Path(path) for path in paths] for name, paths in artifacts.read_json(report / "inputs.json").items()
     }
-    copied = {"teacher": ["quality.json", "disagreements.csv"], "labels": [label_manifest.MANIFEST]}
+    copied = {"teacher": ["quality.json", "disagreements.csv"], "labels": [artifacts.MANIFEST]}
     artifacts.require(inputs, copied)
     single = {name: paths[0] for name, paths in inputs.items()}
     shutil.copyfile(report / "report.html", folder / "report.html")

@@ -15,7 +15,18 @@ import pyarrow as pa
 import pytest
 from scipy.special import expit
 
-from distilrank import artifacts, calibration, figures, gate, label_manifest, quality, records, relevance, report
+from distilrank import (
+    artifacts,
+    calibration,
+    figures,
+    formatting,
+    gate,
+    label_manifest,
+    quality,
+    records,
+    relevance,
+    report,
+)
 from distilrank.config import Evaluate, Gate, Report
 from distilrank.errors import InputError
 
@@ -374,7 +385,7 @@ def test_figures_are_those_of_the_files(promoted: tuple[dict, str, Page]) -> Non
     assert "snow shovel 11.8 %, was 0.0 %" in page.text and "mean 6.11, was 6.31" in page.text
     assert "ROC-AUC of .612 (.581 to .643)" in page.text and "snow shovel 84" in page.text
     best = max(values["ndcg_at_10"] for values in metrics["systems"].values())
-    assert f'<span class="best">{report.measure_text(best)}</span>' in source
+    assert f'<span class="best">{formatting.measure_text(best)}</span>' in source
     assert "2 min 20 s" in page.text and "6 240 more pairs of 520 queries" in page.text
 
 
@@ -392,7 +403,7 @@ def test_examples_show_how_both_systems_rank(promoted: tuple[dict, str, Page]) -
     assert page.text.count("Student") > page.text.count("Where it wins most") == 1
     example = source[source.index('class="example"') :]
     first = example[example.index("<li>") : example.index("</li>")]
-    assert title in first and report.measure_text(top["target"], 2) in first
+    assert title in first and formatting.measure_text(top["target"], 2) in first
 
 
 def test_the_teacher_is_held_against_people(promoted: tuple[dict, str, Page]) -> None:
@@ -402,16 +413,16 @@ def test_the_teacher_is_held_against_people(promoted: tuple[dict, str, Page]) ->
     assert f"Held against {found['pairs']} judged pairs of {found['queries']} dev queries" in part
     for slice in found["agreement"].values():
         for value in (*slice["ndcg_at_10"].values(), *slice["pair_accuracy"].values()):
-            assert report.measure_text(value) in part
+            assert formatting.measure_text(value) in part
     calibrated = found["calibration"]
-    assert f"Expected calibration error {report.measure_text(calibrated['ece'])}" in part
-    assert report.measure_text(calibrated["chosen_by"]["log_loss"]["platt"], 4) in part
+    assert f"Expected calibration error {formatting.measure_text(calibrated['ece'])}" in part
+    assert formatting.measure_text(calibrated["chosen_by"]["log_loss"]["platt"], 4) in part
     assert "6 240 pairs of 520 queries, in 2 shards" in part and "84.0 s on cpu" in part
     assert "402 800 tokens; 1.2 % of the pairs shortened to fit" in part and "Price" not in part
     surest = found["disagreements"]["top"][0]
     section = source[source.index("Where it contradicts people most surely") :]
     first = section[section.index("<tbody>") : section.index("</tr>", section.index("<tbody>"))]
-    values = [report.measure_text(surest[key], 2) for key in ("target", "probability")]
+    values = [formatting.measure_text(surest[key], 2) for key in ("target", "probability")]
     assert all(f">{shown}<" in first for shown in (surest["query"], surest["title"], *values))
     assert f"All {found['disagreements']['count']} are in disagreements.csv" in part
     assert "often human errors" in part
@@ -685,22 +696,22 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (report.measure_text(0.93149), ".931"),
-        (report.measure_text(1.0), "1.000"),
-        (report.measure_text(None), report.DASH),
-        (report.delta_text(0.01312), "+.0131"),
-        (report.delta_text(-0.01312), "\N{MINUS SIGN}.0131"),
-        (report.delta_text(-0.000001), "+.0000"),
-        (report.figure_text(1234567), "1\u202f234\u202f567"),
-        (report.figure_text(0.123456), "0.1235"),
-        (report.figure_text(True), "yes"),
-        (report.figure_text(-0.05), "\N{MINUS SIGN}0.05"),
-        (report.percent_text(0.118), "11.8\u00a0%"),
-        (report.percent_text(1.0), "100\u00a0%"),
-        (report.figure_text("2026-11-20T08:15:00+00:00"), "2026-11-20 08:15 UTC"),
-        (report.duration_text(4.21), "4.2 s"),
-        (report.duration_text(200), "3 min 20 s"),
-        (report.duration_text(3900), "1 h 5 min"),
+        (formatting.measure_text(0.93149), ".931"),
+        (formatting.measure_text(1.0), "1.000"),
+        (formatting.measure_text(None), formatting.DASH),
+        (formatting.delta_text(0.01312), "+.0131"),
+        (formatting.delta_text(-0.01312), "\N{MINUS SIGN}.0131"),
+        (formatting.delta_text(-0.000001), "+.0000"),
+        (formatting.figure_text(1234567), "1\u202f234\u202f567"),
+        (formatting.figure_text(0.123456), "0.1235"),
+        (formatting.figure_text(True), "yes"),
+        (formatting.figure_text(-0.05), "\N{MINUS SIGN}0.05"),
+        (formatting.percent_text(0.118), "11.8\u00a0%"),
+        (formatting.percent_text(1.0), "100\u00a0%"),
+        (formatting.figure_text("2026-11-20T08:15:00+00:00"), "2026-11-20 08:15 UTC"),
+        (formatting.duration_text(4.21), "4.2 s"),
+        (formatting.duration_text(200), "3 min 20 s"),
+        (formatting.duration_text(3900), "1 h 5 min"),
     ],
 )
 def test_numbers_for_people(shown: str, expected: str) -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distilrank import corpus, logstore, preflight, prepare, sources, sql
+from distilrank import corpus, log_window, logstore, prepare, sources, sql
 from distilrank.config import Columns, Csv, Prepare, Privacy, Tables
 from distilrank.errors import InputError
 from distilrank.problems import Problems
@@ -453,4 +453,4 @@ def test_a_log_whose_times_cannot_be_read_shows_one(make, tmp_path: Path) -> Non
     with pytest.raises(
         InputError, match=r"none of its 1 files has a row with a time.*row 1: when is '01\.03\.2026', left"
     ):
-        preflight.days_of(logstore.LogStore(tmp_path / "store"), log)
+        log_window.days_of(logstore.LogStore(tmp_path / "store"), log)

@@ -12,6 +12,7 @@ import errno
 import fnmatch
 import glob
 import hashlib
+import importlib.resources
 import json
 import os
 import resource
@@ -30,6 +31,8 @@ from distilrank.errors import InputError, RunStopped
 
 SEAL = "digest.json"
 RECORD = "stage.json"
+MANIFEST = "manifest.json"
+"""What a shard of labels says of itself."""
 PARTIAL = ".*.partial"
 """Pattern of the temporary names under which files and folders are written: no content of the folder around them."""
 STALE_SECONDS = 24 * 3600
@@ -300,7 +303,7 @@ def digest_file(path: Path) -> str:
 
 def code_digest() -> str:
     """Digest of the library's own files, templates included: a version alone would not tell what edited code does."""
-    package = Path(__file__).parent
+    package = Path(str(importlib.resources.files("distilrank")))
     files = (path for pattern in ("*.py", "*.j2") for path in package.rglob(pattern))
     return digest_json({path.relative_to(package).as_posix(): digest_file(path) for path in files})
 

@@ -1712,3 +1712,11 @@ def looser(section: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
 def parameters(section: BaseModel) -> dict[str, Any]:
     """A section as a pipeline parameter: plain JSON values."""
     return section.model_dump(mode="json")
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from distilrank import logstore, preflight, sources, splits
+from distilrank import log_window, logstore, sources, splits
 from distilrank.config import Config
 from distilrank.corpus import Corpus, read
 from distilrank.errors import InputError, RunStopped
@@ -134,11 +134,11 @@ def _check(
         if not log.parts:
             log = None
     if log is not None and log.timed:
-        days = preflight.days_of(store, log)
+        days = log_window.days_of(store, log)
         first, last = min(days), max(days)
         facts["log_days"] = {"first": str(first), "last": str(last), "days": len(days), "rows": sum(days.values())}
         if whole_log:
-            bounds = preflight.resolve_window(config.window, schedule_time, days)
+            bounds = log_window.resolve_window(config.window, schedule_time, days)
         else:  # the days of these files are all that there is to see
             bounds = _midnight(first), _midnight(last), _midnight(last + timedelta(days=1))
     source = _Part(source, log, 0 if full else SAMPLE)

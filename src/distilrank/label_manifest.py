@@ -8,8 +8,6 @@ from typing import Any
 from distilrank import artifacts
 from distilrank.errors import InputError
 
-MANIFEST = "manifest.json"
-
 
 def _digest(manifest: dict[str, Any]) -> str:
     return artifacts.digest_json({key: value for key, value in manifest.items() if key != "digest"})
@@ -17,7 +15,7 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 def write(folder: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest of one shard's labels, with the digest of its own content."""
-    artifacts.write_json(folder / MANIFEST, manifest | {"digest": _digest(manifest)})
+    artifacts.write_json(folder / artifacts.MANIFEST, manifest | {"digest": _digest(manifest)})
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -26,7 +24,7 @@ def read(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: it is missing, or not as it was written.
     """
-    path = folder / MANIFEST
+    path = folder / artifacts.MANIFEST
     manifest = artifacts.read_json(path)
     if manifest.get("digest") != _digest(manifest):
         raise InputError(f"{path}: differs from the digest that it holds of itself; it was changed or damaged")

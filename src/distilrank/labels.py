@@ -19,7 +19,6 @@ from distilrank import artifacts, encoding, fusion, label_manifest, progress, qu
 from distilrank import compute as computing
 from distilrank.config import Compute, Label
 from distilrank.errors import InputError
-from distilrank.label_manifest import MANIFEST
 from distilrank.label_parts import IDS, Device, Parts, Scored, label_rows
 from distilrank.network import Network, score_encoded
 from distilrank.scorer import CHUNK_ROWS, DESCRIPTION, METRICS, Scorer
@@ -48,7 +47,7 @@ def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teac
     inputs = {"candidates": candidates, "teacher": teacher}
     read = [f"{shard}.parquet"]
     with artifacts.stage(name, output, config=config, inputs=inputs, only={"candidates": read}) as record:
-        (output / MANIFEST).unlink(missing_ok=True)
+        (output / artifacts.MANIFEST).unlink(missing_ok=True)
         record.inputs["candidates"] = artifacts.verify(candidates, read)
         record.inputs["teacher"] = artifacts.verify(teacher)
         compute = compute.model_copy(update={"threads": config.threads or compute.threads})
@@ -95,7 +94,7 @@ def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teac
                 "work": device.bill(labelled.work),
             },
         )
-        artifacts.seal(output, only=[LABELS, MANIFEST])  # not the parts, which go
+        artifacts.seal(output, only=[LABELS, artifacts.MANIFEST])  # not the parts, which go
         record.facts |= {"runtime": runtime.describe(), "pairs": labelled.rows, "resumed": labelled.resumed}
         progress.announce(name, "note", f"{labelled.rows} pairs took {device.told(labelled.work)}")
     # Last, so that a kill before costs nothing; another attempt may be quicker.
@@ -154,11 +153,13 @@ def read(folders: list[Path], candidates: Path, teacher: Path, rows: int = CHUNK
         shard = candidates / f"{manifest['shard']}.parquet"
         folder = by_shard[manifest["shard"]]
         if manifest["candidates"] != sealed[shard.name]:
-            raise InputError(f"{folder / MANIFEST}: labels of other candidates than {shard}")
+            raise InputError(f"{folder / artifacts.MANIFEST}: labels of other candidates than {shard}")
         if not (folder / LABELS).is_file():
-            raise InputError(f"{folder / LABELS}: missing, although {folder / MANIFEST} tells of it")
+            raise InputError(f"{folder / LABELS}: missing, although {folder / artifacts.MANIFEST} tells of it")
         if artifacts.digest_file(folder / LABELS) != manifest["labels"]:
-            raise InputError(f"{folder / LABELS}: differs from the digest in {folder / MANIFEST}; the file is corrupt")
+            raise InputError(
+                f"{folder / LABELS}: differs from the digest in {folder / artifacts.MANIFEST}; the file is corrupt"
+            )
         files.append((shard, folder / LABELS))
     return itertools.chain.from_iterable(_read_shard(*file, rows) for file in files)
 

@@ -26,15 +26,14 @@ from distilrank import artifacts, hardware, trainjob
 from distilrank import config as configuration
 from distilrank.config import Compute, Section
 from distilrank.errors import InputError, RunStopped
-from distilrank.label_manifest import MANIFEST
 
 LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 HEARTBEAT = "heartbeat"
 Folders = Path | list[Path]
 ENDS: dict[str, type[Exception]] = {"InputError": InputError, "RunStopped": RunStopped}
-STAGES = {"teacher": "Teacher", "student": "Student"}
-"""Stages that may train in several processes, and the section of the configuration that each takes."""
+STAGES = {"teacher": ("distilrank.teacher", "Teacher"), "student": ("distilrank.student", "Student")}
+"""Stages that may train in several processes: the module of each, and its section of the configuration."""
 
 
 def processes(compute: Compute) -> int:
@@ -189,7 +188,7 @@ def _several(given: Folders) -> list[Path]:
 def _content(folder: Path) -> str:
     """Digest of a folder that a stage has finished: that of its seal, or of its manifest."""
     sealed = folder / artifacts.SEAL
-    return artifacts.digest_file(sealed if sealed.exists() else folder / MANIFEST)
+    return artifacts.digest_file(sealed if sealed.exists() else folder / artifacts.MANIFEST)
 
 
 def _copied(given: Folders, target: Path) -> Folders:
@@ -205,8 +204,8 @@ def _copied(given: Folders, target: Path) -> Folders:
 def work(path: Path) -> None:
     """Run the stage that the task in `path` describes, as one of the processes of torchrun."""
     task = artifacts.read_json(path)
-    stage = importlib.import_module(f"distilrank.{task['stage']}")
-    section = getattr(configuration, STAGES[task["stage"]])
+    module, section_name = STAGES[task["stage"]]
+    stage, section = importlib.import_module(module), getattr(configuration, section_name)
     compute = Compute(**task["compute"])
     if not compute.threads:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

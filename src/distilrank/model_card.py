@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from distilrank import artifacts
+from distilrank.config import flatten
 
 FILE = "README.md"
 PARITY = Path("onnx") / "parity.json"
@@ -215,14 +216,6 @@ What it was made from, by SHA-256; the records of the run tell what each is:
 | input | digest |
 | --- | --- |
 {digests}"""
-
-
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted name."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        found |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return found
 
 
 def _measured(dev: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:

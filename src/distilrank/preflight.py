@@ -12,9 +12,8 @@ import shutil
 import sys
 import tempfile
 import uuid
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,6 @@ from distilrank import (
     artifacts,
     encoding,
     hardware,
-    logstore,
     models,
     normalise,
     progress,
@@ -31,10 +29,11 @@ from distilrank import (
     trainjob,
     weights,
 )
-from distilrank.config import OVERRIDE_DAYS, Config, Override, Preflight, Prepare, Window
+from distilrank.config import OVERRIDE_DAYS, Config, Override, Preflight, Prepare
 from distilrank.corpus import least_clients
 from distilrank.errors import InputError
-from distilrank.logstore import UNTIMED, LogStore, make_scrubber
+from distilrank.log_window import days_of, parse_time, resolve_window
+from distilrank.logstore import LogStore, make_scrubber
 from distilrank.problems import Problems
 
 STAGE = "preflight"
@@ -388,7 +387,7 @@ def _check_run(name: str, schedule_time: str) -> None:
                 "2.17.0 or newer"
             )
     if schedule_time:
-        _time(schedule_time, "schedule_time")
+        parse_time(schedule_time, "schedule_time")
 
 
 def _check_secrets(secrets: Mapping[str, Sequence[str]]) -> None:
@@ -426,85 +425,3 @@ def _store(prepare: Prepare, output: Path) -> Iterator[LogStore]:
     else:
         with tempfile.TemporaryDirectory(prefix=".log-", dir=output) as folder:
             yield LogStore(Path(folder))
-
-
-def days_of(store: LogStore, log: sources.Log) -> dict[date, int]:
-    """Rows of each day of the log.
-
-    Raises:
-        InputError: no row has a time.
-    """
-    days: Counter[date] = Counter()
-    for found in store.summaries(log):
-        for day, rows in found["days"].items():
-            if day != UNTIMED:
-                days[date.fromisoformat(day)] += rows
-    if not days:
-        raise InputError(
-            f"log: none of its {len(log.parts)} files has a row with a time, expected some{_why_untimed(store, log)}"
-        )
-    return dict(days)
-
-
-def _why_untimed(store: LogStore, log: sources.Log) -> str:
-    """What is wrong with most rows of the first file that has any, to be added to a message."""
-    for part, found in zip(log.parts, store.summaries(log), strict=True):
-        if found["days"]:
-            problems = Problems(collect=True)
-            with logstore.connect(store.folder) as connection:
-                logstore.create_events(connection)
-                part.load(connection, problems)
-            most = max((problem for problem in problems if not problem.fatal), key=lambda one: one.rows, default=None)
-            return f"; {most.line()}" if most else ""
-    return ""
-
-
-def resolve_window(window: Window, schedule_time: str, days: dict[date, int]) -> tuple[str, str, str]:
-    """Reference start, newest start and newest end, all midnights; a window starts inclusive, ends exclusive.
-
-    `latest` ends with the newest day of the log, `schedule` before the day of the schedule time, which is not over.
-    """
-    first, last = min(days), max(days)
-    if window.end == "latest":
-        # A shop's clock may be ahead of ours by some hours; a row of next year is a mistake, and no newest day.
-        tomorrow = datetime.now(UTC).date() + timedelta(days=1)
-        last = max((day for day in days if day <= tomorrow), default=last)
-        if max(days) > last:
-            progress.announce(STAGE, "note", f"the log has days in the future, up to {max(days)}: they are left out")
-        end = last + timedelta(days=1)
-    elif window.end == "schedule":
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        end = _time(schedule_time or now, "window.end is 'schedule', but the run's schedule time").date()
-    else:
-        end = _time(window.end, "window.end").date()
-    try:
-        newest_start = end - timedelta(days=window.newest_days)
-        reference_start = newest_start - timedelta(days=window.days)
-    except OverflowError:
-        raise InputError(
-            f"window: {window.days} and {window.newest_days} days before {end} begin before the calendar does"
-        ) from None
-    spans = {"training window": (reference_start, newest_start), "newest traffic": (newest_start, end)}
-    for name, (start, stop) in spans.items():
-        if not any(start <= day < stop for day in days):
-            raise InputError(
-                f"window: no impressions in the {name} ({start} to {stop}, exclusive); "
-                f"the log runs from {first} to {last}"
-            )
-    missing = [
-        day
-        for number in range(window.days + window.newest_days)
-        if (day := reference_start + timedelta(days=number)) not in days and first < day
-    ]
-    if missing:
-        some = ", ".join(map(str, missing[:5])) + (" and more" if len(missing) > 5 else "")
-        progress.announce(STAGE, "note", f"the log has no row on {len(missing)} days of the window: {some}")
-    return tuple(f"{day}T00:00:00+00:00" for day in (reference_start, newest_start, end))  # type: ignore[return-value]
-
-
-def _time(text: str, what: str) -> datetime:
-    try:
-        time = datetime.fromisoformat(text)
-        return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        raise InputError(f"{what} is {text!r}, expected an ISO 8601 time such as 2026-03-31T00:00:00Z") from None

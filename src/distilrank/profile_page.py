@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
-from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
-from distilrank import figures, inline_script
-from distilrank.report import DASH, figure_text, percent_text
+from distilrank import figures, inline_script, templating
+from distilrank.formatting import DASH, figure_text, listing, percent_text
 from distilrank.splits import SIDES, STRATA
 
 USES = {
@@ -81,6 +79,7 @@ def render(summary: Mapping[str, Any]) -> str:
         HTML; all text of the data is escaped.
     """
     logged = summary["rows"]["log"] > 0
+    environment = templating.environment(figure=figure_text, counted=counted)
     page = {
         "source": summary["source"]["source"].replace("_", " "),
         "logged": logged,
@@ -104,9 +103,9 @@ def render(summary: Mapping[str, Any]) -> str:
         "strata": STRATA,
         "settings": list(_flat(summary["source"])),
         "digest": summary["data_digest"],
-        "script": inline_script.load(_environment(), "frame.js.j2"),
+        "script": inline_script.load(environment, "frame.js.j2"),
     }
-    return _environment().get_template("profile.html.j2").render(page)
+    return environment.get_template("profile.html.j2").render(page)
 
 
 def share_text(part: float, whole: float) -> str:
@@ -124,22 +123,6 @@ def share_text(part: float, whole: float) -> str:
 def counted(number: int, one: str, many: str = "") -> str:
     """The number and what is counted: `1 query`, `2 queries`; `many` if it is not `one` with an s."""
     return f"{figure_text(number)} {one if number == 1 else many or one + 's'}"
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,  # queries and product ids are other people's text
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(figure=figure_text, counted=counted)
-    return environment
-
-
-def _listing(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 # The parts of the page --------------------------------------------------------------------------------------------
@@ -228,7 +211,7 @@ def _notices(summary: Mapping[str, Any], logged: bool) -> list[dict[str, str]]:
         note("good", "privacy", "There is no log, so no shopper's search was read.")
     else:
         found = [KINDS.get(kind, kind) for kind in privacy["scrubbed"]]
-        scrubbed = f"Taken out of queries: {_listing(found)}." if found else "Nothing was taken out of queries."
+        scrubbed = f"Taken out of queries: {listing(found)}." if found else "Nothing was taken out of queries."
         if not privacy["scrub"]:
             scrubbed = "Personal data in queries was not looked for."
         if privacy["min_clients"] > 1:
@@ -264,7 +247,7 @@ def _notices(summary: Mapping[str, Any], logged: bool) -> list[dict[str, str]]:
     pairs = {uses: count for uses, count in summary["near_duplicates"]["pairs"].items() if count}
     if pairs:
         found = [f"{figure_text(count)} between {uses}" for uses, count in pairs.items()]
-        note("note", "near-duplicates", f"Queries that nearly repeat one of another side: {_listing(found)}.")
+        note("note", "near-duplicates", f"Queries that nearly repeat one of another side: {listing(found)}.")
     else:
         note("good", "near-duplicates", "No dev or test query nearly repeats a query of another side.")
     queries = summary["queries"]

@@ -7,7 +7,6 @@ that script by its hash.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
-from distilrank import artifacts, figures, inline_script, label_manifest, measures, records
+from distilrank import artifacts, figures, inline_script, label_manifest, measures, records, templating
 from distilrank.checks import failed as failed_checks
 from distilrank.config import Report
+from distilrank.formatting import (
+    bound_text,
+    delta_text,
+    duration_text,
+    figure_text,
+    listing,
+    measure_text,
+    percent_text,
+)
 from distilrank.significance import TIE
 
 SYSTEMS = {
@@ -127,8 +135,6 @@ UNUSED = {"hidden": "judged, used as unlabelled", "over_cap": "left out by a cap
 STRATA = ("head", "torso", "tail")
 CALIBRATIONS = {"platt": "a sigmoid (Platt)", "isotonic": "a monotone curve (isotonic)"}
 AGREEING = ("random", "bm25", "teacher")
-ISO_TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d(?:Z|\+00:00)")
-DASH = "\N{EN DASH}"
 CHANCE = 0.5
 """ROC-AUC of a classifier that cannot tell two windows apart."""
 
@@ -164,7 +170,7 @@ def render(
     }  # fmt: skip
     inputs: artifacts.Inputs = {"profile": profile, **sealed, "labels": labels, "verdict": verdict}
     figures_of_teacher = [name for name in ("metrics.json", "quality.json") if (teacher / name).exists()]
-    read = {"teacher": figures_of_teacher, "student": ["metrics.json"], "labels": [label_manifest.MANIFEST]}
+    read = {"teacher": figures_of_teacher, "student": ["metrics.json"], "labels": [artifacts.MANIFEST]}
     with artifacts.stage("report", output, config=config, inputs=inputs, only=read) as record:
         labelled = label_manifest.combine(labels)
         record.inputs |= {key: artifacts.verify(folder, read.get(key)) for key, folder in sealed.items()}
@@ -217,82 +223,10 @@ def render(
 # Numbers for people -----------------------------------------------------------------------------------------------
 
 
-def measure_text(value: float | None, places: int = 3) -> str:
-    """A measure as papers print it, .931, or a dash where there is none."""
-    return DASH if value is None else _bare(f"{value:.{places}f}")
-
-
-def delta_text(value: float | None, places: int = 4) -> str:
-    """A difference with its sign, +.0131, or a dash."""
-    return DASH if value is None else _bare(f"{value:+z.{places}f}")
-
-
-def bound_text(value: Any, digits: int = 4) -> str:
-    """What a check was held to: numbers as papers print them; a version's id is told by the check's sentence."""
-    if isinstance(value, str) or value is None:
-        return DASH
-    return _bare(f"{value:.{digits}g}") if isinstance(value, float) else figure_text(value)
-
-
-def _bare(text: str) -> str:
-    """The number without its leading zero, and with a real minus."""
-    return re.sub(r"^([+-]?)0\.", r"\1.", text).replace("-", figures.MINUS)
-
-
-def figure_text(value: Any) -> str:
-    """Any value: whole numbers in groups of three digits, others to 4 significant digits, times without seconds."""
-    if value is None or value == "":
-        return DASH
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int) or (isinstance(value, float) and value.is_integer() and abs(value) >= 1000):
-        return f"{int(value):,}".replace(",", "\u202f").replace("-", figures.MINUS)
-    if isinstance(value, float):
-        return (
-            f"{value:,.0f}".replace(",", "\u202f")
-            if abs(value) >= 10000
-            else f"{value:.4g}".replace("-", figures.MINUS)
-        )
-    if isinstance(value, list | tuple):
-        return ", ".join(figure_text(part) for part in value)
-    return ISO_TIME.sub(r"\1 \2 UTC", str(value))
-
-
-def percent_text(value: float | None) -> str:
-    """A share in [0, 1] as a percentage of up to 3 digits."""
-    if value is None:
-        return DASH
-    percentage = 100 * value
-    places = 0 if percentage >= 99.95 or percentage == round(percentage) else 1
-    return f"{percentage:.{places}f}\u00a0%"
-
-
-def duration_text(seconds: float | None) -> str:
-    """Seconds as 4.2 s, 3 min 20 s or 1 h 5 min."""
-    if seconds is None:
-        return DASH
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,  # queries and titles are other people's text
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
+    return templating.environment(
         measure=measure_text, delta=delta_text, figure=figure_text, percent=percent_text, duration=duration_text
-    )  # fmt: skip
-    return environment
-
-
-def _listing(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+    )
 
 
 # The parts of the page --------------------------------------------------------------------------------------------
@@ -396,7 +330,7 @@ def _reasons(failed: Sequence[Mapping[str, Any]]) -> str:
     if len(failed) > REASONS:
         more = len(failed) - REASONS
         reasons.append(f"{more} more {'check' if more == 1 else 'checks'} failed")
-    return _listing(reasons) if reasons else "no check failed"
+    return listing(reasons) if reasons else "no check failed"
 
 
 def _gain(metrics: Mapping[str, Any], baseline: str) -> str:
@@ -481,7 +415,7 @@ def _relevance(metrics: Mapping[str, Any]) -> dict[str, Any]:
         entry = _comparison(metrics, baseline, "ndcg_at_10")
         if entry:
             standings.setdefault(_standing(entry), []).append(label)
-    words = [f"{standing} {_listing(names)}" for standing, names in standings.items()]
+    words = [f"{standing} {listing(names)}" for standing, names in standings.items()]
     compared = [entry for entry in metrics.get("comparisons", []) if entry["system"] == "student"]
     near = [entry for entry in compared if entry["baseline"] != "random"]  # so far off that it hides the others
     shown = {key: label for key, label in COMPARED.items() if any(entry["metric"] == key for entry in near)}
@@ -578,7 +512,7 @@ def _slices_told(rows: Sequence[Mapping[str, Any]], baseline: str, metric: str) 
         ]
         if named:
             shown = [*named[:4], *([f"{len(named) - 4} more"] if len(named) > 4 else [])]
-            parts.append(f"{tone} than {baseline} for {_listing(shown)}")
+            parts.append(f"{tone} than {baseline} for {listing(shown)}")
     if parts:
         return f"By {metric} the student is {', and '.join(parts)}."
     return f"By {metric} the student and {baseline} are level in all {len(rows)} slices, which are judged together."
@@ -652,7 +586,7 @@ def _calibration(metrics: Mapping[str, Any], evaluation: Path) -> dict[str, Any]
             parts[name] = (values[relevant], values[~relevant])
     label = "probability given" if column == "probability" else "raw score"
     return {
-        "errors": _listing(errors) if errors else "",
+        "errors": listing(errors) if errors else "",
         "reliability": Markup(figures.reliability(diagrams, SYSTEMS)) if diagrams else "",
         "scores": Markup(figures.scores(parts, SYSTEMS, label)) if parts else "",
         "scale": label,

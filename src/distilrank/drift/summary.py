@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import jinja2
+from distilrank import templating
 
-TEMPLATES = Path(__file__).parent.parent / "templates"
 WORDS = {"query": "queries", "product": "products shown", "clicks": "clicks", "score": "scores", "embedding": "texts"}
 """What each group of columns is about."""
 
@@ -29,22 +27,12 @@ def render(drift: Mapping[str, Any], consequence: str, pages: Sequence[str], *, 
     shown = [
         {"label": label, "question": question, **part, "rows_shown": _rows(part)} for label, question, part in parts
     ]
-    return _environment().get_template("drift.html.j2").render(parts=shown, pages=pages, task=task)
+    return templating.environment().get_template("drift.html.j2").render(parts=shown, pages=pages, task=task)
 
 
 def render_nothing(reason: str) -> str:
     """The page in place of Evidently's where nothing can be compared."""
-    return _environment().get_template("nothing.html.j2").render(reason=reason)
-
-
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,  # queries and titles are other people's text
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    return templating.environment().get_template("nothing.html.j2").render(reason=reason)
 
 
 def _rows(part: Mapping[str, Any]) -> list[dict[str, Any]]:

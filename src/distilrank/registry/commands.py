@@ -12,8 +12,8 @@ import typer
 
 from distilrank import config
 from distilrank import registry as registries
+from distilrank.config import flatten
 from distilrank.errors import InputError
-from distilrank.model_card import flatten
 from distilrank.progress import printable
 from distilrank.registry.mirror import Mirrored
 from distilrank.terminal import AsJson, console, figure, new_table, print_json
