@@ -305,6 +305,7 @@ def _log_tables(
     pairs = parquet("pairs", "'' AS day, '' AS query_id, '' AS product_id, 1 AS position, 1 AS shown, 1 AS clicked")
     typed = parquet("queries", "'' AS day, '' AS query_id, '' AS text, 1 AS typed")
     clients = parquet("clients", "'' AS day, '' AS query_id, 1 AS client")
+    people = parquet("pair_clients", "'' AS day, '' AS query_id, '' AS product_id, 1 AS client, false AS clicked")
     connection.register("products", pa.table({"product_id": catalogue.keys, "product": np.arange(len(catalogue))}))
     enough = least_clients(log, config) if log is not None else 1
     connection.execute(f"CREATE TABLE typed AS SELECT query_id, text, sum(typed) AS typed FROM {typed} GROUP BY ALL")
@@ -314,21 +315,46 @@ def _log_tables(
         ) USING (query_id) WHERE {enough} > 1"""
     )
     connection.execute(
+        f"""CREATE TABLE crowd AS SELECT query_id, product_id, count(*) FILTER (clicked) AS clickers
+        FROM (SELECT query_id, product_id, client, bool_or(clicked) AS clicked FROM {people} GROUP BY ALL)
+        WHERE {enough} > 1 GROUP BY ALL HAVING count(*) >= {enough}"""
+    )
+    connection.execute(
         f"""CREATE TABLE of_window AS SELECT query_id, product_id, position, sum(shown)::INTEGER AS shown,
             sum(clicked)::INTEGER AS clicked, {f"day >= '{middle}'" if middle else "false"} AS newest
         FROM {pairs} GROUP BY ALL"""
     )
-    # Not every click has its impression in the log, and not always at the same rank: who clicked has seen.
-    connection.execute(
-        """INSERT INTO of_window SELECT query_id, product_id, NULL, (sum(clicked) - sum(shown))::INTEGER, 0, newest
-        FROM of_window GROUP BY query_id, product_id, newest HAVING sum(clicked) > sum(shown)"""
-    )
-    count = (
-        "SELECT count(DISTINCT query_id), coalesce(sum(shown), 0)::BIGINT FROM of_window {} JOIN rare USING (query_id)"
-    )
-    rare_queries, rare_rows = connection.execute(count.format("SEMI")).fetchall()[0]
+    greater = "greatest(sum(shown), sum(clicked))"  # impressions of a pair: not every click has one in the log
+    count = f"""SELECT count(DISTINCT query_id), count(DISTINCT (query_id, product_id)), coalesce(sum(shown), 0)::BIGINT
+        FROM (SELECT query_id, product_id, {greater} AS shown FROM {{}} GROUP BY query_id, product_id, newest)"""
+    (rare_queries, _, rare_rows) = connection.execute(
+        count.format("of_window SEMI JOIN rare USING (query_id)")
+    ).fetchall()[0]
     connection.execute("CREATE TABLE allowed AS SELECT * FROM of_window ANTI JOIN rare USING (query_id)")
     connection.execute("DROP TABLE of_window")
+    few_pairs = few_rows = hidden_clicks = 0
+    if enough > 1:
+        few = "allowed ANTI JOIN crowd USING (query_id, product_id)"
+        (_, few_pairs, few_rows) = connection.execute(count.format(few)).fetchall()[0]
+        connection.execute("ALTER TABLE allowed RENAME TO asked")
+        by_few = f"clickers < {enough}"
+        (hidden_clicks,) = connection.execute(
+            f"""SELECT coalesce(sum(clicked), 0)::BIGINT FROM asked JOIN crowd USING (query_id, product_id)
+            WHERE {by_few}"""
+        ).fetchall()[0]
+        connection.execute(
+            f"""CREATE TABLE allowed AS SELECT * FROM (
+                SELECT query_id, product_id, position, shown,
+                    CASE WHEN {by_few} THEN 0 ELSE clicked END AS clicked, newest
+                FROM asked JOIN crowd USING (query_id, product_id))
+            WHERE shown + clicked > 0"""
+        )
+        connection.execute("DROP TABLE asked")
+    # Not every click has its impression in the log, and not always at the same rank: who clicked has seen.
+    connection.execute(
+        """INSERT INTO allowed SELECT query_id, product_id, NULL, (sum(clicked) - sum(shown))::INTEGER, 0, newest
+        FROM allowed GROUP BY query_id, product_id, newest HAVING sum(clicked) > sum(shown)"""
+    )
     strangers = connection.sql(
         """SELECT product_id, sum(shown)::BIGINT AS shown FROM allowed ANTI JOIN products USING (product_id)
         GROUP BY product_id ORDER BY shown DESC, product_id"""
@@ -339,6 +365,9 @@ def _log_tables(
     )
     connection.execute("DROP TABLE allowed")
     problems.add("log", f"impressions of queries with fewer than {enough} clients", rows=rare_rows, fatal=False)
+    what = f"impressions of products that a query showed to fewer than {enough} clients"
+    problems.add("log", what, rows=few_rows, fatal=False)
+    problems.add("log", f"clicks on products that fewer than {enough} clients clicked", rows=hidden_clicks, fatal=False)
     if strangers.num_rows:
         keys = strangers["product_id"].combine_chunks().cast(pa.string())
         problems.add(
@@ -364,6 +393,9 @@ def _log_tables(
         "kept_all": _why_all(log, config),
         "dropped_queries": rare_queries,
         "dropped_impressions": rare_rows,
+        "dropped_pairs": few_pairs,
+        "dropped_pair_impressions": few_rows,
+        "hidden_clicks": hidden_clicks,
         "scrubbed": scrubbed,
     }
 

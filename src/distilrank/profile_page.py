@@ -234,7 +234,8 @@ def _notices(summary: Mapping[str, Any], logged: bool) -> list[dict[str, str]]:
         if privacy["min_clients"] > 1:
             rare = (
                 f"{counted(privacy['dropped_queries'], 'query', 'queries')} of fewer than {privacy['min_clients']} "
-                f"clients dropped."
+                f"clients dropped, {counted(privacy['dropped_pair_impressions'], 'impression')} and "
+                f"{counted(privacy['hidden_clicks'], 'click')} of fewer on a product."
             )
             note("note", "privacy", f"{scrubbed} {rare}")
         else:
