@@ -199,11 +199,11 @@ def test_queries_of_few_clients_are_dropped_and_counted(shop: Shop, tmp_path: Pa
     assert kept.profile["privacy"]["dropped_queries"] == 0
 
 
-def test_the_clicks_of_one_person_change_nothing_that_is_used(shop: Shop, tmp_path: Path) -> None:
+def test_the_clicks_of_few_people_change_nothing_that_is_used(shop: Shop, tmp_path: Path) -> None:
     data = with_clients(shop, [f"c{at // 3 % 7}" for at in range(len(shop.log["query"]))])
     second = [at for at, rank in enumerate(shop.log["rank"]) if rank == 2]  # nobody has clicked there
     impressions = []
-    for people in ({}, {"c3"}, {"c3", "c4"}, {"c3", "c4", "c5"}):
+    for people in (set(), {"c3", "c4"}, {"c3", "c4", "c5"}):
         for at in second:
             shop.log["click"][at] = shop.log["who"][at] in people
         shop.data()
@@ -214,8 +214,8 @@ def test_the_clicks_of_one_person_change_nothing_that_is_used(shop: Shop, tmp_pa
                 sources.open(data), config, *window, connection=connection, scratch=scratch, problems=Problems()
             )
             impressions.append(connection.sql("FROM impressions ORDER BY ALL").fetchall())
-    assert impressions[0] == impressions[1] == impressions[2]
-    assert impressions[0] != impressions[3], "what enough people click counts"
+    assert impressions[0] == impressions[1]
+    assert impressions[0] != impressions[2], "what enough people click counts"
 
 
 def test_no_client_id_leaves_the_stage(shop: Shop, tmp_path: Path) -> None:

@@ -48,6 +48,9 @@ KINDS = {
     "url": "link",
     "id_number": "identity number",
     "token": "token or key",
+    "device": "IP or MAC address",
+    "birth_date": "date of birth",
+    "plate": "licence plate",
 }
 """Kinds of personal data as readers know them."""
 
