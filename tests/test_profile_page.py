@@ -301,6 +301,7 @@ def test_privacy_names_every_kind_in_words(rich: tuple[str, Page]) -> None:
     for at, kind in enumerate(KINDS):
         assert f"{profile_page.KINDS[kind]} 1 00{at} {10 + at}" in text
     assert "each of its products, must have in the window 3" in text and "481" in text and "613" in text
+    assert "some hold what looks like personal data: e-mail address (2) and phone number (1)" in text
     assert "592 impressions and 613 clicks of fewer on a product" in rich[1].of("")
     assert "dropped 370" in text and "dropped 5 676" in text
 

@@ -61,9 +61,9 @@ _FIVE_DIGITS = re.compile(r"[0-9]{5}").search
 # The words before a date of birth, a plate, an insurance's or a passport's number. A look-up of each word is five times
 # as fast as a pattern.
 _PERSON_WORDS = frozenset(
-    "birth birthdate birthday born d.o.b d.o.b. dob geb geb. geboren geburtsdatum immatriculation insurance "
-    "kennzeichen matricula matrícula nacimiento naissance né née nino passnummer passport plate plates reg registration rego targa "
-    "vrm".split()
+    "birth birthdate birthday born d.o.b d.o.b. dob geb geb. geboren geburtsdatum immatriculation insurance kennzeichen"
+    " matricula matrícula nacimiento naissance né née nino passnummer passport plate plates reg registration rego"
+    " targa vrm".split()
 )
 _AROUND_WORDS = str.maketrans(dict.fromkeys(":=#([{\"'", " "))
 _CUSTOMER_PART = re.compile(
