@@ -148,7 +148,7 @@ def _scrub(table: pa.Table, privacy: Privacy, problems: Problems) -> tuple[pa.Ta
     """
     if not (privacy.scrub or privacy.scrub_judgements):
         return table, {}
-    scrubber = make_scrubber(privacy.model_copy(update={"scrub": True}))
+    scrubber = make_scrubber(privacy)
     encoded = table["query"].combine_chunks().dictionary_encode()
     scrubbed = [scrubber(text) for text in encoded.dictionary.to_pylist()]
     kinds = Counter(kind for query in scrubbed for kind in set(query.kinds))

@@ -258,7 +258,7 @@ class LogStore:
             before = [earlier for earlier in near if log.row_ids and earlier.days.keys() & found["days"].keys()]
             key = artifacts.digest_json([*content, [earlier.key for earlier in before]] if before else content)[:32]
             readings[digest] = _Reading(part, key, found["days"], near, before)
-        scrubber = make_scrubber(privacy)
+        scrubber = make_scrubber(privacy) if privacy.scrub else None
         kept: list[Kept] = []
         twins: dict[tuple[str, str], Kept] = {}
         with scratch_folder() as scratch, _Workers(scratch, len(readings)) as workers:
@@ -412,14 +412,14 @@ def _open(folder: Path) -> Kept | None:
     return Kept(folder, found["name"], found["days"], found["facts"], listed)
 
 
-def make_scrubber(privacy: Privacy) -> Scrubber | None:
-    """The scrubber that the configuration asks for.
+def make_scrubber(privacy: Privacy) -> Scrubber:
+    """The scrubber that the configuration describes, whether or not it asks for it.
 
     Raises:
         InputError: a phone region that nobody knows.
     """
     try:
-        return Scrubber(privacy.phone_regions) if privacy.scrub else None
+        return Scrubber(privacy.phone_regions)
     except ValueError as error:
         raise InputError(f"prepare.privacy.phone_regions: {error}") from None
 
