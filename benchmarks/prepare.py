@@ -593,6 +593,10 @@ def pandas_pool(folder: str, output: str) -> dict[str, Any]:
     events["shown"] = (events["action_name"] == "impression").astype(int)
     events["clicked"] = (events["action_name"] == "click").astype(int)
     dropped, events = events[~enough], events[enough]
+    pair, least = ["key", "product_id"], knobs.privacy.min_clients
+    events = events[events.groupby(pair)["client_id"].transform("nunique") >= least]
+    clickers = events["client_id"].where(events["clicked"] > 0).groupby([events[name] for name in pair])
+    events.loc[clickers.transform("nunique") < least, "clicked"] = 0
     texts = events.groupby(["key", "text"]).size().rename("typed").reset_index()
     texts = texts.sort_values(["typed", "text"]).drop_duplicates("key", keep="last")[["key", "text"]]
 

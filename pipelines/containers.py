@@ -33,6 +33,7 @@ PASSED_ON = (
     "GOOGLE_CLOUD_PROJECT",
     "STORAGE_EMULATOR_HOST",
     "EVIDENTLY_SECRET",
+    "DISTILRANK_CLIENT_KEY",
     CREDENTIALS,
 )
 """Variables of this environment that stages with a network get too; those of proxies as well."""

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from distilrank import bm25, candidates, normalise, pool, splits
+from distilrank import bm25, candidates, corpus, logstore, normalise, pool, sources, splits
 from distilrank.config import Prepare
 from distilrank.errors import InputError
+from distilrank.problems import Problems
 from distilrank.retriever import Neighbours, Retriever
 from tests.test_prepare import NO_WINDOW, START, WINDOW, Prepared, Shop, by_query
 
@@ -172,17 +173,75 @@ def test_queries_of_few_clients_are_dropped_and_counted(shop: Shop, tmp_path: Pa
     for table in out.traffic.values():
         assert not rare & set(table.column("query").to_pylist())
     dropped = sum(query in rare for query in shop.log["query"])
+    viewers, clickers, impressions, clicks = (defaultdict(set), defaultdict(set), Counter(), Counter())
+    for query, product, clicked, name in zip(shop.log["query"], shop.log["product_id"], shop.log["click"], who):
+        if query not in rare:
+            viewers[query, product].add(name)
+            impressions[query, product] += 1
+            clicks[query, product] += clicked
+            clickers[query, product] |= {name} if clicked else set()
+    few = {pair: impressions[pair] for pair, names in viewers.items() if len(names) < 3}
+    hidden = sum(clicks[pair] for pair in viewers.keys() - few.keys() if len(clickers[pair]) < 3)
+    assert few and hidden and len(few) < len(viewers) and hidden < sum(clicks.values())
     assert out.profile["privacy"] == {
         "scrub": True, "min_clients": 3, "kept_all": "", "dropped_queries": len(rare),
-        "dropped_impressions": dropped, "scrubbed": {},
+        "dropped_impressions": dropped, "dropped_pairs": len(few), "dropped_pair_impressions": sum(few.values()),
+        "hidden_clicks": hidden, "scrubbed": {}, "scrub_judgements": False, "judged": {},
     }  # fmt: skip
     assert {row["what"]: row["rows"] for row in out.profile["dropped"]} == {
-        "impressions of queries with fewer than 3 clients": dropped
+        "impressions of queries with fewer than 3 clients": dropped,
+        "impressions of products that a query showed to fewer than 3 clients": sum(few.values()),
+        "clicks on products that fewer than 3 clients clicked": hidden,
     }
     judged = {query for side in splits.SIDES for query in out.judged[side].column("query").to_pylist()}
     assert any("white" in query for query in judged), "judgements are not the log's"
     kept = Prepared(tmp_path / "kept", data, WINDOW, privacy={"min_clients": 1})
     assert kept.profile["privacy"]["dropped_queries"] == 0
+
+
+def test_the_clicks_of_few_people_change_nothing_that_is_used(shop: Shop, tmp_path: Path) -> None:
+    data = with_clients(shop, [f"c{at // 3 % 7}" for at in range(len(shop.log["query"]))])
+    second = [at for at, rank in enumerate(shop.log["rank"]) if rank == 2]  # nobody has clicked there
+    impressions = []
+    for people in (set(), {"c3", "c4"}):
+        for at in second:
+            shop.log["click"][at] = shop.log["who"][at] in people
+        shop.data()
+        with logstore.connect(tmp_path) as connection:
+            window = (WINDOW["reference_start"], WINDOW["newest_start"], WINDOW["newest_end"])
+            scratch, config = tmp_path / f"run{len(impressions)}", Prepare(privacy={"min_clients": 3})
+            corpus.read(
+                sources.open(data), config, *window, connection=connection, scratch=scratch, problems=Problems()
+            )
+            impressions.append(connection.sql("FROM impressions ORDER BY ALL").fetchall())
+    assert impressions[0] == impressions[1]
+    assert sum(clicked for _, _, _, _, clicked, _ in impressions[0]), "what enough people click counts"
+
+
+@pytest.mark.parametrize("scrub", [False, True])
+def test_judged_queries_are_scrubbed_where_asked(shop: Shop, tmp_path: Path, scrub: bool) -> None:
+    asked = shop.judgements["query"]
+    first, second = asked[0], asked[4]
+    shop.judgements["query"] = [
+        {first: f"{first} joe@example.com", second: "415-555-2671"}.get(query, query) for query in asked
+    ]
+    problems, config = Problems(), Prepare(privacy={"min_clients": 1, "scrub_judgements": scrub})
+    with logstore.connect(tmp_path) as connection:
+        read = corpus.read(
+            sources.open(shop.data(logs=False)), config, "", "", "",
+            connection=connection, scratch=tmp_path, problems=problems,
+        )  # fmt: skip
+    assert read.privacy["judged"] == {"email": 1, "phone": 1} and read.privacy["scrub_judgements"] is scrub
+    (problem,) = problems
+    queries = read.queries.to_pylist()
+    if scrub:
+        assert first in queries and not any("@" in query or "415" in query for query in queries)
+        assert (problem.rows, problem.what) == (4, "left out, rows whose query is nothing but personal data")
+        assert len(read.judged.query) == len(asked) - 4
+    else:
+        assert f"{first} joe@example.com" in queries and "415-555-2671" in queries
+        assert problem.rows == 8 and "kept, queries with what looks like personal data (email, phone)" in problem.what
+        assert not problem.fatal and "joe" not in problem.line(), "the note itself shows none"
 
 
 def test_no_client_id_leaves_the_stage(shop: Shop, tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections import Counter
 from dataclasses import replace
 from datetime import date, datetime, timedelta
@@ -17,7 +20,9 @@ import pytest
 
 from distilrank import artifacts, logstore, records, volume
 from distilrank.config import Privacy
+from distilrank.errors import InputError
 from distilrank.problems import Problems
+from distilrank.scratch import PREFIX, scratch_folder
 from distilrank.sources import Log
 
 DAY = datetime(2026, 11, 1, 10)
@@ -110,7 +115,6 @@ def test_no_id_and_no_personal_data_reaches_the_store(tmp_path: Path) -> None:
         (DAY, None, "4111 1111 1111 1111", "p1", 1, 1, 0, "client-66"),
     ]
     kept, problems = ingest(tmp_path, Rows("a", rows))
-    assert not list(tmp_path.glob(".*")), "no database is left"
     everything = text_of(tmp_path)
     assert b"sofa for" in everything
     for secret in (b"client-55", b"search-77", b"example.com", b"4111"):
@@ -119,10 +123,79 @@ def test_no_id_and_no_personal_data_reaches_the_store(tmp_path: Path) -> None:
     assert [(problem.rows, problem.what) for problem in problems] == [
         (1, "rows whose query is blank, or nothing but personal data")
     ]
-    # Another store has another salt, so that hashes of two shops, or of one at two times, cannot be joined.
+    # Another store has another key, so that hashes of two shops, or of one at two times, cannot be joined.
     other, _ = ingest(tmp_path / "other", Rows("a", rows))
     assert content(other, "clients") != content(kept, "clients")
     assert (tmp_path / "salt").stat().st_mode & 0o777 == 0o600
+
+
+KEY = "0123456789abcdef" * 2
+
+
+def test_hashes_are_keyed_by_a_secret_that_the_store_does_not_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(logstore.CLIENT_KEY, f"{KEY}\n")
+    rows = [(DAY, "search-77", "sofa", None, None, 0, 0, "anna"), shown("sofa", "p1", "anna")]
+    kept, _ = ingest(tmp_path, Rows("a", rows))
+
+    def number(digest: str, characters: int) -> int:
+        return int(digest[:characters], 16)
+
+    # RFC 2104 by another implementation; the key is hashed to 32 bytes first.
+    key = hashlib.sha256(KEY.encode()).digest()
+    query = content(kept, "queries")[0]["query_id"]
+    person = hmac.new(key, b"clientanna", "sha256").hexdigest()
+    (client,) = content(kept, "clients")
+    assert client["client"] == number(hashlib.sha256(f"{person}{query}".encode()).hexdigest(), 16)
+    (pair,) = content(kept, "pair_clients")
+    assert pair["client"] == number(hashlib.sha256(f"{person}{query}p1".encode()).hexdigest(), 8)
+    search = duckdb.sql(f"SELECT search FROM '{kept[0].folder}/searches.parquet'").fetchall()
+    assert search == [(number(hmac.new(key, b"searchsearch-77", "sha256").hexdigest(), 16),)]
+    assert not (tmp_path / "salt").exists() and KEY.encode() not in text_of(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["lost", "empty", "other"])
+def test_a_lost_key_is_refused_and_not_made_again(tmp_path: Path, damage: str) -> None:
+    ingest(tmp_path, Rows("a", [shown("sofa", "p1", "c")]))
+    key = (tmp_path / "salt").read_bytes()
+    if damage == "lost":
+        (tmp_path / "salt").unlink()
+    else:
+        (tmp_path / "salt").write_text({"empty": "\n", "other": KEY}[damage])
+    said = {"lost": "missing, expected the key", "empty": "a key of 0 characters, expected 32", "other": "not the key"}
+    with pytest.raises(InputError, match=rf"salt: {said[damage]}.* delete .*, which is made again from the log"):
+        logstore.LogStore(tmp_path)
+    (tmp_path / "salt").write_bytes(key)
+    logstore.LogStore(tmp_path)
+    (tmp_path / "key.json").unlink()
+    (tmp_path / "salt").unlink()
+    with pytest.raises(InputError, match="missing"):  # there are parts, whatever else is lost
+        logstore.LogStore(tmp_path)
+
+
+def test_a_secret_that_is_lost_changed_or_short_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(logstore.CLIENT_KEY, KEY)
+    logstore.LogStore(tmp_path)
+    for value, said in ((KEY[::-1], "not the key"), ("", "0 characters"), (KEY[:31], "31 characters.*openssl")):
+        monkeypatch.setenv(logstore.CLIENT_KEY, value)
+        with pytest.raises(InputError, match=f"DISTILRANK_CLIENT_KEY: .*{said}"):
+            logstore.LogStore(tmp_path)
+    monkeypatch.delenv(logstore.CLIENT_KEY)
+    with pytest.raises(InputError, match="set DISTILRANK_CLIENT_KEY if the key came from there"):
+        logstore.LogStore(tmp_path)
+    assert not (tmp_path / "salt").exists()
+
+
+def test_as_many_clients_of_a_pair_are_kept_as_prove_the_bound(tmp_path: Path) -> None:
+    viewers = [shown("sofa", "p1", f"c{number}") for number in range(30)]
+    clickers = [shown("sofa", "p1", f"k{number}", click=1) for number in range(30)]
+    kept, _ = ingest(tmp_path, Rows("a", [*viewers, *clickers, shown("sofa", "p2", "c1")]), min_clients=4)
+    pairs = content(kept, "pair_clients")
+    assert Counter(row["product_id"] for row in pairs)["p2"] == 1
+    assert 4 <= sum(row["product_id"] == "p1" for row in pairs) <= 8
+    assert sum(row["clicked"] for row in pairs) == 4
+    assert len({row["client"] for row in pairs}) == len(pairs), "nobody's products can be put together"
 
 
 def test_what_is_no_query_is_left_out_by_reason(tmp_path: Path) -> None:
@@ -221,47 +294,71 @@ SLOWLY = """
     from distilrank import logstore
     from tests.test_logstore import Rows, ingest, shown
     aggregate = logstore._aggregate
-    def slow(*arguments):
-        done = aggregate(*arguments)
+    def slow(connection, *arguments):
+        done = aggregate(connection, *arguments)
+        connection.execute("CHECKPOINT")
         print("aggregated", flush=True)
-        time.sleep(60)
+        time.sleep(600)
         return done
     logstore._aggregate = slow
-    ingest(Path(sys.argv[1]), Rows("a", [shown("sofa", "p1", "c")]))
+    ingest(Path(sys.argv[1]), Rows("a", [shown("sofa bob@example.com", "p1", "client-55")]))
 """
 
 
 def test_without_working_locks_nothing_is_taken_for_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with logstore.scratch(tmp_path) as alive:
-        with logstore.scratch(tmp_path):
+    with scratch_folder(tmp_path) as alive:
+        with scratch_folder(tmp_path):
             assert alive.exists()
         monkeypatch.setattr(volume.fcntl, "flock", lambda *_: None)
-        with logstore.scratch(tmp_path):
+        with scratch_folder(tmp_path):
             assert alive.exists()
 
 
-def test_a_killed_reading_leaves_no_half_part(tmp_path: Path) -> None:
-    root = Path(__file__).parents[1]
+def test_a_killed_reading_leaves_no_half_part_and_no_raw_query(tmp_path: Path) -> None:
+    root, temporary, store = Path(__file__).parents[1], tmp_path / "tmp", tmp_path / "store"
+    temporary.mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(SLOWLY), str(tmp_path)],
+        [sys.executable, "-c", textwrap.dedent(SLOWLY), str(store)],
         stdout=subprocess.PIPE,
         text=True,
         cwd=root,
-        env={**os.environ, "PYTHONPATH": f"{root}:{os.environ.get('PYTHONPATH', '')}"},
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{root}:{os.environ.get('PYTHONPATH', '')}",
+            "TMPDIR": str(temporary),
+        },
     )
     assert any(line == "aggregated\n" for line in process.stdout)
+    raw = b"bob@example.com"
+    assert any(raw in path.read_bytes() for path in temporary.rglob("*") if path.is_file()), "they are there meanwhile"
+    assert not any(raw in path.read_bytes() for path in store.rglob("*") if path.is_file()), "and not beside the store"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not list(tmp_path.glob("parts/*/part.json"))
-    assert list(tmp_path.glob(".scratch-*")), "what was killed leaves its database"
+    # No other run begins: what deletes them has outlived the process.
+    deadline = time.monotonic() + 60
+    while any(temporary.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not list(temporary.iterdir())
+    assert not list(store.glob("parts/*/part.json"))
     part = Rows("a", [shown("sofa", "p1", "c")])
-    kept, _ = ingest(tmp_path, part)
+    kept, _ = ingest(store, part)
     assert part.loads == 1 and len(content(kept, "pairs")) == 1
-    assert not list(tmp_path.glob(".scratch-*")), "and the next run removes it, with the ids in it"
     whole, _ = ingest(tmp_path / "whole", Rows("a", part.rows))
     assert content(kept, "pairs") == content(whole, "pairs") and content(kept, "queries") == content(whole, "queries")
+
+
+def test_a_scratch_folder_goes_with_its_run_or_before_the_next(tmp_path: Path) -> None:
+    dead = tmp_path / f"{PREFIX}dead"  # a whole node went down: nobody was left to delete it
+    dead.mkdir()
+    (dead / "lock").touch()
+    with scratch_folder(tmp_path) as folder:
+        assert not dead.exists() and folder.parent == tmp_path
+        assert folder.stat().st_mode & 0o777 == 0o700
+        with scratch_folder(tmp_path) as other:
+            assert folder.exists() and other != folder, "another run is at work"
+    assert not list(tmp_path.iterdir())
 
 
 def test_summaries_are_remembered_until_the_part_changes(tmp_path: Path) -> None:

@@ -43,6 +43,14 @@ PERSONAL = {
         joe @ gmail.com
         joe@ yahoo.com
         joe@gmail,com
+        joe%40example.com
+        joe%40gmail.com
+        joe AT example.com
+        joe.bloggs at example.com
+        joe99 at example.co.uk
+        joe at gmail.com
+        joe at example dot com
+        JOE AT EXAMPLE DOT COM
         """,
     "phone": """
         415-555-2671
@@ -92,6 +100,7 @@ PERSONAL = {
         +44 (0)20 7946 0958
         +442079460958
         0044 20 7946 0958
+        0033 6 12 34 56 78
         011 44 20 7946 0958
         +49 30 901820
         +49 (0) 170 1234567
@@ -139,6 +148,14 @@ PERSONAL = {
         123456789012345678901234
         1234567890123456
         order #: 123456789012
+        order #98765432
+        order no. 98765432
+        order #W12345678
+        customer number 55012
+        client id: 8830021
+        membership number is 99120034
+        bestellnummer: 4711-12345
+        commande n° 12345678
         acct no: 10020030040050
         794644790138
         92748999985000000000001234
@@ -173,6 +190,9 @@ PERSONAL = {
         ssn 219099999
         social security number 219-09-9999
         912-70-1234
+        123 45 6789
+        nino QQ 12 34 56 C
+        passport no. X1234567
         GB29 NWBK 6016 1331 9268 19
         GB29NWBK60161331926819
         gb29 nwbk 6016 1331 9268 19
@@ -205,6 +225,30 @@ PERSONAL = {
     .replace("xKEYb", "xo" + "xb")
     .replace("AKIDIOS", "AK" + "IAIOS")
     .replace("AIKEYa", "AI" + "za"),
+    "device": """
+        81.2.69.142
+        203.0.113.77:8080
+        2001:db8::ff00:42:8329
+        2a00:1450:4001:829:0:0:0:200e
+        00:1a:2b:3c:4d:5e
+        00-1A-2B-3C-4D-5E
+        """,
+    "birth_date": """
+        dob 02/01/1990
+        d.o.b.: 2.1.90
+        date of birth 1990-01-02
+        born on January 2nd, 1990
+        geboren am 2. Januar 1990
+        née le 2 janvier 1990
+        fecha de nacimiento 2 de enero de 1990
+        """,
+    "plate": """
+        license plate 7ABC123
+        reg number AB12 CDE
+        kennzeichen: B-MW 1234
+        immatriculation AB-123-CD
+        matrícula 1234 BCD
+        """,
 }
 FOUND = [(kind, span.strip()) for kind, spans in PERSONAL.items() for span in spans.strip().splitlines()]
 
@@ -232,6 +276,12 @@ CLEAN = """
     m8-1.25 x 100|795.72053110 kenmore|110.26832690|06a115561b|da29-00020b|d-sub 9|6" x 8'|½ in. pipe|größe 38/40
     ph 7.4 10.2|t-shirt (at home)|token ring|card shuffler|1/2inchcopperpipe18inchlong|antidisestablishmentarianism
     uv-c lamp 253.7nm
+    coupons at lowes.com|drill at home depot|sofa at www.example.com|dot 3 brake fluid|polka dot rug 5x8|50%40 cotton
+    192.168.1.1|10.0.0.138 modem|1.2.10.1|dns 8.8.8.8|fe80::1|::1|12:30:00 timer|12-34-56-78-90-12|ratio 1:2:3
+    98765432|part 98765432|model number 98765432|order of 12345 screws|reorder 12345678|order 66 shirt
+    license plate bolt m6|license plate 6x12|number plate screws m5|wall plate 2 gang|reg 12345|regular 2x4 8ft
+    123 45 6789 10|24 123 45 6789|123 45 6789mm|1,123 45 6789|passport cover 2 pack|insurance binder 1234567
+    birthday candles 12 24 36|born in 1990|birth 2020 frame|02/01/1990|new balance 990 2 pack
     0002-8215-01|9005 9006 h11 bulbs|3840 x 2160 27 in.|25-30-35-40-45-50|no. 10 screws 1 1/4|lego 10497 42115 21325
 """
 CLEAN_QUERIES = [query.strip() for line in CLEAN.strip().splitlines() for query in line.split("|")]
@@ -351,6 +401,24 @@ def test_regions_are_checked_by_name() -> None:
         Scrubber("GB")
 
 
+LISTED = Path(__file__).parent / "data" / "personal_strings.csv"
+
+
+def test_recall_by_category_is_what_the_page_says() -> None:
+    """What the rules find and what they miss, on a list that was written beside them: a record, no estimate."""
+    with LISTED.open(encoding="utf-8", newline="") as rows:
+        listed = list(csv.DictReader(rows))
+    assert len({row["string"] for row in listed}) == 159
+    wrong = [row for row in listed if ("caught" if US(row["string"]).kinds else "missed") != row["expected"]]
+    assert not wrong
+    categories = dict.fromkeys(row["category"] for row in listed)
+    for category in categories:
+        expected = [row["expected"] == "caught" for row in listed if row["category"] == category]
+        categories[category] = f"| {category} | {sum(expected)} of {len(expected)} |"
+    page = (Path(__file__).parents[1] / "docs" / "security.md").read_text(encoding="utf-8")
+    assert [line for line in categories.values() if line not in page] == []
+
+
 def _real_queries() -> Iterator[str]:
     with gzip.open(SHARED / "home-depot" / "train.csv.gz", "rt", encoding="latin-1", newline="") as rows:
         yield from (row["search_term"] for row in csv.DictReader(rows))
@@ -366,4 +434,4 @@ def test_real_queries_survive(scrub: Scrubber) -> None:
     queries = set(_real_queries())
     altered = [query for query in queries if scrub(query).kinds]
     assert len(queries) > 8000
-    assert len(altered) < 0.003 * len(queries), altered
+    assert altered == ["door knobs interior schlage 043156889930"], "a barcode whose check digit is wrong"

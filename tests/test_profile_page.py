@@ -87,6 +87,8 @@ def bare() -> dict[str, Any]:
         "impressions": {"training_window": 0, "newest_traffic": 0, "clicks_in_training_window": 0},
         "privacy": {
             "scrub": True, "min_clients": 1, "kept_all": "no_log", "dropped_queries": 0, "dropped_impressions": 0,
+            "dropped_pairs": 0, "dropped_pair_impressions": 0, "hidden_clicks": 0, "judged": {},
+            "scrub_judgements": False,
             "scrubbed": {},
         },
         "frequency": [],
@@ -152,6 +154,8 @@ def full(text: str = "") -> dict[str, Any]:
         "impressions": {"training_window": 1_000_000, "newest_traffic": 200_000, "clicks_in_training_window": 87_000},
         "privacy": {
             "scrub": True, "kept_all": "", "min_clients": 3, "dropped_queries": 370, "dropped_impressions": 5676,
+            "dropped_pairs": 481, "dropped_pair_impressions": 592, "hidden_clicks": 613,
+            "judged": {"email": 2, "phone": 1}, "scrub_judgements": False,
             "scrubbed": {kind: {"rows": 1000 + at, "queries": 10 + at} for at, kind in enumerate(KINDS)},
         },
         "frequency": [
@@ -296,7 +300,10 @@ def test_privacy_names_every_kind_in_words(rich: tuple[str, Page]) -> None:
     text = rich[1].of("privacy")
     for at, kind in enumerate(KINDS):
         assert f"{profile_page.KINDS[kind]} 1 00{at} {10 + at}" in text
-    assert "a query must have in the window 3" in text and "dropped 370" in text and "dropped 5 676" in text
+    assert "each of its products, must have in the window 3" in text and "481" in text and "613" in text
+    assert "some hold what looks like personal data: e-mail address (2) and phone number (1)" in text
+    assert "592 impressions and 613 clicks of fewer on a product" in rich[1].of("")
+    assert "dropped 370" in text and "dropped 5 676" in text
 
 
 def test_a_log_of_unknown_clients_is_a_warning() -> None:

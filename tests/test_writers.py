@@ -68,8 +68,8 @@ def _write_files(barrier: Barrier, number: int, root: Path) -> None:
         assert records.read(root / "labels.parquet", records.LABELS).num_rows == 500
         local._point(root / "latest", root / f"run-{number}")
         assert os.readlink(root / "latest").startswith("run-")
-        salt = logstore.LogStore(root / f"store-{turn}")._salt
-        assert salt == (root / f"store-{turn}" / "salt").read_text() and len(salt) == 32
+        key = logstore.LogStore(root / f"store-{turn}")._key
+        assert key == (root / f"store-{turn}" / "salt").read_bytes() and len(key) == 64
 
 
 def _write_folders(barrier: Barrier, number: int, root: Path) -> None:

@@ -450,7 +450,8 @@ class Privacy(Section):
 
     min_clients: Positive = Field(
         3,
-        description="Drop queries of fewer distinct clients in the window (the demo shop's are all kept); 1: keep all.",
+        description="Drop queries of fewer distinct clients in the window, of the others the products shown to fewer, "
+        "and clicks on products that fewer clicked (the demo shop's are all kept); 1: keep all.",
     )
     unknown_clients: Literal["keep", "refuse"] = Field(
         "keep",
@@ -458,7 +459,13 @@ class Privacy(Section):
     )
     scrub: bool = Field(
         True,
-        description="Take e-mail addresses, phone, card and other long numbers, and links with tokens out of queries.",
+        description="Take e-mail addresses, phone, card and other personal numbers, and links with tokens out of "
+        "queries; see docs/security.md for what is found.",
+    )
+    scrub_judgements: bool = Field(
+        False,
+        description="Do so with judged queries too, which are otherwise only counted. A query that changes may change "
+        "its side of the split, so decide before the first promotion.",
     )
     phone_regions: tuple[str, ...] = Field(
         ("US",), description="Countries (ISO 3166) whose national phone numbers are known; international ones always."

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 
 from distilrank import languages, modes, normalise, progress, raters, records, sql
 from distilrank.catalogue import Catalogue, bare_ids
-from distilrank.config import Prepare
+from distilrank.config import Prepare, Privacy
 from distilrank.errors import InputError
-from distilrank.logstore import Kept, LogStore
+from distilrank.logstore import Kept, LogStore, make_scrubber
 from distilrank.pool import Pairs, Pool
 from distilrank.problems import EXAMPLES, Problems
 from distilrank.sources import NO_IMPRESSIONS, Log, Source
@@ -65,7 +65,7 @@ class Corpus:
     agreement: dict[str, Any] | None
     """How the raters of a pair agree, as in the profile's `rater_agreement`; None where a pair has one rating."""
     privacy: dict[str, Any]
-    """What was scrubbed and dropped, in counts."""
+    """What was scrubbed and dropped, in counts; `judged`: judged queries that held each kind of personal data."""
     rows: dict[str, int]
     left_out: str
     """Why rows of the log were left out, the reason of most rows first, to be added to a message; empty: none were."""
@@ -122,9 +122,10 @@ def read(
     with progress.timed("prepare", "read the judgements"):
         table = records.conform(source.judgements(problems), records.JUDGEMENTS, "judgements")
         table = _of_known_products(table, catalogue, problems)
+        table, personal = _scrub(table, config.privacy, problems)
     return _assemble(
         source, config, (reference_start[:10], newest_start[:10], newest_end[:10]), catalogue, table, log, kept,
-        connection, problems,
+        connection, problems, personal,
     )  # fmt: skip
 
 
@@ -137,6 +138,34 @@ def _left_out(log: Log | None, problems: Problems) -> str:
             rows[problem.what.removeprefix("left out, ")] += problem.rows
     reasons = [f"{what} ({count} rows)" for what, count in rows.most_common(_REASONS)]
     return f"; left out: {'; '.join(reasons)}" if reasons else ""
+
+
+def _scrub(table: pa.Table, privacy: Privacy, problems: Problems) -> tuple[pa.Table, dict[str, int]]:
+    """The judgements as the configuration keeps them, and how many of their queries hold each kind of personal data.
+
+    Judged queries are only looked at unless `scrub_judgements` is set: a query that loses a part is another one and may
+    fall on another side of the split.
+    """
+    if not (privacy.scrub or privacy.scrub_judgements):
+        return table, {}
+    scrubber = make_scrubber(privacy)
+    encoded = table["query"].combine_chunks().dictionary_encode()
+    scrubbed = [scrubber(text) for text in encoded.dictionary.to_pylist()]
+    kinds = Counter(kind for query in scrubbed for kind in set(query.kinds))
+    personal = pa.array([bool(query.kinds) for query in scrubbed], pa.bool_()).take(encoded.indices)
+    if not privacy.scrub_judgements:
+        what = (
+            "kept, queries with what looks like personal data (" + ", ".join(sorted(kinds)) + "); set "
+            "prepare.privacy.scrub_judgements to remove it, or correct the judgements"
+        )
+        problems.add("judgements", what, rows=pc.sum(personal).as_py() or 0, fatal=False)
+        return table, dict(sorted(kinds.items()))
+    texts = pa.array([query.text for query in scrubbed], pa.string()).take(encoded.indices)
+    left = pa.array([not normalise.is_blank(query.text) for query in scrubbed], pa.bool_()).take(encoded.indices)
+    what = "left out, rows whose query is nothing but personal data"
+    problems.add("judgements", what, rows=len(left) - (pc.sum(left).as_py() or 0), fatal=False)
+    table = table.set_column(table.column_names.index("query"), table.schema.field("query"), texts)
+    return table.filter(left), dict(sorted(kinds.items()))
 
 
 def least_clients(log: Log, config: Prepare) -> int:
@@ -198,6 +227,7 @@ def _assemble(
     kept: list[Kept],
     connection: duckdb.DuckDBPyConnection,
     problems: Problems,
+    personal: dict[str, int],
 ) -> Corpus:
     timed = bool(bounds[1])
     privacy = _log_tables(connection, kept, bounds, config, log, catalogue, problems)
@@ -271,7 +301,7 @@ def _assemble(
         stratum=strata(impressions) if log is not None else np.full(len(ids), TAIL),
         merged=merged,
         agreement=agreement,
-        privacy=privacy,
+        privacy={**privacy, "scrub_judgements": config.privacy.scrub_judgements, "judged": personal},
         rows={
             "products": catalogue.rows,
             "judgements": table.num_rows,
@@ -305,6 +335,7 @@ def _log_tables(
     pairs = parquet("pairs", "'' AS day, '' AS query_id, '' AS product_id, 1 AS position, 1 AS shown, 1 AS clicked")
     typed = parquet("queries", "'' AS day, '' AS query_id, '' AS text, 1 AS typed")
     clients = parquet("clients", "'' AS day, '' AS query_id, 1 AS client")
+    people = parquet("pair_clients", "'' AS day, '' AS query_id, '' AS product_id, 1 AS client, false AS clicked")
     connection.register("products", pa.table({"product_id": catalogue.keys, "product": np.arange(len(catalogue))}))
     enough = least_clients(log, config) if log is not None else 1
     connection.execute(f"CREATE TABLE typed AS SELECT query_id, text, sum(typed) AS typed FROM {typed} GROUP BY ALL")
@@ -314,21 +345,29 @@ def _log_tables(
         ) USING (query_id) WHERE {enough} > 1"""
     )
     connection.execute(
+        f"""CREATE TABLE crowd AS SELECT query_id, product_id, count(*) FILTER (clicked) AS clickers
+        FROM (SELECT query_id, product_id, client, bool_or(clicked) AS clicked FROM {people} GROUP BY ALL)
+        WHERE {enough} > 1 GROUP BY ALL HAVING count(*) >= {enough}"""
+    )
+    connection.execute(
         f"""CREATE TABLE of_window AS SELECT query_id, product_id, position, sum(shown)::INTEGER AS shown,
             sum(clicked)::INTEGER AS clicked, {f"day >= '{middle}'" if middle else "false"} AS newest
         FROM {pairs} GROUP BY ALL"""
     )
-    # Not every click has its impression in the log, and not always at the same rank: who clicked has seen.
-    connection.execute(
-        """INSERT INTO of_window SELECT query_id, product_id, NULL, (sum(clicked) - sum(shown))::INTEGER, 0, newest
-        FROM of_window GROUP BY query_id, product_id, newest HAVING sum(clicked) > sum(shown)"""
-    )
-    count = (
-        "SELECT count(DISTINCT query_id), coalesce(sum(shown), 0)::BIGINT FROM of_window {} JOIN rare USING (query_id)"
-    )
-    rare_queries, rare_rows = connection.execute(count.format("SEMI")).fetchall()[0]
+    greater = "greatest(sum(shown), sum(clicked))"  # impressions of a pair: not every click has one in the log
+    count = f"""SELECT count(DISTINCT query_id), count(DISTINCT (query_id, product_id)), coalesce(sum(shown), 0)::BIGINT
+        FROM (SELECT query_id, product_id, {greater} AS shown FROM {{}} GROUP BY query_id, product_id, newest)"""
+    (rare_queries, _, rare_rows) = connection.execute(
+        count.format("of_window SEMI JOIN rare USING (query_id)")
+    ).fetchall()[0]
     connection.execute("CREATE TABLE allowed AS SELECT * FROM of_window ANTI JOIN rare USING (query_id)")
     connection.execute("DROP TABLE of_window")
+    few_pairs, few_rows, hidden_clicks = _leave_out_few(connection, enough, count) if enough > 1 else (0, 0, 0)
+    # Not every click has its impression in the log, and not always at the same rank: who clicked has seen.
+    connection.execute(
+        """INSERT INTO allowed SELECT query_id, product_id, NULL, (sum(clicked) - sum(shown))::INTEGER, 0, newest
+        FROM allowed GROUP BY query_id, product_id, newest HAVING sum(clicked) > sum(shown)"""
+    )
     strangers = connection.sql(
         """SELECT product_id, sum(shown)::BIGINT AS shown FROM allowed ANTI JOIN products USING (product_id)
         GROUP BY product_id ORDER BY shown DESC, product_id"""
@@ -339,6 +378,9 @@ def _log_tables(
     )
     connection.execute("DROP TABLE allowed")
     problems.add("log", f"impressions of queries with fewer than {enough} clients", rows=rare_rows, fatal=False)
+    what = f"impressions of products that a query showed to fewer than {enough} clients"
+    problems.add("log", what, rows=few_rows, fatal=False)
+    problems.add("log", f"clicks on products that fewer than {enough} clients clicked", rows=hidden_clicks, fatal=False)
     if strangers.num_rows:
         keys = strangers["product_id"].combine_chunks().cast(pa.string())
         problems.add(
@@ -364,8 +406,39 @@ def _log_tables(
         "kept_all": _why_all(log, config),
         "dropped_queries": rare_queries,
         "dropped_impressions": rare_rows,
+        "dropped_pairs": few_pairs,
+        "dropped_pair_impressions": few_rows,
+        "hidden_clicks": hidden_clicks,
         "scrubbed": scrubbed,
     }
+
+
+def _leave_out_few(connection: duckdb.DuckDBPyConnection, enough: int, count: str) -> tuple[int, int, int]:
+    """Take out of `allowed` the pairs that are not in `crowd`, and of the others the clicks of too few clients.
+
+    A pair's clients are counted over both windows, as a query's are: with a bound for each window the shorter one would
+    lose more clicks and more of the low ranks, which would look like drift.
+
+    Returns:
+        Pairs, their impressions, and clicks that were taken out.
+    """
+    (_, pairs, rows) = connection.execute(
+        count.format("allowed ANTI JOIN crowd USING (query_id, product_id)")
+    ).fetchall()[0]
+    connection.execute("ALTER TABLE allowed RENAME TO asked")
+    (clicks,) = connection.execute(
+        f"""SELECT coalesce(sum(clicked), 0)::BIGINT FROM asked JOIN crowd USING (query_id, product_id)
+        WHERE clickers < {enough}"""
+    ).fetchall()[0]
+    connection.execute(
+        f"""CREATE TABLE allowed AS SELECT * FROM (
+            SELECT query_id, product_id, position, shown,
+                CASE WHEN clickers < {enough} THEN 0 ELSE clicked END AS clicked, newest
+            FROM asked JOIN crowd USING (query_id, product_id))
+        WHERE shown + clicked > 0"""
+    )
+    connection.execute("DROP TABLE asked")
+    return pairs, rows, clicks
 
 
 def _merge(

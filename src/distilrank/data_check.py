@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from distilrank.config import Config
 from distilrank.corpus import Corpus, read
 from distilrank.errors import InputError, RunStopped
 from distilrank.problems import Problems
+from distilrank.scratch import scratch_folder
 from distilrank.splits import SIDES
 
 SAMPLE = 100_000
@@ -101,9 +101,9 @@ def check(config: Config, *, full: bool, schedule_time: str = "") -> Checked:
     problems = Problems(collect=True)
     facts: dict[str, Any] = {"read": "everything"}
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix=".check-", dir=".") as folder:
+    with scratch_folder() as folder:
         try:
-            _check(config, full, schedule_time, Path(folder), problems, facts)
+            _check(config, full, schedule_time, folder, problems, facts)
         except (InputError, RunStopped) as error:
             where, separator, what = str(error).partition(": ")
             problems.add(where if separator else "data", what or str(error))

@@ -1,17 +1,22 @@
 """Search logs as day aggregates: every part of a log is read once, scrubbed, counted and kept; windows add up days.
 
 What is kept of a part: how often each product was shown and clicked at each rank for each query, how each query was
-typed, and up to `min_clients` salted hashes of the clients that typed it, all by UTC day. Personal data in queries,
-ids of clients and of searches go no further. All work is DuckDB's, which spills to disk, so memory does not follow the
-size of a log.
+typed, and up to `min_clients` keyed hashes of the clients behind each query and each of its products, all by
+UTC day. Personal data in queries, ids of clients and of searches go no further. All work is DuckDB's, which spills to
+disk, so memory does not follow the size of a log.
+
+Hashes of clients and searches are HMAC-SHA256 under a key from a Secret (`CLIENT_KEY`), so that a reader of the store
+cannot try ids on it; without a Secret the key is the file `salt` beside them.
 
 A store is a folder:
-    salt                    random, so that hashes tell nothing outside of it
+    salt                    random key of the hashes, unless CLIENT_KEY is set
+    key.json                what proves the key to be the one that the hashes were made with
     files/NAME.json         what is known of a part that has not changed since: its digest, its days
     parts/KEY/              aggregates of one part under one reading; part.json is written last
         pairs/day=DAY/      query_id, product_id, position, shown, clicked
         queries/day=DAY/    query_id, text, typed
         clients/day=DAY/    query_id, client
+        pair_clients/day=DAY/   query_id, product_id, client, clicked
         searches.parquet    hash of each search and its query, for parts that name searches only
         rows.parquet        hash of each row's id, where rows have ids, for parts that deliver a row again
 """
@@ -19,9 +24,10 @@ A store is a folder:
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import hashlib
+import hmac
+import os
 import secrets
-import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -34,15 +40,16 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from distilrank import artifacts, hardware, normalise, progress, records, sql, volume
+from distilrank import artifacts, hardware, normalise, progress, records, sql
 from distilrank import privacy as privacy_module
 from distilrank.config import Privacy
 from distilrank.errors import InputError
 from distilrank.privacy import Scrubber
 from distilrank.problems import Problem, Problems
+from distilrank.scratch import scratch_folder
 from distilrank.sources import Log, Part
 
-FORMAT = 2
+FORMAT = 3
 """Goes up with any change of what is kept of the same part, scrubbing included."""
 
 UNTIMED = "none"
@@ -51,9 +58,11 @@ UNTIMED = "none"
 MEMORY_MIB = 160
 """What a database may hold before it spills: it fills what it gets, and more made nothing faster."""
 
-_SCRATCH = ".scratch-"
+CLIENT_KEY = "DISTILRANK_CLIENT_KEY"
+"""The environment variable that holds the key of the hashes; of pods, from a Secret in `cluster.secrets`."""
+_KEY_CHARACTERS = 32  # at least: 128 bits in hexadecimal
 _MOST_WORKERS = 4  # each holds MEMORY_MIB, and scrubbing keeps no more busy
-_TABLES = ("events", "mapped", "found", "searches", "resolved", "who", "clients", "told_elsewhere", "row_ids")
+_TABLES = ("events", "mapped", "found", "searches", "resolved", "people", "who", "clients", "told_elsewhere", "row_ids")
 _REPEATED = 0.1
 """Share of rows like another from which on it is said: people do the same thing in the same second, but not often."""
 _LEAST_REPEATED = 10  # rows; fewer are no sign of anything
@@ -68,40 +77,20 @@ _LEFT_OUT = {
 
 
 @contextlib.contextmanager
-def scratch(base: Path) -> Iterator[Path]:
-    """A folder of its own below `base`, deleted afterwards; what killed runs left there goes first.
-
-    It may hold queries as they were typed and ids of clients, so nothing of it may outlive the run.
-    """
-    base.mkdir(parents=True, exist_ok=True)
-    for left in base.glob(f"{_SCRATCH}*"):
-        # Fails while its owner lives, and where locks do not work, so that it may live.
-        with contextlib.suppress(OSError, InputError), volume.locked(left / "lock", wait=False):
-            shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=".new-", dir=base))
-    with (folder / "lock").open("a") as lock:
-        with contextlib.suppress(OSError):  # a file system without locks: then nothing is taken for left behind
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        owned = folder.rename(base / f"{_SCRATCH}{folder.name.removeprefix('.new-')}")
-        try:
-            yield owned
-        finally:
-            shutil.rmtree(owned, ignore_errors=True)
-
-
-@contextlib.contextmanager
 def connect(base: Path, share: int = 1) -> Iterator[duckdb.DuckDBPyConnection]:
     """A DuckDB database in a file of its own below `base`, deleted afterwards, with bounded memory.
 
     Args:
+        base: a scratch folder (`scratch.scratch_folder`): DuckDB writes what it holds there in the clear.
         share: how many such databases work at once; each gets its part of the threads.
 
     Raises:
         InputError: as for `check_path`.
     """
     check_path(base)
-    with scratch(base) as folder:
-        connection = duckdb.connect(str(folder / "work.duckdb"))
+    base.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=base) as folder:
+        connection = duckdb.connect(f"{folder}/work.duckdb")
         try:
             connection.execute(f"SET memory_limit = '{MEMORY_MIB}MiB'")
             connection.execute(f"SET temp_directory = {sql.quoted(folder)}")
@@ -124,7 +113,7 @@ def check_path(folder: Path) -> None:
         if character in str(folder.absolute()):  # DuckDB makes a path absolute itself
             raise InputError(
                 f"{folder}: a {character!r} in the path of a folder for work files, which DuckDB cannot open: run "
-                "from another folder, and name another in prepare.store"
+                "from another folder, and name others in prepare.store and TMPDIR"
             )
 
 
@@ -171,14 +160,38 @@ class LogStore:
         for name in ("files", "parts"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         artifacts.remove_stale(folder / "parts")
-        self._salt = self._read_salt()
+        self._key = self._read_key()
 
-    def _read_salt(self) -> str:
-        path = self.folder / "salt"
-        if not path.exists():
-            with artifacts.replacing(path, mode=0o600, keep_existing=True) as handle:  # of two runs, one makes it
-                handle.write(secrets.token_hex(16).encode())
-        return path.read_text(encoding="ascii")
+    def _read_key(self) -> bytes:
+        """The key of the hashes: another one than before would make two clients of one."""
+        path, proof = self.folder / "salt", self.folder / "key.json"
+        used = proof.exists() or any((self.folder / "parts").iterdir())  # before `path`: another run may make all three
+        remedy = f"restore it, or delete {self.folder}, which is made again from the log"
+        key, origin = os.environ.get(CLIENT_KEY), CLIENT_KEY
+        if key is None:
+            origin = str(path)
+            if used and not path.exists():
+                raise InputError(
+                    f"{path}: missing, expected the key of the store's hashes of clients: set {CLIENT_KEY} if the key "
+                    f"came from there, {remedy}"
+                )
+            if not path.exists():
+                with artifacts.replacing(path, mode=0o600, keep_existing=True) as handle:  # of two runs, one makes it
+                    handle.write(secrets.token_hex(32).encode())
+            key = path.read_text(encoding="utf-8", errors="replace")
+        key = key.strip()
+        if len(key) < _KEY_CHARACTERS:
+            how = "make one with `openssl rand -hex 32`" if origin == CLIENT_KEY else remedy
+            raise InputError(f"{origin}: a key of {len(key)} characters, expected {_KEY_CHARACTERS} or more; {how}")
+        digest = hmac.new(key.encode(), b"distilrank log store", "sha256").hexdigest()[:32]
+        if not proof.exists():
+            artifacts.write_json(proof, {"proof": digest})
+        elif artifacts.read_json(proof).get("proof") != digest:
+            raise InputError(
+                f"{origin}: not the key that the hashes of clients in {self.folder} were made with, expected the same: "
+                f"{remedy}"
+            )
+        return key.encode()
 
     # What is there ------------------------------------------------------------------------------------------------
 
@@ -230,7 +243,8 @@ class LogStore:
         counter = progress.Counter("prepare", sum(sum(found["days"].values()) for _, found in wanted), "log rows")
         reading_code = [duckdb.__version__]  # whose hashes tell rows apart
         reading_code += [artifacts.digest_file(Path(module.__file__ or "")) for module in (normalise, privacy_module)]
-        options = [privacy.min_clients, privacy.scrub, *privacy.phone_regions, self.language]
+        least = privacy.min_clients if log.people and log.clients else 1
+        options = [least, privacy.scrub, *privacy.phone_regions, self.language]
         readings: dict[str, _Reading] = {}
         for part, found in wanted:
             content = [FORMAT, reading_code, found["digest"], log.settings, options]
@@ -244,10 +258,10 @@ class LogStore:
             before = [earlier for earlier in near if log.row_ids and earlier.days.keys() & found["days"].keys()]
             key = artifacts.digest_json([*content, [earlier.key for earlier in before]] if before else content)[:32]
             readings[digest] = _Reading(part, key, found["days"], near, before)
-        scrubber = make_scrubber(privacy)
+        scrubber = make_scrubber(privacy) if privacy.scrub else None
         kept: list[Kept] = []
         twins: dict[tuple[str, str], Kept] = {}
-        with _Workers(self.folder, len(readings)) as workers:
+        with scratch_folder() as scratch, _Workers(scratch, len(readings)) as workers:
 
             def read(reading: _Reading) -> tuple[Kept, Problems]:
                 known = self._find(reading)
@@ -255,7 +269,7 @@ class LogStore:
                     reading.searches.set_result(known.facts["searches"])
                     return known, Problems()
                 found = Problems(collect=problems.collect)
-                return self._read(reading, privacy, scrubber, workers.connection(), found), found
+                return self._read(reading, least, scrubber, workers.connection(), found), found
 
             # A part waits for earlier ones only; those are begun first, so that no two wait for each other.
             for reading in readings.values():
@@ -278,7 +292,7 @@ class LogStore:
     def _read(
         self,
         reading: _Reading,
-        privacy: Privacy,
+        least: int,
         scrubber: Scrubber | None,
         connection: duckdb.DuckDBPyConnection,
         found: Problems,
@@ -292,9 +306,7 @@ class LogStore:
                 create_events(connection)
                 part.load(connection, found)
                 if not found.fatal:
-                    facts = _aggregate(
-                        connection, reading, partial, privacy, scrubber, self.language, self._salt, found
-                    )
+                    facts = _aggregate(connection, reading, partial, least, scrubber, self.language, self._key, found)
                     record = {
                         "name": part.name,
                         "days": reading.days,
@@ -400,14 +412,14 @@ def _open(folder: Path) -> Kept | None:
     return Kept(folder, found["name"], found["days"], found["facts"], listed)
 
 
-def make_scrubber(privacy: Privacy) -> Scrubber | None:
-    """The scrubber that the configuration asks for.
+def make_scrubber(privacy: Privacy) -> Scrubber:
+    """The scrubber that the configuration describes, whether or not it asks for it.
 
     Raises:
         InputError: a phone region that nobody knows.
     """
     try:
-        return Scrubber(privacy.phone_regions) if privacy.scrub else None
+        return Scrubber(privacy.phone_regions)
     except ValueError as error:
         raise InputError(f"prepare.privacy.phone_regions: {error}") from None
 
@@ -437,17 +449,18 @@ def _aggregate(
     connection: duckdb.DuckDBPyConnection,
     reading: _Reading,
     folder: Path,
-    privacy: Privacy,
+    least: int,
     scrubber: Scrubber | None,
     language: str,
-    salt: str,
+    key: bytes,
     problems: Problems,
 ) -> dict[str, Any]:
     """Write the aggregates of the table `events` to `folder` and return the facts about it."""
-    _leave_out_repeated(connection, reading, folder, salt, problems)
+    _define_keyed(connection, key)
+    _leave_out_repeated(connection, reading, folder, problems)
     checksum = _compare_rows(connection, reading.part.name, problems)
     _map_queries(connection, scrubber, language)
-    salted = f"md5_number_lower({sql.quoted(f'{salt}search')} || {{}})"
+    hashed = _number("keyed('search' || {})", "UBIGINT")
     connection.execute(
         """CREATE TEMP TABLE searches AS SELECT search, told.id AS id, told."at" AS "at" FROM (
             SELECT e.search, min({'blank': m.text IS NULL, 'at': coalesce(e."at", TIMESTAMP '1970-01-01'),
@@ -457,7 +470,7 @@ def _aggregate(
     (told,) = connection.execute("SELECT count(*) FROM searches").fetchall()[0]
     if told:
         connection.execute(
-            f"""COPY (SELECT {salted.format("search")} AS search, query_id, text, why, "at"
+            f"""COPY (SELECT {hashed.format("search")} AS search, query_id, text, why, "at"
                 FROM searches JOIN mapped USING (id))
             TO {sql.quoted(folder / "searches.parquet")} (FORMAT parquet, COMPRESSION zstd)"""
         )
@@ -476,7 +489,7 @@ def _aggregate(
                 FROM (SELECT DISTINCT e.search FROM events e ANTI JOIN searches s USING (search)
                     WHERE e.query IS NULL AND e.search IS NOT NULL) u
                 JOIN read_parquet({sql.file_list(others)}, hive_partitioning = false) o
-                    ON o.search = {salted.format("u.search")} GROUP BY u.search)"""
+                    ON o.search = {hashed.format("u.search")} GROUP BY u.search)"""
         )
         connection.execute("INSERT INTO mapped SELECT NULL, id, told.query_id, told.text, told.why FROM told_elsewhere")
         connection.execute('INSERT INTO searches SELECT search, id, told."at" FROM told_elsewhere')
@@ -497,7 +510,7 @@ def _aggregate(
     )
     for why, what in _LEFT_OUT.items():
         problems.add(reading.part.name, what, rows=left_out.get(why, 0), fatal=False)
-    _keep_clients(connection, salt, privacy.min_clients)
+    _keep_clients(connection, least)
     day = f"coalesce(strftime(day, '%Y-%m-%d'), '{UNTIMED}') AS day"
     selections = {
         "pairs": f"""SELECT {day}, query_id, product_id, position, sum(shown)::INTEGER AS shown,
@@ -509,7 +522,10 @@ def _aggregate(
             FROM (SELECT day, id, count(*) AS typed FROM resolved GROUP BY day, id)
             JOIN mapped USING (id) WHERE query_id IS NOT NULL GROUP BY ALL""",
         "clients": f"SELECT {day}, query_id, client FROM clients",
+        "pair_clients": f"SELECT {day}, query_id, product_id, client, clicked FROM ({_pair_clients(least)})",
     }
+    if least == 1:  # nobody will ask
+        del selections["pair_clients"]
     for table, selection in selections.items():
         (folder / table).mkdir()
         connection.execute(
@@ -527,13 +543,13 @@ def _aggregate(
 
 
 def _leave_out_repeated(
-    connection: duckdb.DuckDBPyConnection, reading: _Reading, folder: Path, salt: str, problems: Problems
+    connection: duckdb.DuckDBPyConnection, reading: _Reading, folder: Path, problems: Problems
 ) -> None:
     """Delete the events whose row id an earlier event has, in this part or before it; keep hashes of the ids."""
     if not connection.execute("SELECT count(row_id) FROM events").fetchall()[0][0]:
         return
     connection.execute(
-        f"""CREATE TEMP TABLE row_ids AS SELECT md5_number_lower({sql.quoted(f"{salt}row")} || row_id) AS id,
+        f"""CREATE TEMP TABLE row_ids AS SELECT {_number("keyed('row' || row_id)", "UBIGINT")} AS id,
             min(rowid) AS first FROM events WHERE row_id IS NOT NULL GROUP BY id"""
     )
     before = reading.rows_before()
@@ -580,17 +596,53 @@ def _compare_rows(connection: duckdb.DuckDBPyConnection, name: str, problems: Pr
     return str(total) if timed == rows >= _LEAST_REPEATED else ""
 
 
-def _keep_clients(connection: duckdb.DuckDBPyConnection, salt: str, least: int) -> None:
+def _define_keyed(connection: duckdb.DuckDBPyConnection, key: bytes) -> None:
+    """Make the macro `keyed(text)`: HMAC-SHA256 under the key, in hexadecimal (RFC 2104)."""
+    block = hashlib.sha256(key).digest().ljust(64, b"\0")
+    inner, outer = ("".join(f"\\x{byte ^ pad:02X}" for byte in block) for pad in (0x36, 0x5C))
+    connection.execute(
+        f"""CREATE OR REPLACE TEMP MACRO keyed(content) AS
+        sha256('{outer}'::BLOB || unhex(sha256('{inner}'::BLOB || encode(content))))"""
+    )
+
+
+def _number(digest: str, type_name: str) -> str:
+    """The first digits of a hexadecimal digest as a number."""
+    digits = {"UBIGINT": 16, "UINTEGER": 8}[type_name]
+    return f"('0x' || left({digest}, {digits}))::{type_name}"
+
+
+def _pair_clients(least: int) -> str:
+    """For each day, query and product the smallest hashes of those to whom it was shown and of those who clicked.
+
+    At most `least` of both kinds. 32 bits are enough to tell a handful apart, and are nobody's id.
+    """
+    hashed = _number("sha256(person || query_id || product_id)", "UINTEGER")
+    return f"""SELECT * FROM (
+            SELECT day, query_id, product_id, {hashed} AS client, max(clicked) > 0 AS clicked
+            FROM (SELECT day, id, product_id, client, max(clicked) AS clicked FROM resolved
+                WHERE client IS NOT NULL AND product_id IS NOT NULL AND shown + clicked > 0 GROUP BY ALL)
+            JOIN people USING (client) JOIN mapped USING (id) WHERE query_id IS NOT NULL GROUP BY ALL)
+        QUALIFY row_number() OVER (PARTITION BY day, query_id, product_id ORDER BY client) <= {least} OR (clicked
+            AND row_number() OVER (PARTITION BY day, query_id, product_id, clicked ORDER BY client) <= {least})"""
+
+
+def _keep_clients(connection: duckdb.DuckDBPyConnection, least: int) -> None:
     """Make `clients`: for each day and query the smallest hashes of those who typed it, at most `least`.
 
     As many as the bound asks for prove that it is reached, on this day and in any window around it. The query is part
     of what is hashed, so that nobody's searches can be put together.
     """
     connection.execute(
+        """CREATE TEMP TABLE people AS SELECT client, keyed('client' || client) AS person
+        FROM (SELECT DISTINCT client FROM resolved WHERE client IS NOT NULL)"""
+    )
+    # What is derived from a keyed hash needs no key: `person` is as secret, and as long.
+    connection.execute(
         f"""CREATE TEMP TABLE who AS SELECT DISTINCT day, query_id,
-            md5_number_lower({sql.quoted(f"{salt}client")} || query_id || chr(0) || client) AS client
+            {_number("sha256(person || query_id)", "UBIGINT")} AS client
         FROM (SELECT DISTINCT day, id, client FROM resolved WHERE client IS NOT NULL)
-        JOIN mapped USING (id) WHERE query_id IS NOT NULL"""
+        JOIN people USING (client) JOIN mapped USING (id) WHERE query_id IS NOT NULL"""
     )
     connection.execute(
         "CREATE TEMP TABLE clients AS SELECT day, query_id, min(client) AS client FROM who GROUP BY day, query_id"

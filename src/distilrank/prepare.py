@@ -39,6 +39,7 @@ from distilrank.errors import InputError
 from distilrank.pool import Impressions, Pairs, systematic
 from distilrank.problems import Problems
 from distilrank.retriever import Neighbours, Retriever, Tokens
+from distilrank.scratch import scratch_folder
 from distilrank.splits import SIDES, STRATA, TRAIN
 
 STAGE = "prepare"
@@ -104,7 +105,7 @@ def prepare(
     """
     with (
         artifacts.stage(STAGE, profile, config=config) as record,
-        logstore.scratch(Path(config.store) if config.store else profile) as scratch,
+        scratch_folder() as scratch,
         logstore.connect(scratch) as connection,
     ):
         problems, clock = Problems(), _Clock()
@@ -167,7 +168,7 @@ def prepare(
             }
             artifacts.write_json(profile / "profile.json", summary)
             artifacts.write_text(profile / "profile.html", profile_page.render(summary))
-            artifacts.seal(profile, only=["profile.json", "profile.html"])  # the scratch folder is there too, and goes
+            artifacts.seal(profile, only=["profile.json", "profile.html"])
         record.facts.update(
             splits=summary["splits"],
             candidates=tally.pairs,
@@ -207,7 +208,7 @@ def sample_newest(
         record.inputs["data"] = data_digest
         _clear(traffic)
         with (
-            logstore.scratch(Path(config.store) if config.store else traffic) as scratch,
+            scratch_folder() as scratch,
             logstore.connect(scratch) as connection,
         ):
             corpus = read(
@@ -218,7 +219,7 @@ def sample_newest(
             newest = samples["current"]
             tokens = Tokens(config.retriever.model)
             _write_traffic(corpus, _index(corpus), tokens, newest, traffic / "current.parquet")
-        artifacts.seal(traffic)  # the scratch folder is gone
+        artifacts.seal(traffic)
         record.facts.update(rows=len(newest.query), basis=basis)
         return len(newest.query)
 

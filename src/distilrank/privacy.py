@@ -1,13 +1,14 @@
 """What of a search query is personal data, and the query without it.
 
 People paste the wrong clipboard into a search box: an address, a card, a reset link. None of that may reach a disk,
-while the numbers of a shop (parts, barcodes, sizes) must. So a rule is a shape with a proof, such as a check digit or a
-numbering plan. Where the proof is weak, a long number is taken for a person's and a short one for a product's. Names
-and street addresses have no shape and are not looked for.
+while the numbers of a shop (parts, barcodes, sizes) must. So a rule is a shape with a proof, such as a check digit, a
+numbering plan, or a word before it that says what it is. Where the proof is weak, a long number is taken for a person's
+and a short one for a product's. Names and street addresses have no shape and are not looked for.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,8 +24,8 @@ from stdnum import ean, iban, isbn, luhn
 from distilrank import normalise
 
 # `digits` are account, order and tracking numbers, `id_number` a social security number or an IBAN, `url` a link that
-# carries more than a page's name, `token` a key, a hash or a session.
-KINDS = ("email", "phone", "card", "digits", "url", "id_number", "token")
+# carries more than a page's name, `token` a key, a hash or a session, `device` an IP or MAC address, `plate` a car's.
+KINDS = ("email", "phone", "card", "digits", "url", "id_number", "token", "device", "birth_date", "plate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +49,46 @@ class _Span(NamedTuple):
 # Which queries to look at, and how ---------------------------------------------------------------------------------
 
 # A query in which none of these is found holds no span: nearly all queries cost no more than these searches.
-_SEVEN_DIGITS = re.compile(r"[0-9](?:[^0-9A-Za-z]{0,4}[0-9]){6}").search  # no span of digits is shorter
-_MARK = re.compile(r"[@:.(\[{](?:(?<=@)|(?<=:)//|(?<=\.)[^\W\d_]{2}| ?[Aa][Tt] ?[)\]}])").search
-_LONG_RUN = re.compile(r"\b[0-9A-Za-z_-]{18,}", re.ASCII).search
+_SEVEN_DIGITS = re.compile(r"[0-9](?:[^0-9A-Za-z]{0,4}[0-9]){6}").search  # shorter spans have a word before
+_MARK = re.compile(
+    r"[@:.(\[{%](?:(?<=@)|(?<=:)(?://|[0-9A-Fa-f]{0,4}:)|(?<=\.)[^\W\d_]{2}| ?[Aa][Tt] ?[)\]}]|(?<=%)40)"
+).search
+_LONG_RUN = re.compile(r"\b[0-9A-Za-z_-]{17,}", re.ASCII).search
 _UNFOLDED = re.compile(r"[^\x00-\x7f\u00c0-\u024f]").search
+_DIGIT = re.compile(r"[0-9]").search
+_TWO_DIGITS = re.compile(r"[0-9]{2}").search
+_FIVE_DIGITS = re.compile(r"[0-9]{5}").search
+# The words before a date of birth, a plate, an insurance's or a passport's number. A look-up of each word is five times
+# as fast as a pattern.
+_PERSON_WORDS = frozenset(
+    "birth birthdate birthday born d.o.b d.o.b. dob geb geb. geboren geburtsdatum immatriculation insurance kennzeichen"
+    " matricula matrícula nacimiento naissance né née nino passnummer passport plate plates reg registration rego"
+    " targa vrm".split()
+)
+_AROUND_WORDS = str.maketrans(dict.fromkeys(":=#([{\"'", " "))
+_CUSTOMER_PART = re.compile(
+    r"ac(?:count|ct)|c(?:lient|ommand|onfirm|ustomer)|factur|invoice|loyal|member|nummer|ord(?:er|ine)|p(?:edido|olicy)"
+    r"|reward|track"
+).search
+
+
+def _spells_dot(text: str) -> bool:
+    return " dot " in text or " DOT " in text
 
 
 def _is_suspect(text: str) -> bool:
-    return bool(_SEVEN_DIGITS(text) or _MARK(text) or _LONG_RUN(text))
+    if _MARK(text) or _LONG_RUN(text) or _spells_dot(text):
+        return True
+    if not _DIGIT(text):
+        return False
+    if _SEVEN_DIGITS(text):
+        return True
+    if not _TWO_DIGITS(text):
+        return False
+    lower = text.lower()
+    if not _PERSON_WORDS.isdisjoint(lower.translate(_AROUND_WORDS).split()):
+        return True
+    return bool(_FIVE_DIGITS(lower) and _CUSTOMER_PART(lower))
 
 
 def _fold(text: str) -> tuple[str, list[int]]:
@@ -135,13 +168,24 @@ def _is_opaque(segment: str) -> bool:
 _EMAIL = re.compile(
     r"""(?<![\w+])[\w+](?:[\w.+%&'-]{0,255}[\w+-])?
     (?:
-      (?: @ | [ ]?[(\[{][ ]?(?:at|@)[ ]?[)\]}][ ]? )
+      (?: @ | %40 | [ ]?[(\[{][ ]?(?:at|@)[ ]?[)\]}][ ]? )
       (?:[^\W_][\w-]*(?:\.|[ ]?[(\[{][ ]?dot[ ]?[)\]}][ ]?|[ ]dot[ ]))+ (?:xn--[0-9a-z-]+|[^\W\d_]{2,63})
-    | [ ]?@[ ]?(?:aol|gmail|gmx|googlemail|hotmail|icloud|outlook|proton(?:mail)?|yahoo|ymail)
+    | (?:[ ]?@[ ]?|%40|[ ]at[ ])(?:aol|gmail|gmx|googlemail|hotmail|icloud|outlook|proton(?:mail)?|yahoo|ymail)
       (?![^\W_])(?:[ ]?[.,][ ]?(?:com|net|de|fr|in|co[.]uk|ca|me)(?!\w))?
     )
     (?:\?\w+=[^\s)\]>]*)?""",
     re.IGNORECASE | re.VERBOSE,
+)
+
+# `joe AT example.com`: shops are at a host too (`coupons at lowes.com`), so the name must look like an address' one, or
+# the host be spelt with its dot, or the AT stand out.
+_SPOKEN_EMAIL = re.compile(
+    r"""(?<![\w.+-])(?:
+      (?:[\w+-]+[._][\w.+-]*\w | [^\W\d_]+[0-9]+) [ ](?i:at)[ ] (?:[^\W_][\w-]*(?:\.|[ ]dot[ ]))+ (?i:[a-z]{2,24})
+    | [\w.+-]+ [ ](?i:at)[ ] [^\W_][\w-]*(?:[ ](?i:dot)[ ][^\W_][\w-]*)*[ ](?i:dot)[ ](?i:[a-z]{2,24})
+    | [a-z][\w.+-]* [ ]AT[ ] (?:[a-z0-9][\w-]*\.)+ [a-z]{2,24}
+    )(?![\w-])""",
+    re.VERBOSE,
 )
 
 # Prefixes by which the issuers themselves have scanners find their keys: Stripe, GitHub, GitLab, Slack, AWS, Google,
@@ -167,8 +211,10 @@ _HASH = re.compile(r"[0-9a-f]{32,}", re.IGNORECASE)
 
 
 def _emails(text: str) -> Iterator[_Span]:
-    if "@" in text or _MARK(text):
+    if "@" in text or _MARK(text) or _spells_dot(text):
         for match in _EMAIL.finditer(text):
+            yield _Span(*match.span(), "email")
+        for match in _SPOKEN_EMAIL.finditer(text):
             yield _Span(*match.span(), "email")
 
 
@@ -188,14 +234,117 @@ def _secrets(text: str) -> Iterator[_Span]:
             yield _Span(*match.span(), "token")
 
 
+# Devices -----------------------------------------------------------------------------------------------------------
+
+_IPV4 = re.compile(r"(?<![\w.-])((?:[0-9]{1,3}\.){3}[0-9]{1,3})(?::[0-9]{1,5})?(?![\w-]|\.[0-9])")
+_IPV6 = re.compile(r"(?<![\w:.])(?=[0-9a-f]{0,4}:)[0-9a-f:]{4,39}(?![\w:]|\.[0-9])", re.IGNORECASE)
+# IEEE 802: six bytes; with hyphens a row of sizes looks alike, but for its letters.
+_MAC = re.compile(
+    r"(?<![\w:-])(?:[0-9a-f]{2}(?::[0-9a-f]{2}){5}|(?=[0-9-]*[a-f])[0-9a-f]{2}(?:-[0-9a-f]{2}){5})(?![\w:-])",
+    re.IGNORECASE,
+)
+_SHORT_IPV4 = 7  # digits; with fewer, a version number such as 1.2.10.1 is as likely
+
+
+def _devices(text: str) -> Iterator[_Span]:
+    """Public IP addresses, and MAC addresses; private ones (192.168.1.1) are what people look for routers by."""
+    if text.count(".") >= 3:
+        for match in _IPV4.finditer(text):
+            if sum(map(str.isdigit, match[1])) >= _SHORT_IPV4 and _is_public(match[1]):
+                yield _Span(*match.span(), "device")
+    if text.count(":") >= 2:
+        for match in _IPV6.finditer(text):
+            if _is_public(match[0]):
+                yield _Span(*match.span(), "device")
+    for match in _MAC.finditer(text):
+        yield _Span(*match.span(), "device")
+
+
+def _is_public(address: str) -> bool:
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    # Addresses of examples (RFC 5737, RFC 3849) are not assigned to anybody, but nobody sells them either.
+    return found.is_global or any(found in network for network in _EXAMPLES if network.version == found.version)
+
+
+_EXAMPLES = [
+    ipaddress.ip_network(network) for network in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")
+]
+
+
+# Said to be a person's ---------------------------------------------------------------------------------------------
+
+_DATE = r"""(?:
+    [0-9]{1,2}[ ./-]{1,2}[0-9]{1,2}[ ./-]{1,2}(?:19|20)?[0-9]{2} | (?:19|20)[0-9]{2}[./-][0-9]{1,2}[./-][0-9]{1,2}
+    | [0-9]{1,2}(?:st|nd|rd|th|er|\.)?[ ](?:of[ ]|de[ ])?[^\W\d_]{3,10}\.?,?[ ](?:de[ ])?(?:19|20)[0-9]{2}
+    | [^\W\d_]{3,10}\.?[ ][0-9]{1,2}(?:st|nd|rd|th)?,?[ ](?:19|20)[0-9]{2}
+    )"""
+_BIRTH_DATE = re.compile(
+    rf"""(?<![A-Za-z])
+    (?:dob|d\.o\.b\.?|date[ ]of[ ]birth|birth[ ]?da(?:te|y)|born(?:[ ]on)?|geburtsdatum|geb(?:oren)?(?:[ ]am)?
+      |née?[ ]le|(?:date|fecha)[ ]de[ ](?:naissance|nacimiento))
+    [ .:=#-]*(?:is[ ])?{_DATE}(?![0-9])""",
+    re.IGNORECASE | re.VERBOSE,
+)
+# National shapes: Britain; Germany; France and Italy; Spain; the United States.
+_PLATE = re.compile(
+    r"""(?<![A-Za-z])(?:(?:licen[cs]e|number|registration|reg)[ ]plates?|(?:vehicle|car)[ ]reg(?:istration)?|vrm|rego
+      |reg(?:istration)?[ ](?:no|number)|kennzeichen|immatriculation|matr[ií]cula|targa)
+    (?:[ ](?:no|number|is))?[ .:#=]*
+    (?:[A-Z]{2}[0-9]{2}[ ]?[A-Z]{3} | [A-ZÄÖÜ]{1,3}[ -][A-Z]{1,2}[ -]?[0-9]{2,4}[EH]?
+      | [A-Z]{2}[ -]?[0-9]{3}[ -]?[A-Z]{2} | [0-9]{4}[ -]?[BCDFGHJ-NPR-TV-Z]{3} | [0-9]?[A-Z]{3}[ -]?[0-9]{3,4}
+    )(?!\w)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_CUSTOMER = r"""(?<![A-Za-z])(?:
+    account|acct|client|confirmation|customer|invoice|loyalty(?:[ ]card)?|member(?:ship)?|order|policy|rewards?|tracking
+    |(?:auftrags|bestell|kunden|rechnungs|sendungs)(?=n)|commande|facture|pedido|cliente|factura|ordine)"""
+# A number after such a word: of five digits where a sign says that it is one, else of seven.
+_CUSTOMER_NUMBER = re.compile(
+    rf"""{_CUSTOMER}
+      (?:[ ]?(?:id|no|nr|num|number|nummer|n[°º]|numero|número)\.?(?![a-z])[ :\#=]*(?:is[ ])?|[ ]?[:\#=]+[ ]?)
+      (?:[A-Z]{{0,3}}-?[0-9]{{5,}}|[0-9]{{2,}}-[0-9]{{5,}})(?:-[0-9]+)*(?!\w|[.,/][0-9])
+    | {_CUSTOMER}[ ](?P<bare>[0-9]{{7,}})(?!\w|[-.,/][0-9])""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def _birth_dates(text: str) -> Iterator[_Span]:
+    for match in _BIRTH_DATE.finditer(text):
+        yield _Span(*match.span(), "birth_date")
+
+
+def _plates(text: str) -> Iterator[_Span]:
+    for match in _PLATE.finditer(text):
+        yield _Span(*match.span(), "plate")
+
+
+def _customer_numbers(text: str) -> Iterator[_Span]:
+    for match in _CUSTOMER_NUMBER.finditer(text):
+        yield _Span(*match.span(match.lastgroup or 0), "digits")
+
+
 # Numbers with a proof ----------------------------------------------------------------------------------------------
 
 # Never issued: areas 000 and 666, group 00, serial 0000 (ssa.gov, "SSN randomization"). Areas of 900 and more are
-# taxpayer numbers (ITIN), as personal. Without hyphens only the words before tell.
+# taxpayer numbers (ITIN), as personal. With blanks they must stand apart from other numbers, which sizes seldom do;
+# without either only the words before tell.
 _SSN = re.compile(
     r"""(?<!\w)(?<!\w-)(?!000|666)[0-9]{3}-(?!00)[0-9]{2}-(?!0000)[0-9]{4}(?!\w|-\w)
+    | (?<![\w.,/$-])(?<![0-9][ ])(?!000|666|9)[0-9]{3}[ ](?!00)[0-9]{2}[ ](?!0000)[0-9]{4}
+      (?![\w"'/%]|[-.,][0-9]|[ ][0-9])
     | (?<!\w)(?:ssn|social[ ]security(?:[ ](?:no|number))?)[ ]?(?:is|[.:#=-])*[ ]?[0-9]{3}[ -]?[0-9]{2}[ -]?[0-9]{4}
       (?![0-9])""",
+    re.IGNORECASE | re.VERBOSE,
+)
+# Britain's National Insurance number (gov.uk, NIM39110), and passports: both look like part numbers.
+_SAID_ID = re.compile(
+    r"""(?<!\w)(?:
+      (?:nino|national[ ]insurance)(?:[ ](?:no|number))?[ .:#=]*[A-Z]{2}(?:[ ]?[0-9]{2}){3}[ ]?[A-D]
+    | pass(?:port[ ]?(?:no|nr|num|number|\#|:)|nummer)[ .:#=]*[A-Z]{0,2}[0-9][0-9A-Z]{5,8}
+    )(?!\w)""",
     re.IGNORECASE | re.VERBOSE,
 )
 # ISO 13616: country, check digits, 11 to 30 letters and digits. Looked ahead, so that one start does not hide the next.
@@ -204,8 +353,9 @@ _WORD_END = re.compile(r"(?<=[0-9A-Za-z])(?![0-9A-Za-z])")
 
 
 def _id_numbers(text: str) -> Iterator[_Span]:
-    for match in _SSN.finditer(text):
-        yield _Span(*match.span(), "id_number")
+    for pattern in (_SSN, _SAID_ID):
+        for match in pattern.finditer(text):
+            yield _Span(*match.span(), "id_number")
     for match in _IBAN.finditer(text):
         start, limit = match.span(1)
         ends = [end.start() for end in _WORD_END.finditer(text, start, limit + 1) if end.start() <= limit]
@@ -386,7 +536,7 @@ def _phone_ends(text: str, groups: list[tuple[int, int]], first: int, abroad: bo
     for position, (start, end) in enumerate(groups[first:]):
         digits += end - start
         # Inside a number a single digit is the area (+33 6) or the (0) that one leaves out when dialling from abroad.
-        area = abroad and position == 1 and start - groups[first][0] <= 4
+        area = abroad and position == 1 and start - groups[first][0] <= 5
         lone = position and end - start == 1 and not area and text[start - 1 : end + 1] != "(0)"
         if lone or digits > _MOST_DIGITS:
             break
@@ -475,7 +625,9 @@ class Scrubber:
     def _find_in_words(self, text: str) -> list[_Span]:
         # The most specific first; each hides what it finds from the next.
         found: list[_Span] = []
-        for detect in (_emails, _tokens, _id_numbers, _secrets, _grouped_digits):
+        for detect in (
+            _emails, _tokens, _devices, _birth_dates, _plates, _id_numbers, _secrets, _grouped_digits,
+        ):  # fmt: skip
             spans, text = _claimed(text, detect)
             found += spans
         text = _without_barcodes(text)
@@ -484,6 +636,7 @@ class Scrubber:
             partial(_cards, groupings=_printed),
             self._phones,
             partial(_cards, groupings=_careless),
+            _customer_numbers,
             _long_digits,
         ):
             spans, text = _claimed(text, detect)
@@ -518,7 +671,7 @@ class Scrubber:
         said = dial or _before(_DEVICE_WORD, text, opening) is not None
         if not said and _before(_GLUED_BEFORE, text, opening):
             return None
-        ends = _phone_ends(text, groups, first, abroad="+" in text[opening:start])
+        ends = _phone_ends(text, groups, first, abroad="+" in text[opening:start] or text.startswith("00", start))
         # First what the numbering plans allow, then what is dialled in spite of them: they change, and people slip.
         for end in ends:
             written = _balanced(text[opening:end])

@@ -46,6 +46,9 @@ KINDS = {
     "url": "link",
     "id_number": "identity number",
     "token": "token or key",
+    "device": "IP or MAC address",
+    "birth_date": "date of birth",
+    "plate": "licence plate",
 }
 """Kinds of personal data as readers know them."""
 
@@ -217,7 +220,8 @@ def _notices(summary: Mapping[str, Any], logged: bool) -> list[dict[str, str]]:
         if privacy["min_clients"] > 1:
             rare = (
                 f"{counted(privacy['dropped_queries'], 'query', 'queries')} of fewer than {privacy['min_clients']} "
-                f"clients dropped."
+                f"clients dropped, {counted(privacy['dropped_pair_impressions'], 'impression')} and "
+                f"{counted(privacy['hidden_clicks'], 'click')} of fewer on a product."
             )
             note("note", "privacy", f"{scrubbed} {rare}")
         else:
@@ -268,11 +272,27 @@ def _notices(summary: Mapping[str, Any], logged: bool) -> list[dict[str, str]]:
 def _privacy(privacy: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **privacy,
+        "judged_text": _judged_privacy(privacy),
         "why_all": KEPT_ALL.get(privacy["kept_all"], ""),
         "kinds": [
             {"label": KINDS.get(kind, kind.replace("_", " ")), **counts} for kind, counts in privacy["scrubbed"].items()
         ],
     }
+
+
+def _judged_privacy(privacy: Mapping[str, Any]) -> str:
+    """What was found in judged queries, in a sentence or two."""
+    counts = [f"{KINDS.get(kind, kind)} ({figure_text(count)})" for kind, count in privacy["judged"].items()]
+    found = _listing(counts) if counts else ""
+    if privacy["scrub_judgements"]:
+        return f"Taken out of judged queries: {found}." if found else "No judged query held personal data to take out."
+    if found:
+        return (
+            f"Judged queries stay as they were judged; some hold what looks like personal data: {found}. "
+            "prepare.privacy.scrub_judgements takes it out."
+        )
+    looked = ", and none holds what looks like personal data" if privacy["scrub"] else ""
+    return f"Judged queries stay as they were judged{looked}."
 
 
 def _judgements(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any, BinaryIO, Protocol
 from distilrank import artifacts
 from distilrank.errors import InputError
 from distilrank.problems import Problems
+from distilrank.scratch import scratch_folder
 
 _RANGE_BYTES = 1 << 20
 """What one request for a part of an object fetches at least."""
@@ -259,8 +259,8 @@ class StoredObject:
     def open_local(self, folder: Path | None = None) -> Iterator[Path]:
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="object-", dir=folder) as made:
-            path = Path(made) / PurePosixPath(self.name).name
+        with scratch_folder(folder) as made:  # it may hold queries and ids of clients
+            path = made / PurePosixPath(self.name).name
             with _reachable(self.name, "downloaded"):
                 self.blob.download_to_filename(path, checksum="auto", if_generation_match=self.blob.generation)
             yield path
