@@ -283,7 +283,7 @@ def _privacy(privacy: Mapping[str, Any]) -> dict[str, Any]:
 def _judged_privacy(privacy: Mapping[str, Any]) -> str:
     """What was found in judged queries, in a sentence or two."""
     counts = [f"{KINDS.get(kind, kind)} ({figure_text(count)})" for kind, count in privacy["judged"].items()]
-    found = _listing(counts) if counts else ""
+    found = listing(counts) if counts else ""
     if privacy["scrub_judgements"]:
         return f"Taken out of judged queries: {found}." if found else "No judged query held personal data to take out."
     if found:
