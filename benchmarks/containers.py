@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, pods
-from distilrank import artifacts
+from distilrank.core import artifacts
 from images import build
 from tests.kfp_server import DOCUMENT
 

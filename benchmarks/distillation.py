@@ -28,8 +28,9 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel
 
 from benchmarks import machine
-from distilrank import artifacts, figures, label_manifest, labels, prepare, records, relevance, student, teacher
+from distilrank import figures, label_manifest, labels, prepare, relevance, student, teacher
 from distilrank.config import Compute, Config, Evaluate, load
+from distilrank.core import artifacts, records
 from distilrank.relevance import Judged, System
 from distilrank.retriever import Retriever
 from distilrank.scorer import Scorer

@@ -26,7 +26,8 @@ import pyarrow.compute as pc
 
 from benchmarks import machine
 from benchmarks.result import at_least, at_most, clopper_pearson, say, tell
-from distilrank import artifacts, bm25, config, drift, models, normalise, prepare, records, scripts
+from distilrank import bm25, config, drift, models, prepare
+from distilrank.core import artifacts, normalise, records, scripts
 from distilrank.pool import systematic
 from distilrank.retriever import Retriever, Tokens
 

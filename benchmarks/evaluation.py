@@ -21,8 +21,9 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from benchmarks import machine
 from benchmarks.result import bar, say, tell
-from distilrank import artifacts, measures, records, relevance, significance
+from distilrank import measures, relevance, significance
 from distilrank.config import Evaluate
+from distilrank.core import artifacts, records
 from distilrank.judged import Judged, System
 
 SEED = 29

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from distilrank import hardware
+from distilrank.core import hardware
 
 _INTERVAL = 0.1  # seconds between two looks at memory
 _WARM_BYTES = 1 << 24

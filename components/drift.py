@@ -20,7 +20,8 @@ def measure_drift(
     """Compare the training window with the newest traffic; return the share of columns that drifted."""
     from pathlib import Path
 
-    from distilrank import artifacts, drift as stage
+    from distilrank import drift as stage
+    from distilrank.core import artifacts
     from distilrank.config import Drift, Registry
 
     share = stage.measure(

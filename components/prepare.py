@@ -26,7 +26,8 @@ def prepare_data(
     """
     from pathlib import Path
 
-    from distilrank import artifacts, prepare as stage
+    from distilrank import prepare as stage
+    from distilrank.core import artifacts
     from distilrank.config import Config, Prepare
 
     shards = stage.prepare(

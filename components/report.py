@@ -23,7 +23,8 @@ def render_report(
     """Put everything that people need to judge the run on one page."""
     from pathlib import Path
 
-    from distilrank import artifacts, report as stage
+    from distilrank import report as stage
+    from distilrank.core import artifacts
     from distilrank.config import Report
 
     stage.render(

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distilrank.config import Config, parameters
-from distilrank.errors import InputError
+from distilrank.core.errors import InputError
 
 ARGUMENT_BYTES = 128 * 1024 - 1
 WORKFLOW_BYTES = 1024 * 1024

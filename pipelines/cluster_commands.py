@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from distilrank.config import load, parameters
-from distilrank.errors import InputError, RunStopped
+from distilrank.core.errors import InputError, RunStopped
 from distilrank.workflow import STAGES, STOPPED, SUCCEEDED, Cause, RunEnd
 from pipelines.options import CaFile, ConfigFile, Experiment, Host, Namespace, Overrides, Pipeline, TokenFile
 

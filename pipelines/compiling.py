@@ -12,8 +12,8 @@ import yaml
 from kfp import compiler
 from kfp.dsl.graph_component import GraphComponent
 
-from distilrank import artifacts
 from distilrank.config import Config, parameters
+from distilrank.core import artifacts
 from pipelines import capacity
 from pipelines.resources import configured
 

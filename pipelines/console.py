@@ -12,7 +12,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from distilrank import progress
+from distilrank.core import progress
 
 CACHE_HIT = re.compile(r"Task (?P<task>[\w-]+) cache hit")
 PLAIN_INTERVAL = 15.0  # seconds between progress lines of one stage where there is no terminal to draw on

@@ -18,9 +18,10 @@ from typing import Any
 import requests
 from kfp import local
 
-from distilrank import artifacts, hardware, models
+from distilrank import models
 from distilrank.config import Config, parameters
-from distilrank.errors import InputError
+from distilrank.core import artifacts, hardware
+from distilrank.core.errors import InputError
 
 HOME = "/home/distilrank"
 NO_NETWORK = "none"
@@ -220,7 +221,7 @@ class Engine:
     def _code(self, image: str) -> str:
         import docker
 
-        command = ["python3", "-c", "from distilrank import artifacts; print(artifacts.code_digest())"]
+        command = ["python3", "-c", "from distilrank.core import artifacts; print(artifacts.code_digest())"]
         try:
             said = self.client.containers.run(image, command, network_mode=NO_NETWORK, read_only=True, remove=True)
         except docker.errors.DockerException:

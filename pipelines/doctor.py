@@ -17,9 +17,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from distilrank import __version__, artifacts, progress, workflow
+from distilrank import __version__, workflow
 from distilrank.config import Config, Volume, parameters
-from distilrank.errors import InputError
+from distilrank.core import artifacts, progress
+from distilrank.core.errors import InputError
 from pipelines import cron, resources, schedules, submit
 from pipelines.kubeflow import MINIMUM_VERSION, Kubeflow, missing_features
 

@@ -25,8 +25,8 @@ import yaml
 from kfp.client import KF_PIPELINES_SA_TOKEN_ENV, KF_PIPELINES_SA_TOKEN_PATH
 from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentials
 
-from distilrank import artifacts
-from distilrank.errors import InputError
+from distilrank.core import artifacts
+from distilrank.core.errors import InputError
 from distilrank.workflow import Node, RunEnd, attempts, from_manifest
 from distilrank.workflow import read as read_workflow
 from pipelines import compiling

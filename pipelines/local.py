@@ -23,9 +23,10 @@ import yaml
 from kfp import components, local
 from rich.console import Console
 
-from distilrank import artifacts, hardware, label_manifest
+from distilrank import label_manifest
 from distilrank.config import Config, parameters
-from distilrank.errors import InputError, RunStopped
+from distilrank.core import artifacts, hardware
+from distilrank.core.errors import InputError, RunStopped
 from pipelines import compiling, processes
 from pipelines.console import RunDisplay
 from pipelines.containers import Engine

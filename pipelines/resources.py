@@ -22,7 +22,7 @@ from kfp.dsl.graph_component import GraphComponent
 from components.notify import report_outcome
 from components.stage import OPS_IMAGE, TRAIN_IMAGE
 from distilrank.config import WEBHOOK_FOLDER, Config, Pod, Stage, parameters
-from distilrank.errors import InputError
+from distilrank.core.errors import InputError
 
 
 def _callers() -> list[inspect.FrameInfo]:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 import kfp_server_api as api
 
-from distilrank.errors import InputError
+from distilrank.core.errors import InputError
 from distilrank.workflow import Cause, RunEnd
 from pipelines import schedule
 from pipelines.kubeflow import Kubeflow

@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo
 
 import kfp_server_api as api
 
-from distilrank.errors import InputError
+from distilrank.core.errors import InputError
 from pipelines import cron
 from pipelines.kubeflow import DISABLE, ENABLE, Kubeflow, Version
 from pipelines.schedules import Wanted

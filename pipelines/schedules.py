@@ -13,10 +13,10 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import AfterValidator, AwareDatetime, Field, model_validator
 
-from distilrank import artifacts
 from distilrank import config as configuration
 from distilrank.config import Section
-from distilrank.errors import InputError
+from distilrank.core import artifacts
+from distilrank.core.errors import InputError
 from pipelines import compiling
 from pipelines.cron import complete
 from pipelines.kubeflow import Package

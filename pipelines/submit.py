@@ -17,7 +17,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from distilrank.config import Config, Image
-from distilrank.errors import InputError, RunStopped
+from distilrank.core.errors import InputError, RunStopped
 from distilrank.workflow import FAILED, STOPPED, SUCCEEDED, Cause, Failure, RunEnd, nodes
 from pipelines import compiling
 from pipelines.kubeflow import Kubeflow, Package

@@ -24,7 +24,7 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
-from distilrank import artifacts
+from distilrank.core import artifacts
 from tests.tiny_models import WORDS
 
 CHARACTERS = string.ascii_letters + string.digits + string.punctuation + "éèàüß½™″№²①ﬁ沙发сокрел"

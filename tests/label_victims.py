@@ -21,9 +21,10 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks import kills
-from distilrank import artifacts, label_parts, progress, records
+from distilrank import label_parts
 from distilrank.config import Label
-from distilrank.errors import InputError
+from distilrank.core import artifacts, progress, records
+from distilrank.core.errors import InputError
 
 ROWS, PART_ROWS = 90, 8
 WINDOWS = -(-ROWS // PART_ROWS)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from distilrank import artifacts, promote, records, registry
+from distilrank import promote, registry
 from distilrank.config import Registry, Text
+from distilrank.core import artifacts, records
 
 IMAGES = {"ops": "shop/ops@sha256:" + "1" * 64, "train": "shop/train@sha256:" + "2" * 64}
 LINEAGE = {"name": "nightly", "data": "d" * 64, "code": "c" * 64, "images": IMAGES}

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from distilrank import artifacts
 from distilrank.config import Text
+from distilrank.core import artifacts
 from distilrank.scorer import DESCRIPTION, describe, load_encoder
 
 PLATT = {"method": "platt", "slope": 2.0, "intercept": -1.0}

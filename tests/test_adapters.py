@@ -14,8 +14,8 @@ from distilrank import network, parity, scorer
 from distilrank.adapters import Adapted
 from distilrank.compute import Runtime, setup
 from distilrank.config import Compute, Lora, TeacherText
+from distilrank.core.errors import InputError
 from distilrank.encoding import Tokens, encode_table
-from distilrank.errors import InputError
 from distilrank.training import seed_everything
 from tests.bases import write_base
 from tests.test_models import pairs

@@ -12,7 +12,7 @@ from scipy import stats
 
 from distilrank import measures
 from distilrank.agreement import agreement, distribution
-from distilrank.errors import InputError
+from distilrank.core.errors import InputError
 from distilrank.examples import extremes
 from distilrank.judged import Judged, System
 from distilrank.relevance import compare_systems

@@ -17,7 +17,7 @@ from distilrank import models as references
 from distilrank.adapters import Adapted
 from distilrank.compute import Runtime
 from distilrank.config import Compute, Export, Lora, Student, Teacher, TeacherText, Text, parse
-from distilrank.errors import InputError
+from distilrank.core.errors import InputError
 from distilrank.scorer import load_encoder
 from tests import architectures
 from tests.architectures import ARCHITECTURES

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks import labels, prepare, student
 from benchmarks.machine import measure
-from distilrank import artifacts, records
+from distilrank.core import artifacts, records
 from tests import label_victims
 from tests.tiny_models import WORDS
 

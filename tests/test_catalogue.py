@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distilrank import catalogue, records
+from distilrank import catalogue
 from distilrank.catalogue import Catalogue
-from distilrank.errors import InputError
-from distilrank.problems import Problems
+from distilrank.core import records
+from distilrank.core.errors import InputError
+from distilrank.core.problems import Problems
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distilrank import artifacts, cli, config, knobs, registry
-from distilrank.errors import RunStopped
+from distilrank import cli, config, knobs, registry
+from distilrank.core import artifacts
+from distilrank.core.errors import RunStopped
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "transformers", "evidently", "pandas", "pyarrow", "numpy", "scipy", "sklearn", "kfp", "matplotlib"}

@@ -9,7 +9,7 @@ import pytest
 
 from components.watched import check_champion
 from distilrank.config import Config, load, parameters, parse
-from distilrank.errors import InputError
+from distilrank.core.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from distilrank.progress import EVENTS
+from distilrank.core.progress import EVENTS
 from pipelines.console import RunDisplay
 
 OUTCOME = 'distilrank | gate | outcome | {"outcome": "unchanged", "candidate": "v1", "champion": "v1", "failed": []}'

@@ -16,9 +16,10 @@ import pytest
 from sklearn.feature_extraction import FeatureHasher
 from sklearn.linear_model import Ridge
 
-from distilrank import bm25, config, logstore, measures, normalise, records, sources
-from distilrank.errors import InputError
-from distilrank.problems import Problems
+from distilrank import bm25, config, logstore, measures, sources
+from distilrank.core import normalise, records
+from distilrank.core.errors import InputError
+from distilrank.core.problems import Problems
 from distilrank.sources import demo_shop
 from distilrank.sources.demo_shop import logs, queries
 from distilrank.sources.demo_shop.queries import GRADES, Query
@@ -92,7 +93,7 @@ def test_the_seed_decides_everything_in_any_process(default):
     program = """
 import hashlib
 from distilrank import config, sources
-from distilrank.problems import Problems
+from distilrank.core.problems import Problems
 shop = sources.open(config.DemoShop(source="demo_shop"))
 tables = [*shop.products(Problems()), shop.judgements(Problems()), shop.impressions()]
 for table in tables:

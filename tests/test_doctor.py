@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distilrank import artifacts
+from distilrank.core import artifacts
 from pipelines import doctor, kubeflow, schedules, submit
 from pipelines.__main__ import main
 from tests.clusters import document_is_here, package_of

@@ -19,11 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import wasserstein_distance
 
-from distilrank import artifacts, drift, monitor, progress, records, registry, scripts
+from distilrank import drift, monitor, registry
 from distilrank.config import Drift, Monitor, Registry
+from distilrank.core import artifacts, progress, records, scripts
+from distilrank.core.errors import InputError
 from distilrank.drift import columns as compared
 from distilrank.drift import domain, evidently_page
-from distilrank.errors import InputError
 from distilrank.pool import systematic
 
 TYPES = ["drill", "saw", "hammer", "tap"]

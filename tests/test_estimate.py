@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from distilrank import artifacts, encoding, estimate, records, scorer
+from distilrank import encoding, estimate, scorer
 from distilrank.config import Compute, Config, DemoShop, Label, Lora, Optimiser, Teacher, parameters
+from distilrank.core import artifacts, records
 from pipelines.distill import distill
 from pipelines.estimate import estimate as pipeline
 from tests.test_models import pairs

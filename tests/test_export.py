@@ -20,9 +20,10 @@ from onnx import helper
 from sentence_transformers import CrossEncoder
 from transformers import AutoModelForSequenceClassification
 
-from distilrank import artifacts, encoding, export, records
+from distilrank import encoding, export
 from distilrank.config import Compute, Text
-from distilrank.errors import InputError, RunStopped
+from distilrank.core import artifacts, records
+from distilrank.core.errors import InputError, RunStopped
 from distilrank.scorer import Scorer, load_encoder
 from tests.students import BERT, write_student
 from tests.tiny_models import WORDS

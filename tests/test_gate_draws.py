@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distilrank import artifacts, normalise, preflight, prepare, records, splits
+from distilrank import preflight, prepare, splits
 from distilrank.config import DemoShop, Prepare, parse
-from distilrank.errors import InputError, RunStopped
+from distilrank.core import artifacts, normalise, records
+from distilrank.core.errors import InputError, RunStopped
 
 POSITION = np.array([splits.hash_position(f"{number:016x}", "salt") for number in range(20_000)])
 

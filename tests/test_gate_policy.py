@@ -10,7 +10,7 @@ import yaml
 
 from distilrank import config
 from distilrank.config import Gate, load, parameters, parse
-from distilrank.errors import InputError
+from distilrank.core.errors import InputError
 
 POLICIES = sorted((Path(__file__).parent.parent / "configs" / "policies").glob("*.yaml"))
 SHOP = "data: {source: demo_shop}\n"

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from distilrank import artifacts, cli, gate, progress, registry, sketch
+from distilrank import cli, gate, registry
 from distilrank.config import Gate, Registry, parameters, parse
-from distilrank.errors import InputError
+from distilrank.core import artifacts, progress, sketch
+from distilrank.core.errors import InputError
 from tests.test_gate import DRIFT, metrics
 
 FOLDERS = ("evaluation", "drift", "student", "judgements")

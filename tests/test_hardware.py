@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distilrank import hardware
+from distilrank.core import hardware
 
 BOUND = len(os.sched_getaffinity(0))
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distilrank import artifacts
 from distilrank.config import Config, load
-from distilrank.errors import InputError
+from distilrank.core import artifacts
+from distilrank.core.errors import InputError
 from images import build
 from pipelines.containers import HOME, arguments, mounts
 

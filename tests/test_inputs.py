@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from distilrank import artifacts
-from distilrank.errors import InputError
+from distilrank.core import artifacts
+from distilrank.core.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 COMPONENTS = sorted(

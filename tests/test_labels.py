@@ -23,9 +23,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.machine import measure
-from distilrank import artifacts, compute, label_manifest, label_parts, labels, network, records, scorer
+from distilrank import compute, label_manifest, label_parts, labels, network, scorer
 from distilrank.config import Compute, Label, TeacherText
-from distilrank.errors import InputError, RunStopped
+from distilrank.core import artifacts, records
+from distilrank.core.errors import InputError, RunStopped
 from tests import label_victims as victims
 
 ROOT = Path(__file__).parents[1]

@@ -14,8 +14,8 @@ import psutil
 import pytest
 from rich.console import Console
 
-from distilrank import artifacts
-from distilrank.errors import InputError
+from distilrank.core import artifacts
+from distilrank.core.errors import InputError
 from pipelines import __main__, local
 
 HOLD = """
@@ -125,7 +125,7 @@ def test_a_lock_is_taken_by_one_of_many(tmp_path: Path) -> None:
 import os, sys, time
 from pathlib import Path
 from pipelines import local
-from distilrank.errors import InputError
+from distilrank.core.errors import InputError
 runs, mark = Path(sys.argv[1]), Path(sys.argv[1]) / "mark"
 until, taken = time.monotonic() + 3, 0
 while time.monotonic() < until:

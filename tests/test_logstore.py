@@ -18,11 +18,12 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from distilrank import artifacts, logstore, records, volume
+from distilrank import logstore
 from distilrank.config import Privacy
-from distilrank.errors import InputError
-from distilrank.problems import Problems
-from distilrank.scratch import PREFIX, scratch_folder
+from distilrank.core import artifacts, records, volume
+from distilrank.core.errors import InputError
+from distilrank.core.problems import Problems
+from distilrank.core.scratch import PREFIX, scratch_folder
 from distilrank.sources import Log
 
 DAY = datetime(2026, 11, 1, 10)

@@ -16,7 +16,7 @@ import pytest
 
 from distilrank import cli, registry
 from distilrank.config import Registry
-from distilrank.errors import InputError
+from distilrank.core.errors import InputError
 from tests.promotions import fill, run, stages
 
 pytest.importorskip("model_registry")

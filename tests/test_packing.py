@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from distilrank import batching, fusion, network, packing, scorer
 from distilrank.compute import Runtime, setup
 from distilrank.config import Compute, TeacherText
+from distilrank.core.errors import InputError, RunStopped
 from distilrank.encoding import Tokens, encode_table
-from distilrank.errors import InputError, RunStopped
 from tests.test_models import pairs
 
 CPU = torch.device("cpu")

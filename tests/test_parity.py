@@ -15,11 +15,12 @@ from sentence_transformers import CrossEncoder
 from tokenizers import Tokenizer, processors
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from distilrank import artifacts, network, parity, pretrained
+from distilrank import network, parity, pretrained
 from distilrank.compute import Runtime
 from distilrank.config import Compute, TeacherText, Text
+from distilrank.core import artifacts
+from distilrank.core.errors import InputError, RunStopped
 from distilrank.encoding import PairEncoder, PromptEncoder
-from distilrank.errors import InputError, RunStopped
 from distilrank.scorer import Scorer, describe, load_encoder
 from tests.bases import BASES, write_base
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from distilrank import artifacts, progress
+from distilrank.core import artifacts, progress
 from tests.listener import Listener
 from tests.warm import Python
 

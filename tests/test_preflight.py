@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from transformers import DistilBertConfig, DistilBertModel
 
-from distilrank import artifacts, config, hardware, preflight, registry
-from distilrank.errors import InputError
+from distilrank import config, preflight, registry
+from distilrank.core import artifacts, hardware
+from distilrank.core.errors import InputError
 
 LOG = "query,product_id,when\n" + "".join(f"red sofa,p1,2026-03-{day:02d}T12:00:00Z\n" for day in range(1, 31))
 

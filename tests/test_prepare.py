@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distilrank import artifacts, bm25, config, normalise, prepare, records, splits
+from distilrank import bm25, config, prepare, splits
 from distilrank.config import Columns, HomeDepot, Prepare, Tables
-from distilrank.errors import InputError, RunStopped
+from distilrank.core import artifacts, normalise, records
+from distilrank.core.errors import InputError, RunStopped
 
 ROOT = Path(__file__).parents[1]
 HOME_DEPOT = ROOT / config.load(ROOT / "configs" / "home-depot.yaml").data.path

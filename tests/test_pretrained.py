@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from distilrank import network, preflight, pretrained, retriever, weights
 from distilrank.compute import Runtime
 from distilrank.config import Compute, Text
-from distilrank.errors import InputError
+from distilrank.core.errors import InputError
 from distilrank.models import check as check_reference
 from distilrank.models import resolve
 from distilrank.retriever import Retriever
@@ -276,7 +276,7 @@ ACTS = {
 @pytest.mark.parametrize("closed", [False, True])
 def test_code_of_a_model_is_never_run(closed: bool, hostile: Path, tmp_path: Path) -> None:
     script = (
-        "import sys\nfrom pathlib import Path\nfrom distilrank.errors import InputError\nfolder = sys.argv[1]\n"
+        "import sys\nfrom pathlib import Path\nfrom distilrank.core.errors import InputError\nfolder = sys.argv[1]\n"
         "for name, act in eval(sys.argv[2]).items():\n"
         "    try:\n        exec(act)\n    except InputError as error:\n        print(name, error, sep=': ')\n"
         "if sys.stdin: print('left', repr(sys.stdin.read()))"

@@ -13,8 +13,8 @@ import pytest
 
 from distilrank import figures, profile_page, splits
 from distilrank.candidates import PROVENANCES
+from distilrank.core.problems import Problem
 from distilrank.privacy import KINDS
-from distilrank.problems import Problem
 
 SECTIONS = [
     "left-out", "privacy", "judgements", "splits", "near-duplicates", "queries", "catalogue", "candidates", "shards",

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from distilrank import artifacts, progress, registry
+from distilrank import registry
 from distilrank.config import Registry
-from distilrank.errors import InputError, RunStopped
+from distilrank.core import artifacts, progress
+from distilrank.core.errors import InputError, RunStopped
 from distilrank.registry.local import Local
 from tests.promotions import IMAGES, LINEAGE, OVERRIDE, fill, run, seal, stages
 

@@ -22,9 +22,10 @@ from google.cloud import storage
 
 from benchmarks import registry as benchmark
 from benchmarks.registry import Bucket, Folder, Place
-from distilrank import artifacts, registry, sketch, volume
+from distilrank import registry
 from distilrank.config import Registry
-from distilrank.errors import InputError, RunStopped
+from distilrank.core import artifacts, sketch, volume
+from distilrank.core.errors import InputError, RunStopped
 from distilrank.registry import ANCHOR, CHAMPION, content, gcs, ledger, local
 from distilrank.registry.ledger import Ledger
 from distilrank.registry.local import Local

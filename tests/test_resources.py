@@ -15,7 +15,7 @@ import yaml
 from kfp import dsl
 
 from distilrank import __version__, config, registry
-from distilrank.errors import InputError
+from distilrank.core.errors import InputError
 from pipelines import capacity, compiling, resources
 from pipelines.distill import distill
 from tests import kfp_driver, promotions

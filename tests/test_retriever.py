@@ -17,8 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertForMaskedLM, BertModel
 
 from distilrank import retriever
+from distilrank.core.errors import InputError
 from distilrank.encoding import neutralise, special_tokens
-from distilrank.errors import InputError
 from distilrank.models import resolve
 from distilrank.retriever import Neighbours, Retriever, Tokens
 

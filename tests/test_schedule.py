@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from distilrank.config import load
-from distilrank.errors import InputError
+from distilrank.core.errors import InputError
 from pipelines import cron, schedule, schedules
 from pipelines.kubeflow import Kubeflow
 from tests.clusters import CONFIG, REGISTRY, Run, document_is_here, run, server

@@ -23,11 +23,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.models.auto import modeling_auto
 
 import distilrank
-from distilrank import artifacts, encoding, export, pair_files, scorer
+from distilrank import encoding, export, pair_files, scorer
 from distilrank import models as references
 from distilrank.cache import Cache
 from distilrank.config import Compute, Student, TeacherText, Text
-from distilrank.errors import InputError, RunStopped
+from distilrank.core import artifacts
+from distilrank.core.errors import InputError, RunStopped
 from distilrank.scorer import DESCRIPTION, Scorer, load_encoder
 from tests.students import BERT, PLATT, change, write_student
 from tests.tiny_models import WORDS

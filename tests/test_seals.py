@@ -8,9 +8,10 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from distilrank import artifacts, cli, progress
+from distilrank import cli
 from distilrank.config import Gate
-from distilrank.errors import InputError, RunStopped
+from distilrank.core import artifacts, progress
+from distilrank.core.errors import InputError, RunStopped
 from distilrank.judged import Judged
 
 DEEP = "[" * 200_000

@@ -26,9 +26,10 @@ import pytest
 from benchmarks import registry as emulator
 from benchmarks import serving as benchmark
 from benchmarks.serving import Service
-from distilrank import cli, records, registry, trec
+from distilrank import cli, registry, trec
 from distilrank.config import Compute, Text
-from distilrank.errors import InputError
+from distilrank.core import records
+from distilrank.core.errors import InputError
 from distilrank.scorer import Scorer
 from distilrank.serving import app, watch
 from distilrank.serving.metrics import Metrics
@@ -539,7 +540,7 @@ def test_a_bucket_is_followed_like_a_folder(shop: Shop, tmp_path: Path, monkeypa
 
 
 def test_with_torch_scores_are_in_fp32_too(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distilrank.hardware.cpu_bf16", lambda: "avx512_bf16")
+    monkeypatch.setattr("distilrank.core.hardware.cpu_bf16", lambda: "avx512_bf16")
     name = shop.versions[0]
     assert "bf16" in Scorer.load(shop.student(name), Compute(device="cpu"), backend="torch").backend.describe()
     version = watch.load(shop.backend, name, Serving(registry=shop.uri, backend="torch", threads=1))

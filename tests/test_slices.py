@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from distilrank import significance, slices
 from distilrank.config import Evaluate
-from distilrank.errors import InputError
+from distilrank.core.errors import InputError
 from distilrank.judged import Judged, System
 from distilrank.relevance import compare_systems
 from tests.test_relevance import judged_table, judgements, some_rows, with_models

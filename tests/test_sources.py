@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distilrank import config, logstore, records, sources
+from distilrank import config, logstore, sources
 from distilrank.config import Columns, Csv, Esci, EsciLabels, HomeDepot, Tables, Wands
-from distilrank.errors import InputError
-from distilrank.problems import Problems
+from distilrank.core import records
+from distilrank.core.errors import InputError
+from distilrank.core.problems import Problems
 from distilrank.sources import esci, reading, storage
 from distilrank.sources.tables import SUFFIXES, LogFile
 

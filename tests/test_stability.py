@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from distilrank import artifacts, cli, measures, records
+from distilrank import cli, measures
 from distilrank.config import Text
+from distilrank.core import artifacts, records
 from distilrank.scorer import Scorer
 from distilrank.stability import spread
 from tests.test_relevance import CPU, judged_table, judgements, some_rows, trained

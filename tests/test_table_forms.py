@@ -17,8 +17,8 @@ import pytest
 
 from distilrank import corpus, log_window, logstore, prepare, sources, sql
 from distilrank.config import Columns, Csv, Prepare, Privacy, Tables
-from distilrank.errors import InputError
-from distilrank.problems import Problems
+from distilrank.core.errors import InputError
+from distilrank.core.problems import Problems
 from distilrank.sources import reading, storage
 from distilrank.sources.storage import LocalFile
 from distilrank.sources.tables import SUFFIXES, LogFile

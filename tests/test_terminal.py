@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from distilrank import artifacts, config, progress
+from distilrank import config
+from distilrank.core import artifacts, progress
 from distilrank.registry import connect
 from distilrank.serving import server
 from pipelines import __main__
@@ -22,7 +23,7 @@ from tests.promotions import fill
 
 DIGEST = "0123456789abcdef" * 4
 PRINT = f"""
-from distilrank import terminal
+from distilrank.core import terminal
 out = terminal.console()
 table = terminal.new_table("what", "digest", "path", title="/folder" * 30 + ": ready")
 table.add_row("model", "{DIGEST}", "/models" * 30)

@@ -17,11 +17,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from distilrank import artifacts, launch, records, teacher, training
+from distilrank import launch, teacher, training
 from distilrank.checkpoints import KEPT, Checkpoints
 from distilrank.compute import setup
 from distilrank.config import Compute, Lora, Optimiser, Teacher, TrainJob
-from distilrank.errors import InputError, RunStopped
+from distilrank.core import artifacts, records
+from distilrank.core.errors import InputError, RunStopped
 from tests.test_models import pairs
 from tests.warm import Python
 

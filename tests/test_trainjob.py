@@ -22,9 +22,10 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from distilrank import kubernetes_api, progress, trainjob
+from distilrank import trainjob
 from distilrank.config import Compute
-from distilrank.errors import InputError, RunStopped
+from distilrank.core import kubernetes_api, progress
+from distilrank.core.errors import InputError, RunStopped
 
 ROOT = Path(__file__).parents[1]
 CRD = ROOT.parent / "shared" / "api" / "trainer.kubeflow.org_trainjobs.crd.yaml"

@@ -17,10 +17,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distilrank import config, logstore, records, sources
+from distilrank import config, logstore, sources
 from distilrank.config import Ubi
-from distilrank.errors import InputError
-from distilrank.problems import Problems
+from distilrank.core import records
+from distilrank.core.errors import InputError
+from distilrank.core.problems import Problems
 from distilrank.sources import ubi
 
 ROOT = Path(__file__).parents[1]

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from distilrank import artifacts
 from distilrank.config import Lora
-from distilrank.errors import InputError
+from distilrank.core import artifacts
+from distilrank.core.errors import InputError
 from distilrank.pretrained import POOLER, is_head
 
 ADAPTER = "default"  # peft's name for the only adapter

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 import Stemmer
 
-from distilrank import languages, normalise
+from distilrank.core import languages, normalise
 
 
 class Index:

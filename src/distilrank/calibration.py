@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from distilrank import artifacts
+from distilrank.core import artifacts
 
 EDGE = 1e-3  # a probability of exactly 0 or 1 has no finite logit
 FOLDS = 5

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from distilrank import bm25, progress
+from distilrank import bm25
 from distilrank.config import Prepare
+from distilrank.core import progress
+from distilrank.core.errors import InputError
 from distilrank.corpus import Corpus
-from distilrank.errors import InputError
 from distilrank.pool import Pairs, Shown
 from distilrank.retriever import Neighbours, Retriever
 from distilrank.splits import HEAD, TAIL, TORSO, TRAIN, Split

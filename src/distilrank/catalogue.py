@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from selectolax.lexbor import LexborHTMLParser
 
-from distilrank import normalise, records
-from distilrank.ahead import ahead
-from distilrank.problems import EXAMPLES, Problems
+from distilrank.core import normalise, records
+from distilrank.core.ahead import ahead
+from distilrank.core.problems import EXAMPLES, Problems
 
 SHORT_FIELDS = tuple(name for name in records.PRODUCT_FIELDS if name != "description")
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from distilrank import artifacts, progress
+from distilrank.core import artifacts, progress
 
 KEPT = 2  # if the machine lost power while the newest was written, the one before it is whole
 

@@ -22,11 +22,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from distilrank import __version__, artifacts, config, hardware, knobs, progress, volume
-from distilrank.errors import InputError, RunStopped
+from distilrank import __version__, config, knobs
+from distilrank.core import artifacts, hardware, progress, volume
+from distilrank.core.errors import InputError, RunStopped
+from distilrank.core.terminal import AsJson, console, figure, new_table, print_json
 from distilrank.registry import commands as registry_commands
 from distilrank.serving import settings as serving
-from distilrank.terminal import AsJson, console, figure, new_table, print_json
 
 HELP = """Distil an LLM's sense of product relevance into a small, fast ranker.
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from distilrank import hardware
 from distilrank.config import Compute
-from distilrank.errors import InputError
+from distilrank.core import hardware
+from distilrank.core.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ from pydantic import (
     model_validator,
 )
 
-from distilrank import languages
-from distilrank.errors import InputError
+from distilrank.core import languages
+from distilrank.core.errors import InputError
 
 
 def _language(value: str) -> str:

@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distilrank import languages, modes, normalise, progress, raters, records, sql
+from distilrank import raters, sql
 from distilrank.catalogue import Catalogue, bare_ids
 from distilrank.config import Prepare, Privacy
-from distilrank.errors import InputError
+from distilrank.core import languages, modes, normalise, progress, records
+from distilrank.core.errors import InputError
+from distilrank.core.problems import EXAMPLES, Problems
 from distilrank.logstore import Kept, LogStore, make_scrubber
 from distilrank.pool import Pairs, Pool
-from distilrank.problems import EXAMPLES, Problems
 from distilrank.sources import NO_IMPRESSIONS, Log, Source
 from distilrank.splits import TAIL, hash_position, sides, strata
 

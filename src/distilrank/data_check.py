@@ -13,10 +13,10 @@ import pyarrow as pa
 
 from distilrank import log_window, logstore, sources, splits
 from distilrank.config import Config
+from distilrank.core.errors import InputError, RunStopped
+from distilrank.core.problems import Problems
+from distilrank.core.scratch import scratch_folder
 from distilrank.corpus import Corpus, read
-from distilrank.errors import InputError, RunStopped
-from distilrank.problems import Problems
-from distilrank.scratch import scratch_folder
 from distilrank.splits import SIDES
 
 SAMPLE = 100_000

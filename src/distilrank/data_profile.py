@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from distilrank import bm25, normalise, records
+from distilrank import bm25
 from distilrank.candidates import PROVENANCES, Mined
 from distilrank.config import Prepare
+from distilrank.core import normalise, records
+from distilrank.core.problems import Problems
 from distilrank.corpus import Corpus
-from distilrank.problems import Problems
 from distilrank.retriever import Tokens
 from distilrank.splits import CUT, SIDES, STRATA, Split
 

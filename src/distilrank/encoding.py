@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import AddedToken, Tokenizer
 
-from distilrank import artifacts
 from distilrank.config import TeacherText, Text
-from distilrank.errors import InputError
+from distilrank.core import artifacts
+from distilrank.core.errors import InputError
 
 NESTED_POSITIONS = 8192
 """Tokens that a model with a nested configuration takes where that leaves them out, as it may: all take more."""

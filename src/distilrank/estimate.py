@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from distilrank import adapters, artifacts, batching, encoding, losses, models, pretrained, progress, records, training
+from distilrank import adapters, batching, encoding, losses, models, pretrained, training
 from distilrank import compute as computing
 from distilrank.config import Compute, Label, Teacher
+from distilrank.core import artifacts, progress, records
 from distilrank.network import load_model, score_encoded
 from distilrank.scorer import load_encoder
 

@@ -32,10 +32,11 @@ from onnxruntime.transformers.fusion_options import AttentionMaskFormat, FusionO
 from scipy.stats import spearmanr
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
-from distilrank import __version__, artifacts, encoding, hardware, measures, pretrained, progress
+from distilrank import __version__, encoding, measures, pretrained
 from distilrank.config import Compute
+from distilrank.core import artifacts, hardware, progress
+from distilrank.core.errors import InputError, RunStopped
 from distilrank.encoding import INPUTS
-from distilrank.errors import InputError, RunStopped
 from distilrank.graph import Graph
 from distilrank.quantisation import CONTRIBUTED, quantise
 from distilrank.scorer import Scorer

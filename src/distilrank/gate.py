@@ -12,10 +12,10 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from distilrank import artifacts, progress
 from distilrank import registry as registries
 from distilrank.checks import Check, Evidence, counts_as_failed, examine
 from distilrank.config import OVERRIDE_DAYS, Gate, Registry, looser, parameters
+from distilrank.core import artifacts, progress
 from distilrank.model_card import PARITY
 
 Outcome = Literal["promoted", "cold_start", "overridden", "refused", "unchanged"]

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from distilrank import artifacts, measures, records, sketch, trec
-from distilrank.errors import InputError
+from distilrank import measures, trec
+from distilrank.core import artifacts, records, sketch
+from distilrank.core.errors import InputError
 
 SPLITS = ("train", "dev", "test")
 

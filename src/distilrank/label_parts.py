@@ -21,10 +21,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distilrank import artifacts, progress, quality, records
-from distilrank.ahead import ahead
+from distilrank import quality
 from distilrank.config import Label
-from distilrank.errors import InputError, RunStopped
+from distilrank.core import artifacts, progress, records
+from distilrank.core.ahead import ahead
+from distilrank.core.errors import InputError, RunStopped
 
 INPUTS = "inputs.json"
 METADATA = b"distilrank"  # key of a part's own account in its Parquet schema

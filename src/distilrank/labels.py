@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 
-from distilrank import artifacts, encoding, fusion, label_manifest, progress, quality, records
 from distilrank import compute as computing
+from distilrank import encoding, fusion, label_manifest, quality
 from distilrank.config import Compute, Label
-from distilrank.errors import InputError
+from distilrank.core import artifacts, progress, records
+from distilrank.core.errors import InputError
 from distilrank.label_parts import IDS, Device, Parts, Scored, label_rows
 from distilrank.network import Network, score_encoded
 from distilrank.scorer import CHUNK_ROWS, DESCRIPTION, METRICS, Scorer

@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distilrank import artifacts, hardware, trainjob
 from distilrank import config as configuration
+from distilrank import trainjob
 from distilrank.config import Compute, Section
-from distilrank.errors import InputError, RunStopped
+from distilrank.core import artifacts, hardware
+from distilrank.core.errors import InputError, RunStopped
 
 LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h

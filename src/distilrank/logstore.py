@@ -40,13 +40,14 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from distilrank import artifacts, hardware, normalise, progress, records, sql
 from distilrank import privacy as privacy_module
+from distilrank import sql
 from distilrank.config import Privacy
-from distilrank.errors import InputError
+from distilrank.core import artifacts, hardware, normalise, progress, records
+from distilrank.core.errors import InputError
+from distilrank.core.problems import Problem, Problems
+from distilrank.core.scratch import scratch_folder
 from distilrank.privacy import Scrubber
-from distilrank.problems import Problem, Problems
-from distilrank.scratch import scratch_folder
 from distilrank.sources import Log, Part
 
 FORMAT = 3

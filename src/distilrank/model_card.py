@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from distilrank import artifacts
 from distilrank.config import flatten
+from distilrank.core import artifacts
 
 FILE = "README.md"
 PARITY = Path("onnx") / "parity.json"

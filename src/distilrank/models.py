@@ -20,8 +20,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from distilrank import artifacts
-from distilrank.errors import InputError
+from distilrank.core import artifacts
+from distilrank.core.errors import InputError
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md")

@@ -13,8 +13,9 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 
-from distilrank import artifacts, drift, progress
+from distilrank import drift
 from distilrank.config import Drift, Monitor, Registry
+from distilrank.core import artifacts, progress
 from distilrank.newest import DISAGREEMENT, SCORES, told
 
 STAGE = "monitor"

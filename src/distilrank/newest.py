@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from distilrank import artifacts, progress, records
 from distilrank import registry as registries
 from distilrank.config import Compute, Monitor, Registry
+from distilrank.core import artifacts, progress, records
 from distilrank.scorer import Scorer
 
 SCORES, DISAGREEMENT = "scores.parquet", "disagreement.json"

@@ -11,9 +11,10 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 
-from distilrank import artifacts, kubernetes_api, progress, registry, workflow
+from distilrank import registry, workflow
 from distilrank.config import WEBHOOK_FOLDER, Notify, Registry
-from distilrank.errors import InputError
+from distilrank.core import artifacts, kubernetes_api, progress
+from distilrank.core.errors import InputError
 from distilrank.workflow import SUCCEEDED, UNKNOWN, Cause, Failure, Node, RunEnd
 
 STAGE = "notify"

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from distilrank.core.errors import InputError
 from distilrank.encoding import Tokens
-from distilrank.errors import InputError
 
 ATTENTION = "distilrank_packed"
 DECODERS = ("llama", "mistral", "qwen2", "qwen3")

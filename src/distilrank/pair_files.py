@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from distilrank import artifacts, progress, records
 from distilrank import registry as registries
-from distilrank.ahead import ahead
 from distilrank.config import Compute
-from distilrank.errors import InputError, RunStopped
-from distilrank.problems import Problems
+from distilrank.core import artifacts, progress, records
+from distilrank.core.ahead import ahead
+from distilrank.core.errors import InputError, RunStopped
+from distilrank.core.problems import Problems
 from distilrank.scorer import Scorer
 from distilrank.sources.reading import File
 

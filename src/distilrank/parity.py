@@ -17,11 +17,12 @@ import pyarrow as pa
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-from distilrank import artifacts, encoding
+from distilrank import encoding
 from distilrank.compute import Runtime
 from distilrank.config import Compute
+from distilrank.core import artifacts
+from distilrank.core.errors import InputError, RunStopped
 from distilrank.encoding import PairEncoder, encode_table
-from distilrank.errors import InputError, RunStopped
 from distilrank.network import save_tokenizer, score_encoded
 from distilrank.scorer import AUTOMATIC, Scorer
 

@@ -17,24 +17,14 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distilrank import (
-    artifacts,
-    encoding,
-    hardware,
-    models,
-    normalise,
-    progress,
-    registry,
-    sources,
-    trainjob,
-    weights,
-)
+from distilrank import encoding, models, registry, sources, trainjob, weights
 from distilrank.config import OVERRIDE_DAYS, Config, Override, Preflight, Prepare
+from distilrank.core import artifacts, hardware, normalise, progress
+from distilrank.core.errors import InputError
+from distilrank.core.problems import Problems
 from distilrank.corpus import least_clients
-from distilrank.errors import InputError
 from distilrank.log_window import days_of, parse_time, resolve_window
 from distilrank.logstore import LogStore, make_scrubber
-from distilrank.problems import Problems
 
 STAGE = "preflight"
 

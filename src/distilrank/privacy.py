@@ -21,7 +21,7 @@ import phonenumbers
 from phonenumbers import Leniency, PhoneNumberMatcher
 from stdnum import ean, iban, isbn, luhn
 
-from distilrank import normalise
+from distilrank.core import normalise
 
 # `digits` are account, order and tracking numbers, `id_number` a social security number or an IBAN, `url` a link that
 # carries more than a page's name, `token` a key, a hash or a session, `device` an IP or MAC address, `plate` a car's.

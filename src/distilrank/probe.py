@@ -14,10 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from distilrank import __version__, artifacts, progress, registry, sources, volume
+from distilrank import __version__, registry, sources
 from distilrank.config import parse
-from distilrank.errors import InputError
-from distilrank.problems import Problems
+from distilrank.core import artifacts, progress, volume
+from distilrank.core.errors import InputError
+from distilrank.core.problems import Problems
 
 STAGE = "probe"
 TOKEN = "token.txt"

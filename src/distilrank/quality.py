@@ -13,7 +13,8 @@ import pyarrow as pa
 from scipy.optimize import brentq
 from scipy.stats import spearmanr
 
-from distilrank import artifacts, calibration, measures, trec
+from distilrank import calibration, measures, trec
+from distilrank.core import artifacts
 
 QUALITY = "quality.json"
 """What `assess` leaves in the teacher's folder."""

@@ -21,10 +21,11 @@ import torch
 from pydantic import BaseModel
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
-from distilrank import adapters, artifacts, encoding, labels, models, pretrained, progress, records, student, teacher
+from distilrank import adapters, encoding, labels, models, pretrained, student, teacher
 from distilrank import weights as weight_files
 from distilrank.config import Compute, Label, Student, Teacher
-from distilrank.errors import InputError, RunStopped
+from distilrank.core import artifacts, progress, records
+from distilrank.core.errors import InputError, RunStopped
 from distilrank.scorer import Scorer
 
 STAGE = "rehearse"

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from distilrank import agreement, artifacts, examples, measures, progress, records, significance, slices, trec
+from distilrank import agreement, examples, measures, significance, slices, trec
 from distilrank import registry as registries
 from distilrank.config import Compute, Evaluate, Registry
-from distilrank.errors import InputError, RunStopped
+from distilrank.core import artifacts, progress, records
+from distilrank.core.errors import InputError, RunStopped
 from distilrank.judged import Judged, System
 from distilrank.measures import mean_ndcg
 from distilrank.scorer import Scorer

@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
-from distilrank import artifacts, figures, inline_script, label_manifest, measures, records, templating
+from distilrank import figures, inline_script, label_manifest, measures, templating
 from distilrank.checks import failed as failed_checks
 from distilrank.config import Report
+from distilrank.core import artifacts, records
 from distilrank.formatting import (
     bound_text,
     delta_text,

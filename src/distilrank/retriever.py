@@ -19,8 +19,9 @@ import safetensors
 from onnx import TensorProto, helper
 from tokenizers import Encoding, Tokenizer
 
-from distilrank import artifacts, batching, encoding, hardware, models, weights
-from distilrank.errors import InputError
+from distilrank import batching, encoding, models, weights
+from distilrank.core import artifacts, hardware
+from distilrank.core.errors import InputError
 from distilrank.quantisation import quantise
 
 CHUNK = 8192  # texts tokenised, and sorted by length, at a time

@@ -15,11 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distilrank import artifacts, calibration, encoding, normalise, progress
-from distilrank.ahead import ahead
+from distilrank import calibration, encoding
 from distilrank.cache import Cache
 from distilrank.config import Compute, TeacherText, Text, parse
-from distilrank.errors import InputError, RunStopped
+from distilrank.core import artifacts, normalise, progress
+from distilrank.core.ahead import ahead
+from distilrank.core.errors import InputError, RunStopped
 
 DESCRIPTION = "distilrank.json"
 METRICS = "metrics.json"

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 from threadpoolctl import threadpool_limits
 
-from distilrank import hardware
+from distilrank.core import hardware
 
 GROUP = 50  # resamples that share a generator
 AT_ONCE = 2**18  # draws held by a thread: what a core's own cache holds

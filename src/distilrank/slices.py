@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distilrank import modes, normalise, records, scripts, significance
+from distilrank import significance
 from distilrank.config import Evaluate
-from distilrank.errors import InputError
+from distilrank.core import modes, normalise, records, scripts
+from distilrank.core.errors import InputError
 from distilrank.judged import Judged
 
 METRICS = ("ndcg_at_10", "pair_accuracy")

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from distilrank import normalise
 from distilrank.config import Prepare
-from distilrank.errors import InputError, RunStopped
+from distilrank.core import normalise
+from distilrank.core.errors import InputError, RunStopped
 
 SIDES = ("train", "dev", "test")
 TRAIN, DEV, TEST = range(3)

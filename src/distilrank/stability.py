@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from distilrank import artifacts, examples, pair_files, progress, relevance, slices
+from distilrank import examples, pair_files, relevance, slices
 from distilrank.config import Compute, Evaluate
-from distilrank.errors import InputError
+from distilrank.core import artifacts, progress
+from distilrank.core.errors import InputError
 from distilrank.judged import Judged
 from distilrank.scorer import Scorer
 

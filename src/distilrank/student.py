@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from distilrank import (
-    artifacts,
     calibration,
     encoding,
     export,
@@ -29,15 +28,14 @@ from distilrank import (
     packing,
     parity,
     pretrained,
-    progress,
     quality,
-    records,
     training,
 )
 from distilrank import compute as computing
-from distilrank.ahead import ahead
 from distilrank.config import Compute, Student
-from distilrank.errors import InputError
+from distilrank.core import artifacts, progress, records
+from distilrank.core.ahead import ahead
+from distilrank.core.errors import InputError
 from distilrank.lists import Lists, Piece
 from distilrank.network import load_model, save_tokenizer
 from distilrank.scorer import DESCRIPTION, METRICS, calibrate, describe

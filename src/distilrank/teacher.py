@@ -11,7 +11,6 @@ import torch
 
 from distilrank import (
     adapters,
-    artifacts,
     batching,
     encoding,
     fusion,
@@ -22,15 +21,14 @@ from distilrank import (
     packing,
     parity,
     pretrained,
-    progress,
     quality,
-    records,
     training,
 )
 from distilrank import compute as computing
 from distilrank.checkpoints import Checkpoints
 from distilrank.config import Compute, Label, Teacher
-from distilrank.errors import RunStopped
+from distilrank.core import artifacts, progress, records
+from distilrank.core.errors import RunStopped
 from distilrank.network import load_model, narrow_base, save_tokenizer, score_encoded
 from distilrank.scorer import DESCRIPTION, METRICS, calibrate, describe, load_encoder
 

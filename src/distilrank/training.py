@@ -27,12 +27,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import set_seed
 
-from distilrank import artifacts, progress
 from distilrank.checkpoints import Checkpoints
 from distilrank.compute import Runtime
 from distilrank.config import Compute, Optimiser
+from distilrank.core import artifacts, progress
+from distilrank.core.errors import RunStopped
 from distilrank.encoding import Tokens
-from distilrank.errors import RunStopped
 from distilrank.network import forward, score_encoded
 
 

@@ -24,9 +24,9 @@ from pathlib import Path, PurePosixPath
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
-from distilrank import artifacts, kubernetes_api, progress
 from distilrank.config import Compute
-from distilrank.errors import InputError, RunStopped
+from distilrank.core import artifacts, kubernetes_api, progress
+from distilrank.core.errors import InputError, RunStopped
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient, ApiException

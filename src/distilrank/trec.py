@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from distilrank import artifacts
+from distilrank.core import artifacts
 
 _PLAIN = "".join(chr(code) for code in range(33, 127) if chr(code) != "%")
 _PLAIN_WORD = re.compile(f"[{re.escape(_PLAIN)}]+")

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from distilrank import progress
+from distilrank.core import progress
 
 SUCCEEDED, FAILED, RUNNING, STOPPED, UNKNOWN = "SUCCEEDED", "FAILED", "RUNNING", "CANCELLED", "UNKNOWN"
 """States of a run. Kubeflow calls a terminated run FAILED too; its workflow tells the difference."""
@@ -92,7 +92,7 @@ STAGES = {
 DECIDING = ("gate", "promote", "monitor")
 """The stages that print what they decided."""
 EVENTS = {"bad input": Cause.BAD_INPUT, "stopped": Cause.STOPPED, "failed": Cause.CRASHED}
-OWN_ERRORS = {"distilrank.errors.InputError": Cause.BAD_INPUT, "distilrank.errors.RunStopped": Cause.STOPPED}
+OWN_ERRORS = {"distilrank.core.errors.InputError": Cause.BAD_INPUT, "distilrank.core.errors.RunStopped": Cause.STOPPED}
 """How tracebacks call what a component raised before its stage began, which no line of the stage tells of."""
 
 

@@ -27,12 +27,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from distilrank import artifacts, progress, records
 from distilrank import registry as registries
 from distilrank.config import Drift, Registry
+from distilrank.core import artifacts, progress, records
+from distilrank.core.errors import InputError
 from distilrank.drift import columns, domain, evidently_page, summary
 from distilrank.drift.columns import Column, Limits
-from distilrank.errors import InputError
 from distilrank.pool import systematic
 from distilrank.retriever import Retriever
 

@@ -20,8 +20,8 @@ from evidently.presets import DataDriftPreset
 from evidently.sdk.models import DashboardPanelPlot, PanelMetric, ProjectModel
 from evidently.ui.workspace import Project, RemoteWorkspace, Workspace
 
+from distilrank.core.errors import InputError
 from distilrank.drift.columns import Column
-from distilrank.errors import InputError
 
 METHODS = {"numeric": "wasserstein", "categorical": "jensenshannon"}
 LESS = "\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from distilrank.config import Registry
-from distilrank.errors import InputError
+from distilrank.core.errors import InputError
 
 CHAMPION = "champion"
 """The version in use."""
@@ -101,7 +101,7 @@ class Backend(Protocol):
 
         Args:
             test_set: the test set's digest, hexadecimal.
-            sketch: of its queries (`distilrank.sketch`); empty: not known, so only this very test set counts.
+            sketch: of its queries (`distilrank.core.sketch`); empty: not known, so only this very test set counts.
 
         Returns:
             How many candidates have looked at this test set, or at one that has enough of its queries too

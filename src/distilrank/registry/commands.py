@@ -13,10 +13,10 @@ import typer
 from distilrank import config
 from distilrank import registry as registries
 from distilrank.config import flatten
-from distilrank.errors import InputError
-from distilrank.progress import printable
+from distilrank.core.errors import InputError
+from distilrank.core.progress import printable
+from distilrank.core.terminal import AsJson, console, figure, new_table, print_json
 from distilrank.registry.mirror import Mirrored
-from distilrank.terminal import AsJson, console, figure, new_table, print_json
 
 HELP = """Promoted students: what there is, what changed, and which one is in use.
 

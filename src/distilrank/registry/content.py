@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from distilrank import artifacts
-from distilrank.errors import InputError
+from distilrank.core import artifacts
+from distilrank.core.errors import InputError
 from distilrank.registry import version_id
 
 MANIFEST = "manifest.json"

@@ -41,9 +41,9 @@ from google.cloud.storage.exceptions import DataCorruption
 from google.cloud.storage.retry import DEFAULT_RETRY
 from requests.exceptions import RequestException
 
-from distilrank import artifacts, volume
 from distilrank.config import Registry
-from distilrank.errors import InputError
+from distilrank.core import artifacts, volume
+from distilrank.core.errors import InputError
 from distilrank.registry import CHAMPION, Backend, content, is_version_id, ledger
 
 VIEWER, CREATOR, USER = "roles/storage.objectViewer", "roles/storage.objectCreator", "roles/storage.objectUser"

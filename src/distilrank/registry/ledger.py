@@ -25,9 +25,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from distilrank import artifacts
-from distilrank import sketch as sketches
-from distilrank.errors import InputError, RunStopped
+from distilrank.core import artifacts
+from distilrank.core import sketch as sketches
+from distilrank.core.errors import InputError, RunStopped
 from distilrank.registry import CHAMPION, Backend, content, is_alias, is_version_id, require_champion
 
 MINIMUM_AGE = 24 * 3600.0

@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distilrank import artifacts, volume
 from distilrank.config import Registry
-from distilrank.errors import InputError
+from distilrank.core import artifacts, volume
+from distilrank.core.errors import InputError
 from distilrank.registry import CHAMPION, Backend, content, is_version_id
 from distilrank.registry.ledger import Ledger
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from distilrank import progress
 from distilrank.config import Registry
-from distilrank.errors import InputError
+from distilrank.core import progress
+from distilrank.core.errors import InputError
 from distilrank.registry import CHAMPION, Backend
 
 

@@ -29,7 +29,7 @@ from model_registry.types import ListOptions, ModelArtifact, ModelVersion, Regis
 from mr_openapi import ApiClient, ArtifactState, Configuration, ModelRegistryServiceApi, ModelVersionState
 from mr_openapi.exceptions import ApiException, NotFoundException
 
-from distilrank.errors import InputError
+from distilrank.core.errors import InputError
 from distilrank.registry import Backend
 from distilrank.registry.mirror import Mirror
 

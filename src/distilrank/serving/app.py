@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from distilrank import __version__, trec
-from distilrank.errors import InputError
+from distilrank.core.errors import InputError
 from distilrank.serving import messages
 from distilrank.serving.access import GONE, Access, refusal
 from distilrank.serving.batcher import Full

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from distilrank.errors import InputError
+from distilrank.core.errors import InputError
 from distilrank.serving.metrics import Metrics
 from distilrank.serving.settings import Serving
 from distilrank.serving.watch import Version

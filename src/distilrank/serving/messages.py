@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from distilrank import normalise
+from distilrank.core import normalise
 
 SHOWN = 60  # characters of a refused value that its message repeats
 

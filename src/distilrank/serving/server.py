@@ -10,8 +10,8 @@ from types import FrameType
 
 import uvicorn
 
-from distilrank.errors import InputError
-from distilrank.progress import json_text, printable
+from distilrank.core.errors import InputError
+from distilrank.core.progress import json_text, printable
 from distilrank.serving.app import create
 from distilrank.serving.settings import Serving, read_tokens
 from distilrank.serving.state import State

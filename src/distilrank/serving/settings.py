@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from distilrank.config import Count, Positive, Registry, Section, parse
-from distilrank.errors import InputError
+from distilrank.core.errors import InputError
 from distilrank.registry import CHAMPION
 
 TOKEN_VARIABLE = "DISTILRANK_TOKEN"

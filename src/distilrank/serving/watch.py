@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from distilrank import records
 from distilrank import registry as registries
 from distilrank.config import Compute
-from distilrank.errors import InputError
+from distilrank.core import records
+from distilrank.core.errors import InputError
 from distilrank.scorer import Scorer
 from distilrank.serving.metrics import Metrics
 from distilrank.serving.settings import Serving

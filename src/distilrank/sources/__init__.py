@@ -12,7 +12,7 @@ import duckdb
 import pyarrow as pa
 
 from distilrank.config import Section
-from distilrank.problems import Problem, Problems
+from distilrank.core.problems import Problem, Problems
 
 NO_IMPRESSIONS = "no impressions"
 """How `Problem.what` begins for a part in which nothing was shown; its examples say what there is instead."""

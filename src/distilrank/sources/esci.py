@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distilrank import artifacts
 from distilrank.config import Esci, EsciLabels
-from distilrank.problems import EXAMPLES, Problems
+from distilrank.core import artifacts
+from distilrank.core.problems import EXAMPLES, Problems
 from distilrank.sources import judged_pairs, reading
 from distilrank.sources.reading import File, Rows
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distilrank import artifacts, normalise
 from distilrank.config import HomeDepot
-from distilrank.problems import EXAMPLES, Problems
+from distilrank.core import artifacts, normalise
+from distilrank.core.problems import EXAMPLES, Problems
 from distilrank.sources.judged_pairs import judgements
 from distilrank.sources.reading import File, product_batches
 from distilrank.sources.storage import LocalFile

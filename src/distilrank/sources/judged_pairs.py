@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from distilrank import records
-from distilrank.problems import EXAMPLES, Problems
+from distilrank.core import records
+from distilrank.core.problems import EXAMPLES, Problems
 from distilrank.sources.reading import File, Rows
 
 _REMEDY = "; where several raters rate a pair, set data.rating_conflicts to mean, median or majority"

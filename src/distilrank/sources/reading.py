@@ -26,10 +26,10 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from distilrank import normalise, records
 from distilrank.config import Csv
-from distilrank.errors import InputError
-from distilrank.problems import EXAMPLES, Problems
+from distilrank.core import normalise, records
+from distilrank.core.errors import InputError
+from distilrank.core.problems import EXAMPLES, Problems
 from distilrank.sources import storage
 from distilrank.sources.storage import LocalFile, StoredFile
 

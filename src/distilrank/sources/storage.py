@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
 
-from distilrank import artifacts
-from distilrank.errors import InputError
-from distilrank.problems import Problems
-from distilrank.scratch import scratch_folder
+from distilrank.core import artifacts
+from distilrank.core.errors import InputError
+from distilrank.core.problems import Problems
+from distilrank.core.scratch import scratch_folder
 
 _RANGE_BYTES = 1 << 20
 """What one request for a part of an object fetches at least."""

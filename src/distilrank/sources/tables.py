@@ -13,9 +13,9 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distilrank import artifacts, records
 from distilrank.config import Csv, Judged, Tables
-from distilrank.problems import Problems
+from distilrank.core import artifacts, records
+from distilrank.core.problems import Problems
 from distilrank.sources import Log, judged_pairs, reading, storage
 from distilrank.sources.reading import File
 from distilrank.sources.storage import StoredFile

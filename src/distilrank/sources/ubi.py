@@ -23,10 +23,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distilrank import normalise, sql
+from distilrank import sql
 from distilrank.config import Ubi
-from distilrank.errors import InputError
-from distilrank.problems import EXAMPLES, Problem, Problems
+from distilrank.core import normalise
+from distilrank.core.errors import InputError
+from distilrank.core.problems import EXAMPLES, Problem, Problems
 from distilrank.sources import NO_IMPRESSIONS, Log, reading, storage, tables
 from distilrank.sources.reading import File, Rows
 from distilrank.sources.storage import StoredFile

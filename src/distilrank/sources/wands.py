@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distilrank import artifacts
 from distilrank.config import Wands
-from distilrank.problems import Problems
+from distilrank.core import artifacts
+from distilrank.core.problems import Problems
 from distilrank.sources import judged_pairs, reading
 from distilrank.sources.reading import File
 

@@ -21,10 +21,10 @@ import pyarrow.compute as pc
 import yaml
 from pyarrow import csv
 
-from distilrank import artifacts, records
 from distilrank.config import DemoShop
-from distilrank.errors import InputError
-from distilrank.problems import Problems
+from distilrank.core import artifacts, records
+from distilrank.core.errors import InputError
+from distilrank.core.problems import Problems
 from distilrank.sources import Log
 from distilrank.sources.demo_shop import catalogue, judgements, logs, queries
 from distilrank.sources.demo_shop.catalogue import Catalogue

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
-from distilrank import records
+from distilrank.core import records
 from distilrank.sources.demo_shop.vocabulary import (
     BRANDS,
     COLORS,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from distilrank import records
+from distilrank.core import records
 from distilrank.sources.demo_shop.judgements import highest
 from distilrank.sources.demo_shop.vocabulary import SEASONAL
 

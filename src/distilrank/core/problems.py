@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from distilrank.errors import InputError
+from distilrank.core.errors import InputError
 
 EXAMPLES = 5
 """Examples that are kept of each problem."""

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from distilrank.errors import InputError
+from distilrank.core.errors import InputError
 
 MODE = 0o2775
 """Of the folders: what is made in them belongs to their group, whose members may write."""

@@ -26,8 +26,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from distilrank import progress
-from distilrank.errors import InputError, RunStopped
+from distilrank.core import progress
+from distilrank.core.errors import InputError, RunStopped
 
 SEAL = "digest.json"
 RECORD = "stage.json"

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from distilrank.progress import json_text, printable
+from distilrank.core.progress import json_text, printable
 
 UNLIMITED = 100_000
 """Columns of an output that has no width: tables are as wide as their content."""

@@ -16,8 +16,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from distilrank import volume
-from distilrank.errors import InputError
+from distilrank.core import volume
+from distilrank.core.errors import InputError
 
 PREFIX = "distilrank-scratch-"
 _UNLOCKED = ".distilrank-new-"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from distilrank import scripts
+from distilrank.core import scripts
 
 DEFAULT = "en"
 
