@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from distilrank import figures, profile_page, splits
+from distilrank import profile_page, splits
 from distilrank.candidates import PROVENANCES
 from distilrank.core.problems import Problem
 from distilrank.privacy import KINDS
+from distilrank.rendering import figures
 
 SECTIONS = [
     "left-out", "privacy", "judgements", "splits", "near-duplicates", "queries", "catalogue", "candidates", "shards",

@@ -9,8 +9,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from distilrank import figures, inline_script, templating
-from distilrank.formatting import DASH, figure_text, listing, percent_text
+from distilrank.rendering import figures, inline_script, templating
+from distilrank.rendering.formatting import DASH, figure_text, listing, percent_text
 from distilrank.splits import SIDES, STRATA
 
 USES = {

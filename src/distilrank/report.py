@@ -17,11 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
-from distilrank import figures, inline_script, label_manifest, measures, templating
+from distilrank import label_manifest, measures
 from distilrank.checks import failed as failed_checks
 from distilrank.config import Report
 from distilrank.core import artifacts, records
-from distilrank.formatting import (
+from distilrank.rendering import figures, inline_script, templating
+from distilrank.rendering.formatting import (
     bound_text,
     delta_text,
     duration_text,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distilrank import templating
+from distilrank.rendering import templating
 
 WORDS = {"query": "queries", "product": "products shown", "clicks": "clicks", "score": "scores", "embedding": "texts"}
 """What each group of columns is about."""

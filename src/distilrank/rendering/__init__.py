@@ -1,0 +1,1 @@
+"""Plots, templates and scripts of the pages."""
