@@ -28,10 +28,11 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel
 
 from benchmarks import machine
-from distilrank import label_manifest, labels, prepare, relevance, student, teacher
+from distilrank import label_manifest, labels, prepare, student, teacher
 from distilrank.config import Compute, Config, Evaluate, load
 from distilrank.core import artifacts, records
-from distilrank.relevance import Judged, System
+from distilrank.evaluation import relevance
+from distilrank.evaluation.relevance import Judged, System
 from distilrank.rendering import figures
 from distilrank.retriever import Retriever
 from distilrank.scorer import Scorer

@@ -21,10 +21,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from benchmarks import machine
 from benchmarks.result import bar, say, tell
-from distilrank import measures, relevance, significance
 from distilrank.config import Evaluate
 from distilrank.core import artifacts, records
-from distilrank.judged import Judged, System
+from distilrank.evaluation import measures, relevance, significance
+from distilrank.evaluation.judged import Judged, System
 
 SEED = 29
 WORDS = "red blue leather cotton sofa chair table lamp phone charger drill shoe dress shirt kids steel wood".split()
@@ -207,7 +207,7 @@ def run(scale: Scale, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]
     if not (folder / "scores.npy").exists():
         say(f"making {scale.pairs:,} judged pairs of {scale.queries:,} queries")
         write(folder, scale)
-    imports = ("distilrank.relevance", "sklearn.metrics")
+    imports = ("distilrank.evaluation.relevance", "sklearn.metrics")
     warm = (folder / "test.parquet", folder / "scores.npy")
     say(f"ours: {scale.bootstrap:,} resamples, {scale.cluster_bootstrap:,} of areas")
     made = machine.measure(ours, str(folder), asdict(scale), scratch=folder, imports=imports, warm=warm)

@@ -26,10 +26,11 @@ from scipy.stats import norm
 
 from benchmarks import machine
 from benchmarks.result import at_most, clopper_pearson, tell
-from distilrank import bm25, corpus, gate, logstore, measures, significance, sources, trec
+from distilrank import bm25, corpus, gate, logstore, sources
 from distilrank.config import Config, Evaluate, Gate, Prepare, load
 from distilrank.core import normalise
 from distilrank.core.problems import Problems
+from distilrank.evaluation import measures, significance, trec
 from distilrank.rendering import figures
 
 BASE = Path("configs/home-depot.yaml")

@@ -29,12 +29,13 @@ from sentence_transformers.cross_encoder.losses import MarginMSELoss
 
 from benchmarks import machine
 from benchmarks.result import bar, say, tell
-from distilrank import compute, encoding, export, losses, measures, models, network, packing, prepare, training
+from distilrank import compute, encoding, export, losses, models, network, packing, prepare, training
 from distilrank.cache import Cache
 from distilrank.checkpoints import Checkpoints
 from distilrank.config import Compute, Config, DemoShop, HomeDepot, StudentOptimiser, Text
 from distilrank.config import Student as Settings
 from distilrank.core import records
+from distilrank.evaluation import measures
 from distilrank.graph import FILES
 from distilrank.lists import Lists, Piece
 from distilrank.scorer import Scorer, calibrate, describe, load_encoder

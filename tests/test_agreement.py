@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from distilrank import measures
-from distilrank.agreement import agreement, distribution
 from distilrank.core.errors import InputError
-from distilrank.examples import extremes
-from distilrank.judged import Judged, System
-from distilrank.relevance import compare_systems
+from distilrank.evaluation import measures
+from distilrank.evaluation.agreement import agreement, distribution
+from distilrank.evaluation.examples import extremes
+from distilrank.evaluation.judged import Judged, System
+from distilrank.evaluation.relevance import compare_systems
 from tests.test_relevance import SMALL, judged_table, judgements, some_rows, with_models
 
 

@@ -16,10 +16,11 @@ import pytest
 from sklearn.feature_extraction import FeatureHasher
 from sklearn.linear_model import Ridge
 
-from distilrank import bm25, config, logstore, measures, sources
+from distilrank import bm25, config, logstore, sources
 from distilrank.core import normalise, records
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
+from distilrank.evaluation import measures
 from distilrank.sources import demo_shop
 from distilrank.sources.demo_shop import logs, queries
 from distilrank.sources.demo_shop.queries import GRADES, Query

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
 
-from distilrank import calibration, measures, quality
+from distilrank import calibration, quality
 from distilrank.core import records
+from distilrank.evaluation import measures
 
 
 def a_dev_split(queries: int = 60, per_query: int = 8, seed: int = 0, **columns: list) -> pa.Table:

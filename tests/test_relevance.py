@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification
 
-from distilrank import measures, registry, relevance, significance, trec
+from distilrank import registry
 from distilrank.config import Compute, Evaluate, Registry, TeacherText, Text
 from distilrank.core import artifacts, records
 from distilrank.core.errors import InputError, RunStopped
-from distilrank.relevance import Judged, System, baselines, compare_systems, latency
+from distilrank.evaluation import measures, relevance, significance, trec
+from distilrank.evaluation.relevance import Judged, System, baselines, compare_systems, latency
 from distilrank.scorer import Scorer, describe, load_encoder
 from tests.tiny_models import WORDS
 

@@ -12,7 +12,7 @@ from distilrank import cli
 from distilrank.config import Gate
 from distilrank.core import artifacts, progress
 from distilrank.core.errors import InputError, RunStopped
-from distilrank.judged import Judged
+from distilrank.evaluation.judged import Judged
 
 DEEP = "[" * 200_000
 

@@ -26,10 +26,11 @@ import pytest
 from benchmarks import registry as emulator
 from benchmarks import serving as benchmark
 from benchmarks.serving import Service
-from distilrank import cli, registry, trec
+from distilrank import cli, registry
 from distilrank.config import Compute, Text
 from distilrank.core import records
 from distilrank.core.errors import InputError
+from distilrank.evaluation import trec
 from distilrank.scorer import Scorer
 from distilrank.serving import app, watch
 from distilrank.serving.metrics import Metrics

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from distilrank import significance
+from distilrank.evaluation import significance
 
 SKEWED = np.random.default_rng(0).exponential(1, (40, 1)) ** 2 - 1.5
 

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from distilrank import significance, slices
 from distilrank.config import Evaluate
 from distilrank.core.errors import InputError
-from distilrank.judged import Judged, System
-from distilrank.relevance import compare_systems
+from distilrank.evaluation import significance, slices
+from distilrank.evaluation.judged import Judged, System
+from distilrank.evaluation.relevance import compare_systems
 from tests.test_relevance import judged_table, judgements, some_rows, with_models
 
 FAST = Evaluate(bootstrap=200, cluster_bootstrap=50, slice_queries=5)

@@ -7,11 +7,12 @@ import json
 import numpy as np
 import pytest
 
-from distilrank import cli, measures
+from distilrank import cli
 from distilrank.config import Text
 from distilrank.core import artifacts, records
+from distilrank.evaluation import measures
+from distilrank.evaluation.stability import spread
 from distilrank.scorer import Scorer
-from distilrank.stability import spread
 from tests.test_relevance import CPU, judged_table, judgements, some_rows, trained
 from tests.tiny_models import WORDS
 

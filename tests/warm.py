@@ -42,7 +42,7 @@ PRELOADED = (
     "distilrank.labels",
     "distilrank.preflight",
     "distilrank.prepare",
-    "distilrank.relevance",
+    "distilrank.evaluation.relevance",
     "distilrank.report",
     "distilrank.student",
     "distilrank.teacher",

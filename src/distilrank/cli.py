@@ -234,7 +234,7 @@ def evaluate(
         raise InputError(f"--set {others[0]}: expected evaluate.KEY=VALUE, one of `distilrank config evaluate`")
     base = (config.load(settings).evaluate if settings else config.Evaluate()).model_dump()
     choices = config.parse(base | given.get("evaluate", {}), "evaluate", model=config.Evaluate)
-    from distilrank import stability
+    from distilrank.evaluation import stability
 
     with contextlib.redirect_stdout(sys.stderr), _counting("evaluate", "pairs") as counter:
         metrics = stability.measure(

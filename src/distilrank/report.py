@@ -17,10 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
-from distilrank import label_manifest, measures
+from distilrank import label_manifest
 from distilrank.checks import failed as failed_checks
 from distilrank.config import Report
 from distilrank.core import artifacts, records
+from distilrank.evaluation import measures
+from distilrank.evaluation.significance import TIE
 from distilrank.rendering import figures, inline_script, templating
 from distilrank.rendering.formatting import (
     bound_text,
@@ -31,7 +33,6 @@ from distilrank.rendering.formatting import (
     measure_text,
     percent_text,
 )
-from distilrank.significance import TIE
 
 SYSTEMS = {
     "random": "Random",

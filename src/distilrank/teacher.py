@@ -16,7 +16,6 @@ from distilrank import (
     fusion,
     launch,
     losses,
-    measures,
     models,
     packing,
     parity,
@@ -29,6 +28,7 @@ from distilrank.checkpoints import Checkpoints
 from distilrank.config import Compute, Label, Teacher
 from distilrank.core import artifacts, progress, records
 from distilrank.core.errors import RunStopped
+from distilrank.evaluation import measures
 from distilrank.network import load_model, narrow_base, save_tokenizer, score_encoded
 from distilrank.scorer import DESCRIPTION, METRICS, calibrate, describe, load_encoder
 

@@ -17,8 +17,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from distilrank import __version__, trec
+from distilrank import __version__
 from distilrank.core.errors import InputError
+from distilrank.evaluation import trec
 from distilrank.serving import messages
 from distilrank.serving.access import GONE, Access, refusal
 from distilrank.serving.batcher import Full

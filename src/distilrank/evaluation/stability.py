@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from distilrank import examples, pair_files, relevance, slices
+from distilrank import pair_files
 from distilrank.config import Compute, Evaluate
 from distilrank.core import artifacts, progress
 from distilrank.core.errors import InputError
-from distilrank.judged import Judged
+from distilrank.evaluation import examples, relevance, slices
+from distilrank.evaluation.judged import Judged
 from distilrank.scorer import Scorer
 
 BASELINES = ("bm25", "random")

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from distilrank import measures
-from distilrank.judged import Judged, System
-from distilrank.significance import TIE
+from distilrank.evaluation import measures
+from distilrank.evaluation.judged import Judged, System
+from distilrank.evaluation.significance import TIE
 
 METRIC = "ndcg_at_10"
 QUERIES, PRODUCTS = 5, 3

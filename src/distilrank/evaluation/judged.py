@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from distilrank import measures, trec
 from distilrank.core import artifacts, records, sketch
 from distilrank.core.errors import InputError
+from distilrank.evaluation import measures, trec
 
 SPLITS = ("train", "dev", "test")
 

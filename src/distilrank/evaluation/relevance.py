@@ -1,7 +1,7 @@
 """The `evaluate` stage: every system on the same judged test rows, compared query by query.
 
-The rows are in `distilrank.judged`, the measures in `distilrank.measures`, how sure a difference is in
-`distilrank.significance`, parts of the queries in `distilrank.slices`.
+The rows are in `distilrank.evaluation.judged`, the measures in `distilrank.evaluation.measures`, how sure a difference is in
+`distilrank.evaluation.significance`, parts of the queries in `distilrank.evaluation.slices`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from distilrank import agreement, examples, measures, significance, slices, trec
 from distilrank import registry as registries
 from distilrank.config import Compute, Evaluate, Registry
 from distilrank.core import artifacts, progress, records
 from distilrank.core.errors import InputError, RunStopped
-from distilrank.judged import Judged, System
-from distilrank.measures import mean_ndcg
+from distilrank.evaluation import agreement, examples, measures, significance, slices, trec
+from distilrank.evaluation.judged import Judged, System
+from distilrank.evaluation.measures import mean_ndcg
 from distilrank.scorer import Scorer
 
 __all__ = [

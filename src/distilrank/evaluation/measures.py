@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from distilrank import trec
 from distilrank.core.errors import InputError, RunStopped
+from distilrank.evaluation import trec
 
 PER_QUERY = ("ndcg_at_5", "ndcg_at_10", "mrr", "pair_accuracy")
 PAIRS_AT_ONCE = 2**21  # a WANDS query has hundreds of products, hence 10^5 pairs: bound the memory

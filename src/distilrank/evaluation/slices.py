@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distilrank import significance
 from distilrank.config import Evaluate
 from distilrank.core import modes, normalise, records, scripts
 from distilrank.core.errors import InputError
-from distilrank.judged import Judged
+from distilrank.evaluation import significance
+from distilrank.evaluation.judged import Judged
 
 METRICS = ("ndcg_at_10", "pair_accuracy")
 NO_VALUE = "(none)"
