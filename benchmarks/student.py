@@ -29,16 +29,17 @@ from sentence_transformers.cross_encoder.losses import MarginMSELoss
 
 from benchmarks import machine
 from benchmarks.result import bar, say, tell
-from distilrank import compute, encoding, export, losses, models, network, packing, prepare, training
-from distilrank.cache import Cache
+from distilrank import export, losses, prepare, training
 from distilrank.checkpoints import Checkpoints
 from distilrank.config import Compute, Config, DemoShop, HomeDepot, StudentOptimiser, Text
 from distilrank.config import Student as Settings
 from distilrank.core import records
 from distilrank.evaluation import measures
-from distilrank.graph import FILES
 from distilrank.lists import Lists, Piece
-from distilrank.scorer import Scorer, calibrate, describe, load_encoder
+from distilrank.modeling import compute, encoding, models, network, packing
+from distilrank.modeling.cache import Cache
+from distilrank.modeling.graph import FILES
+from distilrank.modeling.scorer import Scorer, calibrate, describe, load_encoder
 
 ROOT = Path(__file__).resolve().parents[1]
 PRODUCTS, ROWS, RATE, SEED = 8, 8, 1e-4, 17  # products of a row, rows of a peer's batch

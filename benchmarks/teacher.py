@@ -25,23 +25,11 @@ from transformers import AutoModelForSequenceClassification
 
 from benchmarks import machine
 from benchmarks.result import bar, say, tell
-from distilrank import (
-    adapters,
-    batching,
-    compute,
-    encoding,
-    fusion,
-    losses,
-    models,
-    network,
-    packing,
-    prepare,
-    scorer,
-    training,
-)
+from distilrank import losses, prepare, training
 from distilrank.checkpoints import Checkpoints
 from distilrank.config import Compute, Config, DemoShop, HomeDepot, Optimiser, Teacher, TeacherText
 from distilrank.core import records
+from distilrank.modeling import adapters, batching, compute, encoding, fusion, models, network, packing, scorer
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, RATE, SEED = 32, 5e-4, 17

@@ -18,10 +18,10 @@ from typing import Any
 import requests
 from kfp import local
 
-from distilrank import models
 from distilrank.config import Config, parameters
 from distilrank.core import artifacts, hardware
 from distilrank.core.errors import InputError
+from distilrank.modeling import models
 
 HOME = "/home/distilrank"
 NO_NETWORK = "none"

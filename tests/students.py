@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from distilrank.config import Text
 from distilrank.core import artifacts
-from distilrank.scorer import DESCRIPTION, describe, load_encoder
+from distilrank.modeling.scorer import DESCRIPTION, describe, load_encoder
 
 PLATT = {"method": "platt", "slope": 2.0, "intercept": -1.0}
 BERT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -10,12 +10,12 @@ import pytest
 import torch
 from peft import PeftModel
 
-from distilrank import network, parity, scorer
-from distilrank.adapters import Adapted
-from distilrank.compute import Runtime, setup
 from distilrank.config import Compute, Lora, TeacherText
 from distilrank.core.errors import InputError
-from distilrank.encoding import Tokens, encode_table
+from distilrank.modeling import network, parity, scorer
+from distilrank.modeling.adapters import Adapted
+from distilrank.modeling.compute import Runtime, setup
+from distilrank.modeling.encoding import Tokens, encode_table
 from distilrank.training import seed_everything
 from tests.bases import write_base
 from tests.test_models import pairs

@@ -12,13 +12,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from distilrank import encoding, network, preflight, pretrained, rehearsal, retriever
-from distilrank import models as references
-from distilrank.adapters import Adapted
-from distilrank.compute import Runtime
+from distilrank import preflight, rehearsal
 from distilrank.config import Compute, Export, Lora, Student, Teacher, TeacherText, Text, parse
 from distilrank.core.errors import InputError
-from distilrank.scorer import load_encoder
+from distilrank.modeling import encoding, network, pretrained, retriever
+from distilrank.modeling import models as references
+from distilrank.modeling.adapters import Adapted
+from distilrank.modeling.compute import Runtime
+from distilrank.modeling.scorer import load_encoder
 from tests import architectures
 from tests.architectures import ARCHITECTURES
 from tests.students import change

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 
-from distilrank import calibration
 from distilrank.evaluation import measures
+from distilrank.modeling import calibration
 
 METHODS = ("platt", "isotonic")
 

@@ -12,7 +12,7 @@ from distilrank.config import Prepare
 from distilrank.core import normalise
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
-from distilrank.retriever import Neighbours, Retriever
+from distilrank.modeling.retriever import Neighbours, Retriever
 from tests.test_prepare import NO_WINDOW, START, WINDOW, Prepared, Shop, by_query
 
 MODEL = Prepare().retriever.model

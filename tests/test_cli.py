@@ -188,7 +188,7 @@ def student(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sealed student of random weights."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from distilrank import scorer
+    from distilrank.modeling import scorer
 
     folder = tmp_path_factory.mktemp("student")
     AutoModelForSequenceClassification.from_pretrained(models / "encoder", num_labels=1).save_pretrained(folder)

@@ -23,10 +23,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.machine import measure
-from distilrank import compute, label_manifest, label_parts, labels, network, scorer
+from distilrank import label_manifest, label_parts, labels
 from distilrank.config import Compute, Label, TeacherText
 from distilrank.core import artifacts, records
 from distilrank.core.errors import InputError, RunStopped
+from distilrank.modeling import compute, network, scorer
 from tests import label_victims as victims
 
 ROOT = Path(__file__).parents[1]

@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-from distilrank import labels, models, pair_files, scorer, student, teacher
+from distilrank import labels, pair_files, student, teacher
 from distilrank.config import Compute, Label, Lora, Optimiser, Student, StudentOptimiser, Teacher, TeacherText, Text
 from distilrank.core import artifacts, records
 from distilrank.core.errors import InputError, RunStopped
-from distilrank.encoding import PairEncoder, PromptEncoder, neutralise
+from distilrank.modeling import models, scorer
+from distilrank.modeling.encoding import PairEncoder, PromptEncoder, neutralise
 
 COMPUTE = Compute(device="cpu", precision="fp32", threads=1)
 NOUNS = ("sofa", "lamp", "phone", "drill", "shoe", "dress")

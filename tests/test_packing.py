@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from distilrank import batching, fusion, network, packing, scorer
-from distilrank.compute import Runtime, setup
 from distilrank.config import Compute, TeacherText
 from distilrank.core.errors import InputError, RunStopped
-from distilrank.encoding import Tokens, encode_table
+from distilrank.modeling import batching, fusion, network, packing, scorer
+from distilrank.modeling.compute import Runtime, setup
+from distilrank.modeling.encoding import Tokens, encode_table
 from tests.test_models import pairs
 
 CPU = torch.device("cpu")

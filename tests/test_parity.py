@@ -15,13 +15,13 @@ from sentence_transformers import CrossEncoder
 from tokenizers import Tokenizer, processors
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from distilrank import network, parity, pretrained
-from distilrank.compute import Runtime
 from distilrank.config import Compute, TeacherText, Text
 from distilrank.core import artifacts
 from distilrank.core.errors import InputError, RunStopped
-from distilrank.encoding import PairEncoder, PromptEncoder
-from distilrank.scorer import Scorer, describe, load_encoder
+from distilrank.modeling import network, parity, pretrained
+from distilrank.modeling.compute import Runtime
+from distilrank.modeling.encoding import PairEncoder, PromptEncoder
+from distilrank.modeling.scorer import Scorer, describe, load_encoder
 from tests.bases import BASES, write_base
 
 CPU = Runtime(torch.device("cpu"), torch.float32, "test")

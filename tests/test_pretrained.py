@@ -18,14 +18,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from distilrank import network, preflight, pretrained, retriever, weights
-from distilrank.compute import Runtime
+from distilrank import preflight
 from distilrank.config import Compute, Text
 from distilrank.core.errors import InputError
-from distilrank.models import check as check_reference
-from distilrank.models import resolve
-from distilrank.retriever import Retriever
-from distilrank.scorer import Scorer, describe, load_encoder
+from distilrank.modeling import network, pretrained, retriever, weights
+from distilrank.modeling.compute import Runtime
+from distilrank.modeling.models import check as check_reference
+from distilrank.modeling.models import resolve
+from distilrank.modeling.retriever import Retriever
+from distilrank.modeling.scorer import Scorer, describe, load_encoder
 
 ROOT = Path(__file__).parents[1]
 CPU = Runtime(torch.device("cpu"), torch.float32, "test")
@@ -262,14 +263,14 @@ def hostile(models: Path, tmp_path: Path) -> Path:
 
 
 ACTS = {
-    "preflight": "from distilrank import models; models.check(folder)",
-    "digest": "from distilrank import models; models.digest(folder)",
-    "resolve": "from distilrank import models; models.resolve(folder)",
-    "load": "from distilrank import network, compute, config\n"
+    "preflight": "from distilrank.modeling import models; models.check(folder)",
+    "digest": "from distilrank.modeling import models; models.digest(folder)",
+    "resolve": "from distilrank.modeling import models; models.resolve(folder)",
+    "load": "from distilrank.modeling import network, compute; from distilrank import config\n"
     "network.load_model(Path(folder), compute.setup(config.Compute(device='cpu')))",
-    "retriever": "from distilrank import retriever; retriever.Retriever(folder)",
+    "retriever": "from distilrank.modeling import retriever; retriever.Retriever(folder)",
     "export": "from distilrank import export; export._load(Path(folder))",
-    "tokenizer": "from distilrank import pretrained; pretrained.inputs(Path(folder), None)",
+    "tokenizer": "from distilrank.modeling import pretrained; pretrained.inputs(Path(folder), None)",
 }
 
 

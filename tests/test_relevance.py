@@ -21,7 +21,7 @@ from distilrank.core import artifacts, records
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.evaluation import measures, relevance, significance, trec
 from distilrank.evaluation.relevance import Judged, System, baselines, compare_systems, latency
-from distilrank.scorer import Scorer, describe, load_encoder
+from distilrank.modeling.scorer import Scorer, describe, load_encoder
 from tests.tiny_models import WORDS
 
 CPU = Compute(precision="fp32", device="cpu", threads=1)

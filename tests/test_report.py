@@ -15,11 +15,12 @@ import pyarrow as pa
 import pytest
 from scipy.special import expit
 
-from distilrank import calibration, gate, label_manifest, quality, report
+from distilrank import gate, label_manifest, quality, report
 from distilrank.config import Evaluate, Gate, Report
 from distilrank.core import artifacts, records
 from distilrank.core.errors import InputError
 from distilrank.evaluation import relevance
+from distilrank.modeling import calibration
 from distilrank.rendering import figures, formatting
 
 WORDS = ["cordless", "drill", "hammer", "saw", "blade", "ladder", "paint", "roller", "brush", "hose", "tap", "valve"]

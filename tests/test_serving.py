@@ -31,7 +31,7 @@ from distilrank.config import Compute, Text
 from distilrank.core import records
 from distilrank.core.errors import InputError
 from distilrank.evaluation import trec
-from distilrank.scorer import Scorer
+from distilrank.modeling.scorer import Scorer
 from distilrank.serving import app, watch
 from distilrank.serving.metrics import Metrics
 from distilrank.serving.settings import TOKEN_VARIABLE, Serving, load

@@ -12,7 +12,7 @@ from distilrank.config import Text
 from distilrank.core import artifacts, records
 from distilrank.evaluation import measures
 from distilrank.evaluation.stability import spread
-from distilrank.scorer import Scorer
+from distilrank.modeling.scorer import Scorer
 from tests.test_relevance import CPU, judged_table, judgements, some_rows, trained
 from tests.tiny_models import WORDS
 

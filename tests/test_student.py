@@ -13,14 +13,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distilrank import batching, label_manifest, losses, quality, student
+from distilrank import label_manifest, losses, quality, student
 from distilrank.checkpoints import Checkpoints
 from distilrank.config import Compute, Export, Student, StudentOptimiser, Text
 from distilrank.core import artifacts, records
 from distilrank.core.errors import InputError
-from distilrank.encoding import Tokens
 from distilrank.lists import Lists, Piece
-from distilrank.scorer import DESCRIPTION, Scorer
+from distilrank.modeling import batching
+from distilrank.modeling.encoding import Tokens
+from distilrank.modeling.scorer import DESCRIPTION, Scorer
 from tests.test_models import pairs
 
 CPU = Compute(device="cpu", precision="fp32", threads=1)

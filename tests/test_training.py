@@ -19,10 +19,10 @@ import torch
 
 from distilrank import launch, teacher, training
 from distilrank.checkpoints import KEPT, Checkpoints
-from distilrank.compute import setup
 from distilrank.config import Compute, Lora, Optimiser, Teacher, TrainJob
 from distilrank.core import artifacts, records
 from distilrank.core.errors import InputError, RunStopped
+from distilrank.modeling.compute import setup
 from tests.test_models import pairs
 from tests.warm import Python
 

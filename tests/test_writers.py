@@ -24,10 +24,10 @@ from google.cloud import storage
 
 from benchmarks import registry as registry_benchmark
 from distilrank import logstore, registry
-from distilrank import models as model_references
 from distilrank.config import Registry
 from distilrank.core import artifacts, records
 from distilrank.core.errors import InputError
+from distilrank.modeling import models as model_references
 from pipelines import local
 from tests.test_registry import killed_at
 
@@ -350,7 +350,7 @@ def hub(tmp_path: Path) -> Iterator[tuple[str, dict[str, list[str]], list[str]]]
 
 def _resolve_from(address: str, home: Path) -> subprocess.CompletedProcess[str]:
     code = (
-        "import sys; from distilrank import models; from distilrank.core.errors import InputError\n"
+        "import sys; from distilrank.modeling import models; from distilrank.core.errors import InputError\n"
         "try: print(models.resolve('hub:org/name@main'))\n"
         "except InputError as error: sys.exit(str(error))"
     )

@@ -15,8 +15,8 @@ from distilrank.config import Prepare
 from distilrank.core import progress
 from distilrank.core.errors import InputError
 from distilrank.corpus import Corpus
+from distilrank.modeling.retriever import Neighbours, Retriever
 from distilrank.pool import Pairs, Shown
-from distilrank.retriever import Neighbours, Retriever
 from distilrank.splits import HEAD, TAIL, TORSO, TRAIN, Split
 
 PROVENANCES = ("impression", "bm25", "disagreement", "popular", "random")

@@ -14,7 +14,7 @@ from distilrank.config import Prepare
 from distilrank.core import normalise, records
 from distilrank.core.problems import Problems
 from distilrank.corpus import Corpus
-from distilrank.retriever import Tokens
+from distilrank.modeling.retriever import Tokens
 from distilrank.splits import CUT, SIDES, STRATA, Split
 
 _LOOKED_AT = 5_000  # texts whose tokens are counted, drawn at random: enough for the percentiles that are shown

@@ -32,15 +32,16 @@ from onnxruntime.transformers.fusion_options import AttentionMaskFormat, FusionO
 from scipy.stats import spearmanr
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
-from distilrank import __version__, encoding, pretrained
+from distilrank import __version__
 from distilrank.config import Compute
 from distilrank.core import artifacts, hardware, progress
 from distilrank.core.errors import InputError, RunStopped
-from distilrank.encoding import INPUTS
 from distilrank.evaluation import measures
-from distilrank.graph import Graph
-from distilrank.quantisation import CONTRIBUTED, quantise
-from distilrank.scorer import Scorer
+from distilrank.modeling import encoding, pretrained
+from distilrank.modeling.encoding import INPUTS
+from distilrank.modeling.graph import Graph
+from distilrank.modeling.quantisation import CONTRIBUTED, quantise
+from distilrank.modeling.scorer import Scorer
 
 FOLDER = "onnx"
 MODEL = "model.onnx"

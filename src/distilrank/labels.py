@@ -15,14 +15,15 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 
-from distilrank import compute as computing
-from distilrank import encoding, fusion, label_manifest, quality
+from distilrank import label_manifest, quality
 from distilrank.config import Compute, Label
 from distilrank.core import artifacts, progress, records
 from distilrank.core.errors import InputError
 from distilrank.label_parts import IDS, Device, Parts, Scored, label_rows
-from distilrank.network import Network, score_encoded
-from distilrank.scorer import CHUNK_ROWS, DESCRIPTION, METRICS, Scorer
+from distilrank.modeling import compute as computing
+from distilrank.modeling import encoding, fusion
+from distilrank.modeling.network import Network, score_encoded
+from distilrank.modeling.scorer import CHUNK_ROWS, DESCRIPTION, METRICS, Scorer
 
 LABELS = "labels.parquet"
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from distilrank import batching
-from distilrank.encoding import Tokens
+from distilrank.modeling import batching
+from distilrank.modeling.encoding import Tokens
 
 
 class Piece(NamedTuple):

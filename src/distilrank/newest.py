@@ -14,7 +14,7 @@ import pyarrow as pa
 from distilrank import registry as registries
 from distilrank.config import Compute, Monitor, Registry
 from distilrank.core import artifacts, progress, records
-from distilrank.scorer import Scorer
+from distilrank.modeling.scorer import Scorer
 
 SCORES, DISAGREEMENT = "scores.parquet", "disagreement.json"
 RESAMPLES, CONFIDENCE = 2000, 0.95

@@ -17,7 +17,7 @@ from distilrank.core import artifacts, progress, records
 from distilrank.core.ahead import ahead
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.core.problems import Problems
-from distilrank.scorer import Scorer
+from distilrank.modeling.scorer import Scorer
 from distilrank.sources.reading import File
 
 SCORE, PROBABILITY = "score", "probability"

@@ -17,7 +17,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distilrank import encoding, models, registry, sources, trainjob, weights
+from distilrank import registry, sources, trainjob
 from distilrank.config import OVERRIDE_DAYS, Config, Override, Preflight, Prepare
 from distilrank.core import artifacts, hardware, normalise, progress
 from distilrank.core.errors import InputError
@@ -25,6 +25,7 @@ from distilrank.core.problems import Problems
 from distilrank.corpus import least_clients
 from distilrank.log_window import days_of, parse_time, resolve_window
 from distilrank.logstore import LogStore, make_scrubber
+from distilrank.modeling import encoding, models, weights
 
 STAGE = "preflight"
 
@@ -105,7 +106,7 @@ def check(
             bases = {reference: models.digest(reference) for reference in sorted(used)}
         _check_models(config)
         if config.prepare.from_disagreement:
-            from distilrank import retriever
+            from distilrank.modeling import retriever
 
             if _is_local(config.prepare.retriever.model):
                 retriever.check(config.prepare.retriever.model)
@@ -284,7 +285,7 @@ def _check_weights(reference: str) -> None:
         return
     folder = models.resolve(reference)
     if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
-        from distilrank import pretrained
+        from distilrank.modeling import pretrained
 
         pretrained.check(folder, num_labels=1)
     else:

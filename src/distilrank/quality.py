@@ -13,9 +13,9 @@ import pyarrow as pa
 from scipy.optimize import brentq
 from scipy.stats import spearmanr
 
-from distilrank import calibration
 from distilrank.core import artifacts
 from distilrank.evaluation import measures, trec
+from distilrank.modeling import calibration
 
 QUALITY = "quality.json"
 """What `assess` leaves in the teacher's folder."""

@@ -21,12 +21,13 @@ import torch
 from pydantic import BaseModel
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
-from distilrank import adapters, encoding, labels, models, pretrained, student, teacher
-from distilrank import weights as weight_files
+from distilrank import labels, student, teacher
 from distilrank.config import Compute, Label, Student, Teacher
 from distilrank.core import artifacts, progress, records
 from distilrank.core.errors import InputError, RunStopped
-from distilrank.scorer import Scorer
+from distilrank.modeling import adapters, encoding, models, pretrained
+from distilrank.modeling import weights as weight_files
+from distilrank.modeling.scorer import Scorer
 
 STAGE = "rehearse"
 DIGEST = "rehearsal"

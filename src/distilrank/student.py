@@ -14,31 +14,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from distilrank import (
-    calibration,
-    encoding,
-    export,
-    fusion,
-    label_manifest,
-    labels,
-    launch,
-    losses,
-    model_card,
-    models,
-    packing,
-    parity,
-    pretrained,
-    quality,
-    training,
-)
-from distilrank import compute as computing
+from distilrank import export, label_manifest, labels, launch, losses, model_card, quality, training
 from distilrank.config import Compute, Student
 from distilrank.core import artifacts, progress, records
 from distilrank.core.ahead import ahead
 from distilrank.core.errors import InputError
 from distilrank.lists import Lists, Piece
-from distilrank.network import load_model, save_tokenizer
-from distilrank.scorer import DESCRIPTION, METRICS, calibrate, describe
+from distilrank.modeling import calibration, encoding, fusion, models, packing, parity, pretrained
+from distilrank.modeling import compute as computing
+from distilrank.modeling.network import load_model, save_tokenizer
+from distilrank.modeling.scorer import DESCRIPTION, METRICS, calibrate, describe
 from distilrank.teacher import dev_ndcg
 
 SCRATCH = ".tokens-"

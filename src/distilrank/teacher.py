@@ -9,28 +9,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from distilrank import (
-    adapters,
-    batching,
-    encoding,
-    fusion,
-    launch,
-    losses,
-    models,
-    packing,
-    parity,
-    pretrained,
-    quality,
-    training,
-)
-from distilrank import compute as computing
+from distilrank import launch, losses, quality, training
 from distilrank.checkpoints import Checkpoints
 from distilrank.config import Compute, Label, Teacher
 from distilrank.core import artifacts, progress, records
 from distilrank.core.errors import RunStopped
 from distilrank.evaluation import measures
-from distilrank.network import load_model, narrow_base, save_tokenizer, score_encoded
-from distilrank.scorer import DESCRIPTION, METRICS, calibrate, describe, load_encoder
+from distilrank.modeling import adapters, batching, encoding, fusion, models, packing, parity, pretrained
+from distilrank.modeling import compute as computing
+from distilrank.modeling.network import load_model, narrow_base, save_tokenizer, score_encoded
+from distilrank.modeling.scorer import DESCRIPTION, METRICS, calibrate, describe, load_encoder
 
 MIN_DISTINCT = Label().min_distinct  # a teacher that labelling would refuse is refused before
 

@@ -28,12 +28,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import set_seed
 
 from distilrank.checkpoints import Checkpoints
-from distilrank.compute import Runtime
 from distilrank.config import Compute, Optimiser
 from distilrank.core import artifacts, progress
 from distilrank.core.errors import RunStopped
-from distilrank.encoding import Tokens
-from distilrank.network import forward, score_encoded
+from distilrank.modeling.compute import Runtime
+from distilrank.modeling.encoding import Tokens
+from distilrank.modeling.network import forward, score_encoded
 
 
 @dataclass

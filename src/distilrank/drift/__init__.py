@@ -33,8 +33,8 @@ from distilrank.core import artifacts, progress, records
 from distilrank.core.errors import InputError
 from distilrank.drift import columns, domain, evidently_page, summary
 from distilrank.drift.columns import Column, Limits
+from distilrank.modeling.retriever import Retriever
 from distilrank.pool import systematic
-from distilrank.retriever import Retriever
 
 MODEL = "student"
 """As `drift.encoder`: the encoder of the model in question, its mean over tokens, without its head."""

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from distilrank import calibration
 from distilrank.evaluation import measures
 from distilrank.evaluation.judged import Judged, System
+from distilrank.modeling import calibration
 
 
 def agreement(judged: Judged, teacher: System, student: System) -> dict[str, Any]:

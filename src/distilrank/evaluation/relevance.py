@@ -23,7 +23,7 @@ from distilrank.core.errors import InputError, RunStopped
 from distilrank.evaluation import agreement, examples, measures, significance, slices, trec
 from distilrank.evaluation.judged import Judged, System
 from distilrank.evaluation.measures import mean_ndcg
-from distilrank.scorer import Scorer
+from distilrank.modeling.scorer import Scorer
 
 __all__ = [
     "Evaluation",

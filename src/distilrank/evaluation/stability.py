@@ -19,7 +19,7 @@ from distilrank.core import artifacts, progress
 from distilrank.core.errors import InputError
 from distilrank.evaluation import examples, relevance, slices
 from distilrank.evaluation.judged import Judged
-from distilrank.scorer import Scorer
+from distilrank.modeling.scorer import Scorer
 
 BASELINES = ("bm25", "random")
 

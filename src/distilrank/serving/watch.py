@@ -16,7 +16,7 @@ from distilrank import registry as registries
 from distilrank.config import Compute
 from distilrank.core import records
 from distilrank.core.errors import InputError
-from distilrank.scorer import Scorer
+from distilrank.modeling.scorer import Scorer
 from distilrank.serving.metrics import Metrics
 from distilrank.serving.settings import Serving
 

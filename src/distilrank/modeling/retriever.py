@@ -19,10 +19,10 @@ import safetensors
 from onnx import TensorProto, helper
 from tokenizers import Encoding, Tokenizer
 
-from distilrank import batching, encoding, models, weights
 from distilrank.core import artifacts, hardware
 from distilrank.core.errors import InputError
-from distilrank.quantisation import quantise
+from distilrank.modeling import batching, encoding, models, weights
+from distilrank.modeling.quantisation import quantise
 
 CHUNK = 8192  # texts tokenised, and sorted by length, at a time
 BATCH_TOKENS = 2048  # of one call of the network, padding included; larger batches leave the processor's cache
@@ -48,7 +48,7 @@ class Tokens:
     """Counts the tokens of texts; of the model's folder, only what belongs to the tokenizer is read.
 
     Args:
-        reference: model, as in `distilrank.models`; of any architecture.
+        reference: model, as in `distilrank.modeling.models`; of any architecture.
 
     Raises:
         InputError: no such model, or no readable tokenizer.json.
@@ -69,7 +69,7 @@ class Retriever:
     """A BERT bi-encoder: mean (or [CLS], where the folder says so) of the last layer, L2-normalised.
 
     Args:
-        reference: model, as in `distilrank.models`: config.json, tokenizer.json and safetensors (F32, F16 or BF16).
+        reference: model, as in `distilrank.modeling.models`: config.json, tokenizer.json and safetensors (F32, F16 or BF16).
         max_tokens: most tokens of a text, [CLS] and [SEP] included; the rest of a text is cut off.
         threads: processor threads of the network; 0: as many as this process may use.
         precision: `int8` multiplies 8-bit weights with activations that are rounded token by token, so that a vector

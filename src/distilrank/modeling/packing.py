@@ -22,7 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from distilrank.core.errors import InputError
-from distilrank.encoding import Tokens
+from distilrank.modeling.encoding import Tokens
 
 ATTENTION = "distilrank_packed"
 DECODERS = ("llama", "mistral", "qwen2", "qwen3")

@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distilrank import calibration, encoding
-from distilrank.cache import Cache
 from distilrank.config import Compute, TeacherText, Text, parse
 from distilrank.core import artifacts, normalise, progress
 from distilrank.core.ahead import ahead
 from distilrank.core.errors import InputError, RunStopped
+from distilrank.modeling import calibration, encoding
+from distilrank.modeling.cache import Cache
 
 DESCRIPTION = "distilrank.json"
 METRICS = "metrics.json"
@@ -64,10 +64,10 @@ def _load_backend(folder: Path, compute: Compute, name: str) -> Backend:
     if name == "torch":
         if not importlib.util.find_spec("torch"):
             raise InputError("backend torch: torch is not installed here, expected the backend onnx or onnx-int8")
-        from distilrank.network import Network
+        from distilrank.modeling.network import Network
 
         return Network.load(folder, compute)
-    from distilrank.graph import Graph
+    from distilrank.modeling.graph import Graph
 
     return Graph.load(folder, compute, name)
 

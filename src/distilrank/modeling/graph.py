@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from distilrank import batching
 from distilrank.config import Compute
 from distilrank.core import artifacts, hardware, progress
 from distilrank.core.errors import InputError
-from distilrank.encoding import INPUTS, Tokens
+from distilrank.modeling import batching
+from distilrank.modeling.encoding import INPUTS, Tokens
 
 FILES = {"onnx": "onnx/model.onnx", "onnx-int8": "onnx/model_qint8_avx512_vnni.onnx"}
 """What each backend reads of a student's folder, by sentence-transformers' names. onnxruntime fuses operators itself

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from distilrank.config import Lora
 from distilrank.core import artifacts
 from distilrank.core.errors import InputError
-from distilrank.pretrained import POOLER, is_head
+from distilrank.modeling.pretrained import POOLER, is_head
 
 ADAPTER = "default"  # peft's name for the only adapter
 

@@ -17,14 +17,14 @@ import pyarrow as pa
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-from distilrank import encoding
-from distilrank.compute import Runtime
 from distilrank.config import Compute
 from distilrank.core import artifacts
 from distilrank.core.errors import InputError, RunStopped
-from distilrank.encoding import PairEncoder, encode_table
-from distilrank.network import save_tokenizer, score_encoded
-from distilrank.scorer import AUTOMATIC, Scorer
+from distilrank.modeling import encoding
+from distilrank.modeling.compute import Runtime
+from distilrank.modeling.encoding import PairEncoder, encode_table
+from distilrank.modeling.network import save_tokenizer, score_encoded
+from distilrank.modeling.scorer import AUTOMATIC, Scorer
 
 FILE = "parity.json"
 BOUND = 1e-4

@@ -372,7 +372,7 @@ def _convert_gguf(path: Path) -> Path:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-        from distilrank import weights
+        from distilrank.modeling import weights
 
         model, report = AutoModelForCausalLM.from_pretrained(
             path.parent,

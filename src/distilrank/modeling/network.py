@@ -11,11 +11,11 @@ import safetensors
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from distilrank import batching, compute, packing, pretrained, weights
 from distilrank.config import Compute
 from distilrank.core import artifacts, progress
 from distilrank.core.errors import RunStopped
-from distilrank.encoding import INPUTS, Encoder, Tokens
+from distilrank.modeling import batching, compute, packing, pretrained, weights
+from distilrank.modeling.encoding import INPUTS, Encoder, Tokens
 
 
 def collate(tokens: Tokens, rows: np.ndarray, pad_token: int, device: torch.device) -> dict[str, torch.Tensor]:

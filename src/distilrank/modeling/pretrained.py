@@ -19,9 +19,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from distilrank import encoding, models, weights
 from distilrank.core import progress
 from distilrank.core.errors import InputError
+from distilrank.modeling import encoding, models, weights
 
 # Its bars and its report of a head that we train anew tell our users nothing.
 transformers.utils.logging.set_verbosity_error()

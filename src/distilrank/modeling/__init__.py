@@ -1,0 +1,1 @@
+"""Models as they are read, encoded, run, quantized and scored with."""
