@@ -28,9 +28,10 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel
 
 from benchmarks import machine
-from distilrank import label_manifest, labels, prepare, student, teacher
+from distilrank import label_manifest, labels, student, teacher
 from distilrank.config import Compute, Config, Evaluate, load
 from distilrank.core import artifacts, records
+from distilrank.data import prepare
 from distilrank.evaluation import relevance
 from distilrank.evaluation.relevance import Judged, System
 from distilrank.modeling.retriever import Retriever

@@ -26,11 +26,12 @@ import pyarrow.compute as pc
 
 from benchmarks import machine
 from benchmarks.result import at_least, at_most, clopper_pearson, say, tell
-from distilrank import bm25, config, drift, prepare
+from distilrank import config, drift
 from distilrank.core import artifacts, normalise, records, scripts
+from distilrank.data import bm25, prepare
+from distilrank.data.pool import systematic
 from distilrank.modeling import models
 from distilrank.modeling.retriever import Retriever, Tokens
-from distilrank.pool import systematic
 
 ROOT = Path(__file__).resolve().parents[1]
 HOME_DEPOT = ROOT.parent / "shared/data/home-depot/train.csv.gz"

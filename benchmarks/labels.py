@@ -25,10 +25,11 @@ import pyarrow.parquet as pq
 from benchmarks import kills, machine
 from benchmarks.machine import Failed, measure
 from benchmarks.result import bar, say, tell
-from distilrank import label_parts, sources
+from distilrank import label_parts
 from distilrank.config import Compute, DemoShop, HomeDepot, Label, Lora, Optimiser, Student, Teacher
 from distilrank.core import artifacts, progress, records
 from distilrank.core.problems import Problems
+from distilrank.data import sources
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("numpy", "pyarrow", "torch", "transformers")

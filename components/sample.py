@@ -17,7 +17,7 @@ def sample_newest(
     """Sample the newest traffic from the log; return its rows. `cache_since` is there for the cache's key alone."""
     from pathlib import Path
 
-    from distilrank import prepare as stage
+    from distilrank.data import prepare as stage
     from distilrank.config import Config, Prepare
 
     return stage.sample_newest(

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distilrank import bm25, candidates, corpus, logstore, pool, sources, splits
 from distilrank.config import Prepare
 from distilrank.core import normalise
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
+from distilrank.data import bm25, candidates, corpus, logstore, pool, sources, splits
 from distilrank.modeling.retriever import Neighbours, Retriever
 from tests.test_prepare import NO_WINDOW, START, WINDOW, Prepared, Shop, by_query
 

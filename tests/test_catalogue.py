@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distilrank import catalogue
-from distilrank.catalogue import Catalogue
 from distilrank.core import records
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
+from distilrank.data import catalogue
+from distilrank.data.catalogue import Catalogue
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from distilrank import config, data_check
+from distilrank import config
+from distilrank.data import data_check
 from tests.test_prepare import ROOT, Shop
 
 
@@ -67,7 +68,7 @@ def test_what_the_split_or_the_window_refuses_is_a_problem_too(shop: Shop) -> No
 
 def test_a_sample_says_what_it_left_unread(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_check, "SAMPLE", 10)
-    import distilrank.sources.tables as tables
+    import distilrank.data.sources.tables as tables
 
     read = tables.TablesSource.products
 
@@ -116,7 +117,7 @@ def test_the_command_lists_problems_and_exits_with_2(shop: Shop, capsys: pytest.
 
 
 def test_both_gain_mappings_of_esci_are_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from distilrank.sources import esci
+    from distilrank.data.sources import esci
 
     assert esci.gain_mappings()["paper"] == {"E": 1, "S": 0.1, "C": 0.01, "I": 0}
     assert sorted(esci.gain_mappings()["official script"].items()) == [("C", 0.1), ("E", 1), ("I", 0), ("S", 0.01)]

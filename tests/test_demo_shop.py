@@ -16,14 +16,15 @@ import pytest
 from sklearn.feature_extraction import FeatureHasher
 from sklearn.linear_model import Ridge
 
-from distilrank import bm25, config, logstore, sources
+from distilrank import config
 from distilrank.core import normalise, records
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
+from distilrank.data import bm25, logstore, sources
+from distilrank.data.sources import demo_shop
+from distilrank.data.sources.demo_shop import logs, queries
+from distilrank.data.sources.demo_shop.queries import GRADES, Query
 from distilrank.evaluation import measures
-from distilrank.sources import demo_shop
-from distilrank.sources.demo_shop import logs, queries
-from distilrank.sources.demo_shop.queries import GRADES, Query
 
 SECOND = pa.scalar((logs.END - np.timedelta64(7, "D")).item(), pa.timestamp("us")).cast(pa.timestamp("us", tz="UTC"))
 
@@ -93,7 +94,7 @@ def test_open_is_what_sources_open_gives(default):
 def test_the_seed_decides_everything_in_any_process(default):
     program = """
 import hashlib
-from distilrank import config, sources
+from distilrank import config; from distilrank.data import sources
 from distilrank.core.problems import Problems
 shop = sources.open(config.DemoShop(source="demo_shop"))
 tables = [*shop.products(Problems()), shop.judgements(Problems()), shop.impressions()]

@@ -23,9 +23,9 @@ from distilrank import drift, monitor, registry
 from distilrank.config import Drift, Monitor, Registry
 from distilrank.core import artifacts, progress, records, scripts
 from distilrank.core.errors import InputError
+from distilrank.data.pool import systematic
 from distilrank.drift import columns as compared
 from distilrank.drift import domain, evidently_page
-from distilrank.pool import systematic
 
 TYPES = ["drill", "saw", "hammer", "tap"]
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distilrank import preflight, prepare, splits
+from distilrank import preflight
 from distilrank.config import DemoShop, Prepare, parse
 from distilrank.core import artifacts, normalise, records
 from distilrank.core.errors import InputError, RunStopped
+from distilrank.data import prepare, splits
 
 POSITION = np.array([splits.hash_position(f"{number:016x}", "salt") for number in range(20_000)])
 

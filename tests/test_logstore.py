@@ -18,13 +18,13 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from distilrank import logstore
 from distilrank.config import Privacy
 from distilrank.core import artifacts, records, volume
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
 from distilrank.core.scratch import PREFIX, scratch_folder
-from distilrank.sources import Log
+from distilrank.data import logstore
+from distilrank.data.sources import Log
 
 DAY = datetime(2026, 11, 1, 10)
 
@@ -292,7 +292,7 @@ def test_a_log_without_times_is_one_day(tmp_path: Path) -> None:
 SLOWLY = """
     import sys, time
     from pathlib import Path
-    from distilrank import logstore
+    from distilrank.data import logstore
     from tests.test_logstore import Rows, ingest, shown
     aggregate = logstore._aggregate
     def slow(connection, *arguments):

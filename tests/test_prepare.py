@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distilrank import bm25, config, prepare, splits
+from distilrank import config
 from distilrank.config import Columns, HomeDepot, Prepare, Tables
 from distilrank.core import artifacts, normalise, records
 from distilrank.core.errors import InputError, RunStopped
+from distilrank.data import bm25, prepare, splits
 
 ROOT = Path(__file__).parents[1]
 HOME_DEPOT = ROOT / config.load(ROOT / "configs" / "home-depot.yaml").data.path
@@ -635,7 +636,7 @@ ESCI = ROOT.parent / "shared" / "data" / "esci-sample"
 
 @pytest.mark.skipif(not ESCI.exists(), reason=f"needs the ESCI sample at {ESCI}")
 def test_the_esci_sample_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from distilrank import data_check
+    from distilrank.data import data_check
 
     monkeypatch.chdir(tmp_path)
     with gzip.open(ESCI / "products.vespa.jsonl.gz", "rt") as lines:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from distilrank.privacy import KINDS, Scrubbed, Scrubber
+from distilrank.data.privacy import KINDS, Scrubbed, Scrubber
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 US = Scrubber()

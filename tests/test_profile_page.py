@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from distilrank import profile_page, splits
-from distilrank.candidates import PROVENANCES
 from distilrank.core.problems import Problem
-from distilrank.privacy import KINDS
+from distilrank.data import profile_page, splits
+from distilrank.data.candidates import PROVENANCES
+from distilrank.data.privacy import KINDS
 from distilrank.rendering import figures
 
 SECTIONS = [

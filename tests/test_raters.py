@@ -11,11 +11,12 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pytest
 
-from distilrank import config, corpus, logstore, raters, sources
+from distilrank import config
 from distilrank.config import Columns, Prepare, Tables
 from distilrank.core import records
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
+from distilrank.data import corpus, logstore, raters, sources
 
 CHORUS = Path(__file__).parents[1].parent / "shared" / "data" / "chorus"
 NAMES = ("Ada Quist", "Bo Rask", "Cy Tamm")

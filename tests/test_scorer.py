@@ -482,8 +482,8 @@ def test_a_file_in_pieces_is_scored_as_the_whole(
     table = rows(240, seed=6).append_column("score", pa.array(["old"] * 240))
     source = write_pairs(table, tmp_path / f"pairs.{kind}")
     whole = Scorer.load(student, CPU, backend="onnx").score(table)
-    monkeypatch.setattr("distilrank.sources.reading.BATCH_ROWS", 16)
-    monkeypatch.setattr("distilrank.sources.reading._BLOCK_BYTES", 2000)
+    monkeypatch.setattr("distilrank.data.sources.reading.BATCH_ROWS", 16)
+    monkeypatch.setattr("distilrank.data.sources.reading._BLOCK_BYTES", 2000)
     pieces = [len(part) for part, _ in pair_files._pieces(source)]
     assert len(pieces) > 8 and sum(pieces) == 240
     for name in ("scores.parquet", "scores.csv"):
@@ -522,7 +522,7 @@ KILLED_AT_THE_SECOND_PIECE = """
 import os, signal, sys
 from distilrank import cli
 from distilrank.modeling.scorer import Scorer
-from distilrank.sources import reading
+from distilrank.data.sources import reading
 
 reading.BATCH_ROWS, reading._BLOCK_BYTES = 100, 10_000
 score, scored = Scorer.score, []

@@ -16,13 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distilrank import config, logstore, sources
+from distilrank import config
 from distilrank.config import Columns, Csv, Esci, EsciLabels, HomeDepot, Tables, Wands
 from distilrank.core import records
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
-from distilrank.sources import esci, reading, storage
-from distilrank.sources.tables import SUFFIXES, LogFile
+from distilrank.data import logstore, sources
+from distilrank.data.sources import esci, reading, storage
+from distilrank.data.sources.tables import SUFFIXES, LogFile
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT / ".." / "shared" / "data"

@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distilrank import corpus, log_window, logstore, prepare, sources, sql
 from distilrank.config import Columns, Csv, Prepare, Privacy, Tables
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
-from distilrank.sources import reading, storage
-from distilrank.sources.storage import LocalFile
-from distilrank.sources.tables import SUFFIXES, LogFile
+from distilrank.data import corpus, log_window, logstore, prepare, sources, sql
+from distilrank.data.sources import reading, storage
+from distilrank.data.sources.storage import LocalFile
+from distilrank.data.sources.tables import SUFFIXES, LogFile
 from tests.test_sources import CATALOGUE, JUDGEMENTS, LOG_COLUMNS, events, judgements, load, products, told
 
 DAY = date(2026, 3, 1)

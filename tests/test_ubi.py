@@ -17,12 +17,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distilrank import config, logstore, sources
+from distilrank import config
 from distilrank.config import Ubi
 from distilrank.core import records
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
-from distilrank.sources import ubi
+from distilrank.data import logstore, sources
+from distilrank.data.sources import ubi
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "../shared/data/ubi/ubi_queries_events.ndjson.gz"

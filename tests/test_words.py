@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from distilrank import bm25, corpus, splits
 from distilrank.config import Prepare, parse
 from distilrank.core import languages, normalise, scripts
 from distilrank.core.errors import InputError
+from distilrank.data import bm25, corpus, splits
 from tests.small_shops import SHOPS
 from tests.test_logstore import Rows, content, log, shown
 

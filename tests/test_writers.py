@@ -23,10 +23,11 @@ import pytest
 from google.cloud import storage
 
 from benchmarks import registry as registry_benchmark
-from distilrank import logstore, registry
+from distilrank import registry
 from distilrank.config import Registry
 from distilrank.core import artifacts, records
 from distilrank.core.errors import InputError
+from distilrank.data import logstore
 from distilrank.modeling import models as model_references
 from pipelines import local
 from tests.test_registry import killed_at

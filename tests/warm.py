@@ -41,7 +41,7 @@ PRELOADED = (
     "distilrank.export",
     "distilrank.labels",
     "distilrank.preflight",
-    "distilrank.prepare",
+    "distilrank.data.prepare",
     "distilrank.evaluation.relevance",
     "distilrank.report",
     "distilrank.student",

@@ -449,7 +449,7 @@ def check_data(
     Example: `distilrank data check --config configs/demo.yaml --full`
     """
     values = config.load(settings, overrides, fast_bf16=hardware.fast_bf16())
-    from distilrank import data_check
+    from distilrank.data import data_check
 
     with contextlib.redirect_stdout(sys.stderr):
         found = data_check.check(values, full=full, schedule_time=schedule_time)
@@ -512,7 +512,7 @@ def demo_data(
 
     Example: `distilrank demo-data --output shop`
     """
-    from distilrank.sources import demo_shop
+    from distilrank.data.sources import demo_shop
 
     shop = config.DemoShop(source="demo_shop")
     if settings is not None:

@@ -17,8 +17,8 @@ from distilrank.core import artifacts, progress, records
 from distilrank.core.ahead import ahead
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.core.problems import Problems
+from distilrank.data.sources.reading import File
 from distilrank.modeling.scorer import Scorer
-from distilrank.sources.reading import File
 
 SCORE, PROBABILITY = "score", "probability"
 

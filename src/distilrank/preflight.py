@@ -17,14 +17,15 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distilrank import registry, sources, trainjob
+from distilrank import registry, trainjob
 from distilrank.config import OVERRIDE_DAYS, Config, Override, Preflight, Prepare
 from distilrank.core import artifacts, hardware, normalise, progress
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
-from distilrank.corpus import least_clients
-from distilrank.log_window import days_of, parse_time, resolve_window
-from distilrank.logstore import LogStore, make_scrubber
+from distilrank.data import sources
+from distilrank.data.corpus import least_clients
+from distilrank.data.log_window import days_of, parse_time, resolve_window
+from distilrank.data.logstore import LogStore, make_scrubber
 from distilrank.modeling import encoding, models, weights
 
 STAGE = "preflight"

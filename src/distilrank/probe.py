@@ -14,11 +14,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from distilrank import __version__, registry, sources
+from distilrank import __version__, registry
 from distilrank.config import parse
 from distilrank.core import artifacts, progress, volume
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
+from distilrank.data import sources
 
 STAGE = "probe"
 TOKEN = "token.txt"

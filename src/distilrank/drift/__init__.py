@@ -31,10 +31,10 @@ from distilrank import registry as registries
 from distilrank.config import Drift, Registry
 from distilrank.core import artifacts, progress, records
 from distilrank.core.errors import InputError
+from distilrank.data.pool import systematic
 from distilrank.drift import columns, domain, evidently_page, summary
 from distilrank.drift.columns import Column, Limits
 from distilrank.modeling.retriever import Retriever
-from distilrank.pool import systematic
 
 MODEL = "student"
 """As `drift.encoder`: the encoder of the model in question, its mean over tokens, without its head."""

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from distilrank.config import Esci, EsciLabels
 from distilrank.core import artifacts
 from distilrank.core.problems import EXAMPLES, Problems
-from distilrank.sources import judged_pairs, reading
-from distilrank.sources.reading import File, Rows
+from distilrank.data.sources import judged_pairs, reading
+from distilrank.data.sources.reading import File, Rows
 
 LABELS = tuple(EsciLabels.model_fields)
 LOCALES = ("us", "es", "jp")
@@ -45,7 +45,7 @@ def open(data: Esci) -> EsciSource:
 
 
 class EsciSource:
-    """Two Parquet files; see `distilrank.sources.Source`.
+    """Two Parquet files; see `distilrank.data.sources.Source`.
 
     A rating is the label's soft target. The query's text is its key: neither the data set's query_id nor its split is
     used. Locales share product ids, so with all of them a product's key is LOCALE:ID.

@@ -12,16 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distilrank import raters, sql
-from distilrank.catalogue import Catalogue, bare_ids
 from distilrank.config import Prepare, Privacy
 from distilrank.core import languages, modes, normalise, progress, records
 from distilrank.core.errors import InputError
 from distilrank.core.problems import EXAMPLES, Problems
-from distilrank.logstore import Kept, LogStore, make_scrubber
-from distilrank.pool import Pairs, Pool
-from distilrank.sources import NO_IMPRESSIONS, Log, Source
-from distilrank.splits import TAIL, hash_position, sides, strata
+from distilrank.data import raters, sql
+from distilrank.data.catalogue import Catalogue, bare_ids
+from distilrank.data.logstore import Kept, LogStore, make_scrubber
+from distilrank.data.pool import Pairs, Pool
+from distilrank.data.sources import NO_IMPRESSIONS, Log, Source
+from distilrank.data.splits import TAIL, hash_position, sides, strata
 
 _UNKNOWN_CLIENTS = "does not tell who searched"
 _NOT_LEFT_OUT = (_UNKNOWN_CLIENTS, "kept, ")

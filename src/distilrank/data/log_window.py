@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from datetime import UTC, date, datetime, timedelta
 
-from distilrank import logstore, sources
 from distilrank.config import Window
 from distilrank.core import progress
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
-from distilrank.logstore import UNTIMED, LogStore
+from distilrank.data import logstore, sources
+from distilrank.data.logstore import UNTIMED, LogStore
 
 
 def days_of(store: LogStore, log: sources.Log) -> dict[date, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from distilrank.sources.demo_shop.queries import GRADES, IRRELEVANT, SUBSTITUTE
+from distilrank.data.sources.demo_shop.queries import GRADES, IRRELEVANT, SUBSTITUTE
 
 _AT_LEAST = (2, 1, 1, 1)
 _SHARES = (0.4, 0.2, 0.2, 0.2)

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from distilrank import bm25
-from distilrank.candidates import PROVENANCES, Mined
 from distilrank.config import Prepare
 from distilrank.core import normalise, records
 from distilrank.core.problems import Problems
-from distilrank.corpus import Corpus
+from distilrank.data import bm25
+from distilrank.data.candidates import PROVENANCES, Mined
+from distilrank.data.corpus import Corpus
+from distilrank.data.splits import CUT, SIDES, STRATA, Split
 from distilrank.modeling.retriever import Tokens
-from distilrank.splits import CUT, SIDES, STRATA, Split
 
 _LOOKED_AT = 5_000  # texts whose tokens are counted, drawn at random: enough for the percentiles that are shown
 

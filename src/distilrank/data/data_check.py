@@ -11,13 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from distilrank import log_window, logstore, sources, splits
 from distilrank.config import Config
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.core.problems import Problems
 from distilrank.core.scratch import scratch_folder
-from distilrank.corpus import Corpus, read
-from distilrank.splits import SIDES
+from distilrank.data import log_window, logstore, sources, splits
+from distilrank.data.corpus import Corpus, read
+from distilrank.data.splits import SIDES
 
 SAMPLE = 100_000
 """Products that a check of a sample reads."""

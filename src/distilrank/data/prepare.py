@@ -18,18 +18,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distilrank import bm25, data_profile, logstore, profile_page, sources, splits
-from distilrank.candidates import PROVENANCES, Balance, Embedded, Mined, Miner
 from distilrank.config import Data, Prepare
 from distilrank.core import artifacts, normalise, progress, records, scripts
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
 from distilrank.core.scratch import scratch_folder
-from distilrank.corpus import Corpus, read, soft_targets
+from distilrank.data import bm25, data_profile, logstore, profile_page, sources, splits
+from distilrank.data.candidates import PROVENANCES, Balance, Embedded, Mined, Miner
+from distilrank.data.corpus import Corpus, read, soft_targets
+from distilrank.data.pool import Impressions, Pairs, systematic
+from distilrank.data.splits import SIDES, STRATA, TRAIN
 from distilrank.modeling import models
 from distilrank.modeling.retriever import Neighbours, Retriever, Tokens
-from distilrank.pool import Impressions, Pairs, systematic
-from distilrank.splits import SIDES, STRATA, TRAIN
 
 STAGE = "prepare"
 HELD_OUT = "held-out queries (dev and test side) stand in for the newest traffic"

@@ -23,14 +23,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distilrank import sql
 from distilrank.config import Ubi
 from distilrank.core import normalise
 from distilrank.core.errors import InputError
 from distilrank.core.problems import EXAMPLES, Problem, Problems
-from distilrank.sources import NO_IMPRESSIONS, Log, reading, storage, tables
-from distilrank.sources.reading import File, Rows
-from distilrank.sources.storage import StoredFile
+from distilrank.data import sql
+from distilrank.data.sources import NO_IMPRESSIONS, Log, reading, storage, tables
+from distilrank.data.sources.reading import File, Rows
+from distilrank.data.sources.storage import StoredFile
 
 SUFFIXES = (".ndjson", ".ndjson.gz", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 """How the names of log files end."""
@@ -68,7 +68,7 @@ def open(data: Ubi) -> UbiSource:
 
 
 class UbiSource(tables.JudgedFiles):
-    """Judgements, catalogue and UBI logs; see `distilrank.sources.Source`.
+    """Judgements, catalogue and UBI logs; see `distilrank.data.sources.Source`.
 
     Judgements may also be lists of OpenSearch's Search Relevance Workbench, told by their name or first character.
     """
@@ -120,7 +120,7 @@ class UbiSource(tables.JudgedFiles):
 
 
 class UbiPart:
-    """One file of queries, of events, or of both; see `distilrank.sources.Part`."""
+    """One file of queries, of events, or of both; see `distilrank.data.sources.Part`."""
 
     def __init__(self, stored: StoredFile, data: Ubi) -> None:
         self.name, self.stored, self.data = stored.name, stored, data

@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 from distilrank.config import Csv, Judged, Tables
 from distilrank.core import artifacts, records
 from distilrank.core.problems import Problems
-from distilrank.sources import Log, judged_pairs, reading, storage
-from distilrank.sources.reading import File
-from distilrank.sources.storage import StoredFile
+from distilrank.data.sources import Log, judged_pairs, reading, storage
+from distilrank.data.sources.reading import File
+from distilrank.data.sources.storage import StoredFile
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 """How the names of the files in a folder end."""
@@ -107,7 +107,7 @@ class JudgedFiles:
 
 
 class TablesSource(JudgedFiles):
-    """Judgements, catalogue and perhaps a log; see `distilrank.sources.Source`."""
+    """Judgements, catalogue and perhaps a log; see `distilrank.data.sources.Source`."""
 
     def __init__(self, data: Tables) -> None:
         super().__init__(data)
@@ -133,7 +133,7 @@ class TablesSource(JudgedFiles):
 
 
 class LogFile:
-    """A file of a log, a row an impression; see `distilrank.sources.Part`."""
+    """A file of a log, a row an impression; see `distilrank.data.sources.Part`."""
 
     def __init__(self, stored: StoredFile, columns: dict[str, str], csv: Csv) -> None:
         self.name, self.stored, self.columns, self.csv = stored.name, stored, columns, csv

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from distilrank.core import records
 from distilrank.core.problems import EXAMPLES, Problems
-from distilrank.sources.reading import File, Rows
+from distilrank.data.sources.reading import File, Rows
 
 _REMEDY = "; where several raters rate a pair, set data.rating_conflicts to mean, median or majority"
 

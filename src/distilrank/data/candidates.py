@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from distilrank import bm25
 from distilrank.config import Prepare
 from distilrank.core import progress
 from distilrank.core.errors import InputError
-from distilrank.corpus import Corpus
+from distilrank.data import bm25
+from distilrank.data.corpus import Corpus
+from distilrank.data.pool import Pairs, Shown
+from distilrank.data.splits import HEAD, TAIL, TORSO, TRAIN, Split
 from distilrank.modeling.retriever import Neighbours, Retriever
-from distilrank.pool import Pairs, Shown
-from distilrank.splits import HEAD, TAIL, TORSO, TRAIN, Split
 
 PROVENANCES = ("impression", "bm25", "disagreement", "popular", "random")
 _VOTES = 10  # best BM25 hits that tell the product type of a query that the log does not know

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from distilrank.core import records
-from distilrank.sources.demo_shop.vocabulary import (
+from distilrank.data.sources.demo_shop.vocabulary import (
     BRANDS,
     COLORS,
     GENDERS,

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from distilrank.core import records
-from distilrank.sources.demo_shop.judgements import highest
-from distilrank.sources.demo_shop.vocabulary import SEASONAL
+from distilrank.data.sources.demo_shop.judgements import highest
+from distilrank.data.sources.demo_shop.vocabulary import SEASONAL
 
 SHOWN = 10
 """Products on a result page."""

@@ -96,7 +96,7 @@ class Source(Protocol):
 
 def module_of(data: Section) -> Any:
     """The module of the source that the configuration names, imported only now."""
-    return importlib.import_module(f"distilrank.sources.{data.source}")  # type: ignore[attr-defined]
+    return importlib.import_module(f"distilrank.data.sources.{data.source}")  # type: ignore[attr-defined]
 
 
 def open(data: Section) -> Source:

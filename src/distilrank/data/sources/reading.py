@@ -30,8 +30,8 @@ from distilrank.config import Csv
 from distilrank.core import normalise, records
 from distilrank.core.errors import InputError
 from distilrank.core.problems import EXAMPLES, Problems
-from distilrank.sources import storage
-from distilrank.sources.storage import LocalFile, StoredFile
+from distilrank.data.sources import storage
+from distilrank.data.sources.storage import LocalFile, StoredFile
 
 BATCH_ROWS = 1 << 14
 """Rows of a batch of Parquet."""

@@ -9,8 +9,8 @@ from functools import cache
 
 import numpy as np
 
-from distilrank.sources.demo_shop.catalogue import Catalogue, Product
-from distilrank.sources.demo_shop.vocabulary import GENDERS, KINDS, NEW_KIND, SPELLINGS, TRAILING_AXES, Kind
+from distilrank.data.sources.demo_shop.catalogue import Catalogue, Product
+from distilrank.data.sources.demo_shop.vocabulary import GENDERS, KINDS, NEW_KIND, SPELLINGS, TRAILING_AXES, Kind
 
 GRADES = ("irrelevant", "complement", "substitute", "exact")
 """Grades by their value, 0 to 3: also the raters' scale."""

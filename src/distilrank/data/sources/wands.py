@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from distilrank.config import Wands
 from distilrank.core import artifacts
 from distilrank.core.problems import Problems
-from distilrank.sources import judged_pairs, reading
-from distilrank.sources.reading import File
+from distilrank.data.sources import judged_pairs, reading
+from distilrank.data.sources.reading import File
 
 LABELS = ("Exact", "Partial", "Irrelevant")
 COLOR = "color"
@@ -39,7 +39,7 @@ def open(data: Wands) -> WandsSource:
 
 
 class WandsSource:
-    """Three files; see `distilrank.sources.Source`. The query's text is its key, query_id only joins the files."""
+    """Three files; see `distilrank.data.sources.Source`. The query's text is its key, query_id only joins the files."""
 
     rating_range = (0.0, 1.0)
     rating_conflicts = "refuse"

@@ -40,15 +40,15 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from distilrank import privacy as privacy_module
-from distilrank import sql
 from distilrank.config import Privacy
 from distilrank.core import artifacts, hardware, normalise, progress, records
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problem, Problems
 from distilrank.core.scratch import scratch_folder
-from distilrank.privacy import Scrubber
-from distilrank.sources import Log, Part
+from distilrank.data import privacy as privacy_module
+from distilrank.data import sql
+from distilrank.data.privacy import Scrubber
+from distilrank.data.sources import Log, Part
 
 FORMAT = 3
 """Goes up with any change of what is kept of the same part, scrubbing included."""

@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 from distilrank.config import HomeDepot
 from distilrank.core import artifacts, normalise
 from distilrank.core.problems import EXAMPLES, Problems
-from distilrank.sources.judged_pairs import judgements
-from distilrank.sources.reading import File, product_batches
-from distilrank.sources.storage import LocalFile
+from distilrank.data.sources.judged_pairs import judgements
+from distilrank.data.sources.reading import File, product_batches
+from distilrank.data.sources.storage import LocalFile
 
 COLUMNS = {"query": "search_term", "product_id": "product_uid", "title": "product_title", "rating": "relevance"}
 RATERS = 3
@@ -30,7 +30,7 @@ def open(data: HomeDepot) -> HomeDepotSource:
 
 
 class HomeDepotSource:
-    """One file; see `distilrank.sources.Source`. The catalogue is every product of the file, also with `queries` set.
+    """One file; see `distilrank.data.sources.Source`. The catalogue is every product of the file, also with `queries` set.
 
     The competition's own file is Latin-1, copies of it are often UTF-8: what is not valid UTF-8 is read as Latin-1.
     A few products come with two wordings of the title; the first one stands.

@@ -25,11 +25,11 @@ from distilrank.config import DemoShop
 from distilrank.core import artifacts, records
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
-from distilrank.sources import Log
-from distilrank.sources.demo_shop import catalogue, judgements, logs, queries
-from distilrank.sources.demo_shop.catalogue import Catalogue
-from distilrank.sources.demo_shop.queries import GRADES, Query
-from distilrank.sources.demo_shop.vocabulary import KINDS, NEW_KIND, SEASONAL
+from distilrank.data.sources import Log
+from distilrank.data.sources.demo_shop import catalogue, judgements, logs, queries
+from distilrank.data.sources.demo_shop.catalogue import Catalogue
+from distilrank.data.sources.demo_shop.queries import GRADES, Query
+from distilrank.data.sources.demo_shop.vocabulary import KINDS, NEW_KIND, SEASONAL
 
 GENERATOR = 1
 """Goes up with any change of what the generator makes from the same configuration."""
@@ -245,7 +245,7 @@ class Shop:
 
 
 class GeneratedLog:
-    """The log of a shop; see `distilrank.sources.Part`."""
+    """The log of a shop; see `distilrank.data.sources.Part`."""
 
     name = "the demo shop's log"
 

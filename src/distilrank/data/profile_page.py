@@ -9,9 +9,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from distilrank.data.splits import SIDES, STRATA
 from distilrank.rendering import figures, inline_script, templating
 from distilrank.rendering.formatting import DASH, figure_text, listing, percent_text
-from distilrank.splits import SIDES, STRATA
 
 USES = {
     "train": "what the teacher learns from, and the student's human term",

@@ -1,0 +1,1 @@
+"""The stage `prepare`, and what it reads: sources, logs, the split, candidates, privacy, the profile."""
