@@ -29,8 +29,7 @@ from sentence_transformers.cross_encoder.losses import MarginMSELoss
 
 from benchmarks import machine
 from benchmarks.result import bar, say, tell
-from distilrank import export, losses, training
-from distilrank.checkpoints import Checkpoints
+from distilrank import export
 from distilrank.config import Compute, Config, DemoShop, HomeDepot, StudentOptimiser, Text
 from distilrank.config import Student as Settings
 from distilrank.core import records
@@ -41,6 +40,9 @@ from distilrank.modeling import compute, encoding, models, network, packing
 from distilrank.modeling.cache import Cache
 from distilrank.modeling.graph import FILES
 from distilrank.modeling.scorer import Scorer, calibrate, describe, load_encoder
+from distilrank.training import loop as training
+from distilrank.training import losses
+from distilrank.training.checkpoints import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 PRODUCTS, ROWS, RATE, SEED = 8, 8, 1e-4, 17  # products of a row, rows of a peer's batch

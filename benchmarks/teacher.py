@@ -25,12 +25,13 @@ from transformers import AutoModelForSequenceClassification
 
 from benchmarks import machine
 from benchmarks.result import bar, say, tell
-from distilrank import losses, training
-from distilrank.checkpoints import Checkpoints
 from distilrank.config import Compute, Config, DemoShop, HomeDepot, Optimiser, Teacher, TeacherText
 from distilrank.core import records
 from distilrank.data import prepare
 from distilrank.modeling import adapters, batching, compute, encoding, fusion, models, network, packing, scorer
+from distilrank.training import loop as training
+from distilrank.training import losses
+from distilrank.training.checkpoints import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, RATE, SEED = 32, 5e-4, 17

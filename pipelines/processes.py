@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from kfp import local
 
-from distilrank import launch
+from distilrank.training import launch
 
 EXECUTOR = "_KFP_RUNTIME=true "
 """How the last command of a stage's shell script begins (kubeflow/pipelines 2.17.0, kfp/dsl/component_factory.py)."""

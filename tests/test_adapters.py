@@ -16,7 +16,7 @@ from distilrank.modeling import network, parity, scorer
 from distilrank.modeling.adapters import Adapted
 from distilrank.modeling.compute import Runtime, setup
 from distilrank.modeling.encoding import Tokens, encode_table
-from distilrank.training import seed_everything
+from distilrank.training.loop import seed_everything
 from tests.bases import write_base
 from tests.test_models import pairs
 

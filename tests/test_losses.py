@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from distilrank.losses import (
+from distilrank.training.losses import (
     Thresholds,
     listwise_loss,
     margin_loss,

@@ -17,12 +17,14 @@ import pyarrow as pa
 import pytest
 import torch
 
-from distilrank import launch, teacher, training
-from distilrank.checkpoints import KEPT, Checkpoints
+from distilrank import teacher
 from distilrank.config import Compute, Lora, Optimiser, Teacher, TrainJob
 from distilrank.core import artifacts, records
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.modeling.compute import setup
+from distilrank.training import launch
+from distilrank.training import loop as training
+from distilrank.training.checkpoints import KEPT, Checkpoints
 from tests.test_models import pairs
 from tests.warm import Python
 
@@ -231,7 +233,7 @@ def test_what_goes_wrong_in_another_process_is_told(
 import os, sys
 if os.environ.get("RANK") == "1":
     import torch
-    from distilrank import losses
+    from distilrank.training import losses
     def boom():
         raise torch.OutOfMemoryError("no")
     honest = losses.soft_cross_entropy
@@ -277,7 +279,7 @@ def test_nodes_that_nobody_waits_for_end_themselves_and_go_on_with_the_next_atte
     models: Path, judgements: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     hook = tmp_path / "site" / "sitecustomize.py"
-    artifacts.write_text(hook, "from distilrank import trainjob\ntrainjob.BEAT_SECONDS = 0.01\n")
+    artifacts.write_text(hook, "from distilrank.training import trainjob\ntrainjob.BEAT_SECONDS = 0.01\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(hook.parent), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setattr(launch.trainjob, "BEAT_SECONDS", 0.01)
     silent = True

@@ -22,15 +22,15 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from distilrank import trainjob
 from distilrank.config import Compute
 from distilrank.core import kubernetes_api, progress
 from distilrank.core.errors import InputError, RunStopped
+from distilrank.training import trainjob
 
 ROOT = Path(__file__).parents[1]
 CRD = ROOT.parent / "shared" / "api" / "trainer.kubeflow.org_trainjobs.crd.yaml"
 NAME = trainjob.job_name("teacher", "key")
-COMMAND = ["torchrun", "-m", "distilrank.launch", "/distilrank/runs/teacher/task.json"]
+COMMAND = ["torchrun", "-m", "distilrank.training.launch", "/distilrank/runs/teacher/task.json"]
 COMPUTE = {
     "nodes": 2,
     "resume": "/distilrank/runs",
@@ -398,7 +398,7 @@ def test_what_kubernetes_would_not_read_is_refused_early(change: dict[str, str])
 
 
 def test_importing_it_loads_no_client() -> None:
-    code = "import sys, distilrank.trainjob; sys.exit(bool({'kubernetes', 'torch', 'urllib3'} & set(sys.modules)))"
+    code = "import sys, distilrank.training.trainjob; sys.exit(bool({'kubernetes', 'torch', 'urllib3'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -759,7 +759,7 @@ def test_a_process_that_is_stopped_leaves_no_trainjob(
         # what runs in the background ignores SIGINT and hands that on; preexec_fn would fork beside the server's thread
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys; from pathlib import Path\n"
-        "from distilrank import trainjob; from distilrank.config import Compute\n"
+        "from distilrank.training import trainjob; from distilrank.config import Compute\n"
         "trainjob.POLL_SECONDS = 0.05\n"
         f"settings, heartbeat = Compute.model_validate_json(sys.argv[1]), Path({str(tmp_path / 'heartbeat')!r})\n"
         f"trainjob.run({NAME!r}, {COMMAND!r}, settings, 'teacher', heartbeat=heartbeat)"
@@ -809,7 +809,7 @@ def test_the_heart_beats_while_it_is_waited_for_and_not_after(
 ORPHAN = """
 import sys, time
 from pathlib import Path
-from distilrank import trainjob
+from distilrank.training import trainjob
 trainjob.BEAT_SECONDS = 0.05
 trainjob.end_when_orphaned(Path(sys.argv[1]), float(sys.argv[2]), "teacher")
 time.sleep(20)
@@ -823,7 +823,7 @@ def test_nodes_end_themselves_once_nobody_waits_for_them(server: Server, tmp_pat
     settings = compute(namespace="").model_dump_json()
     waits = (
         "import sys; from pathlib import Path\n"
-        "from distilrank import trainjob; from distilrank.config import Compute\n"
+        "from distilrank.training import trainjob; from distilrank.config import Compute\n"
         "trainjob.BEAT_SECONDS = 0.05\n"
         f"settings = Compute.model_validate_json(sys.argv[1])\n"
         f"trainjob.run({NAME!r}, {COMMAND!r}, settings, 'teacher', heartbeat=Path(sys.argv[2]))"

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from distilrank import launch
+from distilrank.training import launch
 
 ROOT = Path(__file__).parent.parent
 PRELOADED = (

@@ -12,13 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from distilrank import losses, training
 from distilrank.config import Compute, Label, Teacher
 from distilrank.core import artifacts, progress, records
 from distilrank.modeling import adapters, batching, encoding, models, pretrained
 from distilrank.modeling import compute as computing
 from distilrank.modeling.network import load_model, score_encoded
 from distilrank.modeling.scorer import load_encoder
+from distilrank.training import loop as training
+from distilrank.training import losses
 
 ESTIMATE = "estimate.json"
 STAGE = "estimate"

@@ -17,7 +17,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distilrank import registry, trainjob
+from distilrank import registry
 from distilrank.config import OVERRIDE_DAYS, Config, Override, Preflight, Prepare
 from distilrank.core import artifacts, hardware, normalise, progress
 from distilrank.core.errors import InputError
@@ -27,6 +27,7 @@ from distilrank.data.corpus import least_clients
 from distilrank.data.log_window import days_of, parse_time, resolve_window
 from distilrank.data.logstore import LogStore, make_scrubber
 from distilrank.modeling import encoding, models, weights
+from distilrank.training import trainjob
 
 STAGE = "preflight"
 

@@ -1,6 +1,6 @@
 """Training in several processes: torchrun on this machine, or a TrainJob over several; in each of them the stage runs.
 
-    torchrun --nproc-per-node 4 -m distilrank.launch TASK.json
+    torchrun --nproc-per-node 4 -m distilrank.training.launch TASK.json
 
 The processes find one another by torchrun's environment, and accelerate takes it from there.
 """
@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from distilrank import config as configuration
-from distilrank import trainjob
 from distilrank.config import Compute, Section
 from distilrank.core import artifacts, hardware
 from distilrank.core.errors import InputError, RunStopped
+from distilrank.training import trainjob
 
 LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -105,7 +105,7 @@ def run(
         folders = {name: _copied(given, workspace / name) for name, given in folders.items()}
         task = _Task(stage, config, compute, folders, values, output=workspace / "output", folder=workspace)
         if not task.is_done():  # an attempt before this one may have seen it through
-            command = ["torchrun", "-m", "distilrank.launch", str(task.write())]
+            command = ["torchrun", "-m", "distilrank.training.launch", str(task.write())]
             try:
                 trainjob.run(trainjob.job_name(stage, key), command, compute, stage, heartbeat=workspace / HEARTBEAT)
             except RunStopped:
@@ -124,7 +124,7 @@ def run(
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     with tempfile.TemporaryDirectory() as scratch:
         task = _Task(stage, config, compute, folders, values, output=output, folder=Path(scratch))
-        command = [*torchrun, "-m", "distilrank.launch", str(task.write())]
+        command = [*torchrun, "-m", "distilrank.training.launch", str(task.write())]
         # Two trainings in one folder would do harm.
         die = functools.partial(die_with_parent, os.getpid())
         subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=False, preexec_fn=die)

@@ -27,13 +27,13 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import set_seed
 
-from distilrank.checkpoints import Checkpoints
 from distilrank.config import Compute, Optimiser
 from distilrank.core import artifacts, progress
 from distilrank.core.errors import RunStopped
 from distilrank.modeling.compute import Runtime
 from distilrank.modeling.encoding import Tokens
 from distilrank.modeling.network import forward, score_encoded
+from distilrank.training.checkpoints import Checkpoints
 
 
 @dataclass
