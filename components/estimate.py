@@ -15,7 +15,7 @@ def estimate_spend(
     """Tell what teaching and labelling will take, from a short timed sample."""
     from pathlib import Path
 
-    from distilrank import estimate as stage
+    from distilrank.teacher import estimate as stage
     from distilrank.config import Compute, Label, Teacher
 
     stage.estimate(

@@ -15,7 +15,7 @@ def train_teacher(
     """Fine-tune the LLM on the judgements; return its dev nDCG@10."""
     from pathlib import Path
 
-    from distilrank import teacher as stage
+    from distilrank.teacher import train as stage
     from distilrank.config import Compute, Teacher
 
     result = stage.train(

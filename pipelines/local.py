@@ -23,10 +23,10 @@ import yaml
 from kfp import components, local
 from rich.console import Console
 
-from distilrank import label_manifest
 from distilrank.config import Config, parameters
 from distilrank.core import artifacts, hardware
 from distilrank.core.errors import InputError, RunStopped
+from distilrank.teacher import label_manifest
 from pipelines import compiling, processes
 from pipelines.console import RunDisplay
 from pipelines.containers import Engine
@@ -273,7 +273,7 @@ def _compiled(path: Path) -> Any:
 def estimate(
     config: Config, *, name: str, runs: Path, cache: bool, console: Console, network: str | None = None
 ) -> dict[str, Any]:
-    """Run the stages before the teacher, time a sample, and return what `distilrank.estimate` says.
+    """Run the stages before the teacher, time a sample, and return what `distilrank.teacher.estimate` says.
 
     What is prepared is kept: a run with the same configuration takes it over. Arguments and errors as for `run`.
     """

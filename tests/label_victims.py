@@ -21,10 +21,10 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks import kills
-from distilrank import label_parts
 from distilrank.config import Label
 from distilrank.core import artifacts, progress, records
 from distilrank.core.errors import InputError
+from distilrank.teacher import label_parts
 
 ROWS, PART_ROWS = 90, 8
 WINDOWS = -(-ROWS // PART_ROWS)

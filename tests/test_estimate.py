@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from distilrank import estimate
 from distilrank.config import Compute, Config, DemoShop, Label, Lora, Optimiser, Teacher, parameters
 from distilrank.core import artifacts, records
 from distilrank.modeling import encoding, scorer
+from distilrank.teacher import estimate
 from pipelines.distill import distill
 from pipelines.estimate import estimate as pipeline
 from tests.test_models import pairs

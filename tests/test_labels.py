@@ -23,11 +23,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.machine import measure
-from distilrank import label_manifest, label_parts, labels
 from distilrank.config import Compute, Label, TeacherText
 from distilrank.core import artifacts, records
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.modeling import compute, network, scorer
+from distilrank.teacher import label_manifest, label_parts, labels
 from tests import label_victims as victims
 
 ROOT = Path(__file__).parents[1]
@@ -365,7 +365,7 @@ def copied(labelled: list[Path], tmp_path: Path) -> list[Path]:
 LABEL_SLOWLY = """
     import sys, time
     from pathlib import Path
-    from distilrank import label_parts, labels
+    from distilrank.teacher import label_parts, labels
     from distilrank.config import Compute, Label
     keep = label_parts.Parts.keep
     def slow(*arguments):

@@ -11,12 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-from distilrank import labels, pair_files, student, teacher
+from distilrank import pair_files, student
 from distilrank.config import Compute, Label, Lora, Optimiser, Student, StudentOptimiser, Teacher, TeacherText, Text
 from distilrank.core import artifacts, records
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.modeling import models, scorer
 from distilrank.modeling.encoding import PairEncoder, PromptEncoder, neutralise
+from distilrank.teacher import labels
+from distilrank.teacher import train as teacher
 
 COMPUTE = Compute(device="cpu", precision="fp32", threads=1)
 NOUNS = ("sofa", "lamp", "phone", "drill", "shoe", "dress")

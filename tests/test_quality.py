@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
 
-from distilrank import quality
 from distilrank.core import records
 from distilrank.evaluation import measures
 from distilrank.modeling import calibration
+from distilrank.teacher import quality
 
 
 def a_dev_split(queries: int = 60, per_query: int = 8, seed: int = 0, **columns: list) -> pa.Table:

@@ -15,13 +15,14 @@ import pyarrow as pa
 import pytest
 from scipy.special import expit
 
-from distilrank import gate, label_manifest, quality, report
+from distilrank import gate, report
 from distilrank.config import Evaluate, Gate, Report
 from distilrank.core import artifacts, records
 from distilrank.core.errors import InputError
 from distilrank.evaluation import relevance
 from distilrank.modeling import calibration
 from distilrank.rendering import figures, formatting
+from distilrank.teacher import label_manifest, quality
 
 WORDS = ["cordless", "drill", "hammer", "saw", "blade", "ladder", "paint", "roller", "brush", "hose", "tap", "valve"]
 VERSION, CHAMPION, ANCHOR = "v0123456789ab", "vba9876543210", "vaabbccddeeff"

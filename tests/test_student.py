@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distilrank import label_manifest, quality, student
+from distilrank import student
 from distilrank.config import Compute, Export, Student, StudentOptimiser, Text
 from distilrank.core import artifacts, records
 from distilrank.core.errors import InputError
@@ -21,6 +21,7 @@ from distilrank.lists import Lists, Piece
 from distilrank.modeling import batching
 from distilrank.modeling.encoding import Tokens
 from distilrank.modeling.scorer import DESCRIPTION, Scorer
+from distilrank.teacher import label_manifest, quality
 from distilrank.training import losses
 from distilrank.training.checkpoints import Checkpoints
 from tests.test_models import pairs

@@ -17,11 +17,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from distilrank import teacher
 from distilrank.config import Compute, Lora, Optimiser, Teacher, TrainJob
 from distilrank.core import artifacts, records
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.modeling.compute import setup
+from distilrank.teacher import train as teacher
 from distilrank.training import launch
 from distilrank.training import loop as training
 from distilrank.training.checkpoints import KEPT, Checkpoints
@@ -72,7 +72,7 @@ def warm_workers(warm_python: Python, monkeypatch: pytest.MonkeyPatch) -> None:
 TRAIN = """
 import sys
 from pathlib import Path
-from distilrank import teacher
+from distilrank.teacher import train as teacher
 from distilrank.config import Compute, Teacher
 config, compute, judgements, output = sys.argv[1:]
 teacher.train(

@@ -37,15 +37,15 @@ from distilrank.training import launch
 ROOT = Path(__file__).parent.parent
 PRELOADED = (
     "distilrank.drift.evidently_page",
-    "distilrank.estimate",
+    "distilrank.teacher.estimate",
     "distilrank.export",
-    "distilrank.labels",
+    "distilrank.teacher.labels",
     "distilrank.preflight",
     "distilrank.data.prepare",
     "distilrank.evaluation.relevance",
     "distilrank.report",
     "distilrank.student",
-    "distilrank.teacher",
+    "distilrank.teacher.train",
     "evidently.presets",
     "kfp.local",
     "peft",

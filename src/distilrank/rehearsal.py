@@ -21,13 +21,15 @@ import torch
 from pydantic import BaseModel
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
-from distilrank import labels, student, teacher
+from distilrank import student
 from distilrank.config import Compute, Label, Student, Teacher
 from distilrank.core import artifacts, progress, records
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.modeling import adapters, encoding, models, pretrained
 from distilrank.modeling import weights as weight_files
 from distilrank.modeling.scorer import Scorer
+from distilrank.teacher import labels
+from distilrank.teacher import train as teacher
 
 STAGE = "rehearse"
 DIGEST = "rehearsal"

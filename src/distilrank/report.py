@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
-from distilrank import label_manifest
 from distilrank.checks import failed as failed_checks
 from distilrank.config import Report
 from distilrank.core import artifacts, records
@@ -33,6 +32,7 @@ from distilrank.rendering.formatting import (
     measure_text,
     percent_text,
 )
+from distilrank.teacher import label_manifest
 
 SYSTEMS = {
     "random": "Random",

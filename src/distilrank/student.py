@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from distilrank import export, label_manifest, labels, model_card, quality
+from distilrank import export, model_card
 from distilrank.config import Compute, Student
 from distilrank.core import artifacts, progress, records
 from distilrank.core.ahead import ahead
@@ -24,7 +24,8 @@ from distilrank.modeling import calibration, encoding, fusion, models, packing, 
 from distilrank.modeling import compute as computing
 from distilrank.modeling.network import load_model, save_tokenizer
 from distilrank.modeling.scorer import DESCRIPTION, METRICS, calibrate, describe
-from distilrank.teacher import dev_ndcg
+from distilrank.teacher import label_manifest, labels, quality
+from distilrank.teacher.train import dev_ndcg
 from distilrank.training import launch, losses
 from distilrank.training import loop as training
 

@@ -21,11 +21,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distilrank import quality
 from distilrank.config import Label
 from distilrank.core import artifacts, progress, records
 from distilrank.core.ahead import ahead
 from distilrank.core.errors import InputError, RunStopped
+from distilrank.teacher import quality
 
 INPUTS = "inputs.json"
 METADATA = b"distilrank"  # key of a part's own account in its Parquet schema

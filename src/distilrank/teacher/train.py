@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from distilrank import quality
 from distilrank.config import Compute, Label, Teacher
 from distilrank.core import artifacts, progress, records
 from distilrank.core.errors import RunStopped
@@ -18,6 +17,7 @@ from distilrank.modeling import adapters, batching, encoding, fusion, models, pa
 from distilrank.modeling import compute as computing
 from distilrank.modeling.network import load_model, narrow_base, save_tokenizer, score_encoded
 from distilrank.modeling.scorer import DESCRIPTION, METRICS, calibrate, describe, load_encoder
+from distilrank.teacher import quality
 from distilrank.training import launch, losses
 from distilrank.training import loop as training
 from distilrank.training.checkpoints import Checkpoints

@@ -15,15 +15,15 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 
-from distilrank import label_manifest, quality
 from distilrank.config import Compute, Label
 from distilrank.core import artifacts, progress, records
 from distilrank.core.errors import InputError
-from distilrank.label_parts import IDS, Device, Parts, Scored, label_rows
 from distilrank.modeling import compute as computing
 from distilrank.modeling import encoding, fusion
 from distilrank.modeling.network import Network, score_encoded
 from distilrank.modeling.scorer import CHUNK_ROWS, DESCRIPTION, METRICS, Scorer
+from distilrank.teacher import label_manifest, quality
+from distilrank.teacher.label_parts import IDS, Device, Parts, Scored, label_rows
 
 LABELS = "labels.parquet"
 

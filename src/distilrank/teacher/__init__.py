@@ -1,0 +1,1 @@
+"""The stages `teacher` and `label`: an LLM is fine-tuned and scores the log."""
