@@ -28,7 +28,6 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel
 
 from benchmarks import machine
-from distilrank import student
 from distilrank.config import Compute, Config, Evaluate, load
 from distilrank.core import artifacts, records
 from distilrank.data import prepare
@@ -37,6 +36,7 @@ from distilrank.evaluation.relevance import Judged, System
 from distilrank.modeling.retriever import Retriever
 from distilrank.modeling.scorer import Scorer
 from distilrank.rendering import figures
+from distilrank.student import train as student
 from distilrank.teacher import label_manifest, labels
 from distilrank.teacher import train as teacher
 

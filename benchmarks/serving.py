@@ -95,8 +95,8 @@ def make_student(base: Path, seed: int, pairs: pa.Table, folder: Path, backend: 
     """
     import torch
 
-    from distilrank import export
     from distilrank.modeling import compute, network, scorer
+    from distilrank.student import export
 
     text = Text()
     torch.manual_seed(seed)

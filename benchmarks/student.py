@@ -29,17 +29,17 @@ from sentence_transformers.cross_encoder.losses import MarginMSELoss
 
 from benchmarks import machine
 from benchmarks.result import bar, say, tell
-from distilrank import export
 from distilrank.config import Compute, Config, DemoShop, HomeDepot, StudentOptimiser, Text
 from distilrank.config import Student as Settings
 from distilrank.core import records
 from distilrank.data import prepare
 from distilrank.evaluation import measures
-from distilrank.lists import Lists, Piece
 from distilrank.modeling import compute, encoding, models, network, packing
 from distilrank.modeling.cache import Cache
 from distilrank.modeling.graph import FILES
 from distilrank.modeling.scorer import Scorer, calibrate, describe, load_encoder
+from distilrank.student import export
+from distilrank.student.lists import Lists, Piece
 from distilrank.training import loop as training
 from distilrank.training import losses
 from distilrank.training.checkpoints import Checkpoints

@@ -20,7 +20,7 @@ def distil_student(
     """Train the student on the teacher's margins; return its dev nDCG@10."""
     from pathlib import Path
 
-    from distilrank import student as stage
+    from distilrank.student import train as stage
     from distilrank.config import Compute, Student
 
     result = stage.train(

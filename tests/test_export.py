@@ -20,12 +20,12 @@ from onnx import helper
 from sentence_transformers import CrossEncoder
 from transformers import AutoModelForSequenceClassification
 
-from distilrank import export
 from distilrank.config import Compute, Text
 from distilrank.core import artifacts, records
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.modeling import encoding
 from distilrank.modeling.scorer import Scorer, load_encoder
+from distilrank.student import export
 from tests.students import BERT, write_student
 from tests.tiny_models import WORDS
 

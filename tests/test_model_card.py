@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from distilrank import model_card
 from distilrank.config import Student
 from distilrank.core import artifacts
 from distilrank.core.errors import InputError
+from distilrank.student import model_card
 
 PARITY = {
     "reference": {"system": "torch 2, fp32", "pairs": 90, "queries": 11, "ndcg_at_10": 0.9},

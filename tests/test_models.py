@@ -11,12 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-from distilrank import pair_files, student
+from distilrank import pair_files
 from distilrank.config import Compute, Label, Lora, Optimiser, Student, StudentOptimiser, Teacher, TeacherText, Text
 from distilrank.core import artifacts, records
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.modeling import models, scorer
 from distilrank.modeling.encoding import PairEncoder, PromptEncoder, neutralise
+from distilrank.student import train as student
 from distilrank.teacher import labels
 from distilrank.teacher import train as teacher
 

@@ -269,7 +269,7 @@ ACTS = {
     "load": "from distilrank.modeling import network, compute; from distilrank import config\n"
     "network.load_model(Path(folder), compute.setup(config.Compute(device='cpu')))",
     "retriever": "from distilrank.modeling import retriever; retriever.Retriever(folder)",
-    "export": "from distilrank import export; export._load(Path(folder))",
+    "export": "from distilrank.student import export; export._load(Path(folder))",
     "tokenizer": "from distilrank.modeling import pretrained; pretrained.inputs(Path(folder), None)",
 }
 

@@ -23,7 +23,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.models.auto import modeling_auto
 
 import distilrank
-from distilrank import export, pair_files
+from distilrank import pair_files
 from distilrank.config import Compute, Student, TeacherText, Text
 from distilrank.core import artifacts
 from distilrank.core.errors import InputError, RunStopped
@@ -31,6 +31,7 @@ from distilrank.modeling import encoding, scorer
 from distilrank.modeling import models as references
 from distilrank.modeling.cache import Cache
 from distilrank.modeling.scorer import DESCRIPTION, Scorer, load_encoder
+from distilrank.student import export
 from tests.students import BERT, PLATT, change, write_student
 from tests.tiny_models import WORDS
 

@@ -13,14 +13,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distilrank import student
 from distilrank.config import Compute, Export, Student, StudentOptimiser, Text
 from distilrank.core import artifacts, records
 from distilrank.core.errors import InputError
-from distilrank.lists import Lists, Piece
 from distilrank.modeling import batching
 from distilrank.modeling.encoding import Tokens
 from distilrank.modeling.scorer import DESCRIPTION, Scorer
+from distilrank.student import train as student
+from distilrank.student.lists import Lists, Piece
 from distilrank.teacher import label_manifest, quality
 from distilrank.training import losses
 from distilrank.training.checkpoints import Checkpoints

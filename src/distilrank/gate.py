@@ -16,7 +16,7 @@ from distilrank import registry as registries
 from distilrank.checks import Check, Evidence, counts_as_failed, examine
 from distilrank.config import OVERRIDE_DAYS, Gate, Registry, looser, parameters
 from distilrank.core import artifacts, progress
-from distilrank.model_card import PARITY
+from distilrank.student.model_card import PARITY
 
 Outcome = Literal["promoted", "cold_start", "overridden", "refused", "unchanged"]
 """`unchanged`: the candidate is the champion, byte for byte, which is neither a promotion nor a refusal."""

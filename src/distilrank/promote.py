@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distilrank import __version__, checks, model_card
+from distilrank import __version__, checks
 from distilrank import registry as registries
 from distilrank.config import Registry
 from distilrank.core import artifacts, progress
 from distilrank.core.errors import InputError, RunStopped
+from distilrank.student import model_card
 
 LINEAGE = ("name", "data", "code", "images")
 """What only the wiring knows of a run, and what every version must tell: its name, digests, and where it ran."""

@@ -21,13 +21,13 @@ import torch
 from pydantic import BaseModel
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
-from distilrank import student
 from distilrank.config import Compute, Label, Student, Teacher
 from distilrank.core import artifacts, progress, records
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.modeling import adapters, encoding, models, pretrained
 from distilrank.modeling import weights as weight_files
 from distilrank.modeling.scorer import Scorer
+from distilrank.student import train as student
 from distilrank.teacher import labels
 from distilrank.teacher import train as teacher
 

@@ -48,7 +48,7 @@ class Graph:
         if not path.is_file():
             raise InputError(
                 f"{path}: no such file, which the backend {name} reads; the student stage exports it, and "
-                "`distilrank.export` for a student of an earlier run"
+                "`distilrank.student.export` for a student of an earlier run"
             )
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -33,7 +33,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 HEARTBEAT = "heartbeat"
 Folders = Path | list[Path]
 ENDS: dict[str, type[Exception]] = {"InputError": InputError, "RunStopped": RunStopped}
-STAGES = {"teacher": ("distilrank.teacher.train", "Teacher"), "student": ("distilrank.student", "Student")}
+STAGES = {"teacher": ("distilrank.teacher.train", "Teacher"), "student": ("distilrank.student.train", "Student")}
 """Stages that may train in several processes: the module of each, and its section of the configuration."""
 
 

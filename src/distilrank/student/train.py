@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from distilrank import export, model_card
 from distilrank.config import Compute, Student
 from distilrank.core import artifacts, progress, records
 from distilrank.core.ahead import ahead
 from distilrank.core.errors import InputError
-from distilrank.lists import Lists, Piece
 from distilrank.modeling import calibration, encoding, fusion, models, packing, parity, pretrained
 from distilrank.modeling import compute as computing
 from distilrank.modeling.network import load_model, save_tokenizer
 from distilrank.modeling.scorer import DESCRIPTION, METRICS, calibrate, describe
+from distilrank.student import export, model_card
+from distilrank.student.lists import Lists, Piece
 from distilrank.teacher import label_manifest, labels, quality
 from distilrank.teacher.train import dev_ndcg
 from distilrank.training import launch, losses

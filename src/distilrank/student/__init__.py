@@ -1,0 +1,1 @@
+"""The stage `student`: a cross-encoder learns the teacher's margins and is exported."""
