@@ -20,7 +20,7 @@ def watch_champion(
     """Hold the newest traffic against the champion's; return whether an alarm is to start `distill`."""
     from pathlib import Path
 
-    from distilrank import monitor as stage
+    from distilrank.drift import monitor as stage
     from distilrank.core import artifacts
     from distilrank.config import Drift, Monitor, Registry
 

@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import wasserstein_distance
 
-from distilrank import drift, monitor, registry
+from distilrank import drift, registry
 from distilrank.config import Drift, Monitor, Registry
 from distilrank.core import artifacts, progress, records, scripts
 from distilrank.core.errors import InputError
 from distilrank.data.pool import systematic
 from distilrank.drift import columns as compared
-from distilrank.drift import domain, evidently_page
+from distilrank.drift import domain, evidently_page, monitor
 
 TYPES = ["drill", "saw", "hammer", "tap"]
 

@@ -26,8 +26,8 @@ from components.drift import measure_drift
 from components.monitor import watch_champion
 from components.prepare import prepare_data
 from components.report import render_report
-from distilrank import newest
 from distilrank.core import artifacts, records
+from distilrank.drift import newest
 from pipelines.distill import distill
 from pipelines.monitor import monitor
 from tests import browser, test_drift, test_report
