@@ -26,12 +26,12 @@ from scipy.stats import norm
 
 from benchmarks import machine
 from benchmarks.result import at_most, clopper_pearson, tell
-from distilrank import gate
 from distilrank.config import Config, Evaluate, Gate, Prepare, load
 from distilrank.core import normalise
 from distilrank.core.problems import Problems
 from distilrank.data import bm25, corpus, logstore, sources
 from distilrank.evaluation import measures, significance, trec
+from distilrank.promotion import gate
 from distilrank.rendering import figures
 
 BASE = Path("configs/home-depot.yaml")

@@ -19,7 +19,7 @@ def decide(
     """Hold the student against the policy; return whether it may be promoted."""
     from pathlib import Path
 
-    from distilrank import gate as stage
+    from distilrank.promotion import gate as stage
     from distilrank.config import Gate, Registry
 
     return stage.gate(

@@ -27,7 +27,7 @@ def promote_student(
     """Publish the student as an immutable version and move the champion alias to it; return the version."""
     from pathlib import Path
 
-    from distilrank import promote as stage
+    from distilrank.promotion import promote as stage
     from distilrank.config import Registry
 
     return stage.promote(

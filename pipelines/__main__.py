@@ -11,10 +11,10 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 
-from distilrank import checks
 from distilrank.config import Config, load
 from distilrank.core import artifacts, hardware, progress, terminal
 from distilrank.core.errors import InputError, RunStopped
+from distilrank.promotion import checks
 from pipelines import cluster_commands
 from pipelines.options import ConfigFile, Overrides, Pipeline
 

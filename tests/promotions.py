@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from distilrank import promote, registry
+from distilrank import registry
 from distilrank.config import Registry, Text
 from distilrank.core import artifacts, records
+from distilrank.promotion import promote
 
 IMAGES = {"ops": "shop/ops@sha256:" + "1" * 64, "train": "shop/train@sha256:" + "2" * 64}
 LINEAGE = {"name": "nightly", "data": "d" * 64, "code": "c" * 64, "images": IMAGES}

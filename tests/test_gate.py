@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from distilrank import checks, gate
 from distilrank.config import Gate
+from distilrank.promotion import checks, gate
 
 PROTOCOL = {"confidence": 0.95, "bootstrap": 2000, "near_duplicates": 0.01}
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from distilrank import cli, gate, registry
+from distilrank import cli, registry
 from distilrank.config import Gate, Registry, parameters, parse
 from distilrank.core import artifacts, progress, sketch
 from distilrank.core.errors import InputError
+from distilrank.promotion import gate
 from tests.test_gate import DRIFT, metrics
 
 FOLDERS = ("evaluation", "drift", "student", "judgements")

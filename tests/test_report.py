@@ -15,12 +15,13 @@ import pyarrow as pa
 import pytest
 from scipy.special import expit
 
-from distilrank import gate, report
+from distilrank import report
 from distilrank.config import Evaluate, Gate, Report
 from distilrank.core import artifacts, records
 from distilrank.core.errors import InputError
 from distilrank.evaluation import relevance
 from distilrank.modeling import calibration
+from distilrank.promotion import gate
 from distilrank.rendering import figures, formatting
 from distilrank.teacher import label_manifest, quality
 

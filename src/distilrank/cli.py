@@ -411,7 +411,7 @@ def reconsider(
     if run is None:
         raise InputError("gate: --run is missing, expected the folder of a finished run, or --schema")
     base = config.read_policy(policy) if policy else config.load(run / "config.yaml").gate
-    from distilrank import gate as stage
+    from distilrank.promotion import gate as stage
 
     verdict = stage.reconsider(run, config.policy(base, overrides))
     if as_json:

@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
-from distilrank.checks import failed as failed_checks
 from distilrank.config import Report
 from distilrank.core import artifacts, records
 from distilrank.evaluation import measures
 from distilrank.evaluation.significance import TIE
+from distilrank.promotion.checks import failed as failed_checks
 from distilrank.rendering import figures, inline_script, templating
 from distilrank.rendering.formatting import (
     bound_text,

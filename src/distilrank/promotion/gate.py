@@ -1,6 +1,6 @@
 """The decision whether a student is good enough to replace what is in use.
 
-What it is held to is the policy, the configuration's section `gate`; the checks are in `distilrank.checks`.
+What it is held to is the policy, the configuration's section `gate`; the checks are in `distilrank.promotion.checks`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distilrank import registry as registries
-from distilrank.checks import Check, Evidence, counts_as_failed, examine
 from distilrank.config import OVERRIDE_DAYS, Gate, Registry, looser, parameters
 from distilrank.core import artifacts, progress
+from distilrank.promotion.checks import Check, Evidence, counts_as_failed, examine
 from distilrank.student.model_card import PARITY
 
 Outcome = Literal["promoted", "cold_start", "overridden", "refused", "unchanged"]

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distilrank import __version__, checks
+from distilrank import __version__
 from distilrank import registry as registries
 from distilrank.config import Registry
 from distilrank.core import artifacts, progress
 from distilrank.core.errors import InputError, RunStopped
+from distilrank.promotion import checks
 from distilrank.student import model_card
 
 LINEAGE = ("name", "data", "code", "images")
