@@ -35,8 +35,9 @@ LEFT_BEHIND = --set name=demo-left-behind --set student.optimiser.seed=99 \
 test: $(READY) $(VENV)/onnx-backend/.ready $(HELM) ## Run the tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-lint: $(READY) ## Check style and format
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/hadolint images/Dockerfile
+lint: $(READY) ## Check style, format and the layers of the packages
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache --no-logo \
+		&& $(BIN)/hadolint images/Dockerfile
 
 types: $(READY) ## Check types
 	@$(BIN)/mypy

@@ -68,7 +68,7 @@ def test_what_the_split_or_the_window_refuses_is_a_problem_too(shop: Shop) -> No
 
 def test_a_sample_says_what_it_left_unread(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_check, "SAMPLE", 10)
-    import distilrank.data.sources.tables as tables
+    from distilrank.data.sources import tables
 
     read = tables.TablesSource.products
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import duckdb
 import pytest
 
+import distilrank
 from distilrank import cli
 from distilrank.config import Gate
 from distilrank.core import artifacts, progress
@@ -193,3 +197,35 @@ def test_a_full_disk_ends_a_command_with_status_2_and_a_line(
 def test_another_failure_stays_a_failure(tmp_path: Path) -> None:
     with pytest.raises(duckdb.BinderException), artifacts.stage("prepare", tmp_path, config=Gate()):
         duckdb.sql("SELECT absent FROM range(1)")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["__init__.py", "core/errors.py", "modeling/scorer.py", "data/sources/esci.py", "rendering/templates/style.css.j2"],
+)
+def test_the_digest_of_the_code_is_of_every_package(tmp_path: Path, name: str, code: tuple[Path, str]) -> None:
+    package, digest = code
+    changed = tmp_path / "distilrank"
+    shutil.copytree(package, changed)
+    with (changed / name).open("a") as file:
+        file.write("\n")
+    assert digest_of_code(tmp_path) != digest
+
+
+@pytest.fixture(scope="module")
+def code(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A copy of the package, and its digest."""
+    folder = tmp_path_factory.mktemp("code")
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(Path(distilrank.__file__).parent, folder / "distilrank", ignore=ignored)
+    assert digest_of_code(folder) == artifacts.code_digest()
+    return folder / "distilrank", digest_of_code(folder)
+
+
+def digest_of_code(folder: Path) -> str:
+    """What the package in `folder` says of itself."""
+    program = "from distilrank.core import artifacts; print(artifacts.code_digest())"
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    return subprocess.run(
+        [sys.executable, "-c", program], env=environment, cwd=folder, capture_output=True, text=True, check=True
+    ).stdout.strip()

@@ -398,7 +398,8 @@ def test_what_kubernetes_would_not_read_is_refused_early(change: dict[str, str])
 
 
 def test_importing_it_loads_no_client() -> None:
-    code = "import sys, distilrank.training.trainjob; sys.exit(bool({'kubernetes', 'torch', 'urllib3'} & set(sys.modules)))"
+    heavy = {"kubernetes", "torch", "urllib3"}
+    code = f"import sys, distilrank.training.trainjob; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -1,7 +1,7 @@
 """The `evaluate` stage: every system on the same judged test rows, compared query by query.
 
-The rows are in `distilrank.evaluation.judged`, the measures in `distilrank.evaluation.measures`, how sure a difference is in
-`distilrank.evaluation.significance`, parts of the queries in `distilrank.evaluation.slices`.
+The rows are in `judged`, the measures in `measures`, how sure a difference is in `significance`, parts of the queries
+in `slices`, all of this package.
 """
 
 from __future__ import annotations

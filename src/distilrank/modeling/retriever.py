@@ -69,7 +69,8 @@ class Retriever:
     """A BERT bi-encoder: mean (or [CLS], where the folder says so) of the last layer, L2-normalised.
 
     Args:
-        reference: model, as in `distilrank.modeling.models`: config.json, tokenizer.json and safetensors (F32, F16 or BF16).
+        reference: model, as in `distilrank.modeling.models`: config.json, tokenizer.json and safetensors (F32, F16 or
+            BF16).
         max_tokens: most tokens of a text, [CLS] and [SEP] included; the rest of a text is cut off.
         threads: processor threads of the network; 0: as many as this process may use.
         precision: `int8` multiplies 8-bit weights with activations that are rounded token by token, so that a vector

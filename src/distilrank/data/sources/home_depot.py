@@ -30,7 +30,7 @@ def open(data: HomeDepot) -> HomeDepotSource:
 
 
 class HomeDepotSource:
-    """One file; see `distilrank.data.sources.Source`. The catalogue is every product of the file, also with `queries` set.
+    """One file; see `Source` in this package. The catalogue is every product of the file, also with `queries` set.
 
     The competition's own file is Latin-1, copies of it are often UTF-8: what is not valid UTF-8 is read as Latin-1.
     A few products come with two wordings of the title; the first one stands.
