@@ -23,7 +23,10 @@ from distilrank.serving.settings import Serving
 from distilrank.serving.watch import Version
 
 LONGEST_RETRY = 60  # seconds that a refused client is asked to wait at most
-SHARE = 0.5  # of the speed that small requests have for certain while large ones wait, and large ones while small do
+ACCEPTED = 0.4
+"""Part of `timeout_seconds` in which what is accepted could be scored at full speed. Half of the speed is certain for
+either queue, and a fifth of the time is left for the batch in progress and the estimate's error."""
+BATCH = 0.1  # of `timeout_seconds` that a batch takes at most, where `batch_pairs` would take longer
 HORIZON = 2.0  # seconds of scoring by which what a batch says of the speed has lost two thirds of its weight
 
 log = logging.getLogger(__name__)
@@ -59,9 +62,14 @@ class Job:
         return len(self.products) - self.taken
 
     @property
-    def tokens_left(self) -> float:
-        """Estimated tokens of the pairs that wait."""
-        return self.tokens * self.left / len(self.products)
+    def tokens_per_pair(self) -> float:
+        return self.tokens / len(self.products)
+
+    def take(self, count: int) -> Turn:
+        """Put up to `count` of the pairs that wait into a batch."""
+        turn = Turn(self, self.products[self.taken : self.taken + count])
+        self.taken += len(turn.products)
+        return turn
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,10 @@ class Turn:
 
     job: Job
     products: Sequence[Mapping[str, str | None]]
+
+    @property
+    def tokens(self) -> float:
+        return self.job.tokens_per_pair * len(self.products)
 
 
 @dataclass(eq=False)
@@ -80,22 +92,10 @@ class Queue:
     served: float = 0.0
     """Estimated tokens of all batches so far, by which two queues share the time."""
 
+    @property
     def tokens(self) -> float:
         """Estimated tokens of the pairs that wait."""
-        return sum(job.tokens_left for job in self.jobs)
-
-    def fill(self, batch: list[Turn], room: int) -> int:
-        """Move up to `room` pairs into a batch of one version; returns what room is left."""
-        while room and self.jobs and (not batch or self.jobs[0].version is batch[0].job.version):
-            job = self.jobs[0]
-            before = job.tokens_left
-            batch.append(Turn(job, job.products[job.taken : job.taken + room]))
-            job.taken += len(batch[-1].products)
-            room -= len(batch[-1].products)
-            self.served += before - job.tokens_left
-            if not job.left:
-                self.jobs.popleft()
-        return room
+        return sum(job.tokens_per_pair * job.left for job in self.jobs)
 
 
 class Batcher:
@@ -104,7 +104,7 @@ class Batcher:
     Each is served in order of arrival. While both wait they take turns so that either has half of the time: a small
     request waits for one batch of a large one at most, and of many large ones the first are complete in time instead
     of all being late together. A request is accepted if half of the speed suffices to score it within
-    `timeout_seconds`; where nothing of its size waits, it always is.
+    `timeout_seconds`; while nothing waits in its queue, it always is.
     """
 
     def __init__(self, settings: Serving, metrics: Metrics) -> None:
@@ -113,6 +113,7 @@ class Batcher:
         self._arrived, self._full = asyncio.Event(), asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch")
         self._tokens = self._seconds = 0.0  # of the last batches, older ones with less weight
+        self._in_batch = 0.0  # tokens that are being scored
         metrics.waiting_pairs.set_function(self.waiting)
 
     @property
@@ -138,11 +139,10 @@ class Batcher:
         """
         tokens = version.scorer.estimate_tokens(query, products)
         queue = self._small if len(products) <= self.settings.batch_pairs else self._large
-        speed = self._tokens / self._seconds if self._seconds else version.tokens_per_second
-        late = (queue.tokens() + tokens) / speed - SHARE * self.settings.timeout_seconds
-        waiting = self.waiting()
+        waiting, speed = self.waiting(), self._speed(version)
+        late = (self._in_batch + queue.tokens + tokens) / speed - ACCEPTED * self.settings.timeout_seconds
         if waiting + len(products) > self.settings.max_waiting:
-            raise Full(f"{waiting} pairs are waiting", max(late, queue.tokens() / speed / 2))
+            raise Full(f"{waiting} pairs are waiting", max(late, queue.tokens / speed / 2))
         if queue.jobs and late > 0:
             raise Full(f"{waiting} pairs are waiting, too many to score this request in time", late)
         if not queue.jobs:  # what it did not use before is not made up for
@@ -153,6 +153,10 @@ class Batcher:
         if waiting + len(products) >= self.settings.batch_pairs:
             self._full.set()
         return job
+
+    def _speed(self, version: Version) -> float:
+        """Estimated tokens that are scored in a second."""
+        return self._tokens / self._seconds if self._seconds else version.tokens_per_second
 
     def drop(self, job: Job) -> None:
         """Give a job up if it is not done, so that nothing more is scored for it."""
@@ -196,9 +200,22 @@ class Batcher:
     def _take(self) -> list[Turn]:
         """The next batch: jobs of one version, up to `batch_pairs` of their pairs."""
         batch: list[Turn] = []
-        room = self.settings.batch_pairs
+        pairs, tokens = self.settings.batch_pairs, 0.0
         for queue in self._queues:
-            room = queue.fill(batch, room)
+            while queue.jobs and (not batch or queue.jobs[0].version is batch[0].job.version):
+                job = queue.jobs[0]
+                if not batch:
+                    tokens = self._speed(job.version) * BATCH * self.settings.timeout_seconds
+                room = min(pairs, max(int(tokens / job.tokens_per_pair), 0 if batch else 1))
+                if room < 1:
+                    break
+                batch.append(job.take(room))
+                pairs -= len(batch[-1].products)
+                tokens -= batch[-1].tokens
+                queue.served += batch[-1].tokens
+                if not job.left:
+                    queue.jobs.popleft()
+        self._in_batch = sum(turn.tokens for turn in batch)
         for turn in batch:
             if not turn.job.logits:
                 self.metrics.queue_seconds.observe(time.monotonic() - turn.job.arrived)
@@ -207,8 +224,8 @@ class Batcher:
     def _hand_out(self, batch: list[Turn], scores: list[np.ndarray | Exception], seconds: float) -> None:
         pairs = sum(len(turn.products) for turn in batch)
         fade = math.exp(-seconds / HORIZON)
-        tokens = sum(turn.job.tokens * len(turn.products) / len(turn.job.products) for turn in batch)
-        self._tokens, self._seconds = self._tokens * fade + tokens, self._seconds * fade + seconds
+        self._tokens, self._seconds = self._tokens * fade + self._in_batch, self._seconds * fade + seconds
+        self._in_batch = 0.0
         self.metrics.pairs.inc(pairs)
         self.metrics.batch_pairs.observe(pairs)
         self.metrics.batch_requests.observe(len(batch))

@@ -81,7 +81,9 @@ def _rehearse(scorer: Scorer, traffic: Path, tolerance: float) -> float:
         log.warning("%s: no traffic to compare with, rehearsed on %d built-in pairs", traffic, len(BUILT_IN))
         queries = list(BUILT_IN)
         products = [[{"title": title} for title in BUILT_IN]] * len(queries)
+    began = time.perf_counter()
     logits = np.concatenate(scorer.score_lists(queries, products))
+    speed = sum(map(scorer.estimate_tokens, queries, products)) / (time.perf_counter() - began)
     if not len(rows):
         if np.ptp(logits) == 0:
             raise InputError(
@@ -95,10 +97,7 @@ def _rehearse(scorer: Scorer, traffic: Path, tolerance: float) -> float:
                 f"{traffic}: probabilities by {scorer.backend.describe()} are off by {off:.4f} on average from those "
                 f"that the version was promoted with, expected at most {tolerance}"
             )
-    began = time.perf_counter()
-    scorer.score_lists(queries, products)
-    seconds = time.perf_counter() - began
-    return sum(map(scorer.estimate_tokens, queries, products)) / seconds
+    return speed
 
 
 @dataclass(frozen=True)
