@@ -128,8 +128,7 @@ class Connection(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        # The service answers a late body itself; this ends what comes after an answer, or to a path that reads none.
-        self._expect(self.seconds + 1)
+        self._expect(self.seconds)
         self._reading = "body"
         self.shared.resume(self)
         super().on_headers_complete()
@@ -153,8 +152,10 @@ class Connection(HttpToolsProtocol):
         if self._reading == "head":
             self._fault = 408, f"headers: did not arrive in {self.seconds:g} s"
             self.send_400_response("")
-        elif self._reading:
+        elif self._reading and self.cycle.response_started:
             self.drop("late")
+        elif self._reading:  # the service itself answers a late body; this is for what comes after an answer
+            self._expect(self.seconds)
         else:  # nothing was sent
             self.transport.close()
 
