@@ -21,7 +21,7 @@ import pyarrow as pa
 from tokenizers import AddedToken, Tokenizer
 
 from distilrank import artifacts
-from distilrank.config import TeacherText, Text
+from distilrank.config import ProductField, TeacherText, Text
 from distilrank.errors import InputError
 
 NESTED_POSITIONS = 8192
@@ -326,7 +326,7 @@ class Encoder(ABC):
                 shown.append(self._within(values, self.text.budgets[name]) if name in self.text.budgets else values)
         return [self.text.separator.join(filter(None, row)) for row in zip(*shown, strict=True)]
 
-    def cut(self, field: str, value: str | None) -> str:
+    def cut(self, field: ProductField, value: str | None) -> str:
         """The part of a field that the model can read at most, its runs of white space made one blank.
 
         The rest costs time and memory to tokenise and is dropped after it. Idempotent; scores of the cut value are

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import prometheus_client
@@ -56,10 +56,10 @@ class _Body(Request):
     """A request whose body is bounded while it is read, and is a message of the route's type when it has been read.
 
     Args:
-        message: type of what is in the body; None: the route takes none.
+        message: type of what is in the body.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, message: type[messages.Request] | None) -> None:
+    def __init__(self, scope: Scope, receive: Receive, message: type[messages.Request]) -> None:
         super().__init__(scope, receive)
         self.message = message
 
@@ -86,7 +86,6 @@ class _Body(Request):
         except ClientDisconnect:
             state.metrics.abandoned.labels("gone").inc()
             raise HTTPException(GONE, "the client has gone") from None
-        assert self.message is not None
         self.state.version = version = _current(state)  # cut for it, and so scored by it
         arguments = self.message, body, state.settings, version.scorer
         if len(body) <= INLINE_BYTES:
@@ -139,7 +138,9 @@ def _parse(message: type[messages.Request], body: bytes, settings: Serving, scor
 class _BoundedRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
-        message = self.body_field.field_info.annotation if self.body_field else None
+        if self.body_field is None:
+            return handle
+        message = cast(type[messages.Request], self.body_field.field_info.annotation)
 
         async def bounded(request: Request) -> Response:
             return await handle(_Body(request.scope, request.receive, message))
