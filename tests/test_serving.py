@@ -35,7 +35,7 @@ from distilrank.config import Compute, Text
 from distilrank.errors import InputError
 from distilrank.graph import Graph
 from distilrank.scorer import Scorer
-from distilrank.serving import access, app, watch
+from distilrank.serving import access, app, messages, watch
 from distilrank.serving.batcher import Full
 from distilrank.serving.connection import Connection, Connections
 from distilrank.serving.metrics import Metrics
@@ -888,26 +888,33 @@ def test_probes_metrics_and_answers_that_are_written_are_not_in_flight(shop: Sho
     assert state.in_flight == 0
 
 
-def test_large_bodies_are_parsed_in_a_thread(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    threads = []
+def test_large_bodies_are_parsed_in_a_thread_and_wait_with_what_the_model_is_shown(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[tuple[str, messages.Product]] = []
     parse = app._parse
 
     def observed(*arguments: Any) -> Any:
-        threads.append(threading.current_thread().name)
-        return parse(*arguments)
+        request = parse(*arguments)
+        parsed.append((threading.current_thread().name, request.products[0]))
+        return request
 
     monkeypatch.setattr(app, "_parse", observed)
 
     async def scene() -> None:
         async with stalled(shop) as (state, client):
             running = asyncio.create_task(state.batcher.run())
-            for title in ("red sofa", "red sofa " * 10_000):
-                content = {"query": "sofa", "products": [{"title": title}]}
+            for length in (1, 10_000):
+                product = {"id": "7", "title": "red sofa " * length, "description": "soft " * length}
+                content = {"query": "sofa", "products": [product]}
                 assert (await client.post("/v1/score", json=content)).status_code == 200
             running.cancel()
 
     asyncio.run(scene())
-    assert threads == [threading.main_thread().name, "parse_0"]
+    assert [name for name, _ in parsed] == [threading.main_thread().name, "parse_0"]
+    assert parsed[0][1] == messages.Product(id="7", title="red sofa", **dict.fromkeys(records.PRODUCT_FIELDS[1:], ""))
+    limit = encoding.CHARACTERS_PER_TOKEN * shop.scorers[shop.versions[0]].encoder.max_tokens
+    assert limit - 10 < len(parsed[1][1].title) <= limit and parsed[1][1].description == ""
 
 
 def test_a_request_is_scored_by_the_version_that_its_texts_were_cut_for(shop: Shop) -> None:

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope
 
-from distilrank import __version__, trec
+from distilrank import __version__, records, trec
 from distilrank.errors import InputError
 from distilrank.scorer import Scorer
 from distilrank.serving import messages
@@ -129,9 +129,9 @@ def _parse(message: type[messages.Request], body: bytes, settings: Serving, scor
         request = message.model_validate(content)
     except ValidationError as error:
         raise HTTPException(422, messages.describe(error.errors(include_url=False), FIELDS)) from None
-    fields = dict.fromkeys(scorer.text.fields)
-    # A request waits with what the model is shown alone: a title may be as long as the body.
-    shown = [one.model_copy(update=fields | scorer.cut(one.model_dump())) for one in request.products]
+    # A request waits with what the model is shown alone: any other field, or a title, may be as long as the body.
+    unseen = dict.fromkeys(records.PRODUCT_FIELDS, "")
+    shown = [one.model_copy(update=unseen | scorer.cut(one.model_dump())) for one in request.products]
     return request.model_copy(update={"products": shown})
 
 
