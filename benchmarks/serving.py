@@ -41,6 +41,8 @@ SEED = 41
 CLIENTS = 8  # that ask without a pause while saturation is measured
 START_SECONDS = 120.0
 OVERLOAD = 3  # times the saturated speed
+GENERATORS = 32
+"""Clients that share the overload, each with its own connections: the more httpx has open, the longer a request takes."""
 LARGE_CLIENTS = 20
 OPTIONS = "--reload-seconds 0.5 --drain-seconds 0".split()
 PATIENT = "--timeout-seconds 60".split()
@@ -357,9 +359,9 @@ class Client:
         await asyncio.gather(*(one() for _ in range(clients)))
         return len(seen.seconds) / (time.perf_counter() - began), seen
 
-    async def load(self, seconds: float, rate: float) -> Seen:
+    async def load(self, seconds: float, rate: float, seed: int = SEED) -> Seen:
         """Ask `rate` times a second at random moments (Poisson), however long the answers take."""
-        seen, draw = Seen(), np.random.default_rng(SEED)
+        seen, draw = Seen(), np.random.default_rng(seed)
         due = np.cumsum(draw.exponential(1 / rate, int(rate * seconds * 2) + 10))
         began, tasks = time.perf_counter(), []
         for number, moment in enumerate(due[due < seconds].tolist()):
@@ -460,10 +462,18 @@ def measure_overload(
     with Service(uri, *options, *bounds) as service:
 
         async def drive() -> tuple[Seen, Turns]:
-            asking = Client(service.url, requests, **client, may_refuse=True)
-            async with asking.http:
-                say(f"{OVERLOAD} times {rate:.2f} requests/s")
-                seen = await asking.load(scale.overload_seconds, OVERLOAD * rate)
+            say(f"{OVERLOAD} times {rate:.2f} requests/s")
+            seen = Seen()
+
+            async def generate(seed: int, asking: Client) -> None:
+                async with asking.http:
+                    part = await asking.load(scale.overload_seconds, OVERLOAD * rate / GENERATORS, seed)
+                for name, values in vars(part).items():
+                    getattr(seen, name).extend(values)
+
+            # Made before any of them begins, for each takes a while.
+            clients = [Client(service.url, requests, **client, may_refuse=True) for _ in range(GENERATORS)]
+            await asyncio.gather(*map(generate, range(GENERATORS), clients))
             say(f"{LARGE_CLIENTS} clients with {scale.large} products each")
             return seen, await take_turns(service.url, make_large(requests, scale.large))
 
@@ -476,6 +486,7 @@ def measure_overload(
     figures = {
         "deadline_seconds": scale.deadline,
         "times_saturation": OVERLOAD,
+        "sent_late_milliseconds": milliseconds(seen.late),
         "accepted": len(seen.seconds),
         "accepted_milliseconds": milliseconds(seen.seconds),
         "refused": len(seen.refused),
