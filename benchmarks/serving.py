@@ -42,7 +42,7 @@ CLIENTS = 8  # that ask without a pause while saturation is measured
 START_SECONDS = 120.0
 OVERLOAD = 3  # times the saturated speed
 GENERATORS = 32
-"""Clients that share the overload, each with its own connections: the more httpx has open, the longer a request takes."""
+"""Clients that share the overload, each with its own connections: httpx slows down with the number that it has open."""
 LARGE_CLIENTS = 20
 OPTIONS = "--reload-seconds 0.5 --drain-seconds 0".split()
 PATIENT = "--timeout-seconds 60".split()
