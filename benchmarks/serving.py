@@ -1,4 +1,5 @@
-"""The service under load: does it lose or mix an answer while the champion changes, and how fast does it answer?
+"""The service under load: does it lose or mix an answer while the champion changes, how fast does it answer, and does
+it keep what it has accepted while three times as much is asked for?
 
 `python -m benchmarks.serving [--quick] [--backend onnx|onnx-int8]`; see README.md.
 """
@@ -28,7 +29,7 @@ import pyarrow as pa
 
 from benchmarks import machine
 from benchmarks.machine import Failed, measure
-from benchmarks.result import bar, say, tell
+from benchmarks.result import at_least, at_most, bar, say, tell
 from distilrank import registry
 from distilrank.config import Compute, DemoShop, HomeDepot, Student, Text
 from distilrank.core import artifacts, records
@@ -41,7 +42,12 @@ IMPORTS = ("distilrank.modeling.scorer", "distilrank.modeling.graph")
 SEED = 41
 CLIENTS = 8  # that ask without a pause while saturation is measured
 START_SECONDS = 120.0
-OPTIONS = "--reload-seconds 0.5 --drain-seconds 0 --timeout-seconds 60".split()
+OVERLOAD = 3  # times the saturated speed
+GENERATORS = 32
+"""Clients that share the overload, each with its own connections: httpx slows down with the number that it has open."""
+LARGE_CLIENTS = 20
+OPTIONS = "--reload-seconds 0.5 --drain-seconds 0".split()
+PATIENT = "--timeout-seconds 60".split()
 VARIANTS: dict[str, Any] = {"onnx": (), "onnx-int8": ("qint8_avx512_vnni",)}
 """What a backend needs beside the plain ONNX file."""
 TOLERANCE = {"onnx": 1e-4, "onnx-int8": 1.0}
@@ -77,9 +83,16 @@ class Scale:
     traffic: int = 300
     """Rows of a version's reference traffic."""
     library_calls: int = 200
+    deadline: float = 10.0
+    """Seconds in which the service must answer under overload: its default."""
+    overload_seconds: float = 60.0
+    large: int = 1000
+    """Products of a large request."""
+    batch_pairs: int = 128
+    """Of the service: its default."""
 
 
-QUICK = Scale(3.0, 10.0, 2, 5, 8, 40, 16)
+QUICK = Scale(3.0, 10.0, 2, 5, 8, 40, 16, overload_seconds=15.0, large=40, batch_pairs=16)
 
 
 # Versions ---------------------------------------------------------------------------------------------------------
@@ -288,6 +301,8 @@ class Seen:
     late: list[float] = field(default_factory=list)
     """By how much requests were sent later than they were due."""
     failed: list[str] = field(default_factory=list)
+    refused: list[float] = field(default_factory=list)
+    """Seconds of answers that ask to come back later, where the client takes them."""
     mixed: list[str] = field(default_factory=list)
     versions: list[str] = field(default_factory=list)
     """The version of each answer, in the order of the answers."""
@@ -296,8 +311,15 @@ class Seen:
 class Client:
     """Sends requests and checks every score of every answer against the library's, by the version that it names."""
 
-    def __init__(self, url: str, requests: Sequence[dict[str, Any]], expected: dict[str, np.ndarray], tolerance: float):
-        self.url, self.expected, self.tolerance = url, expected, tolerance
+    def __init__(
+        self,
+        url: str,
+        requests: Sequence[dict[str, Any]],
+        expected: dict[str, np.ndarray],
+        tolerance: float,
+        may_refuse: bool = False,
+    ) -> None:
+        self.url, self.expected, self.tolerance, self.may_refuse = url, expected, tolerance, may_refuse
         self.bodies = [json.dumps(one).encode() for one in requests]
         self.http = httpx.AsyncClient(
             base_url=url,
@@ -314,6 +336,9 @@ class Client:
             answer = await self.http.post("/v1/score", content=self.bodies[at])
         except httpx.HTTPError as error:
             seen.failed.append(f"request {number}: {type(error).__name__} {error}")
+            return
+        if self.may_refuse and answer.status_code == 503 and int(answer.headers.get("retry-after", 0)) > 0:
+            seen.refused.append(time.perf_counter() - due)
             return
         seen.seconds.append(time.perf_counter() - due)
         if answer.status_code != 200:
@@ -337,9 +362,9 @@ class Client:
         await asyncio.gather(*(one() for _ in range(clients)))
         return len(seen.seconds) / (time.perf_counter() - began), seen
 
-    async def load(self, seconds: float, rate: float) -> Seen:
+    async def load(self, seconds: float, rate: float, seed: int = SEED) -> Seen:
         """Ask `rate` times a second at random moments (Poisson), however long the answers take."""
-        seen, draw = Seen(), np.random.default_rng(SEED)
+        seen, draw = Seen(), np.random.default_rng(seed)
         due = np.cumsum(draw.exponential(1 / rate, int(rate * seconds * 2) + 10))
         began, tasks = time.perf_counter(), []
         for number, moment in enumerate(due[due < seconds].tolist()):
@@ -372,6 +397,120 @@ async def swap(client: Client, uri: str, versions: Sequence[str], seconds: float
     return took
 
 
+@dataclass
+class Turns:
+    """What clients with large requests saw that come back when they are told to."""
+
+    seconds: list[float] = field(default_factory=list)
+    """Of each request that was scored, from the attempt that was accepted."""
+    refusals: int = 0
+    failed: list[str] = field(default_factory=list)
+
+
+async def take_turns(url: str, bodies: Sequence[bytes]) -> Turns:
+    """Send all of `bodies` at once, each by its own client, and those that are refused again when they should be."""
+    turns = Turns()
+
+    async def send(body: bytes) -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=60, headers={"content-type": "application/json"}) as http:
+            while True:
+                began = time.perf_counter()
+                answer = await http.post("/v1/score", content=body)
+                if answer.status_code != 503:
+                    break
+                turns.refusals += 1
+                await asyncio.sleep(int(answer.headers["retry-after"]))
+        if answer.status_code == 200:
+            turns.seconds.append(time.perf_counter() - began)
+        else:
+            turns.failed.append(f"{answer.status_code} {answer.text[:200]}")
+
+    await asyncio.gather(*map(send, bodies))
+    return turns
+
+
+def make_large(requests: Sequence[dict[str, Any]], size: int) -> list[bytes]:
+    """LARGE_CLIENTS bodies of `size` products each, of those of `requests`."""
+    products = [product for one in requests for product in one["products"]]
+    return [
+        json.dumps(
+            {
+                "query": requests[number % len(requests)]["query"],
+                "products": [products[(number + at) % len(products)] for at in range(size)],
+            }
+        ).encode()
+        for number in range(LARGE_CLIENTS)
+    ]
+
+
+def measure_overload(
+    scale: Scale,
+    uri: str,
+    options: Sequence[str],
+    requests: Sequence[dict[str, Any]],
+    client: dict[str, Any],
+    rate: float,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Three times as many requests as the service can score, then large ones from many clients at once.
+
+    Args:
+        scale: how much of it.
+        uri: the registry's.
+        options: of the service.
+        requests: small ones.
+        client: arguments of `Client` but the URL.
+        rate: requests a second at which the service is saturated.
+    """
+    bounds = ["--timeout-seconds", str(scale.deadline), "--batch-pairs", str(scale.batch_pairs)]
+    with Service(uri, *options, *bounds) as service:
+
+        async def drive() -> tuple[Seen, Turns]:
+            say(f"{OVERLOAD} times {rate:.2f} requests/s")
+            seen = Seen()
+
+            async def generate(seed: int, asking: Client) -> None:
+                async with asking.http:
+                    part = await asking.load(scale.overload_seconds, OVERLOAD * rate / GENERATORS, seed)
+                for name, values in vars(part).items():
+                    getattr(seen, name).extend(values)
+
+            # Made before any of them begins, for each takes a while.
+            clients = [Client(service.url, requests, **client, may_refuse=True) for _ in range(GENERATORS)]
+            await asyncio.gather(*map(generate, range(GENERATORS), clients))
+            say(f"{LARGE_CLIENTS} clients with {scale.large} products each")
+            return seen, await take_turns(service.url, make_large(requests, scale.large))
+
+        seen, turns = asyncio.run(drive())
+    if not seen.seconds or not seen.refused or not turns.seconds:
+        raise Failed(f"{len(seen.seconds)} answers, {len(seen.refused)} refusals, {len(turns.seconds)} large answers")
+    for line in (*seen.failed[:3], *turns.failed[:3]):
+        say(line)
+    kept = (len(seen.seconds) - len(seen.failed)) / scale.overload_seconds / rate
+    figures = {
+        "deadline_seconds": scale.deadline,
+        "times_saturation": OVERLOAD,
+        "sent_late_milliseconds": milliseconds(seen.late),
+        "accepted": len(seen.seconds),
+        "accepted_milliseconds": milliseconds(seen.seconds),
+        "refused": len(seen.refused),
+        "refused_milliseconds": milliseconds(seen.refused),
+        "answers_over_saturated": round(kept, 3),
+        "turns": {
+            "clients": LARGE_CLIENTS,
+            "products": scale.large,
+            "refusals": turns.refusals,
+            "milliseconds": milliseconds(turns.seconds),
+        },
+    }
+    return figures, [
+        bar("overload_failed", len(seen.failed) + len(seen.mixed), 0, not seen.failed and not seen.mixed),
+        at_most("overload_seconds_p99", float(np.percentile(seen.seconds, 99)), scale.deadline),
+        at_most("overload_refusal_seconds_p99", float(np.percentile(seen.refused, 99)), 0.5),
+        at_least("overload_answers_over_saturated", kept, 0.9),
+        bar("turns_failed", len(turns.failed), 0, not turns.failed),
+    ]
+
+
 def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
     """Quantiles of `seconds` in milliseconds."""
     return {f"p{at:g}": round(float(np.percentile(seconds, at)) * 1000, 1) for at in (50, 95, 99)}
@@ -380,7 +519,7 @@ def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
 def measure_service(
     scale: Scale, backend: str, work: Path, shared: Path
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Saturation, then half of it while the champion changes."""
+    """Saturation, then half of it while the champion changes; and three times of it."""
     uri, path = str(work / "registry"), work / "requests.json"
     requests = make_requests(shared, scale.requests, scale.products)
     path.write_text(json.dumps(requests), encoding="utf-8")
@@ -397,7 +536,8 @@ def measure_service(
         raise Failed(f"scores of the versions are {apart:.3f} apart only, so that a mixture might not show")
     say(f"{library[versions[0]]['backend']}, calls {milliseconds(library[versions[0]]['seconds'])}")
 
-    with Service(uri, "--backend", backend, *OPTIONS) as service:
+    options = ["--backend", backend, *OPTIONS]
+    with Service(uri, *options, *PATIENT) as service:
 
         async def drive() -> tuple[float, Seen, Seen, list[float], float]:
             client = Client(service.url, requests, expected, TOLERANCE[backend])
@@ -442,11 +582,14 @@ def measure_service(
         "library_call_milliseconds": milliseconds(library[versions[0]]["seconds"]),
         "exit_status": status,
     }
+    checked = {"expected": expected, "tolerance": TOLERANCE[backend]}
+    figures["overload"], bars = measure_overload(scale, uri, options, requests, checked, rate)
     failed, mixed = len(full.failed) + len(loaded.failed), len(full.mixed) + len(loaded.mixed)
     return figures, [
         bar("failed", failed, 0, failed == 0),
         bar("mixed", mixed, 0, mixed == 0),
         bar("swaps", len(took), scale.swaps, len(took) == scale.swaps),
+        *bars,
     ]
 
 
@@ -468,7 +611,7 @@ def publish_two(uri: str, path: str, work: str, rows: int, backend: str) -> list
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small: half a minute, and figures without meaning")
+    parser.add_argument("--quick", action="store_true", help="small: a minute, and figures without meaning")
     parser.add_argument("--backend", choices=TOLERANCE, default="onnx", help="what the service computes with")
     options = parser.parse_args()
     scale = QUICK if options.quick else Scale()

@@ -232,6 +232,9 @@ class Token(Values):
 
     secret: str = Field("", description="Secret that holds them; empty: the service is open to all who reach it.")
     key: str = Field("tokens", min_length=1, description="Their key there; one a line.")
+    metrics_key: str = Field(
+        "", description="Key of the one among them that Prometheus sends; empty: that of all, where there is only one."
+    )
 
 
 class Autoscaling(Values):

@@ -473,6 +473,23 @@ def test_the_service_starts_as_rendered(name: str, rendered: dict[str, list[dict
         assert mounts["/distilrank"]["readOnly"] is True
 
 
+@pytest.mark.parametrize(
+    ("values", "credentials"),
+    [
+        ([], {"name": "ranker-tokens", "key": "tokens"}),
+        (["serving.token.metricsKey=prometheus"], {"name": "ranker-tokens", "key": "prometheus"}),
+        (["serving.settings.open_metrics=true"], None),
+        (["serving.token.secret="], None),
+    ],
+)
+def test_prometheus_sends_the_token_that_metrics_need(values: list[str], credentials: dict[str, str] | None) -> None:
+    options = [part for value in (*values, "serviceMonitor.enabled=true") for part in ("--set", value)]
+    objects = _template(*_scenario("on-premises"), *options)
+    (monitor,) = [one for one in objects if one["kind"] == "ServiceMonitor"]
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert endpoint.get("authorization", {}).get("credentials") == credentials
+
+
 def test_collection_and_pages_are_called_as_they_are(rendered: dict[str, list[dict[str, Any]]]) -> None:
     job = _find(rendered["on-premises"], "CronJob", f"{FULL}-collection")["spec"]["jobTemplate"]["spec"]
     (container,) = job["template"]["spec"]["containers"]
@@ -593,10 +610,6 @@ PLANS = json.dumps([{"name": "weekly", "pipeline": "distill", "config": "sample"
             "serving.autoscaling.minReplicas is 9: expected at most maxReplicas (8)",
         ),
         (["serviceMonitor.enabled=true"], "serviceMonitor.enabled is true, but serving.enabled is not"),
-        (
-            ["serving.settings.open_metrics=false"],
-            "serving.settings.open_metrics is false, but serving.token.secret is empty",
-        ),
         # By the schema:
         (["storage.accessMode=ReadOnlyMany"], "at '/storage/accessMode': value must be one of"),
         (["retries.failedSince=yesterday"], "at '/retries/failedSince': 'yesterday' does not match pattern"),

@@ -9,11 +9,12 @@ import re
 import shutil
 import signal
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
 
 from benchmarks import registry as emulator
 from benchmarks import serving as benchmark
@@ -31,8 +35,12 @@ from distilrank.config import Compute, Text
 from distilrank.core import records
 from distilrank.core.errors import InputError
 from distilrank.evaluation import trec
+from distilrank.modeling import encoding
+from distilrank.modeling.graph import Graph
 from distilrank.modeling.scorer import Scorer
-from distilrank.serving import app, watch
+from distilrank.serving import access, app, messages, watch
+from distilrank.serving.batcher import Full
+from distilrank.serving.connection import Connection, Connections
 from distilrank.serving.metrics import Metrics
 from distilrank.serving.settings import TOKEN_VARIABLE, Serving, load
 from distilrank.serving.state import State
@@ -361,6 +369,21 @@ def test_the_documentation_has_examples_that_work(service: Service) -> None:
     assert "swagger" in service.http.get("/docs").text
 
 
+def test_the_documentation_asks_a_ranking_for_ids_alone(service: Service) -> None:
+    schema = service.http.get("/openapi.json").json()
+
+    def product(path: str) -> dict[str, Any]:
+        found = schema["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        for field in ("products", None):
+            found = schema["components"]["schemas"][found["$ref"].rpartition("/")[2]]
+            found = found["properties"][field]["items"] if field else found
+        return found
+
+    assert product("/v1/score")["required"] == ["title"]
+    assert sorted(product("/v1/rank")["required"]) == ["id", "title"]
+    assert product("/v1/rank")["properties"]["id"]["type"] == "string"
+
+
 # Operation --------------------------------------------------------------------------------------------------------
 
 
@@ -391,7 +414,9 @@ def test_requests_are_counted(service: Service, shop: Shop) -> None:
     assert added("queue_seconds_count") == added("batch_pairs_count") == added("scoring_seconds_count") == 3
     assert added("pairs_total") == added("batch_pairs_sum") == 3 * len(body["products"])
     assert (added("product_cache_misses_total"), added("product_cache_hits_total")) == (8, 16)
-    assert after["distilrank_waiting_pairs"] == 0 and after["distilrank_in_flight_requests"] == 1  # the one for these
+    assert (
+        after["distilrank_waiting_pairs"] == 0 and after["distilrank_in_flight_requests"] == 0
+    )  # metrics do not count
     assert added(f'model_info{{alias="champion",version="{shop.versions[0]}"}}') == 0  # 1, as before
     assert after["distilrank_ready"] == after["distilrank_reload_failing"] + 1 == 1
 
@@ -518,6 +543,24 @@ def test_a_version_that_scores_otherwise_than_when_it_was_promoted_is_refused(sh
     assert watch.load(backend, name, settings.model_copy(update={"tolerance": 0.06})).id == name
 
 
+def test_a_version_without_traffic_is_rehearsed_on_built_in_pairs(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = shop.versions[0]
+    settings = Serving(registry=str(tmp_path / "registry"), backend="onnx", threads=1)
+    folder = tmp_path / "made"
+    shutil.copytree(Path(shop.uri) / "versions" / name, folder)
+    for path in (folder / "traffic").glob("*.parquet"):
+        pq.write_table(pq.read_table(path).slice(0, 0), path)
+    backend = registry.open(settings.registry)
+    backend.publish(folder, name)
+    assert watch.load(backend, name, settings).tokens_per_second > 0
+    assert "rehearsed on 5 built-in pairs" in caplog.text
+    monkeypatch.setattr(Graph, "score", lambda _, tokens, *__: np.zeros(len(tokens), np.float32))
+    with pytest.raises(InputError, match="gives each of 25 built-in pairs the score 0, expected different ones"):
+        watch.load(backend, name, settings)
+
+
 def test_a_bucket_is_followed_like_a_folder(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against a real server process that speaks Cloud Storage's protocol."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -561,7 +604,7 @@ def test_from_an_empty_registry_to_the_end(shop: Shop, tmp_path: Path) -> None:
     settings = tmp_path / "serve.yaml"
     settings.write_text("backend: onnx\nlog_format: json\nreload_seconds: 0.1\nbatch_pairs: 1\ndrain_seconds: 60\n")
     options = ["--config", str(settings), "--token-file", str(tmp_path / "tokens"), "--drain-seconds", "1.5"]
-    options += ["--threads", "1", "--no-open-metrics", "--max-products", "3000"]
+    options += ["--threads", "1", "--max-products", "3000"]
     mine = {"authorization": f"Bearer {TOKEN}"}
     home = tmp_path / "home"
     home.mkdir()
@@ -595,7 +638,7 @@ def test_from_an_empty_registry_to_the_end(shop: Shop, tmp_path: Path) -> None:
             wait(lambda: begun.search(service.http.get("/metrics", headers=mine).text) is not None)
             service.process.send_signal(signal.SIGTERM)
             wait(lambda: service.http.get("/readyz").json()["reason"] == "shutting down")
-            late = post(service, REQUESTS[1], **mine)
+            late = post(service, make_request(2, 1), **mine)
             assert late.status_code == 200 and late.headers["connection"] == "close"
             assert service.process.wait(30) == 0
             answer = running.result()
@@ -696,7 +739,7 @@ def test_a_large_request_does_not_hold_up_a_small_one(shop: Shop) -> None:
             jobs = [state.batcher.submit(version, body["query"], body["products"]) for body in (large, small)]
             ended = []
             for name, job in zip(("large", "small"), jobs, strict=True):
-                job.scored.add_done_callback(lambda _, name=name: ended.append((name, jobs[0].done)))
+                job.scored.add_done_callback(lambda _, name=name: ended.append((name, jobs[0].taken)))
             running = asyncio.create_task(state.batcher.run())
             for job, body in zip(jobs, (large, small), strict=True):
                 np.testing.assert_allclose(await job.scored, shop.scores(version.id, body), atol=CLOSE)
@@ -764,6 +807,331 @@ def test_a_failure_within_tells_nothing_of_itself(shop: Shop, caplog: pytest.Log
     asyncio.run(scene())
 
 
+def test_large_requests_are_complete_one_after_the_other_and_refused_beyond_their_time(shop: Shop) -> None:
+    async def scene() -> None:
+        async with stalled(shop, batch_pairs=10, timeout_seconds=10) as (state, _):
+            body = make_request(1, 40)
+            assert state.watch.current
+            tokens = state.watch.current.scorer.estimate_tokens(body["query"], body["products"])
+            version = replace(state.watch.current, tokens_per_second=tokens)  # one of them a second
+            jobs = []
+            refused: list[Full] = []
+            for _ in range(20):
+                try:
+                    jobs.append(state.batcher.submit(version, body["query"], body["products"]))
+                except Full as error:
+                    refused.append(error)
+            # Half of the speed is theirs for certain: four in eight of the ten seconds that a request may take.
+            assert len(jobs) == 4 and {(str(one), one.retry) for one in refused} == {
+                ("160 pairs are waiting, too many to score this request in time", 1)
+            }
+            small = make_request(2, 5)
+            jobs.append(state.batcher.submit(version, small["query"], small["products"]))  # a queue of its own
+            ended: list[int] = []
+            for number, job in enumerate(jobs):
+                job.scored.add_done_callback(lambda _, number=number: ended.append(number))
+            running = asyncio.create_task(state.batcher.run())
+            await asyncio.gather(*(job.scored for job in jobs))
+            running.cancel()
+            assert ended == [4, 0, 1, 2, 3]
+
+    asyncio.run(scene())
+
+
+def test_small_and_large_requests_share_the_time(shop: Shop) -> None:
+    async def scene() -> None:
+        async with stalled(shop, batch_pairs=10) as (state, _):
+            version = state.watch.current
+            assert version
+            bodies = [make_request(1, 60), *(make_request(seed, 10) for seed in range(12))]
+            jobs = [state.batcher.submit(version, body["query"], body["products"]) for body in bodies]
+            ended: list[int] = []
+            for number, job in enumerate(jobs):
+                job.scored.add_done_callback(lambda _, number=number: ended.append(number))
+            running = asyncio.create_task(state.batcher.run())
+            await asyncio.gather(*(job.scored for job in jobs))
+            running.cancel()
+            assert 4 <= ended.index(0) <= 8  # of twelve small ones, about as many pairs as the large one has
+            assert [number for number in ended if number] == list(range(1, 13))
+
+    asyncio.run(scene())
+
+
+def test_a_request_that_nothing_of_its_size_waits_before_is_accepted(shop: Shop) -> None:
+    """However slow the last batches were: otherwise nothing would ever be scored and the speed stay as it is."""
+
+    async def scene() -> None:
+        async with stalled(shop) as (state, _):
+            assert state.watch.current
+            version = replace(state.watch.current, tokens_per_second=1e-3)
+            state.batcher.submit(version, REQUESTS[0]["query"], REQUESTS[0]["products"])
+            with pytest.raises(Full, match="8 pairs are waiting, too many") as refused:
+                state.batcher.submit(version, REQUESTS[0]["query"], REQUESTS[0]["products"])
+            assert refused.value.retry == 60
+
+    asyncio.run(scene())
+
+
+def test_probes_metrics_and_answers_that_are_written_are_not_in_flight(shop: Shop) -> None:
+    state = State(Serving(registry=shop.uri))
+    seen = {}
+
+    async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
+        counts = [state.in_flight]
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        seen[scope["path"]] = [*counts, state.in_flight]
+
+    async def ignore(*_: Any) -> dict[str, Any]:
+        return {}
+
+    for path in ("/v1/score", "/v1/rank", "/metrics", "/healthz"):
+        scope = {"type": "http", "method": "GET", "path": path, "headers": []}
+        asyncio.run(access.Access(endpoint, state, ())(scope, ignore, ignore))
+    assert seen == {"/v1/score": [1, 0], "/v1/rank": [1, 0], "/metrics": [0, 0], "/healthz": [0, 0]}
+    assert state.in_flight == 0
+
+
+def test_large_bodies_are_parsed_in_a_thread_and_wait_with_what_the_model_is_shown(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[tuple[str, messages.Product]] = []
+    parse = app._parse
+
+    def observed(*arguments: Any) -> Any:
+        request = parse(*arguments)
+        parsed.append((threading.current_thread().name, request.products[0]))
+        return request
+
+    monkeypatch.setattr(app, "_parse", observed)
+
+    async def scene() -> None:
+        async with stalled(shop) as (state, client):
+            running = asyncio.create_task(state.batcher.run())
+            for length in (1, 10_000):
+                product = {"id": "7", "title": "red sofa " * length, "description": "soft " * length}
+                content = {"query": "sofa", "products": [product]}
+                assert (await client.post("/v1/score", json=content)).status_code == 200
+            running.cancel()
+
+    asyncio.run(scene())
+    assert [name for name, _ in parsed] == [threading.main_thread().name, "parse_0"]
+    assert parsed[0][1] == messages.Product(id="7", title="red sofa", **dict.fromkeys(records.PRODUCT_FIELDS[1:], ""))
+    limit = encoding.CHARACTERS_PER_TOKEN * shop.scorers[shop.versions[0]].encoder.max_tokens
+    assert limit - 10 < len(parsed[1][1].title) <= limit and parsed[1][1].description == ""
+
+
+def test_a_request_is_scored_by_the_version_that_its_texts_were_cut_for(shop: Shop) -> None:
+    """The second version is shown titles alone; a request that was read for the first one needs its brands."""
+
+    async def scene() -> None:
+        async with stalled(shop) as (state, client):
+            old = state.watch.current
+            waiting = asyncio.create_task(client.post("/v1/score", json=REQUESTS[0]))
+            while not state.batcher.waiting():
+                await asyncio.sleep(0.01)
+            state.watch.current = watch.load(shop.backend, shop.versions[1], state.settings)
+            running = asyncio.create_task(state.batcher.run())
+            answer = (await waiting).json()
+            running.cancel()
+            assert old and answer["version"] == old.id
+            np.testing.assert_allclose(answer["scores"], shop.scores(old.id, REQUESTS[0]), atol=CLOSE)
+
+    asyncio.run(scene())
+
+
+# Long texts -------------------------------------------------------------------------------------------------------
+
+
+def test_scores_of_long_texts_are_those_without_a_cut(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = make_request(3, 1)["products"][0]["title"] + " "
+    texts = [long * 400, "\n" * 50_000 + long * 400, "红色皮革沙发" * 2000, "re\u0301d\u00ad " * 9000, "[SEP] " * 9000]
+    products = [{"title": text, "brand": "acme"} for text in texts]
+    cut = shop.scorers[shop.versions[0]]
+    rendered = cut.encoder.render({"title": texts})
+    assert max(map(len, rendered)) <= 1.3 * encoding.CHARACTERS_PER_TOKEN * cut.encoder.max_tokens
+    scores = cut.score_lists(["red sofa"], [products])[0]
+    monkeypatch.setattr(encoding, "CHARACTERS_PER_TOKEN", 10**6)
+    whole = Scorer.load(shop.student(shop.versions[0]), Compute(threads=1), backend="onnx")
+    np.testing.assert_array_equal(scores, whole.score_lists(["red sofa"], [products])[0])
+    assert len(whole.encoder.render({"title": texts})[0]) == len(texts[0]) - 1
+
+
+def test_tokens_are_the_same_in_many_calls_as_in_one(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = shop.scorers[shop.versions[0]].encoder
+    assert isinstance(encoder, encoding.PairEncoder)
+    texts = ["", "red " * 30, *WORDS, "", "sofa " * 40, ""]
+    expected = encoder.tokenise(texts)
+    monkeypatch.setattr(encoding, "TOKENIZED_CHARACTERS", 20)
+    calls = encoder.tokenise(texts)
+    assert len(calls) == len(texts) and all(np.array_equal(*pair) for pair in zip(calls, expected, strict=True))
+    assert encoder.tokenise([]) == []
+
+
+def test_long_titles_cost_little_memory(service: Service, shop: Shop) -> None:
+    def peak() -> int:
+        status = Path(f"/proc/{service.process.pid}/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) // 1024  # type: ignore[index]
+
+    before = peak()
+    bodies = [{"query": "sofa", "products": [{"title": f"{word} sofa " * 20_000}]} for word in WORDS]
+    assert 160_000 < len(json.dumps(bodies[0])) < 300_000
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        answers = list(pool.map(lambda body: post(service, body), bodies))
+    assert [answer.status_code for answer in answers] == [200] * len(bodies)
+    assert peak() - before < 100  # MiB; 16 such titles in one call to the tokenizer take 450
+    short = {"query": "sofa", "products": [{"title": f"{WORDS[0]} sofa " * 400}]}
+    np.testing.assert_allclose(answers[0].json()["scores"], shop.scores(shop.versions[0], short), atol=CLOSE)
+
+
+# Connections ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bounded(shop: Shop) -> Iterator[Service]:
+    """A service behind a token that waits two seconds for its clients, and has 24 of them at most."""
+    options = "--timeout-seconds 2 --max-connections 24 --max-requests 8 --threads 1".split()
+    with Service(shop.uri, "--backend", "onnx", *options, environment={TOKEN_VARIABLE: TOKEN}) as service:
+        service.http.headers["authorization"] = f"Bearer {TOKEN}"
+        yield service
+
+
+GET = b"GET /healthz HTTP/1.1\r\nhost: x\r\n"
+POST = HEAD + f"authorization: Bearer {TOKEN}\r\n".encode()
+
+
+def statuses(connection: socket.socket) -> list[int]:
+    """Statuses of all answers that come until the service closes the connection."""
+    received = b""
+    connection.settimeout(60)
+    try:
+        while chunk := connection.recv(2**16):
+            received += chunk
+    except ConnectionResetError:
+        pass
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", received)]
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (GET + b"connection: close\r\na: " + b"x" * 8000 + b"\r\n\r\n", 200),
+        (GET + b"connection: close\r\n" + b"a: 1\r\n" * 98 + b"\r\n", 200),
+        (GET + b"connection: close\r\n" + b"a: 1\r\n" * 99 + b"\r\n", 431),
+        (GET + b"a: " + b"x" * 20_000, 431),
+        (b"GET /" + b"x" * 20_000, 431),
+        (b"\r\n" * 10_000, 431),
+        (POST + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\na: " + b"x" * 20_000, 431),
+        (POST + b"transfer-encoding: chunked\r\n\r\n2;" + b"x" * 20_000, 431),
+        (b"nonsense\r\n\r\n", 400),
+    ],
+)
+def test_what_surrounds_a_body_is_bounded(bounded: Service, request_bytes: bytes, status: int) -> None:
+    with connect(bounded) as connection:
+        connection.sendall(request_bytes)
+        assert statuses(connection) == [status]
+
+
+def test_an_endless_header_is_cut_off(bounded: Service) -> None:
+    sent = 0
+    with connect(bounded) as connection:
+        connection.sendall(GET + b"a: ")
+        try:
+            while sent < 2**27:
+                connection.sendall(b"x" * 2**16)
+                sent += 2**16
+        except OSError:  # closed by the service
+            pass
+    assert sent < 2**24  # what the sockets' buffers hold
+
+
+def test_requests_before_the_last_answer_are_not_queued(bounded: Service) -> None:
+    with connect(bounded) as connection:
+        connection.sendall((GET + b"\r\n") * 1000)
+        assert statuses(connection) == [200]
+
+
+def test_what_does_not_arrive_in_time_is_ended(bounded: Service) -> None:
+    def count() -> float:
+        return metrics(bounded).get('distilrank_dropped_connections_total{reason="late"}', 0)
+
+    before = count()
+    cases = [
+        (b"", []),
+        (b"GET /healthz HTTP/1.1\r\n", [408]),
+        (POST + b"content-length: 9\r\n\r\n{", [408]),
+        (GET + b"content-length: 9\r\n\r\n{", [200]),  # answered at once, and then nothing more comes
+    ]
+    connections = [connect(bounded) for _ in cases]
+    for connection, (content, _) in zip(connections, cases, strict=True):
+        connection.sendall(content)
+    again = connect(bounded)  # another request, of which only the beginning comes
+    again.sendall(GET + b"\r\n")
+    assert again.recv(2**16).startswith(b"HTTP/1.1 200")
+    again.sendall(b"GET")
+    assert statuses(again) == [408]
+    for connection, (_, expected) in zip(connections, cases, strict=True):
+        assert statuses(connection) == expected
+        connection.close()
+    again.close()
+    assert count() == before + 1
+
+
+def test_a_crowd_of_connections_keeps_nobody_out(bounded: Service) -> None:
+    contents = [b"", GET, POST + b"content-length: 9\r\n\r\n{"]
+    crowd = []
+    for number in range(60):
+        crowd.append(connect(bounded))
+        with suppress(OSError):  # replaced already
+            crowd[-1].sendall(contents[number % 3])
+    for path in ("/healthz", "/readyz"):
+        with connect(bounded) as probe:
+            probe.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+            assert statuses(probe) == [200]
+    found = metrics(bounded)
+    assert 1 <= found["distilrank_connections"] <= 24
+    assert found['distilrank_dropped_connections_total{reason="crowd"}'] >= 1
+    for connection in crowd:
+        connection.close()
+    wait(lambda: metrics(bounded)["distilrank_in_flight_requests"] == 0)
+    assert post(bounded, REQUESTS[0]).status_code == 200
+
+
+def test_metrics_need_the_token(bounded: Service) -> None:
+    with connect(bounded) as connection:
+        connection.sendall(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        assert statuses(connection) == [401]
+    assert "distilrank_ready 1.0" in bounded.http.get("/metrics").text
+
+
+def test_a_client_that_does_not_read_its_answer_is_dropped() -> None:
+    async def large(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": bytes(2**25)})  # more than sockets hold
+
+    async def scene() -> None:
+        observed = Metrics()
+        connections = Connections(Serving(timeout_seconds=0.3), observed)
+        config = uvicorn.Config(large, lifespan="off", log_config=None)
+        server_state = ServerState()
+
+        def accept() -> Connection:
+            return Connection(connections, config=config, server_state=server_state, app_state={})
+
+        server = await asyncio.get_running_loop().create_server(accept, "127.0.0.1", 0)
+        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(GET + b"\r\n")
+        name, labels = "distilrank_dropped_connections_total", {"reason": "unread"}
+        while not observed.registry.get_sample_value(name, labels):
+            await asyncio.sleep(0.01)
+        while connections.opened:
+            await asyncio.sleep(0.01)
+        assert not server_state.connections and not connections.waiting
+        writer.close()
+        server.close()
+
+    asyncio.run(asyncio.wait_for(scene(), 60))
+
+
 # Settings ---------------------------------------------------------------------------------------------------------
 
 
@@ -780,6 +1148,8 @@ def test_settings_come_from_defaults_file_and_command_line(tmp_path: Path) -> No
         (["--port", "99999"], None, "command line: port: Input should be less than or equal to 65535 (got '99999')"),
         (["--model", "best"], None, "model: String should match pattern '^(champion|v[0-9a-f]{12})$' (got 'best')"),
         (["--max-waiting", "10"], None, "max_waiting is 10, expected at least max_products (1000)"),
+        (["--max-connections", "256"], None, "max_connections is 256, expected more than max_requests (256)"),
+        (["--max-connections", "9999999"], None, "max_connections is 9999999, expected at most "),
         (["--registry", "s3://x"], None, "registry 's3://x': no backend for s3://"),
         ([], "prot: 80\n", "serve.yaml: unknown key 'prot'; did you mean 'port'?"),
         ([], "- port\n", "serve.yaml: expected a mapping of settings, got list"),

@@ -122,7 +122,4 @@
 {{- if and .Values.serviceMonitor.enabled (not .Values.serving.enabled) -}}
 {{- fail "serviceMonitor.enabled is true, but serving.enabled is not: there is nothing to watch" -}}
 {{- end -}}
-{{- if and .Values.serving.settings (not (dig "open_metrics" true .Values.serving.settings)) (not .Values.serving.token.secret) -}}
-{{- fail "serving.settings.open_metrics is false, but serving.token.secret is empty: expected the Secret that holds the tokens" -}}
-{{- end -}}
 {{- end -}}

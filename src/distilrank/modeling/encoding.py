@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import AddedToken, Tokenizer
 
-from distilrank.config import TeacherText, Text
+from distilrank.config import ProductField, TeacherText, Text
 from distilrank.core import artifacts
 from distilrank.core.errors import InputError
 
@@ -29,6 +29,14 @@ NESTED_POSITIONS = 8192
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 """Names of a model's inputs, the last one for models with segments only."""
 MIN_PRODUCT_TOKENS = 8  # what is left of a product beside a query that fills `max_tokens` by itself
+CHARACTERS_PER_TOKEN = 32
+"""Most characters of a text that are tokenised for each token that the model may read of it.
+
+Ordinary text has two to five characters a token and no wordpiece of BERT has more than eighteen. The margin is for what
+a normalizer drops (control characters, accents) and for unknown words, which are one token however long they are.
+"""
+TOKENIZED_CHARACTERS = 2**18
+"""Characters that are tokenised in one call: the library takes about 140 bytes for each until its result is copied."""
 
 ENCODERS = frozenset(
     "albert bert big_bird camembert convbert data2vec-text deberta deberta-v2 distilbert electra ernie eurobert "
@@ -314,12 +322,21 @@ class Encoder(ABC):
         shown = []
         for name in self.text.fields:
             if name in columns:
-                values = [
-                    neutralise(" ".join(value.split()), self.special) if value and value.strip() else ""
-                    for value in columns[name]
-                ]
+                values = [neutralise(self.cut(name, value), self.special) for value in columns[name]]
                 shown.append(self._within(values, self.text.budgets[name]) if name in self.text.budgets else values)
         return [self.text.separator.join(filter(None, row)) for row in zip(*shown, strict=True)]
+
+    def cut(self, field: ProductField, value: str | None) -> str:
+        """The part of a field that the model can read at most, its runs of white space made one blank.
+
+        The rest costs time and memory to tokenise and is dropped after it. Idempotent; scores of the cut value are
+        those of `value` while its tokens have at most CHARACTERS_PER_TOKEN characters on average.
+        """
+        if not value:
+            return ""
+        limit = CHARACTERS_PER_TOKEN * min(self.text.budgets.get(field, self.max_tokens), self.max_tokens)
+        # No more words than characters are needed; the last piece of such a split is the whole rest of the text.
+        return " ".join(value.split(None, limit)[:limit])[:limit].rstrip()
 
     def _within(self, values: list[str], budget: int) -> list[str]:
         """Each text cut after its first `budget` tokens."""
@@ -381,8 +398,15 @@ class PairEncoder(Encoder):
 
     def tokenise(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Token ids of texts by themselves, without special tokens of the model's own: int32 each."""
-        encoded = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(one.ids, np.int32) for one in encoded]
+        ends = np.cumsum([len(text) for text in texts])
+        ids: list[np.ndarray] = []
+        while len(ids) < len(texts):  # each call takes at least one text, however long
+            first = len(ids)
+            end = int(np.searchsorted(ends, (ends[first - 1] if first else 0) + TOKENIZED_CHARACTERS, side="right"))
+            part = list(texts[first : max(end, first + 1)])
+            encoded = self.tokenizer.encode_batch_fast(part, add_special_tokens=False)
+            ids += [np.array(one.ids, np.int32) for one in encoded]
+        return ids
 
     def encode(self, queries: Sequence[str], products: Sequence[str]) -> Tokens:
         (query_texts, query_of), (product_texts, product_of) = distinct(queries), distinct(products)

@@ -25,6 +25,7 @@ from distilrank.modeling.cache import Cache
 DESCRIPTION = "distilrank.json"
 METRICS = "metrics.json"
 CHUNK_ROWS = 20_000  # rows whose tokens are held at a time, while those of the next ones are made
+BYTES_PER_TOKEN = 4  # UTF-8, in ordinary text: a word in English, a character or two in Chinese
 BACKENDS = ("auto", "torch", "onnx", "onnx-int8")
 AUTOMATIC = Compute()
 CACHED_PRODUCTS = 50_000
@@ -212,6 +213,16 @@ class Scorer:
 
         _require_finite(logits, name)
         return np.split(logits, ends[:-1])
+
+    def cut(self, product: Mapping[str, str | None]) -> dict[str, str]:
+        """Of a product what the model is shown, in as many characters as it can read: its score stays as it is."""
+        return {name: text for name in self.text.fields if (text := self.encoder.cut(name, product.get(name)))}
+
+    def estimate_tokens(self, query: str, products: Sequence[Mapping[str, str | None]]) -> int:
+        """Tokens of the pairs of a query and its products by their length, without tokenising them: their cost."""
+        shared = 3 + len(query.encode()) // BYTES_PER_TOKEN  # with the model's special tokens
+        sizes = [sum(len((product.get(name) or "").encode()) for name in self.text.fields) for product in products]
+        return sum(min(shared + size // BYTES_PER_TOKEN, self.encoder.max_tokens) for size in sizes)
 
     def _render(self, shown: Sequence[tuple[str | None, ...]]) -> list[str]:
         return self.encoder.render(dict(zip(self.text.fields, zip(*shown, strict=True), strict=True))) if shown else []

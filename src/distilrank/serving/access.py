@@ -17,7 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from distilrank.serving.state import State
 
 OPEN = ("/healthz", "/readyz")
-ENDPOINTS = (*OPEN, "/metrics", "/v1/model", "/v1/rank", "/v1/score")
+SCORING = ("/v1/rank", "/v1/score")
+ENDPOINTS = (*OPEN, "/metrics", "/v1/model", *SCORING)
 GONE = 499
 """Status, as nginx has it, of a request whose client did not wait for the answer."""
 
@@ -50,10 +51,17 @@ class Access:
         facts: dict[str, Any] = {}
         scope.setdefault("state", {})["facts"] = facts
         status = 0
+        in_flight = False
+
+        def leave() -> None:
+            nonlocal in_flight
+            self.state.in_flight -= in_flight
+            in_flight = False
 
         async def answer(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
+                leave()  # a client that does not read its answer must not keep others out
                 status = message["status"]
                 sent = MutableHeaders(raw=message["headers"])
                 sent["x-request-id"] = request_id
@@ -62,18 +70,20 @@ class Access:
                 message["headers"] = sent.raw
             await send(message)
 
-        self.state.in_flight += 1
         try:
             if scope["path"] not in self.open and not self._may_enter(headers):
                 why = "got another" if "authorization" in headers else "got none"
                 line = f"token: {why}, expected Authorization: Bearer TOKEN"
                 await refusal(401, line, {"WWW-Authenticate": "Bearer"})(scope, receive, answer)
             else:
+                # Neither probes nor metrics count: they are answered while the service is full.
+                in_flight = scope["path"] in SCORING
+                self.state.in_flight += in_flight
                 await self.app(scope, receive, answer)
         except Exception:  # answered by now, as the application answers what it does not expect
             log.exception("request %s failed", request_id)
         finally:
-            self.state.in_flight -= 1
+            leave()
             self._record(scope, request_id, status or GONE, time.monotonic() - began, facts)
 
     def _may_enter(self, headers: Headers) -> bool:

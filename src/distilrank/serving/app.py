@@ -5,28 +5,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import prometheus_client
 import pydantic_core
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope
 
 from distilrank import __version__
+from distilrank.core import records
 from distilrank.core.errors import InputError
 from distilrank.evaluation import trec
+from distilrank.modeling.scorer import Scorer
 from distilrank.serving import messages
 from distilrank.serving.access import GONE, Access, refusal
 from distilrank.serving.batcher import Full
+from distilrank.serving.settings import Serving
 from distilrank.serving.state import State
 from distilrank.serving.watch import Version
 
 NOT_LOADED_RETRY = "5"  # seconds
+INLINE_BYTES = 64 * 1024
+"""Most bytes of a body that is parsed between other requests, in a millisecond or two; larger ones have a thread."""
 FIELDS = (*messages.Request.model_fields, *messages.Product.model_fields)
 
 DESCRIPTION = """Scores products for a query with the registry's champion, and follows it when another is promoted.
@@ -50,11 +55,18 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 
 
 class _Body(Request):
-    """A request whose body is bounded while it is read."""
+    """A request whose body is bounded while it is read, and is a message of the route's type when it has been read.
+
+    Args:
+        message: type of what is in the body.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, message: type[messages.Request]) -> None:
+        super().__init__(scope, receive)
+        self.message = message
 
     async def body(self) -> bytes:
-        if hasattr(self, "_body"):
-            return self._body
+        """What makes FastAPI call `json`: the body itself is not kept beside what is in it."""
         state: State = self.app.state.service
         if state.in_flight > state.settings.max_requests:
             raise HTTPException(503, f"{state.in_flight} requests are in flight", {"Retry-After": "1"})
@@ -63,18 +75,24 @@ class _Body(Request):
             raise HTTPException(415, f"content-type: got {kind!r}, expected application/json")
         if coding := self.headers.get("content-encoding"):
             raise HTTPException(415, f"content-encoding: got {coding!r}, expected none")
+        return b"{}"
+
+    async def json(self) -> Any:
+        state: State = self.app.state.service
         try:
             async with asyncio.timeout(state.settings.timeout_seconds):
-                self._body = await self._read(state.settings.max_bytes)
+                body = await self._read(state.settings.max_bytes)
         except TimeoutError:
             seconds = state.settings.timeout_seconds
             raise HTTPException(408, f"body: did not arrive in {seconds:g} s", {"Connection": "close"}) from None
         except ClientDisconnect:
             state.metrics.abandoned.labels("gone").inc()
             raise HTTPException(GONE, "the client has gone") from None
-        if not self._body:
-            raise HTTPException(400, "body: is empty, expected JSON")
-        return self._body
+        self.state.version = version = _current(state)  # cut for it, and so scored by it
+        arguments = self.message, body, state.settings, version.scorer
+        if len(body) <= INLINE_BYTES:
+            return _parse(*arguments)
+        return await asyncio.get_running_loop().run_in_executor(state.parsing, _parse, *arguments)
 
     async def _read(self, limit: int) -> bytes:
         chunks, size, declared = [], 0, int(self.headers.get("content-length", 0))
@@ -88,30 +106,46 @@ class _Body(Request):
             raise HTTPException(413, f"body: more than {limit} bytes", {"Connection": "close"})
         return b"".join(chunks)
 
-    async def json(self) -> Any:
-        body = await self.body()
-        try:
-            body.decode()
-        except UnicodeDecodeError as error:
-            raise HTTPException(400, f"body: not UTF-8 (byte {error.start})") from None
-        try:
-            content = pydantic_core.from_json(body, allow_inf_nan=False)
-        except ValueError as error:
-            raise HTTPException(400, f"body: not JSON ({error})") from None
-        # Before the products are looked at one by one: of too many, not even that is done.
-        products = content.get("products") if isinstance(content, dict) else None
-        limit = self.app.state.service.settings.max_products
-        if isinstance(products, list) and len(products) > limit:
-            raise HTTPException(413, f"products: got {len(products)}, expected at most {limit}")
-        return content
+
+def _parse(message: type[messages.Request], body: bytes, settings: Serving, scorer: Scorer) -> messages.Request:
+    """A body's message, its products cut to what the scorer reads of them.
+
+    Raises:
+        HTTPException: it is not such a message.
+    """
+    if not body:
+        raise HTTPException(400, "body: is empty, expected JSON")
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        raise HTTPException(400, f"body: not UTF-8 (byte {error.start})") from None
+    try:
+        content = pydantic_core.from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise HTTPException(400, f"body: not JSON ({error})") from None
+    # Before the products are looked at one by one: of too many, not even that is done.
+    products = content.get("products") if isinstance(content, dict) else None
+    if isinstance(products, list) and len(products) > settings.max_products:
+        raise HTTPException(413, f"products: got {len(products)}, expected at most {settings.max_products}")
+    try:
+        request = message.model_validate(content)
+    except ValidationError as error:
+        raise HTTPException(422, messages.describe(error.errors(include_url=False), FIELDS)) from None
+    # A request waits with what the model is shown alone: any other field, or a title, may be as long as the body.
+    unseen = dict.fromkeys(records.PRODUCT_FIELDS, "")
+    shown = [one.model_copy(update=unseen | scorer.cut(one.model_dump())) for one in request.products]
+    return request.model_copy(update={"products": shown})
 
 
 class _BoundedRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
+        if self.body_field is None:
+            return handle
+        message = cast(type[messages.Request], self.body_field.field_info.annotation)
 
         async def bounded(request: Request) -> Response:
-            return await handle(_Body(request.scope, request.receive))
+            return await handle(_Body(request.scope, request.receive, message))
 
         return bounded
 
@@ -160,13 +194,11 @@ def _add_scoring(app: FastAPI, state: State) -> None:
         )
 
     @app.post("/v1/rank", summary="Rank products", responses=REFUSALS)
-    async def rank(request: Request, body: messages.Request) -> messages.Ranking:
+    async def rank(request: Request, body: messages.RankRequest) -> messages.Ranking:
         """The products, the most relevant first. Each needs an `id` of its own; of equal scores, the larger id
         (as bytes) comes first, as in the evaluation."""
         places: dict[str, int] = {}
         for at, product in enumerate(body.products):
-            if product.id is None:
-                raise HTTPException(422, f"products[{at}].id: missing")
             if places.setdefault(product.id, at) < at:
                 raise HTTPException(422, f"products[{at}].id: got {product.id[: messages.SHOWN]!r} a second time")
         names = list(places)
@@ -241,7 +273,7 @@ async def _scored(
         raise HTTPException(
             422, f"query: got {len(body.query)} characters, expected at most {settings.max_query_characters}"
         )
-    version = _current(state)
+    version: Version = request.state.version
     request.state.facts.update(version=version.id, products=len(body.products))
     try:
         job = state.batcher.submit(version, body.query, body.model_dump(include={"products"})["products"])
@@ -273,10 +305,6 @@ async def _gone(request: Request) -> None:
 
 
 def _answer_errors(app: FastAPI) -> None:
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        return refusal(422, messages.describe(error.errors(), FIELDS))
-
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
         headers, detail = dict(error.headers or {}), str(error.detail)

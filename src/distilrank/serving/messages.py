@@ -71,6 +71,20 @@ class Request(Message):
     probability: bool = Field(False, description="Tell the calibrated probabilities of relevance too.")
 
 
+class IdentifiedProduct(Product):
+    """A product of a ranking, which needs a key."""
+
+    id: str = Field(min_length=1, description="Your key of the product, different from those of all others.")
+
+
+class RankRequest(Request):
+    """A query, and the products to rank for it."""
+
+    products: Annotated[list[IdentifiedProduct], Field(min_length=1)] = Field(  # type: ignore[assignment]
+        description="The products, in any order."
+    )
+
+
 class Answer(BaseModel):
     """What all answers tell: by which version every score of theirs was made."""
 

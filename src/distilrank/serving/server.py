@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import resource
 import socket
 import sys
 import time
@@ -13,8 +15,12 @@ import uvicorn
 from distilrank.core.errors import InputError
 from distilrank.core.progress import json_text, printable
 from distilrank.serving.app import create
+from distilrank.serving.connection import Connection
 from distilrank.serving.settings import Serving, read_tokens
 from distilrank.serving.state import State
+
+OTHER_FILES = 128
+"""Open files beside connections: the model's, the registry's, and connections that are being closed."""
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +32,7 @@ def serve(settings: Serving) -> None:
         InputError: the registry, a token or the address cannot be used; nothing is listening then.
     """
     tokens = read_tokens(settings)
+    _require_files(settings)
     state = State(settings)
     listening = _listen(settings.host, settings.port)
     _log_as(settings.log_format)
@@ -33,6 +40,7 @@ def serve(settings: Serving) -> None:
         log.warning("no token is set: open to all who reach it")
     config = uvicorn.Config(
         create(state, tokens),
+        http=functools.partial(Connection, state.connections),  # type: ignore[arg-type]
         log_config=None,
         access_log=False,
         proxy_headers=False,
@@ -63,6 +71,16 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         return await super().on_tick(counter) or self.state.drained
+
+
+def _require_files(settings: Serving) -> None:
+    """Refuse more connections than the process may have open files: beyond them not even a probe gets in."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and settings.max_connections > limit - OTHER_FILES:
+        raise InputError(
+            f"max_connections is {settings.max_connections}, expected at most {limit - OTHER_FILES}: this process may "
+            f"open {limit} files (ulimit -n)"
+        )
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -43,6 +43,9 @@ class Serving(Section):
     max_products: Positive = Field(1000, description="Most products of a request.")
     max_bytes: Annotated[int, Field(ge=1024)] = Field(2**21, description="Most bytes of a request's body.")
     max_query_characters: Positive = Field(500, description="Longest query.")
+    max_connections: Positive = Field(
+        512, description="Most open connections; beyond it, a new one replaces the one that has idled longest."
+    )
     max_requests: Positive = Field(256, description="Most requests that are read or wait at a time; beyond it, 503.")
     max_waiting: Positive = Field(5000, description="Most pairs that wait to be scored; beyond it, 503.")
     batch_pairs: Positive = Field(
@@ -52,7 +55,9 @@ class Serving(Section):
         2.0, description="How long a request waits for others to be scored with."
     )
     timeout_seconds: Seconds = Field(
-        10.0, description="Longest that a request may take to arrive, and again to be scored."
+        10.0,
+        description="Longest that a request's headers may take to arrive, its body, its scoring, and the client's "
+        "reading of the answer, each.",
     )
     drain_seconds: Annotated[float, Field(ge=0)] = Field(
         5.0,
@@ -62,13 +67,17 @@ class Serving(Section):
         "",
         description=f"File with the accepted tokens, one a line; empty: that of {TOKEN_VARIABLE}, or none is needed.",
     )
-    open_metrics: bool = Field(True, description="Whether /metrics needs no token.")
+    open_metrics: bool = Field(False, description="Whether /metrics needs no token where one is set.")
     log_format: Literal["text", "json"] = Field("text", description="Form of the log's lines.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.max_waiting < self.max_products:
             raise ValueError(f"max_waiting is {self.max_waiting}, expected at least max_products ({self.max_products})")
+        if self.max_connections <= self.max_requests:  # so that there is always one that may be replaced
+            raise ValueError(
+                f"max_connections is {self.max_connections}, expected more than max_requests ({self.max_requests})"
+            )
         return self
 
 

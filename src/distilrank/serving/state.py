@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from distilrank.serving.batcher import Batcher
+from distilrank.serving.connection import Connections
 from distilrank.serving.messages import Failing, Readiness
 from distilrank.serving.metrics import Metrics
 from distilrank.serving.settings import Serving
@@ -19,8 +21,11 @@ class State:
         self.settings, self.metrics = settings, Metrics()
         self.watch = Watch(settings, self.metrics)
         self.batcher = Batcher(settings, self.metrics)
+        self.connections = Connections(settings, self.metrics)
+        self.parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
+        """Large bodies, one after the other, so that the objects of one of them are in memory at a time."""
         self.in_flight = 0
-        """Requests that have begun and are not answered yet."""
+        """Scoring requests that have begun and are not answered yet."""
         self.tasks: list[asyncio.Task[None]] = []
         """What runs as long as the service does."""
         self._ends = float("inf")
