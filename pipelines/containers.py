@@ -80,7 +80,8 @@ def mounts(config: Config, runs: Path, network: str) -> Mounts:
         writable.add(_hub_cache())
         lent = {_absolute(key) for key in (os.environ.get(CREDENTIALS),) if key}
     # Whatever names something that is there is shown: a list of the fields that hold paths would be one more to keep.
-    named = {_absolute(text) for _, text in _texts(config) if text and not text.startswith(REMOTE) and _exists(text)}
+    texts = [text for knob, text in _texts(config) if not knob.startswith("data.csv.")]  # "." is a decimal point there
+    named = {_absolute(text) for text in texts if text and not text.startswith(REMOTE) and _exists(text)}
     linked = {link.resolve() for path in named if path.is_dir() for link in path.iterdir() if link.is_symlink()}
     readable = {path for path in named | linked | lent if not any(path.is_relative_to(folder) for folder in writable)}
     return Mounts(frozenset(writable), frozenset(readable - {Path("/")}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,3 +35,11 @@ def warm_python() -> Iterator[warm.Python]:
     """An interpreter for processes that would need seconds to import torch and transformers."""
     with warm.python() as python:
         yield python
+
+
+@pytest.fixture
+def warm_workers(warm_python: warm.Python, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the processes that train together find torch loaded."""
+    monkeypatch.setattr(sys, "executable", warm_python.executable)
+    for name, value in warm_python.environment.items():
+        monkeypatch.setenv(name, value)

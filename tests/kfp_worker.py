@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 from kfp import components, dsl, local
-from kfp.local import cache, executor_input_utils, io, subprocess_task_handler, task_dispatcher
+from kfp.local import cache, executor_input_utils, graph_utils, io, subprocess_task_handler, task_dispatcher
 from kfp.local.orchestrator import dag_orchestrator, enhanced_dag_orchestrator, task_executor
 from kfp.local.orchestrator.orchestrator_utils import OrchestratorUtils
 from kfp.local.status import Status
@@ -80,6 +80,8 @@ class Worker:
         self.folder = folder
         self.run: dict[str, Any] = json.loads((folder / "run.json").read_text())
         self.platform: dict[str, Any] = {}
+        self.images: dict[str, str] = {}
+        """By component."""
         self.exit_codes: dict[str, int] = {}
         self._lock = threading.Lock()
         for name in ("logs", "termination", "results", "kills"):
@@ -109,6 +111,10 @@ class Worker:
         specification, *platform = yaml.safe_load_all(Path(self.run["pipeline"]).read_text())
         if platform:
             self.platform = platform[0]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+        executors = specification["deploymentSpec"]["executors"]
+        for name, component in specification["components"].items():
+            if "executorLabel" in component:
+                self.images[name] = executors[component["executorLabel"]]["container"]["image"]
         for component in (specification["root"], *specification["components"].values()):
             for task in component.get("dag", {}).get("tasks", {}).values():
                 for given in task.get("inputs", {}).get("parameters", {}).values():
@@ -282,6 +288,18 @@ class Worker:
         self.exit_codes[attempt.key] = code
         return code
 
+    def order(self, tasks: dict[str, Any]) -> list[str]:
+        """A stack of tasks, in place of kfp.local's: one that waits for its image must not keep others from starting.
+
+        On a cluster they run side by side, here one after the other, in an order that changes from process to process.
+        """
+
+        def waits(name: str) -> bool:
+            return self.images.get(tasks[name].component_ref.name) in self.run["missing_images"]
+
+        names = sorted(tasks, key=lambda name: (waits(name), name))
+        return graph_utils.topological_sort({name: list(tasks[name].dependent_tasks) for name in names})
+
     def _with_event(self, execute_parallel_tasks: Callable[..., Any]) -> Callable[..., Any]:
         """The same method, which says how many iterations a loop has."""
 
@@ -302,6 +320,7 @@ class Worker:
         parallel = enhanced_dag_orchestrator.ParallelExecutor
         parallel.execute_parallel_tasks = self._with_event(parallel.execute_parallel_tasks)
         task_executor.execute_single_task = self.execute
+        graph_utils.topological_sort_tasks = self.order
         subprocess_task_handler.run_local_subprocess = self.run_process
         executor_input_utils.get_local_pipeline_resource_name = lambda name: self.run["run_id"]
         # Source: seen on Kubeflow Pipelines 2.17.0: the cache does not ask whether what it offers is still there.

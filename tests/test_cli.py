@@ -114,7 +114,7 @@ def test_a_stopped_run_and_a_refusing_disk_exit_as_documented(run: Any, monkeypa
         return run("registry", "list")
 
     complains(fails(RunStopped("the teacher is\nnot worth it")), "the teacher is not worth it", status=1)
-    complains(fails(PermissionError(13, "Permission denied", "/x")), "/x: Permission denied")
+    complains(fails(PermissionError(13, "Permission denied", "/x")), "/x: cannot be used (Permission denied)")
     with pytest.raises(OSError, match="Too many"):  # a failure of ours keeps its traceback
         fails(OSError(24, "Too many open files"))
 

@@ -235,7 +235,7 @@ def test_a_bad_cluster_is_described_in_one_go(
     (volume / "file").touch()  # where a folder should be
     settings["registry"]["uri"] = str(volume / "file")
     monkeypatch.setattr(artifacts, "code_digest", lambda: "another")
-    status, rows, shown = diagnose("--run", "--timeout-minutes", 0.4)
+    status, rows, shown = diagnose("--run", "--timeout-minutes", 0.5)
     assert status == 1
     for condition, detail in {
         "image train": 'ImagePullBackOff: Back-off pulling image "registry.example.com/train:1"',

@@ -317,7 +317,7 @@ def test_a_run_that_is_told_to_stop_takes_its_stages_along(shop: Shop) -> None:
     )
     assert process.stdout is not None
     for line in process.stdout:
-        if "teacher" in line and "started" in line:
+        if "prepare" in line and "started" in line:
             stages = psutil.Process(process.pid).children(recursive=True)
             process.send_signal(signal.SIGTERM)
             break

@@ -22,7 +22,7 @@ from distilrank.core.errors import InputError
 from distilrank.evaluation import relevance
 from distilrank.modeling import calibration
 from distilrank.promotion import gate
-from distilrank.rendering import figures, formatting
+from distilrank.rendering import figures, formatting, templating
 from distilrank.teacher import label_manifest, quality
 
 WORDS = ["cordless", "drill", "hammer", "saw", "blade", "ladder", "paint", "roller", "brush", "hose", "tap", "valve"]
@@ -665,7 +665,7 @@ def test_an_anchor_that_is_the_champion_is_told_once(promoted: tuple[dict, str, 
 
 
 def test_plots_use_the_stylesheet_s_colours() -> None:
-    style = (Path(report.__file__).parent / "templates" / "style.css.j2").read_text()
+    style = (templating.TEMPLATES / "style.css.j2").read_text()
     light, dark = (dict(re.findall(r"(--[a-z0-9-]+): (#[0-9a-f]{6});", part)) for part in style.split("@media", 2)[:2])
     assert {name: light[name] for name in figures.VARIABLES.values()} == {
         name: colour for colour, name in figures.VARIABLES.items()

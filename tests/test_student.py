@@ -281,6 +281,7 @@ def test_a_killed_student_goes_on_and_ends_the_same(models: Path, stages: Path, 
     artifacts.verify(tmp_path / "broken")
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_two_processes_distil_as_one(models: Path, stages: Path, tmp_path: Path) -> None:
     one = config(models, optimiser={"accumulate": 2})
     curves = [

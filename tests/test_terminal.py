@@ -88,13 +88,14 @@ def test_a_terminal_continues_long_words_on_the_next_line(columns: int) -> None:
     assert title.replace(" ", "") == "/folder" * 30 + ":ready"
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_preflight_and_data_check_print_whole_digests_and_paths(deep: Path, models: Path) -> None:
     data = {"source": "demo_shop", "products": 200, "queries": 40, "judged_queries": 20, "searches": 300}
     values = {
         "data": data,
         "registry": {"uri": str(deep / "registry")},
         "teacher": {"model": str(models / "decoder")},
-        "student": {"model": str(models / "encoder")},
+        "student": {"model": str(models / "encoder"), "export": {"onnx": False}},
     }
     path = deep / "run.yaml"
     artifacts.write_json(path, values)

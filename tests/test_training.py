@@ -26,7 +26,6 @@ from distilrank.training import launch
 from distilrank.training import loop as training
 from distilrank.training.checkpoints import KEPT, Checkpoints
 from tests.test_models import pairs
-from tests.warm import Python
 
 CPU = Compute(device="cpu", precision="fp32", threads=1)
 
@@ -57,14 +56,6 @@ def train(one: Teacher, judgements: Path, output: Path, **compute) -> Path:
 def digest(folder: Path) -> dict[str, str]:
     names = ("model.safetensors", "adapter/adapter_model.safetensors", "metrics.json", "distilrank.json")
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
-
-
-@pytest.fixture
-def warm_workers(warm_python: Python, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the processes that train together find torch loaded."""
-    monkeypatch.setattr(sys, "executable", warm_python.executable)
-    for name, value in warm_python.environment.items():
-        monkeypatch.setenv(name, value)
 
 
 # Restart --------------------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def silent(node: workflow.Node) -> str:
         (
             "Failed",
             "main: Error (exit code 1)",
-            "Traceback ...\ndistilrank.errors.InputError: pipeline parameters: unknown key 'gat'\nI1130",
+            "Traceback ...\ndistilrank.core.errors.InputError: pipeline parameters: unknown key 'gat'\nI1130",
             Cause.BAD_INPUT,
             "pipeline parameters: unknown key 'gat'",
         ),

@@ -66,7 +66,7 @@ class Judged:
         """
         path = source if source.suffix == ".parquet" else source / "test.parquet"
         folder = path.parent
-        if artifacts.is_sealed(folder):
+        if path.is_file() and artifacts.is_sealed(folder):
             artifacts.verify(folder, [path.name, "protocol.json"])
         table = records.read(path, records.JUDGED)
         protocol = artifacts.read_json(folder / "protocol.json")
