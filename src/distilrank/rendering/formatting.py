@@ -14,22 +14,22 @@ ISO_TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d(?:Z|\+00:00)")
 
 def measure_text(value: float | None, places: int = 3) -> str:
     """A measure as papers print it, .931, or a dash where there is none."""
-    return DASH if value is None else bare(f"{value:.{places}f}")
+    return DASH if value is None else _bare(f"{value:.{places}f}")
 
 
 def delta_text(value: float | None, places: int = 4) -> str:
     """A difference with its sign, +.0131, or a dash."""
-    return DASH if value is None else bare(f"{value:+z.{places}f}")
+    return DASH if value is None else _bare(f"{value:+z.{places}f}")
 
 
 def bound_text(value: Any, digits: int = 4) -> str:
     """What a check was held to: numbers as papers print them; a version's id is told by the check's sentence."""
     if isinstance(value, str) or value is None:
         return DASH
-    return bare(f"{value:.{digits}g}") if isinstance(value, float) else figure_text(value)
+    return _bare(f"{value:.{digits}g}") if isinstance(value, float) else figure_text(value)
 
 
-def bare(text: str) -> str:
+def _bare(text: str) -> str:
     """The number without its leading zero, and with a real minus."""
     return re.sub(r"^([+-]?)0\.", r"\1.", text).replace("-", figures.MINUS)
 
