@@ -29,7 +29,7 @@ from pydantic import BaseModel
 
 from benchmarks import machine
 from distilrank.config import Compute, Config, Evaluate, load
-from distilrank.core import artifacts, records
+from distilrank.core import artifacts, schemas
 from distilrank.data import prepare
 from distilrank.evaluation import relevance
 from distilrank.evaluation.relevance import Judged, System
@@ -200,13 +200,13 @@ class Study:
         outputs = [folder / one.name for one in own]
         if all((output / artifacts.SEAL).exists() for output in outputs):
             return outputs
-        tables = [records.read(one / labels.LABELS, records.LABELS) for one in own]
+        tables = [schemas.read(one / labels.LABELS, schemas.LABELS) for one in own]
         logits = np.concatenate([table["logit"].to_numpy() for table in tables])
         if who == "noisy teacher":
             changed = _noisy(logits)
         else:
             rows = pa.concat_tables(
-                records.read(self.log(shards) / f"shard-{number:05d}.parquet", records.CANDIDATES)
+                schemas.read(self.log(shards) / f"shard-{number:05d}.parquet", schemas.CANDIDATES)
                 for number in range(shards)
             )
             said = [Scorer.load(one, self.compute).score(rows) for one in members]
@@ -215,8 +215,8 @@ class Study:
         for one, output, table, part in zip(own, outputs, tables, np.split(changed, places), strict=True):
             output.mkdir(parents=True, exist_ok=True)
             column = table.schema.get_field_index("logit")
-            table = table.set_column(column, records.LABELS.field("logit"), pa.array(part, pa.float32()))
-            records.write(table, output / labels.LABELS, records.LABELS)
+            table = table.set_column(column, schemas.LABELS.field("logit"), pa.array(part, pa.float32()))
+            schemas.write(table, output / labels.LABELS, schemas.LABELS)
             manifest = label_manifest.read(one) | {"labels": artifacts.digest_file(output / labels.LABELS)}
             label_manifest.write(output, manifest)
             artifacts.seal(output)
@@ -288,11 +288,11 @@ class Study:
 
     @property
     def test(self) -> pa.Table:
-        return records.read(self.data / "judgements" / "test.parquet", records.JUDGED)
+        return schemas.read(self.data / "judgements" / "test.parquet", schemas.JUDGED)
 
     def pairs(self, shards: int) -> int:
         names = (self.data / "candidates" / f"shard-{number:05d}.parquet" for number in range(shards))
-        return sum(len(records.read(name, records.CANDIDATES, ["query_id"])) for name in names)
+        return sum(len(schemas.read(name, schemas.CANDIDATES, ["query_id"])) for name in names)
 
     def report(self, done: dict[str, Path]) -> dict[str, Any]:
         """Measure the models of these names on the same test rows, as far as they are there."""

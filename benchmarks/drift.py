@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 from benchmarks import machine
 from benchmarks.result import at_least, at_most, clopper_pearson, say, tell
 from distilrank import config, drift
-from distilrank.core import artifacts, normalise, records, scripts
+from distilrank.core import artifacts, normalize, schemas, unicode_script
 from distilrank.data import bm25, prepare
 from distilrank.data.pool import systematic
 from distilrank.modeling import models
@@ -140,7 +140,7 @@ def _prepared(data: Any, window: dict[str, str], rows: int, folder: Path) -> pa.
     parts = {name: folder / name for name in ("judgements", "candidates", "traffic", "profile")}
     knobs = config.Prepare(traffic_sample=rows, log_queries=50, from_bm25=1, dev_queries=20, test_queries=20)
     prepare.prepare(knobs, data, data_digest="", **window, **parts)
-    return records.read(parts["traffic"] / "reference.parquet", records.TRAFFIC)
+    return schemas.read(parts["traffic"] / "reference.parquet", schemas.TRAFFIC)
 
 
 # Shifts -----------------------------------------------------------------------------------------------------------
@@ -178,13 +178,13 @@ def _foreign(words: Sequence[str]) -> Shift:
         tokens = dict(zip(texts, period.tokens.count(list(texts.values())), strict=True))
         made = {
             query: {
-                "query_id": normalise.query_id(text),
+                "query_id": normalize.query_id(text),
                 "query": text,
-                "query_words": len(normalise.words(text)),
+                "query_words": len(normalize.words(text)),
                 "query_characters": len(text),
                 "query_tokens": int(tokens[query]),
                 "unseen_words": period.index.unseen(text),
-                "script": scripts.dominant(text),
+                "script": unicode_script.dominant(text),
                 "bm25": 0.0,
             }
             for query, text in texts.items()
@@ -221,7 +221,7 @@ def new_product_type(table: pa.Table, period: Period, draw: np.random.Generator)
     for row in np.flatnonzero(chosen):
         text = texts[queries[row]]
         title = f"{text} {' '.join(draw.choice(SNOW, 4))}"
-        changed = {"query_id": normalise.query_id(text), "query": text, "title": title, "product_type": "snow removal"}
+        changed = {"query_id": normalize.query_id(text), "query": text, "title": title, "product_type": "snow removal"}
         for name, value in changed.items():
             columns[name][row] = value
     return _set(table, **columns)
@@ -368,10 +368,10 @@ def _many_rows(rows: int, folder: Path) -> dict[str, Path]:
                 "clicked": draw.random(rows) < 0.1,
             }
         )  # fmt: skip
-        records.write(table, folder / "traffic" / f"{name}.parquet", records.TRAFFIC)
+        schemas.write(table, folder / "traffic" / f"{name}.parquet", schemas.TRAFFIC)
         scores = pa.table({"score": draw.normal(size=rows) + rank % 3})
         path = folder / "evaluation" / "traffic_scores" / f"{name}.parquet"
-        records.write(scores, path, records.TRAFFIC_SCORES)
+        schemas.write(scores, path, schemas.TRAFFIC_SCORES)
     artifacts.copy_tree(models.resolve(ENCODER), folder / "student")
     for name in ("traffic", "evaluation", "student"):
         artifacts.seal(folder / name)

@@ -22,7 +22,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from benchmarks import machine
 from benchmarks.result import bar, say, tell
 from distilrank.config import Evaluate
-from distilrank.core import artifacts, records
+from distilrank.core import artifacts, schemas
 from distilrank.evaluation import measures, relevance, significance
 from distilrank.evaluation.judged import Judged, System
 
@@ -73,7 +73,7 @@ def write(folder: Path, scale: Scale) -> None:
         "query_id": [f"{one:016x}" for one in query],
         "query": np.array(texts, object)[query],
         "product_id": [f"p{one % (scale.pairs // 2):07d}" for one in product],
-        **dict.fromkeys(records.PRODUCT_FIELDS, pa.nulls(scale.pairs, pa.string())),
+        **dict.fromkeys(schemas.PRODUCT_FIELDS, pa.nulls(scale.pairs, pa.string())),
         "title": np.array([f"{' '.join(rng.choice(WORDS, 4))}" for _ in range(1000)], object)[product % 1000],
         "product_type": [f"type {one}" for one in type_of],
         "target": target,
@@ -82,8 +82,8 @@ def write(folder: Path, scale: Scale) -> None:
         "stratum": strata[query],
         "bm25": (target + rng.normal(0, 1, scale.pairs)).astype(np.float32),
     }
-    missing = {field.name: pa.nulls(scale.pairs, field.type) for field in records.JUDGED if field.name not in columns}
-    records.write(pa.table(columns | missing), folder / "test.parquet", records.JUDGED)
+    missing = {field.name: pa.nulls(scale.pairs, field.type) for field in schemas.JUDGED if field.name not in columns}
+    schemas.write(pa.table(columns | missing), folder / "test.parquet", schemas.JUDGED)
     artifacts.write_json(folder / "protocol.json", {"source": "generated", "relevant_from": 0.5, "split": {}})
     models = [(target + rng.normal(0, noise, scale.pairs)).astype(np.float32) for noise in NOISE.values()]
     np.save(folder / "scores.npy", np.stack(models))

@@ -27,7 +27,7 @@ from scipy.stats import norm
 from benchmarks import machine
 from benchmarks.result import at_most, clopper_pearson, tell
 from distilrank.config import Config, Evaluate, Gate, Prepare, load
-from distilrank.core import normalise
+from distilrank.core import normalize
 from distilrank.core.problems import Problems
 from distilrank.data import bm25, corpus, logstore, sources
 from distilrank.evaluation import measures, significance, trec
@@ -76,8 +76,8 @@ def differences(config: Config) -> tuple[np.ndarray, dict[str, float]]:
         judged, texts = read.judged, read.queries.to_pylist()
         gain = measures.grades(read.gains)
     index = bm25.Index(titles)
-    stems = [{index.stem(word) for word in normalise.words(title)} for title in titles]
-    asked = [{index.stem(word) for word in normalise.words(text)} for text in texts]
+    stems = [{index.stem(word) for word in normalize.words(title)} for title in titles]
+    asked = [{index.stem(word) for word in normalize.words(text)} for text in texts]
     overlap = [len(asked[query] & stems[product]) for query, product in zip(judged.query, judged.product, strict=True)]
     systems = {
         "bm25": index.scores(texts, judged.query, judged.product),

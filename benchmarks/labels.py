@@ -26,7 +26,7 @@ from benchmarks import kills, machine
 from benchmarks.machine import Failed, measure
 from benchmarks.result import bar, say, tell
 from distilrank.config import Compute, DemoShop, HomeDepot, Label, Lora, Optimiser, Student, Teacher
-from distilrank.core import artifacts, progress, records
+from distilrank.core import artifacts, progress, schemas
 from distilrank.core.problems import Problems
 from distilrank.data import sources
 from distilrank.teacher import label_parts
@@ -81,7 +81,7 @@ def write_shard(folder: str, rows: int, shared: str) -> None:
     draw = np.random.default_rng(SEED)
     bare = products.column("description").null_count == len(products)
     titles = products.column("title")
-    with records.Writer(Path(folder) / f"{SHARD}.parquet", records.CANDIDATES) as writer:
+    with schemas.Writer(Path(folder) / f"{SHARD}.parquet", schemas.CANDIDATES) as writer:
         for start in range(0, rows, CHUNK):
             size = min(CHUNK, rows - start)
             query = np.arange(start, start + size) // PER_QUERY
@@ -92,7 +92,7 @@ def write_shard(folder: str, rows: int, shared: str) -> None:
                 table = table.set_column(table.column_names.index("description"), "description", joined)
             constant = {"provenance": "bm25", "impressions": 0, "clicks": 0, "stratum": "tail"}
             columns = {
-                **{name: table.column(name) for name in records.PRODUCT_FIELDS},
+                **{name: table.column(name) for name in schemas.PRODUCT_FIELDS},
                 **{name: pa.repeat(value, size) for name, value in constant.items()},
                 "query_id": [artifacts.digest_bytes(b"%d" % number)[:32] for number in query],
                 "query": queries.take(query % len(queries)),
@@ -125,7 +125,7 @@ def label_trivially(candidates: str, output: str) -> dict[str, int]:
         Label(),
         name="label-00000",
         shard=Path(candidates) / f"{SHARD}.parquet",
-        fields=records.PRODUCT_FIELDS,
+        fields=schemas.PRODUCT_FIELDS,
         parts=label_parts.Parts(Path(output) / "parts", {"benchmark": SEED}),
         load=Trivial,
         device=label_parts.Device("cpu"),
@@ -136,7 +136,7 @@ def label_trivially(candidates: str, output: str) -> dict[str, int]:
 
 def label_unsafely(candidates: str, output: str) -> dict[str, int]:
     """The same scorer on the same columns and windows; one Parquet file at the end, and nothing before."""
-    columns = [*label_parts.IDS, "query", *records.PRODUCT_FIELDS]
+    columns = [*label_parts.IDS, "query", *schemas.PRODUCT_FIELDS]
     tables = []
     with pq.ParquetFile(Path(candidates) / f"{SHARD}.parquet") as file:
         counter = progress.Counter("baseline", file.metadata.num_rows, "pairs")
@@ -168,7 +168,7 @@ def measure_machinery(scale: Scale, work: Path, shared: Path) -> tuple[dict[str,
     if (whole.result["resumed"], resumed.result["resumed"]) != (0, scale.candidates):
         raise Failed(f"expected nothing and then everything resumed, got {whole.result} and {resumed.result}")
     written, plain = (pq.read_table(folder / "labels.parquet") for folder in (output, work / "baseline"))
-    if not written.equals(plain.cast(records.LABELS)):
+    if not written.equals(plain.cast(schemas.LABELS)):
         raise Failed("the labels differ from the baseline's")
     speed = {name: scale.candidates / run.seconds for name, run in runs.items()}
     figures = {
@@ -290,7 +290,7 @@ def _labelling(candidates: Path, teacher: Path, part_rows: int, parts: int) -> k
         return artifacts.digest_json([label_manifest.identity([output]), artifacts.digest_file(output / labels.LABELS)])
 
     def rows(folder: Path) -> Iterable[Hashable]:
-        table = records.read(folder / "output" / labels.LABELS, records.LABELS)
+        table = schemas.read(folder / "output" / labels.LABELS, schemas.LABELS)
         return zip(*(table.column(name).to_pylist() for name in label_parts.IDS), strict=True)
 
     def progress(folder: Path) -> str:
@@ -306,7 +306,7 @@ def _training(candidates: Path, base: Path, judgements: Path) -> kills.Victim:
     """A tiny encoder that learns made-up judgements of the candidates; a checkpoint after every step."""
     from distilrank.teacher import train as teacher
 
-    pairs = records.read(candidates / f"{SHARD}.parquet", records.CANDIDATES)
+    pairs = schemas.read(candidates / f"{SHARD}.parquet", schemas.CANDIDATES)
     draw = np.random.default_rng(SEED)
     judged = {
         **{name: draw.integers(0, 3, len(pairs)) / 2 for name in ("target", "gain")},
@@ -317,7 +317,7 @@ def _training(candidates: Path, base: Path, judgements: Path) -> kills.Victim:
     for name, values in judged.items():
         pairs = pairs.append_column(name, pa.array(values))
     for split, part in (("train", pairs.slice(100)), ("dev", pairs.slice(0, 100)), ("test", pairs.slice(0, 0))):
-        records.write(part, judgements / f"{split}.parquet", records.JUDGED)
+        schemas.write(part, judgements / f"{split}.parquet", schemas.JUDGED)
     artifacts.write_json(judgements / "protocol.json", {"relevant_from": 0.75})
     artifacts.seal(judgements)
     config = Teacher(

@@ -30,7 +30,7 @@ from benchmarks import machine
 from benchmarks.machine import Failed, Measured, measure
 from benchmarks.result import at_most, bar, say, tell
 from distilrank import config
-from distilrank.core import artifacts, normalise
+from distilrank.core import artifacts, normalize
 from distilrank.data import splits
 from distilrank.data.privacy import Scrubber
 
@@ -588,7 +588,7 @@ def pandas_pool(folder: str, output: str) -> dict[str, Any]:
     scrubber = Scrubber(knobs.privacy.phone_regions)
     typed = {query: " ".join(scrubber(query).text.split()) for query in events["user_query"].unique()}
     events["text"] = events["user_query"].map(typed)
-    events["key"] = events["text"].map({text: normalise.query_id(text) for text in typed.values() if text})
+    events["key"] = events["text"].map({text: normalize.query_id(text) for text in typed.values() if text})
     events = events.dropna(subset="key")
     clients = events.groupby("key")["client_id"].nunique()
     enough = events["key"].isin(clients.index[clients >= knobs.privacy.min_clients])
@@ -866,7 +866,7 @@ def measure_scrub(scale: Scale, shared: Path) -> tuple[dict[str, Any], list[dict
     for kind, secret, query in seeded_secrets(scale.secrets):
         scrubbed = scrubber(query)
         # Nothing of it may stay: what it is made of, digits and words, is not in the phrase around it.
-        left = set(normalise.words(scrubbed.text)) - set(normalise.words(query.replace(secret, " ")))
+        left = set(normalize.words(scrubbed.text)) - set(normalize.words(query.replace(secret, " ")))
         if not scrubbed.kinds or left:
             missed[kind] += 1
             if missed[kind] <= 5:

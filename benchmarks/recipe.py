@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks import machine
 from distilrank.config import Compute, Config, load
-from distilrank.core import artifacts, records
+from distilrank.core import artifacts, schemas
 from distilrank.data import prepare
 from distilrank.modeling.scorer import DESCRIPTION, Scorer
 from distilrank.teacher import quality
@@ -52,7 +52,7 @@ def measure(config: Config, compute: Compute, data: Path, output: Path) -> dict[
     with machine.aside():
         teacher.train(config.teacher, compute, judgements=data / "judgements", model_digest="", output=output)
     seconds = time.monotonic() - started
-    test = records.read(data / "judgements" / "test.parquet", records.JUDGED)
+    test = schemas.read(data / "judgements" / "test.parquet", schemas.JUDGED)
     found = quality.assess(
         test,
         Scorer.load(output, compute).score(test),

@@ -32,7 +32,7 @@ from benchmarks.machine import Failed, measure
 from benchmarks.result import at_least, at_most, bar, say, tell
 from distilrank import registry
 from distilrank.config import Compute, DemoShop, HomeDepot, Student, Text
-from distilrank.core import artifacts, records
+from distilrank.core import artifacts, schemas
 from distilrank.core.problems import Problems
 from distilrank.data import sources
 
@@ -152,12 +152,12 @@ def publish(student: Path, uri: str, pairs: pa.Table, work: Path) -> str:
     trained = Scorer.load(student, Compute(device="cpu", precision="fp32"), backend="torch")
     scores = pa.table({"score": pa.array(trained.probability(trained.score(pairs)), pa.float32())})
     traffic = pairs
-    for one in records.TRAFFIC:
+    for one in schemas.TRAFFIC:
         if one.name not in traffic.column_names:
             empty = pa.repeat(pa.scalar("" if one.type == pa.string() else 0), len(pairs))
             traffic = traffic.append_column(one.name, empty)
-    records.write(traffic, folder / "traffic/reference.parquet", records.TRAFFIC)
-    records.write(scores, folder / "traffic/reference_scores.parquet", records.TRAFFIC_SCORES)
+    schemas.write(traffic, folder / "traffic/reference.parquet", schemas.TRAFFIC)
+    schemas.write(scores, folder / "traffic/reference_scores.parquet", schemas.TRAFFIC_SCORES)
     manifest = {
         "id": name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -252,7 +252,7 @@ def make_requests(shared: Path, count: int, size: int) -> list[dict[str, Any]]:
         source = sources.open(DemoShop(source="demo_shop"))
     problems = Problems()
     queries = source.judgements(problems).column("query").unique().to_pylist()
-    fields = [name for name in records.PRODUCT_FIELDS if name != "description"]
+    fields = [name for name in schemas.PRODUCT_FIELDS if name != "description"]
     products = pa.Table.from_batches(source.products(problems)).select(fields).to_pylist()
     products = [{name: text for name, text in one.items() if text} for one in products]
     draw = np.random.default_rng(SEED)
@@ -269,7 +269,7 @@ def as_pairs(requests: Sequence[dict[str, Any]], rows: int) -> pa.Table:
     """The first product of each request, and the second, and so on: `rows` pairs in one table."""
     chosen = [requests[at % len(requests)] for at in range(rows)]
     products = [one["products"][at // len(requests)] for at, one in enumerate(chosen)]
-    columns = {name: pa.array([one.get(name) for one in products], pa.string()) for name in records.PRODUCT_FIELDS}
+    columns = {name: pa.array([one.get(name) for one in products], pa.string()) for name in schemas.PRODUCT_FIELDS}
     return pa.table({"query": [one["query"] for one in chosen], **columns})
 
 

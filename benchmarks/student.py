@@ -31,7 +31,7 @@ from benchmarks import machine
 from benchmarks.result import bar, say, tell
 from distilrank.config import Compute, Config, DemoShop, HomeDepot, StudentOptimiser, Text
 from distilrank.config import Student as Settings
-from distilrank.core import records
+from distilrank.core import schemas
 from distilrank.data import prepare
 from distilrank.evaluation import measures
 from distilrank.modeling import compute, encoding, models, network, packing
@@ -87,7 +87,7 @@ def rows(folder: Path, queries: int) -> tuple[pa.Table, pa.Table]:
     settings = config.prepare.model_copy(update={"log_queries": 20, "shards": 1})
     bounds = dict.fromkeys(("reference_start", "newest_start", "newest_end", "data_digest"), "")
     prepare.prepare(settings, config.data, **bounds, **folders)
-    train, dev = (records.read(folders["judgements"] / f"{name}.parquet", records.JUDGED) for name in ("train", "dev"))
+    train, dev = (schemas.read(folders["judgements"] / f"{name}.parquet", schemas.JUDGED) for name in ("train", "dev"))
     places: dict[str, list[int]] = {}
     for place, query in enumerate(train.column("query_id").to_pylist()):
         places.setdefault(query, []).append(place)
@@ -324,7 +324,7 @@ def _latency(
     """Milliseconds from a query and fifty products to their scores; cold: no product was seen before."""
     rng = np.random.default_rng(SEED)
     seconds: dict[str, list[float]] = {"peer": [], "ours, cold": [], "ours, warm": []}
-    names = [name for name in records.PRODUCT_FIELDS if name in TEXT.fields]
+    names = [name for name in schemas.PRODUCT_FIELDS if name in TEXT.fields]
     for _ in range(scale.lists + 1):
         some = train.take(rng.choice(train.num_rows, min(LIST, train.num_rows), replace=False))
         query = some.column("query")[0].as_py()

@@ -26,7 +26,7 @@ from transformers import AutoModelForSequenceClassification
 from benchmarks import machine
 from benchmarks.result import bar, say, tell
 from distilrank.config import Compute, Config, DemoShop, HomeDepot, Optimiser, Teacher, TeacherText
-from distilrank.core import records
+from distilrank.core import schemas
 from distilrank.data import prepare
 from distilrank.modeling import adapters, batching, compute, encoding, fusion, models, network, packing, scorer
 from distilrank.training import loop as training
@@ -89,9 +89,9 @@ def rows(folder: Path) -> tuple[pa.Table, pa.Table]:
     settings = config.prepare.model_copy(update={"judged_pairs": 3000, "log_queries": 400, "shards": 1})
     bounds = dict.fromkeys(("reference_start", "newest_start", "newest_end", "data_digest"), "")
     prepare.prepare(settings, config.data, **bounds, **folders)
-    judged = records.read(folders["judgements"] / "train.parquet", records.JUDGED)
+    judged = schemas.read(folders["judgements"] / "train.parquet", schemas.JUDGED)
     judged = judged.take(np.random.default_rng(SEED).permutation(judged.num_rows))
-    return judged, records.read(folders["candidates"] / "shard-00000.parquet", records.CANDIDATES)
+    return judged, schemas.read(folders["candidates"] / "shard-00000.parquet", schemas.CANDIDATES)
 
 
 # The straightforward loop -----------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from benchmarks import kills
 from distilrank.config import Label
-from distilrank.core import artifacts, progress, records
+from distilrank.core import artifacts, progress, schemas
 from distilrank.core.errors import InputError
 from distilrank.teacher import label_parts
 
@@ -48,7 +48,7 @@ def candidates(rows: int, per_query: int = 5, seed: int = 0) -> pa.Table:
         **{name: [0] * rows for name in ("impressions", "clicks")},
         **{name: ["tail"] * rows for name in ("provenance", "stratum")},
     }
-    return records.conform(pa.table(table), records.CANDIDATES, "test")
+    return schemas.conform(pa.table(table), schemas.CANDIDATES, "test")
 
 
 Scorer = Callable[[pa.Table, progress.Counter], label_parts.Scored]
@@ -108,7 +108,7 @@ def finished_windows(folder: Path) -> set[int]:
 
 
 def rows_of(folder: Path) -> Iterable[Hashable]:
-    table = records.read(folder / "labels.parquet", records.LABELS)
+    table = schemas.read(folder / "labels.parquet", schemas.LABELS)
     return zip(*(table.column(name).to_pylist() for name in label_parts.IDS))
 
 
@@ -138,7 +138,7 @@ def kill_before_each_change(scratch: str) -> dict[str, Any]:
     """Kill once before each change on the disk, then label to the end."""
     root = Path(scratch)
     windows = 5
-    records.write(candidates(windows * PART_ROWS - 3), root / "shard.parquet", records.CANDIDATES)
+    schemas.write(candidates(windows * PART_ROWS - 3), root / "shard.parquet", schemas.CANDIDATES)
     assert kills.attempt(label, root / "unbroken")
     expected, rows = digest(root / "unbroken"), list(rows_of(root / "unbroken"))
     assert scored_windows(root / "unbroken") == list(range(windows))
@@ -161,7 +161,7 @@ def kill_before_each_change(scratch: str) -> dict[str, Any]:
 def kill_at_random(scratch: str, number: int, seed: int) -> dict[str, Any]:
     """Kill at random moments."""
     root = Path(scratch)
-    records.write(candidates(ROWS), root / "label" / "shard.parquet", records.CANDIDATES)
+    schemas.write(candidates(ROWS), root / "label" / "shard.parquet", schemas.CANDIDATES)
     victim = kills.Victim("label", lambda folder: label(folder, pause=0.01), digest, rows_of)
     return kills.kill([victim], number, root, seed)["label"]
 
@@ -193,7 +193,7 @@ def kill_careless(scratch: str, number: int) -> dict[str, Any]:
 def label_twice_at_once(scratch: str) -> dict[str, Any]:
     """Two attempts on one folder of parts, with outputs of their own; the first to end tidies up."""
     root = Path(scratch)
-    records.write(candidates(ROWS), root / "shard.parquet", records.CANDIDATES)
+    schemas.write(candidates(ROWS), root / "shard.parquet", schemas.CANDIDATES)
     assert kills.attempt(label, root / "alone")
     context = multiprocessing.get_context("fork")
     pauses = {"slow": 0.02, "fast": 0.005}
@@ -215,7 +215,7 @@ def label_twice_at_once(scratch: str) -> dict[str, Any]:
 def run_out_of_disk(folder: str) -> dict[str, Any]:
     """Label on a file system that gets full after some parts, then again with room."""
     root = Path(folder)
-    records.write(candidates(ROWS), root / "shard.parquet", records.CANDIDATES)
+    schemas.write(candidates(ROWS), root / "shard.parquet", schemas.CANDIDATES)
     status = os.statvfs(root)
     filler = root / "filler"
     filler.write_bytes(b"x" * (status.f_bavail * status.f_frsize - 40_000))
@@ -240,7 +240,7 @@ def run_out_of_disk(folder: str) -> dict[str, Any]:
 def refuse_large_files(scratch: str) -> str:
     """What labelling says where no file may grow beyond a part's size."""
     root = Path(scratch)
-    records.write(candidates(ROWS), root / "shard.parquet", records.CANDIDATES)
+    schemas.write(candidates(ROWS), root / "shard.parquet", schemas.CANDIDATES)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     try:
         label(root / "labels")

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from distilrank import registry
 from distilrank.config import Registry, Text
-from distilrank.core import artifacts, records
+from distilrank.core import artifacts, schemas
 from distilrank.promotion import promote
 
 IMAGES = {"ops": "shop/ops@sha256:" + "1" * 64, "train": "shop/train@sha256:" + "2" * 64}
@@ -44,11 +44,11 @@ def stages(
     shutil.rmtree(root, ignore_errors=True)
     folders = {name: root / name for name in FOLDERS}
     candidate = student(folders["student"], weights)
-    numbers = {field.name for field in records.TRAFFIC if not pa.types.is_string(field.type)}
-    columns = {field.name: [1, 2] if field.name in numbers else ["x", "y"] for field in records.TRAFFIC}
-    records.write(pa.table(columns), folders["traffic"] / "reference.parquet", records.TRAFFIC)
+    numbers = {field.name for field in schemas.TRAFFIC if not pa.types.is_string(field.type)}
+    columns = {field.name: [1, 2] if field.name in numbers else ["x", "y"] for field in schemas.TRAFFIC}
+    schemas.write(pa.table(columns), folders["traffic"] / "reference.parquet", schemas.TRAFFIC)
     scores = pa.table({"score": np.array([0.2, 0.8], np.float32)})
-    records.write(scores, folders["evaluation"] / "traffic_scores" / "reference.parquet", records.TRAFFIC_SCORES)
+    schemas.write(scores, folders["evaluation"] / "traffic_scores" / "reference.parquet", schemas.TRAFFIC_SCORES)
     figures = {"student": {"ndcg_at_10": ndcg, "ece": 0.05, "mrr": None}, "bm25": {"ndcg_at_10": 0.8}}
     artifacts.write_json(folders["evaluation"] / "metrics.json", {"protocol": {"queries": 100}, "systems": figures})
     artifacts.write_json(folders["drift"] / "drift.json", {"candidate": {"share": 0.1}, "champion": None})

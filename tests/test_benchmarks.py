@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks import labels, prepare, student
 from benchmarks.machine import measure
-from distilrank.core import artifacts, records
+from distilrank.core import artifacts, schemas
 from tests import label_victims
 from tests.tiny_models import WORDS
 
@@ -101,7 +101,7 @@ def test_generated_candidates_have_the_asked_rows_and_the_same_bytes_again(tmp_p
     for name in ("one", "two"):
         labels.write_shard(str(tmp_path / name), 1234, str(ROOT.parent / "shared"))
     assert _digests(tmp_path / "one") == _digests(tmp_path / "two")
-    table = records.read(tmp_path / "one" / f"{labels.SHARD}.parquet", records.CANDIDATES)
+    table = schemas.read(tmp_path / "one" / f"{labels.SHARD}.parquet", schemas.CANDIDATES)
     assert len(table) == len(pc.unique(table["product_id"])) == 1234
     assert len(pc.unique(table["query_id"])) == -(-1234 // labels.PER_QUERY)
     assert min(map(len, table["description"].to_pylist())) > 10
@@ -136,7 +136,7 @@ def _lists(queries: int) -> pa.Table:
             "query_id": f"q{query}",
             "query": WORDS[query],
             "product_id": f"p{product}",
-            **dict.fromkeys(records.PRODUCT_FIELDS),
+            **dict.fromkeys(schemas.PRODUCT_FIELDS),
             "title": " ".join(rng.choice(WORDS, rng.integers(2, 9))),
             **dict.fromkeys(("target", "gain"), float(rng.integers(0, 3)) / 2),
             "raters": 1,
@@ -146,7 +146,7 @@ def _lists(queries: int) -> pa.Table:
         for query in range(queries)
         for product in range(student.PRODUCTS)
     ]
-    return pa.Table.from_pylist(rows, schema=records.JUDGED)
+    return pa.Table.from_pylist(rows, schema=schemas.JUDGED)
 
 
 def test_the_student_is_measured_beside_sentence_transformers(models: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distilrank.config import Prepare
-from distilrank.core import normalise
+from distilrank.core import normalize
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
 from distilrank.data import bm25, candidates, corpus, logstore, pool, sources, splits
@@ -76,7 +76,7 @@ def test_popular_products_are_of_the_type_that_the_query_finds(shop: Shop, tmp_p
     end, knobs = START + timedelta(days=28), Prepare()
     clicks, seen, per_query = Counter(), Counter(), {}
     for when, query, product, click in zip(*(shop.log[name] for name in ("when", "query", "product_id", "click"))):
-        place = splits.hash_position(normalise.query_id(query), knobs.salt)
+        place = splits.hash_position(normalize.query_id(query), knobs.salt)
         if when < end and knobs.test_share <= place < 1 - knobs.dev_share:
             clicks[product] += click
             seen[product] += 1
@@ -306,7 +306,7 @@ def test_plurals_fall_on_one_side(shop: Shop, tmp_path: Path) -> None:
     ],
 )
 def test_singular(text: str, expected: str) -> None:
-    assert normalise.singular(text) == expected
+    assert normalize.singular(text) == expected
 
 
 def test_near_duplicates_across_sides_are_reported() -> None:

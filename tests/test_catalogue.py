@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distilrank.core import records
+from distilrank.core import schemas
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
 from distilrank.data import catalogue
@@ -49,8 +49,8 @@ def test_a_column_is_cleaned_as_its_texts_are(texts: list[str | None]) -> None:
 
 
 def batch(rows: list[dict]) -> pa.RecordBatch:
-    names = records.PRODUCTS.names
-    return pa.RecordBatch.from_pylist([{name: row.get(name) for name in names} for row in rows], records.PRODUCTS)
+    names = schemas.PRODUCTS.names
+    return pa.RecordBatch.from_pylist([{name: row.get(name) for name in names} for row in rows], schemas.PRODUCTS)
 
 
 def test_products_by_place_with_descriptions_from_disk(tmp_path: Path) -> None:

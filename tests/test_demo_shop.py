@@ -17,7 +17,7 @@ from sklearn.feature_extraction import FeatureHasher
 from sklearn.linear_model import Ridge
 
 from distilrank import config
-from distilrank.core import normalise, records
+from distilrank.core import normalize, schemas
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
 from distilrank.data import bm25, logstore, sources
@@ -39,7 +39,7 @@ def default() -> demo_shop.Shop:
 
 
 def sold(source: demo_shop.Shop) -> pa.Table:
-    return pa.Table.from_batches(source.products(Problems()), records.PRODUCTS)
+    return pa.Table.from_batches(source.products(Problems()), schemas.PRODUCTS)
 
 
 def judged_by(source: demo_shop.Shop) -> pa.Table:
@@ -66,9 +66,9 @@ def searched(log: pa.Table) -> list[str]:
 def test_tables_fit_their_schemas_and_one_another(default):
     products, judged, log = sold(default), judged_by(default), default.impressions()
     assert (products.schema, judged.schema, log.schema) == (
-        records.PRODUCTS,
-        records.JUDGEMENTS,
-        records.IMPRESSIONS,
+        schemas.PRODUCTS,
+        schemas.JUDGEMENTS,
+        schemas.IMPRESSIONS,
     )
     knobs = default.config
     assert products.num_rows == knobs.products
@@ -78,7 +78,7 @@ def test_tables_fit_their_schemas_and_one_another(default):
     assert ids >= set(judged["product_id"].to_pylist()) | set(log["product_id"].to_pylist())
     pairs = list(zip(judged["query"].to_pylist(), judged["product_id"].to_pylist()))
     assert len(set(pairs)) == len(pairs) == knobs.judged_queries * knobs.judged_per_query
-    assert len({normalise.query_id(query) for query, _ in pairs}) == knobs.judged_queries
+    assert len({normalize.query_id(query) for query, _ in pairs}) == knobs.judged_queries
     assert set(judged["raters"].to_pylist()) == {knobs.raters}
     low, high = default.rating_range
     assert low <= pc.min(judged["rating"]).as_py() < default.relevant_from < pc.max(judged["rating"]).as_py() <= high

@@ -21,7 +21,7 @@ from scipy.stats import wasserstein_distance
 
 from distilrank import drift, registry
 from distilrank.config import Drift, Monitor, Registry
-from distilrank.core import artifacts, progress, records, scripts
+from distilrank.core import artifacts, progress, schemas, unicode_script
 from distilrank.core.errors import InputError
 from distilrank.data.pool import systematic
 from distilrank.drift import columns as compared
@@ -67,9 +67,9 @@ def folders(
     rng = np.random.default_rng(5)
     scores = scores or (rng.beta(2, 3, reference.num_rows), rng.beta(2, 3, current.num_rows))
     for name, table, score in zip(("reference", "current"), (reference, current), scores, strict=True):
-        records.write(table, root / "traffic" / f"{name}.parquet", records.TRAFFIC)
+        schemas.write(table, root / "traffic" / f"{name}.parquet", schemas.TRAFFIC)
         path = root / "evaluation" / "traffic_scores" / f"{name}.parquet"
-        records.write(pa.table({"score": score}), path, records.TRAFFIC_SCORES)
+        schemas.write(pa.table({"score": score}), path, schemas.TRAFFIC_SCORES)
     artifacts.write_json(root / "student" / "config.json", {"model_type": "llama"})
     for name in ("traffic", "evaluation", "student"):
         artifacts.seal(root / name)
@@ -238,7 +238,7 @@ def champion_of(root: Path, reference: pa.Table, scores: np.ndarray) -> str:
     (version / "traffic").mkdir()
     pq.write_table(reference, version / "traffic" / "reference.parquet")
     path = version / "traffic" / "reference_scores.parquet"
-    records.write(pa.table({"score": scores}), path, records.TRAFFIC_SCORES)
+    schemas.write(pa.table({"score": scores}), path, schemas.TRAFFIC_SCORES)
     registry.open(str(root / "registry")).publish(version, champion)
     return champion
 
@@ -246,7 +246,7 @@ def champion_of(root: Path, reference: pa.Table, scores: np.ndarray) -> str:
 def champion_scores(paths: dict[str, Path], scores: np.ndarray) -> Path:
     """Write the champion's scores on the newest traffic."""
     path = paths["evaluation"] / "traffic_scores" / "champion_current.parquet"
-    records.write(pa.table({"score": scores}), path, records.TRAFFIC_SCORES)
+    schemas.write(pa.table({"score": scores}), path, schemas.TRAFFIC_SCORES)
     artifacts.seal(paths["evaluation"])
     return path
 
@@ -284,7 +284,7 @@ def test_monitoring_says_what_it_found_to_programs_too(tmp_path: Path, capsys: p
     reference, moved = traffic(400, 1), traffic(400, 2, bm25=np.random.default_rng(3).gamma(2, 9, 400))
     scores = np.full(400, 0.9) + np.arange(400) / 1e4
     champion, where = champion_of(tmp_path, reference, scores), Registry(uri=str(tmp_path / "registry"))
-    records.write(pa.table({"score": scores}), tmp_path / "scores" / "scores.parquet", records.TRAFFIC_SCORES)
+    schemas.write(pa.table({"score": scores}), tmp_path / "scores" / "scores.parquet", schemas.TRAFFIC_SCORES)
     artifacts.seal(tmp_path / "scores")
     alarm = {"alarm": True, "failed": ["drift"]}
     for newest, retrain, expected in (
@@ -570,4 +570,4 @@ def test_systematic_samples_stratify_and_are_unbiased() -> None:
     [("red sofa 3", "latin"), ("Ёлка new", "cyrillic"), ("冷蔵庫", "han"), ("3 1/2", "none"), ("ＡＢ 冷", "latin")],
 )
 def test_the_script_is_that_of_most_letters(text: str, script: str) -> None:
-    assert scripts.dominant(text) == script
+    assert unicode_script.dominant(text) == script

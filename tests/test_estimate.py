@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from distilrank.config import Compute, Config, DemoShop, Label, Lora, Optimiser, Teacher, parameters
-from distilrank.core import artifacts, records
+from distilrank.core import artifacts, schemas
 from distilrank.modeling import encoding, scorer
 from distilrank.teacher import estimate
 from pipelines.distill import distill
@@ -18,11 +18,11 @@ from tests.test_models import pairs
 @pytest.fixture
 def prepared(tmp_path: Path) -> Path:
     for split, seed in (("train", 1), ("dev", 2)):
-        records.write(pairs(12, 5, seed), tmp_path / "judgements" / f"{split}.parquet", records.JUDGED)
+        schemas.write(pairs(12, 5, seed), tmp_path / "judgements" / f"{split}.parquet", schemas.JUDGED)
     artifacts.seal(tmp_path / "judgements")
     for number in range(2):
         path = tmp_path / "candidates" / f"shard-{number:05d}.parquet"
-        records.write(pairs(9, 5, 3 + number), path, records.CANDIDATES)
+        schemas.write(pairs(9, 5, 3 + number), path, schemas.CANDIDATES)
     artifacts.seal(tmp_path / "candidates")
     return tmp_path
 
@@ -43,10 +43,10 @@ def test_rows_and_tokens_are_those_of_the_data(prepared: Path, models: Path, mon
     assert found == artifacts.read_json(prepared / "spend" / "estimate.json")
     encoder = scorer.load_encoder(models / kind, teacher.text, teacher.kind)
     tokens = [
-        len(encoding.encode_table(encoder, records.read(path, schema), teacher.text).ids)
+        len(encoding.encode_table(encoder, schemas.read(path, schema), teacher.text).ids)
         for path, schema in (
-            (prepared / "judgements" / "train.parquet", records.JUDGED),
-            (prepared / "candidates" / "shard-00000.parquet", records.CANDIDATES),
+            (prepared / "judgements" / "train.parquet", schemas.JUDGED),
+            (prepared / "candidates" / "shard-00000.parquet", schemas.CANDIDATES),
         )
     ]
     training, labelling = found["training"], found["labelling"]

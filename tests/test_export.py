@@ -21,7 +21,7 @@ from sentence_transformers import CrossEncoder
 from transformers import AutoModelForSequenceClassification
 
 from distilrank.config import Compute, Text
-from distilrank.core import artifacts, records
+from distilrank.core import artifacts, schemas
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.modeling import encoding
 from distilrank.modeling.scorer import Scorer, load_encoder
@@ -61,7 +61,7 @@ def _judged(queries: int = 12, products: int = 6) -> pa.Table:
                     "bm25": 0.0,
                 }
             )
-    return pa.Table.from_pylist(rows, schema=records.JUDGED)
+    return pa.Table.from_pylist(rows, schema=schemas.JUDGED)
 
 
 def _student(models: Path, family: str, folder: Path) -> Path:

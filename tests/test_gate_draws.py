@@ -10,7 +10,7 @@ import pytest
 
 from distilrank import preflight
 from distilrank.config import DemoShop, Prepare, parse
-from distilrank.core import artifacts, normalise, records
+from distilrank.core import artifacts, normalize, schemas
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.data import prepare, splits
 
@@ -42,7 +42,7 @@ def test_the_message_says_how_many_fit() -> None:
 
 def test_a_leak_is_told_by_the_draw_in_use() -> None:
     texts = [f"query {number}" for number in range(200)]
-    positions = np.array([splits.hash_position(normalise.query_id(text), "distilrank") for text in texts])
+    positions = np.array([splits.hash_position(normalize.query_id(text), "distilrank") for text in texts])
     later = Prepare(test_draw=1)
     side = splits.sides(positions, later)
     of = {name: [texts[at] for at in np.flatnonzero(side == code)] for code, name in enumerate(splits.SIDES)}
@@ -66,11 +66,11 @@ def test_a_run_trains_on_what_it_tested_before_and_tests_what_it_trained_on(tmp_
             **{name: folder / name for name in ("judgements", "candidates", "traffic", "profile")},
         )
         queries[draw] = {
-            side: set(records.read(folder / "judgements" / f"{side}.parquet", records.JUDGED)["query_id"].to_pylist())
+            side: set(schemas.read(folder / "judgements" / f"{side}.parquet", schemas.JUDGED)["query_id"].to_pylist())
             for side in splits.SIDES
         }
         queries[draw]["candidates"] = set(
-            records.read(folder / "candidates" / "shard-00000.parquet", records.CANDIDATES)["query_id"].to_pylist()
+            schemas.read(folder / "candidates" / "shard-00000.parquet", schemas.CANDIDATES)["query_id"].to_pylist()
         )
         assert artifacts.read_json(folder / "judgements" / "protocol.json")["split"]["draw"] == draw
     assert queries[0]["dev"] == queries[1]["dev"]

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from benchmarks.machine import measure
 from distilrank.config import Compute, Label, TeacherText
-from distilrank.core import artifacts, records
+from distilrank.core import artifacts, schemas
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.modeling import compute, network, scorer
 from distilrank.teacher import label_manifest, label_parts, labels
@@ -40,7 +40,7 @@ SLOW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthChe
 @pytest.fixture
 def shard(tmp_path: Path) -> Path:
     path = tmp_path / "shard.parquet"
-    records.write(victims.candidates(victims.ROWS), path, records.CANDIDATES)
+    schemas.write(victims.candidates(victims.ROWS), path, schemas.CANDIDATES)
     return path
 
 
@@ -168,10 +168,10 @@ def test_a_part_changed_by_hand_is_not_taken(what: str, tmp_path: Path, capsys: 
     table = pq.read_table(path)
     account = json.loads(table.schema.metadata[label_parts.METADATA])
     if what == "logit":
-        table = table.set_column(2, records.LABELS.field("logit"), pa.array(np.zeros(10, np.float32)))
+        table = table.set_column(2, schemas.LABELS.field("logit"), pa.array(np.zeros(10, np.float32)))
     elif what == "query_id":
         rows = rows.set_column(0, "query_id", pa.array(["other"] * 10))
-        table = table.set_column(0, records.LABELS.field("query_id"), rows["query_id"])
+        table = table.set_column(0, schemas.LABELS.field("query_id"), rows["query_id"])
     elif what == "account":
         account["work"]["seconds"] = 0.0
     else:
@@ -284,7 +284,7 @@ def test_a_collapsed_teacher_stops_the_run_as_soon_as_it_shows(
 
 
 def test_few_logits_do_not_tell_whether_a_teacher_has_collapsed(tmp_path: Path) -> None:
-    records.write(victims.candidates(19), tmp_path / "shard.parquet", records.CANDIDATES)
+    schemas.write(victims.candidates(19), tmp_path / "shard.parquet", schemas.CANDIDATES)
     victims.label(tmp_path / "labels", scorer=_changed(lambda logits, row: logits * 0))
 
 
@@ -321,7 +321,7 @@ def test_what_it_takes_is_logged_summed_over_attempts_and_priced(tmp_path: Path,
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared") / "candidates"
     for seed, name in enumerate(SHARDS):
-        records.write(victims.candidates(ROWS, seed=seed), folder / f"{name}.parquet", records.CANDIDATES)
+        schemas.write(victims.candidates(ROWS, seed=seed), folder / f"{name}.parquet", schemas.CANDIDATES)
     artifacts.seal(folder)
     return folder
 
@@ -473,7 +473,7 @@ def test_a_manifest_tells_what_was_labelled(prepared: Path, taught: Path, labell
     assert one["teacher"] == artifacts.verify(taught)
     assert one["candidates"] == artifacts.digest_file(prepared / "shard-00000.parquet")
     assert one["labels"] == artifacts.digest_file(labelled[0] / "labels.parquet")
-    logits = records.read(labelled[0] / "labels.parquet", records.LABELS)["logit"].to_numpy()
+    logits = schemas.read(labelled[0] / "labels.parquet", schemas.LABELS)["logit"].to_numpy()
     assert one["logits"]["mean"] == pytest.approx(logits.mean(), abs=1e-6)
     assert one["logits"]["deviation"] == pytest.approx(logits.std(), abs=1e-6) and one["logits"]["min"] == logits.min()
     work = one["work"]
@@ -497,7 +497,7 @@ def test_labels_stand_beside_their_candidates(prepared: Path, taught: Path, labe
     tables = list(labels.read(labelled[::-1], prepared, taught, rows=7))
     assert max(map(len, tables)) == 7
     table = pa.concat_tables(tables)
-    assert table.schema.names == [*records.CANDIDATES.names, "logit"]
+    assert table.schema.names == [*schemas.CANDIDATES.names, "logit"]
     one_by_one = scorer.Scorer.load(taught, COMPUTE, tokens=1).score(table)
     np.testing.assert_allclose(table["logit"].to_numpy(), one_by_one, atol=1e-4)
     assert table["query_id"].to_pylist() == [
@@ -552,8 +552,8 @@ def test_labels_that_do_not_fit_are_refused(prepared: Path, taught: Path, copied
     refused(r"manifest.json: labels of other candidates than .*shard-00001.parquet")
 
     sealed = artifacts.digest_file(prepared / "shard-00001.parquet")
-    swapped = records.read(copied[1] / "labels.parquet", records.LABELS).take(np.roll(np.arange(ROWS), 1))
-    records.write(swapped, copied[1] / "labels.parquet", records.LABELS)
+    swapped = schemas.read(copied[1] / "labels.parquet", schemas.LABELS).take(np.roll(np.arange(ROWS), 1))
+    schemas.write(swapped, copied[1] / "labels.parquet", schemas.LABELS)
     _edit(copied[1], candidates=sealed, labels=artifacts.digest_file(copied[1] / "labels.parquet"))
     refused(r"labels.parquet: not the rows of .*shard-00001.parquet in their order")
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 
 from distilrank.config import Privacy
-from distilrank.core import artifacts, records, volume
+from distilrank.core import artifacts, schemas, volume
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
 from distilrank.core.scratch import PREFIX, scratch_folder
@@ -46,9 +46,9 @@ class Rows:
 
     def load(self, connection: duckdb.DuckDBPyConnection, problems: Problems) -> None:
         self.loads += 1
-        rows = [(*row, None)[: len(records.EVENTS)] for row in self.rows]  # with or without an id
-        columns = [pa.array(list(column), field.type) for column, field in zip(zip(*rows), records.EVENTS)]
-        connection.register("rows", pa.table(columns, schema=records.EVENTS))
+        rows = [(*row, None)[: len(schemas.EVENTS)] for row in self.rows]  # with or without an id
+        columns = [pa.array(list(column), field.type) for column, field in zip(zip(*rows), schemas.EVENTS)]
+        connection.register("rows", pa.table(columns, schema=schemas.EVENTS))
         connection.execute("INSERT INTO events SELECT * FROM rows")
         connection.unregister("rows")
 

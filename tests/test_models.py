@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from distilrank import pair_files
 from distilrank.config import Compute, Label, Lora, Optimiser, Student, StudentOptimiser, Teacher, TeacherText, Text
-from distilrank.core import artifacts, records
+from distilrank.core import artifacts, schemas
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.modeling import models, scorer
 from distilrank.modeling.encoding import PairEncoder, PromptEncoder, neutralise
@@ -66,11 +66,11 @@ def pairs(queries: int, per_query: int, seed: int) -> pa.Table:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
     for split, seed in (("train", 1), ("dev", 2), ("test", 3)):
-        records.write(pairs(24, 6, seed), folder / "judgements" / f"{split}.parquet", records.JUDGED)
+        schemas.write(pairs(24, 6, seed), folder / "judgements" / f"{split}.parquet", schemas.JUDGED)
     artifacts.write_json(folder / "judgements" / "protocol.json", {"relevant_from": 0.75})
     artifacts.seal(folder / "judgements")
     for shard, seed in (("shard-00000", 4), ("shard-00001", 5)):
-        records.write(pairs(15, 5, seed), folder / "candidates" / f"{shard}.parquet", records.CANDIDATES)
+        schemas.write(pairs(15, 5, seed), folder / "candidates" / f"{shard}.parquet", schemas.CANDIDATES)
     artifacts.seal(folder / "candidates")
     return folder
 

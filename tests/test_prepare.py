@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from distilrank import config
 from distilrank.config import Columns, HomeDepot, Prepare, Tables
-from distilrank.core import artifacts, normalise, records
+from distilrank.core import artifacts, normalize, schemas
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.data import bm25, prepare, splits
 
@@ -42,32 +42,32 @@ HOME_DEPOT = ROOT / config.load(ROOT / "configs" / "home-depot.yaml").data.path
     ],
 )
 def test_spellings_of_one_query(left: str, right: str) -> None:
-    assert normalise.query_id(left) == normalise.query_id(right)
+    assert normalize.query_id(left) == normalize.query_id(right)
 
 
 @pytest.mark.parametrize(
     ("left", "right"), [("3.5 in", "35 in"), ('6" pipe', "6' pipe"), ("#8", "8"), ("c++", "c"), ("?", "!")]
 )
 def test_spellings_of_two_queries(left: str, right: str) -> None:
-    assert normalise.query_id(left) != normalise.query_id(right)
+    assert normalize.query_id(left) != normalize.query_id(right)
 
 
 def test_query_ids_stay_what_they_are() -> None:
     # A change of these is a change of everyone's test set.
-    assert normalise.query_id("Red Sofa") == hashlib.sha256(b"red sofa").hexdigest()[:16] == "085966c4bdab14f6"
+    assert normalize.query_id("Red Sofa") == hashlib.sha256(b"red sofa").hexdigest()[:16] == "085966c4bdab14f6"
     assert splits.hash_position("085966c4bdab14f6", "distilrank") == pytest.approx(0.2789288027, abs=1e-9)
 
 
 @given(st.text())
 def test_normal_form_is_idempotent_and_blank_only_for_blank(text: str) -> None:
-    once = normalise.normal_form(text)
-    assert normalise.normal_form(once) == once
+    once = normalize.normal_form(text)
+    assert normalize.normal_form(once) == once
     if any(character.isalnum() for character in text):
         assert once
 
 
 def test_words_keep_numbers_whole() -> None:
-    assert normalise.words("5/8 in. x 4ft, 3.5-Gauge") == ["5/8", "in", "x", "4", "ft", "3.5", "gauge"]
+    assert normalize.words("5/8 in. x 4ft, 3.5-Gauge") == ["5/8", "in", "x", "4", "ft", "3.5", "gauge"]
 
 
 # BM25 -------------------------------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def test_strata(impressions: list[int], expected: str) -> None:
 def test_a_leak_stops_the_run() -> None:
     knobs = Prepare()
     texts = [f"query {number}" for number in range(200)]
-    positions = np.array([splits.hash_position(normalise.query_id(text), knobs.salt) for text in texts])
+    positions = np.array([splits.hash_position(normalize.query_id(text), knobs.salt) for text in texts])
     side = splits.sides(positions, knobs)
     of = {name: [texts[at] for at in np.flatnonzero(side == code)] for code, name in enumerate(splits.SIDES)}
     splits.check_leaks({**of, "candidates": of["train"]}, knobs)
@@ -217,13 +217,13 @@ class Prepared:
         knobs.setdefault("privacy", {"min_clients": 1})
         self.names = prepare.prepare(Prepare(**knobs), data, data_digest="d", **window, **parts)
         self.judged = {
-            side: records.read(folder / "judgements" / f"{side}.parquet", records.JUDGED) for side in splits.SIDES
+            side: schemas.read(folder / "judgements" / f"{side}.parquet", schemas.JUDGED) for side in splits.SIDES
         }
         paths = [folder / "candidates" / f"{name}.parquet" for name in self.names]
-        self.shards = [records.read(path, records.CANDIDATES) for path in paths]
+        self.shards = [schemas.read(path, schemas.CANDIDATES) for path in paths]
         self.candidates = pa.concat_tables(self.shards)
         self.traffic = {
-            name: records.read(folder / "traffic" / f"{name}.parquet", records.TRAFFIC)
+            name: schemas.read(folder / "traffic" / f"{name}.parquet", schemas.TRAFFIC)
             for name in ("reference", "current")
         }
         self.protocol = artifacts.read_json(folder / "judgements" / "protocol.json")
@@ -274,7 +274,7 @@ def test_held_out_queries_are_no_candidates_judged_or_not(made: tuple[Shop, Prep
     expected = {
         query
         for query in in_window
-        if knobs.test_share <= splits.hash_position(normalise.query_id(query), knobs.salt) < 1 - knobs.dev_share
+        if knobs.test_share <= splits.hash_position(normalize.query_id(query), knobs.salt) < 1 - knobs.dev_share
     }
     assert set(out.candidates.column("query").to_pylist()) == expected
     unjudged = {query for query in in_window - expected if "cheap" in query}
@@ -460,7 +460,7 @@ def test_what_monitoring_looks_at_is_the_sample_of_a_whole_run(made: tuple[Shop,
     rows = prepare.sample_newest(knobs, shop.data(), data_digest="d", **WINDOW, traffic=tmp_path / "traffic")
     artifacts.verify(tmp_path / "traffic")
     assert [path.name for path in (tmp_path / "traffic").glob("*.parquet")] == ["current.parquet"]
-    found = records.read(tmp_path / "traffic" / "current.parquet", records.TRAFFIC)
+    found = schemas.read(tmp_path / "traffic" / "current.parquet", schemas.TRAFFIC)
     assert found.equals(whole.traffic["current"]) and len(found) == rows
 
 

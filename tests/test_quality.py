@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
 
-from distilrank.core import records
+from distilrank.core import schemas
 from distilrank.evaluation import measures
 from distilrank.modeling import calibration
 from distilrank.teacher import quality
@@ -30,7 +30,7 @@ def a_dev_split(queries: int = 60, per_query: int = 8, seed: int = 0, **columns:
         "query_id": [f"q{one:03d}" for one in number],
         "query": [f"words {one}" for one in number],
         "product_id": [f"p{row % per_query}" for row in range(rows)],
-        **{name: [None] * rows for name in records.PRODUCT_FIELDS},
+        **{name: [None] * rows for name in schemas.PRODUCT_FIELDS},
         "title": [f"title {row}" for row in range(rows)],
         "target": target,
         "gain": target,
@@ -40,7 +40,7 @@ def a_dev_split(queries: int = 60, per_query: int = 8, seed: int = 0, **columns:
         "bm25": 3 * target + rng.normal(size=rows),
         **columns,
     }
-    return records.conform(pa.table(values), records.JUDGED, "dev")
+    return schemas.conform(pa.table(values), schemas.JUDGED, "dev")
 
 
 def teacher_logits(dev: pa.Table, noise: float = 1.0, seed: int = 1) -> np.ndarray:

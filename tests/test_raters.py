@@ -13,7 +13,7 @@ import pytest
 
 from distilrank import config
 from distilrank.config import Columns, Prepare, Tables
-from distilrank.core import records
+from distilrank.core import schemas
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
 from distilrank.data import corpus, logstore, raters, sources
@@ -155,7 +155,7 @@ def test_no_name_of_a_rater_comes_out(tmp_path: Path) -> None:
         read(tmp_path, blank)
     data = tables(tmp_path, rows, columns=named, rating_conflicts="mean")
     table = sources.open(data).judgements(Problems())
-    assert table.schema == records.JUDGEMENTS and table["rater"].to_pylist() == [0, 0, 1, 1, 2, 2]
+    assert table.schema == schemas.JUDGEMENTS and table["rater"].to_pylist() == [0, 0, 1, 1, 2, 2]
     found = read(tmp_path, data)
     texts = [str(refused.value), str(empty.value), str(table.to_pylist()), json.dumps([found.agreement, found.merged])]
     assert found.agreement is not None and found.agreement["raters"] == 3

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification
 
 from distilrank import registry
 from distilrank.config import Compute, Evaluate, Registry, TeacherText, Text
-from distilrank.core import artifacts, records
+from distilrank.core import artifacts, schemas
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.evaluation import measures, relevance, significance, trec
 from distilrank.evaluation.relevance import Judged, System, baselines, compare_systems, latency
@@ -35,7 +35,7 @@ def judged_table(rows, **columns):
         "query_id": query_ids,
         "query": [f"words of {query}" for query in query_ids],
         "product_id": product_ids,
-        **{name: [None] * len(rows) for name in records.PRODUCT_FIELDS},
+        **{name: [None] * len(rows) for name in schemas.PRODUCT_FIELDS},
         "title": [f"title {product}" for product in product_ids],
         "target": targets,
         "gain": targets,
@@ -44,11 +44,11 @@ def judged_table(rows, **columns):
         "stratum": ["head"] * len(rows),
         "bm25": [float(len(product)) for product in product_ids],
     }
-    return records.conform(pa.table({**values, **columns}), records.JUDGED, "judged")
+    return schemas.conform(pa.table({**values, **columns}), schemas.JUDGED, "judged")
 
 
 def judgements(folder, table, relevant_from=0.5):
-    records.write(table, folder / "test.parquet", records.JUDGED)
+    schemas.write(table, folder / "test.parquet", schemas.JUDGED)
     protocol = {"source": "test", "rating_range": [1, 3], "relevant_from": relevant_from, "split": {"salt": "s"}}
     artifacts.write_json(folder / "protocol.json", protocol)
     artifacts.seal(folder)
@@ -581,7 +581,7 @@ def a_traffic_table(rng, rows):
         return [" ".join(rng.choice(WORDS, 3)) for _ in range(count)]
 
     values = {
-        **{name: [None] * rows for name in records.PRODUCT_FIELDS},
+        **{name: [None] * rows for name in schemas.PRODUCT_FIELDS},
         "query_id": [f"q{row % 5}" for row in range(rows)],
         "query": words(rows),
         "product_id": [f"p{row}" for row in range(rows)],
@@ -593,7 +593,7 @@ def a_traffic_table(rng, rows):
         "unseen_words": [0.0] * rows,
         "bm25": [1.0] * rows,
     }
-    return records.conform(pa.table(values), records.TRAFFIC, "traffic")
+    return schemas.conform(pa.table(values), schemas.TRAFFIC, "traffic")
 
 
 @pytest.fixture(scope="module")
@@ -605,7 +605,7 @@ def inputs(tmp_path_factory, models):
     texts["title"] = [" ".join(rng.choice(WORDS, 4)) for _ in rows]
     judgements(root / "judgements", judged_table(rows, **texts))
     for name, size in (("reference", 30), ("current", 20)):
-        records.write(a_traffic_table(rng, size), root / "traffic" / f"{name}.parquet", records.TRAFFIC)
+        schemas.write(a_traffic_table(rng, size), root / "traffic" / f"{name}.parquet", schemas.TRAFFIC)
     artifacts.seal(root / "traffic")
     platt = {"method": "platt", "slope": 0.5, "intercept": -0.25}
     trained(models / "decoder", root / "teacher", 1, "decoder", TeacherText(max_tokens=64), platt)
@@ -655,22 +655,22 @@ def test_the_stage_writes_a_sealed_folder_of_everything(inputs, tmp_path):
         and timed["pairs_per_request"] >= 2
     )
 
-    pairs = records.read(output / "pair_scores.parquet", records.PAIR_SCORES).to_pandas()
+    pairs = schemas.read(output / "pair_scores.parquet", schemas.PAIR_SCORES).to_pandas()
     scorer = Scorer.load(inputs / "student", CPU)
-    test = records.read(inputs / "judgements" / "test.parquet", records.JUDGED)
+    test = schemas.read(inputs / "judgements" / "test.parquet", schemas.JUDGED)
     expected = scorer.score(test)
     mine = pairs[pairs.system == "student"]
     assert np.allclose(mine.score, expected, atol=1e-5)
     assert mine.score.nunique() > len(mine) / 2
     assert np.allclose(mine.probability, scorer.probability(expected), atol=1e-5)
     assert pairs[pairs.system == "bm25"].probability.isna().all()
-    per_query = records.read(output / "per_query.parquet", records.PER_QUERY).to_pandas()
+    per_query = schemas.read(output / "per_query.parquet", schemas.PER_QUERY).to_pandas()
     for name, values in metrics["systems"].items():
         means = per_query[per_query.system == name][list(measures.PER_QUERY)].mean()
         assert all(means[metric] == pytest.approx(values[metric]) for metric in measures.PER_QUERY)
 
-    traffic = records.read(inputs / "traffic" / "current.parquet", records.TRAFFIC)
-    scored = records.read(output / "traffic_scores" / "current.parquet", records.TRAFFIC_SCORES)
+    traffic = schemas.read(inputs / "traffic" / "current.parquet", schemas.TRAFFIC)
+    scored = schemas.read(output / "traffic_scores" / "current.parquet", schemas.TRAFFIC_SCORES)
     assert np.allclose(scored.column("score"), scorer.probability(scorer.score(traffic)), atol=1e-5)
 
 
@@ -706,12 +706,12 @@ def test_the_champion_is_scored_again_on_the_same_rows(inputs, tmp_path):
     assert metrics["systems"]["champion"]["ece"] is None, "it was not calibrated"
     assert metrics["examples"]["baseline"] == "champion"
     assert set(metrics["latency"]) == {"student", "champion"}
-    pairs = records.read(output / "pair_scores.parquet", records.PAIR_SCORES).to_pandas()
+    pairs = schemas.read(output / "pair_scores.parquet", schemas.PAIR_SCORES).to_pandas()
     scorer = Scorer.load(inputs / "version" / "student", CPU)
-    test = records.read(inputs / "judgements" / "test.parquet", records.JUDGED)
+    test = schemas.read(inputs / "judgements" / "test.parquet", schemas.JUDGED)
     assert np.allclose(pairs[pairs.system == "champion"].score, scorer.score(test), atol=1e-5)
-    traffic = records.read(inputs / "traffic" / "current.parquet", records.TRAFFIC)
-    scored = records.read(output / "traffic_scores" / "champion_current.parquet", records.TRAFFIC_SCORES)
+    traffic = schemas.read(inputs / "traffic" / "current.parquet", schemas.TRAFFIC)
+    scored = schemas.read(output / "traffic_scores" / "champion_current.parquet", schemas.TRAFFIC_SCORES)
     assert np.allclose(scored.column("score"), 1 / (1 + np.exp(-scorer.score(traffic))), atol=1e-5)
 
     run_stage(inputs, output)  # into the same folder, without a champion: nothing of it may stay
@@ -771,12 +771,12 @@ def test_what_was_changed_after_it_was_sealed_is_not_measured(inputs, tmp_path, 
     artifacts.copy_tree(inputs / part, tmp_path / part)
     path = tmp_path / part / file
     if part == "judgements":  # as good as the student's order: nDCG would be 1
-        table = records.read(path, records.JUDGED)
+        table = schemas.read(path, schemas.JUDGED)
         score = Scorer.load(inputs / "student", CPU).score(table)
         target = pa.array((np.argsort(np.argsort(score)) / len(score)).astype(np.float32))
         for name in ("target", "gain"):
-            table = table.set_column(table.schema.get_field_index(name), records.JUDGED.field(name), target)
-        records.write(table, path, records.JUDGED)
+            table = table.set_column(table.schema.get_field_index(name), schemas.JUDGED.field(name), target)
+        schemas.write(table, path, schemas.JUDGED)
     else:
         path.write_bytes(path.read_bytes()[:-1])
     monkeypatch.setattr(Scorer, "load", lambda *_, **__: pytest.fail("a model is loaded"))

@@ -17,7 +17,7 @@ from scipy.special import expit
 
 from distilrank import report
 from distilrank.config import Evaluate, Gate, Report
-from distilrank.core import artifacts, records
+from distilrank.core import artifacts, schemas
 from distilrank.core.errors import InputError
 from distilrank.evaluation import relevance
 from distilrank.modeling import calibration
@@ -59,8 +59,8 @@ def judgements(folder: Path, split: str, queries: int, seed: int, text: str = ""
                 }
             )
     table = pa.Table.from_pylist(rows)
-    records.write(table, folder / f"{split}.parquet", records.JUDGED)
-    return records.read(folder / f"{split}.parquet", records.JUDGED)
+    schemas.write(table, folder / f"{split}.parquet", schemas.JUDGED)
+    return schemas.read(folder / f"{split}.parquet", schemas.JUDGED)
 
 
 def record(folder: Path, stage: str, seconds: float, **facts: object) -> None:
@@ -253,7 +253,7 @@ def folders(
         "pairs": np.full(len(ranked), 8),
     }
     parts = [pa.table({"system": [name] * len(ranked), **shared, **values}) for name, values in by_query.items()]
-    records.write(pa.concat_tables(parts), paths["evaluation"] / "per_query.parquet", records.PER_QUERY)
+    schemas.write(pa.concat_tables(parts), paths["evaluation"] / "per_query.parquet", schemas.PER_QUERY)
     parts = [
         pa.table(
             {
@@ -264,11 +264,11 @@ def folders(
                 if system.probability is None
                 else system.probability,
             },
-            schema=records.PAIR_SCORES,
+            schema=schemas.PAIR_SCORES,
         )
         for name, system in systems.items()
     ]
-    records.write(pa.concat_tables(parts), paths["evaluation"] / "pair_scores.parquet", records.PAIR_SCORES)
+    schemas.write(pa.concat_tables(parts), paths["evaluation"] / "pair_scores.parquet", schemas.PAIR_SCORES)
     artifacts.seal(paths["evaluation"])
     record(paths["evaluation"], "evaluate", 18.9, config=text)
 
@@ -364,7 +364,7 @@ def test_the_verdict_comes_first_in_words(promoted: tuple[dict, str, Page]) -> N
 
 def deltas(paths: dict) -> pd.Series:
     """nDCG@10 of the student minus the champion's, by query."""
-    table = records.read(paths["evaluation"] / "per_query.parquet", records.PER_QUERY).to_pandas()
+    table = schemas.read(paths["evaluation"] / "per_query.parquet", schemas.PER_QUERY).to_pandas()
     by_system = table.pivot(index="query_id", columns="system", values="ndcg_at_10")
     return by_system["student"] - by_system["champion"]
 
@@ -387,13 +387,13 @@ def test_figures_are_those_of_the_files(promoted: tuple[dict, str, Page]) -> Non
 def test_examples_show_how_both_systems_rank(promoted: tuple[dict, str, Page]) -> None:
     paths, source, page = promoted
     best = deltas(paths).idxmax()
-    scores = records.read(paths["evaluation"] / "pair_scores.parquet", records.PAIR_SCORES).to_pandas()
+    scores = schemas.read(paths["evaluation"] / "pair_scores.parquet", schemas.PAIR_SCORES).to_pandas()
     top = (
         scores[(scores["system"] == "student") & (scores["query_id"] == best)]
         .sort_values("score", ascending=False)
         .iloc[0]
     )
-    test = records.read(paths["judgements"] / "test.parquet", records.JUDGED).to_pandas()
+    test = schemas.read(paths["judgements"] / "test.parquet", schemas.JUDGED).to_pandas()
     title = test[(test["query_id"] == best) & (test["product_id"] == top["product_id"])].iloc[0]["title"]
     assert page.text.count("Student") > page.text.count("Where it wins most") == 1
     example = source[source.index('class="example"') :]
@@ -575,8 +575,8 @@ def test_relevant_pairs_are_told_by_their_target(tmp_path: Path, monkeypatch: py
     metrics["reliability"] = {"teacher": []}
     rows = [{"system": "student", "query_id": "q", "product_id": f"p{place}", "target": target, "score": score}
             for place, (target, score) in enumerate([(1.0, 4.0), (0.5, 3.0), (0.25, 2.0), (0.0, 1.0)])]  # fmt: skip
-    table = pa.Table.from_pylist([{**row, "probability": None} for row in rows], schema=records.PAIR_SCORES)
-    records.write(table, tmp_path / "pair_scores.parquet", records.PAIR_SCORES)
+    table = pa.Table.from_pylist([{**row, "probability": None} for row in rows], schema=schemas.PAIR_SCORES)
+    schemas.write(table, tmp_path / "pair_scores.parquet", schemas.PAIR_SCORES)
     drawn = []
     monkeypatch.setattr(figures, "scores", lambda parts, *_: drawn.append(parts) or "")
     assert report._calibration(metrics, tmp_path)["scale"] == "raw score"

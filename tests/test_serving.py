@@ -32,7 +32,7 @@ from benchmarks import serving as benchmark
 from benchmarks.serving import Service
 from distilrank import cli, registry
 from distilrank.config import Compute, Text
-from distilrank.core import records
+from distilrank.core import schemas
 from distilrank.core.errors import InputError
 from distilrank.evaluation import trec
 from distilrank.modeling import encoding
@@ -540,7 +540,7 @@ def test_a_version_that_scores_otherwise_than_when_it_was_promoted_is_refused(sh
     folder = tmp_path / "made"
     shutil.copytree(Path(shop.uri) / "versions" / name, folder)
     path = folder / "traffic" / "reference_scores.parquet"
-    scores = records.read(path, records.TRAFFIC_SCORES).column("score").to_numpy()
+    scores = schemas.read(path, schemas.TRAFFIC_SCORES).column("score").to_numpy()
     other = scores + np.where(np.arange(len(scores)) % 2, 0.05, -0.05).astype(np.float32)
     pq.write_table(pa.table({"score": other}), path)
     backend = registry.open(settings.registry)
@@ -922,7 +922,7 @@ def test_large_bodies_are_parsed_in_a_thread_and_wait_with_what_the_model_is_sho
 
     asyncio.run(scene())
     assert [name for name, _ in parsed] == [threading.main_thread().name, "parse_0"]
-    assert parsed[0][1] == messages.Product(id="7", title="red sofa", **dict.fromkeys(records.PRODUCT_FIELDS[1:], ""))
+    assert parsed[0][1] == messages.Product(id="7", title="red sofa", **dict.fromkeys(schemas.PRODUCT_FIELDS[1:], ""))
     limit = encoding.CHARACTERS_PER_TOKEN * shop.scorers[shop.versions[0]].encoder.max_tokens
     assert limit - 10 < len(parsed[1][1].title) <= limit and parsed[1][1].description == ""
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from distilrank import config
 from distilrank.config import Columns, Csv, Esci, EsciLabels, HomeDepot, Tables, Wands
-from distilrank.core import records
+from distilrank.core import schemas
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
 from distilrank.data import logstore, sources
@@ -59,7 +59,7 @@ def shop(tmp_path: Path):
 
 
 def products(source, problems: Problems | None = None) -> pa.Table:
-    return pa.Table.from_batches(source.products(Problems() if problems is None else problems), records.PRODUCTS)
+    return pa.Table.from_batches(source.products(Problems() if problems is None else problems), schemas.PRODUCTS)
 
 
 def judgements(source) -> pa.Table:
@@ -120,7 +120,7 @@ def test_values_survive_as_they_stand(shop) -> None:
     assert table.column("product_id").to_pylist() == ["01", "1", "a,b"]
     assert table.column("title").to_pylist() == ["NA", "  nan ", "Größe 38⅔ “é”"]
     assert table.column("brand").to_pylist() == ["line\nbreak", "None", None]
-    assert table.schema == records.PRODUCTS
+    assert table.schema == schemas.PRODUCTS
 
 
 def test_a_row_of_the_log_is_an_impression(shop) -> None:
@@ -676,7 +676,7 @@ def test_home_depot_in_either_encoding(tmp_path: Path, encoding: str) -> None:
     source.check(Problems())
     assert source.log() is None and source.files() == [str(path)]
     judged = judgements(source)
-    assert judged.schema == records.JUDGEMENTS
+    assert judged.schema == schemas.JUDGEMENTS
     assert judged.column("rating").to_pylist() == [3.0, 2.33, 1.0]
     assert judged.column("raters").to_pylist() == [3, 3, 3]
     problems = Problems()
@@ -770,7 +770,7 @@ def test_esci_in_one_locale(tmp_path: Path) -> None:
     source.check(Problems())
     assert source.log() is None and (source.rating_range, source.relevant_from) == ((0, 1), 1)
     judged = judgements(source)
-    assert judged.schema == records.JUDGEMENTS
+    assert judged.schema == schemas.JUDGEMENTS
     assert judged.to_pydict() == {
         "query": ["red sofa", "red sofa", "red sofa", "007"],
         "product_id": ["B1", "B2", "B3", "0123456789"],
@@ -889,7 +889,7 @@ def test_wands(tmp_path: Path) -> None:
     source.check(Problems())
     assert source.log() is None and (source.rating_range, source.relevant_from) == ((0, 1), 1)
     judged = judgements(source)
-    assert judged.schema == records.JUDGEMENTS
+    assert judged.schema == schemas.JUDGEMENTS
     assert judged.to_pydict() == {
         "query": ["coffee table", "coffee table", '36" blue vanity', '36" blue vanity'],
         "product_id": ["0", "1", "1", "2"],

@@ -9,7 +9,7 @@ import pytest
 
 from distilrank import cli
 from distilrank.config import Text
-from distilrank.core import artifacts, records
+from distilrank.core import artifacts, schemas
 from distilrank.evaluation import measures
 from distilrank.evaluation.stability import spread
 from distilrank.modeling.scorer import Scorer
@@ -60,8 +60,8 @@ def test_students_are_measured_beside_the_baselines_and_each_other(run, root, tm
     metrics = json.loads(out)
     assert artifacts.read_json(tmp_path / "out" / "metrics.json") == metrics
     assert list(metrics["systems"]) == ["random", "bm25", *names]
-    test = records.read(root / "judgements" / "test.parquet", records.JUDGED)
-    per_query = records.read(tmp_path / "out" / "per_query.parquet", records.PER_QUERY).to_pandas()
+    test = schemas.read(root / "judgements" / "test.parquet", schemas.JUDGED)
+    per_query = schemas.read(tmp_path / "out" / "per_query.parquet", schemas.PER_QUERY).to_pandas()
     for name in names:
         score = Scorer.load(root / name, CPU).score(test)
         columns = (test[column].to_pylist() for column in ("query_id", "product_id", "target"))

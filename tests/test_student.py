@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distilrank.config import Compute, Export, Student, StudentOptimiser, Text
-from distilrank.core import artifacts, records
+from distilrank.core import artifacts, schemas
 from distilrank.core.errors import InputError
 from distilrank.modeling import batching
 from distilrank.modeling.encoding import Tokens
@@ -36,7 +36,7 @@ SHARDS = ("shard-00000", "shard-00001")
 def lay_down(folder: Path, shards: dict[str, tuple[pa.Table, np.ndarray]]) -> Path:
     """Judgements, candidates, labels and what is read of a teacher, as the stages before would leave them."""
     for split, seed in (("train", 1), ("dev", 2), ("test", 3)):
-        records.write(pairs(24, 6, seed), folder / "judgements" / f"{split}.parquet", records.JUDGED)
+        schemas.write(pairs(24, 6, seed), folder / "judgements" / f"{split}.parquet", schemas.JUDGED)
     artifacts.write_json(folder / "judgements" / "protocol.json", {"relevant_from": 0.75})
     artifacts.seal(folder / "judgements")
     (folder / "teacher").mkdir()
@@ -45,13 +45,13 @@ def lay_down(folder: Path, shards: dict[str, tuple[pa.Table, np.ndarray]]) -> Pa
     artifacts.write_json(folder / "teacher" / quality.QUALITY, {"confidence": curve})
     artifacts.seal(folder / "teacher")
     for name, (table, _) in shards.items():
-        records.write(table, folder / "candidates" / f"{name}.parquet", records.CANDIDATES)
+        schemas.write(table, folder / "candidates" / f"{name}.parquet", schemas.CANDIDATES)
     artifacts.seal(folder / "candidates")
     for name, (table, logits) in shards.items():
         output = folder / "labels" / name
         columns = [table[key] for key in ("query_id", "product_id")]
         labels = pa.table([*columns, pa.array(logits, pa.float32())], ["query_id", "product_id", "logit"])
-        records.write(labels, output / "labels.parquet", records.LABELS)
+        schemas.write(labels, output / "labels.parquet", schemas.LABELS)
         label_manifest.write(
             output,
             {
@@ -249,7 +249,7 @@ def test_a_list_that_is_repeated_in_a_batch_is_two(tmp_path: Path) -> None:
 )
 def test_the_student_learns_what_the_teacher_says(models: Path, stages: Path, tmp_path: Path, knobs: dict) -> None:
     output = train(config(models, optimiser={"epochs": 8}, **knobs), stages, tmp_path / "student")
-    table = records.read(stages / "judgements" / "test.parquet", records.JUDGED)
+    table = schemas.read(stages / "judgements" / "test.parquet", schemas.JUDGED)
     scorer = Scorer.load(output, CPU)
     assert np.corrcoef(scorer.score(table), table["target"])[0, 1] > 0.4
     assert artifacts.read_json(output / "config.json")["num_hidden_layers"] == knobs.get("layers", 2)

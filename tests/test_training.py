@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from distilrank.config import Compute, Lora, Optimiser, Teacher, TrainJob
-from distilrank.core import artifacts, records
+from distilrank.core import artifacts, schemas
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.modeling.compute import setup
 from distilrank.teacher import train as teacher
@@ -34,7 +34,7 @@ CPU = Compute(device="cpu", precision="fp32", threads=1)
 def judgements(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared") / "judgements"
     for split, seed in (("train", 1), ("dev", 2), ("test", 3)):
-        records.write(pairs(24, 6, seed), folder / f"{split}.parquet", records.JUDGED)
+        schemas.write(pairs(24, 6, seed), folder / f"{split}.parquet", schemas.JUDGED)
     artifacts.write_json(folder / "protocol.json", {"relevant_from": 0.75})
     artifacts.seal(folder)
     return folder
@@ -411,12 +411,12 @@ def test_each_recipe_learns(models: Path, judgements: Path, tmp_path: Path, chan
 
 
 def test_raters_weigh(models: Path, judgements: Path, tmp_path: Path) -> None:
-    table = records.read(judgements / "train.parquet", records.JUDGED)
+    table = schemas.read(judgements / "train.parquet", schemas.JUDGED)
     raters = pa.array(np.where(np.arange(table.num_rows) % 2, 1, 2), pa.int32())
     other = tmp_path / "judgements"
     artifacts.copy_tree(judgements, other)
-    records.write(
-        table.set_column(table.column_names.index("raters"), "raters", raters), other / "train.parquet", records.JUDGED
+    schemas.write(
+        table.set_column(table.column_names.index("raters"), "raters", raters), other / "train.parquet", schemas.JUDGED
     )
     artifacts.seal(other)
     equal, weighed = (

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from distilrank import config
 from distilrank.config import Ubi
-from distilrank.core import records
+from distilrank.core import schemas
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
 from distilrank.data import logstore, sources
@@ -116,7 +116,7 @@ def load(source: ubi.UbiSource, problems: Problems | None = None) -> tuple[list[
     assert names == [("events",)], "nothing else is left behind"
     table = connection.sql("SELECT * FROM events").to_arrow_table()
     assert [(field.name, field.type) for field in table.schema] == [
-        (field.name, field.type) for field in records.EVENTS
+        (field.name, field.type) for field in schemas.EVENTS
     ]
     return table.to_pylist(), {problem.what: problem.rows for problem in problems if not problem.fatal}
 
@@ -237,7 +237,7 @@ def test_judgement_list_of_the_workbench(make) -> None:
     problems = Problems()
     source.check(problems)
     table = source.judgements(problems)
-    assert table.schema == records.JUDGEMENTS and not len(problems)
+    assert table.schema == schemas.JUDGEMENTS and not len(problems)
     expected = [
         (each["query"], rated["docId"], float(rated["rating"]))
         for each in json.loads(gzip.decompress(LIST.read_bytes()))["judgmentRatings"]

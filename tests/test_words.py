@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from distilrank.config import Prepare, parse
-from distilrank.core import languages, normalise, scripts
+from distilrank.core import languages, normalize, unicode_script
 from distilrank.core.errors import InputError
 from distilrank.data import bm25, corpus, splits
 from tests.small_shops import SHOPS
@@ -45,24 +45,24 @@ INVISIBLE += map(chr, VARIATION_SELECTORS + OTHER_IGNORABLE)
 
 
 def test_what_nobody_sees_makes_no_other_query() -> None:
-    key = normalise.query_id("cafe\u0301 sofa")
+    key = normalize.query_id("cafe\u0301 sofa")
     for character in INVISIBLE:
         for text in (f"{character}cafe{character}\u0301 sofa", f"café {character} so{character}fa{character}"):
-            assert normalise.query_id(text) == key, f"U+{ord(character):04X}"
+            assert normalize.query_id(text) == key, f"U+{ord(character):04X}"
 
 
 def test_only_what_nobody_sees_is_blank() -> None:
-    blank = {character for character in ASSIGNED if not normalise.normal_form(character)}
+    blank = {character for character in ASSIGNED if not normalize.normal_form(character)}
     spaces = {character for character, category in ASSIGNED.items() if category in ("Zs", "Zl", "Zp", "Cc")}
     assert blank == spaces | {"\u2800"} | set(INVISIBLE) & ASSIGNED.keys()
-    assert blank == {character for character in ASSIGNED if normalise.is_blank(character)}
-    assert normalise.is_blank("".join(sorted(blank))) and not normalise.is_blank("\u200e?")
+    assert blank == {character for character in ASSIGNED if normalize.is_blank(character)}
+    assert normalize.is_blank("".join(sorted(blank))) and not normalize.is_blank("\u200e?")
 
 
 def test_spaces_and_control_characters_are_one_blank() -> None:
     for character, category in ASSIGNED.items():
         if category in ("Zs", "Zl", "Zp", "Cc"):
-            assert normalise.normal_form(f"red{character}{character} sofa{character}") == "red sofa", ascii(character)
+            assert normalize.normal_form(f"red{character}{character} sofa{character}") == "red sofa", ascii(character)
 
 
 @pytest.mark.parametrize("language", ["", "tr"])
@@ -70,8 +70,8 @@ def test_normal_form_is_idempotent_over_all_of_unicode(language: str) -> None:
     # All marks, signs and spaces; of letters every seventh, since most of them are Han.
     for place, (character, category) in enumerate(ASSIGNED.items()):
         if category[0] != "L" or place % 7 == 0:
-            once = normalise.normal_form(f"I{character}b.{character}", language)
-            assert normalise.normal_form(once, language) == once, f"U+{ord(character):04X}"
+            once = normalize.normal_form(f"I{character}b.{character}", language)
+            assert normalize.normal_form(once, language) == once, f"U+{ord(character):04X}"
 
 
 def test_keys_of_ordinary_text_stay_what_they_are() -> None:
@@ -84,7 +84,7 @@ def test_keys_of_ordinary_text_stay_what_they_are() -> None:
         and character not in changed
         and (not 0x3400 <= code < 0xD7A4 or code % 16 == 0)
     ]
-    text = "\n".join(normalise.normal_form(f"A{character}b {character} {character}.") for character in ordinary)
+    text = "\n".join(normalize.normal_form(f"A{character}b {character} {character}.") for character in ordinary)
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "edddd2882a234a4d"
 
 
@@ -107,15 +107,15 @@ def test_keys_of_ordinary_text_stay_what_they_are() -> None:
     ],
 )
 def test_spellings_of_one_query(left: str, right: str) -> None:
-    assert normalise.query_id(left) == normalise.query_id(right)
+    assert normalize.query_id(left) == normalize.query_id(right)
 
 
 def test_i_is_folded_as_the_language_has_it() -> None:
     for language in ("tr", "az"):
-        assert normalise.normal_form("ISITICI İKİLİ", language) == "ısıtıcı ikili"
-        assert normalise.query_id("I\u0307kili ISITICI", language) == normalise.query_id("ikili ısıtıcı", language)
-    assert normalise.normal_form("ISITICI", "de") == "isitici"
-    assert normalise.split_key("ILIK", "together", "tr") == normalise.split_key("ılık", "together", "tr")
+        assert normalize.normal_form("ISITICI İKİLİ", language) == "ısıtıcı ikili"
+        assert normalize.query_id("I\u0307kili ISITICI", language) == normalize.query_id("ikili ısıtıcı", language)
+    assert normalize.normal_form("ISITICI", "de") == "isitici"
+    assert normalize.split_key("ILIK", "together", "tr") == normalize.split_key("ılık", "together", "tr")
 
 
 def test_the_log_and_the_split_fold_alike(tmp_path: Path) -> None:
@@ -123,14 +123,14 @@ def test_the_log_and_the_split_fold_alike(tmp_path: Path) -> None:
     rows = Rows("a", [shown(text, "p1", text) for text in ("HALI", "halı", "\u200e", "sofa\u2060")])
     kept = store.ingest(log(rows), Prepare().privacy, "2026-10-01", "2026-12-01", corpus.Problems())
     keys = {row["query_id"] for row in content(kept, "pairs")}
-    assert keys == {normalise.query_id("halı", "tr"), normalise.query_id("sofa")}
+    assert keys == {normalize.query_id("halı", "tr"), normalize.query_id("sofa")}
     for language, loads in (("tr", 1), ("de", 2), ("", 2)):  # English and German have the same keys
         store = corpus.LogStore(tmp_path, language)
         store.ingest(log(rows), Prepare().privacy, "2026-10-01", "2026-12-01", corpus.Problems())
         assert rows.loads == loads, language
     config = Prepare(language="tr", dev_share=0.0, test_share=0.5)
     for text in ("HALI", "ILIK", "IŞIK", "SARI"):
-        position = np.array(splits.hash_position(normalise.query_id(text, "tr"), config.salt))
+        position = np.array(splits.hash_position(normalize.query_id(text, "tr"), config.salt))
         splits.check_leaks({splits.SIDES[int(splits.sides(position, config))]: [text]}, config)
 
 
@@ -152,26 +152,26 @@ def test_the_log_and_the_split_fold_alike(tmp_path: Path) -> None:
     ],
 )
 def test_words_of_all_scripts(text: str, expected: list[str]) -> None:
-    assert normalise.words(text) == [normalise.normal_form(word) for word in expected]
+    assert normalize.words(text) == [normalize.normal_form(word) for word in expected]
 
 
 def test_english_words_stay_what_they_are() -> None:
     printable = "".join(map(chr, range(0x20, 0x7F)))
     texts = [printable[place:] + printable[: place // 2] for place in range(len(printable))]
     texts += ["5/8 in. x 4ft, 3.5-Gauge", "Women's Café Table 2,000.50/3 a_b"]
-    text = "\n".join(" ".join(normalise.words(text)) for text in texts)
+    text = "\n".join(" ".join(normalize.words(text)) for text in texts)
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "3c2590825981bf46"
-    assert normalise.terms(printable) == normalise.words(printable)
+    assert normalize.terms(printable) == normalize.words(printable)
 
 
 def test_a_word_has_its_marks_whatever_the_script() -> None:
     marks = [character for character, category in ASSIGNED.items() if category[0] == "M"]
-    for mark in (mark for mark in marks if not normalise.is_blank(mark)):
-        assert len(normalise.words(f"q{mark}q")) == 1, f"U+{ord(mark):04X}"
+    for mark in (mark for mark in marks if not normalize.is_blank(mark)):
+        assert len(normalize.words(f"q{mark}q")) == 1, f"U+{ord(mark):04X}"
 
 
 def test_scripts_of_shared_letters() -> None:
-    assert scripts.dominant("スーパーカー") == "katakana"
+    assert unicode_script.dominant("スーパーカー") == "katakana"
 
 
 # BM25 -------------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from google.cloud import storage
 from benchmarks import registry as registry_benchmark
 from distilrank import registry
 from distilrank.config import Registry
-from distilrank.core import artifacts, records
+from distilrank.core import artifacts, schemas
 from distilrank.core.errors import InputError
 from distilrank.data import logstore
 from distilrank.modeling import models as model_references
@@ -34,7 +34,7 @@ from tests.test_registry import killed_at
 
 WRITERS = 8
 ROUNDS = 100
-LABELS = pa.table({"query_id": ["q"] * 500, "product_id": ["p"] * 500, "logit": [0.5] * 500}, records.LABELS)
+LABELS = pa.table({"query_id": ["q"] * 500, "product_id": ["p"] * 500, "logit": [0.5] * 500}, schemas.LABELS)
 WEIGHTS = b"weights" * 30_000
 
 
@@ -66,8 +66,8 @@ def _write_files(barrier: Barrier, number: int, root: Path) -> None:
         barrier.wait(120)
         artifacts.write_json(root / "shared.json", {"writer": number, "content": "x" * 20_000})
         assert len(artifacts.read_json(root / "shared.json")["content"]) == 20_000
-        records.write(LABELS, root / "labels.parquet", records.LABELS)
-        assert records.read(root / "labels.parquet", records.LABELS).num_rows == 500
+        schemas.write(LABELS, root / "labels.parquet", schemas.LABELS)
+        assert schemas.read(root / "labels.parquet", schemas.LABELS).num_rows == 500
         local._point(root / "latest", root / f"run-{number}")
         assert os.readlink(root / "latest").startswith("run-")
         key = logstore.LogStore(root / f"store-{turn}")._key
@@ -135,7 +135,7 @@ def test_permissions_follow_the_umask(tmp_path: Path, umask: int) -> None:
     backend.publish(source, version)
     artifacts.copy_tree(source, root / "copy")
     artifacts.write_json(root / "file.json", {})
-    records.write(LABELS, root / "labels.parquet", records.LABELS)
+    schemas.write(LABELS, root / "labels.parquet", schemas.LABELS)
     assert len(_permissions(root)) > 10
     assert _permissions(root) == _expected(root, umask)
 

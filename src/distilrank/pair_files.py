@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 
 from distilrank import registry as registries
 from distilrank.config import Compute
-from distilrank.core import artifacts, progress, records
-from distilrank.core.ahead import ahead
+from distilrank.core import artifacts, progress, schemas
 from distilrank.core.errors import InputError, RunStopped
+from distilrank.core.prefetch import ahead
 from distilrank.core.problems import Problems
 from distilrank.data.sources.reading import File
 from distilrank.modeling.scorer import Scorer
@@ -129,5 +129,5 @@ def _pieces(path: Path) -> Iterator[tuple[pa.Table, pa.Table]]:
         if len(rows):
             table = pa.table(rows.columns)
             shown = {"query": rows.query("query"), "title": rows.key("title")}
-            shown |= {name: rows.text(name) for name in records.PRODUCT_FIELDS if name in names and name != "title"}
+            shown |= {name: rows.text(name) for name in schemas.PRODUCT_FIELDS if name in names and name != "title"}
             yield table, pa.table(shown)

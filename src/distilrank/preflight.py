@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from distilrank import registry
 from distilrank.config import OVERRIDE_DAYS, Config, Override, Preflight, Prepare
-from distilrank.core import artifacts, hardware, normalise, progress
+from distilrank.core import artifacts, hardware, normalize, progress
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
 from distilrank.data import sources
@@ -326,7 +326,7 @@ def _check_split(prepare: Prepare, version: str, folder: Path) -> None:
             f"prepare.plurals is {prepare.plurals!r}, but the {version} was trained with "
             f"{before.get('plurals', 'apart')!r}: the split is another one; restore it or use another registry"
         )
-    if before.get("dotless_i", False) != (prepare.language in normalise.DOTLESS):
+    if before.get("dotless_i", False) != (prepare.language in normalize.DOTLESS):
         raise InputError(
             f"prepare.language is {prepare.language!r}, but the {version} was trained with I folded "
             f"{'to the dotless i of Turkish' if before.get('dotless_i') else 'to i'}: the split is another one; "

@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
 from distilrank.config import Compute, Label, Student, Teacher
-from distilrank.core import artifacts, progress, records
+from distilrank.core import artifacts, progress, schemas
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.modeling import adapters, encoding, models, pretrained
 from distilrank.modeling import weights as weight_files
@@ -287,7 +287,7 @@ def _pairs(tokens: int) -> pa.Table:
         gain = 1.0 if all(same) else 0.5 if same[1] else 0.0
         title = " ".join(product)
         row = {
-            **dict.fromkeys(records.PRODUCT_FIELDS),
+            **dict.fromkeys(schemas.PRODUCT_FIELDS),
             "query_id": "-".join(query),
             "query": " ".join(query),
             "product_id": "-".join(product),
@@ -311,10 +311,10 @@ def _pairs(tokens: int) -> pa.Table:
 def write_data(scratch: Path, tokens: int) -> None:
     """Write what the stages read, as preparation leaves it; a product has more than `tokens` tokens."""
     for split in ("train", "dev"):
-        records.write(_pairs(tokens), scratch / "judgements" / f"{split}.parquet", records.JUDGED)
+        schemas.write(_pairs(tokens), scratch / "judgements" / f"{split}.parquet", schemas.JUDGED)
     artifacts.write_json(scratch / "judgements" / "protocol.json", {"relevant_from": 0.75})
     artifacts.seal(scratch / "judgements")
-    records.write(_pairs(tokens), scratch / "candidates" / "shard-00000.parquet", records.CANDIDATES)
+    schemas.write(_pairs(tokens), scratch / "candidates" / "shard-00000.parquet", schemas.CANDIDATES)
     artifacts.seal(scratch / "candidates")
 
 
@@ -324,7 +324,7 @@ def _require_same_scores(folder: Path, scratch: Path, compute: Compute) -> None:
     In fp32, since another batch rounds bf16 in another way.
     """
     compute = compute.model_copy(update={"precision": "fp32"})
-    pairs = records.read(scratch / "judgements" / "dev.parquet", records.JUDGED).slice(0, 4)
+    pairs = schemas.read(scratch / "judgements" / "dev.parquet", schemas.JUDGED).slice(0, 4)
     scorer = Scorer.load(folder, compute, backend="torch", tokens=2**20)
     together = scorer.score(pairs)
     scorer.tokens = 1

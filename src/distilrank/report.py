@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 
 from distilrank.config import Report
-from distilrank.core import artifacts, records
+from distilrank.core import artifacts, schemas
 from distilrank.evaluation import measures
 from distilrank.evaluation.significance import TIE
 from distilrank.promotion.checks import failed as failed_checks
@@ -522,7 +522,7 @@ def _slices_told(rows: Sequence[Mapping[str, Any]], baseline: str, metric: str) 
 
 
 def _judged(judgements: Path) -> dict[str, pa.Table]:
-    return {split: records.read(judgements / f"{split}.parquet", records.JUDGED) for split in ("train", "dev", "test")}
+    return {split: schemas.read(judgements / f"{split}.parquet", schemas.JUDGED) for split in ("train", "dev", "test")}
 
 
 def _queries(evaluation: Path, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -531,7 +531,7 @@ def _queries(evaluation: Path, metrics: Mapping[str, Any]) -> dict[str, Any] | N
     if examples.get("baseline", "bm25") not in metrics["systems"]:  # the champion, which is the student
         examples = {}
     baseline = examples.get("baseline") or ("champion" if "champion" in metrics["systems"] else "bm25")
-    table = records.read(evaluation / "per_query.parquet", records.PER_QUERY)
+    table = schemas.read(evaluation / "per_query.parquet", schemas.PER_QUERY)
     student, other = (table.filter(pc.field("system") == name).sort_by("query_id") for name in ("student", baseline))
     if not student.num_rows or student["query_id"] != other["query_id"]:
         return None
@@ -578,7 +578,7 @@ def _calibration(metrics: Mapping[str, Any], evaluation: Path) -> dict[str, Any]
         if metrics["systems"][name].get("ece") is not None
     ]
     relevant_from = metrics.get("protocol", {}).get("relevant_from")
-    table = records.read(evaluation / "pair_scores.parquet", records.PAIR_SCORES)
+    table = schemas.read(evaluation / "pair_scores.parquet", schemas.PAIR_SCORES)
     parts = {}
     column = "probability" if "student" in diagrams else "score"
     for name in wanted:

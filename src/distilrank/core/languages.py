@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from distilrank.core import scripts
+from distilrank.core import unicode_script
 
 DEFAULT = "en"
 
@@ -102,6 +102,6 @@ def of_locale(locale: str) -> str | None:
 
 def stemmer(word: str, language: str) -> str:
     """Snowball's stemmer for `word` in a text in `language`; empty where there is none."""
-    script = "latin" if word.isascii() else scripts.dominant(word)
+    script = "latin" if word.isascii() else unicode_script.dominant(word)
     known = LANGUAGES[language]
     return known.stemmer if script == known.script else _STEMMERS.get(script, "")

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 import Stemmer
 
-from distilrank.core import languages, normalise
+from distilrank.core import languages, normalize
 
 
 class Index:
@@ -75,7 +75,7 @@ class Index:
     def _index(self, text: str, language: str) -> np.ndarray:
         term_of = self._term_of.setdefault(language, {})
         terms = []
-        for word in normalise.terms(text, language):
+        for word in normalize.terms(text, language):
             term = term_of.get(word)
             if term is None:
                 term = term_of[word] = self._terms.setdefault(self._stem(word, language), len(self._terms))
@@ -92,11 +92,11 @@ class Index:
         return self._terms.get(self._stem(word, language)) if term is None else term
 
     def _known(self, query: str) -> list[int]:
-        return list(chain.from_iterable(map(sorted, self._lookup(query, normalise.terms))))
+        return list(chain.from_iterable(map(sorted, self._lookup(query, normalize.terms))))
 
     def unseen(self, query: str) -> float:
         """Share of the words of `query` whose stem no document has, in [0, 1]; 0 for a query without words."""
-        found = self._lookup(query, normalise.words)
+        found = self._lookup(query, normalize.words)
         return 1 - sum(map(bool, found)) / len(found) if found else 0.0
 
     def top(self, query: str, count: int) -> np.ndarray:

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from selectolax.lexbor import LexborHTMLParser
 
-from distilrank.core import normalise, records
-from distilrank.core.ahead import ahead
+from distilrank.core import normalize, schemas
+from distilrank.core.prefetch import ahead
 from distilrank.core.problems import EXAMPLES, Problems
 
-SHORT_FIELDS = tuple(name for name in records.PRODUCT_FIELDS if name != "description")
+SHORT_FIELDS = tuple(name for name in schemas.PRODUCT_FIELDS if name != "description")
 
 # A tag, a comment or an entity; a lone < or & is none ("5 < 6", "black & decker").
 _MARKUP = r"<[A-Za-z/!]|&(#\d+|#[xX][0-9a-fA-F]+|[A-Za-z]+\d*);"
@@ -37,7 +37,7 @@ def clean(text: str) -> str:
         tree.strip_tags(["script", "style"], recursive=True)
         text = tree.text(deep=True)
     if not text.isascii():
-        text = normalise.compatible(_MARKS.sub("", text))
+        text = normalize.compatible(_MARKS.sub("", text))
     if _CONTROL.search(text):
         text = _CONTROL.sub(" ", text)
     return " ".join(text.split())
@@ -113,7 +113,7 @@ class Catalogue:
     def __init__(self, batches: Iterable[pa.RecordBatch], scratch: Path, problems: Problems) -> None:
         self.descriptions = Spool(scratch / "descriptions")
         short: list[pa.RecordBatch] = []
-        schema = pa.schema([records.PRODUCTS.field(name) for name in ("product_id", *SHORT_FIELDS)])
+        schema = pa.schema([schemas.PRODUCTS.field(name) for name in ("product_id", *SHORT_FIELDS)])
         for batch in ahead(iter(batches)):  # Arrow reads on another core
             columns = [clean_column(batch.column(name)) for name in SHORT_FIELDS]
             self.descriptions.add(clean_column(batch.column("description")))
@@ -176,7 +176,7 @@ class Catalogue:
         again = np.flatnonzero(leader != np.arange(len(codes)))
         same = np.ones(len(again), bool)
         one, other = self.take(again), self.take(leader[again])
-        for name in records.PRODUCT_FIELDS:
+        for name in schemas.PRODUCT_FIELDS:
             left, right = (pc.fill_null(column[name], "") for column in (one, other))
             same &= np.asarray(pc.equal(left, right))
         rows = again[~same]

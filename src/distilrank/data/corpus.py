@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distilrank.config import Prepare, Privacy
-from distilrank.core import languages, modes, normalise, progress, records
+from distilrank.core import languages, modes, normalize, progress, schemas
 from distilrank.core.errors import InputError
 from distilrank.core.problems import EXAMPLES, Problems
 from distilrank.data import raters, sql
@@ -121,7 +121,7 @@ def read(
     with progress.timed("prepare", "read the catalogue"):
         catalogue = Catalogue(source.products(problems), scratch, problems)
     with progress.timed("prepare", "read the judgements"):
-        table = records.conform(source.judgements(problems), records.JUDGEMENTS, "judgements")
+        table = schemas.conform(source.judgements(problems), schemas.JUDGEMENTS, "judgements")
         table = _of_known_products(table, catalogue, problems)
         table, personal = _scrub(table, config.privacy, problems)
     return _assemble(
@@ -162,7 +162,7 @@ def _scrub(table: pa.Table, privacy: Privacy, problems: Problems) -> tuple[pa.Ta
         problems.add("judgements", what, rows=pc.sum(personal).as_py() or 0, fatal=False)
         return table, dict(sorted(kinds.items()))
     texts = pa.array([query.text for query in scrubbed], pa.string()).take(encoded.indices)
-    left = pa.array([not normalise.is_blank(query.text) for query in scrubbed], pa.bool_()).take(encoded.indices)
+    left = pa.array([not normalize.is_blank(query.text) for query in scrubbed], pa.bool_()).take(encoded.indices)
     what = "left out, rows whose query is nothing but personal data"
     problems.add("judgements", what, rows=len(left) - (pc.sum(left).as_py() or 0), fatal=False)
     table = table.set_column(table.column_names.index("query"), table.schema.field("query"), texts)
@@ -234,7 +234,7 @@ def _assemble(
     privacy = _log_tables(connection, kept, bounds, config, log, catalogue, problems)
     encoded = table["query"].combine_chunks().dictionary_encode()
     spelling, spellings = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
-    keys = [normalise.query_id(text, config.language) for text in spellings]
+    keys = [normalize.query_id(text, config.language) for text in spellings]
     judged_texts = pa.table(
         {
             "query_id": pa.array(keys, pa.string()),
@@ -269,7 +269,7 @@ def _assemble(
         position = np.array([hash_position(key, config.salt) for key in ids])
     else:
         texts = queries.to_pylist()
-        split_keys = [normalise.split_key(text, config.plurals, config.language) for text in texts]
+        split_keys = [normalize.split_key(text, config.plurals, config.language) for text in texts]
         position = np.array([hash_position(key, config.salt) for key in split_keys])
     query_of = pc.index_in(pa.array(keys, pa.string()), value_set=query_ids).to_numpy()
     product = pc.index_in(table["product_id"], value_set=catalogue.keys).to_numpy()

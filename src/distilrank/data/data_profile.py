@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from distilrank.config import Prepare
-from distilrank.core import normalise, records
+from distilrank.core import normalize, schemas
 from distilrank.core.problems import Problems
 from distilrank.data import bm25
 from distilrank.data.candidates import PROVENANCES, Mined
@@ -117,12 +117,12 @@ def describe(
             "query_tokens": _spread(tokens.count(some_queries)),
             **{
                 f"{name}_tokens": _spread(tokens.count(texts[name].drop_null().to_pylist()))
-                for name in records.PRODUCT_FIELDS
+                for name in schemas.PRODUCT_FIELDS
                 if texts[name].null_count < len(some)
             },
         },
         "missing_fields": {
-            **{name: catalogue.column(name).null_count for name in records.PRODUCT_FIELDS if name != "description"},
+            **{name: catalogue.column(name).null_count for name in schemas.PRODUCT_FIELDS if name != "description"},
             "description": catalogue.missing_descriptions,
         },
         "vocabulary": index.vocabulary,
@@ -132,7 +132,7 @@ def describe(
 
 
 def _words(texts: Sequence[str]) -> np.ndarray:
-    return np.array([len(normalise.words(text)) for text in texts])
+    return np.array([len(normalize.words(text)) for text in texts])
 
 
 def _curve(impressions: np.ndarray) -> list[dict[str, float]]:

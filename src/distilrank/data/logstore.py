@@ -41,7 +41,7 @@ import duckdb
 import pyarrow as pa
 
 from distilrank.config import Privacy
-from distilrank.core import artifacts, hardware, normalise, progress, records
+from distilrank.core import artifacts, hardware, normalize, progress, schemas
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problem, Problems
 from distilrank.core.scratch import scratch_folder
@@ -125,7 +125,7 @@ def create_events(connection: duckdb.DuckDBPyConnection) -> None:
         pa.string(): "VARCHAR",
         pa.int32(): "INTEGER",
     }
-    columns = ", ".join(f'"{field.name}" {types[field.type]}' for field in records.EVENTS)  # "at" is a keyword
+    columns = ", ".join(f'"{field.name}" {types[field.type]}' for field in schemas.EVENTS)  # "at" is a keyword
     connection.execute(f"CREATE TABLE events ({columns})")
 
 
@@ -157,7 +157,7 @@ class LogStore:
     def __init__(self, folder: Path, language: str = "") -> None:
         check_path(folder)
         self.folder = folder
-        self.language = language if language in normalise.DOTLESS else ""  # for others a query has the same key
+        self.language = language if language in normalize.DOTLESS else ""  # for others a query has the same key
         for name in ("files", "parts"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         artifacts.remove_stale(folder / "parts")
@@ -243,7 +243,7 @@ class LogStore:
         ]
         counter = progress.Counter("prepare", sum(sum(found["days"].values()) for _, found in wanted), "log rows")
         reading_code = [duckdb.__version__]  # whose hashes tell rows apart
-        reading_code += [artifacts.digest_file(Path(module.__file__ or "")) for module in (normalise, privacy_module)]
+        reading_code += [artifacts.digest_file(Path(module.__file__ or "")) for module in (normalize, privacy_module)]
         least = privacy.min_clients if log.people and log.clients else 1
         options = [least, privacy.scrub, *privacy.phone_regions, self.language]
         readings: dict[str, _Reading] = {}
@@ -679,11 +679,11 @@ def _map_queries(connection: duckdb.DuckDBPyConnection, scrubber: Scrubber | Non
                 text = scrubbed.text
                 kinds += [(kind, often) for kind in sorted(set(scrubbed.kinds))]
             text = " ".join(text.split())
-            if normalise.is_blank(text):
+            if normalize.is_blank(text):
                 text = ""  # nothing but characters that nobody sees
             texts.append(text or None)
             reasons.append(None if text else why or "blank")
-        keys = [normalise.query_id(text, language) if text else None for text in texts]
+        keys = [normalize.query_id(text, language) if text else None for text in texts]
         table = pa.table(
             [
                 batch.column(0),

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distilrank.config import Data, Prepare
-from distilrank.core import artifacts, normalise, progress, records, scripts
+from distilrank.core import artifacts, normalize, progress, schemas, unicode_script
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
 from distilrank.core.scratch import scratch_folder
@@ -269,7 +269,7 @@ def _protocol(
             "by": "query in normal form, salted SHA-256",
             "salt": config.salt,
             "plurals": config.plurals,
-            "dotless_i": config.language in normalise.DOTLESS,
+            "dotless_i": config.language in normalize.DOTLESS,
             "dev_share": config.dev_share,
             "test_share": config.test_share,
             "draw": config.test_draw,
@@ -355,7 +355,7 @@ def _scores(index: bm25.Index, corpus: Corpus, pairs: Pairs) -> np.ndarray:
 
 def _write_judged(corpus: Corpus, rows: np.ndarray, index: bm25.Index, path: Path) -> None:
     rows = rows[_by_product_id(corpus, corpus.judged.take(rows))]
-    with records.Writer(path, records.JUDGED) as writer:
+    with schemas.Writer(path, schemas.JUDGED) as writer:
         for start in range(0, len(rows), _ROWS):
             some = rows[start : start + _ROWS]
             pairs = corpus.judged.take(some)
@@ -383,7 +383,7 @@ def _write_candidates(
     ]
     with contextlib.ExitStack() as stack:
         writers = [
-            stack.enter_context(records.Writer(folder / f"{shard['name']}.parquet", records.CANDIDATES))
+            stack.enter_context(schemas.Writer(folder / f"{shard['name']}.parquet", schemas.CANDIDATES))
             for shard in shards
         ]
         for mined in miner.mine():
@@ -455,14 +455,14 @@ def _write_traffic(corpus: Corpus, index: bm25.Index, tokens: Tokens, sample: Im
     columns = _pair_columns(corpus, sample)
     clicks = sum(corpus.log.totals(newest)[1] for newest in (False, True))
     features = {
-        "query_words": np.array([len(normalise.words(text)) for text in texts])[query],
+        "query_words": np.array([len(normalize.words(text)) for text in texts])[query],
         "query_characters": np.array([len(text) for text in texts])[query],
         "query_tokens": tokens.count(texts)[query],
         "unseen_words": np.array([index.unseen(text) for text in texts], np.float32)[query],
-        "script": np.array([scripts.dominant(text) for text in texts], object)[query],
-        "title_words": [len(normalise.words(title or "")) for title in columns["title"].to_pylist()],
+        "script": np.array([unicode_script.dominant(text) for text in texts], object)[query],
+        "title_words": [len(normalize.words(title or "")) for title in columns["title"].to_pylist()],
         "bm25": _scores(index, corpus, sample),
         "position": pa.array(sample.position, from_pandas=True),
         "clicked": pa.array(sample.clicked if clicks else np.full_like(sample.clicked, np.nan), from_pandas=True),
     }
-    records.write(pa.table({**columns, **features}), path, records.TRAFFIC)
+    schemas.write(pa.table({**columns, **features}), path, schemas.TRAFFIC)

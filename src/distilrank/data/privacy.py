@@ -21,7 +21,7 @@ import phonenumbers
 from phonenumbers import Leniency, PhoneNumberMatcher
 from stdnum import ean, iban, isbn, luhn
 
-from distilrank.core import normalise
+from distilrank.core import normalize
 
 # `digits` are account, order and tracking numbers, `id_number` a social security number or an IBAN, `url` a link that
 # carries more than a page's name, `token` a key, a hash or a session, `device` an IP or MAC address, `plate` a car's.
@@ -106,7 +106,7 @@ def _fold(text: str) -> tuple[str, list[int]]:
         else:
             category = unicodedata.category(character)
             compatible = unicodedata.normalize("NFKC", character)
-            if character == "\u20e3" or normalise.INVISIBLE.match(character):
+            if character == "\u20e3" or normalize.INVISIBLE.match(character):
                 continue
             elif category == "Nd":
                 plain = str(unicodedata.decimal(character))

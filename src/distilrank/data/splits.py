@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from distilrank.config import Prepare
-from distilrank.core import normalise
+from distilrank.core import normalize
 from distilrank.core.errors import InputError, RunStopped
 
 SIDES = ("train", "dev", "test")
@@ -146,10 +146,10 @@ def near_duplicates(texts: Mapping[str, Sequence[str]], stem: Callable[[str], st
 
 
 def _forms(query: str, stem: Callable[[str], str]) -> tuple[str, str]:
-    words = normalise.words(query)
+    words = normalize.words(query)
     # Numbers have an order of their own: 2 x 4 is not 4 x 2.
     order = [word for word in words if word[0].isdigit()]
-    return " ".join([*sorted({stem(word) for word in words}), *order]), "".join(normalise.runs(query))
+    return " ".join([*sorted({stem(word) for word in words}), *order]), "".join(normalize.runs(query))
 
 
 def check_leaks(queries: Mapping[str, Iterable[str]], config: Prepare) -> None:
@@ -165,7 +165,7 @@ def check_leaks(queries: Mapping[str, Iterable[str]], config: Prepare) -> None:
     for use, texts in queries.items():
         allowed = "train" if use == "candidates" else use
         for text in texts:
-            position = np.array(hash_position(normalise.split_key(text, config.plurals, config.language), config.salt))
+            position = np.array(hash_position(normalize.split_key(text, config.plurals, config.language), config.salt))
             side = SIDES[int(sides(position, config))]
             if side != allowed:
                 raise RunStopped(f"query {text!r} of the {side} side is among the {use} queries; nothing was written")

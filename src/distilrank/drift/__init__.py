@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from distilrank import registry as registries
 from distilrank.config import Drift, Registry
-from distilrank.core import artifacts, progress, records
+from distilrank.core import artifacts, progress, schemas
 from distilrank.core.errors import InputError
 from distilrank.data.pool import systematic
 from distilrank.drift import columns, domain, evidently_page, summary
@@ -48,7 +48,7 @@ REPORTED = "Only reported: a drifted champion is a reason to retrain."
 WATCHED = "Drift raises an alarm, which may start a new distillation."
 """What follows from a drifted champion, in a run and in `monitor`."""
 
-READ = ("query_id", "query", "title", *records.TRAFFIC_NUMERIC, *records.TRAFFIC_CATEGORICAL)
+READ = ("query_id", "query", "title", *schemas.TRAFFIC_NUMERIC, *schemas.TRAFFIC_CATEGORICAL)
 _ALWAYS = ("query_id", "query", "title")
 _UNITS = {"query_words": "words", "query_characters": "characters", "query_tokens": "tokens", "title_words": "words"}
 _SHARES = {"unseen_words": "of the words unseen", "clicked": "clicked"}
@@ -225,14 +225,14 @@ def check_workspace(config: Drift) -> None:
 
 
 def _sample(path: Path, columns: Sequence[str] = READ) -> pa.Table:
-    table = records.read(path, records.TRAFFIC, columns)
+    table = schemas.read(path, schemas.TRAFFIC, columns)
     if not table.num_rows:
         raise InputError(f"{path}: no rows, expected a sample of traffic")
     return table
 
 
 def _scored(sample: pa.Table, path: Path) -> pa.Table:
-    scores = records.read(path, records.TRAFFIC_SCORES)
+    scores = schemas.read(path, schemas.TRAFFIC_SCORES)
     if scores.num_rows != sample.num_rows:
         raise InputError(
             f"{path}: {scores.num_rows} scores, expected one for each of the {sample.num_rows} traffic rows"
@@ -393,8 +393,8 @@ def _columns(
     names: Sequence[str],
     queries: tuple[np.ndarray, np.ndarray],
 ) -> list[Column]:
-    numeric = {name: group for name, group in records.TRAFFIC_NUMERIC.items() if name in names} | {"score": "score"}
-    texts = {name: group for name, group in records.TRAFFIC_CATEGORICAL.items() if name in names}
+    numeric = {name: group for name, group in schemas.TRAFFIC_NUMERIC.items() if name in names} | {"score": "score"}
+    texts = {name: group for name, group in schemas.TRAFFIC_CATEGORICAL.items() if name in names}
     limits = Limits(config.numeric, config.categorical)
     of_score = Limits(config.score, config.categorical)
     return [

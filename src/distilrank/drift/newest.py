@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from distilrank import registry as registries
 from distilrank.config import Compute, Monitor, Registry
-from distilrank.core import artifacts, progress, records
+from distilrank.core import artifacts, progress, schemas
 from distilrank.modeling.scorer import Scorer
 
 SCORES, DISAGREEMENT = "scores.parquet", "disagreement.json"
@@ -37,15 +37,15 @@ def score(config: Monitor, compute: Compute, registry: Registry, *, traffic: Pat
         record.inputs |= {"traffic": artifacts.verify(traffic), "champion": champion}
         (output / DISAGREEMENT).unlink(missing_ok=True)
         version = registries.connect(registry).fetch(champion)
-        newest = records.read(traffic / "current.parquet", records.TRAFFIC, records.PAIR_COLUMNS)
+        newest = schemas.read(traffic / "current.parquet", schemas.TRAFFIC, schemas.PAIR_COLUMNS)
         student = Scorer.load(version / "student", compute)
         scores = _probability(student, newest)
-        records.write(pa.table({"score": pa.array(scores)}), output / SCORES, records.TRAFFIC_SCORES)
+        schemas.write(pa.table({"score": pa.array(scores)}), output / SCORES, schemas.TRAFFIC_SCORES)
         if config.teacher:
             folder = Path(config.teacher)
             before = version / "traffic" / "reference.parquet"
             windows = {
-                "reference": records.read(before, records.TRAFFIC, records.PAIR_COLUMNS),
+                "reference": schemas.read(before, schemas.TRAFFIC, schemas.PAIR_COLUMNS),
                 "newest": newest,
             }
             record.inputs["teacher"] = artifacts.verify(folder)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from distilrank.core import artifacts, records, sketch
+from distilrank.core import artifacts, schemas, sketch
 from distilrank.core.errors import InputError
 from distilrank.evaluation import measures, trec
 
@@ -68,7 +68,7 @@ class Judged:
         folder = path.parent
         if path.is_file() and artifacts.is_sealed(folder):
             artifacts.verify(folder, [path.name, "protocol.json"])
-        table = records.read(path, records.JUDGED)
+        table = schemas.read(path, schemas.JUDGED)
         protocol = artifacts.read_json(folder / "protocol.json")
         start = protocol.get("relevant_from")
         if not isinstance(start, int | float) or not 0 < start <= 1:

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from distilrank import registry as registries
 from distilrank.config import Compute, Evaluate, Registry
-from distilrank.core import artifacts, progress, records
+from distilrank.core import artifacts, progress, schemas
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.evaluation import agreement, examples, measures, significance, slices, trec
 from distilrank.evaluation.judged import Judged, System
@@ -383,7 +383,7 @@ def evaluate(
             shutil.rmtree(output / name, ignore_errors=True)
         judged = Judged.read(judgements)
         windows = {
-            name: records.read(traffic / f"{name}.parquet", records.TRAFFIC, records.PAIR_COLUMNS)
+            name: schemas.read(traffic / f"{name}.parquet", schemas.TRAFFIC, schemas.PAIR_COLUMNS)
             for name in ("reference", "current")
         }
         versions = {"champion": champion, "anchor": "" if anchor == champion else anchor}
@@ -441,7 +441,7 @@ def _of_version(registry: Registry, name: str, version: str, compute: Compute) -
 def _write_traffic(output: Path, name: str, scorer: Scorer, window: pa.Table, counter: progress.Counter) -> None:
     probability = scorer.estimate(scorer.score(window, counter))
     scores = pa.table({"score": pa.array(probability.astype(np.float32))})
-    records.write(scores, output / "traffic_scores" / f"{name}.parquet", records.TRAFFIC_SCORES)
+    schemas.write(scores, output / "traffic_scores" / f"{name}.parquet", schemas.TRAFFIC_SCORES)
 
 
 def write_per_query(path: Path, judged: Judged, by_query: Mapping[str, Mapping[str, np.ndarray]]) -> None:
@@ -454,7 +454,7 @@ def write_per_query(path: Path, judged: Judged, by_query: Mapping[str, Mapping[s
         "pairs": np.bincount(judged.query)[ranked].astype(np.int32),
     }
     parts = [pa.table({"system": [name] * len(ranked), **described, **values}) for name, values in by_query.items()]
-    records.write(pa.concat_tables(parts), path, records.PER_QUERY)
+    schemas.write(pa.concat_tables(parts), path, schemas.PER_QUERY)
 
 
 def _write_pair_scores(path: Path, judged: Judged, systems: Mapping[str, System]) -> None:
@@ -465,7 +465,7 @@ def _write_pair_scores(path: Path, judged: Judged, systems: Mapping[str, System]
         part = same.append_column("system", pa.array([name] * same.num_rows))
         part = part.append_column("score", pa.array(system.score, pa.float32()))
         parts.append(part.append_column("probability", pa.array(none, pa.float32(), from_pandas=True)))
-    records.write(pa.concat_tables(parts), path, records.PAIR_SCORES)
+    schemas.write(pa.concat_tables(parts), path, schemas.PAIR_SCORES)
 
 
 def write_trec(output: Path, judged: Judged, systems: Mapping[str, System]) -> None:

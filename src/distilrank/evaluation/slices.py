@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distilrank.config import Evaluate
-from distilrank.core import modes, normalise, records, scripts
+from distilrank.core import modes, normalize, schemas, unicode_script
 from distilrank.core.errors import InputError
 from distilrank.evaluation import significance
 from distilrank.evaluation.judged import Judged
@@ -33,7 +33,7 @@ _LONG = 40
 
 
 def _words(query: str) -> str:
-    count = len(normalise.words(query))
+    count = len(normalize.words(query))
     return f"{_MANY_WORDS}+" if count >= _MANY_WORDS else str(count)
 
 
@@ -47,7 +47,7 @@ def _characters(query: str) -> str:
 DERIVED: Mapping[str, Callable[[str], str]] = {
     "query_words": _words,
     "query_characters": _characters,
-    "script": scripts.dominant,
+    "script": unicode_script.dominant,
 }
 """Columns that are made of the query's text."""
 
@@ -55,7 +55,7 @@ DERIVED: Mapping[str, Callable[[str], str]] = {
 def columns() -> list[str]:
     """The columns that queries can be sliced by."""
     texts = ("query_id", "query", "product_id", "title", "description", "target", "gain", "bm25")
-    return [*DERIVED, *(name for name in records.JUDGED.names if name not in texts)]
+    return [*DERIVED, *(name for name in schemas.JUDGED.names if name not in texts)]
 
 
 def require(names: Sequence[str]) -> None:

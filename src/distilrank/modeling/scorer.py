@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distilrank.config import Compute, TeacherText, Text, parse
-from distilrank.core import artifacts, normalise, progress
-from distilrank.core.ahead import ahead
+from distilrank.core import artifacts, normalize, progress
 from distilrank.core.errors import InputError, RunStopped
+from distilrank.core.prefetch import ahead
 from distilrank.modeling import calibration, encoding
 from distilrank.modeling.cache import Cache
 
@@ -157,9 +157,9 @@ class Scorer:
             RunStopped: a logit is not finite.
         """
         queries = table.column("query")
-        seen = pc.fill_null(pc.match_substring_regex(queries, normalise.SEEN), False)
+        seen = pc.fill_null(pc.match_substring_regex(queries, normalize.SEEN), False)
         doubtful = pc.unique(queries.filter(pc.invert(seen))).to_pylist()
-        blank = [text for text in doubtful if text is None or normalise.is_blank(text)]
+        blank = [text for text in doubtful if text is None or normalize.is_blank(text)]
         if blank:
             row = pc.index(pc.is_in(queries, value_set=pa.array(blank, queries.type)), True).as_py() + 1
             raise InputError(f"row {row}: query is empty, expected a text")
@@ -192,7 +192,7 @@ class Scorer:
         if not queries:
             return []
         for place, query in enumerate(queries):
-            if normalise.is_blank(query):
+            if normalize.is_blank(query):
                 raise InputError(f"query {place + 1} of {len(queries)} is empty, expected a text")
         sizes = [len(one) for one in products]
         texts, list_of = encoding.distinct([encoding.neutralise(query, self.encoder.special) for query in queries])

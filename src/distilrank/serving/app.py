@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope
 
 from distilrank import __version__
-from distilrank.core import records
+from distilrank.core import schemas
 from distilrank.core.errors import InputError
 from distilrank.evaluation import trec
 from distilrank.modeling.scorer import Scorer
@@ -132,7 +132,7 @@ def _parse(message: type[messages.Request], body: bytes, settings: Serving, scor
     except ValidationError as error:
         raise HTTPException(422, messages.describe(error.errors(include_url=False), FIELDS)) from None
     # A request waits with what the model is shown alone: any other field, or a title, may be as long as the body.
-    unseen = dict.fromkeys(records.PRODUCT_FIELDS, "")
+    unseen = dict.fromkeys(schemas.PRODUCT_FIELDS, "")
     shown = [one.model_copy(update=unseen | scorer.cut(one.model_dump())) for one in request.products]
     return request.model_copy(update={"products": shown})
 

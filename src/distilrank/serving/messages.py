@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from distilrank.core import normalise
+from distilrank.core import normalize
 
 SHOWN = 60  # characters of a refused value that its message repeats
 
@@ -26,7 +26,7 @@ VERSION = "v0123456789ab"
 
 
 def _not_blank(text: str) -> str:
-    if normalise.is_blank(text):
+    if normalize.is_blank(text):
         raise ValueError("is empty, expected text")
     return text
 

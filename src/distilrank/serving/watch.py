@@ -14,7 +14,7 @@ import numpy as np
 
 from distilrank import registry as registries
 from distilrank.config import Compute
-from distilrank.core import records
+from distilrank.core import schemas
 from distilrank.core.errors import InputError
 from distilrank.modeling.scorer import Scorer
 from distilrank.serving.metrics import Metrics
@@ -69,14 +69,14 @@ def _rehearse(scorer: Scorer, traffic: Path, tolerance: float) -> float:
     Returns:
         Estimated tokens that it scores in a second.
     """
-    rows = records.read(traffic / "reference.parquet", records.TRAFFIC, ["query", *records.PRODUCT_FIELDS])
-    expected = records.read(traffic / "reference_scores.parquet", records.TRAFFIC_SCORES)
+    rows = schemas.read(traffic / "reference.parquet", schemas.TRAFFIC, ["query", *schemas.PRODUCT_FIELDS])
+    expected = schemas.read(traffic / "reference_scores.parquet", schemas.TRAFFIC_SCORES)
     if len(rows) != len(expected):
         raise InputError(f"{traffic}: {len(rows)} rows of traffic and {len(expected)} scores, expected as many")
     if len(rows):
         rows = rows.slice(0, REHEARSED)
         queries = rows.column("query").to_pylist()
-        products = [[product] for product in rows.select(records.PRODUCT_FIELDS).to_pylist()]
+        products = [[product] for product in rows.select(schemas.PRODUCT_FIELDS).to_pylist()]
     else:
         log.warning("%s: no traffic to compare with, rehearsed on %d built-in pairs", traffic, len(BUILT_IN))
         queries = list(BUILT_IN)

@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from distilrank.config import Compute, Student
-from distilrank.core import artifacts, progress, records
-from distilrank.core.ahead import ahead
+from distilrank.core import artifacts, progress, schemas
 from distilrank.core.errors import InputError
+from distilrank.core.prefetch import ahead
 from distilrank.modeling import calibration, encoding, fusion, models, packing, parity, pretrained
 from distilrank.modeling import compute as computing
 from distilrank.modeling.network import load_model, save_tokenizer
@@ -207,8 +207,8 @@ def train(
         runtime = computing.setup(compute)
         progress.announce("student", "note", runtime.describe())
         scored = labels.read(labelled, candidates, teacher)
-        judged = records.read(judgements / "train.parquet", records.JUDGED)
-        dev = records.read(judgements / "dev.parquet", records.JUDGED)
+        judged = schemas.read(judgements / "train.parquet", schemas.JUDGED)
+        dev = schemas.read(judgements / "dev.parquet", schemas.JUDGED)
         folder = models.resolve(config.model)
         encoding.require_encoder(folder)
         training.seed_everything(config.optimiser.seed)

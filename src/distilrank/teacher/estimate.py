@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 
 from distilrank.config import Compute, Label, Teacher
-from distilrank.core import artifacts, progress, records
+from distilrank.core import artifacts, progress, schemas
 from distilrank.modeling import adapters, batching, encoding, models, pretrained
 from distilrank.modeling import compute as computing
 from distilrank.modeling.network import load_model, score_encoded
@@ -47,8 +47,8 @@ def estimate(
     with artifacts.stage(STAGE, output, config=teacher, inputs=inputs) as record:
         record.inputs |= {"judgements": artifacts.verify(judgements), "candidates": artifacts.verify(candidates)}
         runtime = computing.setup(compute)
-        fitting = records.read(judgements / "train.parquet", records.JUDGED)
-        dev = records.read(judgements / "dev.parquet", records.JUDGED)
+        fitting = schemas.read(judgements / "train.parquet", schemas.JUDGED)
+        dev = schemas.read(judgements / "dev.parquet", schemas.JUDGED)
         folder = models.resolve(teacher.model)
         training.seed_everything(teacher.optimiser.seed)
         base = load_model(folder, runtime)

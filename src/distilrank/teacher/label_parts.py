@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distilrank.config import Label
-from distilrank.core import artifacts, progress, records
-from distilrank.core.ahead import ahead
+from distilrank.core import artifacts, progress, schemas
 from distilrank.core.errors import InputError, RunStopped
+from distilrank.core.prefetch import ahead
 from distilrank.teacher import quality
 
 INPUTS = "inputs.json"
@@ -126,12 +126,12 @@ def windows(shard: Path, columns: Sequence[str], rows: int) -> Iterator[pa.Table
     Raises:
         InputError: the file is damaged, or a column does not fit.
     """
-    schema = pa.schema([records.CANDIDATES.field(name) for name in columns])
+    schema = pa.schema([schemas.CANDIDATES.field(name) for name in columns])
     start = 0
     try:
         with pq.ParquetFile(shard, buffer_size=BUFFER_BYTES) as file:
             for batch in file.iter_batches(rows, columns=schema.names):
-                yield records.conform(
+                yield schemas.conform(
                     pa.Table.from_batches([batch]), schema, f"{shard}, {batch.num_rows} rows after the first {start}"
                 )
                 start += batch.num_rows
@@ -151,12 +151,12 @@ def check_shard(shard: Path) -> int:
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{shard}: corrupt or not Parquet ({str(error).splitlines()[0]})") from None
     for kind, found in (
-        ("unknown", [name for name in names if name not in records.CANDIDATES.names]),
-        ("missing", [name for name in records.CANDIDATES.names if name not in names]),
+        ("unknown", [name for name in names if name not in schemas.CANDIDATES.names]),
+        ("missing", [name for name in schemas.CANDIDATES.names if name not in names]),
     ):
         if found:
             raise InputError(
-                f"{shard}: {kind} column {', '.join(map(repr, found))}, expected {', '.join(records.CANDIDATES.names)}"
+                f"{shard}: {kind} column {', '.join(map(repr, found))}, expected {', '.join(schemas.CANDIDATES.names)}"
             )
     if not rows:
         raise InputError(f"{shard}: no rows, expected at least one candidate")
@@ -222,7 +222,7 @@ class Parts:
         try:
             with pq.ParquetFile(path) as file:
                 account = artifacts.parse_json(file.schema_arrow.metadata[METADATA], str(path))
-                part = records.conform(file.read(), records.LABELS, str(path))
+                part = schemas.conform(file.read(), schemas.LABELS, str(path))
             digest, inputs, work = account.pop("digest"), account["inputs"], Work(**account["work"])
             whole = digest == _digest(part, account)  # of ids that may be no text any more
         except FileNotFoundError:
@@ -245,7 +245,7 @@ class Parts:
         Raises:
             InputError: the storage refuses.
         """
-        part = pa.table([*(rows.column(name) for name in IDS), pa.array(logits)], schema=records.LABELS)
+        part = pa.table([*(rows.column(name) for name in IDS), pa.array(logits)], schema=schemas.LABELS)
         account: dict[str, Any] = {"inputs": self.inputs, "work": asdict(work)}
         account["digest"] = _digest(part, account)
         table = part.replace_schema_metadata({METADATA: json.dumps(account)})
@@ -351,10 +351,10 @@ def _write(shard: Path, logits: np.ndarray, output: Path) -> int:
         stale.unlink(missing_ok=True)
     queries: set[str] = set()
     start = 0
-    with artifacts.replacing(output) as handle, pq.ParquetWriter(handle, records.LABELS, compression="zstd") as writer:
+    with artifacts.replacing(output) as handle, pq.ParquetWriter(handle, schemas.LABELS, compression="zstd") as writer:
         for ids in windows(shard, IDS, GROUP_ROWS):
             labels = pa.array(logits[start : start + ids.num_rows])
-            writer.write_table(pa.table([*ids.columns, labels], schema=records.LABELS))
+            writer.write_table(pa.table([*ids.columns, labels], schema=schemas.LABELS))
             queries.update(ids.column("query_id").unique().to_pylist())
             start += ids.num_rows
     return len(queries)

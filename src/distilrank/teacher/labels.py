@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from distilrank.config import Compute, Label
-from distilrank.core import artifacts, progress, records
+from distilrank.core import artifacts, progress, schemas
 from distilrank.core.errors import InputError
 from distilrank.modeling import compute as computing
 from distilrank.modeling import encoding, fusion
@@ -167,10 +167,10 @@ def read(folders: list[Path], candidates: Path, teacher: Path, rows: int = CHUNK
 
 
 def _read_shard(shard: Path, labelled: Path, rows: int) -> Iterator[pa.Table]:
-    labels = records.read(labelled, records.LABELS)
+    labels = schemas.read(labelled, schemas.LABELS)
     done = 0
     for batch in pq.ParquetFile(shard).iter_batches(rows):
-        table = records.conform(pa.Table.from_batches([batch]), records.CANDIDATES, str(shard))
+        table = schemas.conform(pa.Table.from_batches([batch]), schemas.CANDIDATES, str(shard))
         those = labels.slice(done, len(table))
         if not all(table.column(name).equals(those.column(name)) for name in IDS):
             raise InputError(f"{labelled}: not the rows of {shard} in their order")
@@ -178,7 +178,7 @@ def _read_shard(shard: Path, labelled: Path, rows: int) -> Iterator[pa.Table]:
         if not np.isfinite(logits).all():
             row = done + int(np.flatnonzero(~np.isfinite(logits))[0])
             raise InputError(f"{labelled}: row {row + 1}, logit {labels['logit'][row].as_py()}, expected a finite one")
-        yield table.append_column(records.LABELS.field("logit"), those.column("logit"))
+        yield table.append_column(schemas.LABELS.field("logit"), those.column("logit"))
         done += len(table)
     if done != len(labels):
         raise InputError(f"{labelled}: {len(labels)} rows, expected the {done} of {shard}")

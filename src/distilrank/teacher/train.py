@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 
 from distilrank.config import Compute, Label, Teacher
-from distilrank.core import artifacts, progress, records
+from distilrank.core import artifacts, progress, schemas
 from distilrank.core.errors import RunStopped
 from distilrank.evaluation import measures
 from distilrank.modeling import adapters, batching, encoding, fusion, models, packing, parity, pretrained
@@ -73,8 +73,8 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, model_digest: 
         record.inputs |= {"judgements": artifacts.verify(judgements), "model": model_digest}
         runtime = computing.setup(compute)
         progress.announce("teacher", "note", runtime.describe())
-        fitting = records.read(judgements / "train.parquet", records.JUDGED)
-        dev = records.read(judgements / "dev.parquet", records.JUDGED)
+        fitting = schemas.read(judgements / "train.parquet", schemas.JUDGED)
+        dev = schemas.read(judgements / "dev.parquet", schemas.JUDGED)
         with progress.timed("teacher", f"loaded {config.model}"):
             folder = models.resolve(config.model)
             training.seed_everything(config.optimiser.seed)

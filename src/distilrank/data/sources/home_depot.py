@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distilrank.config import HomeDepot
-from distilrank.core import artifacts, normalise
+from distilrank.core import artifacts, normalize
 from distilrank.core.problems import EXAMPLES, Problems
 from distilrank.data.sources.judged_pairs import judgements
 from distilrank.data.sources.reading import File, product_batches
@@ -83,7 +83,7 @@ class HomeDepotSource:
         if not self.data.queries:
             return table
         raw = pc.unique(table["query"]).to_pylist()
-        keys = {text: normalise.query_id(text) for text in raw}
+        keys = {text: normalize.query_id(text) for text in raw}
         kept = set(sorted(set(keys.values()))[: self.data.queries])
         wanted = pa.array([text for text in raw if keys[text] in kept], pa.string())
         return table.filter(pc.is_in(table["query"], value_set=wanted))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from distilrank.core import records
+from distilrank.core import schemas
 from distilrank.core.problems import EXAMPLES, Problems
 from distilrank.data.sources.reading import File, Rows
 
@@ -79,11 +79,11 @@ def one_table(
     if not sum(map(len, parts)):
         if not problems.fatal:
             problems.add(where, "no rows after the header")
-        return records.JUDGEMENTS.empty_table()
+        return schemas.JUDGEMENTS.empty_table()
     table = _number_raters(pa.concat_tables(parts))
     if conflicts in (None, "refuse"):
         table = _without_conflicts(table, files, where, problems, fatal, _REMEDY if conflicts else "")
-    return table.select(records.JUDGEMENTS.names).cast(records.JUDGEMENTS)
+    return table.select(schemas.JUDGEMENTS.names).cast(schemas.JUDGEMENTS)
 
 
 def _number_raters(table: pa.Table) -> pa.Table:

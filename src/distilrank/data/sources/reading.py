@@ -27,7 +27,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from distilrank.config import Csv
-from distilrank.core import normalise, records
+from distilrank.core import normalize, schemas
 from distilrank.core.errors import InputError
 from distilrank.core.problems import EXAMPLES, Problems
 from distilrank.data.sources import storage
@@ -549,8 +549,8 @@ class Rows:
         """A column of query texts, none blank."""
         column = self.text(name)
         self.require(name, column.is_valid(), "a value in each row")
-        doubtful = pc.unique(column.filter(pc.invert(pc.match_substring_regex(column, normalise.SEEN))))
-        blank = [text for text in doubtful.to_pylist() if text is not None and normalise.is_blank(text)]
+        doubtful = pc.unique(column.filter(pc.invert(pc.match_substring_regex(column, normalize.SEEN))))
+        blank = [text for text in doubtful.to_pylist() if text is not None and normalize.is_blank(text)]
         if blank:
             good = pc.invert(pc.is_in(column, value_set=pa.array(blank)))
             self.require(name, pc.or_(good, column.is_null()), "a query")
@@ -755,9 +755,9 @@ def check_headers(files: Sequence[File], problems: Problems) -> None:
 
 def product_batches(table: pa.Table) -> list[pa.RecordBatch]:
     """`table` as batches of records.PRODUCTS; product fields that it lacks are null."""
-    for name in set(records.PRODUCTS.names) - set(table.column_names):
+    for name in set(schemas.PRODUCTS.names) - set(table.column_names):
         table = table.append_column(name, pa.nulls(len(table), pa.string()))
-    return table.select(records.PRODUCTS.names).cast(records.PRODUCTS).to_batches()
+    return table.select(schemas.PRODUCTS.names).cast(schemas.PRODUCTS).to_batches()
 
 
 def expect_rows(where: str, read: int, expected: int, problems: Problems) -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distilrank.config import Csv, Judged, Tables
-from distilrank.core import artifacts, records
+from distilrank.core import artifacts, schemas
 from distilrank.core.problems import Problems
 from distilrank.data.sources import Log, judged_pairs, reading, storage
 from distilrank.data.sources.reading import File
@@ -30,7 +30,7 @@ READING = 2
 """Goes up with any change of what a log file gives."""
 
 _JUDGEMENTS = ("query", "product_id", "rating", "rater", "raters", "locale")
-_CATALOGUE = ("product_id", *records.PRODUCT_FIELDS)
+_CATALOGUE = ("product_id", *schemas.PRODUCT_FIELDS)
 _LOG = ("query", "product_id", "timestamp", "position", "clicked", "client", "row_id")
 _LENIENT = ("query", "product_id", "timestamp")
 
@@ -90,7 +90,7 @@ class JudgedFiles:
         found = False
         for file in self._files(self.data.catalogue, _CATALOGUE, problems):
             for rows in file.batches(problems):
-                fields = {name: rows.text(name) for name in records.PRODUCT_FIELDS if name in file.columns}
+                fields = {name: rows.text(name) for name in schemas.PRODUCT_FIELDS if name in file.columns}
                 for name in fields:
                     rows.note_null_words(name)
                 found = found or len(rows) > 0
@@ -158,7 +158,7 @@ class LogFile:
         file = File(self.stored, self.columns, csv=self.csv)
         read = left_out = unknown = 0
         for rows in file.batches(problems, lenient=_LENIENT):
-            values = {field.name: pa.nulls(len(rows), field.type) for field in records.EVENTS}
+            values = {field.name: pa.nulls(len(rows), field.type) for field in schemas.EVENTS}
             values["query"], values["product_id"] = rows.query("query"), rows.key("product_id")
             values["shown"] = pa.repeat(pa.scalar(1, pa.int32()), len(rows))
             values["clicked"] = pa.repeat(pa.scalar(0, pa.int32()), len(rows))

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distilrank.config import Ubi
-from distilrank.core import normalise
+from distilrank.core import normalize
 from distilrank.core.errors import InputError
 from distilrank.core.problems import EXAMPLES, Problem, Problems
 from distilrank.data import sql
@@ -652,7 +652,7 @@ class JudgementList(File):
         row = 0
         for number, each in enumerate(queries, 1):
             query, ratings = (each.get("query"), each.get("ratings")) if isinstance(each, dict) else (None, None)
-            if not isinstance(query, str) or normalise.is_blank(query):
+            if not isinstance(query, str) or normalize.is_blank(query):
                 self._complain_of(f"query {number}: query", query, "a query", problems)
                 continue
             if not isinstance(ratings, list):

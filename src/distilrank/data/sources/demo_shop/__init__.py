@@ -22,7 +22,7 @@ import yaml
 from pyarrow import csv
 
 from distilrank.config import DemoShop
-from distilrank.core import artifacts, records
+from distilrank.core import artifacts, schemas
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
 from distilrank.data.sources import Log
@@ -81,7 +81,7 @@ class Shop:
         raters = pa.array(np.full(len(ratings), self.config.raters, dtype=np.int32))
         unknown = [pa.nulls(len(ratings), kind) for kind in (pa.float64(), pa.string(), pa.int32())]
         return pa.table(
-            [pairs["query"], pairs["product_id"], pa.array(ratings), raters, *unknown], schema=records.JUDGEMENTS
+            [pairs["query"], pairs["product_id"], pa.array(ratings), raters, *unknown], schema=schemas.JUDGEMENTS
         )
 
     def truth(self) -> pa.Table:
@@ -274,11 +274,11 @@ class GeneratedLog:
             "client": nothing,
             "row_id": nothing,
         }
-        connection.from_arrow(pa.table(columns, schema=records.EVENTS)).insert_into("events")
+        connection.from_arrow(pa.table(columns, schema=schemas.EVENTS)).insert_into("events")
 
 
 def _word_match(sold: Catalogue) -> logs.WordMatch:
-    rows = sold.table.select(records.PRODUCT_FIELDS).to_pylist()
+    rows = sold.table.select(schemas.PRODUCT_FIELDS).to_pylist()
     return logs.WordMatch([" ".join(filter(None, row.values())) for row in rows])
 
 
@@ -297,7 +297,7 @@ def export(shop: Shop, folder: Path) -> None:
     iso = pc.strftime(log["timestamp"].cast(pa.timestamp("s", tz="UTC")), format="%Y-%m-%dT%H:%M:%SZ")
     tables = {
         "judgements": shop.judgements(problems).drop_columns(["gain", "locale", "rater"]),
-        "catalogue": pa.Table.from_batches(shop.products(problems), records.PRODUCTS),
+        "catalogue": pa.Table.from_batches(shop.products(problems), schemas.PRODUCTS),
         "logs": log.set_column(log.column_names.index("timestamp"), "timestamp", iso),
     }
     for name, table in tables.items():

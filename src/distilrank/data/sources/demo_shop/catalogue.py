@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
-from distilrank.core import records
+from distilrank.core import schemas
 from distilrank.data.sources.demo_shop.vocabulary import (
     BRANDS,
     COLORS,
@@ -77,7 +77,7 @@ def make(kinds: Sequence[Kind], count: int, seed: str, first_id: int) -> Catalog
     rows = [
         {"product_id": f"P{first_id + number:06d}", **_fields(product, draw)} for number, product in enumerate(products)
     ]
-    return Catalogue(products, pa.Table.from_pylist(rows, schema=records.PRODUCTS))
+    return Catalogue(products, pa.Table.from_pylist(rows, schema=schemas.PRODUCTS))
 
 
 def join(first: Catalogue, second: Catalogue) -> Catalogue:

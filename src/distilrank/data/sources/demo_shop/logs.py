@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from distilrank.core import records
+from distilrank.core import schemas
 from distilrank.data.sources.demo_shop.judgements import highest
 from distilrank.data.sources.demo_shop.vocabulary import SEASONAL
 
@@ -123,7 +123,7 @@ def show(
                     pa.array((place + 1).astype(np.int32)),
                     pa.array(clicked[search, place]),
                 ],
-                schema=records.IMPRESSIONS,
+                schema=schemas.IMPRESSIONS,
             )
         )
     return pa.concat_tables(parts)
