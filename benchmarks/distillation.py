@@ -31,13 +31,13 @@ from benchmarks import machine
 from distilrank.config import Compute, Config, Evaluate, load
 from distilrank.core import artifacts, schemas
 from distilrank.data import prepare
-from distilrank.evaluation import relevance
-from distilrank.evaluation.relevance import Judged, System
-from distilrank.modeling.retriever import Retriever
+from distilrank.evaluation import evaluate
+from distilrank.evaluation.evaluate import Judged, System
+from distilrank.modeling.bi_encoder import Retriever
 from distilrank.modeling.scorer import Scorer
 from distilrank.rendering import figures
 from distilrank.student import train as student
-from distilrank.teacher import label_manifest, labels
+from distilrank.teacher import label_manifest, labeling
 from distilrank.teacher import train as teacher
 
 BASE = Path("configs/home-depot.yaml")
@@ -183,7 +183,7 @@ class Study:
         outputs = [folder / f"label-{number:05d}" for number in range(shards)]
         for number, output in enumerate(outputs):
             if not (output / "manifest.json").exists():
-                labels.label(
+                labeling.label(
                     config, self.compute, shard=f"shard-{number:05d}", candidates=self.data / "candidates",
                     teacher=taught, output=output,
                 )  # fmt: skip
@@ -200,7 +200,7 @@ class Study:
         outputs = [folder / one.name for one in own]
         if all((output / artifacts.SEAL).exists() for output in outputs):
             return outputs
-        tables = [schemas.read(one / labels.LABELS, schemas.LABELS) for one in own]
+        tables = [schemas.read(one / labeling.LABELS, schemas.LABELS) for one in own]
         logits = np.concatenate([table["logit"].to_numpy() for table in tables])
         if who == "noisy teacher":
             changed = _noisy(logits)
@@ -216,8 +216,8 @@ class Study:
             output.mkdir(parents=True, exist_ok=True)
             column = table.schema.get_field_index("logit")
             table = table.set_column(column, schemas.LABELS.field("logit"), pa.array(part, pa.float32()))
-            schemas.write(table, output / labels.LABELS, schemas.LABELS)
-            manifest = label_manifest.read(one) | {"labels": artifacts.digest_file(output / labels.LABELS)}
+            schemas.write(table, output / labeling.LABELS, schemas.LABELS)
+            manifest = label_manifest.read(one) | {"labels": artifacts.digest_file(output / labeling.LABELS)}
             label_manifest.write(output, manifest)
             artifacts.seal(output)
         return outputs
@@ -297,7 +297,7 @@ class Study:
     def report(self, done: dict[str, Path]) -> dict[str, Any]:
         """Measure the models of these names on the same test rows, as far as they are there."""
         judged, config = Judged.read(self.data / "judgements"), Evaluate(bootstrap=10_000)
-        systems = relevance.baselines(judged, config) | {"MiniLM cosine": System(self.cosine().astype(np.float32))}
+        systems = evaluate.baselines(judged, config) | {"MiniLM cosine": System(self.cosine().astype(np.float32))}
         for name, model in done.items():
             if self.scores(model).exists():
                 kept = artifacts.read_json(self.scores(model))
@@ -318,7 +318,7 @@ class Study:
             and (other not in ("4x", "8x") or name.startswith(other))
             and (other not in RELABELLED or (name in ARMS and ARMS[name].teacher == other))
         ]
-        metrics, _ = relevance.compare_systems(judged, systems, config, versus)
+        metrics, _ = evaluate.compare_systems(judged, systems, config, versus)
         return {
             "protocol": metrics["protocol"],
             "log_pairs": {f"{shards}x": self.pairs(shards) for shards in EPOCHS},

@@ -29,9 +29,9 @@ from benchmarks.result import at_least, at_most, clopper_pearson, say, tell
 from distilrank import config, drift
 from distilrank.core import artifacts, normalize, schemas, unicode_script
 from distilrank.data import bm25, prepare
-from distilrank.data.pool import systematic
-from distilrank.modeling import models
-from distilrank.modeling.retriever import Retriever, Tokens
+from distilrank.data.impressions import systematic
+from distilrank.modeling import references
+from distilrank.modeling.bi_encoder import Retriever, Tokens
 
 ROOT = Path(__file__).resolve().parents[1]
 HOME_DEPOT = ROOT.parent / "shared/data/home-depot/train.csv.gz"
@@ -372,7 +372,7 @@ def _many_rows(rows: int, folder: Path) -> dict[str, Path]:
         scores = pa.table({"score": draw.normal(size=rows) + rank % 3})
         path = folder / "evaluation" / "traffic_scores" / f"{name}.parquet"
         schemas.write(scores, path, schemas.TRAFFIC_SCORES)
-    artifacts.copy_tree(models.resolve(ENCODER), folder / "student")
+    artifacts.copy_tree(references.resolve(ENCODER), folder / "student")
     for name in ("traffic", "evaluation", "student"):
         artifacts.seal(folder / name)
     return {name: folder / name for name in ("traffic", "evaluation", "student")} | {"output": folder / "drift"}

@@ -23,7 +23,7 @@ from benchmarks import machine
 from benchmarks.result import bar, say, tell
 from distilrank.config import Evaluate
 from distilrank.core import artifacts, schemas
-from distilrank.evaluation import measures, relevance, significance
+from distilrank.evaluation import evaluate, metrics, significance
 from distilrank.evaluation.judged import Judged, System
 
 SEED = 29
@@ -92,7 +92,7 @@ def write(folder: Path, scale: Scale) -> None:
 def _systems(folder: Path, judged: Judged, config: Evaluate) -> dict[str, System]:
     scores = dict(zip(NOISE, np.load(folder / "scores.npy"), strict=True))
     models = {name: System(score, 1 / (1 + np.exp(-score))) for name, score in scores.items()}
-    return relevance.baselines(judged, config) | models
+    return evaluate.baselines(judged, config) | models
 
 
 # Contenders -------------------------------------------------------------------------------------------------------
@@ -105,17 +105,17 @@ def ours(folder: str, values: dict[str, int]) -> dict[str, Any]:
     judged = Judged.read(source)
     systems = _systems(source, judged, scale.config)
     marks.append(time.perf_counter())
-    metrics, by_query = relevance.compare_systems(judged, systems, scale.config)
+    results, by_query = evaluate.compare_systems(judged, systems, scale.config)
     marks.append(time.perf_counter())
-    relevance.write_per_query(source / "out" / "per_query.parquet", judged, by_query)
-    relevance.write_trec(source / "out", judged, systems)
-    artifacts.write_json(source / "out" / "metrics.json", metrics)
+    evaluate.write_per_query(source / "out" / "per_query.parquet", judged, by_query)
+    evaluate.write_trec(source / "out", judged, systems)
+    artifacts.write_json(source / "out" / "metrics.json", results)
     marks.append(time.perf_counter())
     return {
         "seconds": dict(zip(("read", "compare", "write"), np.diff(marks).round(2).tolist(), strict=True)),
-        "ranked_queries": metrics["protocol"]["ranked_queries"],
-        "slices": len(metrics["slices"]["rows"]),
-        "comparisons": len(metrics["comparisons"]),
+        "ranked_queries": results["protocol"]["ranked_queries"],
+        "slices": len(results["slices"]["rows"]),
+        "comparisons": len(results["comparisons"]),
     }
 
 
@@ -128,12 +128,12 @@ def plain(folder: str, values: dict[str, int]) -> dict[str, Any]:
     rows = judged.rows
     query = np.searchsorted(judged.ranked, judged.query[rows])
     by_query = {
-        name: measures.per_query(query, judged.grade[rows], judged.relevant[rows], one.score[rows], judged.tie[rows])
+        name: metrics.per_query(query, judged.grade[rows], judged.relevant[rows], one.score[rows], judged.tie[rows])
         for name, one in systems.items()
     }
-    versus = [pair for pair in relevance.COMPARISONS if set(pair) <= set(systems)]
+    versus = [pair for pair in evaluate.COMPARISONS if set(pair) <= set(systems)]
     deltas = np.stack(
-        [by_query[one][metric] - by_query[other][metric] for one, other in versus for metric in measures.PER_QUERY],
+        [by_query[one][metric] - by_query[other][metric] for one, other in versus for metric in metrics.PER_QUERY],
         axis=1,
     )
     seconds: dict[str, float] = {}
@@ -146,7 +146,7 @@ def plain(folder: str, values: dict[str, int]) -> dict[str, Any]:
     )
     paired = max(np.abs(mine - theirs).max() for mine, theirs in zip(sure, (low, high, p_value), strict=True))
 
-    areas = {name: measures.Areas(judged.relevant, one.score, judged.query) for name, one in systems.items()}
+    areas = {name: metrics.Areas(judged.relevant, one.score, judged.query) for name, one in systems.items()}
     queries, clusters = len(judged.query_ids), 0.0
     generator = np.random.default_rng([config.seed, 2])
     began = time.perf_counter()
@@ -207,7 +207,7 @@ def run(scale: Scale, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]
     if not (folder / "scores.npy").exists():
         say(f"making {scale.pairs:,} judged pairs of {scale.queries:,} queries")
         write(folder, scale)
-    imports = ("distilrank.evaluation.relevance", "sklearn.metrics")
+    imports = ("distilrank.evaluation.evaluate", "sklearn.metrics")
     warm = (folder / "test.parquet", folder / "scores.npy")
     say(f"ours: {scale.bootstrap:,} resamples, {scale.cluster_bootstrap:,} of areas")
     made = machine.measure(ours, str(folder), asdict(scale), scratch=folder, imports=imports, warm=warm)

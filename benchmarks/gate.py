@@ -29,8 +29,8 @@ from benchmarks.result import at_most, clopper_pearson, tell
 from distilrank.config import Config, Evaluate, Gate, Prepare, load
 from distilrank.core import normalize
 from distilrank.core.problems import Problems
-from distilrank.data import bm25, corpus, logstore, sources
-from distilrank.evaluation import measures, significance, trec
+from distilrank.data import bm25, corpus, log_store, sources
+from distilrank.evaluation import metrics, significance, trec
 from distilrank.promotion import gate
 from distilrank.rendering import figures
 
@@ -66,7 +66,7 @@ RULES = {rule: Gate.model_validate(COMMON | {"champion": rule}) for rule in ("su
 
 def differences(config: Config) -> tuple[np.ndarray, dict[str, float]]:
     """nDCG@10 of BM25 minus that of word overlap, shape (queries,), and the mean of each and of random order."""
-    with tempfile.TemporaryDirectory() as folder, logstore.connect(Path(folder)) as connection:
+    with tempfile.TemporaryDirectory() as folder, log_store.connect(Path(folder)) as connection:
         read = corpus.read(
             sources.open(config.data), Prepare(), "", "", "",
             connection=connection, scratch=Path(folder), problems=Problems(),
@@ -74,7 +74,7 @@ def differences(config: Config) -> tuple[np.ndarray, dict[str, float]]:
         titles = list(read.catalogue.texts(np.arange(len(read.catalogue))))
         product_ids = read.catalogue.column("product_id").to_pylist()
         judged, texts = read.judged, read.queries.to_pylist()
-        gain = measures.grades(read.gains)
+        gain = metrics.grades(read.gains)
     index = bm25.Index(titles)
     stems = [{index.stem(word) for word in normalize.words(title)} for title in titles]
     asked = [{index.stem(word) for word in normalize.words(text)} for text in texts]
@@ -84,9 +84,9 @@ def differences(config: Config) -> tuple[np.ndarray, dict[str, float]]:
         "overlap": np.array(overlap, np.float32),
         "random": np.random.default_rng(0).random(len(gain), np.float32),
     }
-    ranked = measures.rankable(judged.query, gain)
+    ranked = metrics.rankable(judged.query, gain)
     tie = trec.tie_ranks([product_ids[product] for product in judged.product])
-    found = {name: measures.ndcg(judged.query, gain, score, 10, tie)[ranked] for name, score in systems.items()}
+    found = {name: metrics.ndcg(judged.query, gain, score, 10, tie)[ranked] for name, score in systems.items()}
     return found["bm25"] - found["overlap"], {name: float(values.mean()) for name, values in found.items()}
 
 

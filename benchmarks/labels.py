@@ -38,7 +38,7 @@ PER_QUERY = 10
 SHARD = "shard-00000"
 CHUNK = 50_000
 # torch and transformers, before the clock starts
-IMPORTS = ("distilrank.teacher.labels", "distilrank.modeling.models", "distilrank.teacher.train")
+IMPORTS = ("distilrank.teacher.labeling", "distilrank.modeling.references", "distilrank.teacher.train")
 KILLED_ROWS, KILLED_PART = 400, 8
 KILLED_STEPS_TOKENS = 400  # of a batch, so that a training of the killed kind has some hundred steps
 TOKENS_PER_PAIR = 45.0  # tells whether compiling pays; here it never does
@@ -196,10 +196,11 @@ def write_teacher(folder: str, tiny: bool) -> None:
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
-    from distilrank.modeling import compute, models, network, scorer
+    from distilrank.modeling import references, scorer, torch_backend
+    from distilrank.modeling.runtime import setup_runtime
 
     config, output = Teacher(), Path(folder)
-    base = models.resolve(Student().model if tiny else config.model)
+    base = references.resolve(Student().model if tiny else config.model)
     encoder = scorer.load_encoder(base, config.text)
     torch.manual_seed(SEED)
     if tiny:
@@ -213,10 +214,10 @@ def write_teacher(folder: str, tiny: bool) -> None:
         shape |= {"vocab_size": encoder.tokenizer.get_vocab_size(), "num_labels": 1, "initializer_range": 0.5}
         model = BertForSequenceClassification(BertConfig(**shape))
     else:
-        model = network.load_model(base, compute.setup(Compute()))
+        model = torch_backend.load_model(base, setup_runtime(Compute()))
     model.config.pad_token_id = encoder.pad_token_id
     model.save_pretrained(output)
-    network.save_tokenizer(encoder, output)
+    torch_backend.save_tokenizer(encoder, output)
     scorer.describe(
         output, role="teacher", encoder=encoder, text=config.text, tokens=config.score_tokens, base=config.model
     )
@@ -226,9 +227,9 @@ def write_teacher(folder: str, tiny: bool) -> None:
 
 def label_really(candidates: str, teacher: str, output: str, part_rows: int) -> dict[str, float]:
     """Label a shard by the stage itself; returns seconds of loading the model and of scoring, of those that it took."""
-    from distilrank.teacher import labels
+    from distilrank.teacher import labeling
 
-    loading, load = [], labels.Scorer.load
+    loading, load = [], labeling.Scorer.load
 
     def timed(*arguments: Any, **named: Any) -> Any:
         began = time.perf_counter()
@@ -237,8 +238,8 @@ def label_really(candidates: str, teacher: str, output: str, part_rows: int) -> 
         return scorer
 
     shared = {"candidates": Path(candidates), "teacher": Path(teacher)}
-    with patch.object(labels.Scorer, "load", timed):
-        labels.label(Label(part_rows=part_rows), Compute(), shard=SHARD, output=Path(output), **shared)
+    with patch.object(labeling.Scorer, "load", timed):
+        labeling.label(Label(part_rows=part_rows), Compute(), shard=SHARD, output=Path(output), **shared)
     work = artifacts.read_json(Path(output) / "manifest.json")["work"]
     return {"loading": sum(loading), "scoring": work["seconds"], "pairs": work["pairs"], "tokens": work["tokens"]}
 
@@ -278,19 +279,21 @@ def measure_overhead(scale: Scale, work: Path, shared: Path) -> tuple[dict[str, 
 
 
 def _labelling(candidates: Path, teacher: Path, part_rows: int, parts: int) -> kills.Victim:
-    from distilrank.teacher import label_manifest, labels
+    from distilrank.teacher import label_manifest, labeling
 
     def make(folder: Path) -> None:
         compute = Compute(device="cpu", precision="fp32", threads=1, resume=str(folder / "resume"))
         shared = {"candidates": candidates, "teacher": teacher, "output": folder / "output"}
-        labels.label(Label(part_rows=part_rows), compute, shard=SHARD, **shared)
+        labeling.label(Label(part_rows=part_rows), compute, shard=SHARD, **shared)
 
     def digest(folder: Path) -> str:
         output = folder / "output"
-        return artifacts.digest_json([label_manifest.identity([output]), artifacts.digest_file(output / labels.LABELS)])
+        return artifacts.digest_json(
+            [label_manifest.identity([output]), artifacts.digest_file(output / labeling.LABELS)]
+        )
 
     def rows(folder: Path) -> Iterable[Hashable]:
-        table = schemas.read(folder / "output" / labels.LABELS, schemas.LABELS)
+        table = schemas.read(folder / "output" / labeling.LABELS, schemas.LABELS)
         return zip(*(table.column(name).to_pylist() for name in label_parts.IDS), strict=True)
 
     def progress(folder: Path) -> str:

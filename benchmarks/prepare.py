@@ -502,9 +502,9 @@ def _esci_examples(scale: Scale, words: dict[str, Words]) -> Iterator[pa.Table]:
 
 def run_stage(data: dict[str, Any], knobs: dict[str, Any], window: tuple[str, str, str], folder: str) -> dict[str, Any]:
     """Prepare `data` into `folder`; the profile, the seconds by phase, and what the store had to read."""
-    from distilrank.data import logstore, prepare
+    from distilrank.data import log_store, prepare
 
-    store = logstore.LogStore
+    store = log_store.LogStore
     ingest, seconds = store.ingest, [0.0]
 
     def timed(*arguments: Any, **named: Any) -> Any:

@@ -38,7 +38,7 @@ from distilrank.data import sources
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("fastapi", "httpx", "numpy", "onnxruntime", "tokenizers", "uvicorn")
-IMPORTS = ("distilrank.modeling.scorer", "distilrank.modeling.graph")
+IMPORTS = ("distilrank.modeling.scorer", "distilrank.modeling.onnx_backend")
 SEED = 41
 CLIENTS = 8  # that ask without a pause while saturation is measured
 START_SECONDS = 120.0
@@ -108,19 +108,20 @@ def make_student(base: Path, seed: int, pairs: pa.Table, folder: Path, backend: 
     """
     import torch
 
-    from distilrank.modeling import compute, network, scorer
+    from distilrank.modeling import scorer, torch_backend
+    from distilrank.modeling.runtime import setup_runtime
     from distilrank.student import export
 
     text = Text()
     torch.manual_seed(seed)
-    model = network.load_model(base, compute.setup(Compute(device="cpu", precision="fp32")))
+    model = torch_backend.load_model(base, setup_runtime(Compute(device="cpu", precision="fp32")))
     # A head as it is made anew would say nearly the same of all pairs; and heads apart tell every score's version.
     torch.nn.init.normal_(model.classifier.weight, std=1.0)
     torch.nn.init.constant_(model.classifier.bias, 6 * (seed - 1.5))
     encoder = scorer.load_encoder(base, text)
     model.config.pad_token_id = encoder.pad_token_id
     model.save_pretrained(folder)
-    network.save_tokenizer(encoder, folder)
+    torch_backend.save_tokenizer(encoder, folder)
     scorer.describe(folder, role="student", encoder=encoder, text=text, tokens=8192, base=base.name)
     redescribe(folder, calibration={"method": "platt", "slope": 0.5, "intercept": -0.25})
     # Labels decide nothing here, but that a file in 8 bits loses no nDCG on them.
@@ -595,12 +596,12 @@ def measure_service(
 
 def publish_two(uri: str, path: str, work: str, rows: int, backend: str) -> list[str]:
     """Two versions of the student's default model with different heads; the first is the champion."""
-    from distilrank.modeling import models
+    from distilrank.modeling import references
 
     pairs, versions = as_pairs(json.loads(Path(path).read_text(encoding="utf-8")), rows), []
     for seed in (1, 2):
         student = Path(work) / f"student-{seed}"
-        make_student(models.resolve(Student().model), seed, pairs, student, backend)
+        make_student(references.resolve(Student().model), seed, pairs, student, backend)
         versions.append(publish(student, uri, pairs, Path(work)))
     registry.open(uri).move(registry.CHAMPION, versions[0], "")
     return versions

@@ -33,13 +33,14 @@ from distilrank.config import Compute, Config, DemoShop, HomeDepot, StudentOptim
 from distilrank.config import Student as Settings
 from distilrank.core import schemas
 from distilrank.data import prepare
-from distilrank.evaluation import measures
-from distilrank.modeling import compute, encoding, models, network, packing
+from distilrank.evaluation import metrics
+from distilrank.modeling import encoding, packing, references, torch_backend
 from distilrank.modeling.cache import Cache
-from distilrank.modeling.graph import FILES
+from distilrank.modeling.onnx_backend import FILES
+from distilrank.modeling.runtime import Runtime, setup_runtime
 from distilrank.modeling.scorer import Scorer, calibrate, describe, load_encoder
 from distilrank.student import export
-from distilrank.student.lists import Lists, Piece
+from distilrank.student.dataset import Lists, Piece
 from distilrank.training import loop as training
 from distilrank.training import losses
 from distilrank.training.checkpoints import Checkpoints
@@ -97,7 +98,7 @@ def rows(folder: Path, queries: int) -> tuple[pa.Table, pa.Table]:
 
 
 def _ndcg(dev: pa.Table, scores: np.ndarray) -> float:
-    return measures.mean_ndcg(*(dev.column(name).to_pylist() for name in ("query_id", "product_id", "gain")), scores)
+    return metrics.mean_ndcg(*(dev.column(name).to_pylist() for name in ("query_id", "product_id", "gain")), scores)
 
 
 # Training ---------------------------------------------------------------------------------------------------------
@@ -148,9 +149,9 @@ class Peer:
 class Ours:
     """What the student stage does, with the margin loss alone."""
 
-    def __init__(self, base: Path, folder: Path, runtime: compute.Runtime) -> None:
+    def __init__(self, base: Path, folder: Path, runtime: Runtime) -> None:
         torch.manual_seed(SEED)
-        self.model = network.load_model(base, runtime, torch.float32)
+        self.model = torch_backend.load_model(base, runtime, torch.float32)
         for module in self.model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = Settings().dropout
@@ -194,13 +195,13 @@ class Ours:
 
     def score(self, table: pa.Table) -> np.ndarray:
         tokens = encoding.encode_table(self.encoder, table, TEXT)
-        return network.score_encoded(self.model, tokens, self.runtime.device, Settings().score_tokens)
+        return torch_backend.score_encoded(self.model, tokens, self.runtime.device, Settings().score_tokens)
 
     def save(self, folder: Path, dev: pa.Table) -> None:
         """Write the student as its stage does, with all its files for onnxruntime."""
         self.model.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
         self.model.save_pretrained(folder)
-        network.save_tokenizer(self.encoder, folder)
+        torch_backend.save_tokenizer(self.encoder, folder)
         budget = Settings().score_tokens
         describe(folder, role="student", encoder=self.encoder, text=TEXT, tokens=budget, base=Settings().model)
         calibrate(folder, dev, "platt", Compute())
@@ -211,7 +212,7 @@ def measure_training(
     scale: Scale, base: Path, folder: Path, train: pa.Table, dev: pa.Table
 ) -> tuple[dict[str, Any], Ours]:
     """Pairs a second of both on the same rows; then nDCG@10 on dev when both have had the same time."""
-    runtime = compute.setup(Compute(device="cpu"))
+    runtime = setup_runtime(Compute(device="cpu"))
     encoder = load_encoder(base, TEXT, "encoder")
 
     def rendered(table: pa.Table) -> list[str]:
@@ -340,7 +341,7 @@ def _latency(
 
 def run(scale: Scale, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """All figures and bars."""
-    base = models.resolve(Settings().model)
+    base = references.resolve(Settings().model)
     train, dev = rows(folder, scale.queries)
     dev = dev.slice(0, scale.dev)
     say(f"{train.num_rows} pairs to train on, {dev.num_rows} of dev")

@@ -28,7 +28,17 @@ from benchmarks.result import bar, say, tell
 from distilrank.config import Compute, Config, DemoShop, HomeDepot, Optimiser, Teacher, TeacherText
 from distilrank.core import schemas
 from distilrank.data import prepare
-from distilrank.modeling import adapters, batching, compute, encoding, fusion, models, network, packing, scorer
+from distilrank.modeling import (
+    adapters,
+    batching,
+    compilation,
+    encoding,
+    packing,
+    references,
+    scorer,
+    torch_backend,
+)
+from distilrank.modeling.runtime import Runtime, setup_runtime
 from distilrank.training import loop as training
 from distilrank.training import losses
 from distilrank.training.checkpoints import Checkpoints
@@ -117,7 +127,7 @@ class Plain:
 
     def logits(self, tokens: encoding.Tokens, at: np.ndarray) -> torch.Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
-            return self.model(**network.collate(tokens, at, self.pad, self.device)).logits[:, 0].float()
+            return self.model(**torch_backend.collate(tokens, at, self.pad, self.device)).logits[:, 0].float()
 
     def train(self, tokens: encoding.Tokens, target: torch.Tensor, at: np.ndarray) -> None:
         self.model.train()
@@ -140,9 +150,9 @@ class Plain:
 class Ours:
     """What the teacher stage and the label stage do."""
 
-    def __init__(self, folder: Path, pad: int, runtime: compute.Runtime, whole_queries: bool) -> None:
+    def __init__(self, folder: Path, pad: int, runtime: Runtime, whole_queries: bool) -> None:
         torch.manual_seed(SEED)
-        base = network.load_model(folder, runtime)
+        base = torch_backend.load_model(folder, runtime)
         base.config.pad_token_id = pad
         self.adapted = adapters.Adapted(base, Teacher().lora)
         self.runtime, self.whole_queries = runtime, whole_queries
@@ -180,7 +190,7 @@ class Ours:
 
     def score(self, tokens: encoding.Tokens, at: np.ndarray) -> np.ndarray:
         mine = tokens.take(at)
-        return network.score_encoded(self.model, mine, self.runtime.device, Teacher().score_tokens)
+        return torch_backend.score_encoded(self.model, mine, self.runtime.device, Teacher().score_tokens)
 
 
 # Measuring --------------------------------------------------------------------------------------------------------
@@ -213,8 +223,8 @@ def _alternate(
 
 def run(scale: Scale, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """All figures and bars."""
-    runtime = compute.setup(Compute())
-    device, base = runtime.device, models.resolve(Teacher().model)
+    runtime = setup_runtime(Compute())
+    device, base = runtime.device, references.resolve(Teacher().model)
     judged, candidates = rows(folder)
     encoder = scorer.load_encoder(base, TEXT)
     pad = encoder.pad_token_id
@@ -225,7 +235,7 @@ def run(scale: Scale, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]
 
     plain = Plain(base, pad, device, runtime.dtype)
     pairs, queries, fused = (Ours(base, pad, runtime, whole) for whole in (False, True, True))
-    size = fusion.weights(pairs.adapted.model)
+    size = compilation.weights(pairs.adapted.model)
     turns = [np.arange(scale.trained) + number * scale.trained for number in range(scale.rounds + 1)]
     held_out = np.arange(len(to_train) - 128, len(to_train))
 
@@ -237,7 +247,7 @@ def run(scale: Scale, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]
     say("compiling, and warming up")
     compiled = Compute(compile="on")
     seconds = {"compile_training": -time.perf_counter()}
-    fusion.fuse("benchmark", fused.adapted.model, compiled, runtime, 0.0)
+    compilation.fuse("benchmark", fused.adapted.model, compiled, runtime, 0.0)
     fused.train(to_train, target, turns[-1])
     seconds["compile_training"] += time.perf_counter()
     for one in (plain, pairs, queries):
@@ -277,7 +287,7 @@ def run(scale: Scale, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]
         one.take_over(plain)
     turns = [np.arange(scale.scored) + number * scale.scored for number in range(scale.rounds + 1)]
     seconds["compile_scoring"] = -time.perf_counter()
-    fusion.fuse("benchmark", ours_fused.model, compiled, runtime, 0.0)
+    compilation.fuse("benchmark", ours_fused.model, compiled, runtime, 0.0)
     ours_fused.score(to_score, turns[-1])
     seconds["compile_scoring"] += time.perf_counter()
     found: dict[str, list[np.ndarray]] = {}
@@ -319,7 +329,7 @@ def _in_fp32(
     base: Path, pad: int, trained: Plain, tokens: encoding.Tokens, device: torch.device
 ) -> tuple[np.ndarray, float]:
     """Probabilities of the first pairs in fp32, with the adapters of `trained`, and by how much ours differ at most."""
-    runtime = compute.Runtime(device, torch.float32, "fp32")
+    runtime = Runtime(device, torch.float32, "fp32")
     plain, ours = Plain(base, pad, device, torch.float32), Ours(base, pad, runtime, False)
     plain.model.load_state_dict({name: value.float() for name, value in trained.model.state_dict().items()})
     ours.take_over(plain)

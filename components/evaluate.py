@@ -20,7 +20,7 @@ def evaluate_student(
     """Measure student, teacher, champion, anchor and baselines on the same test rows; return the student's nDCG@10."""
     from pathlib import Path
 
-    from distilrank.evaluation import relevance as stage
+    from distilrank.evaluation import evaluate as stage
     from distilrank.config import Compute, Evaluate, Registry
 
     result = stage.evaluate(

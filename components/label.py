@@ -15,7 +15,7 @@ def label_shard(
     """Score every candidate of one shard with the teacher; return how many there are."""
     from pathlib import Path
 
-    from distilrank.teacher import labels as stage
+    from distilrank.teacher import labeling as stage
     from distilrank.config import Compute, Label
 
     return stage.label(

@@ -40,7 +40,7 @@ def prepare_data(
         judgements=Path(judgements.path),
         candidates=Path(candidates.path),
         traffic=Path(traffic.path),
-        profile=Path(profile.path),
+        profile_folder=Path(profile.path),
     )
     artifacts.copy_files(Path(profile.path), {"profile.html": profile_html.path})
     return shards

@@ -15,7 +15,7 @@ def score_newest(
     """Score the newest traffic by the champion and, where it is at hand, by its teacher."""
     from pathlib import Path
 
-    from distilrank.drift import newest as stage
+    from distilrank.drift import champion_scores as stage
     from distilrank.config import Compute, Monitor, Registry
 
     stage.score(

@@ -21,7 +21,7 @@ from kfp import local
 from distilrank.config import Config, parameters
 from distilrank.core import artifacts, hardware
 from distilrank.core.errors import InputError
-from distilrank.modeling import models
+from distilrank.modeling import references
 
 HOME = "/home/distilrank"
 NO_NETWORK = "none"
@@ -74,7 +74,7 @@ def mounts(config: Config, runs: Path, network: str) -> Mounts:
         config.registry.cache,
     )
     writable = {_absolute(folder) for folder in kept if folder and not folder.startswith(REMOTE)}
-    writable |= {_absolute(runs / ".kfp"), _absolute(models.cache_folder().parent)}
+    writable |= {_absolute(runs / ".kfp"), _absolute(references.cache_folder().parent)}
     lent = set()
     if network != NO_NETWORK:
         writable.add(_hub_cache())
@@ -88,7 +88,7 @@ def mounts(config: Config, runs: Path, network: str) -> Mounts:
 
 
 def _hub_cache() -> Path:
-    return _absolute(os.environ.get("HF_HOME") or models.cache_folder().parents[1] / "huggingface")
+    return _absolute(os.environ.get("HF_HOME") or references.cache_folder().parents[1] / "huggingface")
 
 
 def remote(config: Config) -> tuple[str, str] | None:
@@ -146,7 +146,7 @@ def arguments(config: Config, runs: Path, network: str) -> dict[str, Any]:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{folder}: cannot be made ({error.strerror}), expected a writable folder") from None
-    caches = _absolute(models.cache_folder().parent)
+    caches = _absolute(references.cache_folder().parent)
     environment = {
         "HOME": HOME,
         "XDG_CACHE_HOME": str(caches.parent),

@@ -12,10 +12,10 @@ from peft import PeftModel
 
 from distilrank.config import Compute, Lora, TeacherText
 from distilrank.core.errors import InputError
-from distilrank.modeling import network, parity, scorer
+from distilrank.modeling import parity, scorer, torch_backend
 from distilrank.modeling.adapters import Adapted
-from distilrank.modeling.compute import Runtime, setup
 from distilrank.modeling.encoding import Tokens, encode_table
+from distilrank.modeling.runtime import Runtime, setup_runtime
 from distilrank.training.loop import seed_everything
 from tests.bases import write_base
 from tests.test_models import pairs
@@ -31,7 +31,7 @@ def tokens(models: Path) -> Tokens:
 
 def adapted(models: Path, dtype: torch.dtype = torch.float32, **knobs) -> Adapted:
     seed_everything(5)
-    model = network.load_model(models / "decoder", Runtime(CPU, dtype, "test"))
+    model = torch_backend.load_model(models / "decoder", Runtime(CPU, dtype, "test"))
     model.config.pad_token_id = 1
     one = Adapted(model, Lora(rank=4, alpha=8, **knobs))
     generator = torch.Generator().manual_seed(1)
@@ -45,7 +45,7 @@ def adapted(models: Path, dtype: torch.dtype = torch.float32, **knobs) -> Adapte
 
 def run(one: Adapted, tokens: Tokens) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     one.model.train()
-    logits = network.forward(one.model, tokens, np.arange(len(tokens)), CPU)
+    logits = torch_backend.forward(one.model, tokens, np.arange(len(tokens)), CPU)
     logits.square().sum().backward()
     return logits.detach(), {name.replace(".layer.", "."): w.grad for name, w in one.trained().items()}
 
@@ -63,20 +63,20 @@ def test_folded_adapters_have_the_logits_and_gradients_of_peft(models: Path, tok
 
 def test_what_was_trained_is_what_is_merged_to_the_last_bit(models: Path, tokens: Tokens, tmp_path: Path) -> None:
     one = adapted(models, torch.bfloat16)
-    trained = network.score_encoded(one.model, tokens, CPU, 10_000)
+    trained = torch_backend.score_encoded(one.model, tokens, CPU, 10_000)
     merged = one.merged(tmp_path / "adapter")
     assert not isinstance(merged, PeftModel)
     assert not any("lora" in name or "folded" in name for name in merged.state_dict())
-    np.testing.assert_array_equal(network.score_encoded(merged, tokens, CPU, 10_000), trained)
+    np.testing.assert_array_equal(torch_backend.score_encoded(merged, tokens, CPU, 10_000), trained)
 
 
 def test_the_saved_adapter_is_one_that_peft_loads(models: Path, tokens: Tokens, tmp_path: Path) -> None:
     one = adapted(models)
-    trained = network.score_encoded(one.model, tokens, CPU, 10_000)
+    trained = torch_backend.score_encoded(one.model, tokens, CPU, 10_000)
     one.merged(tmp_path / "adapter")
-    base = network.load_model(models / "decoder", Runtime(CPU, torch.float32, "test"))
+    base = torch_backend.load_model(models / "decoder", Runtime(CPU, torch.float32, "test"))
     loaded = PeftModel.from_pretrained(base, tmp_path / "adapter")
-    np.testing.assert_allclose(network.score_encoded(loaded, tokens, CPU, 10_000), trained, atol=1e-5)
+    np.testing.assert_allclose(torch_backend.score_encoded(loaded, tokens, CPU, 10_000), trained, atol=1e-5)
 
 
 @pytest.mark.parametrize("knobs", [{"dropout": 0.1}, {"variant": "dora"}, {"fold": False}])
@@ -85,12 +85,12 @@ def test_what_cannot_be_folded_is_left_to_peft(models: Path, tokens: Tokens, kno
     assert not one.folds
     _, gradients = run(one, tokens)
     assert all(gradient is not None for gradient in gradients.values())
-    trained = network.score_encoded(one.model, tokens, CPU, 10_000)
-    np.testing.assert_allclose(network.score_encoded(one.merged(None), tokens, CPU, 10_000), trained, atol=1e-4)
+    trained = torch_backend.score_encoded(one.model, tokens, CPU, 10_000)
+    np.testing.assert_allclose(torch_backend.score_encoded(one.merged(None), tokens, CPU, 10_000), trained, atol=1e-4)
 
 
 def test_rank_0_trains_all_weights(models: Path) -> None:
-    model = network.load_model(models / "decoder", Runtime(CPU, torch.bfloat16, "test"))
+    model = torch_backend.load_model(models / "decoder", Runtime(CPU, torch.bfloat16, "test"))
     one = Adapted(model, Lora(rank=0))
     assert len(one.trained()) == len(list(model.parameters())) and not one.folds
     assert {weight.dtype for weight in one.trained().values()} == {torch.float32}
@@ -106,8 +106,8 @@ def test_frozen_weights_stay_in_their_precision_and_adapters_train_in_fp32(model
 def test_adapters_of_embeddings_are_not_lost(models: Path, tokens: Tokens) -> None:
     one = adapted(models, targets=("q_proj", "embed_tokens"))
     assert not one.folds
-    trained = network.score_encoded(one.model, tokens, CPU, 10_000)
-    np.testing.assert_allclose(network.score_encoded(one.merged(None), tokens, CPU, 10_000), trained, atol=1e-4)
+    trained = torch_backend.score_encoded(one.model, tokens, CPU, 10_000)
+    np.testing.assert_allclose(torch_backend.score_encoded(one.merged(None), tokens, CPU, 10_000), trained, atol=1e-4)
 
 
 def test_targets_that_are_not_there_are_named(models: Path) -> None:
@@ -138,7 +138,7 @@ def encoded(base: Path) -> Tokens:
 def judge(base: Path, dtype: torch.dtype, **knobs: Any) -> Adapted:
     """An encoder teacher whose adapters and head are not as they were made."""
     seed_everything(5)
-    one = Adapted(network.load_model(base, Runtime(CPU, dtype, "test")), Lora(rank=4, alpha=8, **knobs))
+    one = Adapted(torch_backend.load_model(base, Runtime(CPU, dtype, "test")), Lora(rank=4, alpha=8, **knobs))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in one.trained().values():
@@ -158,23 +158,23 @@ def judge(base: Path, dtype: torch.dtype, **knobs: Any) -> Adapted:
 def test_an_encoder_trains_and_is_saved_as_it_was_trained(
     name: str, precision: str, variant: str, bases: Path, tmp_path: Path
 ) -> None:
-    runtime = setup(Compute(device="cpu", precision=precision, threads=1))
+    runtime = setup_runtime(Compute(device="cpu", precision=precision, threads=1))
     tokens, one = encoded(bases / name), judge(bases / name, runtime.dtype, **VARIANTS[variant])
     assert one.folds == (variant == "folded")
     with torch.autocast("cpu", torch.bfloat16, enabled=runtime.bf16 and not one.folds):
-        logits = network.forward(one.model.train(), tokens, np.arange(len(tokens)), CPU)
+        logits = torch_backend.forward(one.model.train(), tokens, np.arange(len(tokens)), CPU)
     logits.square().sum().backward()
     assert logits.dtype == torch.float32
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in one.trained().values())
-    trained = network.score_encoded(one.model, tokens, CPU, 10_000)
+    trained = torch_backend.score_encoded(one.model, tokens, CPU, 10_000)
     merged = one.merged(None)
-    network.narrow_base(merged, runtime.dtype)
+    torch_backend.narrow_base(merged, runtime.dtype)
     merged.save_pretrained(tmp_path)
-    saved = network.load_model(tmp_path, runtime, whole=True)
+    saved = torch_backend.load_model(tmp_path, runtime, whole=True)
     assert all(torch.equal(weight, saved.state_dict()[name]) for name, weight in merged.state_dict().items())
-    parity.compare(tmp_path, trained, network.score_encoded(saved, tokens, CPU, 10_000), runtime)
+    parity.compare(tmp_path, trained, torch_backend.score_encoded(saved, tokens, CPU, 10_000), runtime)
     if variant == "folded":
-        np.testing.assert_array_equal(network.score_encoded(saved, tokens, CPU, 10_000), trained)
+        np.testing.assert_array_equal(torch_backend.score_encoded(saved, tokens, CPU, 10_000), trained)
 
 
 def test_dora_is_merged_in_fp32_and_rounded_once(bases: Path) -> None:
@@ -190,13 +190,13 @@ def test_an_adapter_holds_what_its_base_lacks(name: str, tmp_path: Path) -> None
     settings = {} if name == "deberta-v3" else {"add_pooling_layer": False}
     base = write_base(name, tmp_path / "base", **settings)
     tokens, one = encoded(base), judge(base, torch.float32)
-    trained = network.score_encoded(one.model, tokens, CPU, 10_000)
+    trained = torch_backend.score_encoded(one.model, tokens, CPU, 10_000)
     one.merged(tmp_path / "adapter")
     seed_everything(9)  # another pooler and head than those that were adapted
-    anew = network.load_model(base, Runtime(CPU, torch.float32, "test"))
-    assert np.abs(network.score_encoded(anew, tokens, CPU, 10_000) - trained).max() > 0.1
+    anew = torch_backend.load_model(base, Runtime(CPU, torch.float32, "test"))
+    assert np.abs(torch_backend.score_encoded(anew, tokens, CPU, 10_000) - trained).max() > 0.1
     loaded = PeftModel.from_pretrained(anew, tmp_path / "adapter")
-    np.testing.assert_allclose(network.score_encoded(loaded, tokens, CPU, 10_000), trained, atol=1e-4)
+    np.testing.assert_allclose(torch_backend.score_encoded(loaded, tokens, CPU, 10_000), trained, atol=1e-4)
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps"])
@@ -206,4 +206,4 @@ def test_a_device_that_is_not_there_is_named(device: str) -> None:
     with pytest.raises(
         InputError, match=f"compute.device: '{device}' asked for, but torch .* sees none .* auto or cpu"
     ):
-        setup(Compute(device=device))
+        setup_runtime(Compute(device=device))

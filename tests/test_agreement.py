@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from distilrank.core.errors import InputError
-from distilrank.evaluation import measures
+from distilrank.evaluation import metrics
 from distilrank.evaluation.agreement import agreement, distribution
+from distilrank.evaluation.evaluate import compare_systems
 from distilrank.evaluation.examples import extremes
 from distilrank.evaluation.judged import Judged, System
-from distilrank.evaluation.relevance import compare_systems
 from tests.test_relevance import SMALL, judged_table, judgements, some_rows, with_models
 
 
@@ -35,7 +35,7 @@ def test_kendall_is_that_of_scipy(lists):
     query = np.repeat(np.arange(len(lists)), [len(rows) for rows in lists])
     first, second = np.array([row for rows in lists for row in rows]).T
     shuffled = np.random.default_rng(len(query)).permutation(len(query))
-    found = measures.kendall(query[shuffled], first[shuffled], second[shuffled])
+    found = metrics.kendall(query[shuffled], first[shuffled], second[shuffled])
     for number, value in enumerate(found):
         inside = query == number
         expected = stats.kendalltau(first[inside], second[inside]).statistic if inside.sum() > 1 else np.nan
@@ -92,8 +92,8 @@ def test_a_collapse_shows_in_the_distribution(judged):
 
 def test_examples_are_the_largest_gains_and_losses_as_texts(judged):
     systems = with_models(judged, np.random.default_rng(5))
-    metrics, by_query = compare_systems(judged, systems, SMALL)
-    found = metrics["examples"]
+    results, by_query = compare_systems(judged, systems, SMALL)
+    found = results["examples"]
     assert (found["baseline"], found["metric"]) == ("bm25", "ndcg_at_10")
     deltas = by_query["student"]["ndcg_at_10"] - by_query["bm25"]["ndcg_at_10"]
     assert [one["delta"] for one in found["best"]] == sorted(deltas, reverse=True)[:5]

@@ -15,10 +15,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from distilrank import preflight, rehearsal
 from distilrank.config import Compute, Export, Lora, Student, Teacher, TeacherText, Text, parse
 from distilrank.core.errors import InputError
-from distilrank.modeling import encoding, network, pretrained, retriever
-from distilrank.modeling import models as references
+from distilrank.modeling import bi_encoder, encoding, pretrained, torch_backend
+from distilrank.modeling import references as references
 from distilrank.modeling.adapters import Adapted
-from distilrank.modeling.compute import Runtime
+from distilrank.modeling.runtime import Runtime
 from distilrank.modeling.scorer import load_encoder
 from tests import architectures
 from tests.architectures import ARCHITECTURES
@@ -58,7 +58,7 @@ def row(name: str, folder: Path, scratch: Path, labelled: Path) -> str:
         cell(lambda: rehearsal.rehearse_teacher(teacher, BF16, scratch)),
         cell(lambda: rehearsal.rehearse_student(pupil, COMPUTE, labelled)),
         cell(lambda: rehearsal.rehearse_student(pupil, BF16, labelled)),
-        cell(lambda: retriever.Retriever(str(folder), threads=1).embed(["red sofa"])),
+        cell(lambda: bi_encoder.Retriever(str(folder), threads=1).embed(["red sofa"])),
     ]
     return f"| {name} | `{ARCHITECTURES[name].model_type}` | {' | '.join(cells)} |"
 
@@ -82,7 +82,7 @@ def test_the_page_says_what_each_architecture_does(folders: dict[str, Path], tmp
 @pytest.mark.parametrize("name", ["DistilBERT", "GPT-2", "DeBERTa"])
 def test_adapters_of_each_kind_of_layer_are_merged_as_they_trained(folders: dict[str, Path], name: str) -> None:
     torch.manual_seed(1)
-    adapted = Adapted(network.load_model(folders[name], CPU), Lora(rank=2))
+    adapted = Adapted(torch_backend.load_model(folders[name], CPU), Lora(rank=2))
     trained = adapted.trained()
     heads = {"DistilBERT": ("pre_classifier", "classifier"), "GPT-2": ("score",), "DeBERTa": ("pooler", "classifier")}
     for head in heads[name]:
@@ -101,7 +101,7 @@ def test_adapters_of_each_kind_of_layer_are_merged_as_they_trained(folders: dict
 
 def test_a_pattern_of_targets_is_saved_as_it_is(folders: dict[str, Path], tmp_path: Path) -> None:
     pattern = r".*layers\.1\..*(q|v)_proj"
-    adapted = Adapted(network.load_model(folders["Mistral"], CPU), Lora(rank=2, targets=pattern))
+    adapted = Adapted(torch_backend.load_model(folders["Mistral"], CPU), Lora(rank=2, targets=pattern))
     assert all(".layers.1." in name for name in adapted.trained() if "lora" in name)
     adapted.merged(tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"] == pattern
@@ -119,7 +119,7 @@ def test_targets_that_name_a_layer_are_rehearsed_with_all_layers(folders: dict[s
 
 @pytest.mark.parametrize("name", ["Gemma 3 4B", "Qwen 3.5"])
 def test_of_a_model_that_reads_images_the_text_model_is_taken(folders: dict[str, Path], name: str, tmp_path) -> None:
-    model = network.load_model(folders[name], CPU)
+    model = torch_backend.load_model(folders[name], CPU)
     whole = AutoModel.from_pretrained(folders[name]).language_model.state_dict()
     taken = model.base_model.state_dict()
     assert taken.keys() == whole.keys() and all(torch.equal(taken[key], whole[key]) for key in whole)
@@ -153,7 +153,7 @@ ATTENTION = {"MPNet": "eager", "DeBERTa-v3": "eager", "Gemma 2": "eager", "RoBER
 @pytest.mark.parametrize("name", ATTENTION)
 def test_on_a_gpu_the_attention_is_one_that_the_architecture_has(folders: dict[str, Path], name: str) -> None:
     accelerator = Runtime(torch.device("meta"), torch.float32, "test")
-    assert network.load_model(folders[name], accelerator).config._attn_implementation == ATTENTION[name]
+    assert torch_backend.load_model(folders[name], accelerator).config._attn_implementation == ATTENTION[name]
 
 
 # Students -----------------------------------------------------------------------------------------------------------
@@ -308,7 +308,7 @@ def test_a_head_of_another_number_of_labels_is_made_anew(
 ) -> None:
     three = AutoModelForSequenceClassification.from_pretrained(folders[name], num_labels=3)
     three.save_pretrained(tmp_path)
-    model = network.load_model(tmp_path, CPU)
+    model = torch_backend.load_model(tmp_path, CPU)
     heads = [module for module in model.classifier.modules() if getattr(module, "out_features", 0) == 1]
     assert len(heads) == 1 and heads[0].weight.std() > 0 and model.config.num_labels == 1
     assert "its head has 3 labels: a new one of 1 logit is learned" in capsys.readouterr().out

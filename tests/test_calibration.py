@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 
-from distilrank.evaluation import measures
+from distilrank.evaluation import metrics
 from distilrank.modeling import calibration
 
 METHODS = ("platt", "isotonic")
@@ -149,8 +149,8 @@ def test_its_own_rows_flatter_a_calibration() -> None:
     noise = np.random.default_rng(7).permutation(targets)
     own = calibration.probability(calibration.fit("isotonic", logits, noise), logits)
     held_out = calibration.out_of_fold("isotonic", logits, noise, groups)
-    assert measures.brier(own, noise) < measures.brier(held_out, noise)
-    errors = [measures.ece(measures.reliability(told, noise, 10)) for told in (own, held_out)]
+    assert metrics.brier(own, noise) < metrics.brier(held_out, noise)
+    errors = [metrics.ece(metrics.reliability(told, noise, 10)) for told in (own, held_out)]
     assert errors[0] < errors[1]
 
 
@@ -172,7 +172,7 @@ def test_auto_takes_isotonic_where_no_sigmoid_fits() -> None:
     assert chosen["gain"] == pytest.approx(chosen["log_loss"]["platt"] - chosen["log_loss"]["isotonic"])
     for method in METHODS:
         told = calibration.out_of_fold(method, logits, targets, groups)
-        assert chosen["brier"][method] == pytest.approx(measures.brier(told, targets))
+        assert chosen["brier"][method] == pytest.approx(metrics.brier(told, targets))
         loss = -np.mean(targets * np.log(told) + (1 - targets) * np.log(1 - told))
         assert chosen["log_loss"][method] == pytest.approx(loss, abs=1e-3)
 

@@ -11,8 +11,8 @@ from distilrank.config import Prepare
 from distilrank.core import normalize
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
-from distilrank.data import bm25, candidates, corpus, logstore, pool, sources, splits
-from distilrank.modeling.retriever import Neighbours, Retriever
+from distilrank.data import bm25, candidates, corpus, impressions, log_store, sources, splits
+from distilrank.modeling.bi_encoder import Neighbours, Retriever
 from tests.test_prepare import NO_WINDOW, START, WINDOW, Prepared, Shop, by_query
 
 MODEL = Prepare().retriever.model
@@ -148,7 +148,7 @@ def test_no_candidate_at_all_says_what_to_raise(shop: Shop, tmp_path: Path) -> N
 
 def test_chunks_go_through_all_queries_in_order(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Prepared(tmp_path / "one", shop.data(), WINDOW, shards=1)
-    monkeypatch.setattr(pool, "CHUNK", 3)
+    monkeypatch.setattr(impressions, "CHUNK", 3)
     parts = Prepared(tmp_path / "two", shop.data(), WINDOW, shards=1)
     assert parts.candidates == whole.candidates
 
@@ -208,7 +208,7 @@ def test_the_clicks_of_few_people_change_nothing_that_is_used(shop: Shop, tmp_pa
         for at in second:
             shop.log["click"][at] = shop.log["who"][at] in people
         shop.data()
-        with logstore.connect(tmp_path) as connection:
+        with log_store.connect(tmp_path) as connection:
             window = (WINDOW["reference_start"], WINDOW["newest_start"], WINDOW["newest_end"])
             scratch, config = tmp_path / f"run{len(impressions)}", Prepare(privacy={"min_clients": 3})
             corpus.read(
@@ -227,7 +227,7 @@ def test_judged_queries_are_scrubbed_where_asked(shop: Shop, tmp_path: Path, scr
         {first: f"{first} joe@example.com", second: "415-555-2671"}.get(query, query) for query in asked
     ]
     problems, config = Problems(), Prepare(privacy={"min_clients": 1, "scrub_judgements": scrub})
-    with logstore.connect(tmp_path) as connection:
+    with log_store.connect(tmp_path) as connection:
         read = corpus.read(
             sources.open(shop.data(logs=False)), config, "", "", "",
             connection=connection, scratch=tmp_path, problems=problems,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from distilrank import config
-from distilrank.data import data_check
+from distilrank.data import validate
 from tests.test_prepare import ROOT, Shop
 
 
@@ -22,7 +22,7 @@ def settings(shop: Shop, **more) -> config.Config:
 
 
 def test_good_data_has_no_problem(shop: Shop) -> None:
-    checked = data_check.check(settings(shop), full=True)
+    checked = validate.check(settings(shop), full=True)
     assert list(checked.problems) == []
     assert checked.facts["rows"] == {"products": 40, "judgements": 160, "log": len(shop.log["query"])}
     assert checked.facts["read"] == "everything" and sum(checked.facts["splits"].values()) == 40
@@ -36,7 +36,7 @@ def test_every_problem_is_listed_not_only_the_first(shop: Shop) -> None:
     shop.judgements["query"][0] = " "
     shop.judgements["product_id"][7] = "nowhere"
     shop.log["product_id"][0] = "gone"
-    problems = list(data_check.check(settings(shop), full=True).problems)
+    problems = list(validate.check(settings(shop), full=True).problems)
     told = [(problem.fatal, problem.rows, problem.line()) for problem in problems]
 
     def has(fatal: bool, rows: int, *words: str) -> bool:
@@ -55,19 +55,19 @@ def test_a_missing_file_or_column_ends_the_check(shop: Shop) -> None:
     wrong = settings(
         shop, data=shop.data().model_dump(mode="json") | {"logs": "nowhere.parquet", "catalogue": "no.csv"}
     )
-    problems = [problem.line() for problem in data_check.check(wrong, full=False).problems]
+    problems = [problem.line() for problem in validate.check(wrong, full=False).problems]
     assert len(problems) == 2 and "no.csv" in problems[0] and "nowhere.parquet" in problems[1]
 
 
 def test_what_the_split_or_the_window_refuses_is_a_problem_too(shop: Shop) -> None:
-    few = data_check.check(settings(shop, prepare={"test_share": 1e-9}), full=True)
+    few = validate.check(settings(shop, prepare={"test_share": 1e-9}), full=True)
     assert any("raise prepare.test_share" in problem.line() for problem in few.problems)
-    late = data_check.check(settings(shop, window={"end": "2027-01-01"}), full=True)
+    late = validate.check(settings(shop, window={"end": "2027-01-01"}), full=True)
     assert any("no impressions in the training window" in problem.line() for problem in late.problems)
 
 
 def test_a_sample_says_what_it_left_unread(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_check, "SAMPLE", 10)
+    monkeypatch.setattr(validate, "SAMPLE", 10)
     from distilrank.data.sources import tables
 
     read = tables.TablesSource.products
@@ -78,11 +78,11 @@ def test_a_sample_says_what_it_left_unread(shop: Shop, monkeypatch: pytest.Monke
                 yield batch.slice(start, 10)
 
     monkeypatch.setattr(tables.TablesSource, "products", small)
-    checked = data_check.check(settings(shop), full=False)
+    checked = validate.check(settings(shop), full=False)
     assert checked.facts["rows"]["products"] == 10 and checked.facts["read"] == "a sample"
     assert "products after the first 10" in checked.facts["not_read"][0]
     assert not any("not in the catalogue" in problem.what and problem.fatal for problem in checked.problems)
-    assert data_check.check(settings(shop), full=True).facts["rows"]["products"] == 40
+    assert validate.check(settings(shop), full=True).facts["rows"]["products"] == 40
 
 
 def test_a_damaged_log_file_does_not_end_the_check(shop: Shop) -> None:
@@ -92,7 +92,7 @@ def test_a_damaged_log_file_does_not_end_the_check(shop: Shop) -> None:
     (shop.folder / "logs.parquet").rename(folder / "good.parquet")
     (folder / "bad.csv").write_text("when,query,product_id,rank,click\n2026-03-01,sofa,p00,1,0,and,more\n")
     shop.judgements["rating"][3] = 9.0
-    checked = data_check.check(settings(shop, data={**data, "logs": str(folder)}), full=True)
+    checked = validate.check(settings(shop, data={**data, "logs": str(folder)}), full=True)
     lines = [problem.line() for problem in checked.problems if problem.fatal]
     assert any("bad.csv" in line for line in lines), lines
     assert checked.facts["rows"]["log"] == len(shop.log["query"])

@@ -20,11 +20,11 @@ from distilrank import config
 from distilrank.core import normalize, schemas
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
-from distilrank.data import bm25, logstore, sources
+from distilrank.data import bm25, log_store, sources
 from distilrank.data.sources import demo_shop
 from distilrank.data.sources.demo_shop import logs, queries
 from distilrank.data.sources.demo_shop.queries import GRADES, Query
-from distilrank.evaluation import measures
+from distilrank.evaluation import metrics
 
 SECOND = pa.scalar((logs.END - np.timedelta64(7, "D")).item(), pa.timestamp("us")).cast(pa.timestamp("us", tz="UTC"))
 
@@ -48,7 +48,7 @@ def judged_by(source: demo_shop.Shop) -> pa.Table:
 
 def events(source: sources.Source) -> pa.Table:
     with duckdb.connect() as connection:
-        logstore.create_events(connection)
+        log_store.create_events(connection)
         for part in source.log().parts:
             part.load(connection, Problems())
         return connection.sql("SELECT * FROM events").to_arrow_table()
@@ -242,7 +242,7 @@ def test_words_alone_do_not_solve_it_but_reading_them_does(default):
 
     def ndcg(score: np.ndarray, rows: np.ndarray) -> float:
         _, number = np.unique(query[rows], return_inverse=True)
-        return float(np.mean(measures.ndcg(number, gain[rows], score[rows], 10)))
+        return float(np.mean(metrics.ndcg(number, gain[rows], score[rows], 10)))
 
     everything = np.ones(len(query), bool)
     words = index.scores(list(texts), query, np.array([place[one] for one in product]))

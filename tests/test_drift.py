@@ -23,7 +23,7 @@ from distilrank import drift, registry
 from distilrank.config import Drift, Monitor, Registry
 from distilrank.core import artifacts, progress, schemas, unicode_script
 from distilrank.core.errors import InputError
-from distilrank.data.pool import systematic
+from distilrank.data.impressions import systematic
 from distilrank.drift import columns as compared
 from distilrank.drift import domain, evidently_page, monitor
 

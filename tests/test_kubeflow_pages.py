@@ -27,7 +27,7 @@ from components.monitor import watch_champion
 from components.prepare import prepare_data
 from components.report import render_report
 from distilrank.core import artifacts, schemas
-from distilrank.drift import newest
+from distilrank.drift import champion_scores
 from pipelines.distill import distill
 from pipelines.monitor import monitor
 from tests import browser, test_drift, test_report
@@ -96,7 +96,7 @@ def drift_pages(root: Path, *, champion: bool, comparable: bool = True) -> dict[
     pages = {("drift", name): Path(made[name].path) for name in made if name.endswith("_html")}
     if not champion:
         return pages
-    schemas.write(pa.table({"score": scores}), root / "scores" / newest.SCORES, schemas.TRAFFIC_SCORES)
+    schemas.write(pa.table({"score": scores}), root / "scores" / champion_scores.SCORES, schemas.TRAFFIC_SCORES)
     artifacts.seal(root / "scores")
     watched = outputs(root / "seen", "watched", "summary_html", "drift_html")
     alarm = watch_champion.python_func(

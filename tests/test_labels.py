@@ -26,8 +26,9 @@ from benchmarks.machine import measure
 from distilrank.config import Compute, Label, TeacherText
 from distilrank.core import artifacts, schemas
 from distilrank.core.errors import InputError, RunStopped
-from distilrank.modeling import compute, network, scorer
-from distilrank.teacher import label_manifest, label_parts, labels
+from distilrank.modeling import scorer, torch_backend
+from distilrank.modeling.runtime import setup_runtime
+from distilrank.teacher import label_manifest, label_parts, labeling
 from tests import label_victims as victims
 
 ROOT = Path(__file__).parents[1]
@@ -334,12 +335,12 @@ def taught(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _teacher(models: Path, output: Path, text: TeacherText = TeacherText()) -> Path:  # noqa: B008 - it is frozen
     torch.manual_seed(0)
-    model = network.load_model(models / "decoder", compute.setup(COMPUTE))
+    model = torch_backend.load_model(models / "decoder", setup_runtime(COMPUTE))
     torch.nn.init.normal_(model.score.weight)
     encoder = scorer.load_encoder(models / "decoder", text)
     model.config.pad_token_id = encoder.pad_token_id
     model.save_pretrained(output)
-    network.save_tokenizer(encoder, output)
+    torch_backend.save_tokenizer(encoder, output)
     scorer.describe(output, role="teacher", encoder=encoder, text=text, tokens=4096, base="tiny")
     artifacts.write_json(output / scorer.METRICS, {"tokens_per_pair": 30.0})
     artifacts.seal(output)
@@ -350,7 +351,7 @@ def _teacher(models: Path, output: Path, text: TeacherText = TeacherText()) -> P
 def labelled(prepared: Path, taught: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folders = [tmp_path_factory.mktemp("labelled") / shard for shard in SHARDS]
     for folder in folders:
-        labels.label(
+        labeling.label(
             Label(part_rows=10), COMPUTE, shard=folder.name, candidates=prepared, teacher=taught, output=folder
         )
     return folders
@@ -409,12 +410,12 @@ def test_a_killed_teacher_goes_on_and_other_inputs_start_anew(
     # Another template, another part size: not a row is taken over, and nothing of the first is touched.
     other = _teacher(models, tmp_path / "other", TeacherText(template="{product} for {query}"))
     for config, teacher in ((Label(part_rows=10), other), (Label(part_rows=9), taught)):
-        labels.label(config, resuming, **shared, teacher=teacher, output=tmp_path / "anew")
+        labeling.label(config, resuming, **shared, teacher=teacher, output=tmp_path / "anew")
         assert artifacts.read_json(tmp_path / "anew" / "stage.json")["facts"]["resumed"] == 0
     assert list((tmp_path / "resume").iterdir()) == [parts]
 
     finished[0].write_bytes(finished[0].read_bytes()[:50])  # what a failing disk may leave
-    assert labels.label(Label(part_rows=10), resuming, **shared, teacher=taught, output=tmp_path / "killed") == ROWS
+    assert labeling.label(Label(part_rows=10), resuming, **shared, teacher=taught, output=tmp_path / "killed") == ROWS
     assert list((tmp_path / "resume").iterdir()) == []
     facts = artifacts.read_json(tmp_path / "killed" / "stage.json")["facts"]
     assert facts["resumed"] == 10 * (len(finished) - 1)
@@ -437,24 +438,24 @@ def test_parts_that_were_moved_are_refused(
     def interrupted(*arguments) -> np.ndarray:
         if next(calls) % 4 == 3:
             raise KeyboardInterrupt
-        return network.score_encoded(*arguments)
+        return torch_backend.score_encoded(*arguments)
 
-    monkeypatch.setattr(labels, "score_encoded", interrupted)
+    monkeypatch.setattr(labeling, "score_encoded", interrupted)
     shared = {"shard": "shard-00000", "candidates": prepared, "output": tmp_path / "labels"}
     compute = COMPUTE.model_copy(update={"resume": str(resume)})
     folders = []
     for teacher in (taught, _teacher(models, tmp_path / "other", TeacherText(max_tokens=64))):
         with pytest.raises(KeyboardInterrupt):
-            labels.label(Label(part_rows=10), compute, **shared, teacher=teacher)
+            labeling.label(Label(part_rows=10), compute, **shared, teacher=teacher)
         folders += set(resume.iterdir()) - set(folders)
     mine, others = folders
     shutil.rmtree(others)
     mine.rename(others)
     with pytest.raises(InputError, match=rf"^{others}/inputs.json: .*other inputs \(teacher \w+, expected \w+\)"):
-        labels.label(Label(part_rows=10), compute, **shared, teacher=tmp_path / "other")
+        labeling.label(Label(part_rows=10), compute, **shared, teacher=tmp_path / "other")
     (others / "inputs.json").unlink()
     with pytest.raises(InputError, match=rf"^{others}/part-00000.parquet: made from other inputs"):
-        labels.label(Label(part_rows=10), compute, **shared, teacher=tmp_path / "other")
+        labeling.label(Label(part_rows=10), compute, **shared, teacher=tmp_path / "other")
 
 
 def test_a_corrupt_shard_is_named_before_any_scoring(prepared: Path, taught: Path, tmp_path: Path) -> None:
@@ -463,7 +464,7 @@ def test_a_corrupt_shard_is_named_before_any_scoring(prepared: Path, taught: Pat
     shard.write_bytes(shard.read_bytes()[:-20])
     shared = {"candidates": tmp_path / "candidates", "teacher": taught, "output": tmp_path / "out"}
     with pytest.raises(InputError, match=r"shard-00001.parquet: digest \w+ differs"):
-        labels.label(Label(), COMPUTE, shard="shard-00001", **shared)
+        labeling.label(Label(), COMPUTE, shard="shard-00001", **shared)
     assert not (tmp_path / "out").exists()
 
 
@@ -494,7 +495,7 @@ def test_the_price_of_all_shards_is_known_if_that_of_each_is(copied: list[Path])
 
 
 def test_labels_stand_beside_their_candidates(prepared: Path, taught: Path, labelled: list[Path]) -> None:
-    tables = list(labels.read(labelled[::-1], prepared, taught, rows=7))
+    tables = list(labeling.read(labelled[::-1], prepared, taught, rows=7))
     assert max(map(len, tables)) == 7
     table = pa.concat_tables(tables)
     assert table.schema.names == [*schemas.CANDIDATES.names, "logit"]
@@ -514,7 +515,7 @@ def _edit(folder: Path, **values) -> None:
 def test_labels_that_do_not_fit_are_refused(prepared: Path, taught: Path, copied: list[Path], tmp_path: Path) -> None:
     def refused(message: str, folders: list[Path] = copied, candidates: Path = prepared) -> None:
         with pytest.raises(InputError, match=message):
-            list(labels.read(folders, candidates, taught))
+            list(labeling.read(folders, candidates, taught))
 
     refused("labels of shard-00000, expected shard-00000, shard-00001", copied[:1])
     refused("labels of no shard", [])

@@ -23,7 +23,7 @@ from distilrank.core import artifacts, schemas, volume
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
 from distilrank.core.scratch import PREFIX, scratch_folder
-from distilrank.data import logstore
+from distilrank.data import log_store
 from distilrank.data.sources import Log
 
 DAY = datetime(2026, 11, 1, 10)
@@ -63,12 +63,12 @@ def log(*parts: Rows) -> Log:
 
 def ingest(
     folder: Path, *parts: Rows, start: str = "2026-10-01", end: str = "2026-12-01", **privacy
-) -> tuple[list[logstore.Kept], Problems]:
+) -> tuple[list[log_store.Kept], Problems]:
     problems = Problems()
-    return logstore.LogStore(folder).ingest(log(*parts), Privacy(**privacy), start, end, problems), problems
+    return log_store.LogStore(folder).ingest(log(*parts), Privacy(**privacy), start, end, problems), problems
 
 
-def content(kept: list[logstore.Kept], table: str, start: str = "", end: str = "") -> list[dict]:
+def content(kept: list[log_store.Kept], table: str, start: str = "", end: str = "") -> list[dict]:
     files = [path for part in kept for path in part.files(table, start, end)]
     if not files:
         return []
@@ -136,7 +136,7 @@ KEY = "0123456789abcdef" * 2
 def test_hashes_are_keyed_by_a_secret_that_the_store_does_not_hold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(logstore.CLIENT_KEY, f"{KEY}\n")
+    monkeypatch.setenv(log_store.CLIENT_KEY, f"{KEY}\n")
     rows = [(DAY, "search-77", "sofa", None, None, 0, 0, "anna"), shown("sofa", "p1", "anna")]
     kept, _ = ingest(tmp_path, Rows("a", rows))
 
@@ -166,25 +166,25 @@ def test_a_lost_key_is_refused_and_not_made_again(tmp_path: Path, damage: str) -
         (tmp_path / "salt").write_text({"empty": "\n", "other": KEY}[damage])
     said = {"lost": "missing, expected the key", "empty": "a key of 0 characters, expected 32", "other": "not the key"}
     with pytest.raises(InputError, match=rf"salt: {said[damage]}.* delete .*, which is made again from the log"):
-        logstore.LogStore(tmp_path)
+        log_store.LogStore(tmp_path)
     (tmp_path / "salt").write_bytes(key)
-    logstore.LogStore(tmp_path)
+    log_store.LogStore(tmp_path)
     (tmp_path / "key.json").unlink()
     (tmp_path / "salt").unlink()
     with pytest.raises(InputError, match="missing"):  # there are parts, whatever else is lost
-        logstore.LogStore(tmp_path)
+        log_store.LogStore(tmp_path)
 
 
 def test_a_secret_that_is_lost_changed_or_short_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(logstore.CLIENT_KEY, KEY)
-    logstore.LogStore(tmp_path)
+    monkeypatch.setenv(log_store.CLIENT_KEY, KEY)
+    log_store.LogStore(tmp_path)
     for value, said in ((KEY[::-1], "not the key"), ("", "0 characters"), (KEY[:31], "31 characters.*openssl")):
-        monkeypatch.setenv(logstore.CLIENT_KEY, value)
+        monkeypatch.setenv(log_store.CLIENT_KEY, value)
         with pytest.raises(InputError, match=f"DISTILRANK_CLIENT_KEY: .*{said}"):
-            logstore.LogStore(tmp_path)
-    monkeypatch.delenv(logstore.CLIENT_KEY)
+            log_store.LogStore(tmp_path)
+    monkeypatch.delenv(log_store.CLIENT_KEY)
     with pytest.raises(InputError, match="set DISTILRANK_CLIENT_KEY if the key came from there"):
-        logstore.LogStore(tmp_path)
+        log_store.LogStore(tmp_path)
     assert not (tmp_path / "salt").exists()
 
 
@@ -247,7 +247,7 @@ def test_another_content_or_reading_is_read_again(tmp_path: Path) -> None:
     ingest(tmp_path, part)
     ingest(tmp_path, part, min_clients=5)
     assert part.loads == 2
-    logstore.LogStore(tmp_path).ingest(replace(log(part), settings={"click": "x"}), Privacy(), "", "", Problems())
+    log_store.LogStore(tmp_path).ingest(replace(log(part), settings={"click": "x"}), Privacy(), "", "", Problems())
     assert part.loads == 3
     part.rows = [shown("sofa", "p9", "c")]
     kept, _ = ingest(tmp_path, part)
@@ -371,9 +371,9 @@ def test_summaries_are_remembered_until_the_part_changes(tmp_path: Path) -> None
             return super().days()
 
     part = Counted("a", [shown("sofa", "p1", "c")])
-    store = logstore.LogStore(tmp_path)
+    store = log_store.LogStore(tmp_path)
     assert store.summary(part, {})["days"] == {"2026-11-01": 1}
-    assert logstore.LogStore(tmp_path).summary(part, {}) == store.summary(part, {})
+    assert log_store.LogStore(tmp_path).summary(part, {}) == store.summary(part, {})
     assert Counted.counted == 1
     part.rows = [*part.rows, shown("sofa", "p1", "c", day=1)]
     assert store.summary(part, {})["days"] == {"2026-11-01": 1, "2026-11-02": 1} and Counted.counted == 2
@@ -454,7 +454,7 @@ def numbered(number: int, day: int = 0, row_id: str | None = None) -> tuple:
     return (moment + timedelta(seconds=number), *rest, row_id)
 
 
-def total(kept: list[logstore.Kept]) -> int:
+def total(kept: list[log_store.Kept]) -> int:
     return sum(row["shown"] for row in content(kept, "pairs"))
 
 
@@ -486,10 +486,10 @@ def test_rows_that_were_delivered_twice_are_noted(tmp_path: Path) -> None:
 
 
 def test_a_row_with_the_id_of_an_earlier_one_counts_once(tmp_path: Path) -> None:
-    def deliver(folder: str, *parts: Rows) -> tuple[list[logstore.Kept], list[tuple[str, int]]]:
+    def deliver(folder: str, *parts: Rows) -> tuple[list[log_store.Kept], list[tuple[str, int]]]:
         problems = Problems()
         numbered_log = replace(log(*parts), row_ids=True)
-        kept = logstore.LogStore(tmp_path / folder).ingest(
+        kept = log_store.LogStore(tmp_path / folder).ingest(
             numbered_log, Privacy(), "2026-10-01", "2026-12-01", problems
         )
         what = "left out, rows with the row id of an earlier one"

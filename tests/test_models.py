@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-from distilrank import pair_files
+from distilrank import score_files
 from distilrank.config import Compute, Label, Lora, Optimiser, Student, StudentOptimiser, Teacher, TeacherText, Text
 from distilrank.core import artifacts, schemas
 from distilrank.core.errors import InputError, RunStopped
-from distilrank.modeling import models, scorer
+from distilrank.modeling import references, scorer
 from distilrank.modeling.encoding import PairEncoder, PromptEncoder, neutralise
 from distilrank.student import train as student
-from distilrank.teacher import labels
+from distilrank.teacher import labeling
 from distilrank.teacher import train as teacher
 
 COMPUTE = Compute(device="cpu", precision="fp32", threads=1)
@@ -100,7 +100,7 @@ def taught(prepared: Path, models: Path, tmp_path_factory: pytest.TempPathFactor
 def labelled(prepared: Path, taught: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folders = [tmp_path_factory.mktemp("labelled") / shard for shard in ("shard-00000", "shard-00001")]
     for folder in folders:
-        labels.label(
+        labeling.label(
             Label(), COMPUTE, shard=folder.name, candidates=prepared / "candidates", teacher=taught, output=folder
         )
     return folders
@@ -257,7 +257,7 @@ def test_score_file_keeps_order_and_columns(distilled: Path, tmp_path: Path) -> 
     source = tmp_path / "pairs.csv"
     source.write_text('sku,query,title,country\n7,red sofa,"red sofa, large",NA\n3,nan,blue lamp,\n')
     for name in ("scores.parquet", "scores.csv"):
-        pair_files.score(str(distilled), source, tmp_path / name, "registry", COMPUTE)
+        score_files.score(str(distilled), source, tmp_path / name, "registry", COMPUTE)
     table = pq.read_table(tmp_path / "scores.parquet")
     assert table.column_names == ["sku", "query", "title", "country", "score"]
     assert table["sku"].to_pylist() == ["7", "3"] and table["country"].to_pylist() == ["NA", ""]
@@ -278,7 +278,7 @@ def test_score_file_names_what_is_wrong_and_writes_nothing(
 ) -> None:
     (tmp_path / "pairs.csv").write_text(content)
     with pytest.raises(InputError, match=message):
-        pair_files.score(str(distilled), tmp_path / "pairs.csv", tmp_path / "out.parquet", "registry", COMPUTE)
+        score_files.score(str(distilled), tmp_path / "pairs.csv", tmp_path / "out.parquet", "registry", COMPUTE)
     assert not (tmp_path / "out.parquet").exists()
 
 
@@ -356,9 +356,9 @@ def test_model_references_say_what_is_wrong(tmp_path: Path, models: Path) -> Non
 
 
 models_check, models_resolve, models_digest = (
-    models.check,
-    models.resolve,
-    models.digest,
+    references.check,
+    references.resolve,
+    references.digest,
 )  # the fixture `models` shadows the module
 
 

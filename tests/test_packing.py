@@ -14,9 +14,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from distilrank.config import Compute, TeacherText
 from distilrank.core.errors import InputError, RunStopped
-from distilrank.modeling import batching, fusion, network, packing, scorer
-from distilrank.modeling.compute import Runtime, setup
+from distilrank.modeling import batching, compilation, packing, scorer, torch_backend
 from distilrank.modeling.encoding import Tokens, encode_table
+from distilrank.modeling.runtime import Runtime, setup_runtime
 from tests.test_models import pairs
 
 CPU = torch.device("cpu")
@@ -50,7 +50,7 @@ def small(kind: str, **knobs) -> torch.nn.Module:
 def padded(model: torch.nn.Module, tokens: Tokens, rows: np.ndarray) -> torch.Tensor:
     model.config._attn_implementation = "eager"
     try:
-        return network.forward(model, tokens, rows, CPU)
+        return torch_backend.forward(model, tokens, rows, CPU)
     finally:
         model.config._attn_implementation = packing.ATTENTION
 
@@ -69,7 +69,7 @@ def test_packed_batches_give_the_logits_and_gradients_of_padded_ones(kind: str) 
     for parameter in model.parameters():
         assert parameter.requires_grad
     found = {}
-    for name, function in (("packed", network.forward), ("padded", None)):
+    for name, function in (("packed", torch_backend.forward), ("padded", None)):
         model.zero_grad()
         logits = function(model, tokens, rows, CPU) if function else padded(model, tokens, rows)
         logits.square().sum().backward()
@@ -117,16 +117,16 @@ def test_a_pair_that_begins_as_another_keeps_its_last_token() -> None:
 def test_a_window_of_attention_that_is_too_small_is_refused() -> None:
     model = small("mistral", sliding_window=6)
     with pytest.raises(InputError, match="a pair of 9 tokens, the model's attention window has 6"):
-        network.forward(model, tokens_of([[1, 2]], [[[3] * 7]]), np.arange(1), CPU)
+        torch_backend.forward(model, tokens_of([[1, 2]], [[[3] * 7]]), np.arange(1), CPU)
 
 
 def test_the_head_computes_in_fp32(models: Path) -> None:
     runtime = Runtime(CPU, torch.bfloat16, "test")
-    model = network.load_model(models / "decoder", runtime)
+    model = torch_backend.load_model(models / "decoder", runtime)
     encoder = scorer.load_encoder(models / "decoder", TeacherText())
-    logits = network.score_encoded(model, encode_table(encoder, pairs(30, 5, 1), encoder_text()), CPU, 500)
+    logits = torch_backend.score_encoded(model, encode_table(encoder, pairs(30, 5, 1), encoder_text()), CPU, 500)
     with torch.autocast("cpu", torch.bfloat16):
-        autocast = network.score_encoded(model, encode_table(encoder, pairs(30, 5, 1), encoder_text()), CPU, 500)
+        autocast = torch_backend.score_encoded(model, encode_table(encoder, pairs(30, 5, 1), encoder_text()), CPU, 500)
     for one in (logits, autocast):
         as_bf16 = torch.from_numpy(one).bfloat16().float().numpy()
         assert (as_bf16 != one).mean() > 0.5
@@ -138,13 +138,13 @@ def encoder_text() -> TeacherText:
 
 
 def test_saved_models_do_not_name_our_attention(models: Path, tmp_path: Path) -> None:
-    network.load_model(models / "decoder", setup(FP32)).save_pretrained(tmp_path)
+    torch_backend.load_model(models / "decoder", setup_runtime(FP32)).save_pretrained(tmp_path)
     assert packing.ATTENTION not in (tmp_path / "config.json").read_text()
 
 
 def test_batches_are_halved_until_they_fit() -> None:
     model, tokens = small("llama"), tokens_of([[1, 2]] * 3, [[[3], [4, 5]]] * 3)
-    whole = network.score_encoded(model, tokens, CPU, 1000)
+    whole = torch_backend.score_encoded(model, tokens, CPU, 1000)
     sizes = []
 
     def scarce(module, args, kwargs):
@@ -153,7 +153,7 @@ def test_batches_are_halved_until_they_fit() -> None:
             raise torch.OutOfMemoryError("out of memory")
 
     hook = model.model.register_forward_pre_hook(scarce, with_kwargs=True)
-    np.testing.assert_allclose(network.score_encoded(model, tokens, CPU, 1000), whole, atol=1e-6)
+    np.testing.assert_allclose(torch_backend.score_encoded(model, tokens, CPU, 1000), whole, atol=1e-6)
     assert max(sizes) > 6 >= min(sizes)
     hook.remove()
 
@@ -162,7 +162,7 @@ def test_batches_are_halved_until_they_fit() -> None:
 
     model.model.register_forward_pre_hook(full)
     with pytest.raises(RunStopped, match=r"out of memory on cpu with one pair of \d tokens.*text.max_tokens"):
-        network.score_encoded(model, tokens, CPU, 1000)
+        torch_backend.score_encoded(model, tokens, CPU, 1000)
 
 
 # Batches --------------------------------------------------------------------------------------------------------------
@@ -184,25 +184,25 @@ def test_drawn_batches_hold_every_row_once_within_budget(lengths: list[int], bud
 
 
 def test_layers_are_fused_only_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, runtime = small("llama"), setup(FP32)
-    assert fusion.weights(model) == sum(
+    model, runtime = small("llama"), setup_runtime(FP32)
+    assert compilation.weights(model) == sum(
         parameter.numel() for name, parameter in model.model.named_parameters() if "embed" not in name
     )
-    assert not fusion.fuse("teacher", model, FP32, runtime, 1e12)
-    assert not fusion.fuse("teacher", model, FP32.model_copy(update={"compile": "off"}), runtime, 1e20)
+    assert not compilation.fuse("teacher", model, FP32, runtime, 1e12)
+    assert not compilation.fuse("teacher", model, FP32.model_copy(update={"compile": "off"}), runtime, 1e20)
     monkeypatch.setenv("PATH", "")
-    assert not fusion.fuse("teacher", model, FP32, runtime, 1e20)
+    assert not compilation.fuse("teacher", model, FP32, runtime, 1e20)
     with pytest.raises(InputError, match=r"compute.compile: on, but no C\+\+ compiler"):
-        fusion.fuse("teacher", model, FP32.model_copy(update={"compile": "on"}), runtime, 1e20)
+        compilation.fuse("teacher", model, FP32.model_copy(update={"compile": "on"}), runtime, 1e20)
 
 
 def test_fused_layers_give_the_same_logits() -> None:
     model, tokens = small("llama"), tokens_of([[1, 2]] * 3, [[[3], [4, 5]]] * 3)
-    plain = network.score_encoded(model, tokens, CPU, 1000)
+    plain = torch_backend.score_encoded(model, tokens, CPU, 1000)
     try:
-        fused = fusion.fuse("teacher", model, FP32.model_copy(update={"compile": "on"}), setup(FP32), 0.0)
+        fused = compilation.fuse("teacher", model, FP32.model_copy(update={"compile": "on"}), setup_runtime(FP32), 0.0)
     except InputError as error:
         pytest.skip(str(error))
     assert fused
-    np.testing.assert_allclose(network.score_encoded(model, tokens, CPU, 1000), plain, atol=1e-5)
-    np.testing.assert_allclose(network.score_encoded(model, tokens, CPU, 8), plain, atol=1e-5)
+    np.testing.assert_allclose(torch_backend.score_encoded(model, tokens, CPU, 1000), plain, atol=1e-5)
+    np.testing.assert_allclose(torch_backend.score_encoded(model, tokens, CPU, 8), plain, atol=1e-5)

@@ -18,9 +18,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from distilrank.config import Compute, TeacherText, Text
 from distilrank.core import artifacts
 from distilrank.core.errors import InputError, RunStopped
-from distilrank.modeling import network, parity, pretrained
-from distilrank.modeling.compute import Runtime
+from distilrank.modeling import parity, pretrained, torch_backend
 from distilrank.modeling.encoding import PairEncoder, PromptEncoder
+from distilrank.modeling.runtime import Runtime
 from distilrank.modeling.scorer import Scorer, describe, load_encoder
 from tests.bases import BASES, write_base
 
@@ -33,12 +33,12 @@ DEV = pa.table({"query": ["red sofa", "Leather Chair"], "title": ["Sofa, red", "
 def save(base: Path, folder: Path, text: Text = TEXT) -> tuple[Any, PairEncoder]:
     """What the student stage does before and after its training: the network and its encoder."""
     torch.manual_seed(1)
-    model = network.load_model(base, CPU)
+    model = torch_backend.load_model(base, CPU)
     encoder = PairEncoder(base, text, pretrained.inputs(base, model))
     parity.check(encoder, model, DEV)
     model.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
     model.save_pretrained(folder)
-    network.save_tokenizer(encoder, folder)
+    torch_backend.save_tokenizer(encoder, folder)
     describe(folder, role="student", encoder=encoder, text=text, tokens=512, base=str(base))
     return model, encoder
 
@@ -86,7 +86,7 @@ def test_a_model_that_looks_at_padding_is_refused_before_training(tmp_path: Path
 
 def test_a_tokenizer_that_is_saved_as_another_one_is_refused_before_training(tmp_path: Path) -> None:
     base = write_base("bert", tmp_path / "base")
-    model = network.load_model(base, CPU)
+    model = torch_backend.load_model(base, CPU)
     encoder = PairEncoder(base, TEXT, pretrained.inputs(base, model))
     encoder.tokenizer.encode_special_tokens = True  # which tokenizer.json does not hold
     with pytest.raises(InputError, match=r"base: transformers reads the pair 'red sofa' / .* \[CLS\] red sofa \[SEP\]"):
@@ -123,14 +123,14 @@ def test_the_last_token_of_a_prompt_is_read_also_where_it_is_the_end_token(model
     tokenizer.post_processor = processors.TemplateProcessing(single="$A <|end|>", special_tokens=[("<|end|>", 1)])
     tokenizer.save(str(base / "tokenizer.json"))
     torch.manual_seed(1)
-    model = network.load_model(base, CPU)
+    model = torch_backend.load_model(base, CPU)
     torch.nn.init.normal_(model.score.weight)
     text = TeacherText(fields=("title",))
     encoder = load_encoder(base, text, inputs=pretrained.inputs(base, model))
     assert isinstance(encoder, PromptEncoder) and encoder.pad_token == "<|start|>"
     model.config.pad_token_id = encoder.pad_token_id
     model.save_pretrained(folder)
-    network.save_tokenizer(encoder, folder)
+    torch_backend.save_tokenizer(encoder, folder)
     describe(folder, role="teacher", encoder=encoder, text=text, tokens=512, base="tiny")
     table = pa.table({"query": ["red sofa", "lamp"], "title": ["Sofa, red, of leather", "x"]})
     ours = Scorer.load(folder, FP32, backend="torch")

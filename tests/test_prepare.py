@@ -636,7 +636,7 @@ ESCI = ROOT.parent / "shared" / "data" / "esci-sample"
 
 @pytest.mark.skipif(not ESCI.exists(), reason=f"needs the ESCI sample at {ESCI}")
 def test_the_esci_sample_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from distilrank.data import data_check
+    from distilrank.data import validate
 
     monkeypatch.chdir(tmp_path)
     with gzip.open(ESCI / "products.vespa.jsonl.gz", "rt") as lines:
@@ -652,7 +652,7 @@ def test_the_esci_sample_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     }
     # The sample is one query: it can only be on one side.
     knobs = {"dev_share": 0, "test_share": 0, "from_random": 2}
-    checked = data_check.check(config.parse({"data": data, "prepare": knobs}, "test"), full=True)
+    checked = validate.check(config.parse({"data": data, "prepare": knobs}, "test"), full=True)
     assert not checked.problems.fatal, [problem.line() for problem in checked.problems]
     assert checked.facts["rows"]["judgements"] == 16 and "official script" in checked.facts["gain mappings"]
     out = Prepared(tmp_path / "out", config.parse({"data": data}, "test").data, NO_WINDOW, **knobs)

@@ -21,11 +21,11 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from distilrank import preflight
 from distilrank.config import Compute, Text
 from distilrank.core.errors import InputError
-from distilrank.modeling import network, pretrained, retriever, weights
-from distilrank.modeling.compute import Runtime
-from distilrank.modeling.models import check as check_reference
-from distilrank.modeling.models import resolve
-from distilrank.modeling.retriever import Retriever
+from distilrank.modeling import bi_encoder, pretrained, torch_backend, weights
+from distilrank.modeling.bi_encoder import Retriever
+from distilrank.modeling.references import check as check_reference
+from distilrank.modeling.references import resolve
+from distilrank.modeling.runtime import Runtime
 from distilrank.modeling.scorer import Scorer, describe, load_encoder
 
 ROOT = Path(__file__).parents[1]
@@ -61,17 +61,17 @@ def wrap_layers(name: str) -> str:
 )
 def test_prefixes_of_frameworks_are_stripped(copy: Path, prefix: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    expected = network.load_model(copy, CPU).state_dict()
+    expected = torch_backend.load_model(copy, CPU).state_dict()
     rewrite(copy, lambda tensors: {prefix + wrap_layers(name): tensor for name, tensor in tensors.items()})
     pretrained.check(copy, num_labels=1)
     torch.manual_seed(1)
-    model = network.load_model(copy, CPU)
+    model = torch_backend.load_model(copy, CPU)
     assert model.state_dict().keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
 
     model.save_pretrained(tmp_path / "saved")
     assert load_file(tmp_path / "saved" / "model.safetensors").keys() == expected.keys()
-    saved = network.load_model(tmp_path / "saved", CPU, whole=True).state_dict()
+    saved = torch_backend.load_model(tmp_path / "saved", CPU, whole=True).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in saved.items())
 
 
@@ -80,7 +80,7 @@ def test_a_prefix_may_stand_before_the_architectures_own(models: Path, tmp_path:
     folder = shutil.copytree(models / "encoder", tmp_path / "model")
     expected = load_file(folder / "model.safetensors")
     rewrite(folder, lambda tensors: {prefix + name: tensor for name, tensor in tensors.items()})
-    loaded = network.load_model(folder, CPU).base_model.state_dict()
+    loaded = torch_backend.load_model(folder, CPU).base_model.state_dict()
     assert loaded.keys() == expected.keys() and all(torch.equal(loaded[name], expected[name]) for name in expected)
 
 
@@ -94,11 +94,11 @@ def test_prefixes_are_stripped_in_shards_too(models: Path, tmp_path: Path) -> No
     for file in set(index["weight_map"].values()):
         tensors = load_file(folder / file)
         save_file({f"_orig_mod.{name}": tensor for name, tensor in tensors.items()}, folder / file)
-    loaded = network.load_model(folder, CPU, whole=True).state_dict()
+    loaded = torch_backend.load_model(folder, CPU, whole=True).state_dict()
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in model.state_dict().items())
     (folder / file).unlink()
     with pytest.raises(InputError, match=rf"index.json: names {file}, but .* has no such file"):
-        network.load_model(folder, CPU)
+        torch_backend.load_model(folder, CPU)
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "0.auto_model.", "model.bert."])
@@ -113,7 +113,7 @@ def test_the_retriever_strips_them_too(models: Path, tmp_path: Path, prefix: str
 def test_a_name_that_stands_twice_is_refused(copy: Path) -> None:
     rewrite(copy, lambda tensors: tensors | {f"module.{name}": tensor.clone() for name, tensor in tensors.items()})
     with pytest.raises(InputError, match=r"the tensors \S+ and \S+ are both \S+$"):
-        network.load_model(copy, CPU)
+        torch_backend.load_model(copy, CPU)
 
 
 # Losses -----------------------------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ def test_a_name_that_stands_twice_is_refused(copy: Path) -> None:
 
 def refusals(folder: Path) -> Iterator[str]:
     """What loading, and the check that reads no weights, say."""
-    for act in (lambda: network.load_model(folder, CPU), lambda: preflight._check_weights(str(folder))):
+    for act in (lambda: torch_backend.load_model(folder, CPU), lambda: preflight._check_weights(str(folder))):
         with pytest.raises(InputError) as raised:
             act()
         assert "\n" not in str(raised.value) and str(folder) in str(raised.value)
@@ -172,7 +172,7 @@ def test_weights_that_cannot_be_read_are_refused(copy: Path) -> None:
 def test_a_missing_pooler_is_not_refused(models: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(models / "encoder", tmp_path / "model")
     rewrite(folder, lambda tensors: {name: tensor for name, tensor in tensors.items() if "pooler" not in name})
-    network.load_model(folder, CPU)
+    torch_backend.load_model(folder, CPU)
 
 
 FAMILIES = (
@@ -207,7 +207,7 @@ def test_the_heads_of_known_architectures_may_be_missing(family: str, part: str,
 
 
 def test_nothing_may_be_missing_from_what_a_stage_saved(models: Path, tmp_path: Path) -> None:
-    network.load_model(models / "encoder", CPU).save_pretrained(tmp_path)
+    torch_backend.load_model(models / "encoder", CPU).save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(models / "encoder" / name, tmp_path)
     encoder = load_encoder(tmp_path, Text())
@@ -234,7 +234,7 @@ def test_the_retriever_refuses_them_too(models: Path, tmp_path: Path, change: Ca
         folder,
         lambda tensors: {name: new for name, old in tensors.items() if (new := change(name, old)) is not None},
     )
-    for act in (lambda: Retriever(str(folder)), lambda: retriever.check(str(folder))):
+    for act in (lambda: Retriever(str(folder)), lambda: bi_encoder.check(str(folder))):
         with pytest.raises(InputError, match=message):
             act()
 
@@ -263,12 +263,12 @@ def hostile(models: Path, tmp_path: Path) -> Path:
 
 
 ACTS = {
-    "preflight": "from distilrank.modeling import models; models.check(folder)",
-    "digest": "from distilrank.modeling import models; models.digest(folder)",
-    "resolve": "from distilrank.modeling import models; models.resolve(folder)",
-    "load": "from distilrank.modeling import network, compute; from distilrank import config\n"
-    "network.load_model(Path(folder), compute.setup(config.Compute(device='cpu')))",
-    "retriever": "from distilrank.modeling import retriever; retriever.Retriever(folder)",
+    "preflight": "from distilrank.modeling import references; references.check(folder)",
+    "digest": "from distilrank.modeling import references; references.digest(folder)",
+    "resolve": "from distilrank.modeling import references; references.resolve(folder)",
+    "load": "from distilrank.modeling import torch_backend, runtime; from distilrank import config\n"
+    "torch_backend.load_model(Path(folder), runtime.setup_runtime(config.Compute(device='cpu')))",
+    "retriever": "from distilrank.modeling import bi_encoder; bi_encoder.Retriever(folder)",
     "export": "from distilrank.student import export; export._load(Path(folder))",
     "tokenizer": "from distilrank.modeling import pretrained; pretrained.inputs(Path(folder), None)",
 }

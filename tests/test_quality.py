@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.special import expit
 
 from distilrank.core import schemas
-from distilrank.evaluation import measures
+from distilrank.evaluation import metrics
 from distilrank.modeling import calibration
 from distilrank.teacher import quality
 
@@ -62,10 +62,10 @@ def test_figures_are_those_of_the_measures() -> None:
     figures = assessed(dev, logits, seed=3).figures
     target, queries = dev["target"].to_numpy(), dev["query_id"].to_numpy()
     told = calibration.out_of_fold(figures["calibration"]["method"], logits, target, queries)
-    assert figures["calibration"]["reliability"] == measures.reliability(told, target, 10)
-    assert figures["calibration"]["ece"] == measures.ece(figures["calibration"]["reliability"])
+    assert figures["calibration"]["reliability"] == metrics.reliability(told, target, 10)
+    assert figures["calibration"]["ece"] == metrics.ece(figures["calibration"]["reliability"])
     assert figures["calibration"]["brier"] == pytest.approx(np.mean((told - target) ** 2))
-    expected = measures.mean_ndcg(queries, dev["product_id"].to_numpy(), dev["gain"].to_numpy(), logits)
+    expected = metrics.mean_ndcg(queries, dev["product_id"].to_numpy(), dev["gain"].to_numpy(), logits)
     whole = figures["agreement"]["all"]
     assert whole["ndcg_at_10"]["teacher"] == pytest.approx(expected)
     assert whole["mean_probability"] == pytest.approx(told.mean())
@@ -95,7 +95,7 @@ def test_any_calibration_can_be_assessed(method: str) -> None:
     found = assessed(dev, logits, method).figures["calibration"]
     assert found["method"] == method and 0 <= found["ece"] <= 1
     if method == "none":
-        assert found["brier"] == pytest.approx(measures.brier(expit(logits.astype(float)), dev["target"].to_numpy()))
+        assert found["brier"] == pytest.approx(metrics.brier(expit(logits.astype(float)), dev["target"].to_numpy()))
 
 
 def test_judgements_that_are_all_alike_have_no_measures() -> None:
@@ -119,7 +119,7 @@ def test_agreement_by_stratum_is_that_of_its_queries_alone() -> None:
     for name in ("head", "torso", "tail"):
         rows = np.flatnonzero(stratum == name)
         alone = dev.take(pa.array(rows))
-        expected = measures.mean_ndcg(
+        expected = metrics.mean_ndcg(
             alone["query_id"].to_numpy(), alone["product_id"].to_numpy(), alone["gain"].to_numpy(), logits[rows]
         )
         assert found[name]["ndcg_at_10"]["teacher"] == pytest.approx(expected)

@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from distilrank.modeling.quantisation import CONTRIBUTED, quantise
+from distilrank.modeling.quantization import CONTRIBUTED, quantise
 
 RNG = np.random.default_rng(0)
 SHARED = RNG.standard_normal((24, 40)).astype(np.float32) * np.geomspace(0.01, 100, 40, dtype=np.float32)

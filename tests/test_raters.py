@@ -16,14 +16,14 @@ from distilrank.config import Columns, Prepare, Tables
 from distilrank.core import schemas
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
-from distilrank.data import corpus, logstore, raters, sources
+from distilrank.data import corpus, log_store, raters, sources
 
 CHORUS = Path(__file__).parents[1].parent / "shared" / "data" / "chorus"
 NAMES = ("Ada Quist", "Bo Rask", "Cy Tamm")
 
 
 def read(folder: Path, data: Tables) -> corpus.Corpus:
-    with logstore.connect(folder) as connection:
+    with log_store.connect(folder) as connection:
         return corpus.read(
             sources.open(data), Prepare(), "", "", "", connection=connection, scratch=folder, problems=Problems()
         )

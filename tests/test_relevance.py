@@ -19,8 +19,8 @@ from distilrank import registry
 from distilrank.config import Compute, Evaluate, Registry, TeacherText, Text
 from distilrank.core import artifacts, schemas
 from distilrank.core.errors import InputError, RunStopped
-from distilrank.evaluation import measures, relevance, significance, trec
-from distilrank.evaluation.relevance import Judged, System, baselines, compare_systems, latency
+from distilrank.evaluation import evaluate, metrics, significance, trec
+from distilrank.evaluation.evaluate import Judged, System, baselines, compare_systems, latency
 from distilrank.modeling.scorer import Scorer, describe, load_encoder
 from tests.tiny_models import WORDS
 
@@ -96,7 +96,7 @@ def test_ndcg_is_the_textbook_sum(lists, k):
         return sum(gain / math.log2(1 + rank) for rank, gain in enumerate(gains[:k], start=1))
 
     query, gain, score, tie = flat(lists)
-    for rows, value in zip(lists, measures.ndcg(query, gain, score, k, tie), strict=True):
+    for rows, value in zip(lists, metrics.ndcg(query, gain, score, k, tie), strict=True):
         ideal = dcg(sorted((gain for gain, _ in rows), reverse=True))
         assert math.isnan(value) if not ideal else value == pytest.approx(dcg(in_order(rows)) / ideal)
 
@@ -104,7 +104,7 @@ def test_ndcg_is_the_textbook_sum(lists, k):
 @given(LISTS)
 def test_reciprocal_rank_is_that_of_the_first_relevant_product(lists):
     query, gain, score, tie = flat(lists)
-    for rows, value in zip(lists, measures.reciprocal_rank(query, gain >= 0.5, score, tie), strict=True):
+    for rows, value in zip(lists, metrics.reciprocal_rank(query, gain >= 0.5, score, tie), strict=True):
         hits = [rank for rank, gain in enumerate(in_order(rows), start=1) if gain >= 0.5]
         assert value == pytest.approx(1 / hits[0] if hits else 0)
 
@@ -113,8 +113,8 @@ def test_reciprocal_rank_is_that_of_the_first_relevant_product(lists):
 def test_pair_accuracy_counts_every_pair_whatever_the_block(lists, at_once):
     query, gain, score, _ = flat(lists)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measures, "PAIRS_AT_ONCE", at_once)
-        accuracy = measures.pair_accuracy(query, gain, score)
+        patch.setattr(metrics, "PAIRS_AT_ONCE", at_once)
+        accuracy = metrics.pair_accuracy(query, gain, score)
     for rows, value in zip(lists, accuracy, strict=True):
         pairs = [(a, b) if a[0] > b[0] else (b, a) for a, b in itertools.combinations(rows, 2) if a[0] != b[0]]
         right = [1.0 if better[1] > worse[1] else 0.5 if better[1] == worse[1] else 0.0 for better, worse in pairs]
@@ -124,15 +124,15 @@ def test_pair_accuracy_counts_every_pair_whatever_the_block(lists, at_once):
 @given(LISTS)
 def test_rankable_queries_have_different_gains(lists):
     query, gain, _, _ = flat(lists)
-    assert measures.rankable(query, gain).tolist() == [len({gain for gain, _ in rows}) > 1 for rows in lists]
+    assert metrics.rankable(query, gain).tolist() == [len({gain for gain, _ in rows}) > 1 for rows in lists]
 
 
 def test_scores_that_are_one_32_bit_float_are_tied():
     query, gain = np.zeros(2, int), np.array([1, 0])
     close = np.array([1.0, 1.0 + 1e-9])
-    assert measures.pair_accuracy(query, gain, close)[0] == 0.5
-    assert measures.ndcg(query, gain, close, 5, tie=np.array([1, 0]))[0] == 1.0
-    assert measures.ndcg(query, gain, close, 5, tie=np.array([0, 1]))[0] < 1.0
+    assert metrics.pair_accuracy(query, gain, close)[0] == 0.5
+    assert metrics.ndcg(query, gain, close, 5, tie=np.array([1, 0]))[0] == 1.0
+    assert metrics.ndcg(query, gain, close, 5, tie=np.array([0, 1]))[0] < 1.0
 
 
 ROWS = st.lists(
@@ -143,9 +143,9 @@ ROWS = st.lists(
 @given(ROWS)
 def test_areas_agree_with_scikit_learn_ties_and_draws_included(rows):
     relevant, score, drawn = (np.array(column) for column in zip(*rows, strict=True))
-    curve = measures.ThresholdCurve(relevant, score).counts()
-    whole = measures.roc_auc(*curve), measures.pr_auc(*curve)
-    areas = measures.Areas(relevant, score, np.arange(len(rows)))
+    curve = metrics.ThresholdCurve(relevant, score).counts()
+    whole = metrics.roc_auc(*curve), metrics.pr_auc(*curve)
+    areas = metrics.Areas(relevant, score, np.arange(len(rows)))
     assert areas.measure(np.ones(len(rows))) == pytest.approx(whole, nan_ok=True)
     for weights, (roc, pr) in ((np.ones(len(rows)), whole), (drawn, areas.measure(drawn))):
         if weights[relevant].sum() and weights[~relevant].sum():
@@ -157,7 +157,7 @@ def test_areas_agree_with_scikit_learn_ties_and_draws_included(rows):
         else:
             assert math.isnan(pr)
     if not relevant.any():
-        assert math.isnan(measures.recall_at_precision(*curve, 0.95))
+        assert math.isnan(metrics.recall_at_precision(*curve, 0.95))
 
 
 @given(ROWS, st.sampled_from([0.5, 0.6, 0.95]))
@@ -170,17 +170,17 @@ def test_recall_at_precision_is_the_best_over_all_thresholds(rows, wanted):
         for threshold in set(score)
         if relevant[score >= threshold].mean() >= wanted
     ]
-    reached = measures.recall_at_precision(*measures.ThresholdCurve(relevant, score).counts(), wanted)
+    reached = metrics.recall_at_precision(*metrics.ThresholdCurve(relevant, score).counts(), wanted)
     assert reached == pytest.approx(max(recalls, default=0.0))
 
 
 def test_recall_counts_a_precision_of_exactly_the_bound():
     relevant = np.array([True] * 19 + [False] + [True])
-    curve = measures.ThresholdCurve(relevant, np.array([1.0] * 20 + [0.0]))
-    assert measures.recall_at_precision(*curve.counts(), 0.95) == 1.0  # 20 of 21
-    curve = measures.ThresholdCurve(relevant[:20], np.ones(20))
-    assert measures.recall_at_precision(*curve.counts(), 0.95) == 1.0  # 19 of 20
-    assert measures.recall_at_precision(*curve.counts(), 0.96) == 0.0
+    curve = metrics.ThresholdCurve(relevant, np.array([1.0] * 20 + [0.0]))
+    assert metrics.recall_at_precision(*curve.counts(), 0.95) == 1.0  # 20 of 21
+    curve = metrics.ThresholdCurve(relevant[:20], np.ones(20))
+    assert metrics.recall_at_precision(*curve.counts(), 0.95) == 1.0  # 19 of 20
+    assert metrics.recall_at_precision(*curve.counts(), 0.96) == 0.0
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=40), st.integers(2, 12))
@@ -191,17 +191,17 @@ def test_calibration_error_is_the_weighted_gap_of_the_bins(rows, bins):
         inside = np.array([min(int(value * bins), bins - 1) == index for value in probability])
         if inside.any():
             gap += inside.mean() * abs(probability[inside].mean() - target[inside].mean())
-    diagram = measures.reliability(probability, target, bins)
-    assert measures.ece(diagram) == pytest.approx(gap)
+    diagram = metrics.reliability(probability, target, bins)
+    assert metrics.ece(diagram) == pytest.approx(gap)
     assert sum(part["count"] for part in diagram) == len(rows)
-    assert measures.brier(probability, target) == pytest.approx(np.mean([(p - y) ** 2 for p, y in rows]))
+    assert metrics.brier(probability, target) == pytest.approx(np.mean([(p - y) ** 2 for p, y in rows]))
 
 
 def test_home_depot_ratings_keep_their_order_as_whole_hundredths():
     ratings = np.array([1, 1.25, 1.33, 1.5, 1.67, 1.75, 2, 2.25, 2.33, 2.5, 2.67, 2.75, 3])
-    graded = measures.grades(((ratings - 1) / 2).astype(np.float32))
+    graded = metrics.grades(((ratings - 1) / 2).astype(np.float32))
     assert graded.tolist() == [0, 13, 17, 25, 34, 38, 50, 63, 67, 75, 84, 88, 100]
-    assert graded.tolist() == measures.grades((ratings - 1) / 2).tolist(), "32 or 64 bits, the same grade"
+    assert graded.tolist() == metrics.grades((ratings - 1) / 2).tolist(), "32 or 64 bits, the same grade"
 
 
 # TREC files -------------------------------------------------------------------------------------------------------
@@ -234,30 +234,30 @@ def test_ir_measures_on_the_files_gives_the_same_figures(tmp_path_factory, seed)
         "tied": System(rng.integers(-1, 2, len(rows)).astype(np.float32)),
         "close": System(np.nextafter(np.float32(1), np.where(rng.random(len(rows)) < 0.5, 2, 1), dtype=np.float32)),
     }
-    metrics, by_query = compare_systems(judged, systems, SMALL)
-    relevance.write_trec(folder, judged, systems)
+    results, by_query = compare_systems(judged, systems, SMALL)
+    evaluate.write_trec(folder, judged, systems)
 
     qrels = list(ir_measures.read_trec_qrels(str(folder / "qrels.txt")))
-    assert len({row.query_id for row in qrels}) == metrics["protocol"]["ranked_queries"]
+    assert len({row.query_id for row in qrels}) == results["protocol"]["ranked_queries"]
     wanted = {
         "ndcg_at_5": ir_measures.nDCG @ 5,
         "ndcg_at_10": ir_measures.nDCG @ 10,
-        "mrr": ir_measures.RR(rel=metrics["protocol"]["relevant_grade"]),
+        "mrr": ir_measures.RR(rel=results["protocol"]["relevant_grade"]),
     }
     for name in systems:
         run = list(ir_measures.read_trec_run(str(folder / "runs" / f"{name}.run")))
         assert len(run) == len(qrels)
         theirs = ir_measures.calc_aggregate(list(wanted.values()), qrels, run)
         for metric, measure in wanted.items():
-            assert metrics["systems"][name][metric] == pytest.approx(theirs[measure], abs=1e-9), (name, metric)
-            assert by_query[name][metric].mean() == metrics["systems"][name][metric]
+            assert results["systems"][name][metric] == pytest.approx(theirs[measure], abs=1e-9), (name, metric)
+            assert by_query[name][metric].mean() == results["systems"][name][metric]
 
 
 def test_run_files_rank_from_one_in_trec_eval_order(tmp_path):
     judged = Judged.read(
         judgements(tmp_path / "j", judged_table([("q 1", "a", 0), ("q 1", "c", 0.5), ("q 1", "b", 1)]))
     )
-    relevance.write_trec(tmp_path, judged, {"flat": System(np.zeros(3, np.float32))})
+    evaluate.write_trec(tmp_path, judged, {"flat": System(np.zeros(3, np.float32))})
     lines = [line.split() for line in (tmp_path / "runs" / "flat.run").read_text().splitlines()]
     assert {(line[0], line[1], line[5]) for line in lines} == {("q%201", "Q0", "flat")}
     assert {line[2]: line[3] for line in lines} == {"c": "1", "b": "2", "a": "3"}
@@ -371,9 +371,9 @@ def test_a_test_set_is_known_by_its_queries_not_by_its_targets(tmp_path):
         judgements(tmp_path / "three", judged_table([*rows, *((f"r{at}", "p", 0) for at in range(90))]))
     )
     assert padded.sketch == judged.sketch and len(padded.query_ids) == 120
-    metrics, _ = compare_systems(judged, baselines(judged, SMALL), SMALL)
-    assert metrics["test_set"]["sketch"] == judged.sketch
-    assert (metrics["protocol"]["slices"], metrics["protocol"]["slice_queries"]) == (list(SMALL.slices), 20)
+    results, _ = compare_systems(judged, baselines(judged, SMALL), SMALL)
+    assert results["test_set"]["sketch"] == judged.sketch
+    assert (results["protocol"]["slices"], results["protocol"]["slice_queries"]) == (list(SMALL.slices), 20)
 
 
 def test_metrics_have_the_documented_form_and_finite_values(tmp_path):
@@ -381,9 +381,9 @@ def test_metrics_have_the_documented_form_and_finite_values(tmp_path):
     judged = Judged.read(judgements(tmp_path, judged_table(some_rows(40, rng))))
     systems = with_models(judged, rng)
     systems["champion"] = System(systems["student"].score.copy())
-    metrics, _ = compare_systems(judged, systems, SMALL)
-    json.dumps(metrics, allow_nan=False)
-    assert set(metrics) == {
+    results, _ = compare_systems(judged, systems, SMALL)
+    json.dumps(results, allow_nan=False)
+    assert set(results) == {
         "protocol",
         "systems",
         "comparisons",
@@ -406,24 +406,24 @@ def test_metrics_have_the_documented_form_and_finite_values(tmp_path):
         "ece",
         "brier",
     }
-    assert all(set(values) == nine for values in metrics["systems"].values())
-    assert metrics["systems"]["bm25"]["ece"] is None and metrics["systems"]["champion"]["brier"] is None
-    assert metrics["systems"]["student"]["ece"] >= 0
-    assert set(metrics["reliability"]) == set(metrics["scores"]) == {"teacher", "student"}
-    assert sum(metrics["scores"]["student"]["counts"]) == len(judged.query)
+    assert all(set(values) == nine for values in results["systems"].values())
+    assert results["systems"]["bm25"]["ece"] is None and results["systems"]["champion"]["brier"] is None
+    assert results["systems"]["student"]["ece"] >= 0
+    assert set(results["reliability"]) == set(results["scores"]) == {"teacher", "student"}
+    assert sum(results["scores"]["student"]["counts"]) == len(judged.query)
 
-    keys = [(one["system"], one["baseline"], one["metric"]) for one in metrics["comparisons"]]
+    keys = [(one["system"], one["baseline"], one["metric"]) for one in results["comparisons"]]
     assert len(set(keys)) == len(keys) == 5 * 6
-    for one in metrics["comparisons"]:
+    for one in results["comparisons"]:
         across = one["metric"] in ("roc_auc", "pr_auc")
         keys = {"system", "baseline", "metric", "delta", "ci_low", "ci_high", "p_value", "queries"}
         assert set(one) == keys | (set() if across else {"wins", "ties", "losses"})
         if not across:
             assert one["wins"] + one["ties"] + one["losses"] == one["queries"]
-        figures = (metrics["systems"][one[role]][one["metric"]] for role in ("system", "baseline"))
+        figures = (results["systems"][one[role]][one["metric"]] for role in ("system", "baseline"))
         assert one["delta"] == pytest.approx(next(figures) - next(figures))
         assert one["ci_low"] <= one["ci_high"] and 0 < one["p_value"] <= 1
-        assert one["queries"] == metrics["protocol"]["queries" if across else "ranked_queries"]
+        assert one["queries"] == results["protocol"]["queries" if across else "ranked_queries"]
         if one["baseline"] == "champion":  # the same scores
             assert (one["delta"], one["ci_low"], one["ci_high"], one["p_value"]) == (0, 0, 0, 1)
         if (one["system"], one["baseline"]) == ("student", "random"):
@@ -434,9 +434,9 @@ def test_intervals_of_areas_resample_whole_queries(tmp_path):
     rng = np.random.default_rng(15)
     judged = Judged.read(judgements(tmp_path, judged_table(some_rows(30, rng))))
     systems = with_models(judged, rng)
-    metrics, _ = compare_systems(judged, systems, Evaluate(bootstrap=100, cluster_bootstrap=400))
+    results, _ = compare_systems(judged, systems, Evaluate(bootstrap=100, cluster_bootstrap=400))
     keys = ("student", "random", "roc_auc")
-    found = next(one for one in metrics["comparisons"] if (one["system"], one["baseline"], one["metric"]) == keys)
+    found = next(one for one in results["comparisons"] if (one["system"], one["baseline"], one["metric"]) == keys)
     rows = [np.flatnonzero(judged.query == query) for query in range(30)]
     deltas = []
     for _ in range(200):
@@ -462,15 +462,15 @@ def test_queries_of_equal_gains_are_counted_and_left_out_of_ranking_only(tmp_pat
     rows = [("q1", "a", 0.0), ("q1", "b", 1.0), ("equal", "a", 1.0), ("equal", "b", 1.0), ("single", "a", 0.0)]
     score = np.array([1.0, 0.0, 5.0, 4.0, 3.0], np.float32)
     judged = Judged.read(judgements(tmp_path / "j", judged_table(rows)))
-    metrics, by_query = compare_systems(judged, {"student": System(score)}, SMALL)
-    protocol = metrics["protocol"]
+    results, by_query = compare_systems(judged, {"student": System(score)}, SMALL)
+    protocol = results["protocol"]
     assert (protocol["queries"], protocol["ranked_queries"], protocol["left_out_queries"]) == (3, 1, 2)
     assert (protocol["pairs"], protocol["ranked_pairs"]) == (5, 2)
-    assert metrics["systems"]["student"]["mrr"] == 0.5 and metrics["systems"]["student"]["pair_accuracy"] == 0.0
+    assert results["systems"]["student"]["mrr"] == 0.5 and results["systems"]["student"]["pair_accuracy"] == 0.0
     assert {len(values) for values in by_query["student"].values()} == {1}
     relevant = [False, True, True, True, False]
-    assert metrics["systems"]["student"]["roc_auc"] == sklearn.metrics.roc_auc_score(relevant, score)
-    relevance.write_trec(tmp_path, judged, {"student": System(score)})
+    assert results["systems"]["student"]["roc_auc"] == sklearn.metrics.roc_auc_score(relevant, score)
+    evaluate.write_trec(tmp_path, judged, {"student": System(score)})
     assert {line.split()[0] for line in (tmp_path / "qrels.txt").read_text().splitlines()} == {"q1"}
     assert {line.split()[0] for line in (tmp_path / "runs" / "student.run").read_text().splitlines()} == {"q1"}
 
@@ -478,28 +478,28 @@ def test_queries_of_equal_gains_are_counted_and_left_out_of_ranking_only(tmp_pat
 def test_one_query_is_measured_with_an_interval_of_no_width(tmp_path):
     judged = Judged.read(judgements(tmp_path, judged_table([("q", "a", 0.0), ("q", "b", 1.0), ("q", "c", 0.5)])))
     systems = {**baselines(judged, SMALL), "student": System(np.array([0, 2, 1], np.float32))}
-    metrics, _ = compare_systems(judged, systems, SMALL)
-    assert metrics["systems"]["student"]["ndcg_at_10"] == 1.0
-    for one in metrics["comparisons"]:
+    results, _ = compare_systems(judged, systems, SMALL)
+    assert results["systems"]["student"]["ndcg_at_10"] == 1.0
+    for one in results["comparisons"]:
         assert one["ci_low"] == pytest.approx(one["delta"]) and one["ci_high"] == pytest.approx(one["delta"])
 
 
 def test_measures_without_meaning_are_null_and_not_compared(tmp_path):
     judged = Judged.read(judgements(tmp_path, judged_table([("q", "a", 0.0), ("q", "b", 0.25)]), relevant_from=0.5))
     systems = {**baselines(judged, SMALL), "student": System(np.array([0, 1], np.float32))}
-    metrics, _ = compare_systems(judged, systems, SMALL)
-    figures = metrics["systems"]["student"]
+    results, _ = compare_systems(judged, systems, SMALL)
+    figures = results["systems"]["student"]
     assert figures["roc_auc"] is figures["pr_auc"] is figures["recall_at_precision_95"] is None
     assert figures["mrr"] == 0 and figures["ndcg_at_10"] == 1
-    assert {one["metric"] for one in metrics["comparisons"]} == set(measures.PER_QUERY)
+    assert {one["metric"] for one in results["comparisons"]} == set(metrics.PER_QUERY)
 
 
 def test_only_the_measure_without_meaning_is_left_out(tmp_path):
     judged = Judged.read(judgements(tmp_path, judged_table([("q", "a", 0.5), ("q", "b", 1.0)]), relevant_from=0.5))
     systems = {**baselines(judged, SMALL), "student": System(np.array([0, 1], np.float32))}
-    metrics, _ = compare_systems(judged, systems, SMALL)
-    assert metrics["systems"]["student"]["roc_auc"] is None and metrics["systems"]["student"]["pr_auc"] == 1
-    assert {one["metric"] for one in metrics["comparisons"]} == {*measures.PER_QUERY, "pr_auc"}
+    results, _ = compare_systems(judged, systems, SMALL)
+    assert results["systems"]["student"]["roc_auc"] is None and results["systems"]["student"]["pr_auc"] == 1
+    assert {one["metric"] for one in results["comparisons"]} == {*metrics.PER_QUERY, "pr_auc"}
 
 
 def test_each_system_is_timed_first_as_often(tmp_path):
@@ -516,21 +516,21 @@ def test_dev_ndcg_is_the_figure_of_the_evaluation_in_any_row_order(tmp_path):
     rows = some_rows(30, rng)
     judged = Judged.read(judgements(tmp_path, judged_table(rows)))
     score = rng.integers(0, 3, len(rows)).astype(np.float32)
-    metrics, _ = compare_systems(judged, {"student": System(score)}, SMALL)
+    results, _ = compare_systems(judged, {"student": System(score)}, SMALL)
     for order in (np.arange(len(rows)), rng.permutation(len(rows))):
         query_ids, product_ids, targets = (np.array(column, object)[order] for column in zip(*rows, strict=True))
         for k in (5, 10):
-            value = relevance.mean_ndcg(query_ids, product_ids, targets, score[order], k)
-            assert value == pytest.approx(metrics["systems"]["student"][f"ndcg_at_{k}"], abs=1e-12)
+            value = evaluate.mean_ndcg(query_ids, product_ids, targets, score[order], k)
+            assert value == pytest.approx(results["systems"]["student"][f"ndcg_at_{k}"], abs=1e-12)
 
 
 def test_dev_ndcg_refuses_what_it_cannot_rank():
     with pytest.raises(InputError, match="none of 2 queries"):
-        relevance.mean_ndcg(["q", "q", "r"], ["a", "b", "a"], [1, 1, 0], [0.1, 0.2, 0.3])
+        evaluate.mean_ndcg(["q", "q", "r"], ["a", "b", "a"], [1, 1, 0], [0.1, 0.2, 0.3])
     with pytest.raises(InputError, match="none of 0 queries"):
-        relevance.mean_ndcg([], [], [], [])
+        evaluate.mean_ndcg([], [], [], [])
     with pytest.raises(RunStopped, match="1 of 2 scores are not finite"):
-        relevance.mean_ndcg(["q", "q"], ["a", "b"], [1, 0], [0.1, math.nan])
+        evaluate.mean_ndcg(["q", "q"], ["a", "b"], [1, 0], [0.1, math.nan])
 
 
 def test_a_model_that_gives_no_numbers_stops_the_run(tmp_path):
@@ -616,7 +616,7 @@ def inputs(tmp_path_factory, models):
 
 
 def run_stage(root, output, champion="", uri="unused", anchor="", config=SMALL):
-    return relevance.evaluate(
+    return evaluate.evaluate(
         config,
         CPU,
         Registry(uri=str(uri)),
@@ -643,12 +643,12 @@ def test_the_stage_writes_a_sealed_folder_of_everything(inputs, tmp_path):
     assert files(output) == runs | scores | tables
     artifacts.verify(output)
 
-    metrics = artifacts.read_json(output / "metrics.json")
-    student = metrics["systems"]["student"]
+    results = artifacts.read_json(output / "metrics.json")
+    student = results["systems"]["student"]
     assert evaluation.ndcg_at_10 == student["ndcg_at_10"]
-    assert evaluation.lift_over_bm25 == pytest.approx(student["ndcg_at_10"] - metrics["systems"]["bm25"]["ndcg_at_10"])
-    assert set(metrics["latency"]) == {"student"}
-    timed = metrics["latency"]["student"]
+    assert evaluation.lift_over_bm25 == pytest.approx(student["ndcg_at_10"] - results["systems"]["bm25"]["ndcg_at_10"])
+    assert set(results["latency"]) == {"student"}
+    timed = results["latency"]["student"]
     assert (
         0 < timed["p50_ms"] <= timed["p95_ms"] <= timed["p99_ms"]
         and timed["pairs_per_second"] > 0
@@ -665,9 +665,9 @@ def test_the_stage_writes_a_sealed_folder_of_everything(inputs, tmp_path):
     assert np.allclose(mine.probability, scorer.probability(expected), atol=1e-5)
     assert pairs[pairs.system == "bm25"].probability.isna().all()
     per_query = schemas.read(output / "per_query.parquet", schemas.PER_QUERY).to_pandas()
-    for name, values in metrics["systems"].items():
-        means = per_query[per_query.system == name][list(measures.PER_QUERY)].mean()
-        assert all(means[metric] == pytest.approx(values[metric]) for metric in measures.PER_QUERY)
+    for name, values in results["systems"].items():
+        means = per_query[per_query.system == name][list(metrics.PER_QUERY)].mean()
+        assert all(means[metric] == pytest.approx(values[metric]) for metric in metrics.PER_QUERY)
 
     traffic = schemas.read(inputs / "traffic" / "current.parquet", schemas.TRAFFIC)
     scored = schemas.read(output / "traffic_scores" / "current.parquet", schemas.TRAFFIC_SCORES)
@@ -678,10 +678,10 @@ def test_the_stage_repeats_itself_but_for_the_timings(inputs, tmp_path):
     for name in ("one", "two"):
         run_stage(inputs, tmp_path / name)
     digests = [artifacts.read_json(tmp_path / name / "digest.json")["files"] for name in ("one", "two")]
-    metrics = [artifacts.read_json(tmp_path / name / "metrics.json") for name in ("one", "two")]
-    for digest, values in zip(digests, metrics, strict=True):
+    results = [artifacts.read_json(tmp_path / name / "metrics.json") for name in ("one", "two")]
+    for digest, values in zip(digests, results, strict=True):
         del digest["metrics.json"], values["latency"]
-    assert digests[0] == digests[1] and metrics[0] == metrics[1]
+    assert digests[0] == digests[1] and results[0] == results[1]
 
 
 def publish(inputs, folder, seed=0):
@@ -701,11 +701,11 @@ def test_the_champion_is_scored_again_on_the_same_rows(inputs, tmp_path):
     version = publish(inputs, tmp_path)
     output = tmp_path / "evaluation"
     run_stage(inputs, output, version, tmp_path / "registry")
-    metrics = artifacts.read_json(output / "metrics.json")
-    assert list(metrics["systems"]) == ["random", "bm25", "teacher", "student", "champion"]
-    assert metrics["systems"]["champion"]["ece"] is None, "it was not calibrated"
-    assert metrics["examples"]["baseline"] == "champion"
-    assert set(metrics["latency"]) == {"student", "champion"}
+    results = artifacts.read_json(output / "metrics.json")
+    assert list(results["systems"]) == ["random", "bm25", "teacher", "student", "champion"]
+    assert results["systems"]["champion"]["ece"] is None, "it was not calibrated"
+    assert results["examples"]["baseline"] == "champion"
+    assert set(results["latency"]) == {"student", "champion"}
     pairs = schemas.read(output / "pair_scores.parquet", schemas.PAIR_SCORES).to_pandas()
     scorer = Scorer.load(inputs / "version" / "student", CPU)
     test = schemas.read(inputs / "judgements" / "test.parquet", schemas.JUDGED)

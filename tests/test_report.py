@@ -19,7 +19,7 @@ from distilrank import report
 from distilrank.config import Evaluate, Gate, Report
 from distilrank.core import artifacts, schemas
 from distilrank.core.errors import InputError
-from distilrank.evaluation import relevance
+from distilrank.evaluation import evaluate
 from distilrank.modeling import calibration
 from distilrank.promotion import gate
 from distilrank.rendering import figures, formatting, templating
@@ -223,8 +223,8 @@ def folders(
         )
 
     rng = np.random.default_rng(4)
-    judged = relevance.Judged.read(paths["judgements"])
-    systems = relevance.baselines(judged, Evaluate())
+    judged = evaluate.Judged.read(paths["judgements"])
+    systems = evaluate.baselines(judged, Evaluate())
     for name, noise, scale in (
         ("teacher", 0.8, 1.1),
         ("student", 1.0, 0.9),
@@ -235,10 +235,10 @@ def folders(
             continue
         signal = (judged.target - 0.5) * 3 * (skill if name == "student" else 1)
         score = signal + rng.normal(0, noise, len(signal))
-        systems[name] = relevance.System(score.astype(np.float32), expit(scale * score) if calibrated else None)
+        systems[name] = evaluate.System(score.astype(np.float32), expit(scale * score) if calibrated else None)
         if unchanged and name == "champion":
             systems[name] = systems["student"]
-    metrics, by_query = relevance.compare_systems(judged, systems, Evaluate(bootstrap=200, cluster_bootstrap=50))
+    metrics, by_query = evaluate.compare_systems(judged, systems, Evaluate(bootstrap=200, cluster_bootstrap=50))
     metrics["latency"] = {
         name: {"pairs_per_second": 1912.4, "p50_ms": 4.12, "p95_ms": 6.93, "p99_ms": 9.87, "pairs_per_request": 8.0}
         for name in ("student", "champion", "anchor")

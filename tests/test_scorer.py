@@ -23,12 +23,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.models.auto import modeling_auto
 
 import distilrank
-from distilrank import pair_files
+from distilrank import score_files
 from distilrank.config import Compute, Student, TeacherText, Text
 from distilrank.core import artifacts
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.modeling import encoding, scorer
-from distilrank.modeling import models as references
+from distilrank.modeling import references as references
 from distilrank.modeling.cache import Cache
 from distilrank.modeling.scorer import DESCRIPTION, Scorer, load_encoder
 from distilrank.student import export
@@ -322,7 +322,7 @@ def test_scores_that_are_not_finite_stop_and_are_named(student: Path, tmp_path: 
         broken.score_lists(["sofa", "lamp"], [[{"title": "red"}], [{"title": "blue"}, {"title": "drill"}]])
     pq.write_table(table, tmp_path / "pairs.parquet")
     with pytest.raises(RunStopped, match=r"pairs\.parquet, of the rows from 1: row 3, query 'lamp'"):
-        pair_files.score(
+        score_files.score(
             str(folder), tmp_path / "pairs.parquet", tmp_path / "out.csv", "registry", CPU, backend="torch"
         )
     assert not list(tmp_path.glob("*out.csv*"))
@@ -419,13 +419,13 @@ class Refuse(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Refuse())
 import importlib.util
 from pathlib import Path
-from distilrank import Scorer, pair_files
+from distilrank import Scorer, score_files
 from distilrank.config import Compute
 folder = Path(sys.argv[1])
 scorer = Scorer.load(folder, backend="onnx")
 logits = scorer.score_lists(["red sofa"], [[{"title": "sofa red"}, {"title": "lamp", "brand": "acme"}]])[0]
 source, output = map(Path, sys.argv[2:])
-pair_files.score(str(folder), source, output, "registry", Compute(), backend="onnx", probability=True)
+score_files.score(str(folder), source, output, "registry", Compute(), backend="onnx", probability=True)
 print(json.dumps([logits.tolist(), scorer.probability(logits).tolist()]))
 """
 
@@ -485,11 +485,11 @@ def test_a_file_in_pieces_is_scored_as_the_whole(
     whole = Scorer.load(student, CPU, backend="onnx").score(table)
     monkeypatch.setattr("distilrank.data.sources.reading.BATCH_ROWS", 16)
     monkeypatch.setattr("distilrank.data.sources.reading._BLOCK_BYTES", 2000)
-    pieces = [len(part) for part, _ in pair_files._pieces(source)]
+    pieces = [len(part) for part, _ in score_files._pieces(source)]
     assert len(pieces) > 8 and sum(pieces) == 240
     for name in ("scores.parquet", "scores.csv"):
         output = tmp_path / "new" / name
-        assert pair_files.score(str(student), source, output, "registry", CPU, backend="onnx", probability=True) == 240
+        assert score_files.score(str(student), source, output, "registry", CPU, backend="onnx", probability=True) == 240
         written = pq.read_table(output) if name.endswith("parquet") else pyarrow.csv.read_csv(output)
         assert written.column_names == [*table.column_names[:-1], "score", "probability"]
         assert written["product_id"].to_pylist() == table["product_id"].to_pylist()
@@ -515,7 +515,7 @@ def test_what_cannot_be_written_is_refused_before_scoring(
         (student, tmp_path / "absent.csv", tmp_path / "out.csv", r"absent\.csv: no such file"),
     ):
         with pytest.raises(InputError, match=message):
-            pair_files.score(str(model), input, output, "registry", CPU, backend="onnx", probability=True)
+            score_files.score(str(model), input, output, "registry", CPU, backend="onnx", probability=True)
     assert not list(tmp_path.glob("*out*"))
 
 

@@ -36,9 +36,9 @@ from distilrank.core import schemas
 from distilrank.core.errors import InputError
 from distilrank.evaluation import trec
 from distilrank.modeling import encoding
-from distilrank.modeling.graph import Graph
+from distilrank.modeling.onnx_backend import Graph
 from distilrank.modeling.scorer import Scorer
-from distilrank.serving import access, app, messages, watch
+from distilrank.serving import app, auth, messages, reloader
 from distilrank.serving.batcher import Full
 from distilrank.serving.connection import Connection, Connections
 from distilrank.serving.metrics import Metrics
@@ -519,7 +519,7 @@ def test_an_unreadable_alias_does_not_end_the_pause_of_a_damaged_version(shop: S
     weights.write_bytes(b"damaged")
     alias = root / "aliases" / "champion.json"
     intact = alias.read_bytes()
-    followed = watch.Watch(Serving(registry=str(root), backend="onnx", threads=1, reload_seconds=60), Metrics())
+    followed = reloader.Watch(Serving(registry=str(root), backend="onnx", threads=1, reload_seconds=60), Metrics())
 
     def look() -> tuple[str | None, int, str]:
         asyncio.run(followed.look())
@@ -546,8 +546,8 @@ def test_a_version_that_scores_otherwise_than_when_it_was_promoted_is_refused(sh
     backend = registry.open(settings.registry)
     backend.publish(folder, name)
     with pytest.raises(InputError, match=r"are off by 0\.0500 on average .* expected at most 0\.02"):
-        watch.load(backend, name, settings)
-    assert watch.load(backend, name, settings.model_copy(update={"tolerance": 0.06})).id == name
+        reloader.load(backend, name, settings)
+    assert reloader.load(backend, name, settings.model_copy(update={"tolerance": 0.06})).id == name
 
 
 def test_a_version_without_traffic_is_rehearsed_on_built_in_pairs(
@@ -561,11 +561,11 @@ def test_a_version_without_traffic_is_rehearsed_on_built_in_pairs(
         pq.write_table(pq.read_table(path).slice(0, 0), path)
     backend = registry.open(settings.registry)
     backend.publish(folder, name)
-    assert watch.load(backend, name, settings).tokens_per_second > 0
+    assert reloader.load(backend, name, settings).tokens_per_second > 0
     assert "rehearsed on 5 built-in pairs" in caplog.text
     monkeypatch.setattr(Graph, "score", lambda _, tokens, *__: np.zeros(len(tokens), np.float32))
     with pytest.raises(InputError, match="gives each of 25 built-in pairs the score 0, expected different ones"):
-        watch.load(backend, name, settings)
+        reloader.load(backend, name, settings)
 
 
 def test_a_bucket_is_followed_like_a_folder(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -575,7 +575,7 @@ def test_a_bucket_is_followed_like_a_folder(shop: Shop, tmp_path: Path, monkeypa
     with emulator.serve():
         uri = f"gs://{emulator.BUCKET}/shop"
         backend = registry.open(uri)
-        followed = watch.Watch(Serving(registry=uri, backend="onnx", threads=1), Metrics())
+        followed = reloader.Watch(Serving(registry=uri, backend="onnx", threads=1), Metrics())
         asyncio.run(followed.look())
         assert followed.current is None and "no champion yet" in str(followed.problem)
         for before, name in (("", first), (first, second)):
@@ -594,7 +594,7 @@ def test_with_torch_scores_are_in_fp32_too(shop: Shop, monkeypatch: pytest.Monke
     monkeypatch.setattr("distilrank.core.hardware.cpu_bf16", lambda: "avx512_bf16")
     name = shop.versions[0]
     assert "bf16" in Scorer.load(shop.student(name), Compute(device="cpu"), backend="torch").backend.describe()
-    version = watch.load(shop.backend, name, Serving(registry=shop.uri, backend="torch", threads=1))
+    version = reloader.load(shop.backend, name, Serving(registry=shop.uri, backend="torch", threads=1))
     body = REQUESTS[0]
     [scores] = version.scorer.score_lists([body["query"]], [body["products"]])
     assert "torch on cpu, fp32" in version.scorer.backend.describe()
@@ -760,7 +760,7 @@ def test_a_batch_is_of_one_version_and_who_began_with_the_old_one_ends_with_it(s
     async def scene() -> None:
         async with stalled(shop, batch_pairs=12) as (state, _):
             old = state.watch.current
-            new = watch.load(shop.backend, shop.versions[1], state.settings)
+            new = reloader.load(shop.backend, shop.versions[1], state.settings)
             assert old and old.id == shop.versions[0]
             order = [old, old, new, old, new]
             jobs = [
@@ -893,7 +893,7 @@ def test_probes_metrics_and_answers_that_are_written_are_not_in_flight(shop: Sho
 
     for path in ("/v1/score", "/v1/rank", "/metrics", "/healthz"):
         scope = {"type": "http", "method": "GET", "path": path, "headers": []}
-        asyncio.run(access.Access(endpoint, state, ())(scope, ignore, ignore))
+        asyncio.run(auth.Access(endpoint, state, ())(scope, ignore, ignore))
     assert seen == {"/v1/score": [1, 0], "/v1/rank": [1, 0], "/metrics": [0, 0], "/healthz": [0, 0]}
     assert state.in_flight == 0
 
@@ -936,7 +936,7 @@ def test_a_request_is_scored_by_the_version_that_its_texts_were_cut_for(shop: Sh
             waiting = asyncio.create_task(client.post("/v1/score", json=REQUESTS[0]))
             while not state.batcher.waiting():
                 await asyncio.sleep(0.01)
-            state.watch.current = watch.load(shop.backend, shop.versions[1], state.settings)
+            state.watch.current = reloader.load(shop.backend, shop.versions[1], state.settings)
             running = asyncio.create_task(state.batcher.run())
             answer = (await waiting).json()
             running.cancel()

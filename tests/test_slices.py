@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from distilrank.config import Evaluate
 from distilrank.core.errors import InputError
 from distilrank.evaluation import significance, slices
+from distilrank.evaluation.evaluate import compare_systems
 from distilrank.evaluation.judged import Judged, System
-from distilrank.evaluation.relevance import compare_systems
 from tests.test_relevance import judged_table, judgements, some_rows, with_models
 
 FAST = Evaluate(bootstrap=200, cluster_bootstrap=50, slice_queries=5)

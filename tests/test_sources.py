@@ -21,7 +21,7 @@ from distilrank.config import Columns, Csv, Esci, EsciLabels, HomeDepot, Tables,
 from distilrank.core import schemas
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
-from distilrank.data import logstore, sources
+from distilrank.data import log_store, sources
 from distilrank.data.sources import esci, reading, storage
 from distilrank.data.sources.tables import SUFFIXES, LogFile
 
@@ -68,7 +68,7 @@ def judgements(source) -> pa.Table:
 
 def load(part: sources.Part, problems: Problems | None = None) -> list[dict]:
     with duckdb.connect() as connection:
-        logstore.create_events(connection)
+        log_store.create_events(connection)
         part.load(connection, Problems() if problems is None else problems)
         return connection.sql("SELECT * FROM events").to_arrow_table().to_pylist()
 

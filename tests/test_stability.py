@@ -10,8 +10,7 @@ import pytest
 from distilrank import cli
 from distilrank.config import Text
 from distilrank.core import artifacts, schemas
-from distilrank.evaluation import measures
-from distilrank.evaluation.stability import spread
+from distilrank.evaluation.compare import spread
 from distilrank.modeling.scorer import Scorer
 from tests.test_relevance import CPU, judged_table, judgements, some_rows, trained
 from tests.tiny_models import WORDS
@@ -65,9 +64,9 @@ def test_students_are_measured_beside_the_baselines_and_each_other(run, root, tm
     for name in names:
         score = Scorer.load(root / name, CPU).score(test)
         columns = (test[column].to_pylist() for column in ("query_id", "product_id", "target"))
-        assert metrics["systems"][name]["ndcg_at_10"] == pytest.approx(measures.mean_ndcg(*columns, score), abs=1e-6)
-        means = per_query[per_query.system == name][list(measures.PER_QUERY)].mean()
-        assert all(means[metric] == pytest.approx(metrics["systems"][name][metric]) for metric in measures.PER_QUERY)
+        assert metrics["systems"][name]["ndcg_at_10"] == pytest.approx(metrics.mean_ndcg(*columns, score), abs=1e-6)
+        means = per_query[per_query.system == name][list(metrics.PER_QUERY)].mean()
+        assert all(means[metric] == pytest.approx(metrics["systems"][name][metric]) for metric in metrics.PER_QUERY)
     versus = {(one["system"], one["baseline"]) for one in metrics["comparisons"]}
     assert versus == {*((name, other) for name in names for other in ("bm25", "random")), tuple(names)}
     found = metrics["stability"]["measures"]

@@ -20,7 +20,7 @@ from distilrank.modeling import batching
 from distilrank.modeling.encoding import Tokens
 from distilrank.modeling.scorer import DESCRIPTION, Scorer
 from distilrank.student import train as student
-from distilrank.student.lists import Lists, Piece
+from distilrank.student.dataset import Lists, Piece
 from distilrank.teacher import label_manifest, quality
 from distilrank.training import losses
 from distilrank.training.checkpoints import Checkpoints

@@ -18,7 +18,7 @@ import pytest
 from distilrank.config import Columns, Csv, Prepare, Privacy, Tables
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
-from distilrank.data import corpus, log_window, logstore, prepare, sources, sql
+from distilrank.data import corpus, log_store, prepare, sources, sql, window
 from distilrank.data.sources import reading, storage
 from distilrank.data.sources.storage import LocalFile
 from distilrank.data.sources.tables import SUFFIXES, LogFile
@@ -147,7 +147,7 @@ def test_decimals_are_read_exactly(make, tmp_path: Path) -> None:
 
 def test_the_path_of_a_project_has_no_say_in_what_is_read(make, tmp_path: Path) -> None:
     folder = tmp_path / "day=2020-01-01" / 'a*[b] it\'s "quoted"'
-    with logstore.connect(folder) as connection:
+    with log_store.connect(folder) as connection:
         read = corpus.read(
             make(), Prepare(privacy=Privacy(min_clients=1), store=str(folder / "store")),
             "2026-02-01T00:00:00+00:00", "2026-03-01T00:00:00+00:00", "2026-03-02T00:00:00+00:00",
@@ -166,14 +166,14 @@ def test_files_are_no_patterns(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["what?", "back\\slash"])
 def test_a_store_that_duckdb_cannot_open_is_refused(tmp_path: Path, monkeypatch, name: str) -> None:
     with pytest.raises(InputError, match="in the path of a folder for work files, which DuckDB cannot open"):
-        logstore.LogStore(tmp_path / name)
-    with pytest.raises(InputError, match="cannot open"), logstore.connect(tmp_path / name):
+        log_store.LogStore(tmp_path / name)
+    with pytest.raises(InputError, match="cannot open"), log_store.connect(tmp_path / name):
         pass
     assert not list(tmp_path.iterdir())
     (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / name)
     with pytest.raises(InputError, match="cannot open"):
-        logstore.check_path(Path("store"))
+        log_store.check_path(Path("store"))
 
 
 def test_no_message_shows_who_searched(tmp_path: Path) -> None:
@@ -374,7 +374,7 @@ def test_what_the_folder_of_a_log_holds_besides_is_told_in_a_run(make, tmp_path:
     (log_problem,) = source.log().problems
     problems.extend(source.log().problems, once=True)
     assert [problem.rows for problem in problems] == [1] and "notes.txt" in log_problem.examples
-    with logstore.connect(tmp_path / "work") as connection:
+    with log_store.connect(tmp_path / "work") as connection:
         found = Problems()
         bounds = [f"{day}T00:00:00+00:00" for day in ("2026-02-01", "2026-03-01", "2026-03-02")]
         privacy = Prepare(privacy=Privacy(min_clients=1))
@@ -441,7 +441,7 @@ def test_a_run_without_impressions_says_what_became_of_them(make, tmp_path: Path
     source = make(log=LOG.splitlines(keepends=True)[0] + "".join(row.format(number) for number in range(3)))
     bounds = [f"{day}T00:00:00+00:00" for day in ("2026-02-01", "2026-03-02", "2026-03-03")]
     settings = Prepare(privacy=Privacy(min_clients=2))
-    with logstore.connect(tmp_path) as connection, pytest.raises(InputError, match=f"log: {message}"):
+    with log_store.connect(tmp_path) as connection, pytest.raises(InputError, match=f"log: {message}"):
         prepare._sample_traffic(
             corpus.read(source, settings, *bounds, connection=connection, scratch=tmp_path, problems=Problems()),
             settings,
@@ -453,4 +453,4 @@ def test_a_log_whose_times_cannot_be_read_shows_one(make, tmp_path: Path) -> Non
     with pytest.raises(
         InputError, match=r"none of its 1 files has a row with a time.*row 1: when is '01\.03\.2026', left"
     ):
-        log_window.days_of(logstore.LogStore(tmp_path / "store"), log)
+        window.days_of(log_store.LogStore(tmp_path / "store"), log)

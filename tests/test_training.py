@@ -20,7 +20,7 @@ import torch
 from distilrank.config import Compute, Lora, Optimiser, Teacher, TrainJob
 from distilrank.core import artifacts, schemas
 from distilrank.core.errors import InputError, RunStopped
-from distilrank.modeling.compute import setup
+from distilrank.modeling.runtime import setup_runtime
 from distilrank.teacher import train as teacher
 from distilrank.training import launch
 from distilrank.training import loop as training
@@ -170,7 +170,7 @@ def test_no_bit_of_a_checkpoint_may_flip(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_checkpoints_of_other_inputs_are_not_taken(models: Path, tmp_path: Path) -> None:
     compute = CPU.model_copy(update={"resume": str(tmp_path)})
-    fp32, bf16 = setup(CPU), setup(CPU.model_copy(update={"precision": "bf16"}))
+    fp32, bf16 = setup_runtime(CPU), setup_runtime(CPU.model_copy(update={"precision": "bf16"}))
     keys = {
         training.checkpoints_of(*arguments).folder
         for arguments in (
@@ -335,7 +335,7 @@ def run_fit(loss, **changes) -> training.Outcome:
         evaluate=changes.pop("evaluate", lambda current: 0.5),
         name_rows=lambda rows: f"rows {rows.tolist()}",
         optimiser=Optimiser(**knobs),
-        runtime=setup(CPU),
+        runtime=setup_runtime(CPU),
         checkpoints=Checkpoints(None),
         checkpoint_seconds=60.0,
         **changes,

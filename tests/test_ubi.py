@@ -22,7 +22,7 @@ from distilrank.config import Ubi
 from distilrank.core import schemas
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
-from distilrank.data import logstore, sources
+from distilrank.data import log_store, sources
 from distilrank.data.sources import ubi
 
 ROOT = Path(__file__).parents[1]
@@ -109,7 +109,7 @@ def load(source: ubi.UbiSource, problems: Problems | None = None) -> tuple[list[
     # The session's zone must not matter, nor may an extension be fetched.
     connection.execute("SET autoinstall_known_extensions = false; SET autoload_known_extensions = false")
     connection.execute("SET TimeZone = 'America/New_York'")
-    logstore.create_events(connection)
+    log_store.create_events(connection)
     for part in source.log().parts:
         part.load(connection, problems)
     names = connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()
@@ -687,7 +687,7 @@ def test_damaged_files_are_named(make, tmp_path: Path, content: bytes, message: 
     assert "\n" not in str(caught.value)
     problems = Problems(collect=True)
     connection = duckdb.connect()
-    logstore.create_events(connection)
+    log_store.create_events(connection)
     make().log().parts[0].load(connection, problems)
     assert problems.fatal
     assert not connection.execute("SELECT * FROM duckdb_tables() WHERE table_name = 'ubi_records'").fetchall()

@@ -27,8 +27,8 @@ from distilrank import registry
 from distilrank.config import Registry
 from distilrank.core import artifacts, schemas
 from distilrank.core.errors import InputError
-from distilrank.data import logstore
-from distilrank.modeling import models as model_references
+from distilrank.data import log_store
+from distilrank.modeling import references as model_references
 from pipelines import local
 from tests.test_registry import killed_at
 
@@ -70,7 +70,7 @@ def _write_files(barrier: Barrier, number: int, root: Path) -> None:
         assert schemas.read(root / "labels.parquet", schemas.LABELS).num_rows == 500
         local._point(root / "latest", root / f"run-{number}")
         assert os.readlink(root / "latest").startswith("run-")
-        key = logstore.LogStore(root / f"store-{turn}")._key
+        key = log_store.LogStore(root / f"store-{turn}")._key
         assert key == (root / f"store-{turn}" / "salt").read_bytes() and len(key) == 64
 
 
@@ -351,8 +351,8 @@ def hub(tmp_path: Path) -> Iterator[tuple[str, dict[str, list[str]], list[str]]]
 
 def _resolve_from(address: str, home: Path) -> subprocess.CompletedProcess[str]:
     code = (
-        "import sys; from distilrank.modeling import models; from distilrank.core.errors import InputError\n"
-        "try: print(models.resolve('hub:org/name@main'))\n"
+        "import sys; from distilrank.modeling import references; from distilrank.core.errors import InputError\n"
+        "try: print(references.resolve('hub:org/name@main'))\n"
         "except InputError as error: sys.exit(str(error))"
     )
     environment = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}

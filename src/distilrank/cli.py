@@ -169,10 +169,10 @@ def score(
     compute = config.parse(
         {"device": device, "precision": precision, "threads": threads}, "command line", model=config.Compute
     )
-    from distilrank import pair_files
+    from distilrank import score_files
 
     with contextlib.redirect_stdout(sys.stderr), _counting("score", "pairs") as counter:
-        rows = pair_files.score(
+        rows = score_files.score(
             model,
             source,
             output,
@@ -234,10 +234,10 @@ def evaluate(
         raise InputError(f"--set {others[0]}: expected evaluate.KEY=VALUE, one of `distilrank config evaluate`")
     base = (config.load(settings).evaluate if settings else config.Evaluate()).model_dump()
     choices = config.parse(base | given.get("evaluate", {}), "evaluate", model=config.Evaluate)
-    from distilrank.evaluation import stability
+    from distilrank.evaluation import compare
 
     with contextlib.redirect_stdout(sys.stderr), _counting("evaluate", "pairs") as counter:
-        metrics = stability.measure(
+        metrics = compare.measure(
             models, judgements, output, registry, compute, choices, backend=backend, counter=counter
         )
     if as_json:
@@ -449,10 +449,10 @@ def check_data(
     Example: `distilrank data check --config configs/demo.yaml --full`
     """
     values = config.load(settings, overrides, fast_bf16=hardware.fast_bf16())
-    from distilrank.data import data_check
+    from distilrank.data import validate
 
     with contextlib.redirect_stdout(sys.stderr):
-        found = data_check.check(values, full=full, schedule_time=schedule_time)
+        found = validate.check(values, full=full, schedule_time=schedule_time)
     problems = list(found.problems)
     if as_json:
         print_json({"problems": [problem.to_json() for problem in problems], **found.facts})

@@ -24,9 +24,9 @@ from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
 from distilrank.data import sources
 from distilrank.data.corpus import least_clients
-from distilrank.data.log_window import days_of, parse_time, resolve_window
-from distilrank.data.logstore import LogStore, make_scrubber
-from distilrank.modeling import encoding, models, weights
+from distilrank.data.log_store import LogStore, make_scrubber
+from distilrank.data.window import days_of, parse_time, resolve_window
+from distilrank.modeling import encoding, references, weights
 from distilrank.training import trainjob
 
 STAGE = "preflight"
@@ -105,13 +105,13 @@ def check(
                 _check_split(config.prepare, f"{alias} {version}", folder)
         with progress.timed(STAGE, "digested the models"):
             used = {config.teacher.model, config.student.model, config.prepare.retriever.model}
-            bases = {reference: models.digest(reference) for reference in sorted(used)}
+            bases = {reference: references.digest(reference) for reference in sorted(used)}
         _check_models(config)
         if config.prepare.from_disagreement:
-            from distilrank.modeling import retriever
+            from distilrank.modeling import bi_encoder
 
             if _is_local(config.prepare.retriever.model):
-                retriever.check(config.prepare.retriever.model)
+                bi_encoder.check(config.prepare.retriever.model)
         _check_embedded(config)
         bounds, data_digest = _pin(config, schedule_time, output, source, bases[config.prepare.retriever.model])
         resolved = Resolved(
@@ -168,7 +168,7 @@ def check_monitor(
         least_clients(log, config.prepare)
         make_scrubber(config.prepare.privacy)
         reference = config.prepare.retriever.model
-        bounds, data_digest = _pin(config, schedule_time, output, source, models.digest(reference))
+        bounds, data_digest = _pin(config, schedule_time, output, source, references.digest(reference))
         since = cache_since(config.preflight, datetime.now(UTC))
         watched = Watched(data_digest, *bounds, champion, since)
         artifacts.write_json(
@@ -247,7 +247,7 @@ def _check_embedded(config: Config) -> None:
         return
     if config.student.model.startswith(("hub:", "gs://")):
         return  # what it is shows only once it is fetched
-    path = models.resolve(config.student.model) / "config.json"
+    path = references.resolve(config.student.model) / "config.json"
     kind = artifacts.read_json(path).get("model_type")
     if kind != "bert":
         raise InputError(
@@ -272,8 +272,8 @@ def _check_models(config: Config) -> None:
     if student.endswith(".gguf"):
         raise InputError(f"student.model {student!r}: a GGUF file holds a decoder, and a student must be an encoder")
     if not teacher.endswith(".gguf"):  # to be converted first
-        encoding.load_tokenizer(models.resolve_settings(teacher))
-    folder = models.resolve_settings(student)
+        encoding.load_tokenizer(references.resolve_settings(teacher))
+    folder = references.resolve_settings(student)
     encoding.require_encoder(folder)
     encoding.load_tokenizer(folder)
 
@@ -285,7 +285,7 @@ def _check_weights(reference: str) -> None:
     """
     if not _is_local(reference):
         return
-    folder = models.resolve(reference)
+    folder = references.resolve(reference)
     if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
         from distilrank.modeling import pretrained
 

@@ -24,11 +24,11 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 from distilrank.config import Compute, Label, Student, Teacher
 from distilrank.core import artifacts, progress, schemas
 from distilrank.core.errors import InputError, RunStopped
-from distilrank.modeling import adapters, encoding, models, pretrained
+from distilrank.modeling import adapters, encoding, pretrained, references
 from distilrank.modeling import weights as weight_files
 from distilrank.modeling.scorer import Scorer
 from distilrank.student import train as student
-from distilrank.teacher import labels
+from distilrank.teacher import labeling
 from distilrank.teacher import train as teacher
 
 STAGE = "rehearse"
@@ -107,7 +107,7 @@ def rehearse_teacher(config: Teacher, compute: Compute, scratch: Path) -> None:
     """
     what = f"teacher.model {config.model!r}"
     with _naming(what, scratch):
-        folder = models.resolve_settings(config.model)
+        folder = references.resolve_settings(config.model)
         if weight_files.are_in(folder):
             model = pretrained.load(folder, device_map="meta", num_labels=1)
             if config.lora.targets != "all-linear":
@@ -130,7 +130,7 @@ def rehearse_teacher(config: Teacher, compute: Compute, scratch: Path) -> None:
             output=output,
         )
         _require_same_scores(output, scratch, compute)
-        labels.label(
+        labeling.label(
             Label(min_deviation=0, min_distinct=0),
             compute,
             shard="shard-00000",
@@ -151,7 +151,7 @@ def rehearse_student(config: Student, compute: Compute, scratch: Path) -> None:
     """
     what = f"student.model {config.model!r}"
     with _naming(what, scratch):
-        folder = models.resolve_settings(config.model)
+        folder = references.resolve_settings(config.model)
         encoding.require_encoder(folder)
         if weight_files.are_in(folder):
             pretrained.check(folder, num_labels=1)
@@ -269,7 +269,7 @@ def _write_model(config: PreTrainedConfig, folder: Path, target: Path) -> None:
             if weight.dim() > 1:
                 weight.mul_(4)  # fresh weights are so small that hardly anything tells two pairs apart
     model.save_pretrained(target)
-    for pattern in models.WANTED:
+    for pattern in references.WANTED:
         for path in folder.glob(pattern):
             if not path.name.startswith(("config.", "generation_config.", "model")):
                 shutil.copyfile(path, target / path.name)

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from distilrank.config import Report
 from distilrank.core import artifacts, schemas
-from distilrank.evaluation import measures
+from distilrank.evaluation.metrics import grades
 from distilrank.evaluation.significance import TIE
 from distilrank.promotion.checks import failed as failed_checks
 from distilrank.rendering import figures, inline_script, templating
@@ -585,7 +585,7 @@ def _calibration(metrics: Mapping[str, Any], evaluation: Path) -> dict[str, Any]
         rows = table.filter(pc.field("system") == name)
         values = rows[column].drop_null().to_numpy()
         if relevant_from is not None and len(values) == rows.num_rows > 0:
-            relevant = measures.grades(rows["target"].to_numpy()) >= measures.grades([relevant_from])[0]
+            relevant = grades(rows["target"].to_numpy()) >= grades([relevant_from])[0]
             parts[name] = (values[relevant], values[~relevant])
     label = "probability given" if column == "probability" else "raw score"
     return {

@@ -15,9 +15,9 @@ from distilrank.core import progress
 from distilrank.core.errors import InputError
 from distilrank.data import bm25
 from distilrank.data.corpus import Corpus
-from distilrank.data.pool import Pairs, Shown
+from distilrank.data.impressions import Pairs, Shown
 from distilrank.data.splits import HEAD, TAIL, TORSO, TRAIN, Split
-from distilrank.modeling.retriever import Neighbours, Retriever
+from distilrank.modeling.bi_encoder import Neighbours, Retriever
 
 PROVENANCES = ("impression", "bm25", "disagreement", "popular", "random")
 _VOTES = 10  # best BM25 hits that tell the product type of a query that the log does not know

@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distilrank.config import Prepare, Privacy
-from distilrank.core import languages, modes, normalize, progress, schemas
+from distilrank.core import arrays, languages, normalize, progress, schemas
 from distilrank.core.errors import InputError
 from distilrank.core.problems import EXAMPLES, Problems
 from distilrank.data import raters, sql
 from distilrank.data.catalogue import Catalogue, bare_ids
-from distilrank.data.logstore import Kept, LogStore, make_scrubber
-from distilrank.data.pool import Pairs, Pool
+from distilrank.data.impressions import Pairs, Pool
+from distilrank.data.log_store import Kept, LogStore, make_scrubber
 from distilrank.data.sources import NO_IMPRESSIONS, Log, Source
 from distilrank.data.splits import TAIL, hash_position, sides, strata
 
@@ -491,7 +491,7 @@ def _merge(
             **raters.agreement(rule, place[single], voices[single], len(pair), seed),
         }
     pairs = Pairs(pair // products, pair % products)
-    locales = modes.most_frequent(of_pair, table["locale"], len(pair))
+    locales = arrays.most_frequent(of_pair, table["locale"], len(pair))
     return pairs, ratings, gains, count.astype(np.int32), locales, merged, agreement
 
 
@@ -506,7 +506,7 @@ def _languages(product: np.ndarray, locales: pa.StringArray, products: int, conf
     default = config.language or (found[0] if len(found) == 1 else languages.DEFAULT)
     if not set(found) - {default}:
         return [default] * products
-    judged = modes.most_frequent(product, locales, products).to_pylist()
+    judged = arrays.most_frequent(product, locales, products).to_pylist()
     return [known.get(locale) or default for locale in judged]
 
 

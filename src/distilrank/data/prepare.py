@@ -23,13 +23,13 @@ from distilrank.core import artifacts, normalize, progress, schemas, unicode_scr
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
 from distilrank.core.scratch import scratch_folder
-from distilrank.data import bm25, data_profile, logstore, profile_page, sources, splits
+from distilrank.data import bm25, log_store, profile, profile_page, sources, splits
 from distilrank.data.candidates import PROVENANCES, Balance, Embedded, Mined, Miner
 from distilrank.data.corpus import Corpus, read, soft_targets
-from distilrank.data.pool import Impressions, Pairs, systematic
+from distilrank.data.impressions import Impressions, Pairs, systematic
 from distilrank.data.splits import SIDES, STRATA, TRAIN
-from distilrank.modeling import models
-from distilrank.modeling.retriever import Neighbours, Retriever, Tokens
+from distilrank.modeling import references
+from distilrank.modeling.bi_encoder import Neighbours, Retriever, Tokens
 
 STAGE = "prepare"
 HELD_OUT = "held-out queries (dev and test side) stand in for the newest traffic"
@@ -63,7 +63,7 @@ def prepare(
     judgements: Path,
     candidates: Path,
     traffic: Path,
-    profile: Path,
+    profile_folder: Path,
 ) -> list[str]:
     """Write the judgements by split, the candidates by shard, both samples of traffic and the data profile.
 
@@ -83,7 +83,7 @@ def prepare(
         judgements: folder for train.parquet, dev.parquet, test.parquet and protocol.json.
         candidates: folder for shard-00000.parquet and so on.
         traffic: folder for reference.parquet and current.parquet.
-        profile: folder for profile.json and stage.json.
+        profile_folder: folder for profile.json and stage.json.
 
     Returns:
         Names of the shards, without suffix.
@@ -93,9 +93,9 @@ def prepare(
         RunStopped: a query is on two sides.
     """
     with (
-        artifacts.stage(STAGE, profile, config=config) as record,
+        artifacts.stage(STAGE, profile_folder, config=config) as record,
         scratch_folder() as scratch,
-        logstore.connect(scratch) as connection,
+        log_store.connect(scratch) as connection,
     ):
         problems, clock = Problems(), _Clock()
         record.inputs["data"] = data_digest
@@ -135,7 +135,7 @@ def prepare(
             miner = Miner(corpus, split, index, embedded, config)
             used["candidates"] = _texts(corpus, miner.queries)
             splits.check_leaks({"candidates": used["candidates"]}, config)
-            tally = data_profile.Tally(len(corpus.catalogue))
+            tally = profile.Tally(len(corpus.catalogue))
             shards = _write_candidates(corpus, miner, tokens, config.shards, candidates, tally)
             artifacts.seal(candidates)
         for name, seconds in miner.seconds.items():
@@ -150,14 +150,14 @@ def prepare(
                     "newest_start": newest_start,
                     "newest_end": newest_end,
                 },
-                **data_profile.describe(corpus, split, index, tally, tokens, problems, config),
+                **profile.describe(corpus, split, index, tally, tokens, problems, config),
                 "near_duplicates": near,
                 "shards": shards,
                 "traffic": {"basis": basis, "rows": {name: len(sample.query) for name, sample in samples.items()}},
             }
-            artifacts.write_json(profile / "profile.json", summary)
-            artifacts.write_text(profile / "profile.html", profile_page.render(summary))
-            artifacts.seal(profile, only=["profile.json", "profile.html"])
+            artifacts.write_json(profile_folder / "profile.json", summary)
+            artifacts.write_text(profile_folder / "profile.html", profile_page.render(summary))
+            artifacts.seal(profile_folder, only=["profile.json", "profile.html"])
         record.facts.update(
             splits=summary["splits"],
             candidates=tally.pairs,
@@ -198,7 +198,7 @@ def sample_newest(
         _clear(traffic)
         with (
             scratch_folder() as scratch,
-            logstore.connect(scratch) as connection,
+            log_store.connect(scratch) as connection,
         ):
             corpus = read(
                 sources.open(data), config, reference_start, newest_start, newest_end,
@@ -238,7 +238,7 @@ def _embedded(corpus: Corpus, config: Prepare, scratch: Path) -> Embedded | None
     content = hashlib.sha256()
     for text in _product_texts(corpus):
         content.update(text.encode() + b"\0")
-    settings = [models.digest(knobs.model), knobs.max_tokens, knobs.precision]
+    settings = [references.digest(knobs.model), knobs.max_tokens, knobs.precision]
     key = artifacts.digest_json([*settings, content.hexdigest()])
     folder = Path(config.store) if config.store else scratch
     path = folder / "vectors" / f"{key[:32]}.npy"
@@ -372,7 +372,7 @@ def _write_judged(corpus: Corpus, rows: np.ndarray, index: bm25.Index, path: Pat
 
 
 def _write_candidates(
-    corpus: Corpus, miner: Miner, tokens: Tokens, most: int, folder: Path, tally: data_profile.Tally
+    corpus: Corpus, miner: Miner, tokens: Tokens, most: int, folder: Path, tally: profile.Tally
 ) -> list[dict[str, Any]]:
     """Mine and write the shards, queries one after the other, each to the shard with the fewest tokens so far."""
     count = max(min(most, len(miner.queries)), 1)

@@ -31,10 +31,10 @@ from distilrank import registry as registries
 from distilrank.config import Drift, Registry
 from distilrank.core import artifacts, progress, schemas
 from distilrank.core.errors import InputError
-from distilrank.data.pool import systematic
-from distilrank.drift import columns, domain, evidently_page, summary
+from distilrank.data.impressions import systematic
+from distilrank.drift import columns, domain, evidently_page, summary_page
 from distilrank.drift.columns import Column, Limits
-from distilrank.modeling.retriever import Retriever
+from distilrank.modeling.bi_encoder import Retriever
 
 MODEL = "student"
 """As `drift.encoder`: the encoder of the model in question, its mean over tokens, without its head."""
@@ -108,17 +108,19 @@ def measure(
         artifacts.write_text(output / "drift.html", pages.page)
         artifacts.write_text(output / "snapshot.json", pages.snapshot)
         against_champion, names = None, ["drift.html"]
-        champion_page = summary.render_nothing("There is no champion yet, so there is no reference to compare with.")
+        champion_page = summary_page.render_nothing(
+            "There is no champion yet, so there is no reference to compare with."
+        )
         if champion:
             newest = _scored(current, scores / "champion_current.parquet")
             against_champion, its_pages = _against(config, registry, champion, newest, REPORTED)
-            champion_page = its_pages.page if its_pages else summary.render_nothing(against_champion["note"])
+            champion_page = its_pages.page if its_pages else summary_page.render_nothing(against_champion["note"])
             names += ["champion.html"] if its_pages else []
         artifacts.write_text(output / "champion.html", champion_page)
         part = candidate.part
         drift = {"candidate": part, "champion": against_champion, "limits": _limits(config)}
         artifacts.write_json(output / "drift.json", drift)
-        artifacts.write_text(output / "summary.html", summary.render(drift, REPORTED, names, task="drift"))
+        artifacts.write_text(output / "summary.html", summary_page.render(drift, REPORTED, names, task="drift"))
         artifacts.seal(output)
         record.facts.update(part["rows"], share=part["share"], alarm=part["alarm"])
         drifted = [column["name"] for column in part["columns"] if column["drifted"]]
@@ -156,8 +158,8 @@ def watch(
     drift = {"candidate": None, "champion": part}
     artifacts.write_json(output / "drift.json", drift)
     names = ["drift.html"] if pages else []
-    artifacts.write_text(output / "summary.html", summary.render(drift, WATCHED, names, task="monitor"))
-    page = pages.page if pages else summary.render_nothing(part["note"])
+    artifacts.write_text(output / "summary.html", summary_page.render(drift, WATCHED, names, task="monitor"))
+    page = pages.page if pages else summary_page.render_nothing(part["note"])
     artifacts.write_text(output / "drift.html", page)
     if pages:
         artifacts.write_text(output / "snapshot.json", pages.snapshot)

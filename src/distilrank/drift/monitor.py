@@ -1,7 +1,7 @@
 """Has traffic moved away from the champion? Asked between runs, of the newest traffic alone; no judgement is needed.
 
 Two things are held against the champion's promotion: its drift (`distilrank.drift`, scores by the champion on both
-sides) and, where its teacher is at hand, how far teacher and champion are apart (`distilrank.drift.newest`).
+sides) and, where its teacher is at hand, how far teacher and champion are apart (`distilrank.drift.champion_scores`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 from distilrank import drift
 from distilrank.config import Drift, Monitor, Registry
 from distilrank.core import artifacts, progress
-from distilrank.drift.newest import DISAGREEMENT, SCORES, told
+from distilrank.drift.champion_scores import DISAGREEMENT, SCORES, told
 
 STAGE = "monitor"
 

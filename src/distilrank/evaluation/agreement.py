@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from distilrank.evaluation import measures
+from distilrank.evaluation import metrics
 from distilrank.evaluation.judged import Judged, System
 from distilrank.modeling import calibration
 
@@ -24,8 +24,8 @@ def agreement(judged: Judged, teacher: System, student: System) -> dict[str, Any
     """
     first, second = (system.score.astype(np.float64) for system in (teacher, student))
     gaps = np.abs(_probability(teacher) - _probability(student))
-    taus = measures.kendall(judged.query, first, second)
-    tops = [measures.ranks(judged.query, one.score, judged.tie) == 0 for one in (teacher, student)]
+    taus = metrics.kendall(judged.query, first, second)
+    tops = [metrics.ranks(judged.query, one.score, judged.tie) == 0 for one in (teacher, student)]
     several = (np.bincount(judged.query) > 1)[judged.query]
     same = tops[0] & tops[1] & several
     return {

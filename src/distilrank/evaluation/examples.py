@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from distilrank.evaluation import measures
+from distilrank.evaluation import metrics
 from distilrank.evaluation.judged import Judged, System
 from distilrank.evaluation.significance import TIE
 
@@ -74,7 +74,7 @@ def _first_rows(judged: Judged, score: np.ndarray, queries: np.ndarray) -> dict[
     inside = np.flatnonzero(np.isin(judged.query, queries))
     if not len(inside):
         return {}
-    rank = measures.ranks(judged.query[inside], score[inside], judged.tie[inside])
+    rank = metrics.ranks(judged.query[inside], score[inside], judged.tie[inside])
     order = np.lexsort((rank, judged.query[inside]))
     order = order[rank[order] < PRODUCTS]
     return {int(query): inside[order[judged.query[inside[order]] == query]] for query in queries}

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from distilrank.core import artifacts, schemas, sketch
 from distilrank.core.errors import InputError
-from distilrank.evaluation import measures, trec
+from distilrank.evaluation import metrics, trec
 
 SPLITS = ("train", "dev", "test")
 
@@ -88,9 +88,9 @@ class Judged:
                 f"{path}: query {twice['query']!r} and product {twice['product_id']!r} are judged more than once,"
                 " expected one row a pair"
             )
-        grade = measures.grades(table.column("gain").to_numpy())
-        relevant = measures.grades(target) >= measures.grades([start])[0]
-        least = int(grade[relevant].min()) if relevant.any() else int(measures.grades([start])[0])
+        grade = metrics.grades(table.column("gain").to_numpy())
+        relevant = metrics.grades(target) >= metrics.grades([start])[0]
+        least = int(grade[relevant].min()) if relevant.any() else int(metrics.grades([start])[0])
         if (grade[~relevant] >= least).any():
             raise InputError(
                 f"{path}: a pair that is not relevant gains {grade[~relevant].max() / 100:g}, a relevant one "
@@ -101,7 +101,7 @@ class Judged:
                 f"{path}: judgements without variance: all {len(table)} gain {grade[0] / 100:g}, expected pairs that "
                 "are judged differently"
             )
-        ranked = np.flatnonzero(measures.rankable(query, grade))
+        ranked = np.flatnonzero(metrics.rankable(query, grade))
         if not len(ranked):
             alone = " (each has a single product)" if len(query_ids) == len(table) else ""
             raise InputError(

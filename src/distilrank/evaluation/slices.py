@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distilrank.config import Evaluate
-from distilrank.core import modes, normalize, schemas, unicode_script
+from distilrank.core import arrays, normalize, schemas, unicode_script
 from distilrank.core.errors import InputError
 from distilrank.evaluation import significance
 from distilrank.evaluation.judged import Judged
@@ -84,7 +84,7 @@ def values(judged: Judged, column: str) -> np.ndarray:
     texts = judged.table.column(column).combine_chunks().cast(pa.string())
     value = pc.if_else(pc.equal(texts, ""), None, texts)
     rows = np.flatnonzero(judged.relevant | ~np.isin(judged.query, judged.query[judged.relevant]))
-    found = modes.most_frequent(judged.query[rows], value.take(pa.array(rows)), len(judged.query_ids))
+    found = arrays.most_frequent(judged.query[rows], value.take(pa.array(rows)), len(judged.query_ids))
     return found.take(pa.array(judged.ranked)).to_numpy(zero_copy_only=False)
 
 

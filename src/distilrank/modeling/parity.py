@@ -21,10 +21,10 @@ from distilrank.config import Compute
 from distilrank.core import artifacts
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.modeling import encoding
-from distilrank.modeling.compute import Runtime
 from distilrank.modeling.encoding import PairEncoder, encode_table
-from distilrank.modeling.network import save_tokenizer, score_encoded
+from distilrank.modeling.runtime import Runtime
 from distilrank.modeling.scorer import AUTOMATIC, Scorer
+from distilrank.modeling.torch_backend import save_tokenizer, score_encoded
 
 FILE = "parity.json"
 BOUND = 1e-4

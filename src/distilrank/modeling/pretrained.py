@@ -21,7 +21,7 @@ from transformers import (
 
 from distilrank.core import progress
 from distilrank.core.errors import InputError
-from distilrank.modeling import encoding, models, weights
+from distilrank.modeling import encoding, references, weights
 
 # Its bars and its report of a head that we train anew tell our users nothing.
 transformers.utils.logging.set_verbosity_error()
@@ -39,7 +39,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
     Raises:
         InputError: it has code of its own, or no architecture that transformers knows.
     """
-    models.refuse_code(str(folder), folder)
+    references.refuse_code(str(folder), folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except UNLOADABLE as error:
@@ -85,7 +85,7 @@ def inputs(folder: Path, model: PreTrainedModel) -> encoding.Inputs:
     Raises:
         InputError: the model brings code of its own, or its tokenizer.json is missing or unreadable.
     """
-    models.refuse_code(str(folder), folder)
+    references.refuse_code(str(folder), folder)
     read, tokenizer = encoding.Inputs.read(folder), encoding.load_tokenizer(folder)
     try:
         default = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).special_tokens_map

@@ -65,10 +65,10 @@ def _load_backend(folder: Path, compute: Compute, name: str) -> Backend:
     if name == "torch":
         if not importlib.util.find_spec("torch"):
             raise InputError("backend torch: torch is not installed here, expected the backend onnx or onnx-int8")
-        from distilrank.modeling.network import Network
+        from distilrank.modeling.torch_backend import Network
 
         return Network.load(folder, compute)
-    from distilrank.modeling.graph import Graph
+    from distilrank.modeling.onnx_backend import Graph
 
     return Graph.load(folder, compute, name)
 

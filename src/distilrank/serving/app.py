@@ -23,11 +23,11 @@ from distilrank.core.errors import InputError
 from distilrank.evaluation import trec
 from distilrank.modeling.scorer import Scorer
 from distilrank.serving import messages
-from distilrank.serving.access import GONE, Access, refusal
+from distilrank.serving.auth import GONE, Access, refusal
 from distilrank.serving.batcher import Full
+from distilrank.serving.reloader import Version
 from distilrank.serving.settings import Serving
 from distilrank.serving.state import State
-from distilrank.serving.watch import Version
 
 NOT_LOADED_RETRY = "5"  # seconds
 INLINE_BYTES = 64 * 1024

@@ -19,8 +19,8 @@ import numpy as np
 
 from distilrank.core.errors import InputError
 from distilrank.serving.metrics import Metrics
+from distilrank.serving.reloader import Version
 from distilrank.serving.settings import Serving
-from distilrank.serving.watch import Version
 
 LONGEST_RETRY = 60  # seconds that a refused client is asked to wait at most
 ACCEPTED = 0.4

@@ -10,8 +10,8 @@ from distilrank.serving.batcher import Batcher
 from distilrank.serving.connection import Connections
 from distilrank.serving.messages import Failing, Readiness
 from distilrank.serving.metrics import Metrics
+from distilrank.serving.reloader import Watch
 from distilrank.serving.settings import Serving
-from distilrank.serving.watch import Watch
 
 
 class State:

@@ -36,11 +36,11 @@ from distilrank import __version__
 from distilrank.config import Compute
 from distilrank.core import artifacts, hardware, progress
 from distilrank.core.errors import InputError, RunStopped
-from distilrank.evaluation import measures
+from distilrank.evaluation import metrics
 from distilrank.modeling import encoding, pretrained
 from distilrank.modeling.encoding import INPUTS
-from distilrank.modeling.graph import Graph
-from distilrank.modeling.quantisation import CONTRIBUTED, quantise
+from distilrank.modeling.onnx_backend import Graph
+from distilrank.modeling.quantization import CONTRIBUTED, quantise
 from distilrank.modeling.scorer import Scorer
 
 FOLDER = "onnx"
@@ -157,7 +157,7 @@ class _Reference:
 
     def _measure(self, logits: np.ndarray) -> float:
         query, product, gain = (self._judged.column(name).to_pylist() for name in ("query_id", "product_id", "gain"))
-        return measures.mean_ndcg(query, product, gain, logits)
+        return metrics.mean_ndcg(query, product, gain, logits)
 
     def compare(self, path: Path) -> dict[str, Any]:
         """How the scores of the file at `path` differ; its rank correlation is null where all scores are equal."""

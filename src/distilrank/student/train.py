@@ -18,13 +18,13 @@ from distilrank.config import Compute, Student
 from distilrank.core import artifacts, progress, schemas
 from distilrank.core.errors import InputError
 from distilrank.core.prefetch import ahead
-from distilrank.modeling import calibration, encoding, fusion, models, packing, parity, pretrained
-from distilrank.modeling import compute as computing
-from distilrank.modeling.network import load_model, save_tokenizer
+from distilrank.modeling import calibration, compilation, encoding, packing, parity, pretrained, references
+from distilrank.modeling.runtime import setup_runtime
 from distilrank.modeling.scorer import DESCRIPTION, METRICS, calibrate, describe
+from distilrank.modeling.torch_backend import load_model, save_tokenizer
 from distilrank.student import export, model_card
-from distilrank.student.lists import Lists, Piece
-from distilrank.teacher import label_manifest, labels, quality
+from distilrank.student.dataset import Lists, Piece
+from distilrank.teacher import label_manifest, labeling, quality
 from distilrank.teacher.train import dev_ndcg
 from distilrank.training import launch, losses
 from distilrank.training import loop as training
@@ -204,12 +204,12 @@ def train(
             "labels": label_manifest.identity(labelled),
             "model": model_digest,
         }
-        runtime = computing.setup(compute)
+        runtime = setup_runtime(compute)
         progress.announce("student", "note", runtime.describe())
-        scored = labels.read(labelled, candidates, teacher)
+        scored = labeling.read(labelled, candidates, teacher)
         judged = schemas.read(judgements / "train.parquet", schemas.JUDGED)
         dev = schemas.read(judgements / "dev.parquet", schemas.JUDGED)
-        folder = models.resolve(config.model)
+        folder = references.resolve(config.model)
         encoding.require_encoder(folder)
         training.seed_everything(config.optimiser.seed)
         model = load_model(folder, runtime, torch.float32)  # fp32 master weights; the forward pass runs under autocast
@@ -233,8 +233,8 @@ def train(
             lists.batches(config.optimiser.batch_tokens, config.human_share, packed, rng)
             for _ in range(config.optimiser.epochs)
         ]
-        operations = 6 * fusion.weights(model) * len(lists.tokens.ids) * config.optimiser.epochs
-        fusion.fuse("student", model, compute, runtime, operations)
+        operations = 6 * compilation.weights(model) * len(lists.tokens.ids) * config.optimiser.epochs
+        compilation.fuse("student", model, compute, runtime, operations)
 
         def evaluate(current: torch.nn.Module) -> float:
             return dev_ndcg(dev, training.score_together(current, dev_encoded, runtime.device, config.score_tokens))

@@ -14,10 +14,10 @@ import torch
 
 from distilrank.config import Compute, Label, Teacher
 from distilrank.core import artifacts, progress, schemas
-from distilrank.modeling import adapters, batching, encoding, models, pretrained
-from distilrank.modeling import compute as computing
-from distilrank.modeling.network import load_model, score_encoded
+from distilrank.modeling import adapters, batching, encoding, pretrained, references
+from distilrank.modeling.runtime import Runtime, setup_runtime
 from distilrank.modeling.scorer import load_encoder
+from distilrank.modeling.torch_backend import load_model, score_encoded
 from distilrank.training import loop as training
 from distilrank.training import losses
 
@@ -46,10 +46,10 @@ def estimate(
     inputs = {"judgements": judgements, "candidates": candidates}
     with artifacts.stage(STAGE, output, config=teacher, inputs=inputs) as record:
         record.inputs |= {"judgements": artifacts.verify(judgements), "candidates": artifacts.verify(candidates)}
-        runtime = computing.setup(compute)
+        runtime = setup_runtime(compute)
         fitting = schemas.read(judgements / "train.parquet", schemas.JUDGED)
         dev = schemas.read(judgements / "dev.parquet", schemas.JUDGED)
-        folder = models.resolve(teacher.model)
+        folder = references.resolve(teacher.model)
         training.seed_everything(teacher.optimiser.seed)
         base = load_model(folder, runtime)
         encoder = load_encoder(folder, teacher.text, teacher.kind, pretrained.inputs(folder, base))
@@ -96,7 +96,7 @@ def _rate(work: Callable[[encoding.Tokens], object], tokens: encoding.Tokens, bu
 
 
 def _learner(
-    config: Teacher, runtime: computing.Runtime, adapted: adapters.Adapted, target: np.ndarray
+    config: Teacher, runtime: Runtime, adapted: adapters.Adapted, target: np.ndarray
 ) -> Callable[[encoding.Tokens], None]:
     logits = training.Logits(adapted.model, runtime.device)
     trained = adapted.trained().values()

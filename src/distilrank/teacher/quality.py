@@ -14,7 +14,7 @@ from scipy.optimize import brentq
 from scipy.stats import spearmanr
 
 from distilrank.core import artifacts
-from distilrank.evaluation import measures, trec
+from distilrank.evaluation import metrics, trec
 from distilrank.modeling import calibration
 
 QUALITY = "quality.json"
@@ -89,13 +89,13 @@ def assess(
     target = dev.column("target").to_numpy().astype(np.float64)
     queries = dev.column("query_id").to_numpy()
     probability = calibration.out_of_fold(calibrated["method"], logits, target, queries)
-    diagram = measures.reliability(probability, target, bins)
+    diagram = metrics.reliability(probability, target, bins)
     systems = {
         "teacher": logits,
         "bm25": dev.column("bm25").to_numpy().astype(np.float64),
         "random": np.random.default_rng(seed).random(dev.num_rows),
     }
-    relevant = measures.grades(target) >= measures.grades([relevant_from])[0]
+    relevant = metrics.grades(target) >= metrics.grades([relevant_from])[0]
     curve = confidence(probability, target)
     found = disagreements(dev, probability, count, curve)
     figures = {
@@ -105,14 +105,14 @@ def assess(
         "relevant_from": relevant_from,
         "agreement": agreement(dev, systems, probability),
         "roc_auc": {
-            name: _known(measures.roc_auc(*measures.ThresholdCurve(relevant, score).counts()))
+            name: _known(metrics.roc_auc(*metrics.ThresholdCurve(relevant, score).counts()))
             for name, score in systems.items()
         },
         "rank_correlation": {name: _known(_spearman(score, target)) for name, score in systems.items()},
         "calibration": {
             **calibrated,
-            "ece": measures.ece(diagram),
-            "brier": measures.brier(probability, target),
+            "ece": metrics.ece(diagram),
+            "brier": metrics.brier(probability, target),
             "reliability": diagram,
         },
         "logits": spread(logits),
@@ -148,13 +148,13 @@ def agreement(dev: pa.Table, systems: dict[str, np.ndarray], probability: np.nda
     """
     _, first, query = np.unique(dev.column("query_id").to_numpy(), return_index=True, return_inverse=True)
     stratum = dev.column("stratum").to_numpy()[first]
-    gain, target = measures.grades(dev.column("gain").to_numpy()), dev.column("target").to_numpy()
+    gain, target = metrics.grades(dev.column("gain").to_numpy()), dev.column("target").to_numpy()
     tie = trec.tie_ranks(dev.column("product_id").to_pylist())
-    ranked = measures.rankable(query, gain)
+    ranked = metrics.rankable(query, gain)
     with np.errstate(divide="ignore"):
         by_query = {
-            "ndcg_at_10": {name: measures.ndcg(query, gain, score, 10, tie) for name, score in systems.items()},
-            "pair_accuracy": {name: measures.pair_accuracy(query, gain, score) for name, score in systems.items()},
+            "ndcg_at_10": {name: metrics.ndcg(query, gain, score, 10, tie) for name, score in systems.items()},
+            "pair_accuracy": {name: metrics.pair_accuracy(query, gain, score) for name, score in systems.items()},
         }
     parts = {"all": np.ones(len(stratum), bool), **{name: stratum == name for name in sorted(set(stratum))}}
     slices = {}
@@ -195,7 +195,7 @@ def disagreements(dev: pa.Table, probability: np.ndarray, count: int, curve: dic
     tie = trec.tie_ranks(dev.column("product_id").to_pylist())
     _, query = np.unique(dev.column("query_id").to_numpy(), return_inverse=True)
     order = np.lexsort((-tie, query, -surprise))
-    within = measures.ranks(query, surprise, tie)
+    within = metrics.ranks(query, surprise, tie)
     rows = order[(np.abs(gap[order]) >= LEAST_GAP) & (within[order] < PER_QUERY)][:count]
     found = dev.take(pa.array(rows))
     return pa.table(

@@ -12,11 +12,11 @@ import torch
 from distilrank.config import Compute, Label, Teacher
 from distilrank.core import artifacts, progress, schemas
 from distilrank.core.errors import RunStopped
-from distilrank.evaluation import measures
-from distilrank.modeling import adapters, batching, encoding, fusion, models, packing, parity, pretrained
-from distilrank.modeling import compute as computing
-from distilrank.modeling.network import load_model, narrow_base, save_tokenizer, score_encoded
+from distilrank.evaluation import metrics
+from distilrank.modeling import adapters, batching, compilation, encoding, packing, parity, pretrained, references
+from distilrank.modeling.runtime import Runtime, setup_runtime
 from distilrank.modeling.scorer import DESCRIPTION, METRICS, calibrate, describe, load_encoder
+from distilrank.modeling.torch_backend import load_model, narrow_base, save_tokenizer, score_encoded
 from distilrank.teacher import quality
 from distilrank.training import launch, losses
 from distilrank.training import loop as training
@@ -34,7 +34,7 @@ class TeacherResult(NamedTuple):
 
 def dev_ndcg(dev: pa.Table, scores: np.ndarray) -> float:
     """nDCG@10 of `scores` on the dev judgements, mean over queries."""
-    return measures.mean_ndcg(
+    return metrics.mean_ndcg(
         dev.column("query_id").to_numpy(), dev.column("product_id").to_numpy(), dev.column("gain").to_numpy(), scores
     )
 
@@ -71,12 +71,12 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, model_digest: 
         return TeacherResult(**result)
     with artifacts.stage("teacher", output, config=config, inputs=inputs) as record:
         record.inputs |= {"judgements": artifacts.verify(judgements), "model": model_digest}
-        runtime = computing.setup(compute)
+        runtime = setup_runtime(compute)
         progress.announce("teacher", "note", runtime.describe())
         fitting = schemas.read(judgements / "train.parquet", schemas.JUDGED)
         dev = schemas.read(judgements / "dev.parquet", schemas.JUDGED)
         with progress.timed("teacher", f"loaded {config.model}"):
-            folder = models.resolve(config.model)
+            folder = references.resolve(config.model)
             training.seed_everything(config.optimiser.seed)
             base = load_model(folder, runtime)
         encoder = load_encoder(folder, config.text, config.kind, pretrained.inputs(folder, base))
@@ -148,7 +148,7 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, model_digest: 
 def _fit(
     config: Teacher,
     compute: Compute,
-    runtime: computing.Runtime,
+    runtime: Runtime,
     adapted: adapters.Adapted,
     fitting: pa.Table,
     encoded: encoding.Tokens,
@@ -166,8 +166,8 @@ def _fit(
         for _ in range(config.optimiser.epochs)
     ]
     per_weight = 4 if config.lora.rank else 6  # frozen weights need no gradients of their own
-    operations = per_weight * fusion.weights(adapted.model) * len(encoded.ids) * config.optimiser.epochs
-    fusion.fuse("teacher", adapted.model, compute, runtime, operations)
+    operations = per_weight * compilation.weights(adapted.model) * len(encoded.ids) * config.optimiser.epochs
+    compilation.fuse("teacher", adapted.model, compute, runtime, operations)
     targets = torch.from_numpy(fitting.column("target").to_numpy().copy()).to(runtime.device)
     raters = torch.from_numpy(fitting.column("raters").to_numpy().astype(np.float32)).to(runtime.device)
     thresholds = losses.Thresholds(config.levels).to(runtime.device) if config.objective == "ordinal" else None

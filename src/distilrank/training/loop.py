@@ -30,9 +30,9 @@ from transformers import set_seed
 from distilrank.config import Compute, Optimiser
 from distilrank.core import artifacts, progress
 from distilrank.core.errors import RunStopped
-from distilrank.modeling.compute import Runtime
 from distilrank.modeling.encoding import Tokens
-from distilrank.modeling.network import forward, score_encoded
+from distilrank.modeling.runtime import Runtime
+from distilrank.modeling.torch_backend import forward, score_encoded
 from distilrank.training.checkpoints import Checkpoints
 
 

@@ -15,7 +15,7 @@ from distilrank.data import bm25
 from distilrank.data.candidates import PROVENANCES, Mined
 from distilrank.data.corpus import Corpus
 from distilrank.data.splits import CUT, SIDES, STRATA, Split
-from distilrank.modeling.retriever import Tokens
+from distilrank.modeling.bi_encoder import Tokens
 
 _LOOKED_AT = 5_000  # texts whose tokens are counted, drawn at random: enough for the percentiles that are shown
 

@@ -21,8 +21,8 @@ from tokenizers import Encoding, Tokenizer
 
 from distilrank.core import artifacts, hardware
 from distilrank.core.errors import InputError
-from distilrank.modeling import batching, encoding, models, weights
-from distilrank.modeling.quantisation import quantise
+from distilrank.modeling import batching, encoding, references, weights
+from distilrank.modeling.quantization import quantise
 
 CHUNK = 8192  # texts tokenised, and sorted by length, at a time
 BATCH_TOKENS = 2048  # of one call of the network, padding included; larger batches leave the processor's cache
@@ -48,14 +48,14 @@ class Tokens:
     """Counts the tokens of texts; of the model's folder, only what belongs to the tokenizer is read.
 
     Args:
-        reference: model, as in `distilrank.modeling.models`; of any architecture.
+        reference: model, as in `distilrank.modeling.references`; of any architecture.
 
     Raises:
         InputError: no such model, or no readable tokenizer.json.
     """
 
     def __init__(self, reference: str) -> None:
-        self._tokenizer = _tokenizer(models.resolve(reference))
+        self._tokenizer = _tokenizer(references.resolve(reference))
 
     def count(self, texts: Sequence[str]) -> np.ndarray:
         """Tokens of each text, without the special tokens that a model adds; int64, shape (n,)."""
@@ -69,8 +69,8 @@ class Retriever:
     """A BERT bi-encoder: mean (or [CLS], where the folder says so) of the last layer, L2-normalised.
 
     Args:
-        reference: model, as in `distilrank.modeling.models`: config.json, tokenizer.json and safetensors (F32, F16 or
-            BF16).
+        reference: model, as in `distilrank.modeling.references`: config.json, tokenizer.json and safetensors (F32,
+            F16 or BF16).
         max_tokens: most tokens of a text, [CLS] and [SEP] included; the rest of a text is cut off.
         threads: processor threads of the network; 0: as many as this process may use.
         precision: `int8` multiplies 8-bit weights with activations that are rounded token by token, so that a vector
@@ -88,7 +88,7 @@ class Retriever:
     def __init__(
         self, reference: str, *, max_tokens: int = 64, threads: int = 0, precision: Precision = "fp32"
     ) -> None:
-        folder = models.resolve(reference)
+        folder = references.resolve(reference)
         config = _config(folder)
         self.dimension: int = config["hidden_size"]
         self._pooling = _pooling(folder)
@@ -398,7 +398,7 @@ def check(reference: str) -> None:
     Raises:
         InputError: as `Retriever` does.
     """
-    folder = models.resolve(reference)
+    folder = references.resolve(reference)
     config = _config(folder)
     _pooling(folder)
     _tokenizer(folder)

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from distilrank import pair_files
+from distilrank import score_files
 from distilrank.config import Compute, Evaluate
 from distilrank.core import artifacts, progress
 from distilrank.core.errors import InputError
-from distilrank.evaluation import examples, relevance, slices
+from distilrank.evaluation import evaluate, examples, slices
 from distilrank.evaluation.judged import Judged
 from distilrank.modeling.scorer import Scorer
 
@@ -63,14 +63,14 @@ def measure(
         raise InputError(f"--model {taken[0]}: this name is that of a baseline, expected a folder or a version")
     slices.require(config.slices)
     judged = Judged.read(judgements)
-    folders = {name: pair_files.locate(name, registry) for name in models}
+    folders = {name: score_files.locate(name, registry) for name in models}
     scorers = {name: Scorer.load(folder, compute, backend=backend) for name, folder in folders.items()}
     told = counter(len(models) * len(judged.query))
-    systems = relevance.baselines(judged, config)
+    systems = evaluate.baselines(judged, config)
     for name in models:
-        systems[name] = relevance.score_judged(scorers.pop(name), judged, told)
+        systems[name] = evaluate.score_judged(scorers.pop(name), judged, told)
     pairs = list(combinations(models, 2))
-    metrics, by_query = relevance.compare_systems(
+    metrics, by_query = evaluate.compare_systems(
         judged,
         systems,
         config,
@@ -81,7 +81,7 @@ def measure(
     metrics["examples"] = examples.extremes(judged, systems, by_query, models[0], other)
     metrics["stability"] = spread({name: metrics["systems"][name] for name in models})
     if output is not None:
-        relevance.write_per_query(output / "per_query.parquet", judged, by_query)
+        evaluate.write_per_query(output / "per_query.parquet", judged, by_query)
         artifacts.write_json(output / "metrics.json", metrics)
     return metrics
 

@@ -30,7 +30,7 @@ class Runtime:
         return f"{self.device.type}, {name} ({self.reason}), {torch.get_num_threads()} threads"
 
 
-def setup(compute: Compute) -> Runtime:
+def setup_runtime(compute: Compute) -> Runtime:
     """Choose device and precision, and set the number of threads.
 
     Raises:

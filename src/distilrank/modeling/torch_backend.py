@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from distilrank.config import Compute
 from distilrank.core import artifacts, progress
 from distilrank.core.errors import RunStopped
-from distilrank.modeling import batching, compute, packing, pretrained, weights
+from distilrank.modeling import batching, packing, pretrained, weights
 from distilrank.modeling.encoding import INPUTS, Encoder, Tokens
+from distilrank.modeling.runtime import Runtime, setup_runtime
 
 
 def collate(tokens: Tokens, rows: np.ndarray, pad_token: int, device: torch.device) -> dict[str, torch.Tensor]:
@@ -35,7 +36,7 @@ def forward(model: torch.nn.Module, tokens: Tokens, rows: np.ndarray, device: to
 
 
 def load_model(
-    folder: Path, runtime: compute.Runtime, dtype: torch.dtype | None = None, *, whole: bool = False
+    folder: Path, runtime: Runtime, dtype: torch.dtype | None = None, *, whole: bool = False
 ) -> PreTrainedModel:
     """Load a one-logit classifier from safetensors; a missing head is made anew from the current torch seed.
 
@@ -150,7 +151,7 @@ class Network:
 
     name = "torch"
 
-    def __init__(self, model: PreTrainedModel, runtime: compute.Runtime) -> None:
+    def __init__(self, model: PreTrainedModel, runtime: Runtime) -> None:
         self.model, self.runtime = model, runtime
 
     @classmethod
@@ -160,7 +161,7 @@ class Network:
         Raises:
             InputError: as `load_model`, or the device is not there.
         """
-        runtime = compute.setup(compute_config)
+        runtime = setup_runtime(compute_config)
         return cls(load_model(folder, runtime, whole=True), runtime)
 
     def score(self, tokens: Tokens, budget: int, counter: progress.Counter | None = None) -> np.ndarray:

@@ -20,9 +20,9 @@ from distilrank import registry as registries
 from distilrank.config import Compute, Evaluate, Registry
 from distilrank.core import artifacts, progress, schemas
 from distilrank.core.errors import InputError, RunStopped
-from distilrank.evaluation import agreement, examples, measures, significance, slices, trec
+from distilrank.evaluation import agreement, examples, metrics, significance, slices, trec
 from distilrank.evaluation.judged import Judged, System
-from distilrank.evaluation.measures import mean_ndcg
+from distilrank.evaluation.metrics import mean_ndcg
 from distilrank.modeling.scorer import Scorer
 
 __all__ = [
@@ -133,24 +133,24 @@ def compare_systems(
             )
     by_query = {name: _per_query(judged, system) for name, system in systems.items()}
     diagrams = {
-        name: measures.reliability(system.probability, judged.target, config.bins)
+        name: metrics.reliability(system.probability, judged.target, config.bins)
         for name, system in systems.items()
         if system.probability is not None
     }
     figures = {}
     for name, system in systems.items():
-        counts = measures.ThresholdCurve(judged.relevant, system.score).counts()
+        counts = metrics.ThresholdCurve(judged.relevant, system.score).counts()
         figures[name] = {
             **{metric: float(values.mean()) for metric, values in by_query[name].items()},
-            "roc_auc": _known(measures.roc_auc(*counts)),
-            "pr_auc": _known(measures.pr_auc(*counts)),
-            "recall_at_precision_95": _known(measures.recall_at_precision(*counts, PRECISION)),
-            "ece": None if system.probability is None else measures.ece(diagrams[name]),
-            "brier": None if system.probability is None else measures.brier(system.probability, judged.target),
+            "roc_auc": _known(metrics.roc_auc(*counts)),
+            "pr_auc": _known(metrics.pr_auc(*counts)),
+            "recall_at_precision_95": _known(metrics.recall_at_precision(*counts, PRECISION)),
+            "ece": None if system.probability is None else metrics.ece(diagrams[name]),
+            "brier": None if system.probability is None else metrics.brier(system.probability, judged.target),
         }
     versus = [pair for pair in comparisons if set(pair) <= set(systems)]
     split = judged.protocol.get("split", {})
-    metrics = {
+    results = {
         "protocol": {
             **judged.protocol,
             **PROTOCOL,
@@ -195,7 +195,7 @@ def compare_systems(
             name: _histogram(system.probability) for name, system in systems.items() if system.probability is not None
         },
     }
-    return metrics, by_query
+    return results, by_query
 
 
 def _known(value: float) -> float | None:
@@ -205,7 +205,7 @@ def _known(value: float) -> float | None:
 def _per_query(judged: Judged, system: System) -> dict[str, np.ndarray]:
     rows = judged.rows
     query = np.searchsorted(judged.ranked, judged.query[rows])
-    return measures.per_query(query, judged.grade[rows], judged.relevant[rows], system.score[rows], judged.tie[rows])
+    return metrics.per_query(query, judged.grade[rows], judged.relevant[rows], system.score[rows], judged.tie[rows])
 
 
 def _comparison(system: str, baseline: str, metric: str, delta: float, sure: tuple, queries: int) -> dict[str, Any]:
@@ -225,7 +225,7 @@ def _comparison(system: str, baseline: str, metric: str, delta: float, sure: tup
 def _within(
     by_query: Mapping[str, Mapping[str, np.ndarray]], versus: list[tuple[str, str]], config: Evaluate
 ) -> list[dict[str, Any]]:
-    keys = [(system, baseline, metric) for system, baseline in versus for metric in measures.PER_QUERY]
+    keys = [(system, baseline, metric) for system, baseline in versus for metric in metrics.PER_QUERY]
     if not keys:
         return []
     deltas = np.stack([by_query[one][metric] - by_query[other][metric] for one, other, metric in keys], axis=1)
@@ -262,7 +262,7 @@ def _across(
     if not keys:
         return []
     areas = {
-        name: measures.Areas(judged.relevant, systems[name].score, judged.query)
+        name: metrics.Areas(judged.relevant, systems[name].score, judged.query)
         for name in dict.fromkeys(name for pair in versus for name in pair)
     }
 
@@ -400,31 +400,31 @@ def evaluate(
         systems |= {name: score_judged(scorer, judged, counter) for name, scorer in shipped.items()}
         if anchor and anchor == champion:
             systems["anchor"] = systems["champion"]
-        metrics, by_query = compare_systems(judged, systems, config)
+        results, by_query = compare_systems(judged, systems, config)
 
         for name, window in windows.items():
             _write_traffic(output, name, shipped["student"], window, counter)
         if champion:
             _write_traffic(output, "champion_current", shipped["champion"], windows["current"], counter)
         with progress.timed("evaluate", "latency measured"):
-            metrics["latency"] = latency(
+            results["latency"] = latency(
                 {name: scorer.score for name, scorer in shipped.items()}, judged, config.latency_pairs
             )
-            metrics["protocol"]["latency_pairs"] = config.latency_pairs
+            results["protocol"]["latency_pairs"] = config.latency_pairs
             if anchor and anchor == champion:
-                metrics["latency"]["anchor"] = metrics["latency"]["champion"]
+                results["latency"]["anchor"] = results["latency"]["champion"]
 
         write_per_query(output / "per_query.parquet", judged, by_query)
         _write_pair_scores(output / "pair_scores.parquet", judged, systems)
         write_trec(output, judged, systems)
-        artifacts.write_json(output / "metrics.json", metrics)
+        artifacts.write_json(output / "metrics.json", results)
         artifacts.seal(output)
-        figures = metrics["systems"]
+        figures = results["systems"]
         evaluation = Evaluation(
             figures["student"]["ndcg_at_10"], figures["student"]["ndcg_at_10"] - figures["bm25"]["ndcg_at_10"]
         )
         record.facts.update(evaluation._asdict(), runtime=shipped["student"].backend.describe())
-        record.facts.update({name: metrics["protocol"][name] for name in ("pairs", "queries", "ranked_queries")})
+        record.facts.update({name: results["protocol"][name] for name in ("pairs", "queries", "ranked_queries")})
         for name, values in figures.items():
             line = (f"{metric} {values[metric]:.4f}" for metric in ("ndcg_at_10", "pair_accuracy"))
             progress.announce("evaluate", "note", f"{name}: {', '.join(line)} ({len(judged.ranked)} queries)")
@@ -474,5 +474,5 @@ def write_trec(output: Path, judged: Judged, systems: Mapping[str, System]) -> N
     query_ids, product_ids = judged.query_ids[judged.query[rows]].tolist(), [judged.product_ids[row] for row in rows]
     trec.write_qrels(output / "qrels.txt", query_ids, product_ids, judged.grade[rows])
     for name, system in systems.items():
-        ranks = measures.ranks(judged.query[rows], system.score[rows], judged.tie[rows])
+        ranks = metrics.ranks(judged.query[rows], system.score[rows], judged.tie[rows])
         trec.write_run(output / "runs" / f"{name}.run", name, query_ids, product_ids, ranks + 1, system.score[rows])

@@ -9,8 +9,8 @@ from distilrank.config import Window
 from distilrank.core import progress
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
-from distilrank.data import logstore, sources
-from distilrank.data.logstore import UNTIMED, LogStore
+from distilrank.data import log_store, sources
+from distilrank.data.log_store import UNTIMED, LogStore
 
 
 def days_of(store: LogStore, log: sources.Log) -> dict[date, int]:
@@ -36,8 +36,8 @@ def _why_untimed(store: LogStore, log: sources.Log) -> str:
     for part, found in zip(log.parts, store.summaries(log), strict=True):
         if found["days"]:
             problems = Problems(collect=True)
-            with logstore.connect(store.folder) as connection:
-                logstore.create_events(connection)
+            with log_store.connect(store.folder) as connection:
+                log_store.create_events(connection)
                 part.load(connection, problems)
             most = max((problem for problem in problems if not problem.fatal), key=lambda one: one.rows, default=None)
             return f"; {most.line()}" if most else ""

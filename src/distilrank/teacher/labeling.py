@@ -18,10 +18,10 @@ import transformers
 from distilrank.config import Compute, Label
 from distilrank.core import artifacts, progress, schemas
 from distilrank.core.errors import InputError
-from distilrank.modeling import compute as computing
-from distilrank.modeling import encoding, fusion
-from distilrank.modeling.network import Network, score_encoded
+from distilrank.modeling import compilation, encoding
+from distilrank.modeling.runtime import setup_runtime
 from distilrank.modeling.scorer import CHUNK_ROWS, DESCRIPTION, METRICS, Scorer
+from distilrank.modeling.torch_backend import Network, score_encoded
 from distilrank.teacher import label_manifest, quality
 from distilrank.teacher.label_parts import IDS, Device, Parts, Scored, label_rows
 
@@ -53,7 +53,7 @@ def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teac
         record.inputs["candidates"] = artifacts.verify(candidates, read)
         record.inputs["teacher"] = artifacts.verify(teacher)
         compute = compute.model_copy(update={"threads": config.threads or compute.threads})
-        runtime = computing.setup(compute)
+        runtime = setup_runtime(compute)
         shard_path = candidates / f"{shard}.parquet"
         shard_digest = artifacts.read_json(candidates / artifacts.SEAL)["files"][f"{shard}.parquet"]
         decides = {
@@ -125,7 +125,7 @@ def _load(name: str, teacher: Path, config: Label, compute: Compute, pairs: int)
     scorer = Scorer.load(teacher, compute, backend="torch", tokens=config.score_tokens)
     network = cast(Network, scorer.backend)
     tokens = pairs * artifacts.read_json(teacher / METRICS)["tokens_per_pair"]
-    fusion.fuse(name, network.model, compute, network.runtime, 2 * fusion.weights(network.model) * tokens)
+    compilation.fuse(name, network.model, compute, network.runtime, 2 * compilation.weights(network.model) * tokens)
     return _Teacher(scorer, network)
 
 

@@ -17,7 +17,7 @@ from distilrank.config import Compute
 from distilrank.core import progress
 from distilrank.core.errors import InputError
 from distilrank.modeling import packing
-from distilrank.modeling.compute import Runtime
+from distilrank.modeling.runtime import Runtime
 
 PAYS_FROM = {"cpu": 1.5e14, "cuda": 1.5e17}
 """Operations from which compiling pays: about ten minutes of two AVX512-BF16 cores, or of one large GPU."""

@@ -15,7 +15,7 @@ from distilrank.config import Config
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.core.problems import Problems
 from distilrank.core.scratch import scratch_folder
-from distilrank.data import log_window, logstore, sources, splits
+from distilrank.data import log_store, sources, splits, window
 from distilrank.data.corpus import Corpus, read
 from distilrank.data.splits import SIDES
 
@@ -78,7 +78,7 @@ def _newest(log: sources.Log, data: Any) -> sources.Log:
     return replace(log, parts=chosen or log.parts[-1:])
 
 
-def _readable(log: sources.Log, store: logstore.LogStore, problems: Problems) -> sources.Log:
+def _readable(log: sources.Log, store: log_store.LogStore, problems: Problems) -> sources.Log:
     """The log without the files that cannot be read, which become problems."""
     good = []
     for part in log.parts:
@@ -129,20 +129,20 @@ def _check(
             files = len(log.parts)
             log = _newest(log, config.data)
             not_read.append(f"{files - len(log.parts)} of {files} files of the log")
-        store = logstore.LogStore(Path(prepare.store) if prepare.store else folder / "log")
+        store = log_store.LogStore(Path(prepare.store) if prepare.store else folder / "log")
         log = _readable(log, store, problems)
         if not log.parts:
             log = None
     if log is not None and log.timed:
-        days = log_window.days_of(store, log)
+        days = window.days_of(store, log)
         first, last = min(days), max(days)
         facts["log_days"] = {"first": str(first), "last": str(last), "days": len(days), "rows": sum(days.values())}
         if whole_log:
-            bounds = log_window.resolve_window(config.window, schedule_time, days)
+            bounds = window.resolve_window(config.window, schedule_time, days)
         else:  # the days of these files are all that there is to see
             bounds = _midnight(first), _midnight(last), _midnight(last + timedelta(days=1))
     source = _Part(source, log, 0 if full else SAMPLE)
-    with logstore.connect(folder) as connection:
+    with log_store.connect(folder) as connection:
         corpus = read(source, prepare, *bounds, connection=connection, scratch=folder, problems=problems)
         _describe(corpus, config, facts)
         if source.seen is not None:
