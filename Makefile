@@ -29,7 +29,7 @@ demo-refusals: demo ## After the demo: a worse student, and a good one that lear
 
 # Two layers of six; another seed, in a week in which half of the searches are for what was not sold before.
 WORSE = --set name=demo-worse --set student.layers=2
-LEFT_BEHIND = --set name=demo-left-behind --set student.optimiser.seed=99 \
+LEFT_BEHIND = --set name=demo-left-behind --set student.optimizer.seed=99 \
 	--set data.drift.new_product_type=0.5 --set data.drift.seasonal_words=0.4
 
 test: $(READY) $(VENV)/onnx-backend/.ready $(HELM) ## Run the tests

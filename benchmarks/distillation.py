@@ -2,7 +2,7 @@
 
     python -m benchmarks.distillation --folder runs/.distillation
 
-On Home Depot's real judgements: 4,000 judged pairs are the labelled budget, the ratings of all other training pairs are
+On Home Depot's real judgements: 4,000 judged pairs are the labeled budget, the ratings of all other training pairs are
 hidden, and those pairs are the log, with products from the catalogue beside them. Test queries are never trained on.
 
 Everything that is done stays in the folder under a name that follows from its settings and from what it was made of
@@ -61,10 +61,10 @@ TEACHER = [
     "teacher.lora.rank=32",
     "teacher.lora.alpha=64",
     r'teacher.text.template="{query}\n{product}\n{query}"',
-    "teacher.optimiser.epochs=3",
-    "teacher.optimiser.learning_rate=5e-4",
-    "teacher.optimiser.batch_tokens=1024",
-    "teacher.optimiser.evaluations=3",
+    "teacher.optimizer.epochs=3",
+    "teacher.optimizer.learning_rate=5e-4",
+    "teacher.optimizer.batch_tokens=1024",
+    "teacher.optimizer.evaluations=3",
     "teacher.lift_over_bm25=-1",
     "teacher.max_ece=1",
 ]
@@ -72,14 +72,14 @@ TEACHER = [
 HUMAN_ONLY = [
     f"teacher.model={MINILM}",
     "teacher.lora.rank=0",
-    "teacher.optimiser.epochs=5",
-    "teacher.optimiser.learning_rate=1e-4",
-    "teacher.optimiser.batch_tokens=2048",
-    "teacher.optimiser.evaluations=10",
+    "teacher.optimizer.epochs=5",
+    "teacher.optimizer.learning_rate=1e-4",
+    "teacher.optimizer.batch_tokens=2048",
+    "teacher.optimizer.evaluations=10",
     "teacher.lift_over_bm25=-1",
     "teacher.max_ece=1",
 ]
-STUDENT = ["student.optimiser.evaluations=6"]
+STUDENT = ["student.optimizer.evaluations=6"]
 QUICK = [
     "data.queries=600",
     "prepare.judged_pairs=300",
@@ -88,10 +88,10 @@ QUICK = [
     "prepare.from_disagreement=0",
     f"teacher.model={MINILM}",
     "teacher.lora.rank=0",
-    "teacher.optimiser.epochs=1",
-    "teacher.optimiser.evaluations=1",
-    "student.optimiser.epochs=1",
-    "student.optimiser.evaluations=1",
+    "teacher.optimizer.epochs=1",
+    "teacher.optimizer.evaluations=1",
+    "student.optimizer.epochs=1",
+    "student.optimizer.evaluations=1",
     "student.model=" + MINILM,
     "student.layers=2",
 ]
@@ -110,11 +110,11 @@ class Arm:
     """Who labels the log: the LLM, `human labels only`, or one of those of `Study.relabel`."""
 
     def settings(self) -> list[str]:
-        return [*STUDENT, f"student.optimiser.epochs={EPOCHS[self.shards]}", *self.changes]
+        return [*STUDENT, f"student.optimizer.epochs={EPOCHS[self.shards]}", *self.changes]
 
 
 def _seed(number: int) -> list[str]:
-    return [f"student.optimiser.seed={number}"]
+    return [f"student.optimizer.seed={number}"]
 
 
 ARMS = {
@@ -168,7 +168,7 @@ class Study:
             )  # fmt: skip
 
     def teach(self, name: str, changes: list[str]) -> Path:
-        """A teacher trained on the labelled budget, and its scores of the test rows."""
+        """A teacher trained on the labeled budget, and its scores of the test rows."""
         config = self.config(changes).teacher
         output = self.folder / _named(name, config, self.data.name)
         if not (output / artifacts.SEAL).exists():
@@ -255,7 +255,7 @@ class Study:
                 self.compute,
                 judgements=self.data / "judgements",
                 candidates=self.log(arm.shards),
-                labelled=self.relabel(arm.teacher, taught, arm.shards) if changed else self.label(taught, arm.shards),
+                labeled=self.relabel(arm.teacher, taught, arm.shards) if changed else self.label(taught, arm.shards),
                 teacher=taught,
                 model_digest="",
                 output=output,
@@ -351,12 +351,12 @@ def draw(found: dict[str, Any], path: Path) -> None:
         for ax, (metric, title) in zip(figure.subplots(1, 3), panels.items(), strict=True):
             ax.axhline(0, color=figures.MUTED, linewidth=1)
             taught = rows["teacher", metric]
-            ax.axhspan(taught["ci_low"], taught["ci_high"], color=figures.COLOURS["teacher"], alpha=0.12, linewidth=0)
-            ax.axhline(taught["delta"], color=figures.COLOURS["teacher"], label="teacher")
+            ax.axhspan(taught["ci_low"], taught["ci_high"], color=figures.COLORS["teacher"], alpha=0.12, linewidth=0)
+            ax.axhline(taught["delta"], color=figures.COLORS["teacher"], label="teacher")
             curve = [
                 (pairs, rows[name, metric]) for name, pairs in found["log_pairs"].items() if (name, metric) in rows
             ]
-            blue = figures.COLOURS["student"]
+            blue = figures.COLORS["student"]
             ax.plot([x for x, _ in curve], [one["delta"] for _, one in curve], color=blue, label="student")
             for arm in ARMS:
                 size = arm.split(",")[0]
@@ -368,7 +368,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
             ax.set_xticks([x for x, _ in curve], [f"{x / 1000:.0f}k" for x, _ in curve])
             ax.minorticks_off()
             ax.set_title(title)
-            ax.set_xlabel("pairs of log that the teacher labelled")
+            ax.set_xlabel("pairs of log that the teacher labeled")
         figure.axes[0].set_ylabel("above people's labels alone")
         figure.axes[0].legend()
         figure.savefig(path, metadata={"Date": None})

@@ -138,7 +138,7 @@ def plain(folder: str, values: dict[str, int]) -> dict[str, Any]:
     )
     seconds: dict[str, float] = {}
     low, high, p_value = _plain_paired(deltas, scale.plain_resamples, config.confidence, seconds)
-    sure = significance.paired(
+    sure = significance.paired_interval(
         deltas,
         resamples=scale.plain_resamples,
         confidence=config.confidence,
@@ -146,7 +146,7 @@ def plain(folder: str, values: dict[str, int]) -> dict[str, Any]:
     )
     paired = max(np.abs(mine - theirs).max() for mine, theirs in zip(sure, (low, high, p_value), strict=True))
 
-    areas = {name: metrics.Areas(judged.relevant, one.score, judged.query) for name, one in systems.items()}
+    areas = {name: metrics.BootstrapAuc(judged.relevant, one.score, judged.query) for name, one in systems.items()}
     queries, clusters = len(judged.query_ids), 0.0
     generator = np.random.default_rng([config.seed, 2])
     began = time.perf_counter()

@@ -95,7 +95,7 @@ def intervals(pool: np.ndarray, queries: int, gatings: int, config: Evaluate, se
     found = []
     for rng in np.random.default_rng([seed, queries]).spawn(-(-gatings // TOGETHER)):
         drawn = rng.choice(pool, (queries, TOGETHER))
-        sure = significance.paired(
+        sure = significance.paired_interval(
             drawn, resamples=RESAMPLES, confidence=config.confidence, rng=rng, interval=config.interval
         )
         found.append(np.stack([drawn.mean(axis=0), sure.low, sure.high], axis=1))

@@ -1,4 +1,4 @@
-"""Labelling: the machinery's speed and memory, what it adds to a real teacher, and whether it survives kills.
+"""Labeling: the machinery's speed and memory, what it adds to a real teacher, and whether it survives kills.
 
 `python -m benchmarks.labels [--quick] [--only machinery|overhead|kills] [--work DIR]`; see README.md.
 """
@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from benchmarks import kills, machine
 from benchmarks.machine import Failed, measure
 from benchmarks.result import bar, say, tell
-from distilrank.config import Compute, DemoShop, HomeDepot, Label, Lora, Optimiser, Student, Teacher
+from distilrank.config import Compute, DemoShop, HomeDepot, Label, Lora, Optimizer, Student, Teacher
 from distilrank.core import artifacts, progress, schemas
 from distilrank.core.problems import Problems
 from distilrank.data import sources
@@ -121,17 +121,17 @@ class Trivial:
 
 def label_trivially(candidates: str, output: str) -> dict[str, int]:
     """Label a shard through the machinery, with parts of the default size."""
-    labelled = label_parts.label_rows(
+    labeled = label_parts.label_rows(
         Label(),
         name="label-00000",
         shard=Path(candidates) / f"{SHARD}.parquet",
         fields=schemas.PRODUCT_FIELDS,
-        parts=label_parts.Parts(Path(output) / "parts", {"benchmark": SEED}),
+        parts=label_parts.LabelCheckpoints(Path(output) / "parts", {"benchmark": SEED}),
         load=Trivial,
         device=label_parts.Device("cpu"),
         output=Path(output) / "labels.parquet",
     )
-    return {"rows": labelled.rows, "resumed": labelled.resumed}
+    return {"rows": labeled.rows, "resumed": labeled.resumed}
 
 
 def label_unsafely(candidates: str, output: str) -> dict[str, int]:
@@ -278,7 +278,7 @@ def measure_overhead(scale: Scale, work: Path, shared: Path) -> tuple[dict[str, 
 # Kills ------------------------------------------------------------------------------------------------------------
 
 
-def _labelling(candidates: Path, teacher: Path, part_rows: int, parts: int) -> kills.Victim:
+def _labeling(candidates: Path, teacher: Path, part_rows: int, parts: int) -> kills.Victim:
     from distilrank.teacher import label_manifest, labeling
 
     def make(folder: Path) -> None:
@@ -326,7 +326,7 @@ def _training(candidates: Path, base: Path, judgements: Path) -> kills.Victim:
     config = Teacher(
         model=str(base),
         lora=Lora(rank=0),
-        optimiser=Optimiser(epochs=1, batch_tokens=KILLED_STEPS_TOKENS, evaluations=3),
+        optimizer=Optimizer(epochs=1, batch_tokens=KILLED_STEPS_TOKENS, evaluations=3),
         lift_over_bm25=-1,
         max_ece=1,
     )
@@ -352,7 +352,7 @@ def kill_victims(candidates: str, teacher: str, part_rows: int, count: int, scra
     """Kill each victim in turn; see `kills.kill`."""
     rows = pq.read_metadata(Path(candidates) / f"{SHARD}.parquet").num_rows
     victims = [
-        _labelling(Path(candidates), Path(teacher), part_rows, -(-rows // part_rows)),
+        _labeling(Path(candidates), Path(teacher), part_rows, -(-rows // part_rows)),
         _training(Path(candidates), Path(teacher), Path(scratch) / "judgements"),
     ]
     return kills.kill(victims, count, Path(scratch), SEED)

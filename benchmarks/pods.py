@@ -66,7 +66,7 @@ def check(docker: str, helm: Path, registry: Path, scratch: Path) -> dict[str, s
 
 def _rendered(helm: Path, host: str) -> list[dict[str, Any]]:
     command = [helm, "template", "ranker", CHART, "--values", VALUES, "--namespace", "kubeflow"]
-    # The student of so small a run need not survive quantisation.
+    # The student of so small a run need not survive quantization.
     settings = ["--set", f"kubeflow.host={host}", "--set", "serving.settings.backend=onnx"]
     text = subprocess.run([*command, *settings], check=True, capture_output=True, text=True).stdout
     return [one for one in yaml.safe_load_all(text) if one]

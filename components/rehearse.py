@@ -12,7 +12,7 @@ def rehearse_models(
     compute: dict,
     rehearsal: Output[Artifact],
 ) -> None:
-    """Take a few pairs through training, labelling, saving and export, on narrow models of the same architectures."""
+    """Take a few pairs through training, labeling, saving and export, on narrow models of the same architectures."""
     from pathlib import Path
 
     from distilrank import rehearsal as stage

@@ -28,7 +28,7 @@ def distil_student(
         Compute(**compute),
         judgements=Path(judgements.path),
         candidates=Path(candidates.path),
-        labelled=[Path(shard.path) for shard in labels],
+        labeled=[Path(shard.path) for shard in labels],
         teacher=Path(teacher.path),
         model_digest=model_digest,
         output=Path(student.path),

@@ -36,7 +36,7 @@ app = typer.Typer(
         "keeps recurring runs there as declared.\n\n"
         "[bold]python -m pipelines doctor --config configs/paper.yaml --host URL[/] "
         "tells whether that cluster has what runs need.\n\n"
-        "Any knob can be set on the way: [bold]--set student.optimiser.epochs=5[/]; `distilrank config` lists them all."
+        "Any knob can be set on the way: [bold]--set student.optimizer.epochs=5[/]; `distilrank config` lists them all."
     ),
 )
 app.command()(cluster_commands.submit)
@@ -107,7 +107,7 @@ def run(
             settings, name=name, runs=runs, cache=cache, pipeline=pipeline, console=console, network=stages_on
         )
     verdict = artifacts.read_json(folder / "verdict.json")
-    _summarise(console, folder, verdict)
+    _summarize(console, folder, verdict)
     if fail_on_refusal and verdict["outcome"] == "refused":
         raise typer.Exit(3)
 
@@ -140,7 +140,7 @@ def monitor(
         mark, style = ("✓", None) if check["passed"] else ("✗", "red")
         console.print(f"{mark} {check['name']}: {check['detail']}", style=style, markup=False, soft_wrap=True)
     if (folder / "verdict.json").exists():
-        _summarise(console, folder, artifacts.read_json(folder / "verdict.json"))
+        _summarize(console, folder, artifacts.read_json(folder / "verdict.json"))
     word = "alarm" if found["alarm"] else "nothing to act on"
     console.print(f"\n[bold]{word}[/]: look at [bold]{folder / 'monitor' / 'summary.html'}[/]", soft_wrap=True)
     if fail_on_alarm and found["alarm"]:
@@ -206,7 +206,7 @@ def _describe_machine(fast: bool) -> str:
 
 def _tell_estimate(console: Console, found: dict, folder: Path) -> None:
     table = terminal.new_table("", "rows", "tokens", "tokens/s", "device hours", "price", box=None, header_style="bold")
-    for name in ("training", "labelling"):
+    for name in ("training", "labeling"):
         one = found[name]
         price = "-" if one["price"] is None else f"{one['price']:,.2f}"
         counts = (f"{one[key]:,.0f}" for key in ("rows", "tokens", "tokens_per_second"))
@@ -221,7 +221,7 @@ def _tell_estimate(console: Console, found: dict, folder: Path) -> None:
     )
 
 
-def _summarise(console: Console, folder: Path, verdict: dict) -> None:
+def _summarize(console: Console, folder: Path, verdict: dict) -> None:
     metrics = artifacts.read_json(folder / "metrics.json")
     table = terminal.new_table("system", *SHOWN.values(), box=None, header_style="bold")
     for system, values in metrics["systems"].items():

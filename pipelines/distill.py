@@ -12,8 +12,8 @@ from components.report import render_report
 from components.snapshot import keep_snapshot
 from components.student import distil_student
 from components.teacher import train_teacher
-from pipelines.resources import images, notifying, place, run_name
-from pipelines.start import start
+from pipelines.resources import configure_task, exit_handler, images, run_name
+from pipelines.start import preflight_and_prepare
 
 
 @dsl.pipeline(
@@ -40,8 +40,8 @@ def distill(
 
     `schedule_time` (ISO 8601) is what `window.end: schedule` means; empty: the moment at which preflight runs.
     """
-    with notifying(name, registry):
-        checked, prepared = start(
+    with exit_handler(name, registry):
+        checked, prepared = preflight_and_prepare(
             name=name,
             schedule_time=schedule_time,
             data=data,
@@ -66,7 +66,7 @@ def distill(
             student=student,
             compute=compute,
         )
-        place(rehearsed, "rehearse")
+        configure_task(rehearsed, "rehearse")
 
         judgements = prepared.outputs["judgements"]
         candidates = prepared.outputs["candidates"]
@@ -78,24 +78,24 @@ def distill(
             config=teacher,
             compute=compute,
         ).after(rehearsed)
-        place(taught, "teacher")
+        configure_task(taught, "teacher")
 
         with dsl.ParallelFor(items=prepared.outputs["Output"]) as shard:
-            labelled = label_shard(
+            labeled = label_shard(
                 shard=shard, candidates=candidates, teacher=taught.outputs["teacher"], config=label, compute=compute
             )
-            place(labelled, "label")
+            configure_task(labeled, "label")
 
         distilled = distil_student(
             judgements=judgements,
             candidates=candidates,
-            labels=dsl.Collected(labelled.outputs["labels"]),
+            labels=dsl.Collected(labeled.outputs["labels"]),
             teacher=taught.outputs["teacher"],
             model_digest=checked.outputs["student_digest"],
             config=student,
             compute=compute,
         )
-        place(distilled, "student")
+        configure_task(distilled, "student")
 
         evaluated = evaluate_student(
             judgements=judgements,
@@ -108,7 +108,7 @@ def distill(
             compute=compute,
             registry=registry,
         )
-        place(evaluated, "evaluate")
+        configure_task(evaluated, "evaluate")
 
         drifted = measure_drift(
             traffic=traffic,
@@ -118,11 +118,11 @@ def distill(
             config=drift,
             registry=registry,
         )
-        place(drifted, "drift")
+        configure_task(drifted, "drift")
         kept = keep_snapshot(
             drift=drifted.outputs["drift"], name=run_name(name), newest_end=newest_end, config=drift, registry=registry
         )
-        place(kept, "snapshot", effect=True)
+        configure_task(kept, "snapshot", effect=True)
 
         decided = decide(
             evaluation=evaluated.outputs["evaluation"],
@@ -135,21 +135,21 @@ def distill(
             config=gate,
             registry=registry,
         )
-        place(decided, "gate", effect=True)  # it counts how often a test set was looked at
+        configure_task(decided, "gate", effect=True)  # it counts how often a test set was looked at
 
         reported = render_report(
             name=run_name(name),
             profile=prepared.outputs["profile"],
             judgements=judgements,
             teacher=taught.outputs["teacher"],
-            labels=dsl.Collected(labelled.outputs["labels"]),
+            labels=dsl.Collected(labeled.outputs["labels"]),
             student=distilled.outputs["student"],
             evaluation=evaluated.outputs["evaluation"],
             drift=drifted.outputs["drift"],
             verdict=decided.outputs["verdict"],
             config=report,
         )
-        place(reported, "report", effect=True)  # it names the run
+        configure_task(reported, "report", effect=True)  # it names the run
 
         with dsl.If(decided.outputs["Output"] == True):  # noqa: E712 - KFP reads the comparison
             promoted = promote_student(
@@ -171,4 +171,4 @@ def distill(
                 label=label,
                 config=registry,
             )
-            place(promoted, "promote", effect=True)
+            configure_task(promoted, "promote", effect=True)

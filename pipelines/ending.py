@@ -3,11 +3,11 @@
 from kfp import dsl
 
 from components.probe_end import probe_end
-from pipelines.resources import place
+from pipelines.resources import configure_task
 
 
 @dsl.pipeline(name="ending", description="See whether a pod that ends in some way is started again.")
 def ending(how: str, seconds: float):
     """`how` is exit, kill, or wait, which waits to be terminated, `seconds` at most."""
     ended = probe_end(how=how, seconds=seconds)
-    place(ended, "preflight", effect=True).set_retry(1, backoff_duration="1s").set_display_name("probe ending")
+    configure_task(ended, "preflight", effect=True).set_retry(1, backoff_duration="1s").set_display_name("probe ending")

@@ -1,10 +1,10 @@
-"""The `estimate` pipeline: what `distill` would spend on teaching and labelling, before it is spent."""
+"""The `estimate` pipeline: what `distill` would spend on teaching and labeling, before it is spent."""
 
 from kfp import dsl
 
 from components.estimate import estimate_spend
-from pipelines.resources import place
-from pipelines.start import start
+from pipelines.resources import configure_task
+from pipelines.start import preflight_and_prepare
 
 
 @dsl.pipeline(name="estimate", description="Tell rows, tokens, device hours and cost of a distill run.")
@@ -25,7 +25,7 @@ def estimate(
     schedule_time: str = "",
 ):
     """The first stages are those of `distill`, which takes them over from the cache."""
-    _, prepared = start(
+    _, prepared = preflight_and_prepare(
         name=name,
         schedule_time=schedule_time,
         data=data,
@@ -47,4 +47,4 @@ def estimate(
         label=label,
         compute=compute,
     )
-    place(estimated, "estimate", effect=True)  # it is about this machine, now
+    configure_task(estimated, "estimate", effect=True)  # it is about this machine, now

@@ -7,7 +7,7 @@ from components.sample import sample_newest
 from components.score import score_newest
 from components.watched import check_champion
 from pipelines.distill import distill
-from pipelines.resources import notifying, place, run_name, scheduled_time, secrets, within
+from pipelines.resources import configure_task, exit_handler, nested_pipeline, run_name, scheduled_time, secrets
 
 
 @dsl.pipeline(name="monitor", description="Hold the newest traffic against the champion's, and retrain on an alarm.")
@@ -30,7 +30,7 @@ def monitor(
     schedule_time: str = "",
 ):
     """The parameters are those of `distill`, and the section `monitor`."""
-    with notifying(name, registry):
+    with exit_handler(name, registry):
         checked = check_champion(
             name=run_name(name),
             schedule_time=scheduled_time(schedule_time),
@@ -43,7 +43,7 @@ def monitor(
             monitor=monitor,
             registry=registry,
         )
-        place(checked, "preflight", effect=True)
+        configure_task(checked, "preflight", effect=True)
         champion, newest_end = checked.outputs["champion"], checked.outputs["newest_end"]
 
         sampled = sample_newest(
@@ -55,12 +55,12 @@ def monitor(
             config=prepare,
             data=data,
         )
-        place(sampled, "sample")
+        configure_task(sampled, "sample")
 
         scored = score_newest(
             traffic=sampled.outputs["traffic"], champion=champion, config=monitor, compute=compute, registry=registry
         )
-        place(scored, "score")
+        configure_task(scored, "score")
 
         watched = watch_champion(
             traffic=sampled.outputs["traffic"],
@@ -72,10 +72,10 @@ def monitor(
             drift=drift,
             registry=registry,
         )
-        place(watched, "monitor", effect=True)  # it adds to a history
+        configure_task(watched, "monitor", effect=True)  # it adds to a history
 
         with dsl.If(watched.outputs["Output"] == True):  # noqa: E712 - KFP reads the comparison
-            within(distill)(
+            nested_pipeline(distill)(
                 name=name,
                 data=data,
                 window=window,

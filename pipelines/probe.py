@@ -5,7 +5,7 @@ from kfp import dsl
 from components.probe import probe_pod
 from components.probe_artifact import probe_artifact
 from components.probe_training import probe_training
-from pipelines.resources import place, secrets
+from pipelines.resources import configure_task, secrets
 
 
 @dsl.pipeline(name="probe", description="See what the pods of this cluster are given.")
@@ -19,10 +19,10 @@ def probe(token: str, volumes: list, data: dict, registry: dict):
         data=data,
         registry=registry,
     )
-    place(reported, "preflight", effect=True).set_display_name("probe")
+    configure_task(reported, "preflight", effect=True).set_display_name("probe")
 
     read = probe_artifact(written=reported.outputs["written"], token=token)
-    place(read, "preflight", effect=True).set_display_name("probe artifact")
+    configure_task(read, "preflight", effect=True).set_display_name("probe artifact")
 
     trained = probe_training()
-    place(trained, "label", effect=True).set_display_name("probe training")
+    configure_task(trained, "label", effect=True).set_display_name("probe training")

@@ -82,7 +82,7 @@ def configured(
     return _build(pipeline, replace(building, parts=inner))
 
 
-def within(pipeline: GraphComponent) -> GraphComponent:
+def nested_pipeline(pipeline: GraphComponent) -> GraphComponent:
     """The pipeline as a part of the one that is being built, for the same configuration."""
     building = _building.get()
     return pipeline if building is None else building.parts[pipeline.name]
@@ -136,7 +136,7 @@ def secrets() -> dict[str, list[str]]:
     return {secret.name: [*secret.env.values(), *([secret.path] if secret.path else [])] for secret in wanted}
 
 
-def notifying(name: Any, registry: Any) -> contextlib.AbstractContextManager[Any]:
+def exit_handler(name: Any, registry: Any) -> contextlib.AbstractContextManager[Any]:
     """Tasks within it end, however they end, in a message to `cluster.notify`; where nobody is named, in none."""
     building = _building.get()
     notify = building.config.cluster.notify if building and not building.nested else None
@@ -145,11 +145,11 @@ def notifying(name: Any, registry: Any) -> contextlib.AbstractContextManager[Any
     told = report_outcome(name=run_name(name), config=parameters(notify), registry=registry)
     if notify.secret and building.cluster:
         kubernetes.use_secret_as_volume(told, secret_name=notify.secret, mount_path=WEBHOOK_FOLDER, optional=True)
-    place(told, "notify", effect=True)
+    configure_task(told, "notify", effect=True)
     return dsl.ExitHandler(told, name="run")
 
 
-def place(task: Any, stage: Stage, *, effect: bool = False) -> Any:
+def configure_task(task: Any, stage: Stage, *, effect: bool = False) -> Any:
     """Name the task by its stage, and give its pod what the configuration says.
 
     Args:

@@ -7,7 +7,9 @@ from components.prepare import prepare_data
 from pipelines import resources
 
 
-def start(*, name: Any, schedule_time: Any, prepare: Any, data: Any, **sections: Any) -> tuple[Any, Any]:
+def preflight_and_prepare(
+    *, name: Any, schedule_time: Any, prepare: Any, data: Any, **sections: Any
+) -> tuple[Any, Any]:
     """Wire preflight and prepare; pipelines that begin alike take each other's prepared data from the cache.
 
     Args:
@@ -28,7 +30,7 @@ def start(*, name: Any, schedule_time: Any, prepare: Any, data: Any, **sections:
         data=data,
         **sections,
     )
-    resources.place(checked, "preflight", effect=True)
+    resources.configure_task(checked, "preflight", effect=True)
     prepared = prepare_data(
         reference_start=checked.outputs["reference_start"],
         newest_start=checked.outputs["newest_start"],
@@ -38,5 +40,5 @@ def start(*, name: Any, schedule_time: Any, prepare: Any, data: Any, **sections:
         config=prepare,
         data=data,
     )
-    resources.place(prepared, "prepare")
+    resources.configure_task(prepared, "prepare")
     return checked, prepared

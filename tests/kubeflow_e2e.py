@@ -45,7 +45,7 @@ MOUNT = "/distilrank"
 CONFIG = ROOT / "benchmarks" / "containers.yaml"
 TINY = {
     "compute": {"device": "cpu", "precision": "fp32", "threads": 1},
-    "teacher": {"lora": {"rank": 4}, "min_deviation": 0, "optimiser": {"batch_tokens": 8192}},
+    "teacher": {"lora": {"rank": 4}, "min_deviation": 0, "optimizer": {"batch_tokens": 8192}},
     "label": {"min_deviation": 0},
     "gate": {"min_score_spread": 0, "max_latency_ratio": 0},
 }
@@ -178,7 +178,7 @@ def _merged(base: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _student(seed: str) -> dict[str, Any]:
-    return {"optimiser": {"seed": SEEDS[seed]}}
+    return {"optimizer": {"seed": SEEDS[seed]}}
 
 
 # The checks, in their order ------------------------------------------------------------------------------------------
@@ -390,8 +390,8 @@ def _settings(session: Session) -> list[str]:
 def _slow_teacher(session: Session, rate: float = 5e-4) -> dict[str, Any]:
     """A teacher that trains long enough to be met at work, and writes a checkpoint each second."""
     epochs = 60 if session.is_stub else 6
-    optimiser = {"epochs": epochs, "batch_tokens": 512, "learning_rate": rate, "evaluations": 1}
-    return {"compute": {"checkpoint_seconds": 1}, "teacher": {"optimiser": optimiser}}
+    optimizer = {"epochs": epochs, "batch_tokens": 512, "learning_rate": rate, "evaluations": 1}
+    return {"compute": {"checkpoint_seconds": 1}, "teacher": {"optimizer": optimizer}}
 
 
 def _trains(session: Session, run: str) -> str:

@@ -1,4 +1,4 @@
-"""Labelling that is killed, from within and from without; without torch, so that forks are cheap."""
+"""Labeling that is killed, from within and from without; without torch, so that forks are cheap."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir")
 def candidates(rows: int, per_query: int = 5, seed: int = 0) -> pa.Table:
     """Rows of records.CANDIDATES."""
     draw = np.random.default_rng(seed)
-    nouns, colours = (draw.choice(words, rows).tolist() for words in (["sofa", "lamp", "drill"], ["red", "blue", None]))
+    nouns, colors = (draw.choice(words, rows).tolist() for words in (["sofa", "lamp", "drill"], ["red", "blue", None]))
     table = {
         "query_id": [f"q{seed}-{row // per_query:04d}" for row in range(rows)],
         "query": [f"red {nouns[row - row % per_query]}" for row in range(rows)],
         "product_id": [f"p{row:05d}" for row in range(rows)],
-        "title": [f"{colour or 'large'} {noun} {row}" for row, (noun, colour) in enumerate(zip(nouns, colours))],
+        "title": [f"{color or 'large'} {noun} {row}" for row, (noun, color) in enumerate(zip(nouns, colors))],
         "product_type": nouns,
-        "color": colours,
+        "color": colors,
         **{name: pa.nulls(rows, pa.string()) for name in ("brand", "gender", "description")},
         **{name: [0] * rows for name in ("impressions", "clicks")},
         **{name: ["tail"] * rows for name in ("provenance", "stratum")},
@@ -82,19 +82,19 @@ def label(folder: Path, *, pause: float = 0, parts: Path | None = None, scorer: 
         return scorer(rows, counter)
 
     parts = parts or folder / "parts"
-    labelled = label_parts.label_rows(
+    labeled = label_parts.label_rows(
         Label(part_rows=PART_ROWS, **knobs),
         name="label-00000",
         shard=folder.parent / "shard.parquet",
         fields=("title",),
-        parts=label_parts.Parts(parts, INPUTS),
+        parts=label_parts.LabelCheckpoints(parts, INPUTS),
         load=lambda: Teacher(noted),
         device=label_parts.Device("cpu", 3600.0),
         output=folder / "labels.parquet",
     )
     os.close(scored)
     shutil.rmtree(parts, ignore_errors=True)
-    return labelled
+    return labeled
 
 
 def scored_windows(folder: Path) -> list[int]:
@@ -117,7 +117,7 @@ def digest(folder: Path) -> str:
 
 
 def _killed_before(change: int) -> Callable[[Path], object]:
-    """Labelling that dies just before it changes something on the disk for the n-th time."""
+    """Labeling that dies just before it changes something on the disk for the n-th time."""
 
     def make(folder: Path) -> None:
         counter = count()
@@ -238,7 +238,7 @@ def run_out_of_disk(folder: str) -> dict[str, Any]:
 
 
 def refuse_large_files(scratch: str) -> str:
-    """What labelling says where no file may grow beyond a part's size."""
+    """What labeling says where no file may grow beyond a part's size."""
     root = Path(scratch)
     schemas.write(candidates(ROWS), root / "shard.parquet", schemas.CANDIDATES)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))

@@ -78,7 +78,7 @@ def seal(folders: dict[str, Path], *, champion: str = "", anchor: str = "", pass
     settings: dict[str, dict[str, Any]] = {
         "preflight": {"data": {"path": "shop.csv"}, "window": {"days": 28}, "gate": {"metric": "not the gate's own"}},
         "profile": {"salt": "s"},
-        "student": {"passes": passes, "optimiser": {"rate": 3e-5}},
+        "student": {"passes": passes, "optimizer": {"rate": 3e-5}},
         "verdict": {"metric": "ndcg_at_10"},
     }
     digests = {name: artifacts.seal(folder) for name, folder in folders.items()}

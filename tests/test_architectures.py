@@ -47,7 +47,7 @@ def cell(act: Callable[[], object]) -> str:
     return "works"
 
 
-def row(name: str, folder: Path, scratch: Path, labelled: Path) -> str:
+def row(name: str, folder: Path, scratch: Path, labeled: Path) -> str:
     """A row of the table of docs/models.md."""
     text = TeacherText(max_tokens=TOKENS, template="{product}\n{query}")
     teacher = Teacher(model=str(folder), text=text, score_tokens=2**16, calibration="none")
@@ -56,20 +56,20 @@ def row(name: str, folder: Path, scratch: Path, labelled: Path) -> str:
     cells = [
         cell(lambda: rehearsal.rehearse_teacher(whole, COMPUTE, scratch)),
         cell(lambda: rehearsal.rehearse_teacher(teacher, BF16, scratch)),
-        cell(lambda: rehearsal.rehearse_student(pupil, COMPUTE, labelled)),
-        cell(lambda: rehearsal.rehearse_student(pupil, BF16, labelled)),
+        cell(lambda: rehearsal.rehearse_student(pupil, COMPUTE, labeled)),
+        cell(lambda: rehearsal.rehearse_student(pupil, BF16, labeled)),
         cell(lambda: bi_encoder.Retriever(str(folder), threads=1).embed(["red sofa"])),
     ]
     return f"| {name} | `{ARCHITECTURES[name].model_type}` | {' | '.join(cells)} |"
 
 
 def test_the_page_says_what_each_architecture_does(folders: dict[str, Path], tmp_path: Path) -> None:
-    scratch, labelled = tmp_path / "teachers", tmp_path / "students"
-    for folder in (scratch, labelled):
+    scratch, labeled = tmp_path / "teachers", tmp_path / "students"
+    for folder in (scratch, labeled):
         rehearsal.write_data(folder, TOKENS)
     bert = Teacher(model=str(next(iter(folders.values()))), text=TeacherText(max_tokens=TOKENS))
-    rehearsal.rehearse_teacher(bert, Compute(device="cpu", precision="fp32", threads=1), labelled)
-    table = [row(name, folder, scratch, labelled) for name, folder in folders.items()]
+    rehearsal.rehearse_teacher(bert, Compute(device="cpu", precision="fp32", threads=1), labeled)
+    table = [row(name, folder, scratch, labeled) for name, folder in folders.items()]
     print("\n".join(table))
     assert [
         line for line in PAGE.read_text().splitlines() if re.match(r"\| .* \| `(?!model_type)[\w-]+` \|", line)
@@ -141,7 +141,7 @@ def test_a_token_without_an_embedding_is_refused_only_where_it_can_occur(folders
     folder = folders["Gemma 3 1B"]
     encoder = load_encoder(folder, TeacherText(max_tokens=TOKENS, template="{product} {query}"))
     size = json.loads((folder / "config.json").read_text())["vocab_size"]
-    query = encoding.neutralise("a <image_soft_token>", encoder.special)
+    query = encoding.neutralize("a <image_soft_token>", encoder.special)
     assert encoder.encode([query], ["lamp"]).ids.max() < size
     with pytest.raises(InputError, match=rf"its largest token id is {size}, but config\.json's vocab_size is {size}"):
         load_encoder(folder, TeacherText(max_tokens=TOKENS, template="<image_soft_token>{product} {query}"))
@@ -160,9 +160,9 @@ def test_on_a_gpu_the_attention_is_one_that_the_architecture_has(folders: dict[s
 
 
 @pytest.fixture(scope="module")
-def labelled(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def labeled(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a student is rehearsed with."""
-    scratch = tmp_path_factory.mktemp("labelled")
+    scratch = tmp_path_factory.mktemp("labeled")
     rehearsal.write_data(scratch, TOKENS)
     teacher = Teacher(model=str(folders["BERT, MiniLM"]), text=TeacherText(max_tokens=TOKENS))
     rehearsal.rehearse_teacher(teacher, COMPUTE, scratch)
@@ -174,28 +174,28 @@ def rehearse(folder: Path, scratch: Path, **knobs) -> None:
     rehearsal.rehearse_student(config, COMPUTE, scratch)
 
 
-def test_layers_are_left_out_of_what_is_listed_by_layer_too(folders: dict[str, Path], labelled: Path) -> None:
-    rehearse(folders["ModernBERT"], labelled, layers=2)
-    config = AutoConfig.from_pretrained(labelled / "student")
+def test_layers_are_left_out_of_what_is_listed_by_layer_too(folders: dict[str, Path], labeled: Path) -> None:
+    rehearse(folders["ModernBERT"], labeled, layers=2)
+    config = AutoConfig.from_pretrained(labeled / "student")
     assert config.num_hidden_layers == 2 and config.layer_types == ["full_attention", "sliding_attention"]
 
 
 @pytest.mark.parametrize(("layers", "message"), [(1, "but the 2 .* are one and the same"), (3, "but the model has 2")])
 def test_layers_that_are_not_there_to_choose_from_are_refused(
-    folders: dict[str, Path], labelled: Path, layers: int, message: str
+    folders: dict[str, Path], labeled: Path, layers: int, message: str
 ) -> None:
     with pytest.raises(InputError, match=rf"student\.model '.*': student\.layers: {layers}, {message}"):
-        rehearse(folders["ALBERT"], labelled, layers=layers)
+        rehearse(folders["ALBERT"], labeled, layers=layers)
 
 
 @pytest.mark.parametrize("name", ["BERT, MiniLM", "RoBERTa"])
 def test_a_configuration_without_a_pad_token_takes_the_tokenizers(
-    folders: dict[str, Path], labelled: Path, tmp_path: Path, name: str
+    folders: dict[str, Path], labeled: Path, tmp_path: Path, name: str
 ) -> None:
     folder = shutil.copytree(folders[name], tmp_path / "model")
     change(folder / "config.json", pad_token_id=None)
-    rehearse(folder, labelled)
-    saved = json.loads((labelled / "student" / "config.json").read_text())
+    rehearse(folder, labeled)
+    saved = json.loads((labeled / "student" / "config.json").read_text())
     assert saved["pad_token_id"] == json.loads((folders[name] / "config.json").read_text())["pad_token_id"]
 
 
@@ -213,12 +213,12 @@ def test_a_score_that_depends_on_padding_is_refused(folders: dict[str, Path], tm
         rehearsal.rehearse_teacher(teacher, COMPUTE, tmp_path)
 
 
-def test_what_only_a_narrow_model_cannot_do_is_not_refused(folders: dict[str, Path], labelled: Path, monkeypatch):
+def test_what_only_a_narrow_model_cannot_do_is_not_refused(folders: dict[str, Path], labeled: Path, monkeypatch):
     monkeypatch.setattr(rehearsal, "_narrow", lambda config: setattr(config, "hidden_size", 6))  # of four heads
-    rehearse(folders["ELECTRA"], labelled)
+    rehearse(folders["ELECTRA"], labeled)
     monkeypatch.setattr(rehearsal, "MAX_WEIGHTS", 0)
     with pytest.raises(InputError, match=r"student\.model '.*': "):
-        rehearse(folders["ELECTRA"], labelled)
+        rehearse(folders["ELECTRA"], labeled)
 
 
 # Rehearsal ----------------------------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def test_generated_candidates_have_the_asked_rows_and_the_same_bytes_again(tmp_p
     assert len(pq.read_table(other / f"{labels.SHARD}.parquet")) == 50
 
 
-def test_labelling_is_measured_and_the_last_line_is_the_result() -> None:
+def test_labeling_is_measured_and_the_last_line_is_the_result() -> None:
     command = [sys.executable, "-m", "benchmarks.labels", "--quick", "--only", "machinery"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr

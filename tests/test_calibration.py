@@ -58,8 +58,8 @@ def test_isotonic_goes_through_the_pooled_means(seed: int, rows: int) -> None:
     steps = IsotonicRegression().fit_transform(logits, total / weight, sample_weight=weight)
     for mean in np.unique(steps.round(9)):
         block = np.abs(steps - mean) < 1e-8
-        centre = np.average(logits[block], weights=weight[block])
-        assert calibration.probability(fitted, centre) == pytest.approx(0.002 + 0.996 * mean, abs=1e-6)
+        center = np.average(logits[block], weights=weight[block])
+        assert calibration.probability(fitted, center) == pytest.approx(0.002 + 0.996 * mean, abs=1e-6)
 
 
 def test_a_few_zeros_are_no_certainty() -> None:

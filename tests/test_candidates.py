@@ -12,7 +12,7 @@ from distilrank.core import normalize
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
 from distilrank.data import bm25, candidates, corpus, impressions, log_store, sources, splits
-from distilrank.modeling.bi_encoder import Neighbours, Retriever
+from distilrank.modeling.bi_encoder import Neighbors, Retriever
 from tests.test_prepare import NO_WINDOW, START, WINDOW, Prepared, Shop, by_query
 
 MODEL = Prepare().retriever.model
@@ -40,7 +40,7 @@ def test_disagreement_is_what_one_retriever_finds_and_the_other_misses(shop: Sho
     vectors = retriever.embed(shop.products["title"]).astype(np.float16)
     for query, rows in by_query(out.candidates).items():
         lexical = index.top(query, depth).tolist()
-        near = Neighbours(vectors).top(retriever.embed([query]), depth)[0][0].tolist()
+        near = Neighbors(vectors).top(retriever.embed([query]), depth)[0][0].tolist()
         ours = set(near) ^ set(lexical)
         found = [int(product[1:]) for product in of_kind(rows, "disagreement")]
         assert set(found) <= ours - set(lexical[:2])
@@ -131,7 +131,7 @@ def test_new_days_do_not_reshuffle_a_querys_draw(shop: Shop, tmp_path: Path) -> 
 
 
 def test_shards_are_shared_out_by_tokens() -> None:
-    balance = candidates.Balance(2)
+    balance = candidates.ShardBalancer(2)
     query = np.array([3, 3, 5, 7, 7, 9])
     assert balance.assign(query, np.array([10, 10, 5, 5, 5, 1])).tolist() == [0, 0, 1, 1, 1, 1]
     assert balance.assign(np.array([11]), np.array([4])).tolist() == [1]

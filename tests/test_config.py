@@ -49,13 +49,14 @@ def _leaves(value):
     [
         ("data: {source: demo_shop}\nstudnet: {}\n", r"run.yaml: unknown key 'studnet'; did you mean 'student'\?"),
         (
-            "data: {source: demo_shop}\nteacher: {optimiser: {epoch: 3}}\n",
-            r"unknown key 'teacher.optimiser.epoch'; did you mean 'epochs'\?",
+            "data: {source: demo_shop}\nteacher: {optimizer: {epoch: 3}}\n",
+            r"unknown key 'teacher.optimizer.epoch'; did you mean 'epochs'\?",
         ),
+        ("teacher: {optimiser: {epochs: 2}}\n", r"unknown key 'teacher.optimiser'; it is 'teacher.optimizer' now"),
         ("data: {source: demo_shop, produts: 3}\n", r"unknown key 'data.produts'; did you mean 'products'\?"),
         (
-            "data: {source: demo_shop}\nstudent: {optimiser: {batch_tokens: -5}}\n",
-            r"student.optimiser.batch_tokens: Input should be greater than or equal to 1 \(got -5\)",
+            "data: {source: demo_shop}\nstudent: {optimizer: {batch_tokens: -5}}\n",
+            r"student.optimizer.batch_tokens: Input should be greater than or equal to 1 \(got -5\)",
         ),
         ("data: {source: demo_shop}\nteacher: {text: {template: 'x {query}'}}\n", r"teacher.text: .*lacks \{product\}"),
         ("data: {source: demo_shop}\nprepare: {dev_share: 0.6, test_share: 0.5}\n", r"dev_share \+ test_share is 1.1"),
@@ -76,12 +77,12 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None
 
 
 def test_the_command_line_comes_before_the_file_and_the_file_before_the_defaults(tmp_path: Path) -> None:
-    path = written(tmp_path, "data: {source: demo_shop}\nstudent: {optimiser: {epochs: 7}}\n")
-    assert load(path).student.optimiser.epochs == 7
-    config = load(path, ["student.optimiser.epochs=9", "gate.max_ece=1"])
-    assert (config.student.optimiser.epochs, config.gate.max_ece) == (9, 1.0)
+    path = written(tmp_path, "data: {source: demo_shop}\nstudent: {optimizer: {epochs: 7}}\n")
+    assert load(path).student.optimizer.epochs == 7
+    config = load(path, ["student.optimizer.epochs=9", "gate.max_ece=1"])
+    assert (config.student.optimizer.epochs, config.gate.max_ece) == (9, 1.0)
     assert (
-        config.student.optimiser.learning_rate == Config(data={"source": "demo_shop"}).student.optimiser.learning_rate
+        config.student.optimizer.learning_rate == Config(data={"source": "demo_shop"}).student.optimizer.learning_rate
     )
     for override, message in (
         ("epochs", "expected section.key=value"),

@@ -116,7 +116,7 @@ def test_what_moved_is_found_and_nothing_else(tmp_path: Path) -> None:
     part = measure(paths)["candidate"]
     columns = by_name(part)
     assert {name for name, column in columns.items() if column["drifted"]} == {"product_type", "unseen_words", "bm25"}
-    assert part["share"] == pytest.approx(3 / 12)  # no product has a colour, so that column does not count
+    assert part["share"] == pytest.approx(3 / 12)  # no product has a color, so that column does not count
     assert part["alarm"] and part["why"] == ["unseen_words", "bm25", "product_type"]
     assert part["examples"]["queries"][0] == {"query": "snow shovel", "rows": 60}
     assert part["new_queries"] == ["snow shovel", "ice <melt>"]
@@ -482,9 +482,9 @@ def test_the_domain_classifier_never_sees_the_query_that_it_is_asked_about() -> 
     draw = np.random.default_rng(5)
     vectors = draw.normal(size=(80, 200))
     sides = draw.integers(0, 40, 400), draw.integers(40, 80, 400)
-    told = domain.tell(vectors[sides[0]], vectors[sides[1]], *sides)
+    told = domain.fit_domain_classifier(vectors[sides[0]], vectors[sides[1]], *sides)
     assert told.ci_low < 0.55 and told.auc < 0.65
-    assert domain.tell(vectors[:5], vectors[5:10], np.arange(5), np.arange(5)) is None
+    assert domain.fit_domain_classifier(vectors[:5], vectors[5:10], np.arange(5), np.arange(5)) is None
 
 
 # Workspace --------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from distilrank.config import Compute, Config, DemoShop, Label, Lora, Optimiser, Teacher, parameters
+from distilrank.config import Compute, Config, DemoShop, Label, Lora, Optimizer, Teacher, parameters
 from distilrank.core import artifacts, schemas
 from distilrank.modeling import encoding, scorer
 from distilrank.teacher import estimate
@@ -30,7 +30,7 @@ def prepared(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("kind, rank", [("decoder", 4), ("encoder", 0)])
 def test_rows_and_tokens_are_those_of_the_data(prepared: Path, models: Path, monkeypatch, kind: str, rank: int) -> None:
     monkeypatch.setattr(estimate, "SECONDS", 0.2)
-    teacher = Teacher(model=str(models / kind), lora=Lora(rank=rank), optimiser=Optimiser(epochs=3, evaluations=2))
+    teacher = Teacher(model=str(models / kind), lora=Lora(rank=rank), optimizer=Optimizer(epochs=3, evaluations=2))
     compute = Compute(device="cpu", precision="fp32", threads=1, price_per_hour=1000.0)
     found = estimate.estimate(
         teacher,
@@ -49,10 +49,10 @@ def test_rows_and_tokens_are_those_of_the_data(prepared: Path, models: Path, mon
             (prepared / "candidates" / "shard-00000.parquet", schemas.CANDIDATES),
         )
     ]
-    training, labelling = found["training"], found["labelling"]
+    training, labeling = found["training"], found["labeling"]
     assert (training["rows"], training["tokens"]) == (60, 3 * tokens[0])
-    assert (labelling["rows"], labelling["tokens"], labelling["shards"]) == (90, 2 * tokens[1], 2)
-    for one in (training, labelling):
+    assert (labeling["rows"], labeling["tokens"], labeling["shards"]) == (90, 2 * tokens[1], 2)
+    for one in (training, labeling):
         assert one["device_hours"] >= one["tokens"] / one["tokens_per_second"] / 3600 * 0.9 - 1e-4
         assert one["price"] == pytest.approx(1000 * one["device_hours"], abs=0.1)
 
@@ -64,7 +64,7 @@ def test_nothing_has_a_price_that_is_not_known(prepared: Path, models: Path, mon
     found = estimate.estimate(
         Teacher(model=str(models / "decoder")), Label(), compute, **folders, output=prepared / "spend"
     )
-    assert found["training"]["price"] is None and found["labelling"]["price"] is None
+    assert found["training"]["price"] is None and found["labeling"]["price"] is None
 
 
 def test_a_run_takes_over_what_the_estimate_prepared() -> None:

@@ -218,7 +218,7 @@ def test_variants_that_are_not_to_be_had_or_lose_too_much_are_left_out(
     monkeypatch.setattr(export, "FUSIBLE", frozenset())
     parity = export.export(again, _judged(), variants=("O2", "qint8_avx512_vnni"), max_ndcg_loss=-1)
     assert {path.name for path in (again / "onnx").iterdir()} == {"model.onnx", "parity.json"}
-    assert parity["left_out"].pop("model_O2.onnx") == "onnxruntime's optimiser does not know bert"
+    assert parity["left_out"].pop("model_O2.onnx") == "onnxruntime's optimizer does not know bert"
     ((name, told),) = parity["left_out"].items()
     assert name == "model_qint8_avx512_vnni.onnx"
     assert told.startswith("ndcg_loss ") and told.endswith("expected at most -1")
@@ -226,7 +226,7 @@ def test_variants_that_are_not_to_be_had_or_lose_too_much_are_left_out(
 
 
 def test_a_variant_that_cannot_be_read_is_left_out(again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "_quantise", lambda source, target, signed: target.write_bytes(b"nonsense"))
+    monkeypatch.setattr(export, "_quantize", lambda source, target, signed: target.write_bytes(b"nonsense"))
     told = export.export(again, _judged(), variants=("qint8_avx512_vnni",))["left_out"]["model_qint8_avx512_vnni.onnx"]
     assert told.startswith("bert does not survive it") and "not a readable ONNX model" in told
     assert {path.name for path in (again / "onnx").iterdir()} == {"model.onnx", "parity.json"}

@@ -225,7 +225,9 @@ def test_it_does_not_decide_on_a_folder_that_was_changed(stage: Stage, part: str
     changed.write_bytes(changed.read_bytes() + b" ")
     with pytest.raises(InputError, match=rf"input {part}: {changed}: digest .* differs from the recorded .*--no-cache"):
         stage.run()
-    assert registry.connect(stage.where).look("d" * 64, "v" + "0" * 12) == 1, "nothing was decided, so nobody looked"
+    assert registry.connect(stage.where).record_test_evaluation("d" * 64, "v" + "0" * 12) == 1, (
+        "nothing was decided, so nobody looked"
+    )
 
 
 @pytest.mark.parametrize("name", ["student", "judgements", "champion", "anchor"])

@@ -1,4 +1,4 @@
-"""Labelling: exactly once whatever is killed, from known inputs only, and at a known cost."""
+"""Labeling: exactly once whatever is killed, from known inputs only, and at a known cost."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ def test_parts_that_another_attempt_tidies_up_are_not_missed(tmp_path: Path, sha
         shutil.rmtree(tmp_path / "parts", ignore_errors=True)
         return victims.score(rows, counter)
 
-    labelled = victims.label(tmp_path / "labels", parts=tmp_path / "parts", scorer=tidied)
+    labeled = victims.label(tmp_path / "labels", parts=tmp_path / "parts", scorer=tidied)
     assert victims.digest(tmp_path / "labels") == victims.digest(tmp_path / "unbroken")
-    assert (labelled.work.pairs, labelled.resumed) == (unbroken.work.pairs, 0)
+    assert (labeled.work.pairs, labeled.resumed) == (unbroken.work.pairs, 0)
 
 
 def test_a_full_disk_is_named_and_finished_parts_stay(tmp_path: Path) -> None:
@@ -123,9 +123,9 @@ def test_windows_hold_exactly_so_many_rows_wherever_row_groups_end(
     assert pa.concat_tables(found).equals(table.select(["product_id", "title"]))
 
 
-def _parts(tmp_path: Path, inputs: dict | None = None) -> tuple[label_parts.Parts, pa.Table, np.ndarray]:
+def _parts(tmp_path: Path, inputs: dict | None = None) -> tuple[label_parts.LabelCheckpoints, pa.Table, np.ndarray]:
     rows = victims.candidates(10)
-    parts = label_parts.Parts(tmp_path / "parts", inputs or victims.INPUTS)
+    parts = label_parts.LabelCheckpoints(tmp_path / "parts", inputs or victims.INPUTS)
     logits = np.linspace(-1, 1, 10, dtype=np.float32)
     parts.keep(3, rows, logits, label_parts.Work(10, 70, 2, 0.25))
     return parts, rows, logits
@@ -187,16 +187,18 @@ def test_parts_of_other_inputs_are_refused(tmp_path: Path, capsys: pytest.Captur
     _, rows, _ = _parts(tmp_path)
     folder = tmp_path / "parts"
     with pytest.raises(InputError, match=rf"{folder}/inputs.json: .*other inputs \(teacher tttttttttttt, expected uuu"):
-        label_parts.Parts(folder, victims.INPUTS | {"teacher": "u" * 64})
+        label_parts.LabelCheckpoints(folder, victims.INPUTS | {"teacher": "u" * 64})
     with pytest.raises(InputError, match=r"other inputs \(part_rows 8, expected None\)"):
-        label_parts.Parts(folder, {name: value for name, value in victims.INPUTS.items() if name != "part_rows"})
-    other = label_parts.Parts(tmp_path / "other", victims.INPUTS | {"teacher": "u" * 64})
+        label_parts.LabelCheckpoints(
+            folder, {name: value for name, value in victims.INPUTS.items() if name != "part_rows"}
+        )
+    other = label_parts.LabelCheckpoints(tmp_path / "other", victims.INPUTS | {"teacher": "u" * 64})
     shutil.copy(folder / "part-00003.parquet", tmp_path / "other")
     with pytest.raises(InputError, match=rf"{tmp_path}/other/part-00003.parquet: made from other inputs"):
         other.take(3, rows)
     capsys.readouterr()
     (folder / "inputs.json").write_text("{")  # each part says for itself what it was made from
-    assert label_parts.Parts(folder, victims.INPUTS).take(3, rows) is not None
+    assert label_parts.LabelCheckpoints(folder, victims.INPUTS).take(3, rows) is not None
     assert f"{folder}/inputs.json: not JSON" in capsys.readouterr().out
     assert json.loads((folder / "inputs.json").read_text()) == victims.INPUTS
 
@@ -207,7 +209,7 @@ def test_parts_of_other_inputs_are_refused(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda table: table.append_column("colour", table["color"]), r"unknown column 'colour', expected query_id, "),
+        (lambda table: table.append_column("color", table["color"]), r"unknown column 'color', expected query_id, "),
         (lambda table: table.drop_columns(["clicks", "title"]), r"missing column 'title', 'clicks', expected query_id"),
         (lambda table: table.slice(0, 0), "no rows, expected at least one candidate"),
         (
@@ -301,16 +303,16 @@ def test_what_it_takes_is_logged_summed_over_attempts_and_priced(tmp_path: Path,
 
     with pytest.raises(KeyboardInterrupt):
         victims.label(tmp_path / "labels", scorer=dying)
-    labelled = victims.label(tmp_path / "labels")
-    assert labelled.resumed == 40
-    assert replace(labelled.work, seconds=0) == label_parts.Work(victims.ROWS, 3 * victims.ROWS, victims.WINDOWS, 0)
-    assert labelled.work.seconds > 5 * 0.02
-    bill = label_parts.Device("cpu", 2.0).bill(replace(labelled.work, seconds=1800.0))
+    labeled = victims.label(tmp_path / "labels")
+    assert labeled.resumed == 40
+    assert replace(labeled.work, seconds=0) == label_parts.Work(victims.ROWS, 3 * victims.ROWS, victims.WINDOWS, 0)
+    assert labeled.work.seconds > 5 * 0.02
+    bill = label_parts.Device("cpu", 2.0).cost_summary(replace(labeled.work, seconds=1800.0))
     assert bill == {
         "pairs": 90, "tokens": 270, "truncated": 12, "seconds": 1800.0, "rows_per_second": 0.1, "device": "cpu",
         "device_hours": 0.5, "price": 1.0,
     }  # fmt: skip
-    assert label_parts.Device("cpu").bill(labelled.work)["price"] is None
+    assert label_parts.Device("cpu").cost_summary(labeled.work)["price"] is None
     assert "90/90 pairs" in (last := capsys.readouterr().out.splitlines()[-1])
     assert "pairs/s" in last and "0 s left" in last and "270 tokens, 0 s of cpu, price " in last
 
@@ -348,8 +350,8 @@ def _teacher(models: Path, output: Path, text: TeacherText = TeacherText()) -> P
 
 
 @pytest.fixture(scope="module")
-def labelled(prepared: Path, taught: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folders = [tmp_path_factory.mktemp("labelled") / shard for shard in SHARDS]
+def labeled(prepared: Path, taught: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folders = [tmp_path_factory.mktemp("labeled") / shard for shard in SHARDS]
     for folder in folders:
         labeling.label(
             Label(part_rows=10), COMPUTE, shard=folder.name, candidates=prepared, teacher=taught, output=folder
@@ -358,9 +360,9 @@ def labelled(prepared: Path, taught: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def copied(labelled: list[Path], tmp_path: Path) -> list[Path]:
+def copied(labeled: list[Path], tmp_path: Path) -> list[Path]:
     """Labels of two shards, to be damaged."""
-    return [Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in labelled]
+    return [Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in labeled]
 
 
 LABEL_SLOWLY = """
@@ -399,7 +401,7 @@ def _killed_after(parts: int, prepared: Path, teacher: Path, tmp_path: Path) -> 
 
 
 def test_a_killed_teacher_goes_on_and_other_inputs_start_anew(
-    prepared: Path, taught: Path, labelled: list[Path], models: Path, tmp_path: Path
+    prepared: Path, taught: Path, labeled: list[Path], models: Path, tmp_path: Path
 ) -> None:
     finished = _killed_after(3, prepared, taught, tmp_path)
     assert 0 < len(finished) < 8 and not (tmp_path / "killed" / "manifest.json").exists()
@@ -419,14 +421,14 @@ def test_a_killed_teacher_goes_on_and_other_inputs_start_anew(
     assert list((tmp_path / "resume").iterdir()) == []
     facts = artifacts.read_json(tmp_path / "killed" / "stage.json")["facts"]
     assert facts["resumed"] == 10 * (len(finished) - 1)
-    assert (tmp_path / "killed/labels.parquet").read_bytes() == (labelled[0] / "labels.parquet").read_bytes()
-    killed, unbroken = (label_manifest.read(folder) for folder in (tmp_path / "killed", labelled[0]))
+    assert (tmp_path / "killed/labels.parquet").read_bytes() == (labeled[0] / "labels.parquet").read_bytes()
+    killed, unbroken = (label_manifest.read(folder) for folder in (tmp_path / "killed", labeled[0]))
     timed = {"seconds", "rows_per_second", "device_hours"}
     for manifest in (killed, unbroken):
         assert timed <= set(manifest["work"]) and manifest.pop("digest")
         manifest["work"] = {key: value for key, value in manifest["work"].items() if key not in timed}
     assert killed == unbroken
-    assert label_manifest.identity([tmp_path / "killed"]) == label_manifest.identity(labelled[:1])
+    assert label_manifest.identity([tmp_path / "killed"]) == label_manifest.identity(labeled[:1])
 
 
 def test_parts_that_were_moved_are_refused(
@@ -468,19 +470,19 @@ def test_a_corrupt_shard_is_named_before_any_scoring(prepared: Path, taught: Pat
     assert not (tmp_path / "out").exists()
 
 
-def test_a_manifest_tells_what_was_labelled(prepared: Path, taught: Path, labelled: list[Path]) -> None:
-    one = label_manifest.read(labelled[0])
+def test_a_manifest_tells_what_was_labeled(prepared: Path, taught: Path, labeled: list[Path]) -> None:
+    one = label_manifest.read(labeled[0])
     assert (one["shard"], one["rows"], one["queries"]) == ("shard-00000", ROWS, ROWS // 5)
     assert one["teacher"] == artifacts.verify(taught)
     assert one["candidates"] == artifacts.digest_file(prepared / "shard-00000.parquet")
-    assert one["labels"] == artifacts.digest_file(labelled[0] / "labels.parquet")
-    logits = schemas.read(labelled[0] / "labels.parquet", schemas.LABELS)["logit"].to_numpy()
+    assert one["labels"] == artifacts.digest_file(labeled[0] / "labels.parquet")
+    logits = schemas.read(labeled[0] / "labels.parquet", schemas.LABELS)["logit"].to_numpy()
     assert one["logits"]["mean"] == pytest.approx(logits.mean(), abs=1e-6)
     assert one["logits"]["deviation"] == pytest.approx(logits.std(), abs=1e-6) and one["logits"]["min"] == logits.min()
     work = one["work"]
     assert (work["pairs"], work["device"], work["price"]) == (ROWS, "cpu", None)
     assert work["tokens"] > 10 * ROWS and work["seconds"] > 0
-    combined = label_manifest.combine(labelled[::-1])
+    combined = label_manifest.combine(labeled[::-1])
     assert [shard["shard"] for shard in combined["shards"]] == list(SHARDS)
     assert (combined["rows"], combined["queries"], combined["work"]["pairs"]) == (2 * ROWS, 2 * ROWS // 5, 2 * ROWS)
     assert combined["work"]["tokens"] == sum(shard["work"]["tokens"] for shard in combined["shards"])
@@ -494,8 +496,8 @@ def test_the_price_of_all_shards_is_known_if_that_of_each_is(copied: list[Path])
         assert label_manifest.combine(copied)["work"]["price"] == expected
 
 
-def test_labels_stand_beside_their_candidates(prepared: Path, taught: Path, labelled: list[Path]) -> None:
-    tables = list(labeling.read(labelled[::-1], prepared, taught, rows=7))
+def test_labels_stand_beside_their_candidates(prepared: Path, taught: Path, labeled: list[Path]) -> None:
+    tables = list(labeling.read(labeled[::-1], prepared, taught, rows=7))
     assert max(map(len, tables)) == 7
     table = pa.concat_tables(tables)
     assert table.schema.names == [*schemas.CANDIDATES.names, "logit"]

@@ -238,6 +238,6 @@ def test_a_repeated_run_that_had_promoted_says_so(tmp_path: Path, run: str, by: 
     artifacts.write_json(folder / "timings.json", {"seconds": 1, "peak_memory_mib": 1})
     verdict = {"outcome": "unchanged", "checks": [], "champion": {"id": "v0123456789ab", "run": run}}
     shown = io.StringIO()
-    __main__._summarise(Console(file=shown, width=200), folder, verdict)
+    __main__._summarize(Console(file=shown, width=200), folder, verdict)
     assert f"v0123456789ab is the champion already ({by}): there is nothing to promote" in shown.getvalue()
     assert "refused" not in shown.getvalue()

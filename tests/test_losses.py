@@ -349,11 +349,11 @@ def test_thresholds_begin_symmetric_and_stay_in_order(levels: int, seed: int) ->
     assert torch.allclose(start, -start.flip(0), atol=1e-5)
     above = torch.cat([torch.ones(1), torch.sigmoid(-start), torch.zeros(1)])
     assert torch.allclose(-above.diff(), torch.full((levels,), 1 / levels), atol=1e-5), "equally likely at 0"
-    optimiser = torch.optim.SGD(thresholds.parameters(), lr=5.0)
+    optimizer = torch.optim.SGD(thresholds.parameters(), lr=5.0)
     for _ in range(30):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         ordinal_cross_entropy(4 * torch.randn(8), torch.rand(8), thresholds()).backward()
-        optimiser.step()
+        optimizer.step()
     assert (thresholds().diff() >= 0).all() and torch.isfinite(thresholds()).all()
     assert not torch.equal(thresholds().detach(), start)
 
@@ -363,11 +363,11 @@ def test_thresholds_find_the_levels_of_a_scale() -> None:
     wanted, logit = torch.tensor([-1.0, 0.25, 2.0]), 2 * torch.randn(20_000)
     level = (logit[:, None] + torch.logit(torch.rand(20_000, 1)) > wanted).sum(1)
     thresholds = Thresholds(4)
-    optimiser = torch.optim.Adam(thresholds.parameters(), lr=0.1)
+    optimizer = torch.optim.Adam(thresholds.parameters(), lr=0.1)
     for _ in range(150):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         ordinal_cross_entropy(logit, level / 3, thresholds()).backward()
-        optimiser.step()
+        optimizer.step()
     assert torch.allclose(thresholds(), wanted, atol=0.1)
 
 

@@ -55,7 +55,7 @@ def student(tmp_path: Path) -> Path:
 
 def test_the_hub_reads_its_metadata(student: Path) -> None:
     artifacts.write_json(student / model_card.PARITY, PARITY)
-    model_card.write(student, _record(), licence="apache-2.0")
+    model_card.write(student, _record(), license="apache-2.0")
     data = ModelCard.load(student / "README.md").data
     assert (data.license, data.base_model, data.library_name) == (
         "apache-2.0",
@@ -68,11 +68,11 @@ def test_the_hub_reads_its_metadata(student: Path) -> None:
 
 
 def test_it_tells_what_the_folder_and_the_record_say(student: Path) -> None:
-    record = _record(pointwise=0.5, human=0, target="probability", optimiser={"learning_rate": 3e-5, "seed": 99})
+    record = _record(pointwise=0.5, human=0, target="probability", optimizer={"learning_rate": 3e-5, "seed": 99})
     card = model_card.render(student, record, teacher="hub:org/large@def")
     assert "title and product type, at most 96 tokens" in card
     assert '("cordless drill", "18 V drill with two batteries [SEP] drills")' in card
-    for setting in ("loss | margin", "target | probability", "pointwise | 0.5", "human | 0.0", "optimiser.seed | 99"):
+    for setting in ("loss | margin", "target | probability", "pointwise | 0.5", "human | 0.0", "optimizer.seed | 99"):
         assert f"| {setting} |" in card
     assert "| judgements | `a1b2` |" in card and "`hub:org/large@def`" in card
     assert "sigmoid(1.2500 * logit -0.5000)" in card
@@ -88,7 +88,7 @@ def test_what_is_not_known_is_said_to_be_unknown(student: Path) -> None:
     data = ModelCard(card).data
     assert data.license is None and data.base_model is None and "onnx" not in data.tags
     for said in (
-        "under a licence that is not known here",
+        "under a license that is not known here",
         "its teacher began as a model that is not known here",
         "On test queries: not known when this was written.",
         "It is not calibrated",
@@ -116,14 +116,14 @@ def test_exported_files_are_listed_with_what_they_lose(student: Path) -> None:
 def test_a_licence_is_read_from_the_base_models_own_card(tmp_path: Path) -> None:
     assert model_card.read_licence(tmp_path) == ""
     path = tmp_path / "README.md"
-    for text, licence in (
+    for text, license in (
         ("---\nlanguage: en\nlicense: apache-2.0\n---\n# A model", "apache-2.0"),
         ("---\nlanguage: en\n---\nlicense: mit", ""),
         ("---\nlicense: [mit\n---\n", ""),
         ("# license: mit", ""),
     ):
         path.write_text(text)
-        assert model_card.read_licence(tmp_path) == licence
+        assert model_card.read_licence(tmp_path) == license
 
 
 def test_a_folder_that_is_not_a_student_is_refused(tmp_path: Path) -> None:

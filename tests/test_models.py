@@ -12,43 +12,43 @@ import pytest
 from transformers import AutoTokenizer
 
 from distilrank import score_files
-from distilrank.config import Compute, Label, Lora, Optimiser, Student, StudentOptimiser, Teacher, TeacherText, Text
+from distilrank.config import Compute, Label, Lora, Optimizer, Student, StudentOptimizer, Teacher, TeacherText, Text
 from distilrank.core import artifacts, schemas
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.modeling import references, scorer
-from distilrank.modeling.encoding import PairEncoder, PromptEncoder, neutralise
+from distilrank.modeling.encoding import PairEncoder, PromptEncoder, neutralize
 from distilrank.student import train as student
 from distilrank.teacher import labeling
 from distilrank.teacher import train as teacher
 
 COMPUTE = Compute(device="cpu", precision="fp32", threads=1)
 NOUNS = ("sofa", "lamp", "phone", "drill", "shoe", "dress")
-COLOURS = ("red", "blue", "green", "black", "white")
+COLORS = ("red", "blue", "green", "black", "white")
 
 
 def pairs(queries: int, per_query: int, seed: int) -> pa.Table:
-    """Rows of records.PAIR with a `target`: 1 for the right noun and colour, .5 for the noun, else 0."""
+    """Rows of records.PAIR with a `target`: 1 for the right noun and color, .5 for the noun, else 0."""
     rng = np.random.default_rng(seed)
     rows = []
     for number in range(queries):
-        noun, colour = rng.choice(NOUNS), rng.choice(COLOURS)
+        noun, color = rng.choice(NOUNS), rng.choice(COLORS)
         for product in range(per_query):
             title_noun = noun if product % 2 else rng.choice(NOUNS)
-            title_colour = colour if product % 3 == 0 else rng.choice(COLOURS)
+            title_color = color if product % 3 == 0 else rng.choice(COLORS)
             rows.append(
                 {
                     "query_id": f"q{seed}-{number:03d}",
-                    "query": f"{colour} {noun}",
+                    "query": f"{color} {noun}",
                     "product_id": f"p{product:02d}",
-                    "title": f"{title_colour} {title_noun} for men",
+                    "title": f"{title_color} {title_noun} for men",
                     "product_type": str(title_noun) if product % 4 else None,
                     "brand": None,
-                    "color": str(title_colour),
+                    "color": str(title_color),
                     "gender": None,
                     "description": "steel and wood",
                     **dict.fromkeys(
                         ("target", "gain"),
-                        ((title_noun == noun) + (title_noun == noun and title_colour == colour)) / 2,
+                        ((title_noun == noun) + (title_noun == noun and title_color == color)) / 2,
                     ),
                     "raters": 3,
                     "locale": None,
@@ -79,7 +79,7 @@ def teacher_config(models: Path, **changes) -> Teacher:
     knobs = {
         "model": str(models / "decoder"),
         "lora": Lora(rank=8, alpha=16),
-        "optimiser": Optimiser(epochs=15, learning_rate=3e-3, batch_tokens=400, evaluations=3),
+        "optimizer": Optimizer(epochs=15, learning_rate=3e-3, batch_tokens=400, evaluations=3),
         "lift_over_bm25": -1.0,
         "min_deviation": 0,  # of weights so small and random
         "max_ece": 1.0,
@@ -97,8 +97,8 @@ def taught(prepared: Path, models: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def labelled(prepared: Path, taught: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folders = [tmp_path_factory.mktemp("labelled") / shard for shard in ("shard-00000", "shard-00001")]
+def labeled(prepared: Path, taught: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folders = [tmp_path_factory.mktemp("labeled") / shard for shard in ("shard-00000", "shard-00001")]
     for folder in folders:
         labeling.label(
             Label(), COMPUTE, shard=folder.name, candidates=prepared / "candidates", teacher=taught, output=folder
@@ -107,11 +107,11 @@ def labelled(prepared: Path, taught: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def distilled(prepared: Path, taught: Path, labelled: list[Path], models: Path, tmp_path_factory) -> Path:
+def distilled(prepared: Path, taught: Path, labeled: list[Path], models: Path, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("distilled") / "student"
     config = Student(
         model=str(models / "encoder"),
-        optimiser=StudentOptimiser(epochs=2, learning_rate=2e-3, batch_tokens=600, evaluations=2),
+        optimizer=StudentOptimizer(epochs=2, learning_rate=2e-3, batch_tokens=600, evaluations=2),
         text=Text(max_tokens=48),
     )
     student.train(
@@ -119,7 +119,7 @@ def distilled(prepared: Path, taught: Path, labelled: list[Path], models: Path, 
         COMPUTE,
         judgements=prepared / "judgements",
         candidates=prepared / "candidates",
-        labelled=labelled,
+        labeled=labeled,
         teacher=taught,
         model_digest="d" * 64,
         output=output,
@@ -135,13 +135,13 @@ def test_special_tokens_in_raw_text_are_ordinary_characters(models: Path, kind: 
     encoder = scorer.load_encoder(models / kind, TeacherText())
     tokenizer = AutoTokenizer.from_pretrained(models / kind)
     hostile = " ".join(tokenizer.all_special_tokens) + " sofa [SEP][SEP]"
-    clean = neutralise(hostile, encoder.special)
+    clean = neutralize(hostile, encoder.special)
     ids = encoder.tokenizer.encode(clean, add_special_tokens=False).ids
     unknown = {tokenizer.unk_token_id} - {None}  # a real outcome for characters that the vocabulary lacks
     assert not (set(ids) - unknown) & set(tokenizer.all_special_ids)
     read = encoder.tokenizer.encode(hostile, add_special_tokens=False).ids
     assert set(read) & set(tokenizer.all_special_ids)  # it would matter
-    assert neutralise("a red sofa", encoder.special) == "a red sofa"
+    assert neutralize("a red sofa", encoder.special) == "a red sofa"
 
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
@@ -306,7 +306,7 @@ def test_the_teacher_learns_and_is_saved_whole(taught: Path) -> None:
 
 
 def test_a_teacher_that_does_not_beat_bm25_stops_the_run(prepared: Path, models: Path, tmp_path: Path) -> None:
-    config = teacher_config(models, lift_over_bm25=0.99, optimiser=Optimiser(epochs=1, evaluations=1))
+    config = teacher_config(models, lift_over_bm25=0.99, optimizer=Optimizer(epochs=1, evaluations=1))
     with pytest.raises(RunStopped, match=r"dev nDCG@10 0\.\d+ against BM25's 0\.\d+, expected a lift above 0.99"):
         teacher.train(
             config, COMPUTE, judgements=prepared / "judgements", model_digest="d" * 64, output=tmp_path / "teacher"

@@ -93,7 +93,7 @@ def test_packed_batches_give_the_logits_and_gradients_of_padded_ones(kind: str) 
 def test_every_pair_sees_its_own_tokens_in_order_and_no_others(groups) -> None:
     tokens = tokens_of([query for query, _ in groups], [rest for _, rest in groups])
     rows = np.random.default_rng(0).permutation(len(tokens))
-    batch = packing.pack(tokens, rows)
+    batch = packing.pack_decoder_batch(tokens, rows)
     ids, positions = batch.ids[0].numpy(), batch.positions[0].numpy()
     assert len(ids) <= tokens.lengths.sum(), "common tokens stand once"
     for place, row in enumerate(rows):
@@ -104,13 +104,13 @@ def test_every_pair_sees_its_own_tokens_in_order_and_no_others(groups) -> None:
 
 
 def test_common_tokens_stand_once() -> None:
-    batch = packing.pack(tokens_of([[1, 2, 3], [4]], [[[5], [6, 7]], [[8, 9]]]), np.arange(3))
+    batch = packing.pack_decoder_batch(tokens_of([[1, 2, 3], [4]], [[[5], [6, 7]], [[8, 9]]]), np.arange(3))
     assert batch.ids[0].tolist() == [1, 2, 3, 5, 6, 7, 4, 8, 9]
     assert batch.positions[0].tolist() == [0, 1, 2, 3, 3, 4, 0, 1, 2]
 
 
 def test_a_pair_that_begins_as_another_keeps_its_last_token() -> None:
-    batch = packing.pack(tokens_of([[1]], [[[2], [2, 2], [2]]]), np.arange(3))
+    batch = packing.pack_decoder_batch(tokens_of([[1]], [[[2], [2, 2], [2]]]), np.arange(3))
     assert len(set(batch.read.tolist())) == 3
 
 
@@ -172,7 +172,7 @@ def test_batches_are_halved_until_they_fit() -> None:
 def test_drawn_batches_hold_every_row_once_within_budget(lengths: list[int], budget: int, grouped: bool) -> None:
     sizes = np.array(lengths, np.int64)
     groups = np.arange(len(sizes)) // 3 if grouped else None
-    batches = batching.drawn(sizes, budget, np.random.default_rng(0), groups)
+    batches = batching.random_batches(sizes, budget, np.random.default_rng(0), groups)
     order = np.concatenate([np.empty(0, np.int64), *batches])
     assert sorted(order.tolist()) == list(range(len(sizes)))
     assert all(len(batch) == 1 or sizes[batch].sum() <= budget for batch in batches)
@@ -188,19 +188,21 @@ def test_layers_are_fused_only_where_it_pays(monkeypatch: pytest.MonkeyPatch) ->
     assert compilation.weights(model) == sum(
         parameter.numel() for name, parameter in model.model.named_parameters() if "embed" not in name
     )
-    assert not compilation.fuse("teacher", model, FP32, runtime, 1e12)
-    assert not compilation.fuse("teacher", model, FP32.model_copy(update={"compile": "off"}), runtime, 1e20)
+    assert not compilation.compile_layers("teacher", model, FP32, runtime, 1e12)
+    assert not compilation.compile_layers("teacher", model, FP32.model_copy(update={"compile": "off"}), runtime, 1e20)
     monkeypatch.setenv("PATH", "")
-    assert not compilation.fuse("teacher", model, FP32, runtime, 1e20)
+    assert not compilation.compile_layers("teacher", model, FP32, runtime, 1e20)
     with pytest.raises(InputError, match=r"compute.compile: on, but no C\+\+ compiler"):
-        compilation.fuse("teacher", model, FP32.model_copy(update={"compile": "on"}), runtime, 1e20)
+        compilation.compile_layers("teacher", model, FP32.model_copy(update={"compile": "on"}), runtime, 1e20)
 
 
 def test_fused_layers_give_the_same_logits() -> None:
     model, tokens = small("llama"), tokens_of([[1, 2]] * 3, [[[3], [4, 5]]] * 3)
     plain = torch_backend.score_encoded(model, tokens, CPU, 1000)
     try:
-        fused = compilation.fuse("teacher", model, FP32.model_copy(update={"compile": "on"}), setup_runtime(FP32), 0.0)
+        fused = compilation.compile_layers(
+            "teacher", model, FP32.model_copy(update={"compile": "on"}), setup_runtime(FP32), 0.0
+        )
     except InputError as error:
         pytest.skip(str(error))
     assert fused

@@ -62,10 +62,10 @@ class Shop:
                 "lift_over_bm25": -1,  # random weights cannot beat it
                 "lora": {"rank": 4},
                 "min_deviation": 0,
-                "optimiser": {"epochs": 1, "evaluations": 1},
+                "optimizer": {"epochs": 1, "evaluations": 1},
             },
             "label": {"min_deviation": 0},
-            "student": {"model": str(models / "encoder"), "optimiser": {"epochs": 1, "evaluations": 1}},
+            "student": {"model": str(models / "encoder"), "optimizer": {"epochs": 1, "evaluations": 1}},
             "drift": {"embedding_rows": 100},
             "evaluate": {"bootstrap": 200, "cluster_bootstrap": 50, "latency_pairs": 32},
             "gate": {
@@ -184,7 +184,7 @@ def test_the_compiled_pipeline_meets_the_champion_that_it_makes_again(promoted: 
 
 def test_another_student_that_is_not_good_enough_is_refused(promoted: Path, shop: Shop) -> None:
     alias = (shop.registry / "aliases" / "champion.json").read_bytes()
-    settings = ("student.optimiser.seed=99", "gate.minima.ndcg_at_10=0.9999")
+    settings = ("student.optimizer.seed=99", "gate.minima.ndcg_at_10=0.9999")
     result = shop.run("refused", *settings, options=("--fail-on-refusal",))
     assert result.returncode == 3, result.stdout + result.stderr
     assert "✗ minimum_ndcg_at_10" in result.stdout and "refused in" in result.stdout
@@ -192,7 +192,7 @@ def test_another_student_that_is_not_good_enough_is_refused(promoted: Path, shop
     assert (shop.registry / "aliases" / "champion.json").read_bytes() == alias
 
 
-def test_a_teacher_not_worth_labelling_with_stops_the_run(promoted: Path, shop: Shop) -> None:
+def test_a_teacher_not_worth_labeling_with_stops_the_run(promoted: Path, shop: Shop) -> None:
     with Listener() as listener:
         result = shop.run("hopeless", "teacher.lift_over_bm25=0.9", f"cluster.notify.webhook={listener.url}")
     assert result.returncode == 1

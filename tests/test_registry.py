@@ -485,7 +485,7 @@ def test_a_folder_whose_locks_keep_nobody_away_is_refused(folder: Folder, tmp_pa
         backend.check,
         lambda: backend.move(CHAMPION, second, first),
         backend.rollback,
-        lambda: backend.look(TEST_SET, first),
+        lambda: backend.record_test_evaluation(TEST_SET, first),
         lambda: backend.publish(*make(tmp_path, "c")),
         lambda: backend.collect(1, dry_run=False),
     )
@@ -652,18 +652,18 @@ def test_killed_between_alias_and_history_the_history_is_completed(place: Place,
 def test_looks_are_counted_once_a_candidate_and_test_set(place: Place) -> None:
     backend = registry.connect(place.config)
     one, two = "v" + "1" * 12, "v" + "2" * 12
-    assert [backend.look(TEST_SET, name) for name in (one, one, two, one)] == [1, 1, 2, 2]
-    assert backend.look("cd" * 32, one) == 1
+    assert [backend.record_test_evaluation(TEST_SET, name) for name in (one, one, two, one)] == [1, 1, 2, 2]
+    assert backend.record_test_evaluation("cd" * 32, one) == 1
     assert sorted(name for name in place.files() if TEST_SET in name) == [
         f"looks/{TEST_SET}/{one}",
         f"looks/{TEST_SET}/{two}",
     ]
     with ThreadPoolExecutor(4) as pool:
-        counts = list(pool.map(lambda number: backend.look("ef" * 32, f"v{number:012x}"), range(4)))
-    assert max(counts) == 4 and backend.look("ef" * 32, f"v{0:012x}") == 4
+        counts = list(pool.map(lambda number: backend.record_test_evaluation("ef" * 32, f"v{number:012x}"), range(4)))
+    assert max(counts) == 4 and backend.record_test_evaluation("ef" * 32, f"v{0:012x}") == 4
     for test_set, candidate in (("../x", one), (TEST_SET, "../x")):
         with pytest.raises(InputError, match=r"'\.\./x' is no (test set|candidate), expected"):
-            backend.look(test_set, candidate)
+            backend.record_test_evaluation(test_set, candidate)
 
 
 def test_looks_at_a_test_set_with_many_of_the_same_queries_count_too(place: Place) -> None:
@@ -672,18 +672,18 @@ def test_looks_at_a_test_set_with_many_of_the_same_queries_count_too(place: Plac
     names = [f"v{number:012x}" for number in range(5)]
 
     def look(test_set: str, candidate: str, chosen: list[str]) -> int:
-        return backend.look(test_set * 32, candidate, sketch.of(chosen))
+        return backend.record_test_evaluation(test_set * 32, candidate, sketch.of(chosen))
 
-    assert backend.look("0a" * 32, names[0]) == 1  # as earlier releases recorded it
+    assert backend.record_test_evaluation("0a" * 32, names[0]) == 1  # as earlier releases recorded it
     assert look("0a", names[1], queries) == 2  # and its candidates count once the set's queries are known
     assert look("0b", names[2], queries) == 3  # other targets, the same queries
     assert look("0b", names[1], queries) == 3  # a candidate counts once, whatever it was judged by
     assert look("0c", names[3], [*queries[:25], *(f"other {number}" for number in range(75))]) == 4
     assert look("0d", names[3], [*queries[26:50], *(f"more {number}" for number in range(76))]) == 1  # 24 of 100
     assert look("0e", names[4], queries[:40]) == 5  # all of them in 0a, and more than a quarter in 0c
-    assert backend.look("0a" * 32, names[0]) == 2  # without its queries, this very set alone
+    assert backend.record_test_evaluation("0a" * 32, names[0]) == 2  # without its queries, this very set alone
     with pytest.raises(InputError, match="the sketch of test set 0f0f0f0f0f0f is damaged; evaluate again"):
-        backend.look("0f" * 32, names[0], "../x")
+        backend.record_test_evaluation("0f" * 32, names[0], "../x")
     assert not [name for name in place.files() if "0f0f" in name]
 
 
@@ -910,7 +910,9 @@ def test_reading_and_looking_need_no_right_to_replace(bucket: Bucket, front: Any
     front(viewer_and_creator)
     reader = anew(bucket, tmp_path / "fresh")
     assert reader.fetch(registry.resolve(reader, CHAMPION)).name == second
-    assert len(reader.history()) == 2 and reader.look(TEST_SET, first) == 1 == reader.look(TEST_SET, first)
+    assert len(reader.history()) == 2 and reader.record_test_evaluation(
+        TEST_SET, first
+    ) == 1 == reader.record_test_evaluation(TEST_SET, first)
     assert "POST" in made
     for change in (
         lambda: reader.move(CHAMPION, first, second),

@@ -145,7 +145,7 @@ def test_areas_agree_with_scikit_learn_ties_and_draws_included(rows):
     relevant, score, drawn = (np.array(column) for column in zip(*rows, strict=True))
     curve = metrics.ThresholdCurve(relevant, score).counts()
     whole = metrics.roc_auc(*curve), metrics.pr_auc(*curve)
-    areas = metrics.Areas(relevant, score, np.arange(len(rows)))
+    areas = metrics.BootstrapAuc(relevant, score, np.arange(len(rows)))
     assert areas.measure(np.ones(len(rows))) == pytest.approx(whole, nan_ok=True)
     for weights, (roc, pr) in ((np.ones(len(rows)), whole), (drawn, areas.measure(drawn))):
         if weights[relevant].sum() and weights[~relevant].sum():
@@ -272,36 +272,38 @@ def test_paired_intervals_cover_the_truth_about_as_often_as_they_say():
     covered = 0
     for _ in range(10):  # 40 differences share the resamples of one call
         deltas = rng.normal(0.1, 0.5, (60, 40))
-        sure = significance.paired(deltas, resamples=500, confidence=0.9, rng=rng)
+        sure = significance.paired_interval(deltas, resamples=500, confidence=0.9, rng=rng)
         covered += int(((sure.low <= 0.1) & (sure.high >= 0.1)).sum())
     assert 0.85 < covered / 400 < 0.94
 
 
 def test_paired_interval_width_is_that_of_the_mean():
     deltas = np.random.default_rng(1).normal(0, 1, (400, 1))
-    sure = significance.paired(deltas, resamples=4000, confidence=0.95, rng=np.random.default_rng(2))
+    sure = significance.paired_interval(deltas, resamples=4000, confidence=0.95, rng=np.random.default_rng(2))
     half = 1.96 * deltas.std() / 20
     assert sure.low[0] == pytest.approx(deltas.mean() - half, abs=0.015)
     assert sure.high[0] == pytest.approx(deltas.mean() + half, abs=0.015)
 
 
-def test_sign_flips_approach_the_exact_randomisation_test():
+def test_sign_flips_approach_the_exact_randomization_test():
     deltas = np.array([0.3, -0.1, 0.2, 0.4, 0.05, -0.02, 0.25, 0.1])
     flipped = [abs(np.dot(signs, deltas)) for signs in itertools.product((-1, 1), repeat=len(deltas))]
     exact = np.mean(np.array(flipped) >= abs(deltas.sum()) - 1e-12)
-    sure = significance.paired(deltas[:, None], resamples=20_000, confidence=0.95, rng=np.random.default_rng(3))
+    sure = significance.paired_interval(
+        deltas[:, None], resamples=20_000, confidence=0.95, rng=np.random.default_rng(3)
+    )
     assert sure.p_value[0] == pytest.approx(exact, abs=0.01)
 
 
 def test_p_values_are_uniform_where_there_is_no_difference():
     rng = np.random.default_rng(4)
-    sure = significance.paired(rng.normal(0, 1, (50, 400)), resamples=500, confidence=0.95, rng=rng)
+    sure = significance.paired_interval(rng.normal(0, 1, (50, 400)), resamples=500, confidence=0.95, rng=rng)
     assert 0.02 < (sure.p_value <= 0.05).mean() < 0.09
     assert 0.42 < (sure.p_value <= 0.5).mean() < 0.58
 
 
 def test_no_difference_at_all_is_an_empty_interval_and_p_one():
-    sure = significance.paired(np.zeros((7, 2)), resamples=100, confidence=0.95, rng=np.random.default_rng(5))
+    sure = significance.paired_interval(np.zeros((7, 2)), resamples=100, confidence=0.95, rng=np.random.default_rng(5))
     assert [values.tolist() for values in sure] == [[0, 0], [0, 0], [1, 1]]
 
 
@@ -310,14 +312,16 @@ def test_resampling_in_blocks_changes_nothing(monkeypatch):
     results = []
     for at_once in (2**22, 20, 1):
         monkeypatch.setattr(significance, "AT_ONCE", at_once)
-        results.append(significance.paired(deltas, resamples=100, confidence=0.95, rng=np.random.default_rng(7)))
+        results.append(
+            significance.paired_interval(deltas, resamples=100, confidence=0.95, rng=np.random.default_rng(7))
+        )
     assert all(np.allclose(first.low, result.low) for first, result in itertools.combinations(results, 2))
 
 
 def test_clustered_bootstrap_of_a_mean_is_the_paired_one():
     deltas = np.random.default_rng(8).normal(0.2, 1, (80, 2))
-    paired = significance.paired(deltas, resamples=300, confidence=0.95, rng=np.random.default_rng(9))
-    clustered = significance.clustered(
+    paired = significance.paired_interval(deltas, resamples=300, confidence=0.95, rng=np.random.default_rng(9))
+    clustered = significance.cluster_interval(
         lambda drawn: drawn @ deltas / len(deltas),
         len(deltas),
         resamples=300,
@@ -325,7 +329,7 @@ def test_clustered_bootstrap_of_a_mean_is_the_paired_one():
         rng=np.random.default_rng(9),
     )
     assert np.allclose(paired.low, clustered.low) and np.allclose(paired.high, clustered.high)
-    mirrored = significance.clustered(
+    mirrored = significance.cluster_interval(
         lambda drawn: -drawn @ deltas / len(deltas),
         len(deltas),
         resamples=300,
@@ -340,7 +344,7 @@ def test_clustered_bootstrap_leaves_out_resamples_without_a_value():
     def differences(drawn):
         return np.array([np.nan if drawn[0] == 0 else float(drawn[0]), np.nan])
 
-    sure = significance.clustered(differences, 3, resamples=200, confidence=0.95, rng=np.random.default_rng(10))
+    sure = significance.cluster_interval(differences, 3, resamples=200, confidence=0.95, rng=np.random.default_rng(10))
     assert sure.low[0] == 1 and sure.high[0] >= 2 and sure.p_value[0] < 0.05
     assert np.isnan([sure.low[1], sure.high[1], sure.p_value[1]]).all()
 
@@ -786,9 +790,9 @@ def test_what_was_changed_after_it_was_sealed_is_not_measured(inputs, tmp_path, 
 
 
 def test_a_slice_column_that_there_is_not_is_named_before_a_model_is_loaded(inputs, tmp_path):
-    config = SMALL.model_copy(update={"slices": ("stratum", "colour")})
+    config = SMALL.model_copy(update={"slices": ("stratum", "color")})
     with pytest.raises(
-        InputError, match=r"evaluate\.slices: 'colour' is no column .* expected some of query_words, .*color"
+        InputError, match=r"evaluate\.slices: 'color' is no column .* expected some of query_words, .*color"
     ):
         run_stage(inputs, tmp_path / "evaluation", champion="v-unknown", config=config)
 

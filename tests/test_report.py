@@ -449,7 +449,7 @@ def test_histograms_on_one_grid_add_up() -> None:
     rng = np.random.default_rng(1)
     shards = [rng.normal(mean, 1, 50) for mean in (-3, 0, 4)]
     whole = quality.spread(np.concatenate(shards))["histogram"]
-    assert report._added([quality.spread(shard)["histogram"] for shard in shards]) == whole
+    assert report._histogram_panel([quality.spread(shard)["histogram"] for shard in shards]) == whole
 
 
 @pytest.mark.parametrize(
@@ -470,7 +470,7 @@ def test_the_choice_of_calibration_is_told(chosen: dict, said: str) -> None:
     if "gain" in chosen:
         losses = {"platt": 0.4, "isotonic": 0.4 - chosen["gain"]}
         chosen = {"method": chosen["method"], "chosen_by": {"rows": 900, "queries": 90, "log_loss": losses, **chosen}}
-    assert said in report._chosen(chosen)
+    assert said in report._calibration_text(chosen)
 
 
 def test_the_page_stands_alone(promoted: tuple[dict, str, Page]) -> None:
@@ -500,7 +500,7 @@ def test_plots_are_well_formed_with_real_text_and_a_description(promoted: tuple[
             continue
         assert all(len(root.findtext(f"{{http://www.w3.org/2000/svg}}{part}") or "") > 9 for part in ("title", "desc"))
         assert root.findall(".//{http://www.w3.org/2000/svg}text")
-        assert not re.findall(r": (#[0-9a-f]{3,8})", plot), "a colour that does not follow the page's"
+        assert not re.findall(r": (#[0-9a-f]{3,8})", plot), "a color that does not follow the page's"
 
 
 def test_text_of_other_people_stays_text(tmp_path: Path) -> None:
@@ -565,7 +565,7 @@ def test_an_unchanged_student_that_would_fail_today_is_a_warning(tmp_path: Path)
     ],
 )
 def test_the_reason_of_a_failed_check_is_its_own(name: str, value: object, bound: object, reason: str) -> None:
-    told = report._told({"name": name, "value": value, "bound": bound, "passed": False})
+    told = report._check_row({"name": name, "value": value, "bound": bound, "passed": False})
     assert told["reason"] == reason and (value is None or told["seen"] in reason or name == "new")
 
 
@@ -664,13 +664,13 @@ def test_an_anchor_that_is_the_champion_is_told_once(promoted: tuple[dict, str, 
     assert not [part for part in report._slices(told)["forests"] if part["baseline"] == "Anchor"]
 
 
-def test_plots_use_the_stylesheet_s_colours() -> None:
+def test_plots_use_the_stylesheet_s_colors() -> None:
     style = (templating.TEMPLATES / "style.css.j2").read_text()
     light, dark = (dict(re.findall(r"(--[a-z0-9-]+): (#[0-9a-f]{6});", part)) for part in style.split("@media", 2)[:2])
     assert {name: light[name] for name in figures.VARIABLES.values()} == {
-        name: colour for colour, name in figures.VARIABLES.items()
+        name: color for color, name in figures.VARIABLES.items()
     }
-    assert light.keys() == dark.keys() and set(figures.COLOURS.values()) <= figures.VARIABLES.keys()
+    assert light.keys() == dark.keys() and set(figures.COLORS.values()) <= figures.VARIABLES.keys()
     assert all(light[name] != dark[name] for name in light)
 
 

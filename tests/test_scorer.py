@@ -97,7 +97,7 @@ def student(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("which", ["tiny", "MiniLM"])
-def test_pairs_are_tokenised_as_transformers_does(models: Path, which: str) -> None:
+def test_pairs_are_tokenized_as_transformers_does(models: Path, which: str) -> None:
     folder = models / "encoder" if which == "tiny" else references.resolve(Student().model)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     draw = random.Random(1)
@@ -132,7 +132,7 @@ def test_a_long_query_keeps_eight_tokens_of_its_product(models: Path) -> None:
     assert [(row == word).sum() for row in (tokens.row(0), tokens.row(1)) for word in (sofa, lamp)] == [40, 8, 40, 3]
 
 
-def test_prompts_are_tokenised_as_transformers_does(models: Path) -> None:
+def test_prompts_are_tokenized_as_transformers_does(models: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(models / "decoder")
     text = TeacherText(max_tokens=512)
     encoder = load_encoder(models / "decoder", text)
@@ -145,7 +145,7 @@ def test_prompts_are_tokenised_as_transformers_does(models: Path) -> None:
     assert [ours.row(row).tolist() for row in range(len(queries))] == tokenizer(prompts)["input_ids"]
 
 
-def test_special_tokens_that_only_the_settings_name_are_neutralised(models: Path, tmp_path: Path) -> None:
+def test_special_tokens_that_only_the_settings_name_are_neutralized(models: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(models / "encoder", tmp_path / "encoder")
     path = folder / "tokenizer.json"
     settings = artifacts.read_json(path)
@@ -342,7 +342,7 @@ def test_an_empty_query_is_refused(student: Path, blank: str | None, monkeypatch
 # Cache ----------------------------------------------------------------------------------------------------------------
 
 
-def test_products_that_were_seen_are_not_tokenised_again(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_that_were_seen_are_not_tokenized_again(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = Scorer.load(student, CPU, backend="onnx")
     queries, products = lists(rows(60, seed=4))
     first = ours.score_lists(queries, products)

@@ -36,7 +36,7 @@ from distilrank.core import schemas
 from distilrank.core.errors import InputError
 from distilrank.evaluation import trec
 from distilrank.modeling import encoding
-from distilrank.modeling.onnx_backend import Graph
+from distilrank.modeling.onnx_backend import OnnxBackend
 from distilrank.modeling.scorer import Scorer
 from distilrank.serving import app, auth, messages, reloader
 from distilrank.serving.batcher import Full
@@ -256,9 +256,9 @@ REFUSED = [
     ({"query": "sofa", "products": [{"title": ""}, {}]}, 422, "products[0].title: is empty, expected text; and 1 more"),
     ({"query": "sofa", "products": [{"title": "x", "brand": 5}]}, 422, "products[0].brand: got 5, expected text"),
     (
-        {"query": "sofa", "products": [{"title": "x", "colour": "red"}]},
+        {"query": "sofa", "products": [{"title": "x", "color": "red"}]},
         422,
-        "products[0].colour: unknown field, did you mean 'color'?",
+        "products[0].color: unknown field, did you mean 'color'?",
     ),
     ({"query": "sofa", "products": ONE, "top": 5}, 422, "top: unknown field"),
     ({"query": "sofa", "products": ONE, "probability": 1}, 422, "probability: got 1, expected true or false"),
@@ -522,7 +522,7 @@ def test_an_unreadable_alias_does_not_end_the_pause_of_a_damaged_version(shop: S
     followed = reloader.Watch(Serving(registry=str(root), backend="onnx", threads=1, reload_seconds=60), Metrics())
 
     def look() -> tuple[str | None, int, str]:
-        asyncio.run(followed.look())
+        asyncio.run(followed.poll())
         return followed.failing, followed.attempts, str(followed.problem)
 
     first = look()
@@ -563,7 +563,7 @@ def test_a_version_without_traffic_is_rehearsed_on_built_in_pairs(
     backend.publish(folder, name)
     assert reloader.load(backend, name, settings).tokens_per_second > 0
     assert "rehearsed on 5 built-in pairs" in caplog.text
-    monkeypatch.setattr(Graph, "score", lambda _, tokens, *__: np.zeros(len(tokens), np.float32))
+    monkeypatch.setattr(OnnxBackend, "score", lambda _, tokens, *__: np.zeros(len(tokens), np.float32))
     with pytest.raises(InputError, match="gives each of 25 built-in pairs the score 0, expected different ones"):
         reloader.load(backend, name, settings)
 
@@ -576,15 +576,15 @@ def test_a_bucket_is_followed_like_a_folder(shop: Shop, tmp_path: Path, monkeypa
         uri = f"gs://{emulator.BUCKET}/shop"
         backend = registry.open(uri)
         followed = reloader.Watch(Serving(registry=uri, backend="onnx", threads=1), Metrics())
-        asyncio.run(followed.look())
+        asyncio.run(followed.poll())
         assert followed.current is None and "no champion yet" in str(followed.problem)
         for before, name in (("", first), (first, second)):
             backend.publish(Path(shop.uri) / "versions" / name, name)
             backend.move(registry.CHAMPION, name, before)
-            asyncio.run(followed.look())
+            asyncio.run(followed.poll())
             assert followed.problem is None and followed.current is not None and followed.current.id == name
         served = followed.current
-        asyncio.run(followed.look())
+        asyncio.run(followed.poll())
         assert followed.current is served
     [scores] = served.scorer.score_lists([REQUESTS[0]["query"]], [REQUESTS[0]["products"]])
     np.testing.assert_allclose(scores, shop.scores(second, REQUESTS[0]), atol=CLOSE)
@@ -669,7 +669,7 @@ def test_from_an_empty_registry_to_the_end(shop: Shop, tmp_path: Path) -> None:
 async def stalled(shop: Shop, **settings: Any) -> AsyncIterator[tuple[State, httpx.AsyncClient]]:
     """A service that has a version but does not score: `state.batcher.run()` makes it."""
     state = State(Serving(registry=shop.uri, backend="onnx", threads=1, **settings))
-    await state.watch.look()
+    await state.watch.poll()
     transport = httpx.ASGITransport(app.create(state, ()))
     async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
         yield state, client
@@ -806,7 +806,7 @@ def test_a_failure_within_tells_nothing_of_itself(shop: Shop, caplog: pytest.Log
             assert (answer.status_code, answer.json()) == (500, {"error": "internal error, the log tells more"})
             assert "a path, a password" in caplog.text
             running.cancel()
-            with pytest.raises(asyncio.CancelledError):
+            with pytest.raises(asyncio.CanceledError):
                 await running
             state.tasks = [running]
             assert (await client.get("/healthz")).status_code == 503
@@ -967,11 +967,11 @@ def test_tokens_are_the_same_in_many_calls_as_in_one(shop: Shop, monkeypatch: py
     encoder = shop.scorers[shop.versions[0]].encoder
     assert isinstance(encoder, encoding.PairEncoder)
     texts = ["", "red " * 30, *WORDS, "", "sofa " * 40, ""]
-    expected = encoder.tokenise(texts)
+    expected = encoder.tokenize(texts)
     monkeypatch.setattr(encoding, "TOKENIZED_CHARACTERS", 20)
-    calls = encoder.tokenise(texts)
+    calls = encoder.tokenize(texts)
     assert len(calls) == len(texts) and all(np.array_equal(*pair) for pair in zip(calls, expected, strict=True))
-    assert encoder.tokenise([]) == []
+    assert encoder.tokenize([]) == []
 
 
 def test_long_titles_cost_little_memory(service: Service, shop: Shop) -> None:

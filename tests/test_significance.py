@@ -34,13 +34,15 @@ def test_holm_keeps_false_findings_of_a_family_rare():
 
 
 def test_bca_is_that_of_scipy():
-    sure = significance.paired(SKEWED, resamples=9999, confidence=0.9, rng=np.random.default_rng(2), interval="bca")
+    sure = significance.paired_interval(
+        SKEWED, resamples=9999, confidence=0.9, rng=np.random.default_rng(2), interval="bca"
+    )
     theirs = stats.bootstrap(
         (SKEWED[:, 0],), np.mean, n_resamples=9999, confidence_level=0.9, method="BCa", rng=np.random.default_rng(3)
     ).confidence_interval
     spread = theirs.high - theirs.low
     assert (sure.low[0], sure.high[0]) == pytest.approx((theirs.low, theirs.high), abs=0.03 * spread)
-    percentile = significance.paired(SKEWED, resamples=9999, confidence=0.9, rng=np.random.default_rng(2))
+    percentile = significance.paired_interval(SKEWED, resamples=9999, confidence=0.9, rng=np.random.default_rng(2))
     assert sure.high[0] - percentile.high[0] > 0.05 * spread, "the long tail is on the right"
     assert sure.p_value == percentile.p_value
 
@@ -49,7 +51,7 @@ def test_bca_covers_a_skewed_mean_better_than_percentiles_do():
     rng, missed = np.random.default_rng(4), {}
     deltas = rng.exponential(1, (15, 600)) ** 2  # of mean 2
     for interval in ("percentile", "bca"):
-        sure = significance.paired(
+        sure = significance.paired_interval(
             deltas, resamples=600, confidence=0.9, rng=np.random.default_rng(5), interval=interval
         )
         missed[interval] = int(((sure.low > 2) | (sure.high < 2)).sum())
@@ -60,7 +62,9 @@ def test_bca_covers_a_skewed_mean_better_than_percentiles_do():
 @pytest.mark.parametrize("interval", ["percentile", "bca"])
 def test_differences_that_never_vary_have_an_interval_of_no_width(interval):
     deltas = np.array([[0.0, 0.25]] * 6)
-    sure = significance.paired(deltas, resamples=100, confidence=0.95, rng=np.random.default_rng(6), interval=interval)
+    sure = significance.paired_interval(
+        deltas, resamples=100, confidence=0.95, rng=np.random.default_rng(6), interval=interval
+    )
     assert sure.low.tolist() == sure.high.tolist() == [0, 0.25]
     assert sure.p_value[0] == 1
 
@@ -70,7 +74,7 @@ def test_figures_depend_neither_on_cores_nor_on_memory(monkeypatch):
 
     def measured():
         rng = np.random.default_rng(8)
-        return np.stack(significance.paired(deltas, resamples=170, confidence=0.95, rng=rng))
+        return np.stack(significance.paired_interval(deltas, resamples=170, confidence=0.95, rng=rng))
 
     expected = measured()
     for cores, at_once in ((1, 2**18), (5, 2**18), (2, 1), (2, 100)):

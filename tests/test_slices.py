@@ -178,7 +178,7 @@ def test_values_that_are_made_of_the_query(tmp_path, column, query, value):
 
 def test_columns_that_cannot_be_sliced_by_are_refused_by_name(measured):
     judged, systems, _, _ = measured
-    for name in ("colour", "title", "query_id"):
+    for name in ("color", "title", "query_id"):
         with pytest.raises(
             InputError, match=rf"evaluate\.slices: '{name}' is no column .*: *|expected some of"
         ) as refused:

@@ -94,7 +94,7 @@ def test_one_student_is_printed_as_tables(run):
         (["--model", "nowhere"], "--model nowhere: no such folder, and"),
         (["--model", "seed-1", "--set", "gate.min_queries=3"], "--set gate: expected evaluate.KEY=VALUE"),
         (["--model", "seed-1", "--set", "evaluate.bootstrap=3"], "bootstrap"),
-        (["--model", "seed-1", "--set", "evaluate.slices=[colour]"], "evaluate.slices: 'colour' is no column"),
+        (["--model", "seed-1", "--set", "evaluate.slices=[color]"], "evaluate.slices: 'color' is no column"),
         (["--model", "seed-1", "--judgements", "seed-1"], "seed-1/test.parquet: no such file"),
     ],
 )

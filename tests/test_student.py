@@ -13,14 +13,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distilrank.config import Compute, Export, Student, StudentOptimiser, Text
+from distilrank.config import Compute, Export, Student, StudentOptimizer, Text
 from distilrank.core import artifacts, schemas
 from distilrank.core.errors import InputError
 from distilrank.modeling import batching
 from distilrank.modeling.encoding import Tokens
 from distilrank.modeling.scorer import DESCRIPTION, Scorer
 from distilrank.student import train as student
-from distilrank.student.dataset import Lists, Piece
+from distilrank.student.dataset import Chunk, ListwiseDataset
 from distilrank.teacher import label_manifest, quality
 from distilrank.training import losses
 from distilrank.training.checkpoints import Checkpoints
@@ -81,9 +81,9 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(models: Path, **changes) -> Student:
-    optimiser = {"epochs": 2, "learning_rate": 2e-3, "batch_tokens": 400, "evaluations": 2}
+    optimizer = {"epochs": 2, "learning_rate": 2e-3, "batch_tokens": 400, "evaluations": 2}
     knobs = {"model": str(models / "encoder"), "text": Text(max_tokens=48), "export": Export(onnx=False)}
-    return Student(**knobs | changes | {"optimiser": StudentOptimiser(**optimiser | changes.get("optimiser", {}))})
+    return Student(**knobs | changes | {"optimizer": StudentOptimizer(**optimizer | changes.get("optimizer", {}))})
 
 
 def train(one: Student, stages: Path, output: Path, **compute) -> Path:
@@ -92,7 +92,7 @@ def train(one: Student, stages: Path, output: Path, **compute) -> Path:
         CPU.model_copy(update=compute),
         judgements=stages / "judgements",
         candidates=stages / "candidates",
-        labelled=[path for path in sorted((stages / "labels").iterdir())],
+        labeled=[path for path in sorted((stages / "labels").iterdir())],
         teacher=stages / "teacher",
         model_digest="d" * 64,
         output=output,
@@ -107,13 +107,13 @@ def weights(folder: Path) -> str:
 # Lists ----------------------------------------------------------------------------------------------------------------
 
 
-def piece(queries: list[int], start: int, human: bool = False) -> Piece:
+def piece(queries: list[int], start: int, human: bool = False) -> Chunk:
     """A row's tokens tell its query and its place."""
     ids = [[query + 1, start + row + 1] + [7] * (query % 3) for row, query in enumerate(queries)]
     names = [f"q{query}" for query in queries]
     types = [[0] + [1] * (len(row) - 1) for row in ids]
     target = np.arange(start, start + len(queries), dtype=np.float64)
-    return Piece(names, [f"query {name}" for name in names], Tokens.of(names, ids, types), target, target + 1, human)
+    return Chunk(names, [f"query {name}" for name in names], Tokens.of(names, ids, types), target, target + 1, human)
 
 
 sizes = st.lists(st.integers(1, 5), min_size=1, max_size=8)
@@ -126,7 +126,7 @@ def test_lists_are_the_same_however_they_come(tmp_path_factory, sizes: list[int]
     folder = tmp_path_factory.mktemp("lists")
     pieces = [piece(queries[start : start + step], start) for start in range(0, len(queries), step)]
     pieces += [piece(queries, len(queries), True)] if human else []
-    lists = Lists(iter(pieces), folder)
+    lists = ListwiseDataset(iter(pieces), folder)
     assert len(lists) == len(sizes) * (1 + human)
     assert lists.sizes.tolist() == sizes * (1 + human)
     assert lists.human.tolist() == [False] * len(sizes) + [True] * len(sizes) * human
@@ -146,7 +146,7 @@ def test_an_epoch_holds_each_list_within_budget(
     tmp_path_factory, sizes: list[int], budget: int, packed: bool, share: float
 ) -> None:
     queries = np.repeat(np.arange(len(sizes)), sizes).tolist()
-    lists = Lists(iter([piece(queries, 0), piece([0, 0, 1], 99, True)]), tmp_path_factory.mktemp("lists"))
+    lists = ListwiseDataset(iter([piece(queries, 0), piece([0, 0, 1], 99, True)]), tmp_path_factory.mktemp("lists"))
     batches = lists.batches(budget, share, packed, np.random.default_rng(0))
     lengths = lists.tokens.lengths
     for batch in batches:
@@ -154,10 +154,10 @@ def test_an_epoch_holds_each_list_within_budget(
         tokens = lengths[rows].sum() if packed else lengths[rows].max() * len(rows)
         assert tokens <= budget or len(batch) == 1
     drawn = np.concatenate(batches)
-    labelled, judged = drawn[~lists.human[drawn]], drawn[lists.human[drawn]]
-    assert sorted(labelled.tolist()) == list(range(len(sizes)))
+    labeled, judged = drawn[~lists.human[drawn]], drawn[lists.human[drawn]]
+    assert sorted(labeled.tolist()) == list(range(len(sizes)))
     if share:
-        assert abs(len(judged) - share / (1 - share) * len(labelled)) <= 1
+        assert abs(len(judged) - share / (1 - share) * len(labeled)) <= 1
         counts = np.bincount(judged, minlength=len(lists))[-2:]
         assert counts.max() - counts.min() <= 1
     else:
@@ -166,8 +166,8 @@ def test_an_epoch_holds_each_list_within_budget(
 
 def test_packed_batches_pad_nothing() -> None:
     lengths = np.random.default_rng(0).integers(3, 40, 500)
-    packed = batching.consecutive(np.arange(500), lengths, 256)
-    padded = batching.pack(np.arange(500), lengths, np.ones(500, int), 256)
+    packed = batching.sequential_batches(np.arange(500), lengths, 256)
+    padded = batching.pack_by_tokens(np.arange(500), lengths, np.ones(500, int), 256)
     assert len(packed) < 0.8 * len(padded)
 
 
@@ -187,11 +187,11 @@ KNOBS = [
 def test_a_batch_costs_what_the_configuration_says(tmp_path: Path, knobs: dict) -> None:
     one = Student(**knobs)
     queries = [0, 0, 0, 1, 1, 2]
-    labelled, judged = piece(queries, 0), piece([0, 0, 3, 3, 3], 6, True)
+    labeled, judged = piece(queries, 0), piece([0, 0, 3, 3, 3], 6, True)
     rng = np.random.default_rng(0)
-    labelled = labelled._replace(target=rng.random(6), weight=rng.uniform(0.5, 2, 6))
+    labeled = labeled._replace(target=rng.random(6), weight=rng.uniform(0.5, 2, 6))
     judged = judged._replace(target=rng.random(5))
-    lists = Lists(iter([labelled, judged]), tmp_path)
+    lists = ListwiseDataset(iter([labeled, judged]), tmp_path)
     logits = torch.tensor(rng.normal(size=11), dtype=torch.float32, requires_grad=True)
     loss = student._objective(one, lists, torch.device("cpu"))
     found = loss(lambda tokens, rows: logits[torch.from_numpy(rows)], np.array([4, 0, 2, 1, 3]))
@@ -222,7 +222,7 @@ def test_a_batch_costs_what_the_configuration_says(tmp_path: Path, knobs: dict) 
 
 
 def test_a_list_that_is_repeated_in_a_batch_is_two(tmp_path: Path) -> None:
-    lists = Lists(
+    lists = ListwiseDataset(
         iter([piece([0, 0], 0), piece([5, 5, 6, 6], 2, True)._replace(target=np.array([0, 1, 0.5, 0]))]), tmp_path
     )
     loss = student._objective(Student(human_loss="ranknet"), lists, torch.device("cpu"))
@@ -248,7 +248,7 @@ def test_a_list_that_is_repeated_in_a_batch_is_two(tmp_path: Path) -> None:
     ids=["shorter", "ranknet", "listwise"],
 )
 def test_the_student_learns_what_the_teacher_says(models: Path, stages: Path, tmp_path: Path, knobs: dict) -> None:
-    output = train(config(models, optimiser={"epochs": 8}, **knobs), stages, tmp_path / "student")
+    output = train(config(models, optimizer={"epochs": 8}, **knobs), stages, tmp_path / "student")
     table = schemas.read(stages / "judgements" / "test.parquet", schemas.JUDGED)
     scorer = Scorer.load(output, CPU)
     assert np.corrcoef(scorer.score(table), table["target"])[0, 1] > 0.4
@@ -283,7 +283,7 @@ def test_a_killed_student_goes_on_and_ends_the_same(models: Path, stages: Path, 
 
 @pytest.mark.usefixtures("warm_workers")
 def test_two_processes_distil_as_one(models: Path, stages: Path, tmp_path: Path) -> None:
-    one = config(models, optimiser={"accumulate": 2})
+    one = config(models, optimizer={"accumulate": 2})
     curves = [
         artifacts.read_json(train(one, stages, tmp_path / str(count), processes=count) / "metrics.json")["curve"]
         for count in (1, 2)
@@ -308,13 +308,13 @@ def test_labels_that_teach_nothing_are_refused(models: Path, tmp_path: Path) -> 
 
     refused(r"all 60 labels are 0\.5; the teacher tells no product from another", table, np.full(60, 0.5))
     singles = table.take(np.arange(0, 60, 5))
-    message = "each of the 12 labelled queries has one product.*student.pointwise above 0"
+    message = "each of the 12 labeled queries has one product.*student.pointwise above 0"
     refused(message, singles, np.arange(12.0), pointwise=0)
     broken = taught(table).astype(np.float64)
     broken[7] = np.nan
     refused(r"labels.parquet: row 8, logit nan, expected a finite one", table, broken)
     nothing = table.slice(0, 0)
-    refused("candidates: no candidate is labelled", nothing, np.zeros(0))
+    refused("candidates: no candidate is labeled", nothing, np.zeros(0))
     refused(r"student.layers: 9, but the model has 2", table, taught(table), layers=9)
 
 
@@ -323,7 +323,7 @@ def test_queries_of_one_product_feed_the_pointwise_term(models: Path, tmp_path: 
     rows = table.take(np.concatenate([np.arange(10), np.arange(10, 60, 5)]))
     stages = lay_down(tmp_path / "stages", {"shard-00000": (rows, taught(rows))})
     train(config(models, human=0), stages, tmp_path / "student")
-    assert "10 of 12 labelled queries have one product: the pointwise term only" in capsys.readouterr().out
+    assert "10 of 12 labeled queries have one product: the pointwise term only" in capsys.readouterr().out
 
 
 def test_a_loss_of_nothing_is_refused() -> None:

@@ -126,7 +126,7 @@ def test_the_summary_of_a_run_is_whole(deep: Path, monkeypatch: pytest.MonkeyPat
     path = deep / "run.yaml"
     artifacts.write_json(path, {"data": {"source": "demo_shop"}, "name": "n" * 40})
     with __main__._started("distill", path, None, "n" * 100, "") as (console, _, name):
-        __main__._summarise(console, deep, {"outcome": "refused", "checks": []})
+        __main__._summarize(console, deep, {"outcome": "refused", "checks": []})
     output = printed.getvalue()
     assert f"distill {name}: " in output and str(deep / "report.html") in output
     assert "student" * 20 + "  0.5000" in output and "recall at P .95" in output and "…" not in output

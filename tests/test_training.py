@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from distilrank.config import Compute, Lora, Optimiser, Teacher, TrainJob
+from distilrank.config import Compute, Lora, Optimizer, Teacher, TrainJob
 from distilrank.core import artifacts, schemas
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.modeling.runtime import setup_runtime
@@ -41,10 +41,10 @@ def judgements(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(models: Path, **changes) -> Teacher:
-    optimiser = {"epochs": 4, "learning_rate": 3e-3, "batch_tokens": 300, "evaluations": 3}
+    optimizer = {"epochs": 4, "learning_rate": 3e-3, "batch_tokens": 300, "evaluations": 3}
     knobs = {"model": str(models / "decoder"), "lora": Lora(rank=4, alpha=8), "lift_over_bm25": -1.0, "max_ece": 1.0}
     knobs["min_deviation"] = 0  # of weights so small and random
-    return Teacher(**knobs | changes | {"optimiser": Optimiser(**optimiser | changes.get("optimiser", {}))})
+    return Teacher(**knobs | changes | {"optimizer": Optimizer(**optimizer | changes.get("optimizer", {}))})
 
 
 def train(one: Teacher, judgements: Path, output: Path, **compute) -> Path:
@@ -103,7 +103,7 @@ def test_a_killed_training_ends_with_the_weights_of_an_unbroken_one(
 
 
 def test_a_kill_between_any_two_steps_costs_nothing(models: Path, judgements: Path, tmp_path: Path, monkeypatch):
-    one = config(models, optimiser={"epochs": 2, "accumulate": 2})
+    one = config(models, optimizer={"epochs": 2, "accumulate": 2})
     whole = digest(train(one, judgements, tmp_path / "whole"))
     save, resume = Checkpoints.save, tmp_path / "resume"
 
@@ -190,9 +190,9 @@ def test_checkpoints_of_other_inputs_are_not_taken(models: Path, tmp_path: Path)
 
 
 def test_two_processes_take_the_steps_of_one(models: Path, judgements: Path, tmp_path: Path) -> None:
-    one = config(models, lora=Lora(rank=4, alpha=8), optimiser={"accumulate": 3, "epochs": 3})
+    one = config(models, lora=Lora(rank=4, alpha=8), optimizer={"accumulate": 3, "epochs": 3})
     # three batches a step are rounded up to four, so that each of the two has two
-    alone = config(models, lora=Lora(rank=4, alpha=8), optimiser={"accumulate": 4, "epochs": 3})
+    alone = config(models, lora=Lora(rank=4, alpha=8), optimizer={"accumulate": 4, "epochs": 3})
     single = train(alone, judgements, tmp_path / "single")
     double = train(one, judgements, tmp_path / "double", processes=2)
     curves = [artifacts.read_json(folder / "metrics.json")["curve"] for folder in (single, double)]
@@ -326,7 +326,7 @@ def test_a_step_gives_each_process_the_same_number_of_batches(accumulate: int, p
 def run_fit(loss, **changes) -> training.Outcome:
     torch.manual_seed(0)
     model = torch.nn.Linear(2, 1)
-    knobs = {"epochs": 1, "learning_rate": 0.1, "evaluations": 2, "warmup": 0.0, **changes.pop("optimiser", {})}
+    knobs = {"epochs": 1, "learning_rate": 0.1, "evaluations": 2, "warmup": 0.0, **changes.pop("optimizer", {})}
     return training.fit(
         "teacher",
         training.Logits(model, torch.device("cpu")),
@@ -334,7 +334,7 @@ def run_fit(loss, **changes) -> training.Outcome:
         loss=lambda current, rows: loss(model, rows),
         evaluate=changes.pop("evaluate", lambda current: 0.5),
         name_rows=lambda rows: f"rows {rows.tolist()}",
-        optimiser=Optimiser(**knobs),
+        optimizer=Optimizer(**knobs),
         runtime=setup_runtime(CPU),
         checkpoints=Checkpoints(None),
         checkpoint_seconds=60.0,
@@ -363,7 +363,7 @@ def test_too_little_memory_is_told_with_advice() -> None:
     def loss(model, rows):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(RunStopped, match=r"out of memory on cpu .* lower optimiser.batch_tokens and raise"):
+    with pytest.raises(RunStopped, match=r"out of memory on cpu .* lower optimizer.batch_tokens and raise"):
         run_fit(loss)
 
 
@@ -380,7 +380,7 @@ def test_training_stops_early_with_the_best_weights() -> None:
         model["it"] = current
         return current(torch.ones(2)).square().sum()
 
-    outcome = run_fit(loss, evaluate=evaluate, optimiser={"evaluations": 6, "patience": 2})
+    outcome = run_fit(loss, evaluate=evaluate, optimizer={"evaluations": 6, "patience": 2})
     assert [row["dev_ndcg_at_10"] for row in outcome.curve] == [0.7, 0.9, 0.8, 0.6]
     assert outcome.best == 0.9 and outcome.best_step == 2
     torch.testing.assert_close(model["it"].weight, weights[1])
@@ -401,7 +401,7 @@ def test_training_stops_early_with_the_best_weights() -> None:
     ],
 )
 def test_each_recipe_learns(models: Path, judgements: Path, tmp_path: Path, changes: dict) -> None:
-    one = config(models, **changes, optimiser={"epochs": 10})
+    one = config(models, **changes, optimizer={"epochs": 10})
     output = train(one, judgements, tmp_path / "teacher")
     found = artifacts.read_json(output / "metrics.json")
     losses = [row["loss"] for row in found["curve"]]
@@ -429,11 +429,11 @@ def test_raters_weigh(models: Path, judgements: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"lift_over_bm25": 0.9}, r"expected a lift above 0\.9 before labelling"),
-        ({"max_ece": 0.0}, r"calibration error \(ECE\) 0\.\d+ on dev, expected at most 0 before labelling"),
+        ({"lift_over_bm25": 0.9}, r"expected a lift above 0\.9 before labeling"),
+        ({"max_ece": 0.0}, r"calibration error \(ECE\) 0\.\d+ on dev, expected at most 0 before labeling"),
     ],
 )
-def test_a_teacher_that_misses_its_minima_stops_the_run_before_labelling(
+def test_a_teacher_that_misses_its_minima_stops_the_run_before_labeling(
     models: Path, judgements: Path, tmp_path: Path, changes: dict, message: str
 ) -> None:
     with pytest.raises(RunStopped, match=message):

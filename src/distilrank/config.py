@@ -239,7 +239,7 @@ class Columns(Section):
     title: str = Field("title", min_length=1, description="The product's title.")
     product_type: str = Field("", description="The product's type.")
     brand: str = Field("", description="The product's brand.")
-    color: str = Field("", description="The product's colour.")
+    color: str = Field("", description="The product's color.")
     gender: str = Field("", description="Whom the product is for.")
     description: str = Field("", description="The long description; HTML in it becomes text.")
     timestamp: str = Field(
@@ -507,7 +507,7 @@ class Prepare(Section):
     dev_share: Share = Field(0.15, description="Share of queries for dev (checkpoint choice, calibration); 0: none.")
     test_share: Share = Field(0.25, description="Share of queries for test; 0: none.")
     judged_pairs: Count = Field(
-        0, description="Keep this many judged training pairs; the others become unlabelled log. 0: all stay judged."
+        0, description="Keep this many judged training pairs; the others become unlabeled log. 0: all stay judged."
     )
     test_draw: Count = Field(
         0,
@@ -538,7 +538,7 @@ class Prepare(Section):
         0, description="Fill a query up to this many from BM25, then at random, and cut what is more; 0: neither."
     )
     retriever: Retriever = Field(Retriever(), description="The embedding retriever.")
-    shards: Positive = Field(2, description="Shards of candidates, each labelled by a task of its own.")
+    shards: Positive = Field(2, description="Shards of candidates, each labeled by a task of its own.")
     traffic_sample: Positive = Field(
         4000, description="Impressions of each window kept for drift, a proportional sample of its queries."
     )
@@ -704,7 +704,7 @@ class Lora(Section):
     )
 
 
-class Optimiser(Section):
+class Optimizer(Section):
     """AdamW with linear warm-up and decay."""
 
     epochs: Positive = Field(3, description="Passes over the training data; a decoder with adapters needs several.")
@@ -721,7 +721,7 @@ class Optimiser(Section):
     seed: Count = Field(17, description="Seed of order, dropout and new weights.")
 
 
-class StudentOptimiser(Optimiser):
+class StudentOptimizer(Optimizer):
     """As for the teacher, with what suits a small encoder whose weights all train."""
 
     epochs: Positive = Field(3, description="Passes over the training data.")
@@ -755,7 +755,7 @@ class Teacher(Section):
     weighting: Literal["equal", "raters"] = Field(
         "equal", description="raters: a judgement counts by how many people made it."
     )
-    optimiser: Optimiser = Field(Optimiser(), description="Training.")
+    optimizer: Optimizer = Field(Optimizer(), description="Training.")
     score_tokens: Positive = Field(
         1024,
         description="Most tokens in a forward pass without gradients: what a processor's cache holds; GPUs want 65536.",
@@ -764,10 +764,10 @@ class Teacher(Section):
         "auto", description="Logit to probability, fit on dev; auto: the better one on queries left out of the fit."
     )
     lift_over_bm25: Lift = Field(
-        0.0, description="Stop before labelling unless dev nDCG@10 exceeds BM25's by more than this; -1: any."
+        0.0, description="Stop before labeling unless dev nDCG@10 exceeds BM25's by more than this; -1: any."
     )
     max_ece: Share = Field(
-        0.2, description="Stop before labelling where the calibration error on dev exceeds this; 1: any."
+        0.2, description="Stop before labeling where the calibration error on dev exceeds this; 1: any."
     )
     min_deviation: Annotated[float, Field(ge=0)] = Field(
         0.01, description="It has collapsed if the standard deviation of its logits on dev is below this; 0: any."
@@ -787,7 +787,7 @@ class Label(Section):
     score_tokens: Positive = Field(
         1024, description="Most tokens in one forward pass; about what a processor's cache holds; GPUs want 65536."
     )
-    threads: Count = Field(0, description="Processor threads of one labelling task; 0: as `compute.threads` says.")
+    threads: Count = Field(0, description="Processor threads of one labeling task; 0: as `compute.threads` says.")
     min_deviation: Annotated[float, Field(ge=0)] = Field(
         0.01, description="The teacher has collapsed if the standard deviation of a shard's logits is below this."
     )
@@ -823,7 +823,7 @@ class Student(Section):
         description="Model reference, see docs/models.md; the default is small enough to train on a laptop.",
     )
     text: Text = Field(Text(), description="How a pair is shown to it.")
-    optimiser: StudentOptimiser = Field(StudentOptimiser(), description="Training.")
+    optimizer: StudentOptimizer = Field(StudentOptimizer(), description="Training.")
     layers: Count = Field(0, description="Keep this many of the model's layers, evenly spread, for speed; 0: all.")
     dropout: Share = Field(
         0.0, description="While training; soft labels regularise by themselves, and without it a step is shorter."
@@ -916,7 +916,7 @@ class Drift(Section):
     """When a column counts as drifted, and which of them raise the alarm; docs/drift.md has what this was chosen by."""
 
     numeric: Annotated[float, Field(gt=0), CEILING] = Field(
-        0.15, description="Normalised Wasserstein distance from which it has."
+        0.15, description="Normalized Wasserstein distance from which it has."
     )
     categorical: Annotated[float, Field(gt=0), CEILING] = Field(
         0.15, description="Jensen-Shannon distance from which it has."
@@ -1544,6 +1544,13 @@ SLOW = "without_fast_bf16"
 """Key of a configuration file: differences that apply where neither a GPU nor the processor computes in bf16."""
 
 
+RENAMED = {
+    "student.optimiser": "student.optimizer",
+    "teacher.optimiser": "teacher.optimizer",
+}
+"""Keys of earlier releases and what they are called now; `gate.` is that of a policy's file too."""
+
+
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
@@ -1559,6 +1566,8 @@ def _describe(error: ValidationError, model: type[BaseModel]) -> str:
     where = [str(part) for part in first["loc"] if part not in sources]
     key = ".".join(where)
     if first["type"] == "extra_forbidden":
+        if (renamed := RENAMED.get(key) or RENAMED.get(f"{model.__name__.lower()}.{key}")) is not None:
+            return f"unknown key {key!r}; it is {renamed!r} now"
         known = _known_keys(model, where[:-1])
         close = difflib.get_close_matches(where[-1], known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}" if known else ""

@@ -73,21 +73,21 @@ def notify(
         state: how it ended, in Kubeflow's words, which count only where the workflow cannot be read.
         error: Kubeflow's message, if there is one.
     """
-    progress.announce(STAGE, "started")
+    progress.log_event(STAGE, "started")
     end = _from_cluster(run or "") or _from_status(state or "", error or "")
     if config.when == "failure" and end.state == SUCCEEDED:
-        progress.announce(STAGE, "finished", "the run succeeded: nobody is told")
+        progress.log_event(STAGE, "finished", "the run succeeded: nobody is told")
         return
     try:
         url = _url(config)
         promoted = _promoted(registry_config, name) if end.state in (SUCCEEDED, UNKNOWN) and not end.decisions else ""
         _deliver(url, payload(name, run or "", end, promoted))
     except InputError as problem:
-        progress.announce(STAGE, "note", f"nobody was told: {problem}")
+        progress.log_event(STAGE, "note", f"nobody was told: {problem}")
     except requests.RequestException as problem:  # its text holds the URL, which may be a secret
         status = problem.response.status_code if problem.response is not None else "no answer"
-        progress.announce(STAGE, "note", f"nobody was told: the webhook failed ({type(problem).__name__}, {status})")
-    progress.announce(STAGE, "finished", end.summary)
+        progress.log_event(STAGE, "note", f"nobody was told: the webhook failed ({type(problem).__name__}, {status})")
+    progress.log_event(STAGE, "finished", end.summary)
 
 
 class _Session(requests.Session):
@@ -186,7 +186,7 @@ def _from_cluster(run: str) -> RunEnd | None:
         )
         core = CoreV1Api(client)
     except Exception as problem:  # of many libraries; whatever it is, the message must go out
-        progress.announce(STAGE, "note", f"the run's workflow cannot be read: {_brief(problem)}")
+        progress.log_event(STAGE, "note", f"the run's workflow cannot be read: {_brief(problem)}")
         return None
 
     def log(node: Node) -> str:
@@ -196,7 +196,7 @@ def _from_cluster(run: str) -> RunEnd | None:
             )
             return bytes(read.data).decode("utf-8", "replace")
         except Exception as problem:
-            progress.announce(STAGE, "note", f"the log of {node.stage} cannot be read: {_brief(problem)}")
+            progress.log_event(STAGE, "note", f"the log of {node.stage} cannot be read: {_brief(problem)}")
             return ""
 
     return workflow.read(workflow.unpacked(answer), log, has_ended=True)
@@ -226,5 +226,5 @@ def _promoted(config: Registry, name: str) -> str:
         version = backend.alias(registry.CHAMPION)
         return version if version and backend.manifest(version).get("lineage", {}).get("name") == name else ""
     except InputError as problem:
-        progress.announce(STAGE, "note", f"whether it was promoted is not known: {problem}")
+        progress.log_event(STAGE, "note", f"whether it was promoted is not known: {problem}")
         return ""

@@ -51,7 +51,7 @@ class Resolved(NamedTuple):
     """The day since when results are taken from the cache; empty: of any age."""
 
 
-class Watched(NamedTuple):
+class MonitorInputs(NamedTuple):
     """What a look at the newest traffic is pinned to, as in `Resolved`."""
 
     data_digest: str
@@ -140,13 +140,13 @@ def check(
         artifacts.seal(output)
         record.facts.update(resolved._asdict())
         window = f"window {bounds[0]} to {bounds[2]}" if bounds[2] else "no times"
-        progress.announce(STAGE, "note", f"data {data_digest[:12]}, {window}, champion {champion or 'none'}")
+        progress.log_event(STAGE, "note", f"data {data_digest[:12]}, {window}, champion {champion or 'none'}")
         return resolved
 
 
 def check_monitor(
     config: Config, *, name: str, schedule_time: str, secrets: Mapping[str, Sequence[str]], output: Path
-) -> Watched:
+) -> MonitorInputs:
     """Check that the champion can be held against the newest traffic, and resolve which; arguments as for `check`.
 
     Raises:
@@ -170,14 +170,14 @@ def check_monitor(
         reference = config.prepare.retriever.model
         bounds, data_digest = _pin(config, schedule_time, output, source, references.digest(reference))
         since = cache_since(config.preflight, datetime.now(UTC))
-        watched = Watched(data_digest, *bounds, champion, since)
+        watched = MonitorInputs(data_digest, *bounds, champion, since)
         artifacts.write_json(
             output / "preflight.json",
             watched._asdict() | {"name": name, "schedule_time": schedule_time, "registry": config.registry.uri},
         )
         artifacts.seal(output)
         record.facts.update(watched._asdict())
-        progress.announce(STAGE, "note", f"newest traffic {bounds[1]} to {bounds[2]}, champion {champion}")
+        progress.log_event(STAGE, "note", f"newest traffic {bounds[1]} to {bounds[2]}, champion {champion}")
         return watched
 
 
@@ -204,7 +204,7 @@ def _pin(
         if log is not None and log.timed:
             bounds = resolve_window(config.window, schedule_time, days_of(store, log))
         elif config.window.end != "latest":
-            progress.announce(STAGE, "note", f"window.end {config.window.end} has no effect: the log has no time")
+            progress.log_event(STAGE, "note", f"window.end {config.window.end} has no effect: the log has no time")
         content = {
             "source": source.digest(),
             "log": [log.settings, store.digests(log, bounds[0][:10], bounds[2][:10])] if log else None,
@@ -345,11 +345,11 @@ def _check_split(prepare: Prepare, version: str, folder: Path) -> None:
             f"{before['test_share']:g}: it learned from some of the test queries; lower it or use another registry"
         )
     if drawn != prepare.test_draw:
-        progress.announce(
+        progress.log_event(
             STAGE,
             "note",
             f"test draw {prepare.test_draw}, the {version} was trained with {drawn}: it has learned from the "
-            "judgements that it is tested on now, so the comparison favours it",
+            "judgements that it is tested on now, so the comparison favors it",
         )
 
 

@@ -26,7 +26,7 @@ TOKEN = "token.txt"
 
 
 def _report(**facts: Any) -> None:
-    progress.announce(STAGE, "outcome", json.dumps(facts))
+    progress.log_event(STAGE, "outcome", json.dumps(facts))
 
 
 def report_pod(
@@ -115,8 +115,8 @@ def end(how: str, seconds: float) -> None:
 
 def _wait(seconds: float) -> None:
     """Print the time ten times a second; the log tells how long SIGTERM leaves this pod."""
-    signal.signal(signal.SIGTERM, lambda *_: progress.announce(STAGE, "note", f"SIGTERM {time.time():.2f}"))
+    signal.signal(signal.SIGTERM, lambda *_: progress.log_event(STAGE, "note", f"SIGTERM {time.time():.2f}"))
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        progress.announce(STAGE, "note", f"alive {time.time():.2f}")
+        progress.log_event(STAGE, "note", f"alive {time.time():.2f}")
         time.sleep(0.1)

@@ -117,7 +117,7 @@ def rehearse_teacher(config: Teacher, compute: Compute, scratch: Path) -> None:
         output = scratch / "teacher"
         short = {
             "model": str(cut),
-            "optimiser": config.optimiser.model_copy(update=ONCE),
+            "optimizer": config.optimizer.model_copy(update=ONCE),
             "lift_over_bm25": -1,
             "max_ece": 1,
             "min_deviation": 0,
@@ -160,7 +160,7 @@ def rehearse_student(config: Student, compute: Compute, scratch: Path) -> None:
         output = scratch / "student"
         short = {
             "model": str(cut),
-            "optimiser": config.optimiser.model_copy(update=ONCE),
+            "optimizer": config.optimizer.model_copy(update=ONCE),
             "export": config.export.model_copy(update={"variants": ()}),  # one that fails is left out, and no fault
         }
         student.train(
@@ -168,7 +168,7 @@ def rehearse_student(config: Student, compute: Compute, scratch: Path) -> None:
             compute,
             judgements=scratch / "judgements",
             candidates=scratch / "candidates",
-            labelled=[scratch / "labels"],
+            labeled=[scratch / "labels"],
             teacher=scratch / "teacher",
             model_digest=DIGEST,
             output=output,

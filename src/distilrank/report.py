@@ -132,7 +132,7 @@ GROUPS = {
 PROFILED = ("rows", "queries", "impressions", "windows", "candidates", "lengths")
 """The sections of profile.json that the page shows, in this order; profile.html shows them all."""
 
-UNUSED = {"hidden": "judged, used as unlabelled", "over_cap": "left out by a cap"}
+UNUSED = {"hidden": "judged, used as unlabeled", "over_cap": "left out by a cap"}
 """What profile.json calls judged pairs that are on no side."""
 
 STRATA = ("head", "torso", "tail")
@@ -175,7 +175,7 @@ def render(
     figures_of_teacher = [name for name in ("metrics.json", "quality.json") if (teacher / name).exists()]
     read = {"teacher": figures_of_teacher, "student": ["metrics.json"], "labels": [artifacts.MANIFEST]}
     with artifacts.stage("report", output, config=config, inputs=inputs, only=read) as record:
-        labelled = label_manifest.combine(labels)
+        labeled = label_manifest.combine(labels)
         record.inputs |= {key: artifacts.verify(folder, read.get(key)) for key, folder in sealed.items()}
         record.inputs["labels"] = label_manifest.identity(labels)
         record.inputs["verdict"] = artifacts.digest_file(verdict / "verdict.json")
@@ -201,10 +201,10 @@ def render(
             "queries": _queries(evaluation, metrics),
             "training": _training(trained),
             "calibration": _calibration(metrics, evaluation),
-            "teacher": _teacher(teacher, labelled, metrics),
+            "teacher": _teacher(teacher, labeled, metrics),
             "latency": _latency(metrics),
             "drift": _drift(drifted, summary=(drift / "summary.html").exists()),
-            "data": _data(artifacts.read_json(profile / "profile.json"), judged, protocol, labelled),
+            "data": _data(artifacts.read_json(profile / "profile.json"), judged, protocol, labeled),
             "test_set": _test_set(metrics, decided),
             "stages": _stages(stages),
             "lineage": _lineage(decided, record.inputs),
@@ -254,7 +254,7 @@ def _without_twins(metrics: dict[str, Any], decided: Mapping[str, Any]) -> dict[
 def _verdict(decided: Mapping[str, Any], metrics: Mapping[str, Any], name: str) -> dict[str, Any]:
     tone, label = OUTCOMES[decided["outcome"]]
     unchanged = decided["outcome"] == "unchanged"
-    checks = [{**check, **_told(check), "failed": check in failed_checks(decided)} for check in decided["checks"]]
+    checks = [{**check, **_check_row(check), "failed": check in failed_checks(decided)} for check in decided["checks"]]
     failed = [check for check in checks if check["failed"]]
     if unchanged and failed:
         tone = "warn"
@@ -297,7 +297,7 @@ def _origin(decided: Mapping[str, Any], name: str) -> str:
     return ", and was promoted by a run of this name" if run == name else f", promoted by the run {run}" if run else ""
 
 
-def _told(check: Mapping[str, Any]) -> dict[str, str]:
+def _check_row(check: Mapping[str, Any]) -> dict[str, str]:
     """A check's label, value and bound, and the reason that it is if it failed: what is wrong, and by how much."""
     name, value, bound = check["name"], check["value"], check["bound"]
     if name.startswith(MINIMUM):
@@ -306,7 +306,7 @@ def _told(check: Mapping[str, Any]) -> dict[str, str]:
     else:
         words = name.replace("_", " ")
         label, reason = CHECKS.get(name, (words.capitalize(), f"the check “{words}” failed"))
-    seen, limit = _apart(value, bound)
+    seen, limit = _format_pair(value, bound)
     if value is None:
         reason = f"not measured: {label}"
     elif isinstance(value, int | float) and isinstance(bound, int | float):
@@ -320,7 +320,7 @@ def _told(check: Mapping[str, Any]) -> dict[str, str]:
     return {"label": label, "reason": reason, "seen": seen, "limit": limit}
 
 
-def _apart(value: Any, bound: Any) -> tuple[str, str]:
+def _format_pair(value: Any, bound: Any) -> tuple[str, str]:
     """Both as texts, of as many digits as it takes to tell them apart."""
     texts = ((bound_text(value, digits), bound_text(bound, digits)) for digits in range(4, 17))
     return next(
@@ -402,7 +402,7 @@ def _tiles(metrics: Mapping[str, Any], drifted: Mapping[str, Any]) -> list[dict[
     return tiles
 
 
-def _standing(entry: Mapping[str, Any]) -> str:
+def _rank_row(entry: Mapping[str, Any]) -> str:
     return "better than" if entry["ci_low"] > 0 else "worse than" if entry["ci_high"] < 0 else "level with"
 
 
@@ -417,7 +417,7 @@ def _relevance(metrics: Mapping[str, Any]) -> dict[str, Any]:
     for baseline, label in BASELINES.items():
         entry = _comparison(metrics, baseline, "ndcg_at_10")
         if entry:
-            standings.setdefault(_standing(entry), []).append(label)
+            standings.setdefault(_rank_row(entry), []).append(label)
     words = [f"{standing} {listing(names)}" for standing, names in standings.items()]
     compared = [entry for entry in metrics.get("comparisons", []) if entry["system"] == "student"]
     near = [entry for entry in compared if entry["baseline"] != "random"]  # so far off that it hides the others
@@ -601,25 +601,25 @@ def _calibration(metrics: Mapping[str, Any], evaluation: Path) -> dict[str, Any]
     }
 
 
-def _teacher(folder: Path, labelled: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
+def _teacher(folder: Path, labeled: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
     """What held-out judgements say of the teacher, and what its labels are and took."""
     path = folder / "quality.json"
     quality = artifacts.read_json(path) if path.exists() else None
     histograms = {"judged, dev": quality["logits"]["histogram"]} if quality else {}
-    shards = [shard.get("logits", {}).get("histogram") for shard in labelled["shards"]]
+    shards = [shard.get("logits", {}).get("histogram") for shard in labeled["shards"]]
     if all(shards):
-        histograms["labelled"] = _added(shards)
-    colours = {"judged, dev": "teacher", "labelled": "student"}
+        histograms["labeled"] = _histogram_panel(shards)
+    colors = {"judged, dev": "teacher", "labeled": "student"}
     return {
-        "tiles": _label_tiles(labelled),
-        "logits": Markup(figures.logits(histograms, colours)) if histograms else "",
+        "tiles": _label_tiles(labeled),
+        "logits": Markup(figures.logits(histograms, colors)) if histograms else "",
         "both": len(histograms) == 2,
         "dev": _dev(quality) if quality else None,
-        "followed": _followed(metrics.get("agreement")),
+        "followed": _agreement_section(metrics.get("agreement")),
     }
 
 
-def _followed(agreement: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _agreement_section(agreement: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """How closely the student follows its teacher on the test pairs."""
     if agreement is None:
         return None
@@ -643,14 +643,14 @@ def _dev(quality: Mapping[str, Any]) -> dict[str, Any]:
         **quality,
         "systems": [SYSTEMS[name] for name in AGREEING],
         "agreement": _agreement(quality),
-        "chosen": _chosen(calibrated),
+        "chosen": _calibration_text(calibrated),
         "reliability": Markup(figures.reliability(diagram, {"teacher": "The teacher on dev"}, "teacher-dev")),
         "disagreements": quality["disagreements"]["top"],
         "disagreeing": quality["disagreements"]["count"],
     }
 
 
-def _added(histograms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _histogram_panel(histograms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The sum of histograms on one grid, each cut to its own range."""
     width = histograms[0]["width"]
     starts = [round(one["low"] / width) for one in histograms]
@@ -661,11 +661,11 @@ def _added(histograms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"width": width, "low": min(starts) * width, "counts": counts.tolist()}
 
 
-def _label_tiles(labelled: Mapping[str, Any]) -> list[dict[str, str]]:
-    shards = len(labelled["shards"])
-    note = f"pairs of {figure_text(labelled['queries'])} queries, in {shards} {'shard' if shards == 1 else 'shards'}"
-    tiles = [{"label": "Labels", "value": figure_text(labelled["rows"]), "note": note}]
-    work = labelled.get("work")
+def _label_tiles(labeled: Mapping[str, Any]) -> list[dict[str, str]]:
+    shards = len(labeled["shards"])
+    note = f"pairs of {figure_text(labeled['queries'])} queries, in {shards} {'shard' if shards == 1 else 'shards'}"
+    tiles = [{"label": "Labels", "value": figure_text(labeled["rows"]), "note": note}]
+    work = labeled.get("work")
     if not work:
         return tiles
     tokens = f"{figure_text(work['tokens'])} tokens"
@@ -703,7 +703,7 @@ def _agreement(quality: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _chosen(calibrated: Mapping[str, Any]) -> str:
+def _calibration_text(calibrated: Mapping[str, Any]) -> str:
     """What turns the teacher's logits into probabilities, and why that."""
     method, chosen = calibrated["method"], calibrated.get("chosen_by")
     if method == "none":
@@ -789,7 +789,7 @@ def _data(
     profile: Mapping[str, Any],
     judged: Mapping[str, pa.Table],
     protocol: Mapping[str, Any],
-    labelled: Mapping[str, Any],
+    labeled: Mapping[str, Any],
 ) -> dict[str, Any]:
     splits = [
         {
@@ -809,7 +809,7 @@ def _data(
         "splits": splits,
         "pairs": sum(table.num_rows for table in judged.values()),
         "queries": sum(len(table["query_id"].unique()) for table in judged.values()),
-        "labelled": {**labelled, "shards": len(labelled["shards"])},
+        "labeled": {**labeled, "shards": len(labeled["shards"])},
         "source": protocol.get("source", ""),
         "targets": Markup(figures.targets(targets, protocol.get("relevant_from"))),
         "tables": [_table(key, profile[key]) for key in PROFILED if profile.get(key)],

@@ -15,7 +15,7 @@ from distilrank import registry as registries
 from distilrank.config import Compute
 from distilrank.core import artifacts, progress, schemas
 from distilrank.core.errors import InputError, RunStopped
-from distilrank.core.prefetch import ahead
+from distilrank.core.prefetch import prefetch
 from distilrank.core.problems import Problems
 from distilrank.data.sources.reading import File
 from distilrank.modeling.scorer import Scorer
@@ -68,7 +68,7 @@ def score(
         schema = pa.schema([*kept, *(pa.field(name, pa.float32()) for name in added)])
         told, done = counter(total), 0
         with _writer(handle, output, schema) as writer:
-            for table, shown in ahead(_pieces(input)):
+            for table, shown in prefetch(_pieces(input)):
                 try:
                     logits = scorer.score(shown, told)
                 except (InputError, RunStopped) as error:
@@ -99,7 +99,7 @@ def locate(model: str, registry: str) -> Path:
     if folder.is_dir():
         if not artifacts.is_sealed(folder):
             unchecked = f"{folder}: has no {artifacts.SEAL}, so its files are taken as they are, unchecked"
-            progress.announce("model", "note", unchecked)
+            progress.log_event("model", "note", unchecked)
         return folder
     backend = registries.open(registry)
     try:

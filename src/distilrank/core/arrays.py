@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 
-def most_frequent(group: np.ndarray, value: pa.Array | pa.ChunkedArray, groups: int) -> pa.StringArray:
+def mode_by_group(group: np.ndarray, value: pa.Array | pa.ChunkedArray, groups: int) -> pa.StringArray:
     """Each group's most frequent value, null where it has none; of equally frequent ones the first by code point.
 
     Args:

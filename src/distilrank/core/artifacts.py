@@ -529,7 +529,7 @@ def stage(
     """
     started = time.time()
     record = Record()
-    progress.announce(name, "started")
+    progress.log_event(name, "started")
     with announcing(name):
         try:
             require(inputs or {}, only)
@@ -556,7 +556,7 @@ def stage(
             if refusal := progress.storage_refusal(error, str(output)):
                 raise InputError(refusal) from error
             raise
-    progress.announce(name, "finished", f"{seconds:.1f} s", f"peak {peak:.0f} MiB")
+    progress.log_event(name, "finished", f"{seconds:.1f} s", f"peak {peak:.0f} MiB")
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
@@ -608,7 +608,7 @@ def _report_failure(name: str, error: Exception) -> None:
         event, text = "bad input" if isinstance(error, InputError) else "stopped", str(error)
     else:
         event, text = "failed", f"{type(error).__name__}: {error}"
-    progress.announce(name, event, text)
+    progress.log_event(name, event, text)
     variable, default = TERMINATION_LOG
     path = Path(os.environ.get(variable, default))
     if path.exists():

@@ -9,4 +9,4 @@ class InputError(Exception):
 
 
 class RunStopped(Exception):
-    """The run must not go on (a teacher not worth labelling with, say): exit status 1, nothing half-written."""
+    """The run must not go on (a teacher not worth labeling with, say): exit status 1, nothing half-written."""

@@ -9,7 +9,7 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 
-def ahead(items: Iterator[Item]) -> Iterator[Item]:
+def prefetch(items: Iterator[Item]) -> Iterator[Item]:
     """`items` (none of them None), the next one made in another thread while the caller works on this one."""
     with ThreadPoolExecutor(1) as pool:
         following = pool.submit(next, items, None)

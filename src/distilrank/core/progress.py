@@ -42,7 +42,7 @@ class Event:
     text: str
 
 
-def announce(stage: str, event: str, *parts: str) -> None:
+def log_event(stage: str, event: str, *parts: str) -> None:
     """Print one line; line breaks within `parts` are folded so that it stays one."""
     print(line(stage, event, *parts), flush=True)
 
@@ -111,7 +111,7 @@ class Counter:
             self.printed = now
             speed = (self.done - self.resumed) / max(now - self.started, 1e-9)
             left = (self.total - self.done) / speed if speed > 0 else 0.0
-            announce(
+            log_event(
                 self.stage,
                 "progress",
                 f"{self.done}/{self.total} {self.unit}",
@@ -126,4 +126,4 @@ def timed(stage: str, what: str) -> Iterator[None]:
     """Note how long a step took."""
     started = time.monotonic()
     yield
-    announce(stage, "note", f"{what} ({time.monotonic() - started:.1f} s)")
+    log_event(stage, "note", f"{what} ({time.monotonic() - started:.1f} s)")

@@ -17,7 +17,7 @@ from distilrank.data import bm25
 from distilrank.data.corpus import Corpus
 from distilrank.data.impressions import Pairs, Shown
 from distilrank.data.splits import HEAD, TAIL, TORSO, TRAIN, Split
-from distilrank.modeling.bi_encoder import Neighbours, Retriever
+from distilrank.modeling.bi_encoder import Neighbors, Retriever
 
 PROVENANCES = ("impression", "bm25", "disagreement", "popular", "random")
 _VOTES = 10  # best BM25 hits that tell the product type of a query that the log does not know
@@ -37,7 +37,7 @@ class Embedded:
     """The embedding retriever and the catalogue as it sees it."""
 
     retriever: Retriever
-    products: Neighbours
+    products: Neighbors
 
 
 class Miner:
@@ -118,7 +118,7 @@ class Miner:
         mixed = _mix(np.repeat(seeds, ends - starts) ^ self._tickets[shown.product], config.seed)
         race = -np.log((mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53 + 2.0**-54) / shown.weight
         order = np.lexsort((race, shown.query))
-        near = self._neighbours(texts)
+        near = self._neighbors(texts)
         depth = config.retriever.depth if near is not None else 0
 
         parts: list[np.ndarray] = []
@@ -176,7 +176,7 @@ class Miner:
             clicks=np.append(shown.clicks, 0)[spot] * hit,
         )
 
-    def _neighbours(self, texts: list[str]) -> np.ndarray | None:
+    def _neighbors(self, texts: list[str]) -> np.ndarray | None:
         if not self.config.from_disagreement or self.embedded is None:
             return None
         began = time.perf_counter()
@@ -242,7 +242,7 @@ def _mix(values: np.ndarray, seed: int) -> np.ndarray:
     return mixed ^ (mixed >> np.uint64(31))
 
 
-class Balance:
+class ShardBalancer:
     """Shares queries out over shards: each to the one with the fewest tokens so far."""
 
     def __init__(self, shards: int) -> None:

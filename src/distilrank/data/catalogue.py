@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from selectolax.lexbor import LexborHTMLParser
 
 from distilrank.core import normalize, schemas
-from distilrank.core.prefetch import ahead
+from distilrank.core.prefetch import prefetch
 from distilrank.core.problems import EXAMPLES, Problems
 
 SHORT_FIELDS = tuple(name for name in schemas.PRODUCT_FIELDS if name != "description")
@@ -114,7 +114,7 @@ class Catalogue:
         self.descriptions = Spool(scratch / "descriptions")
         short: list[pa.RecordBatch] = []
         schema = pa.schema([schemas.PRODUCTS.field(name) for name in ("product_id", *SHORT_FIELDS)])
-        for batch in ahead(iter(batches)):  # Arrow reads on another core
+        for batch in prefetch(iter(batches)):  # Arrow reads on another core
             columns = [clean_column(batch.column(name)) for name in SHORT_FIELDS]
             self.descriptions.add(clean_column(batch.column("description")))
             short.append(pa.record_batch([batch.column("product_id"), *columns], schema=schema))

@@ -18,7 +18,7 @@ from distilrank.core.errors import InputError
 from distilrank.core.problems import EXAMPLES, Problems
 from distilrank.data import raters, sql
 from distilrank.data.catalogue import Catalogue, bare_ids
-from distilrank.data.impressions import Pairs, Pool
+from distilrank.data.impressions import ImpressionStore, Pairs
 from distilrank.data.log_store import Kept, LogStore, make_scrubber
 from distilrank.data.sources import NO_IMPRESSIONS, Log, Source
 from distilrank.data.splits import TAIL, hash_position, sides, strata
@@ -50,7 +50,7 @@ class Corpus:
     """Null where unknown."""
     languages: list[str]
     """Of each product, a key of `languages.LANGUAGES`."""
-    log: Pool
+    log: ImpressionStore
     """Without impressions if there is no log."""
     logged: bool
     """Whether there is a log."""
@@ -262,7 +262,7 @@ def _assemble(
         FROM known k JOIN places l USING (query_id)"""
     )
     connection.execute("DROP TABLE known")
-    pool = Pool(connection)
+    pool = ImpressionStore(connection)
 
     ids = query_ids.to_pylist()
     if config.plurals == "apart":
@@ -491,7 +491,7 @@ def _merge(
             **raters.agreement(rule, place[single], voices[single], len(pair), seed),
         }
     pairs = Pairs(pair // products, pair % products)
-    locales = arrays.most_frequent(of_pair, table["locale"], len(pair))
+    locales = arrays.mode_by_group(of_pair, table["locale"], len(pair))
     return pairs, ratings, gains, count.astype(np.int32), locales, merged, agreement
 
 
@@ -506,7 +506,7 @@ def _languages(product: np.ndarray, locales: pa.StringArray, products: int, conf
     default = config.language or (found[0] if len(found) == 1 else languages.DEFAULT)
     if not set(found) - {default}:
         return [default] * products
-    judged = arrays.most_frequent(product, locales, products).to_pylist()
+    judged = arrays.mode_by_group(product, locales, products).to_pylist()
     return [known.get(locale) or default for locale in judged]
 
 

@@ -51,7 +51,7 @@ class Impressions(Pairs):
 def systematic(total: int, size: int, draw: np.random.Generator) -> np.ndarray:
     """Places of a systematic sample: at equal distances from a random start, ascending; all if there are no more.
 
-    Each place is as likely as any other, and each run of neighbours gets its share of the sample to one place: whatever
+    Each place is as likely as any other, and each run of neighbors gets its share of the sample to one place: whatever
     the rows are sorted by is stratified proportionally.
     """
     if size >= total:
@@ -59,7 +59,7 @@ def systematic(total: int, size: int, draw: np.random.Generator) -> np.ndarray:
     return ((draw.random() + np.arange(size)) * (total / size)).astype(np.int64)
 
 
-class Pool:
+class ImpressionStore:
     """Impressions of the training window and of the newest traffic.
 
     Args:

@@ -24,12 +24,12 @@ from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
 from distilrank.core.scratch import scratch_folder
 from distilrank.data import bm25, log_store, profile, profile_page, sources, splits
-from distilrank.data.candidates import PROVENANCES, Balance, Embedded, Mined, Miner
+from distilrank.data.candidates import PROVENANCES, Embedded, Mined, Miner, ShardBalancer
 from distilrank.data.corpus import Corpus, read, soft_targets
 from distilrank.data.impressions import Impressions, Pairs, systematic
 from distilrank.data.splits import SIDES, STRATA, TRAIN
 from distilrank.modeling import references
-from distilrank.modeling.bi_encoder import Neighbours, Retriever, Tokens
+from distilrank.modeling.bi_encoder import Neighbors, Retriever, Tokens
 
 STAGE = "prepare"
 HELD_OUT = "held-out queries (dev and test side) stand in for the newest traffic"
@@ -106,7 +106,7 @@ def prepare(
                 connection=connection, scratch=scratch, problems=problems,
             )  # fmt: skip
         for problem in problems:
-            progress.announce(STAGE, "note", f"left out or odd: {problem.line()}")
+            progress.log_event(STAGE, "note", f"left out or odd: {problem.line()}")
         split = splits.split(corpus.judged.query, corpus.position, config)
         with progress.timed(STAGE, f"indexed {len(corpus.catalogue)} products"), clock.phase("index"):
             index = _index(corpus)
@@ -135,7 +135,7 @@ def prepare(
             miner = Miner(corpus, split, index, embedded, config)
             used["candidates"] = _texts(corpus, miner.queries)
             splits.check_leaks({"candidates": used["candidates"]}, config)
-            tally = profile.Tally(len(corpus.catalogue))
+            tally = profile.CandidateStats(len(corpus.catalogue))
             shards = _write_candidates(corpus, miner, tokens, config.shards, candidates, tally)
             artifacts.seal(candidates)
         for name, seconds in miner.seconds.items():
@@ -166,7 +166,7 @@ def prepare(
             seconds=clock.seconds,
         )
         pairs = ", ".join(f"{side} {len(split.rows[side])}" for side in SIDES)
-        progress.announce(
+        progress.log_event(
             STAGE, "note", f"judged pairs: {pairs}; {tally.pairs} candidates of {len(miner.queries)} queries"
         )
         return [shard["name"] for shard in shards]
@@ -253,7 +253,7 @@ def _embedded(corpus: Corpus, config: Prepare, scratch: Path) -> Embedded | None
                 rows = np.arange(start, min(start + _ROWS, count))
                 handle.write(retriever.embed(corpus.catalogue.texts(rows)).astype(dtype, copy=False).tobytes())
                 counter.add(len(rows))
-    return Embedded(retriever, Neighbours(np.load(path, mmap_mode="r")))
+    return Embedded(retriever, Neighbors(np.load(path, mmap_mode="r")))
 
 
 def _protocol(
@@ -276,7 +276,7 @@ def _protocol(
         },
         "ties": "broken by product id, ascending",
         "gain": "the source's own, linear" if own else "soft target, linear",
-        "bm25": f"whole catalogue; title, product type, brand, colour, gender; k1 1.2, b 0.75, {stems} stems",
+        "bm25": f"whole catalogue; title, product type, brand, color, gender; k1 1.2, b 0.75, {stems} stems",
         "strata": splits.CUT if corpus.logged else "there is no log: all queries are tail",
         "traffic": basis,
     }
@@ -372,11 +372,11 @@ def _write_judged(corpus: Corpus, rows: np.ndarray, index: bm25.Index, path: Pat
 
 
 def _write_candidates(
-    corpus: Corpus, miner: Miner, tokens: Tokens, most: int, folder: Path, tally: profile.Tally
+    corpus: Corpus, miner: Miner, tokens: Tokens, most: int, folder: Path, tally: profile.CandidateStats
 ) -> list[dict[str, Any]]:
     """Mine and write the shards, queries one after the other, each to the shard with the fewest tokens so far."""
     count = max(min(most, len(miner.queries)), 1)
-    balance = Balance(count)
+    balance = ShardBalancer(count)
     lengths = _Lengths(corpus, tokens)
     shards: list[dict[str, Any]] = [
         {"name": f"shard-{number:05d}", "rows": 0, "queries": 0, "tokens": 0} for number in range(count)

@@ -95,7 +95,7 @@ def _fold(text: str) -> tuple[str, list[int]]:
     """The text as the patterns read it, and where each of its characters stood.
 
     White space is a blank, dashes are hyphens, the digits of any script and full-width letters are ASCII, and what
-    has no width (`normalise.INVISIBLE`, the marks of keycap emoji) is gone. Superscripts stay: 10² is not 102.
+    has no width (`normalize.INVISIBLE`, the marks of keycap emoji) is gone. Superscripts stay: 10² is not 102.
     """
     folded, origins = [], []
     for origin, character in enumerate(text):
@@ -554,7 +554,7 @@ _LEAD = re.compile(
     re.IGNORECASE,
 )
 _BRACKETS = {"(": ")", "[": "]", "{": "}", "<": ">", '"': '"', "'": "'", "“": "”", "‘": "’"}
-# Punctuation that only joined the span to its neighbours.
+# Punctuation that only joined the span to its neighbors.
 _JOINT_BEFORE = re.compile(r"(?:[\s,;:/|]|\s[-\u2013])+\Z")
 _JOINT_BEHIND = re.compile(r"\A(?:[\s,;:/|]|[.!?]+(?=\s|\Z)|[-\u2013](?=\s|\Z))+")
 

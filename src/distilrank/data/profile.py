@@ -20,7 +20,7 @@ from distilrank.modeling.bi_encoder import Tokens
 _LOOKED_AT = 5_000  # texts whose tokens are counted, drawn at random: enough for the percentiles that are shown
 
 
-class Tally:
+class CandidateStats:
     """Counts candidates as they are mined.
 
     Args:
@@ -48,7 +48,7 @@ def describe(
     corpus: Corpus,
     split: Split,
     index: bm25.Index,
-    tally: Tally,
+    tally: CandidateStats,
     tokens: Tokens,
     problems: Problems,
     config: Prepare,

@@ -48,7 +48,7 @@ KINDS = {
     "token": "token or key",
     "device": "IP or MAC address",
     "birth_date": "date of birth",
-    "plate": "licence plate",
+    "plate": "license plate",
 }
 """Kinds of personal data as readers know them."""
 
@@ -158,7 +158,7 @@ def _tiles(summary: Mapping[str, Any]) -> list[dict[str, str]]:
         {
             "label": "Candidates",
             "value": figure_text(candidates["pairs"]),
-            "note": f"of {counted(candidates['queries'], 'query', 'queries')}, to be labelled by the teacher",
+            "note": f"of {counted(candidates['queries'], 'query', 'queries')}, to be labeled by the teacher",
         },
     ]
 

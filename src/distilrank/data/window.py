@@ -55,7 +55,7 @@ def resolve_window(window: Window, schedule_time: str, days: dict[date, int]) ->
         tomorrow = datetime.now(UTC).date() + timedelta(days=1)
         last = max((day for day in days if day <= tomorrow), default=last)
         if max(days) > last:
-            progress.announce(
+            progress.log_event(
                 "preflight", "note", f"the log has days in the future, up to {max(days)}: they are left out"
             )
         end = last + timedelta(days=1)
@@ -85,7 +85,7 @@ def resolve_window(window: Window, schedule_time: str, days: dict[date, int]) ->
     ]
     if missing:
         some = ", ".join(map(str, missing[:5])) + (" and more" if len(missing) > 5 else "")
-        progress.announce("preflight", "note", f"the log has no row on {len(missing)} days of the window: {some}")
+        progress.log_event("preflight", "note", f"the log has no row on {len(missing)} days of the window: {some}")
     return tuple(f"{day}T00:00:00+00:00" for day in (reference_start, newest_start, end))  # type: ignore[return-value]
 
 

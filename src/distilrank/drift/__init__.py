@@ -124,7 +124,7 @@ def measure(
         artifacts.seal(output)
         record.facts.update(part["rows"], share=part["share"], alarm=part["alarm"])
         drifted = [column["name"] for column in part["columns"] if column["drifted"]]
-        progress.announce("drift", "note", f"drifted: {', '.join(drifted) or 'no column'}")
+        progress.log_event("drift", "note", f"drifted: {', '.join(drifted) or 'no column'}")
         return part["share"]
 
 
@@ -205,9 +205,9 @@ def keep(config: Drift, registry: Registry, *, drift: Path, name: str, newest_en
             facts={"share": f"{part['share']:.3f}", "alarm": _alarm(part)},
         )
     except InputError as error:
-        progress.announce("drift", "note", f"warning: {error}; the verdict stands, the history lacks this run")
+        progress.log_event("drift", "note", f"warning: {error}; the verdict stands, the history lacks this run")
         return
-    progress.announce("drift", "note", f"{config.workspace}: {'added' if added else 'already has'} {name}")
+    progress.log_event("drift", "note", f"{config.workspace}: {'added' if added else 'already has'} {name}")
 
 
 def _alarm(part: dict[str, Any]) -> str:
@@ -254,7 +254,7 @@ def _against(
         reference = _scored(_sample(path, names), version / "traffic" / "reference_scores.parquet")
     except (InputError, pa.ArrowInvalid) as error:
         note = f"not comparable: {error}; the next promotion stores a reference that is"
-        progress.announce("drift", "note", f"champion {champion}: {note}")
+        progress.log_event("drift", "note", f"champion {champion}: {note}")
         return {**_nothing(note), "version": champion}, None
     encoder, unable = _encoder(config, version / "student")
     found = compare(config, reference, newest, encoder, names)
@@ -534,7 +534,7 @@ def _embedding(
     ]
     samples = [table.take(pa.array(some)) for table, some in zip((reference, current), rows, strict=True)]
     before, after = _embed(encoder, samples)
-    told = domain.tell(before, after, queries[0][rows[0]], queries[1][rows[1]])
+    told = domain.fit_domain_classifier(before, after, queries[0][rows[0]], queries[1][rows[1]])
     if told is None:
         return None
     return {

@@ -51,7 +51,7 @@ def score(config: Monitor, compute: Compute, registry: Registry, *, traffic: Pat
             record.inputs["teacher"] = artifacts.verify(folder)
             found = _disagree(config, student, Scorer.load(folder, compute), windows)
             artifacts.write_json(output / DISAGREEMENT, found)
-            progress.announce("score", "note", told(found))
+            progress.log_event("score", "note", told(found))
         artifacts.seal(output)
         record.facts.update(rows=len(scores))
 

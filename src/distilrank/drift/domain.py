@@ -16,7 +16,7 @@ LEVEL = 0.95
 
 
 @dataclass(frozen=True)
-class Told:
+class DomainClassifierResult:
     """How well rows of the current window can be told from those of the reference."""
 
     auc: float
@@ -27,9 +27,9 @@ class Told:
     """Of being current, for each row of the current window, from the classifier that has not seen its query."""
 
 
-def tell(
+def fit_domain_classifier(
     reference: np.ndarray, current: np.ndarray, reference_query: np.ndarray, current_query: np.ndarray
-) -> Told | None:
+) -> DomainClassifierResult | None:
     """Train a classifier of the window, on some queries, and apply it to the others, fold by fold.
 
     A query's rows of both windows are always on one side, so that what the classifier remembers of a query is of no
@@ -69,7 +69,7 @@ def tell(
             pairs[some] += all_pairs
     auc = np.divide(above, pairs, out=np.full(len(weights), 0.5), where=pairs > 0)
     low, high = np.quantile(auc[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Told(float(auc[0]), float(low), float(high), probability[len(reference) :])
+    return DomainClassifierResult(float(auc[0]), float(low), float(high), probability[len(reference) :])
 
 
 def _ordered(score: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

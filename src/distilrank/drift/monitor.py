@@ -74,10 +74,10 @@ def judge(
         artifacts.seal(output)
         drift.keep(limits, registry, drift=output, name=name, newest_end=newest_end)
         for check in checks:
-            progress.announce(STAGE, "note", "passed" if check["passed"] else "ALARM", check["name"], check["detail"])
+            progress.log_event(STAGE, "note", "passed" if check["passed"] else "ALARM", check["name"], check["detail"])
         retrain = alarm and config.retrain == "on_alarm"
         failed = [check["name"] for check in checks if not check["passed"]]
-        progress.announce(STAGE, "outcome", json.dumps({"alarm": alarm, "failed": failed, "retrain": retrain}))
+        progress.log_event(STAGE, "outcome", json.dumps({"alarm": alarm, "failed": failed, "retrain": retrain}))
         record.facts.update(alarm=alarm, share=part["share"])
         return retrain
 

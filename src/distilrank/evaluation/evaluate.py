@@ -63,12 +63,12 @@ PROTOCOL = {
     "random": "one seeded draw",
     "calibration": "ece: equal-width bins of the calibrated probability; ece and brier: against soft targets",
     "significance": "per-query measures: paired bootstrap by query, its interval as `interval` says, p_value by"
-    " sign-flip randomisation; roc_auc, pr_auc: percentile bootstrap of whole queries, p_value from the same bootstrap;"
+    " sign-flip randomization; roc_auc, pr_auc: percentile bootstrap of whole queries, p_value from the same bootstrap;"
     " two-sided",
     "slices": "p_holm: adjusted for all slices of one baseline and metric (Holm); a query's value of a product's column"
     " is the most frequent one among its relevant products",
     "champion": "scored again on the same rows in the same run; the anchor too",
-    "latency": "one query's products a request, tokenising included, after one pass to warm up",
+    "latency": "one query's products a request, tokenizing included, after one pass to warm up",
 }
 
 
@@ -229,7 +229,7 @@ def _within(
     if not keys:
         return []
     deltas = np.stack([by_query[one][metric] - by_query[other][metric] for one, other, metric in keys], axis=1)
-    certainty = significance.paired(
+    certainty = significance.paired_interval(
         deltas,
         resamples=config.bootstrap,
         confidence=config.confidence,
@@ -262,7 +262,7 @@ def _across(
     if not keys:
         return []
     areas = {
-        name: metrics.Areas(judged.relevant, systems[name].score, judged.query)
+        name: metrics.BootstrapAuc(judged.relevant, systems[name].score, judged.query)
         for name in dict.fromkeys(name for pair in versus for name in pair)
     }
 
@@ -271,7 +271,7 @@ def _across(
         return np.array([found[one][metric] - found[other][metric] for one, other, metric in keys])
 
     queries = len(judged.query_ids)
-    certainty = significance.clustered(
+    certainty = significance.cluster_interval(
         differences,
         queries,
         resamples=config.cluster_bootstrap,
@@ -427,7 +427,7 @@ def evaluate(
         record.facts.update({name: results["protocol"][name] for name in ("pairs", "queries", "ranked_queries")})
         for name, values in figures.items():
             line = (f"{metric} {values[metric]:.4f}" for metric in ("ndcg_at_10", "pair_accuracy"))
-            progress.announce("evaluate", "note", f"{name}: {', '.join(line)} ({len(judged.ranked)} queries)")
+            progress.log_event("evaluate", "note", f"{name}: {', '.join(line)} ({len(judged.ranked)} queries)")
     return evaluation
 
 

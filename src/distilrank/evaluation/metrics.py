@@ -56,7 +56,7 @@ def _dcg(query: np.ndarray, gain: np.ndarray, rank: np.ndarray, k: int) -> np.nd
 
 
 def ndcg(query: np.ndarray, gain: np.ndarray, score: np.ndarray, k: int, tie: np.ndarray | None = None) -> np.ndarray:
-    """Normalised discounted cumulative gain at `k`: linear gain, discount log2(1 + rank) (Järvelin, Kekäläinen 2002).
+    """Normalized discounted cumulative gain at `k`: linear gain, discount log2(1 + rank) (Järvelin, Kekäläinen 2002).
 
     Gains must not be negative; a query without any gain has no value (NaN).
     """
@@ -193,7 +193,7 @@ class ThresholdCurve:
         return self._hits, self._misses
 
 
-class Areas:
+class BootstrapAuc:
     """`roc_auc` and `pr_auc` of rows whose queries are drawn some number of times (a bootstrap).
 
     Sorted once; a draw then costs two gathers and two running sums. Both areas are sums over the relevant rows: of

@@ -23,7 +23,7 @@ TIE = 1e-12  # differences closer to 0 are those of sums in another order
 Interval = Literal["percentile", "bca"]
 
 
-class Certainty(NamedTuple):
+class IntervalEstimate(NamedTuple):
     """Interval and p-value of each of several differences, float64, shape (differences,)."""
 
     low: np.ndarray
@@ -31,24 +31,24 @@ class Certainty(NamedTuple):
     p_value: np.ndarray
 
 
-def paired(
+def paired_interval(
     deltas: np.ndarray,
     *,
     resamples: int,
     confidence: float,
     rng: np.random.Generator,
     interval: Interval = "percentile",
-) -> Certainty:
+) -> IntervalEstimate:
     """Certainty of mean differences of per-query measures.
 
     The interval is the bootstrap's over queries, of percentiles or bias-corrected and accelerated (Efron, JASA 82,
-    1987). The p-value is that of the two-sided sign-flip randomisation test (were the systems exchangeable, each
-    query's difference could as well have the other sign): (1 + randomisations with as large a difference) /
-    (1 + randomisations).
+    1987). The p-value is that of the two-sided sign-flip randomization test (were the systems exchangeable, each
+    query's difference could as well have the other sign): (1 + randomizations with as large a difference) /
+    (1 + randomizations).
 
     Args:
         deltas: measure of one system minus that of the other, shape (queries, differences), queries at least 1.
-        resamples: resamples of the bootstrap, and of the randomisation.
+        resamples: resamples of the bootstrap, and of the randomization.
         confidence: level of the interval.
         rng: source of the draws; all differences share them.
         interval: `percentile` or `bca`.
@@ -77,17 +77,17 @@ def paired(
     )
     tails = (1 - confidence) / 2, (1 + confidence) / 2
     low, high = _bca(means, deltas, tails) if interval == "bca" else np.quantile(means, tails, axis=0)
-    return Certainty(low, high, (1 + as_large) / (1 + resamples))
+    return IntervalEstimate(low, high, (1 + as_large) / (1 + resamples))
 
 
-def clustered(
+def cluster_interval(
     differences: Callable[[np.ndarray], np.ndarray],
     queries: int,
     *,
     resamples: int,
     confidence: float,
     rng: np.random.Generator,
-) -> Certainty:
+) -> IntervalEstimate:
     """Certainty of differences of measures across queries (AUC, say), by a bootstrap that draws whole queries.
 
     The interval is that of percentiles. The p-value is two-sided, read from the same bootstrap: twice the smaller share
@@ -118,7 +118,7 @@ def clustered(
         low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
         beyond = min((values <= 0).sum(), (values >= 0).sum())
         results.append((low, high, min(2 * (1 + beyond) / (1 + len(values)), 1.0)))
-    return Certainty(*np.array(results, np.float64).reshape(-1, 3).T)
+    return IntervalEstimate(*np.array(results, np.float64).reshape(-1, 3).T)
 
 
 def outcomes(deltas: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ METRICS = ("ndcg_at_10", "pair_accuracy")
 NO_VALUE = "(none)"
 THIN_LISTED = 20  # thin slices of a column that are named; the rest become one line
 FINER = 5
-"""The least p-value of a randomisation is one in its draws; times the family it must stay this far below the level, or
+"""The least p-value of a randomization is one in its draws; times the family it must stay this far below the level, or
 Holm could never find the one slice that broke."""
 FAMILY = "all slices of one baseline and metric, Holm"
 
@@ -84,7 +84,7 @@ def values(judged: Judged, column: str) -> np.ndarray:
     texts = judged.table.column(column).combine_chunks().cast(pa.string())
     value = pc.if_else(pc.equal(texts, ""), None, texts)
     rows = np.flatnonzero(judged.relevant | ~np.isin(judged.query, judged.query[judged.relevant]))
-    found = arrays.most_frequent(judged.query[rows], value.take(pa.array(rows)), len(judged.query_ids))
+    found = arrays.mode_by_group(judged.query[rows], value.take(pa.array(rows)), len(judged.query_ids))
     return found.take(pa.array(judged.ranked)).to_numpy(zero_copy_only=False)
 
 
@@ -175,7 +175,7 @@ def _compare(
 ) -> list[dict[str, Any]]:
     if not keys:
         return []
-    certainty = significance.paired(
+    certainty = significance.paired_interval(
         deltas, resamples=resamples, confidence=config.confidence, rng=rng, interval=config.interval
     )
     return [

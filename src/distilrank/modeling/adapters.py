@@ -2,7 +2,7 @@
 
 peft makes, saves and loads the adapters; only the arithmetic of its layers is replaced. A plain LoRA layer computes
 x W^T + s (x A^T) B^T: three matrix products and two additions, the small ones far from what the hardware can do. Here
-W' = W + s B A is made once after each step of the optimiser, and a layer is one product with W'. Going back, the
+W' = W + s B A is made once after each step of the optimizer, and a layer is one product with W'. Going back, the
 gradients of A and B come from four thin products, and never from a dense gradient of W.
 
 The forward pass is that of the merged model to the last bit, so what is trained is what will score. Head and pooler
@@ -85,7 +85,7 @@ def _head(model: PreTrainedModel) -> list[str]:
 class Adapted:
     """A model whose weights are frozen but for its adapters and its head; or, at rank 0, one that trains as a whole.
 
-    `model` is what trains. Call `fold` after each step of the optimiser, and `merged` at the end.
+    `model` is what trains. Call `fold` after each step of the optimizer, and `merged` at the end.
     """
 
     def __init__(self, model: PreTrainedModel, lora: Lora) -> None:
@@ -118,7 +118,7 @@ class Adapted:
             raise InputError(f"teacher.lora.targets {lora.targets!r}: peft cannot adapt them ({reason})") from error
         for parameter in self.model.parameters():
             if parameter.requires_grad:
-                parameter.data = parameter.data.float()  # bf16 would lose the small steps of the optimiser
+                parameter.data = parameter.data.float()  # bf16 would lose the small steps of the optimizer
         layers = {name: layer for name, layer in self.model.named_modules() if isinstance(layer, BaseTunerLayer)}
         # those of embeddings are others, and GPT-2's Conv1D holds its weights the other way round
         linear = all(

@@ -9,7 +9,7 @@ import numpy as np
 CHUNK = 64  # batches whose units are sorted together when training: wide enough to save padding, random enough to learn
 
 
-def pack(order: np.ndarray, lengths: np.ndarray, rows: np.ndarray, budget: int) -> list[np.ndarray]:
+def pack_by_tokens(order: np.ndarray, lengths: np.ndarray, rows: np.ndarray, budget: int) -> list[np.ndarray]:
     """Cut `order` into batches of at most `budget` tokens, padding included.
 
     Args:
@@ -31,7 +31,7 @@ def pack(order: np.ndarray, lengths: np.ndarray, rows: np.ndarray, budget: int) 
     return batches
 
 
-def consecutive(order: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+def sequential_batches(order: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.ndarray]:
     """Cut `order` into batches of at most `budget` tokens without padding; a longer unit makes a batch of its own.
 
     Args:
@@ -46,7 +46,7 @@ def consecutive(order: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.
     return [order[start:end] for start, end in itertools.pairwise(cuts)]
 
 
-def drawn(
+def random_batches(
     lengths: np.ndarray, budget: int, rng: np.random.Generator, groups: np.ndarray | None = None
 ) -> list[np.ndarray]:
     """Batches of one epoch in random order, for models that need no padding.
@@ -59,16 +59,16 @@ def drawn(
     order = rng.permutation(len(lengths))
     if groups is not None and len(order):
         order = order[np.argsort(rng.permutation(groups.max() + 1)[groups[order]], kind="stable")]
-    return consecutive(order, lengths, budget)
+    return sequential_batches(order, lengths, budget)
 
 
 def by_length(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
     """Batches of single rows, longest first (a batch that does not fit into memory shows at once)."""
     order = np.argsort(-lengths, kind="stable")
-    return pack(order, lengths, np.ones_like(lengths), budget)
+    return pack_by_tokens(order, lengths, np.ones_like(lengths), budget)
 
 
-def shuffled(lengths: np.ndarray, rows: np.ndarray, budget: int, rng: np.random.Generator) -> list[np.ndarray]:
+def shuffled_batches(lengths: np.ndarray, rows: np.ndarray, budget: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Batches for one epoch in random order: shuffled, then sorted by length within chunks of CHUNK batches."""
     order = rng.permutation(len(lengths))
     if not len(order):
@@ -79,6 +79,6 @@ def shuffled(lengths: np.ndarray, rows: np.ndarray, budget: int, rng: np.random.
     batches = [
         batch
         for chunk in chunks
-        for batch in pack(chunk[np.argsort(lengths[chunk], kind="stable")], lengths, rows, budget)
+        for batch in pack_by_tokens(chunk[np.argsort(lengths[chunk], kind="stable")], lengths, rows, budget)
     ]
     return [batches[index] for index in rng.permutation(len(batches))]

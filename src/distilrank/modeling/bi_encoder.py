@@ -22,9 +22,9 @@ from tokenizers import Encoding, Tokenizer
 from distilrank.core import artifacts, hardware
 from distilrank.core.errors import InputError
 from distilrank.modeling import batching, encoding, references, weights
-from distilrank.modeling.quantization import quantise
+from distilrank.modeling.quantization import quantize
 
-CHUNK = 8192  # texts tokenised, and sorted by length, at a time
+CHUNK = 8192  # texts tokenized, and sorted by length, at a time
 BATCH_TOKENS = 2048  # of one call of the network, padding included; larger batches leave the processor's cache
 BLOCK = 1 << 24  # numbers of vectors, and of scores, that a search holds at a time: 64 MiB of each
 SLACK = 1e-5  # above the error of a float32 dot product of unit vectors, some 1e-6 for a thousand dimensions
@@ -66,7 +66,7 @@ class Tokens:
 
 
 class Retriever:
-    """A BERT bi-encoder: mean (or [CLS], where the folder says so) of the last layer, L2-normalised.
+    """A BERT bi-encoder: mean (or [CLS], where the folder says so) of the last layer, L2-normalized.
 
     Args:
         reference: model, as in `distilrank.modeling.references`: config.json, tokenizer.json and safetensors (F32,
@@ -151,11 +151,11 @@ class Retriever:
             mask[row, : len(one)] = 1
         values = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
         (hidden,) = self._session.run([self._output], {name: values[name] for name in self._inputs})
-        # The length is normalised away, so that a sum does for a mean.
+        # The length is normalized away, so that a sum does for a mean.
         return _unit(hidden[:, 0] if self._pooling == "cls" else (mask[:, None].astype(np.float32) @ hidden)[:, 0])
 
 
-class Neighbours:
+class Neighbors:
     """Exact search by cosine.
 
     Args:
@@ -282,7 +282,7 @@ class _Graph:
 
 
 def _network(folder: Path, config: dict[str, Any], precision: Precision) -> bytes:
-    """The serialised ONNX model of the BERT in `folder`: token ids and mask in, the last layer's vectors out."""
+    """The serialized ONNX model of the BERT in `folder`: token ids and mask in, the last layer's vectors out."""
     read = _weights(folder, config)
     node = _Graph()
     width, heads = config["hidden_size"], config["num_attention_heads"]
@@ -325,7 +325,7 @@ def _network(folder: Path, config: dict[str, Any], precision: Precision) -> byte
     graph.input.extend(helper.make_tensor_value_info(name, TensorProto.INT64, axes) for name in INPUTS[:2])
     graph.output.append(helper.make_tensor_value_info(x, TensorProto.FLOAT, [*axes, width]))
     if precision == "int8":
-        quantise(node.model)
+        quantize(node.model)
     return node.model.SerializeToString()
 
 

@@ -28,7 +28,7 @@ def fit(method: str, logits: np.ndarray, targets: np.ndarray, groups: np.ndarray
     it saw is in `chosen_by`: rows and queries and, if there were enough of them, the measures of both methods.
 
     Args:
-        method: `platt` (a sigmoid of a line; Platt 1999), `isotonic` (a monotone curve through block centres), `auto`
+        method: `platt` (a sigmoid of a line; Platt 1999), `isotonic` (a monotone curve through block centers), `auto`
             or `none`.
         logits: raw scores, shape (n,).
         targets: soft targets in [0, 1], shape (n,).
@@ -102,10 +102,10 @@ def _platt(logits: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
 
 
 def _isotonic(logits: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
-    """Centred isotonic regression (Oron, Flournoy 2017): straight lines between the centres of the pooled blocks.
+    """Centred isotonic regression (Oron, Flournoy 2017): straight lines between the centers of the pooled blocks.
 
     The usual curve is flat on each block, where it would wipe out the teacher's margins. This one rises everywhere
-    within one range of the logits beyond either end of them: past the outer centres by a tenth of Platt's slope, since
+    within one range of the logits beyond either end of them: past the outer centers by a tenth of Platt's slope, since
     judgements show no slope there, but candidates differ. Half a judgement at either end speaks against it, so that a
     few zeros are not taken for a probability of 0; what remains is squeezed into [.002, .998].
     """

@@ -34,7 +34,7 @@ def weights(model: nn.Module) -> int:
     return sum(counted.values())
 
 
-def fuse(stage: str, model: nn.Module, compute: Compute, runtime: Runtime, operations: float) -> bool:
+def compile_layers(stage: str, model: nn.Module, compute: Compute, runtime: Runtime, operations: float) -> bool:
     """Compile the layers of `model` if the configuration and `operations` say so; whether it was done.
 
     Args:
@@ -61,5 +61,5 @@ def fuse(stage: str, model: nn.Module, compute: Compute, runtime: Runtime, opera
     torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 16)
     for layer in packing.layers(model):
         layer.compile(dynamic=True)
-    progress.announce(stage, "note", "fusing layers by torch.compile: the first batches take a minute longer")
+    progress.log_event(stage, "note", "fusing layers by torch.compile: the first batches take a minute longer")
     return True

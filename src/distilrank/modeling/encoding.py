@@ -1,7 +1,7 @@
 """How a (query, product) pair becomes the tokens that a model sees.
 
 An encoder takes the pair as two segments; a decoder takes a prompt made from a template. In both, special tokens
-that occur in raw text are neutralised, and a pair that is too long loses the end of its product, never of its query.
+that occur in raw text are neutralized, and a pair that is too long loses the end of its product, never of its query.
 Needs the tokenizers library only, so that a service scores without torch and transformers.
 """
 
@@ -30,13 +30,13 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 """Names of a model's inputs, the last one for models with segments only."""
 MIN_PRODUCT_TOKENS = 8  # what is left of a product beside a query that fills `max_tokens` by itself
 CHARACTERS_PER_TOKEN = 32
-"""Most characters of a text that are tokenised for each token that the model may read of it.
+"""Most characters of a text that are tokenized for each token that the model may read of it.
 
 Ordinary text has two to five characters a token and no wordpiece of BERT has more than eighteen. The margin is for what
 a normalizer drops (control characters, accents) and for unknown words, which are one token however long they are.
 """
 TOKENIZED_CHARACTERS = 2**18
-"""Characters that are tokenised in one call: the library takes about 140 bytes for each until its result is copied."""
+"""Characters that are tokenized in one call: the library takes about 140 bytes for each until its result is copied."""
 
 ENCODERS = frozenset(
     "albert bert big_bird camembert convbert data2vec-text deberta deberta-v2 distilbert electra ernie eurobert "
@@ -253,7 +253,7 @@ def special_tokens(tokenizer: Tokenizer) -> re.Pattern[str]:
     return re.compile("|".join(re.escape(token) for token in tokens) or r"(?!)")
 
 
-def neutralise(text: str, special: re.Pattern[str]) -> str:
+def neutralize(text: str, special: re.Pattern[str]) -> str:
     """`text` with a blank within each special token, so that the tokenizer reads it as ordinary characters."""
     previous = None
     while previous != text:  # a blank may have brought another token together, in theory
@@ -287,7 +287,7 @@ class Encoder(ABC):
             inputs.names is None or "token_type_ids" in inputs.names
         )
         self._vocabulary_size = config.get("vocab_size")
-        # No text has a special token that is neutralised in it: <image_soft_token> of Gemma 3 has no embedding.
+        # No text has a special token that is neutralized in it: <image_soft_token> of Gemma 3 has no embedding.
         added = self.tokenizer.get_added_tokens_decoder()
         absent = {number for number, token in added.items() if self.special.fullmatch(token.content)}
         self._require_embeddings(set(self.tokenizer.get_vocab().values()) - absent)
@@ -306,7 +306,7 @@ class Encoder(ABC):
         """Tokens of each pair, at most `max_tokens` of them unless the query itself is longer.
 
         Args:
-            queries: neutralised, shape (n,).
+            queries: neutralized, shape (n,).
             products: as `render` gives them, shape (n,).
 
         Raises:
@@ -314,7 +314,7 @@ class Encoder(ABC):
         """
 
     def render(self, columns: Mapping[str, Sequence[str | None]]) -> list[str]:
-        """One string a product: its non-empty fields in order, neutralised, within budget, joined by the separator.
+        """One string a product: its non-empty fields in order, neutralized, within budget, joined by the separator.
 
         Args:
             columns: values by field, each of shape (n,); fields that `text` does not name are not looked at.
@@ -322,14 +322,14 @@ class Encoder(ABC):
         shown = []
         for name in self.text.fields:
             if name in columns:
-                values = [neutralise(self.cut(name, value), self.special) for value in columns[name]]
+                values = [neutralize(self.cut(name, value), self.special) for value in columns[name]]
                 shown.append(self._within(values, self.text.budgets[name]) if name in self.text.budgets else values)
         return [self.text.separator.join(filter(None, row)) for row in zip(*shown, strict=True)]
 
     def cut(self, field: ProductField, value: str | None) -> str:
         """The part of a field that the model can read at most, its runs of white space made one blank.
 
-        The rest costs time and memory to tokenise and is dropped after it. Idempotent; scores of the cut value are
+        The rest costs time and memory to tokenize and is dropped after it. Idempotent; scores of the cut value are
         those of `value` while its tokens have at most CHARACTERS_PER_TOKEN characters on average.
         """
         if not value:
@@ -372,7 +372,7 @@ class Encoder(ABC):
 class PairEncoder(Encoder):
     """(query, product) as two segments, for encoders.
 
-    Both are tokenised apart, so that the tokens of either can be kept, and joined as the tokenizer itself does it: by
+    Both are tokenized apart, so that the tokens of either can be kept, and joined as the tokenizer itself does it: by
     what its post-processor puts before, between and after them.
     """
 
@@ -396,7 +396,7 @@ class PairEncoder(Encoder):
         types = np.split(np.array(probe.type_ids, np.int8), ends)
         return ids[::2], [types[0], types[1][:1], types[2], types[3][:1], types[4]]
 
-    def tokenise(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def tokenize(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Token ids of texts by themselves, without special tokens of the model's own: int32 each."""
         ends = np.cumsum([len(text) for text in texts])
         ids: list[np.ndarray] = []
@@ -410,15 +410,15 @@ class PairEncoder(Encoder):
 
     def encode(self, queries: Sequence[str], products: Sequence[str]) -> Tokens:
         (query_texts, query_of), (product_texts, product_of) = distinct(queries), distinct(products)
-        return self.join(query_texts, query_of, self.tokenise(product_texts), product_of)
+        return self.join(query_texts, query_of, self.tokenize(product_texts), product_of)
 
     def join(
         self, queries: Sequence[str], query_of: np.ndarray, products: Sequence[np.ndarray], product_of: np.ndarray
     ) -> Tokens:
-        """Tokens of pairs whose products are tokenised.
+        """Tokens of pairs whose products are tokenized.
 
         Args:
-            queries: different queries, neutralised.
+            queries: different queries, neutralized.
             query_of: place of each pair's query among them, int64, shape (n,).
             products: token ids of different products.
             product_of: place of each pair's product among them, int64, shape (n,).
@@ -426,7 +426,7 @@ class PairEncoder(Encoder):
         Raises:
             InputError: a query is longer than what the model takes.
         """
-        pool = [*self._pieces, *self.tokenise(queries), *products]
+        pool = [*self._pieces, *self.tokenize(queries), *products]
         sizes = np.fromiter(map(len, pool), np.int64, len(pool))
         begins = np.cumsum(sizes) - sizes
         pairs = len(query_of)
@@ -457,14 +457,14 @@ class PromptEncoder(Encoder):
     def __init__(self, folder: Path, text: TeacherText, inputs: Inputs | None = None) -> None:
         super().__init__(folder, text, inputs)
         self.template = text.template
-        (prompt,) = self._tokenise([self._prompt("", "")])
+        (prompt,) = self._tokenize([self._prompt("", "")])
         self._require_room(len(prompt))
         self.pad_token_id = self._padding()
         self._require_embeddings([*prompt, self.pad_token_id])
 
     def _padding(self) -> int:
         """What to pad with: transformers reads the last token that is not it, so that no prompt may end in it."""
-        (prompt,) = self._tokenise([self._prompt("red sofa", "blue lamp")])
+        (prompt,) = self._tokenize([self._prompt("red sofa", "blue lamp")])
         special = [number for number, token in self.tokenizer.get_added_tokens_decoder().items() if token.special]
         for number in (self.pad_token_id, *special):
             # one of a single character may be the end of a query
@@ -479,11 +479,11 @@ class PromptEncoder(Encoder):
         values = {"{query}": query, "{product}": product}
         return re.sub(r"\{query\}|\{product\}", lambda match: values[match[0]], self.template)
 
-    def _tokenise(self, prompts: list[str]) -> list[list[int]]:
+    def _tokenize(self, prompts: list[str]) -> list[list[int]]:
         return [encoded.ids for encoded in self.tokenizer.encode_batch_fast(prompts)]
 
     def encode(self, queries: Sequence[str], products: Sequence[str]) -> Tokens:
-        ids = self._tokenise([self._prompt(*pair) for pair in zip(queries, products, strict=True)])
+        ids = self._tokenize([self._prompt(*pair) for pair in zip(queries, products, strict=True)])
         whole = [len(tokens) for tokens in ids]
         for row in (row for row, tokens in enumerate(whole) if tokens > self.max_tokens):
             ids[row] = self._shortened(queries[row], products[row], len(ids[row]))
@@ -497,7 +497,7 @@ class PromptEncoder(Encoder):
         while True:
             # cutting at a token's end may change how the rest is split, hence the loop
             keep = max(keep - max(tokens - self.max_tokens, 1), min(MIN_PRODUCT_TOKENS, len(ends)))
-            (ids,) = self._tokenise([self._prompt(query, product[: ends[keep - 1]] if keep else "")])
+            (ids,) = self._tokenize([self._prompt(query, product[: ends[keep - 1]] if keep else "")])
             tokens = len(ids)
             if tokens <= self.max_tokens or keep <= MIN_PRODUCT_TOKENS:
                 return ids
@@ -510,7 +510,7 @@ def encode_table(encoder: Encoder, table: pa.Table, text: Text) -> Tokens:
         InputError: a query is longer than what the model takes.
     """
     queries, of = distinct(table.column("query").to_pylist())
-    queries = [neutralise(query, encoder.special) for query in queries]
+    queries = [neutralize(query, encoder.special) for query in queries]
     return encoder.encode([queries[place] for place in of], encoder.render(columns(table, text)))
 
 

@@ -23,7 +23,7 @@ MIN_BATCH_TOKENS = 128
 """Batches are not cut below this to give each thread one: reading the weights would cost more than it gains."""
 
 
-class Graph:
+class OnnxBackend:
     """An ONNX model as one of the backends of `scorer.Scorer`.
 
     Batches run side by side, each in one thread, so that none waits for another within an operator, spinning where the
@@ -62,7 +62,7 @@ class Graph:
         self._map = ThreadPoolExecutor(threads, "score").map if threads > 1 else map
 
     @classmethod
-    def load(cls, folder: Path, compute: Compute, name: str) -> Graph:
+    def load(cls, folder: Path, compute: Compute, name: str) -> OnnxBackend:
         """Open the model of `folder` that the backend `name` reads.
 
         Raises:

@@ -62,7 +62,7 @@ class Packed:
         return Packed(**{name: value.to(device, non_blocking=True) for name, value in pinned.items()})
 
 
-def lay_out(tokens: Tokens, rows: np.ndarray) -> Packed:
+def pack_encoder_batch(tokens: Tokens, rows: np.ndarray) -> Packed:
     """Lay the pairs `rows` out without padding, for a model that looks both ways."""
     begins, lengths = tokens.starts[rows], tokens.lengths[rows]
     offset = np.concatenate([[0], np.cumsum(lengths)])
@@ -85,14 +85,14 @@ def lay_out(tokens: Tokens, rows: np.ndarray) -> Packed:
     )
 
 
-def pack(tokens: Tokens, rows: np.ndarray) -> Packed:
+def pack_decoder_batch(tokens: Tokens, rows: np.ndarray) -> Packed:
     """Lay the pairs `rows` out without padding, those of a query beside each other with their common beginning once.
 
     For a causal model.
     """
     order = np.argsort(tokens.queries[rows], kind="stable")
     begins, lengths = tokens.starts[rows][order], tokens.lengths[rows][order]
-    shared = _shared(tokens, rows[order])
+    shared = _shared_prefixes(tokens, rows[order])
     heads = np.flatnonzero(shared.first & (shared.length > 0))  # a segment of its own for what the others share
 
     # segments: first all shared beginnings, then the rest of each pair
@@ -127,7 +127,7 @@ def pack(tokens: Tokens, rows: np.ndarray) -> Packed:
 
 
 @dataclass(frozen=True)
-class _Shared:
+class _SharedPrefixes:
     """For each of a batch's pairs, sorted by query."""
 
     length: np.ndarray
@@ -138,7 +138,7 @@ class _Shared:
     """Whether it is that itself."""
 
 
-def _shared(tokens: Tokens, rows: np.ndarray) -> _Shared:
+def _shared_prefixes(tokens: Tokens, rows: np.ndarray) -> _SharedPrefixes:
     query = tokens.queries[rows]
     first = np.concatenate([[True], query[1:] != query[:-1]])
     starts = np.flatnonzero(first)
@@ -151,7 +151,7 @@ def _shared(tokens: Tokens, rows: np.ndarray) -> _Shared:
             table = tokens.ids[tokens.starts[members][:, None] + np.arange(width)]
             same = (table == table[0]).all(axis=0)
             common[group] = width if same.all() else int(same.argmin())
-    return _Shared(np.repeat(common, sizes), np.repeat(starts, sizes), first)
+    return _SharedPrefixes(np.repeat(common, sizes), np.repeat(starts, sizes), first)
 
 
 def attend(
@@ -219,8 +219,8 @@ def logits(model: nn.Module, tokens: Tokens, rows: np.ndarray, device: torch.dev
     """Raw logits of the pairs `rows`, shape (pairs,), of a model that takes packed batches."""
     classifier = plain(model)
     if classifier.config.model_type in ENCODERS:
-        return _encode(classifier, lay_out(tokens, rows).to(device))
-    batch = pack(tokens, rows).to(device)
+        return _encode(classifier, pack_encoder_batch(tokens, rows).to(device))
+    batch = pack_decoder_batch(tokens, rows).to(device)
     states = classifier.base_model(
         input_ids=batch.ids, position_ids=batch.positions, use_cache=False, **_segments(batch, classifier.dtype)
     ).last_hidden_state

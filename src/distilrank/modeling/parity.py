@@ -65,7 +65,7 @@ def sample(encoder: PairEncoder, dev: pa.Table) -> pa.Table:
     room = encoder.max_tokens - SPECIAL_TOKENS
     longest = min(room // 2, room - encoding.MIN_PRODUCT_TOKENS)
     queries = [query for query, _ in _pairs(encoder, table)]
-    return table.filter(pa.array([len(tokens) <= longest for tokens in encoder.tokenise(queries)]))
+    return table.filter(pa.array([len(tokens) <= longest for tokens in encoder.tokenize(queries)]))
 
 
 def check(encoder: PairEncoder, model: PreTrainedModel, dev: pa.Table) -> None:
@@ -163,7 +163,7 @@ def compare(folder: Path, trained: np.ndarray, saved: np.ndarray, runtime: Runti
 
 
 def _pairs(encoder: PairEncoder, table: pa.Table) -> list[tuple[str, str]]:
-    queries = [encoding.neutralise(query, encoder.special) for query in table.column("query").to_pylist()]
+    queries = [encoding.neutralize(query, encoder.special) for query in table.column("query").to_pylist()]
     return list(zip(queries, encoder.render(encoding.columns(table, encoder.text)), strict=True))
 
 

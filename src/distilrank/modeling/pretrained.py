@@ -156,14 +156,14 @@ def _refuse_incomplete(folder: Path, model: PreTrainedModel, report: dict[str, A
     inner = base is not model
 
     def is_base(name: str) -> bool:
-        """Whether it would belong to the base model: language modelling heads are rightly left out."""
+        """Whether it would belong to the base model: language modeling heads are rightly left out."""
         return not inner or name.removeprefix(prefix).partition(".")[0] in dict(base.named_children())
 
     reshaped = {name: (tuple(stored), tuple(expected)) for name, stored, expected in report["mismatched_keys"]}
     heads = {} if whole or not inner else {name: shapes for name, shapes in reshaped.items() if not is_base(name)}
     labels = {stored[0] for stored, expected in heads.values() if stored[1:] == expected[1:]}
     if labels:
-        progress.announce(
+        progress.log_event(
             "model", "note", f"{folder}: its head has {max(labels)} labels: a new one of 1 logit is learned"
         )
     weights.refuse(

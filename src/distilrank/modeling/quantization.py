@@ -1,7 +1,7 @@
 """Matrix products of ONNX graphs in 8 bits, with a scale for each token and for each column of weights.
 
 A token's values are divided by their own largest one. With one scale for all of a batch, as onnxruntime's dynamic
-quantisation has it, one token of large values leaves the others few of the 256 steps, and a score depends on what else
+quantization has it, one token of large values leaves the others few of the 256 steps, and a score depends on what else
 is in its batch.
 """
 
@@ -23,10 +23,10 @@ SIGNED_STEPS = 64
 SMALLEST = np.float32(1e-12)  # unit of what is zero throughout
 
 
-def quantise(model: onnx.ModelProto, *, signed: bool = True) -> None:
+def quantize(model: onnx.ModelProto, *, signed: bool = True) -> None:
     """Turn the products of activations with constant matrices into products of bytes, in place.
 
-    Such is `MatMul` by a float32 initialiser of two dimensions: the linear layers of a network, but neither the
+    Such is `MatMul` by a float32 initializer of two dimensions: the linear layers of a network, but neither the
     products within attention nor `Gemm`, which is a head's single row. Activations become unsigned bytes, 0 at 128.
 
     Args:

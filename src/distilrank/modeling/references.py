@@ -226,7 +226,7 @@ def _check_hub(reference: str) -> list[str] | None:
             path = huggingface_hub.hf_hub_download(repository, name, revision=revision)
             _refuse_settings(reference, name, artifacts.read_json(Path(path)))
     except GatedRepoError:
-        raise InputError(f"model {reference!r}: gated; accept its licence on the hub and set HF_TOKEN") from None
+        raise InputError(f"model {reference!r}: gated; accept its license on the hub and set HF_TOKEN") from None
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise InputError(
             f"model {reference!r}: the hub has no such model or revision ({type(error).__name__})"
@@ -366,7 +366,7 @@ def _fetch_gs(reference: str, wanted: Sequence[str]) -> Path:
 
 
 def _convert_gguf(path: Path) -> Path:
-    """Dequantise a GGUF file to dense bf16 safetensors, once: packed blocks would be unpacked in every matmul."""
+    """Dequantize a GGUF file to dense bf16 safetensors, once: packed blocks would be unpacked in every matmul."""
     target = cache_folder() / f"gguf-{artifacts.digest_file(path)[:16]}-{CONVERTER}"
     if not target.exists():
         import torch

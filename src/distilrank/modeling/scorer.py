@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from distilrank.config import Compute, TeacherText, Text, parse
 from distilrank.core import artifacts, normalize, progress
 from distilrank.core.errors import InputError, RunStopped
-from distilrank.core.prefetch import ahead
+from distilrank.core.prefetch import prefetch
 from distilrank.modeling import calibration, encoding
 from distilrank.modeling.cache import Cache
 
@@ -65,12 +65,12 @@ def _load_backend(folder: Path, compute: Compute, name: str) -> Backend:
     if name == "torch":
         if not importlib.util.find_spec("torch"):
             raise InputError("backend torch: torch is not installed here, expected the backend onnx or onnx-int8")
-        from distilrank.modeling.torch_backend import Network
+        from distilrank.modeling.torch_backend import TorchBackend
 
-        return Network.load(folder, compute)
-    from distilrank.modeling.onnx_backend import Graph
+        return TorchBackend.load(folder, compute)
+    from distilrank.modeling.onnx_backend import OnnxBackend
 
-    return Graph.load(folder, compute, name)
+    return OnnxBackend.load(folder, compute, name)
 
 
 class Scorer:
@@ -141,7 +141,7 @@ class Scorer:
 
     def pairs(self, table: pa.Table) -> list[tuple[str, str]]:
         """Each row's query and product as the two strings that the model is shown, for any other library."""
-        queries = [encoding.neutralise(query, self.encoder.special) for query in table.column("query").to_pylist()]
+        queries = [encoding.neutralize(query, self.encoder.special) for query in table.column("query").to_pylist()]
         return list(zip(queries, self.render(table), strict=True))
 
     def score(self, table: pa.Table, counter: progress.Counter | None = None) -> np.ndarray:
@@ -164,7 +164,7 @@ class Scorer:
             row = pc.index(pc.is_in(queries, value_set=pa.array(blank, queries.type)), True).as_py() + 1
             raise InputError(f"row {row}: query is empty, expected a text")
         scores = []
-        for tokens in ahead(
+        for tokens in prefetch(
             encoding.encode_table(self.encoder, table.slice(start, CHUNK_ROWS), self.text)
             for start in range(0, table.num_rows, CHUNK_ROWS)
         ):
@@ -195,7 +195,7 @@ class Scorer:
             if normalize.is_blank(query):
                 raise InputError(f"query {place + 1} of {len(queries)} is empty, expected a text")
         sizes = [len(one) for one in products]
-        texts, list_of = encoding.distinct([encoding.neutralise(query, self.encoder.special) for query in queries])
+        texts, list_of = encoding.distinct([encoding.neutralize(query, self.encoder.special) for query in queries])
         query_of = np.repeat(list_of, sizes)
         shown = [tuple(product.get(name) for name in self.text.fields) for one in products for product in one]
         keys, product_of = encoding.distinct(shown)
@@ -219,7 +219,7 @@ class Scorer:
         return {name: text for name in self.text.fields if (text := self.encoder.cut(name, product.get(name)))}
 
     def estimate_tokens(self, query: str, products: Sequence[Mapping[str, str | None]]) -> int:
-        """Tokens of the pairs of a query and its products by their length, without tokenising them: their cost."""
+        """Tokens of the pairs of a query and its products by their length, without tokenizing them: their cost."""
         shared = 3 + len(query.encode()) // BYTES_PER_TOKEN  # with the model's special tokens
         sizes = [sum(len((product.get(name) or "").encode()) for name in self.text.fields) for product in products]
         return sum(min(shared + size // BYTES_PER_TOKEN, self.encoder.max_tokens) for size in sizes)
@@ -233,12 +233,12 @@ class Scorer:
         # Kept by digest: a text may be a thousand times as large as the tokens that the model takes of it.
         by_digest = {hashlib.blake2b(repr(one).encode(), digest_size=16).digest(): one for one in shown}
 
-        def tokenise(missing: list[bytes]) -> list[np.ndarray]:
+        def tokenize(missing: list[bytes]) -> list[np.ndarray]:
             texts = self._render([by_digest[digest] for digest in missing])
             # a copy: a view would keep the rest of a long description in memory
-            return [ids[: encoder.max_tokens].copy() for ids in encoder.tokenise(texts)]
+            return [ids[: encoder.max_tokens].copy() for ids in encoder.tokenize(texts)]
 
-        return self.products.get(list(by_digest), tokenise)
+        return self.products.get(list(by_digest), tokenize)
 
     def probability(self, logits: np.ndarray) -> np.ndarray | None:
         """Calibrated probability of relevance, or None where the model was not calibrated."""

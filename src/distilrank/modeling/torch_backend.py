@@ -119,7 +119,7 @@ def score_encoded(
         # pairs of a query share their beginning in a decoder; pairs of one length waste nothing in attention
         shared = packing.plain(model).config.model_type in packing.DECODERS
         key = tokens.queries if shared else -tokens.lengths
-        batches = batching.consecutive(np.argsort(key, kind="stable"), tokens.lengths, budget)
+        batches = batching.sequential_batches(np.argsort(key, kind="stable"), tokens.lengths, budget)
     else:
         batches = batching.by_length(tokens.lengths, budget)
     with _evaluating(model):
@@ -146,7 +146,7 @@ def _within_memory(model: torch.nn.Module, tokens: Tokens, rows: np.ndarray, dev
     return torch.cat([_within_memory(model, tokens, part, device) for part in (rows[:half], rows[half:])])
 
 
-class Network:
+class TorchBackend:
     """A loaded model as one of the backends of `scorer.Scorer`."""
 
     name = "torch"
@@ -155,7 +155,7 @@ class Network:
         self.model, self.runtime = model, runtime
 
     @classmethod
-    def load(cls, folder: Path, compute_config: Compute) -> Network:
+    def load(cls, folder: Path, compute_config: Compute) -> TorchBackend:
         """Load the model in `folder` to the device and precision that the configuration asks for.
 
         Raises:

@@ -228,25 +228,27 @@ def gate(
             champion=_described(backend, champion),
             anchor=_described(backend, anchor),
             parity=_parity(student),
-            looks=backend.look(test_set, candidate, metrics["test_set"].get("sketch", "")) if test_set else None,
+            looks=backend.record_test_evaluation(test_set, candidate, metrics["test_set"].get("sketch", ""))
+            if test_set
+            else None,
             newest_end=newest_end,
         )
         artifacts.write_json(output / "verdict.json", verdict.to_json())
         artifacts.seal(output)
         for check in verdict.checks:
-            progress.announce("gate", "note", verdict.word(check), check.name, check.detail)
+            progress.log_event("gate", "note", verdict.word(check), check.name, check.detail)
         for note in verdict.notes:
-            progress.announce("gate", "note", note)
+            progress.log_event("gate", "note", note)
         if verdict.looser:
-            progress.announce("gate", "note", looser_text(verdict.looser))
-        progress.announce("gate", "note", f"{candidate}: {verdict.outcome.replace('_', ' ')}")
+            progress.log_event("gate", "note", looser_text(verdict.looser))
+        progress.log_event("gate", "note", f"{candidate}: {verdict.outcome.replace('_', ' ')}")
         decided = {
             "outcome": verdict.outcome,
             "candidate": candidate,
             "champion": champion or None,
             "failed": [check.name for check in verdict.failed],
         }
-        progress.announce("gate", "outcome", json.dumps(decided))
+        progress.log_event("gate", "outcome", json.dumps(decided))
         record.facts.update(
             outcome=verdict.outcome,
             failed=[check.name for check in verdict.failed],

@@ -88,7 +88,7 @@ def promote(
             raise InputError(f"lineage: {lacking[0]!r} is missing; it has {', '.join(sorted(lineage)) or 'nothing'}")
         version = registries.version_id(digests["student"])
         decision = artifacts.read_json(verdict / "verdict.json")
-        _insist(decision, version, champion, anchor, verdict / "verdict.json")
+        _require_matching_verdict(decision, version, champion, anchor, verdict / "verdict.json")
         _check_evidence({**record.inputs, "verdict": artifacts.digest_file(verdict / "verdict.json")}, inputs)
 
         backend = registries.connect(config)
@@ -138,7 +138,7 @@ def promote(
                     student,
                     stages["student"],
                     teacher=models["teacher"],
-                    licence=model_card.read_licence(student),
+                    license=model_card.read_licence(student),
                     evaluation=metrics,
                     verdict=decision,
                 )
@@ -174,7 +174,7 @@ def promote(
                         raise
         if not published_now:
             backend.verify(version)
-            progress.announce("promote", "note", f"{version} is in the registry already and stays as it was published")
+            progress.log_event("promote", "note", f"{version} is in the registry already and stays as it was published")
         backend.move(registries.CHAMPION, version, expected=champion, reason=_reason(decision))
         _set_anchor(backend, version)
         artifacts.write_json(
@@ -188,8 +188,8 @@ def promote(
             },
         )
         record.facts.update(version=version, published_now=published_now)
-        progress.announce("promote", "note", f"champion: {version}, before: {champion or 'none'}, in {config.uri}")
-        progress.announce("promote", "outcome", json.dumps({"version": version, "previous": champion or None}))
+        progress.log_event("promote", "note", f"champion: {version}, before: {champion or 'none'}, in {config.uri}")
+        progress.log_event("promote", "outcome", json.dumps({"version": version, "previous": champion or None}))
         return version
 
 
@@ -200,10 +200,12 @@ def _set_anchor(backend: registries.Backend, version: str) -> None:
     try:
         backend.move(registries.ANCHOR, version, expected="", reason="the first champion")
     except RunStopped as error:  # someone set one in the meantime, which is as good
-        progress.announce("promote", "note", str(error))
+        progress.log_event("promote", "note", str(error))
 
 
-def _insist(decision: Mapping[str, Any], version: str, champion: str, anchor: str, path: Path) -> None:
+def _require_matching_verdict(
+    decision: Mapping[str, Any], version: str, champion: str, anchor: str, path: Path
+) -> None:
     """Stop unless `decision` is to promote `version` over `champion` and `anchor`."""
     if decision["outcome"] == "unchanged":
         raise RunStopped(f"{path}: unchanged: {version} is the champion already, so there is nothing to promote")

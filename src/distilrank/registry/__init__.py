@@ -96,7 +96,7 @@ class Backend(Protocol):
             InputError: a record is damaged or missing.
         """
 
-    def look(self, test_set: str, candidate: str, sketch: str = "") -> int:
+    def record_test_evaluation(self, test_set: str, candidate: str, sketch: str = "") -> int:
         """Note that `candidate` (a version id) was measured on a test set; a repeated look counts once.
 
         Args:

@@ -118,7 +118,7 @@ class Bucket(ledger.Ledger):
                         shutil.rmtree(left)
                     with artifacts.replacing_folder(target) as fresh:
                         self._download(root, fresh)
-        self._insist(version, root["content"], self._heads())
+        self._verify_history(version, root["content"], self._heads())
         return target
 
     def verify(self, version: str) -> None:
@@ -127,7 +127,7 @@ class Bucket(ledger.Ledger):
             self.cache.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".verify-", dir=self.cache) as scratch:
                 self._download(root, Path(scratch) / version)
-        self._insist(version, root["content"], self.history())
+        self._verify_history(version, root["content"], self.history())
 
     def publish(self, folder: Path, version: str) -> None:
         if not is_version_id(version):

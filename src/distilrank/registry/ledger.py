@@ -164,7 +164,7 @@ class Ledger(ABC):
             self._swap(alias, stack[-2], found, "rollback", reason)
             return stack[-2]
 
-    def look(self, test_set: str, candidate: str, sketch: str = "") -> int:
+    def record_test_evaluation(self, test_set: str, candidate: str, sketch: str = "") -> int:
         if not _DIGEST.fullmatch(test_set):
             raise InputError(f"registry {self.uri}: {test_set!r} is no test set, expected the digest of one")
         if not is_version_id(candidate):
@@ -347,7 +347,7 @@ class Ledger(ABC):
         chains = [self._chain(alias) for alias in self._aliases()]
         return {record["version"] for chain in chains for record in chain[-keep:]}
 
-    def _insist(self, version: str, digest: str, records: Iterable[Record]) -> None:
+    def _verify_history(self, version: str, digest: str, records: Iterable[Record]) -> None:
         """Refuse a version of which an alias's record knows another content.
 
         Raises:

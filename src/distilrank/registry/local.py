@@ -75,11 +75,11 @@ class Local(Ledger):
 
     def fetch(self, version: str) -> Path:
         folder = self._folder(version)
-        self._insist(version, content.verify(folder, version), self._heads())
+        self._verify_history(version, content.verify(folder, version), self._heads())
         return folder
 
     def verify(self, version: str) -> None:
-        self._insist(version, content.verify(self._folder(version), version), self.history())
+        self._verify_history(version, content.verify(self._folder(version), version), self.history())
 
     def publish(self, folder: Path, version: str) -> None:
         if not is_version_id(version):

@@ -97,7 +97,7 @@ class Mirrored:
         try:
             self.mirror.sync(self.backend)
         except InputError as error:
-            progress.announce("registry", "note", f"warning: {error}; the mirror lags until the next change")
+            progress.log_event("registry", "note", f"warning: {error}; the mirror lags until the next change")
 
 
 def _client() -> Any:

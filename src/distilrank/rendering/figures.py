@@ -1,4 +1,4 @@
-"""The report's plots, as SVG to be put into a page: text stays text, and the page's font and colours apply to it.
+"""The report's plots, as SVG to be put into a page: text stays text, and the page's font and colors apply to it.
 
 Only fixed words are drawn, never text from queries or products. Each plot carries a title and, as its description,
 what it shows in words and figures.
@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart too; systems also differ by their labels.
-COLOURS = {
+# Okabe and Ito's palette, which color-blind readers can tell apart too; systems also differ by their labels.
+COLORS = {
     "student": "#0072b2",
     "teacher": "#c4580a",
     "champion": "#7a4e9f",
@@ -34,10 +34,10 @@ PAPER = "#ffffff"
 
 VARIABLES = {
     INK: "--ink", MUTED: "--muted", LINE: "--line", FAINT: "--faint", PAPER: "--paper", WORSE: "--worse",
-    COLOURS["student"]: "--student", COLOURS["champion"]: "--champion", COLOURS["anchor"]: "--anchor",
-    COLOURS["random"]: "--random",
+    COLORS["student"]: "--student", COLORS["champion"]: "--champion", COLORS["anchor"]: "--anchor",
+    COLORS["random"]: "--random",
 }  # fmt: skip
-"""The variable of templates/style.css.j2 that has this colour in light pages, and a lighter one of its kind in dark."""
+"""The variable of templates/style.css.j2 that has this color in light pages, and a lighter one of its kind in dark."""
 
 MINUS = "\N{MINUS SIGN}"
 PIXELS_PER_INCH = 102.5  # 9.6 inches fill the page's 984 pixels
@@ -111,8 +111,8 @@ def _svg(figure: Figure, name: str, title: str, description: str = "") -> str:
     )
 
 
-def _variable(colour: str) -> str:
-    return f"var({VARIABLES[colour]})" if colour in VARIABLES else colour
+def _variable(color: str) -> str:
+    return f"var({VARIABLES[color]})" if color in VARIABLES else color
 
 
 def _row(panels: Sequence[str], least: int = 290) -> str:
@@ -144,9 +144,9 @@ def deltas(comparisons: Sequence[Mapping[str, Any]], metrics: Mapping[str, str],
                     if (entry["baseline"], entry["metric"]) != (baseline, metric):
                         continue
                     low, high = entry["ci_low"], entry["ci_high"]
-                    colour = COLOURS["student"] if low > 0 else WORSE if high < 0 else MUTED
-                    ax.plot([low, high], [row, row], color=colour, linewidth=2.4, alpha=0.55)
-                    ax.plot(entry["delta"], row, "o" if low > 0 or high < 0 else "D", color=colour, markersize=6)
+                    color = COLORS["student"] if low > 0 else WORSE if high < 0 else MUTED
+                    ax.plot([low, high], [row, row], color=color, linewidth=2.4, alpha=0.55)
+                    ax.plot(entry["delta"], row, "o" if low > 0 or high < 0 else "D", color=color, markersize=6)
                     ax.annotate(
                         _format(entry["delta"]), (entry["delta"], row), (0, 8), textcoords="offset points",
                         ha="center", color=INK, fontsize=9, bbox={"fc": PAPER, "ec": "none", "pad": 0.8},
@@ -179,15 +179,15 @@ def learning(curves: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) 
     margin = 0.18 * max(max(seen) - min(seen), 0.01)
     reached, losses = [], []
     for name, metrics in curves.items():
-        curve, dev, colour = metrics["curve"], metrics.get("dev", {}), COLOURS[name]
+        curve, dev, color = metrics["curve"], metrics.get("dev", {}), COLORS[name]
         steps, values = [row["step"] for row in curve], [row["dev_ndcg_at_10"] for row in curve]
         best = int(np.argmax(values))
         with matplotlib.rc_context(STYLE):
             figure, (ax,) = _panels(4.7, 2.3, 1)
-            ax.plot(steps, values, "o-", color=colour, markersize=4, linewidth=1.8)
-            ax.plot(steps[best], values[best], "o", markersize=11, markerfacecolor="none", color=colour)
+            ax.plot(steps, values, "o-", color=color, markersize=4, linewidth=1.8)
+            ax.plot(steps[best], values[best], "o", markersize=11, markerfacecolor="none", color=color)
             if "bm25" in dev:
-                ax.axhline(dev["bm25"], color=COLOURS["bm25"], linewidth=1.1, linestyle=(0, (4, 3)))
+                ax.axhline(dev["bm25"], color=COLORS["bm25"], linewidth=1.1, linestyle=(0, (4, 3)))
                 ax.annotate(
                     "BM25", (0, dev["bm25"]), (4, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
                     color=MUTED, fontsize=9,
@@ -200,7 +200,7 @@ def learning(curves: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) 
             told += f"kept: step {steps[best]}, {values[best]:.3f}."
             reached.append(_svg(figure, f"learning-{name}", f"Dev nDCG@10 of the {name} over the steps", told))
             figure, (ax,) = _panels(4.7, 2.1, 1)
-            ax.plot(steps, [row["loss"] for row in curve], "o-", color=colour, markersize=4, linewidth=1.8)
+            ax.plot(steps, [row["loss"] for row in curve], "o-", color=color, markersize=4, linewidth=1.8)
             ax.set(title=f"{names[name]}: training loss", xlabel="step")
             ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             ax.yaxis.set_major_locator(MaxNLocator(4))
@@ -227,8 +227,8 @@ def reliability(
         with matplotlib.rc_context(STYLE):
             figure, (ax,) = _panels(3.2, 3.3, 1)
             ax.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-            ax.plot(said, seen, color=COLOURS[system], linewidth=1.2, alpha=0.5)
-            ax.scatter(said, seen, areas, color=COLOURS[system], zorder=3)
+            ax.plot(said, seen, color=COLORS[system], linewidth=1.2, alpha=0.5)
+            ax.scatter(said, seen, areas, color=COLORS[system], zorder=3)
             ax.set(title=names[system], xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
             ax.set(xlabel="probability given", ylabel="mean judgement")
             ax.set_xticks(*QUARTERS)
@@ -255,10 +255,10 @@ def scores(parts: Mapping[str, tuple[np.ndarray, np.ndarray]], names: Mapping[st
         edges = np.histogram_bin_edges(both, 24, (0, 1) if probabilities else None).tolist()
         with matplotlib.rc_context(STYLE):
             figure, (ax,) = _panels(3.2, 2.6, 1)
-            for values, colour, kind in ((others, MUTED, "others"), (relevant, COLOURS[name], "relevant")):
+            for values, color, kind in ((others, MUTED, "others"), (relevant, COLORS[name], "relevant")):
                 ax.hist(
                     values, edges, weights=np.full(len(values), 1 / max(len(values), 1)), histtype="stepfilled",
-                    facecolor=(*matplotlib.colors.to_rgb(colour), 0.22), edgecolor=colour, linewidth=1.4, label=kind,
+                    facecolor=(*matplotlib.colors.to_rgb(color), 0.22), edgecolor=color, linewidth=1.4, label=kind,
                 )  # fmt: skip
             ax.set(title=names[name], xlabel=label, ylabel="share of pairs")
             ax.yaxis.set_major_locator(MaxNLocator(4))
@@ -290,10 +290,10 @@ def latency(timed: Mapping[str, Mapping[str, float]], names: Mapping[str, str]) 
     with matplotlib.rc_context(STYLE):
         figure, (ax,) = _panels(9.6, 0.95 + 0.42 * len(seen), 1)
         for row, (name, values) in enumerate(reversed(seen.items())):
-            ax.plot([0, max(values.values())], [row, row], color=COLOURS[name], linewidth=1.4, alpha=0.35)
+            ax.plot([0, max(values.values())], [row, row], color=COLORS[name], linewidth=1.4, alpha=0.35)
             for key, value in values.items():
                 marker, size, _ = quantiles[key]
-                ax.plot(value, row, marker, color=COLOURS[name], markersize=size, markeredgewidth=2)
+                ax.plot(value, row, marker, color=COLORS[name], markersize=size, markeredgewidth=2)
         for marker, size, label in quantiles.values():
             ax.plot([], [], marker, color=MUTED, markersize=size, markeredgewidth=2, label=label)
         ax.legend(loc="lower right", bbox_to_anchor=(1.01, 0.98), ncols=3, columnspacing=1.4, handletextpad=0.3)
@@ -311,28 +311,28 @@ def latency(timed: Mapping[str, Mapping[str, float]], names: Mapping[str, str]) 
         return _svg(figure, "latency", "Time of a request, by model", f"{'; '.join(told)}.")
 
 
-def logits(histograms: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str]) -> str:
+def logits(histograms: Mapping[str, Mapping[str, Any]], colors: Mapping[str, str]) -> str:
     """Distributions of a teacher's logits over one another, as shares of the pairs of each.
 
     Args:
         histograms: by label, `counts` of bins of `width` from `low` upwards.
-        colours: by label, the system whose colour it is drawn in.
+        colors: by label, the system whose color it is drawn in.
     """
     with matplotlib.rc_context(STYLE):
         figure, (ax,) = _panels(4.6, 3.4, 1)
         for label, histogram in histograms.items():
-            counts, colour = np.array(histogram["counts"], np.float64), COLOURS[colours[label]]
+            counts, color = np.array(histogram["counts"], np.float64), COLORS[colors[label]]
             edges = histogram["low"] + histogram["width"] * np.arange(len(counts) + 1)
             ax.stairs(
-                counts / counts.sum(), edges, fill=True, facecolor=(*matplotlib.colors.to_rgb(colour), 0.22),
-                edgecolor=colour, linewidth=1.4, label=label,
+                counts / counts.sum(), edges, fill=True, facecolor=(*matplotlib.colors.to_rgb(color), 0.22),
+                edgecolor=color, linewidth=1.4, label=label,
             )  # fmt: skip
         ax.set(title="The teacher's logits", xlabel="logit", ylabel="share of pairs")
         ax.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         ax.legend(loc="lower right", bbox_to_anchor=(1.02, 0.98), ncols=2, columnspacing=1.2, handlelength=1.4)
         told = "; ".join(f"{label}: {sum(histogram['counts'])} pairs" for label, histogram in histograms.items())
-        title = "Distributions of the teacher's logits on judged and on labelled pairs"
+        title = "Distributions of the teacher's logits on judged and on labeled pairs"
         return _svg(figure, "logits", title, f"{told}.")
 
 
@@ -341,12 +341,12 @@ def query_deltas(values: np.ndarray, baseline: str) -> str:
     reach = max(float(np.abs(values).max()), 0.01)
     edges = np.linspace(-reach, reach, 42)  # an odd number of bins, so that the middle one holds the ties
     counts, _ = np.histogram(values, edges)
-    centres = (edges[1:] + edges[:-1]) / 2
-    middle = np.abs(centres) < reach / 100
-    colours = np.where(middle, COLOURS["random"], np.where(centres > 0, COLOURS["student"], WORSE))
+    centers = (edges[1:] + edges[:-1]) / 2
+    middle = np.abs(centers) < reach / 100
+    colors = np.where(middle, COLORS["random"], np.where(centers > 0, COLORS["student"], WORSE))
     with matplotlib.rc_context(STYLE):
         figure, (ax,) = _panels(9.6, 2.4, 1)
-        ax.bar(centres, counts, width=edges[1] - edges[0], color=colours.tolist(), edgecolor=PAPER, linewidth=0.8)
+        ax.bar(centers, counts, width=edges[1] - edges[0], color=colors.tolist(), edgecolor=PAPER, linewidth=0.8)
         ax.axvline(0, color=MUTED, linewidth=1)
         ax.set(xlabel=f"nDCG@10 of the query, student minus {baseline}", ylabel="queries", xlim=(-reach, reach))
         ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -361,12 +361,12 @@ def targets(values: np.ndarray, relevant_from: float | None) -> str:
     """Histogram of the judgements' soft targets in [0, 1], shape (pairs,), with the threshold of relevance."""
     edges = np.linspace(-0.025, 1.025, 22)
     counts, _ = np.histogram(values, edges)
-    centres = (edges[1:] + edges[:-1]) / 2
-    relevant = centres >= (2.0 if relevant_from is None else relevant_from - 0.025)
+    centers = (edges[1:] + edges[:-1]) / 2
+    relevant = centers >= (2.0 if relevant_from is None else relevant_from - 0.025)
     with matplotlib.rc_context(STYLE):
         figure, (ax,) = _panels(4.7, 2.5, 1)
-        colours = np.where(relevant, COLOURS["student"], COLOURS["random"]).tolist()
-        ax.bar(centres, counts / max(len(values), 1), width=0.04, color=colours)
+        colors = np.where(relevant, COLORS["student"], COLORS["random"]).tolist()
+        ax.bar(centers, counts / max(len(values), 1), width=0.04, color=colors)
         if relevant_from is not None:
             ax.axvline(relevant_from - 0.025, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
             ax.annotate(
@@ -401,7 +401,7 @@ def frequency(curve: Sequence[Mapping[str, float]], torso_from: float, tail_from
         figure, axes = _panels(9.6, 3.0, 2)
         titles = "Impressions of the query at each rank", "Share of all impressions down to it"
         for ax, values, title in zip(axes, (impressions, share), titles, strict=True):
-            ax.plot(ranks, values, "o-", color=COLOURS["student"], markersize=4.5, linewidth=1.8, clip_on=False)
+            ax.plot(ranks, values, "o-", color=COLORS["student"], markersize=4.5, linewidth=1.8, clip_on=False)
             ax.set(title=title, xlabel="rank of the query, most frequent first", xscale="log")
             ax.set_xlim(0.9, max(ranks[-1], 10) * 1.1)
             ax.xaxis.set_major_formatter(lambda value, _: _grouped(value))
@@ -435,7 +435,7 @@ def ratings(counts: Mapping[str, int]) -> str:
         places = np.arange(len(values)) if few else values
         labels = [f"{value:.4g}" for value in values]
         width = 0.68 if few else 0.8 * float(np.diff(values).min())
-        ax.bar(places, list(counts.values()), width=width, color=COLOURS["student"])
+        ax.bar(places, list(counts.values()), width=width, color=COLORS["student"])
         if few:
             ax.set_xticks(places, labels if len(set(labels)) == len(counts) else list(counts))
             ax.set_xlim(-0.6, max(len(counts), 5) - 0.4)
@@ -461,7 +461,7 @@ def target_tenths(sides: Mapping[str, Mapping[str, Any]]) -> str:
         figure, axes = _panels(9.6, 2.3, len(sides), sharey=True)
         for ax, (side, distribution) in zip(axes, sides.items(), strict=True):
             tenths = np.array(distribution["tenths"])
-            ax.bar(np.arange(10) / 10 + 0.05, tenths / max(tenths.sum(), 1), width=0.085, color=COLOURS["student"])
+            ax.bar(np.arange(10) / 10 + 0.05, tenths / max(tenths.sum(), 1), width=0.085, color=COLORS["student"])
             ax.axvline(distribution["mean"], color=WORSE, linewidth=1.6)
             mean = f"{distribution['mean']:.3f}".replace("0.", ".", 1)
             ax.set(title=f"{side.capitalize()}: mean {mean}", xlabel="soft target", xlim=(-0.01, 1.01))

@@ -166,7 +166,7 @@ class Batcher:
                 queue.jobs.remove(job)
 
     async def run(self) -> None:
-        """Score what is queued until cancelled."""
+        """Score what is queued until canceled."""
         loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()

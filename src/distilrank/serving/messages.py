@@ -56,7 +56,7 @@ class Product(Message):
     title: Text = Field(description="The product's title.")
     product_type: str | None = Field(None, description="The product's type.")
     brand: str | None = Field(None, description="The product's brand.")
-    color: str | None = Field(None, description="The product's colour.")
+    color: str | None = Field(None, description="The product's color.")
     gender: str | None = Field(None, description="Whom the product is for.")
     description: str | None = Field(None, description="The long description; most models are not shown it.")
 

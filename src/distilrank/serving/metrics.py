@@ -35,7 +35,7 @@ class Metrics:
         self.batch_requests = self._histogram("batch_requests", "Requests of which one batch holds pairs.", REQUESTS)
         self.pairs = self._counter("pairs", "Pairs scored.")
         self.cache_hits = self._counter("product_cache_hits", "Products whose tokens were kept from before.")
-        self.cache_misses = self._counter("product_cache_misses", "Products that had to be tokenised.")
+        self.cache_misses = self._counter("product_cache_misses", "Products that had to be tokenized.")
         self.abandoned = self._counter("abandoned", "Requests given up before they were scored.", "reason")
         self.model = self._gauge("model_info", "The version that is served, as labels; always 1.", "version", "alias")
         self.loaded = self._gauge("model_loaded_timestamp_seconds", "When it was loaded, seconds since 1970.")

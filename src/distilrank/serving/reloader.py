@@ -147,10 +147,10 @@ class Watch:
     async def run(self) -> None:
         """Look at the alias for ever; a version takes over once it is loaded, whoever has the old one keeps it."""
         while True:
-            await self.look()
+            await self.poll()
             await asyncio.sleep(self.settings.reload_seconds)
 
-    async def look(self) -> None:
+    async def poll(self) -> None:
         """Load what the alias points to now, unless that is served already or failed a moment ago."""
         wanted: str | None = None
         try:

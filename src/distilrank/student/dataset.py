@@ -1,4 +1,4 @@
-"""What the student learns from: whole queries, teacher-labelled or human-judged, on disk as far as they are long.
+"""What the student learns from: whole queries, teacher-labeled or human-judged, on disk as far as they are long.
 
 Labels may be larger than memory. They are read once, a piece at a time; their tokens go to a file that is mapped, and
 what stays in memory is some 30 bytes a pair.
@@ -17,7 +17,7 @@ from distilrank.modeling import batching
 from distilrank.modeling.encoding import Tokens
 
 
-class Piece(NamedTuple):
+class Chunk(NamedTuple):
     """Some rows of a table whose queries stand together, and what is to be learned of them."""
 
     query_id: list[str]
@@ -30,14 +30,14 @@ class Piece(NamedTuple):
     human: bool
 
     @classmethod
-    def of(cls, table: pa.Table, tokens: Tokens, target: np.ndarray, weight: np.ndarray, human: bool) -> Piece:
+    def of(cls, table: pa.Table, tokens: Tokens, target: np.ndarray, weight: np.ndarray, human: bool) -> Chunk:
         """A piece from rows with `query_id` and `query`."""
         query_id, query = (table.column(name).to_pylist() for name in ("query_id", "query"))
         return cls(query_id, query, tokens, target, weight, human)
 
 
-class Lists:
-    """Lists of products of one query each; a query that is both labelled and judged is two lists.
+class ListwiseDataset:
+    """Lists of products of one query each; a query that is both labeled and judged is two lists.
 
     Attributes:
         tokens: of all pairs; its `queries` are numbers of lists.
@@ -48,7 +48,7 @@ class Lists:
         queries: text of each list's query, for messages.
     """
 
-    def __init__(self, pieces: Iterable[Piece], folder: Path) -> None:
+    def __init__(self, pieces: Iterable[Chunk], folder: Path) -> None:
         """
         Args:
             pieces: in any sizes; a list may go on in the next piece.
@@ -112,15 +112,15 @@ class Lists:
         if packed:
             tokens = np.diff(self.tokens.starts[self.starts])
             order = rng.permutation(chosen)
-            return batching.consecutive(order, tokens, budget)
+            return batching.sequential_batches(order, tokens, budget)
         longest = np.maximum.reduceat(self.tokens.lengths, self.starts[:-1])
-        units = batching.shuffled(longest[chosen], self.sizes[chosen], budget, rng)
+        units = batching.shuffled_batches(longest[chosen], self.sizes[chosen], budget, rng)
         return [chosen[batch] for batch in units]
 
     def _draw(self, human_share: float, rng: np.random.Generator) -> np.ndarray:
-        judged, labelled = np.flatnonzero(self.human), np.flatnonzero(~self.human)
-        if not human_share or not len(judged) or not len(labelled):
+        judged, labeled = np.flatnonzero(self.human), np.flatnonzero(~self.human)
+        if not human_share or not len(judged) or not len(labeled):
             return np.arange(len(self))
-        wanted = max(round(human_share / (1 - human_share) * len(labelled)), 1)
+        wanted = max(round(human_share / (1 - human_share) * len(labeled)), 1)
         whole, rest = divmod(wanted, len(judged))
-        return np.concatenate([labelled, np.tile(judged, whole), rng.choice(judged, rest, replace=False)])
+        return np.concatenate([labeled, np.tile(judged, whole), rng.choice(judged, rest, replace=False)])

@@ -39,8 +39,8 @@ from distilrank.core.errors import InputError, RunStopped
 from distilrank.evaluation import metrics
 from distilrank.modeling import encoding, pretrained
 from distilrank.modeling.encoding import INPUTS
-from distilrank.modeling.onnx_backend import Graph
-from distilrank.modeling.quantization import CONTRIBUTED, quantise
+from distilrank.modeling.onnx_backend import OnnxBackend
+from distilrank.modeling.quantization import CONTRIBUTED, quantize
 from distilrank.modeling.scorer import Scorer
 
 FOLDER = "onnx"
@@ -48,7 +48,7 @@ MODEL = "model.onnx"
 PARITY = "parity.json"
 Variant = Literal["O2", "O4", "qint8_avx512_vnni", "quint8_avx2"]
 SIGNED = {"qint8_avx512_vnni": True, "quint8_avx2": False}
-"""Whether the weights of each variant in 8 bits are, see `quantisation.quantise`."""
+"""Whether the weights of each variant in 8 bits are, see `quantization.quantize`."""
 OPSET = 20  # the first with Gelu; onnxruntime reads it since 1.17
 LARGEST = 2**31 - 2**24  # bytes of weights within one file: protobuf ends at 2 GiB
 LIKE_BERT = frozenset("bert camembert electra roberta xlm-roberta".split())
@@ -97,12 +97,12 @@ def export(
         for variant in (None, *variants):
             path = plain.with_name(f"model_{variant}.onnx") if variant else plain
             if variant in ("O2", "O4") and network.config.model_type not in FUSIBLE:
-                left_out[path.name] = f"onnxruntime's optimiser does not know {network.config.model_type}"
+                left_out[path.name] = f"onnxruntime's optimizer does not know {network.config.model_type}"
                 continue
             if variant in ("O2", "O4"):
                 _fuse(plain, path, network.config, half=variant == "O4")
             elif variant:
-                _quantise(plain, path, SIGNED[variant])
+                _quantize(plain, path, SIGNED[variant])
             in_fp32 = variant in (None, "O2")
             measure, bound = ("max_difference", max_difference) if in_fp32 else ("ndcg_loss", max_ndcg_loss)
             try:
@@ -127,7 +127,7 @@ def export(
         }
         artifacts.write_json(plain.with_name(PARITY), parity)
     for name, reason in left_out.items():
-        progress.announce("export", "note", f"{folder / FOLDER / name} is left out: {reason}")
+        progress.log_event("export", "note", f"{folder / FOLDER / name} is left out: {reason}")
     return parity
 
 
@@ -161,7 +161,7 @@ class _Reference:
 
     def compare(self, path: Path) -> dict[str, Any]:
         """How the scores of the file at `path` differ; its rank correlation is null where all scores are equal."""
-        logits = Graph(path, path.name, self._pad_token, hardware.cores()).score(self._tokens, self._budget)
+        logits = OnnxBackend(path, path.name, self._pad_token, hardware.cores()).score(self._tokens, self._budget)
         difference = np.abs(logits.astype(np.float64) - self._logits)
         ndcg = self._measure(logits)
         with warnings.catch_warnings(action="ignore"):
@@ -194,7 +194,7 @@ def _attention(
     attention_mask: torch.Tensor,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of an encoder, in the operators that onnxruntime's optimiser looks for: scores are divided."""
+    """Attention of an encoder, in the operators that onnxruntime's optimizer looks for: scores are divided."""
     scores = torch.matmul(query, key.transpose(2, 3)) / query.shape[-1] ** 0.5 + attention_mask
     return torch.matmul(scores.softmax(-1), value).transpose(1, 2), None
 
@@ -212,7 +212,7 @@ class _Network(torch.nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
     ) -> torch.Tensor:
-        if self.model.config.model_type in FUSIBLE:  # the mask as it was made when the optimiser was written
+        if self.model.config.model_type in FUSIBLE:  # the mask as it was made when the optimizer was written
             attention_mask = 1 - attention_mask[:, None, None, :].to(torch.float32)
             attention_mask = attention_mask * torch.finfo(torch.float32).min
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
@@ -284,7 +284,7 @@ def _trace(model: PreTrainedModel, has_types: bool) -> onnx.ModelProto:
 
 
 def _split_mask(graph: onnx.GraphProto) -> None:
-    """Give the mask its two dimensions one by one, as the optimiser expects them; the exporter merges the two steps."""
+    """Give the mask its two dimensions one by one, as the optimizer expects them; the exporter merges the two steps."""
     for at, node in enumerate(graph.node):
         if node.op_type == "Unsqueeze" and list(node.input)[:1] == ["attention_mask"]:
             axes = [numpy_helper.from_array(np.array([axis]), f"axis_{axis}") for axis in (1, 2)]
@@ -322,10 +322,10 @@ def _fuse(source: Path, target: Path, config: PretrainedConfig, half: bool = Fal
     _save(fused.model, target)
 
 
-def _quantise(source: Path, target: Path, signed: bool) -> None:
+def _quantize(source: Path, target: Path, signed: bool) -> None:
     """Write the graph with its linear layers in 8 bits; embeddings, which are looked up, and the head stay in fp32."""
     model = onnx.load(source)
-    quantise(model, signed=signed)
+    quantize(model, signed=signed)
     _save(model, target)
 
 

@@ -43,7 +43,7 @@ SYSTEMS = {"student": "this model", "teacher": "its teacher", "bm25": "BM25", "r
 
 
 def read_licence(base: Path) -> str:
-    """The licence that a pretrained model's own card in `base` states, as the hub abbreviates it; empty: none."""
+    """The license that a pretrained model's own card in `base` states, as the hub abbreviates it; empty: none."""
     path = base / FILE
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
@@ -51,13 +51,13 @@ def read_licence(base: Path) -> str:
         said = yaml.safe_load(head[1]) if head else None
     except (yaml.YAMLError, RecursionError):
         return ""
-    licence = said.get("license") if isinstance(said, dict) else None
-    return licence if isinstance(licence, str) else ""
+    license = said.get("license") if isinstance(said, dict) else None
+    return license if isinstance(license, str) else ""
 
 
-def write(folder: Path, record: Mapping[str, Any], *, teacher: str = "", licence: str = "") -> None:
+def write(folder: Path, record: Mapping[str, Any], *, teacher: str = "", license: str = "") -> None:
     """Write the card of a student that has not been tested yet into its folder; arguments and errors as `render`."""
-    artifacts.write_text(folder / FILE, render(folder, record, teacher=teacher, licence=licence))
+    artifacts.write_text(folder / FILE, render(folder, record, teacher=teacher, license=license))
 
 
 def render(
@@ -65,7 +65,7 @@ def render(
     record: Mapping[str, Any],
     *,
     teacher: str = "",
-    licence: str = "",
+    license: str = "",
     evaluation: Mapping[str, Any] | None = None,
     verdict: Mapping[str, Any] | None = None,
 ) -> str:
@@ -75,7 +75,7 @@ def render(
         folder: holds `distilrank.json`, `metrics.json` and, if it was exported, `onnx/parity.json`.
         record: `config` (the student's section) and `inputs` (digests by name), as in the stage's own record.
         teacher: reference of the pretrained model that its teacher began as; empty: not known.
-        licence: of the pretrained model that it began as, see `read_licence`; empty: not known.
+        license: of the pretrained model that it began as, see `read_licence`; empty: not known.
         evaluation: the `metrics.json` of the evaluate stage; None: the student has not been tested yet.
         verdict: the gate's `verdict.json`; None: it has not been decided on yet.
 
@@ -90,7 +90,7 @@ def render(
     return (
         "\n\n".join(
             [
-                _metadata(base, licence, dev, evaluation, exported=parity is not None),
+                _metadata(base, license, dev, evaluation, exported=parity is not None),
                 _introduction(base, description["text"]),
                 _usage(description["text"], parity),
                 _purpose(),
@@ -99,7 +99,7 @@ def render(
                 *([_promotion(verdict)] if verdict else []),
                 _calibration(description["calibration"]),
                 *([_files(parity)] if parity else []),
-                _licence(base, licence),
+                _licence(base, license),
             ]
         )
         + "\n"
@@ -107,7 +107,7 @@ def render(
 
 
 def _metadata(
-    base: str, licence: str, dev: Mapping[str, Any], evaluation: Mapping[str, Any] | None, *, exported: bool
+    base: str, license: str, dev: Mapping[str, Any], evaluation: Mapping[str, Any] | None, *, exported: bool
 ) -> str:
     measured = [("dev", "ndcg_at_10", dev["student"])]
     if evaluation:
@@ -123,7 +123,7 @@ def _metadata(
         "metrics": metrics,
     }
     data = {
-        **({"license": licence} if licence else {}),
+        **({"license": license} if license else {}),
         **({"base_model": _hub_name(base)} if _hub_name(base) else {}),
         "library_name": "sentence-transformers",
         "pipeline_tag": "text-ranking",
@@ -193,7 +193,7 @@ learned from.
 
 Scores compare products of one query; across queries they compare as far as the calibration below holds. Other shops,
 other languages and other kinds of queries than those it learned from were not measured. It repeats the errors and
-preferences of its teacher and of the people who judged; whether it favours some brands or sellers was not measured. It
+preferences of its teacher and of the people who judged; whether it favors some brands or sellers was not measured. It
 is not meant for decisions about people."""
 
 
@@ -290,12 +290,12 @@ Beside {reference["system"]}, on {reference["pairs"]} judged pairs of {reference
 {rows}{left_out}"""
 
 
-def _licence(base: str, licence: str) -> str:
-    known = f"is under `{licence}`, as its own card says" if licence else "is under a licence that is not known here"
-    return f"""## Licence
+def _licence(base: str, license: str) -> str:
+    known = f"is under `{license}`, as its own card says" if license else "is under a license that is not known here"
+    return f"""## License
 
-The pretrained model, `{base}`, {known}. This model may be used only as that licence,
-the licence of the teacher's pretrained model, and the rights in the judgements, catalogue and searches that it learned
+The pretrained model, `{base}`, {known}. This model may be used only as that license,
+the license of the teacher's pretrained model, and the rights in the judgements, catalogue and searches that it learned
 from allow together."""
 
 

@@ -17,13 +17,13 @@ from transformers import PreTrainedModel
 from distilrank.config import Compute, Student
 from distilrank.core import artifacts, progress, schemas
 from distilrank.core.errors import InputError
-from distilrank.core.prefetch import ahead
+from distilrank.core.prefetch import prefetch
 from distilrank.modeling import calibration, compilation, encoding, packing, parity, pretrained, references
 from distilrank.modeling.runtime import setup_runtime
 from distilrank.modeling.scorer import DESCRIPTION, METRICS, calibrate, describe
 from distilrank.modeling.torch_backend import load_model, save_tokenizer
 from distilrank.student import export, model_card
-from distilrank.student.dataset import Lists, Piece
+from distilrank.student.dataset import Chunk, ListwiseDataset
 from distilrank.teacher import label_manifest, labeling, quality
 from distilrank.teacher.train import dev_ndcg
 from distilrank.training import launch, losses
@@ -55,37 +55,39 @@ def _targets(config: Student, teacher: Path) -> Callable[[np.ndarray], tuple[np.
 
 def _pieces(
     scored: Iterator[pa.Table], judged: pa.Table | None, teacher: Path, encoder: encoding.Encoder, config: Student
-) -> Iterator[Piece]:
-    """All that is learned from, some rows at a time, tokenised beside the writing of the piece before."""
+) -> Iterator[Chunk]:
+    """All that is learned from, some rows at a time, tokenized beside the writing of the piece before."""
     targets = _targets(config, teacher)
     for table in scored:
         target, weight = targets(table.column("logit").to_numpy())
-        yield Piece.of(table, encoding.encode_table(encoder, table, config.text), target, weight, human=False)
+        yield Chunk.of(table, encoding.encode_table(encoder, table, config.text), target, weight, human=False)
     if judged is not None:
         target = judged.column("target").to_numpy()
         weight = np.ones(judged.num_rows, np.float32)
-        yield Piece.of(judged, encoding.encode_table(encoder, judged, config.text), target, weight, human=True)
+        yield Chunk.of(judged, encoding.encode_table(encoder, judged, config.text), target, weight, human=True)
 
 
-def _check(lists: Lists, config: Student) -> None:
+def _check(lists: ListwiseDataset, config: Student) -> None:
     """Refuse labels that teach nothing, and say what some of them cannot teach."""
     taught = lists.target[np.repeat(~lists.human, lists.sizes)]
     if np.ptp(taught) == 0:
         raise InputError(f"all {len(taught)} labels are {taught[0]:g}; the teacher tells no product from another")
-    labelled = lists.sizes[~lists.human]
-    alone = int((labelled == 1).sum())
-    if alone == len(labelled) and not config.pointwise:
+    labeled = lists.sizes[~lists.human]
+    alone = int((labeled == 1).sum())
+    if alone == len(labeled) and not config.pointwise:
         raise InputError(
-            f"each of the {alone} labelled queries has one product, which gives no {config.loss} to learn; "
+            f"each of the {alone} labeled queries has one product, which gives no {config.loss} to learn; "
             "expected student.pointwise above 0, or more candidates a query"
         )
     if alone and config.loss != "none":
         term = "the pointwise term only" if config.pointwise else "nothing, as student.pointwise is 0"
-        progress.announce("student", "note", f"{alone} of {len(labelled)} labelled queries have one product: {term}")
+        progress.log_event("student", "note", f"{alone} of {len(labeled)} labeled queries have one product: {term}")
 
 
-def _objective(config: Student, lists: Lists, device: torch.device) -> Callable[[torch.nn.Module, np.ndarray], Tensor]:
-    """The loss of a batch of lists: labelled and judged ones by their numbers in it."""
+def _objective(
+    config: Student, lists: ListwiseDataset, device: torch.device
+) -> Callable[[torch.nn.Module, np.ndarray], Tensor]:
+    """The loss of a batch of lists: labeled and judged ones by their numbers in it."""
     target, weight = torch.from_numpy(lists.target), torch.from_numpy(lists.weight)
     prefer = losses.prefer_by_logit if config.target == "logit" else losses.prefer_by_probability
 
@@ -153,7 +155,7 @@ def _shorten(model: PreTrainedModel, layers: int) -> None:
     ((owner, name, stack),) = stacks
     setattr(owner, name, torch.nn.ModuleList([stack[place] for place in kept]))
     pretrained.keep_layers(model.config, kept)
-    progress.announce("student", "note", f"{layers} of {have} layers: {', '.join(str(place + 1) for place in kept)}")
+    progress.log_event("student", "note", f"{layers} of {have} layers: {', '.join(str(place + 1) for place in kept)}")
 
 
 def train(
@@ -162,7 +164,7 @@ def train(
     *,
     judgements: Path,
     candidates: Path,
-    labelled: list[Path],
+    labeled: list[Path],
     teacher: Path,
     model_digest: str,
     output: Path,
@@ -172,7 +174,7 @@ def train(
     Args:
         judgements: sealed folder; its dev split chooses the weights, its train split is mixed in by `config.human`.
         candidates: sealed folder of shards.
-        labelled: the label stage's folders, one a shard.
+        labeled: the label stage's folders, one a shard.
         teacher: sealed folder: its calibration turns the raw logits into targets.
         model_digest: digest of the pretrained model that `config.model` names, as preflight resolved it.
         output: gets the model as transformers and sentence-transformers load it, `distilrank.json`, `metrics.json`.
@@ -181,7 +183,7 @@ def train(
         InputError: labels that do not fit candidates or teacher, damaged files, a model that cannot be loaded.
     """
     inputs: artifacts.Inputs = {
-        "judgements": judgements, "candidates": candidates, "labels": labelled, "teacher": teacher,
+        "judgements": judgements, "candidates": candidates, "labels": labeled, "teacher": teacher,
     }  # fmt: skip
     read = {"teacher": [DESCRIPTION, *([quality.QUALITY] if config.confidence else [])]}
     if launch.is_distributed(compute):
@@ -191,7 +193,7 @@ def train(
                 "student",
                 config,
                 compute,
-                folders={"judgements": judgements, "candidates": candidates, "labelled": labelled, "teacher": teacher},
+                folders={"judgements": judgements, "candidates": candidates, "labeled": labeled, "teacher": teacher},
                 values={"model_digest": model_digest},
                 output=output,
             )
@@ -201,17 +203,17 @@ def train(
             "judgements": artifacts.verify(judgements),
             "candidates": artifacts.verify(candidates),
             "teacher": artifacts.verify(teacher, read["teacher"]),
-            "labels": label_manifest.identity(labelled),
+            "labels": label_manifest.identity(labeled),
             "model": model_digest,
         }
         runtime = setup_runtime(compute)
-        progress.announce("student", "note", runtime.describe())
-        scored = labeling.read(labelled, candidates, teacher)
+        progress.log_event("student", "note", runtime.describe())
+        scored = labeling.read(labeled, candidates, teacher)
         judged = schemas.read(judgements / "train.parquet", schemas.JUDGED)
         dev = schemas.read(judgements / "dev.parquet", schemas.JUDGED)
         folder = references.resolve(config.model)
         encoding.require_encoder(folder)
-        training.seed_everything(config.optimiser.seed)
+        training.seed_everything(config.optimizer.seed)
         model = load_model(folder, runtime, torch.float32)  # fp32 master weights; the forward pass runs under autocast
         if config.layers:
             _shorten(model, config.layers)
@@ -224,17 +226,19 @@ def train(
         parity.check(encoder, model, dev)
         scratch = output / f"{SCRATCH}{os.environ.get('RANK', '0')}"
         shutil.rmtree(scratch, ignore_errors=True)  # what a killed attempt left
-        lists = Lists(ahead(_pieces(scored, judged if config.human else None, teacher, encoder, config)), scratch)
+        lists = ListwiseDataset(
+            prefetch(_pieces(scored, judged if config.human else None, teacher, encoder, config)), scratch
+        )
         _check(lists, config)
         dev_encoded = encoding.encode_table(encoder, dev, config.text)
-        rng = np.random.default_rng(config.optimiser.seed)
+        rng = np.random.default_rng(config.optimizer.seed)
         packed = packing.is_packed(model)
         epochs = [
-            lists.batches(config.optimiser.batch_tokens, config.human_share, packed, rng)
-            for _ in range(config.optimiser.epochs)
+            lists.batches(config.optimizer.batch_tokens, config.human_share, packed, rng)
+            for _ in range(config.optimizer.epochs)
         ]
-        operations = 6 * compilation.weights(model) * len(lists.tokens.ids) * config.optimiser.epochs
-        compilation.fuse("student", model, compute, runtime, operations)
+        operations = 6 * compilation.weights(model) * len(lists.tokens.ids) * config.optimizer.epochs
+        compilation.compile_layers("student", model, compute, runtime, operations)
 
         def evaluate(current: torch.nn.Module) -> float:
             return dev_ndcg(dev, training.score_together(current, dev_encoded, runtime.device, config.score_tokens))
@@ -251,7 +255,7 @@ def train(
             loss=_objective(config, lists, runtime.device),
             evaluate=evaluate,
             name_rows=name_rows,
-            optimiser=config.optimiser,
+            optimizer=config.optimizer,
             runtime=runtime,
             checkpoints=checkpoints,
             checkpoint_seconds=compute.checkpoint_seconds,
@@ -291,7 +295,7 @@ def train(
             output,
             {"config": config.model_dump(mode="json"), "inputs": record.inputs},
             teacher=artifacts.read_json(teacher / DESCRIPTION).get("base", ""),
-            licence=model_card.read_licence(folder),
+            license=model_card.read_licence(folder),
         )
         record.facts |= {
             "runtime": runtime.describe(),

@@ -1,4 +1,4 @@
-"""What teaching and labelling will take and cost, told from real rows and a short timed sample of real work."""
+"""What teaching and labeling will take and cost, told from real rows and a short timed sample of real work."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def estimate(
         output: gets `estimate.json`.
 
     Returns:
-        For `training` and `labelling`: rows, tokens, tokens_per_second, device_hours, and price (None where
-        `compute.price_per_hour` is 0); tokens of labelling are those of all shards. Compilation is not timed.
+        For `training` and `labeling`: rows, tokens, tokens_per_second, device_hours, and price (None where
+        `compute.price_per_hour` is 0); tokens of labeling are those of all shards. Compilation is not timed.
     """
     inputs = {"judgements": judgements, "candidates": candidates}
     with artifacts.stage(STAGE, output, config=teacher, inputs=inputs) as record:
@@ -50,7 +50,7 @@ def estimate(
         fitting = schemas.read(judgements / "train.parquet", schemas.JUDGED)
         dev = schemas.read(judgements / "dev.parquet", schemas.JUDGED)
         folder = references.resolve(teacher.model)
-        training.seed_everything(teacher.optimiser.seed)
+        training.seed_everything(teacher.optimizer.seed)
         base = load_model(folder, runtime)
         encoder = load_encoder(folder, teacher.text, teacher.kind, pretrained.inputs(folder, base))
         encoded, dev_encoded = (encoding.encode_table(encoder, table, teacher.text) for table in (fitting, dev))
@@ -67,15 +67,15 @@ def estimate(
             )
         learn = _learner(teacher, runtime, adapters.Adapted(base, teacher.lora), fitting.column("target").to_numpy())
         with progress.timed(STAGE, "timed training"):
-            learning = _rate(learn, encoded, teacher.optimiser.batch_tokens)
+            learning = _rate(learn, encoded, teacher.optimizer.batch_tokens)
 
-        looks = teacher.optimiser.evaluations * len(dev_encoded.ids)
+        looks = teacher.optimizer.evaluations * len(dev_encoded.ids)
         tokens = round(rows * len(sample.ids) / max(len(sample), 1))
-        trained = len(encoded.ids) * teacher.optimiser.epochs
+        trained = len(encoded.ids) * teacher.optimizer.epochs
         found = {
             "runtime": runtime.describe(),
             "training": _bill(len(encoded), trained, learning, trained / learning + looks / scoring, compute),
-            "labelling": _bill(rows, tokens, scoring, tokens / scoring, compute) | {"shards": len(shards)},
+            "labeling": _bill(rows, tokens, scoring, tokens / scoring, compute) | {"shards": len(shards)},
         }
         artifacts.write_json(output / ESTIMATE, found)
         artifacts.seal(output)
@@ -84,7 +84,7 @@ def estimate(
 
 def _rate(work: Callable[[encoding.Tokens], object], tokens: encoding.Tokens, budget: int) -> float:
     """Tokens a second, over batches of `budget` tokens for SECONDS."""
-    batches = batching.consecutive(np.argsort(tokens.queries, kind="stable"), tokens.lengths, budget)
+    batches = batching.sequential_batches(np.argsort(tokens.queries, kind="stable"), tokens.lengths, budget)
     work(tokens.take(batches[0]))
     done, began = 0, time.perf_counter()
     while True:
@@ -100,7 +100,7 @@ def _learner(
 ) -> Callable[[encoding.Tokens], None]:
     logits = training.Logits(adapted.model, runtime.device)
     trained = adapted.trained().values()
-    adamw = torch.optim.AdamW(trained, lr=config.optimiser.learning_rate, fused=True)
+    adamw = torch.optim.AdamW(trained, lr=config.optimizer.learning_rate, fused=True)
     logits.train()
 
     def step(tokens: encoding.Tokens) -> None:

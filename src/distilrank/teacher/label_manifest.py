@@ -50,7 +50,7 @@ def combine(folders: list[Path]) -> dict[str, Any]:
     """One manifest of all shards, in order; `work` is their sum, seconds and hours over all devices.
 
     Raises:
-        InputError: a manifest that was changed, a shard twice, or shards that were labelled by different teachers.
+        InputError: a manifest that was changed, a shard twice, or shards that were labeled by different teachers.
     """
     shards = _read_all(folders)
     works = [one["work"] for one in shards]

@@ -1,4 +1,4 @@
-"""Labelling, part by part: whatever is killed and when, no row is lost, doubled, or scored under other inputs.
+"""Labeling, part by part: whatever is killed and when, no row is lost, doubled, or scored under other inputs.
 
 A shard is cut into windows of so many rows, wherever its row groups end. The logits of a window are a part: a file of
 its own that appears complete or not at all, says what it was made from, and is never changed. Needs no torch.
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from distilrank.config import Label
 from distilrank.core import artifacts, progress, schemas
 from distilrank.core.errors import InputError, RunStopped
-from distilrank.core.prefetch import ahead
+from distilrank.core.prefetch import prefetch
 from distilrank.teacher import quality
 
 INPUTS = "inputs.json"
@@ -82,7 +82,7 @@ class Device:
     price_per_hour: float = 0.0
     """0: not known."""
 
-    def bill(self, work: Work) -> dict[str, Any]:
+    def cost_summary(self, work: Work) -> dict[str, Any]:
         """`work` as the manifest has it; `price` is None where the price of an hour is not known."""
         hours = work.seconds / 3600
         return {
@@ -94,7 +94,7 @@ class Device:
             "price": round(hours * self.price_per_hour, 4) if self.price_per_hour else None,
         }
 
-    def told(self, work: Work) -> str:
+    def format(self, work: Work) -> str:
         """`work` in a line of the log."""
         hours = work.seconds / 3600
         time = f"{hours:,.1f} hours" if hours >= 1 else f"{work.seconds:.0f} s"
@@ -103,7 +103,7 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Labeled:
     """A shard, all of it."""
 
     logits: np.ndarray
@@ -168,7 +168,7 @@ def _digest(part: pa.Table, account: dict[str, Any]) -> str:
     return artifacts.digest_json([*(part.column(name).to_pylist() for name in IDS), logits, account])
 
 
-class Parts:
+class LabelCheckpoints:
     """The finished windows of a shard, in a folder that attempts share, one after the other or at once.
 
     Args:
@@ -187,7 +187,7 @@ class Parts:
             try:
                 there = artifacts.read_json(path)
             except InputError as error:  # each part says what it was made from
-                progress.announce("label", "note", f"{error}; writing it again")
+                progress.log_event("label", "note", f"{error}; writing it again")
         if there is not None:
             self._refuse_others(path, there, inputs)
         else:
@@ -230,7 +230,7 @@ class Parts:
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
             whole = False
         if not whole or not all(part.column(name).equals(rows.column(name)) for name in IDS):
-            progress.announce("label", "note", f"{path} is damaged, or of other rows: scoring its rows again")
+            progress.log_event("label", "note", f"{path} is damaged, or of other rows: scoring its rows again")
             return None
         if inputs != self.inputs:
             raise InputError(
@@ -252,7 +252,7 @@ class Parts:
         self._write(self._path(number), lambda handle: pq.write_table(table, handle, compression="zstd"))
 
 
-# Labelling --------------------------------------------------------------------------------------------------------
+# Labeling --------------------------------------------------------------------------------------------------------
 
 
 class _Counter(progress.Counter):
@@ -289,18 +289,18 @@ def label_rows(
     name: str,
     shard: Path,
     fields: Sequence[str],
-    parts: Parts,
+    parts: LabelCheckpoints,
     load: Callable[[], Teacher],
     device: Device,
     output: Path,
-) -> Labelled:
+) -> Labeled:
     """Score the rows of `shard` that no part has yet, and write the labels of all of them.
 
     Args:
         name: the stage, for the log.
         fields: product fields that the teacher is shown beside the query.
         load: makes the teacher; called once, if any row is left to score.
-        output: gets records.LABELS in the shard's order, with the same bytes however often labelling was killed.
+        output: gets records.LABELS in the shard's order, with the same bytes however often labeling was killed.
 
     Raises:
         InputError: a damaged shard or parts of other inputs; the storage refuses (finished parts stay).
@@ -320,7 +320,7 @@ def label_rows(
     # are slow to say that they have it.
     with ThreadPoolExecutor(1) as writer:
         written: Future[None] | None = None
-        for number, rows, found, encoded in ahead(prepared()):
+        for number, rows, found, encoded in prefetch(prepared()):
             if found:
                 counter.skip(rows.num_rows)
             else:
@@ -337,12 +337,12 @@ def label_rows(
             ended = done + rows.num_rows
             logits[done:ended], done = found[0], ended
             spent += found[1]
-            counter.estimate = f"{device.told(spent.scaled(len(logits)))} in all"
+            counter.estimate = f"{device.format(spent.scaled(len(logits)))} in all"
             if not trusted and done >= quality.FEWEST:  # of many hours, the first minute
                 _refuse_collapsed(shard.stem, logits[:done], config)
                 trusted = True
     _refuse_collapsed(shard.stem, logits, config)
-    return Labelled(logits, _write(shard, logits, output), spent, counter.resumed)
+    return Labeled(logits, _write(shard, logits, output), spent, counter.resumed)
 
 
 def _write(shard: Path, logits: np.ndarray, output: Path) -> int:

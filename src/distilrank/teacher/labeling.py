@@ -21,9 +21,9 @@ from distilrank.core.errors import InputError
 from distilrank.modeling import compilation, encoding
 from distilrank.modeling.runtime import setup_runtime
 from distilrank.modeling.scorer import CHUNK_ROWS, DESCRIPTION, METRICS, Scorer
-from distilrank.modeling.torch_backend import Network, score_encoded
+from distilrank.modeling.torch_backend import TorchBackend, score_encoded
 from distilrank.teacher import label_manifest, quality
-from distilrank.teacher.label_parts import IDS, Device, Parts, Scored, label_rows
+from distilrank.teacher.label_parts import IDS, Device, LabelCheckpoints, Scored, label_rows
 
 LABELS = "labels.parquet"
 
@@ -73,12 +73,12 @@ def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teac
         )
         cuda = runtime.device.type == "cuda"
         device = Device(torch.cuda.get_device_name() if cuda else runtime.device.type, compute.price_per_hour)
-        labelled = label_rows(
+        labeled = label_rows(
             config,
             name=name,
             shard=shard_path,
             fields=artifacts.read_json(teacher / DESCRIPTION)["text"]["fields"],
-            parts=Parts(folder, decides),
+            parts=LabelCheckpoints(folder, decides),
             load=lambda: _load(name, teacher, config, compute, pq.read_metadata(shard_path).num_rows),
             device=device,
             output=output / LABELS,
@@ -87,21 +87,21 @@ def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teac
             output,
             {
                 "shard": shard,
-                "rows": labelled.rows,
-                "queries": labelled.queries,
+                "rows": labeled.rows,
+                "queries": labeled.queries,
                 "teacher": record.inputs["teacher"],
                 "candidates": shard_digest,
                 "labels": artifacts.digest_file(output / LABELS),
-                "logits": quality.spread(labelled.logits),
-                "work": device.bill(labelled.work),
+                "logits": quality.spread(labeled.logits),
+                "work": device.cost_summary(labeled.work),
             },
         )
         artifacts.seal(output, only=[LABELS, artifacts.MANIFEST])  # not the parts, which go
-        record.facts |= {"runtime": runtime.describe(), "pairs": labelled.rows, "resumed": labelled.resumed}
-        progress.announce(name, "note", f"{labelled.rows} pairs took {device.told(labelled.work)}")
+        record.facts |= {"runtime": runtime.describe(), "pairs": labeled.rows, "resumed": labeled.resumed}
+        progress.log_event(name, "note", f"{labeled.rows} pairs took {device.format(labeled.work)}")
     # Last, so that a kill before costs nothing; another attempt may be quicker.
     shutil.rmtree(folder, ignore_errors=True)
-    return labelled.rows
+    return labeled.rows
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class _Teacher:
     """Encodes and scores apart from each other, so that neither waits for the other."""
 
     scorer: Scorer
-    network: Network
+    network: TorchBackend
 
     def encode(self, rows: pa.Table) -> encoding.Tokens:
         return encoding.encode_table(self.scorer.encoder, rows, self.scorer.text)
@@ -123,9 +123,11 @@ class _Teacher:
 def _load(name: str, teacher: Path, config: Label, compute: Compute, pairs: int) -> _Teacher:
     """The teacher, fused if the shard as a whole is worth it: what is left of it must not decide, or bits would."""
     scorer = Scorer.load(teacher, compute, backend="torch", tokens=config.score_tokens)
-    network = cast(Network, scorer.backend)
+    network = cast(TorchBackend, scorer.backend)
     tokens = pairs * artifacts.read_json(teacher / METRICS)["tokens_per_pair"]
-    compilation.fuse(name, network.model, compute, network.runtime, 2 * compilation.weights(network.model) * tokens)
+    compilation.compile_layers(
+        name, network.model, compute, network.runtime, 2 * compilation.weights(network.model) * tokens
+    )
     return _Teacher(scorer, network)
 
 
@@ -143,7 +145,7 @@ def read(folders: list[Path], candidates: Path, teacher: Path, rows: int = CHUNK
     if manifests[0]["teacher"] != expected:
         raise InputError(f"labels by the teacher {manifests[0]['teacher'][:12]}, expected {expected[:12]}")
     if not any(manifest["rows"] for manifest in manifests):
-        raise InputError(f"{candidates}: no candidate is labelled, expected some to learn from")
+        raise InputError(f"{candidates}: no candidate is labeled, expected some to learn from")
     sealed = artifacts.read_json(candidates / artifacts.SEAL)["files"]
     by_shard = {label_manifest.read(folder)["shard"]: folder for folder in folders}
     shards = sorted(name.removesuffix(".parquet") for name in sealed if name.endswith(".parquet"))
@@ -166,19 +168,19 @@ def read(folders: list[Path], candidates: Path, teacher: Path, rows: int = CHUNK
     return itertools.chain.from_iterable(_read_shard(*file, rows) for file in files)
 
 
-def _read_shard(shard: Path, labelled: Path, rows: int) -> Iterator[pa.Table]:
-    labels = schemas.read(labelled, schemas.LABELS)
+def _read_shard(shard: Path, labeled: Path, rows: int) -> Iterator[pa.Table]:
+    labels = schemas.read(labeled, schemas.LABELS)
     done = 0
     for batch in pq.ParquetFile(shard).iter_batches(rows):
         table = schemas.conform(pa.Table.from_batches([batch]), schemas.CANDIDATES, str(shard))
         those = labels.slice(done, len(table))
         if not all(table.column(name).equals(those.column(name)) for name in IDS):
-            raise InputError(f"{labelled}: not the rows of {shard} in their order")
+            raise InputError(f"{labeled}: not the rows of {shard} in their order")
         logits = those.column("logit").to_numpy()
         if not np.isfinite(logits).all():
             row = done + int(np.flatnonzero(~np.isfinite(logits))[0])
-            raise InputError(f"{labelled}: row {row + 1}, logit {labels['logit'][row].as_py()}, expected a finite one")
+            raise InputError(f"{labeled}: row {row + 1}, logit {labels['logit'][row].as_py()}, expected a finite one")
         yield table.append_column(schemas.LABELS.field("logit"), those.column("logit"))
         done += len(table)
     if done != len(labels):
-        raise InputError(f"{labelled}: {len(labels)} rows, expected the {done} of {shard}")
+        raise InputError(f"{labeled}: {len(labels)} rows, expected the {done} of {shard}")

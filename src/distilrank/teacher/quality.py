@@ -280,7 +280,7 @@ def confidence(probability: np.ndarray, target: np.ndarray) -> dict[str, Any]:
     """How far from people's judgements the teacher is wont to be where it gives a probability, as a JSON value.
 
     The squared error of out-of-fold probabilities, averaged in quantile bins, shrunk towards the mean of all as if 50
-    rows of that error were in each bin, and smoothed over neighbours (weights 1, 2, 1).
+    rows of that error were in each bin, and smoothed over neighbors (weights 1, 2, 1).
 
     Args:
         probability: calibrated, out of fold, shape (n,).

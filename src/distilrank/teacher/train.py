@@ -22,7 +22,7 @@ from distilrank.training import launch, losses
 from distilrank.training import loop as training
 from distilrank.training.checkpoints import Checkpoints
 
-MIN_DISTINCT = Label().min_distinct  # a teacher that labelling would refuse is refused before
+MIN_DISTINCT = Label().min_distinct  # a teacher that labeling would refuse is refused before
 
 
 class TeacherResult(NamedTuple):
@@ -52,7 +52,7 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, model_digest: 
             `quality.json` and `disagreements.csv`.
 
     Raises:
-        RunStopped: the teacher is not worth labelling with: its lift over BM25, its calibration or the spread of its
+        RunStopped: the teacher is not worth labeling with: its lift over BM25, its calibration or the spread of its
             scores misses a minimum; or the loss is no longer finite.
         InputError: damaged judgements, a model that cannot be loaded, a device that is not there.
     """
@@ -72,12 +72,12 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, model_digest: 
     with artifacts.stage("teacher", output, config=config, inputs=inputs) as record:
         record.inputs |= {"judgements": artifacts.verify(judgements), "model": model_digest}
         runtime = setup_runtime(compute)
-        progress.announce("teacher", "note", runtime.describe())
+        progress.log_event("teacher", "note", runtime.describe())
         fitting = schemas.read(judgements / "train.parquet", schemas.JUDGED)
         dev = schemas.read(judgements / "dev.parquet", schemas.JUDGED)
         with progress.timed("teacher", f"loaded {config.model}"):
             folder = references.resolve(config.model)
-            training.seed_everything(config.optimiser.seed)
+            training.seed_everything(config.optimizer.seed)
             base = load_model(folder, runtime)
         encoder = load_encoder(folder, config.text, config.kind, pretrained.inputs(folder, base))
         if base.config.pad_token_id is None or isinstance(encoder, encoding.PromptEncoder):  # others count from it
@@ -88,7 +88,7 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, model_digest: 
         encoded, dev_encoded = (encoding.encode_table(encoder, table, config.text) for table in (fitting, dev))
         truncated = encoded.truncated + dev_encoded.truncated
         if truncated:
-            progress.announce("teacher", "note", f"{truncated} pairs beyond text.max_tokens: their products are cut")
+            progress.log_event("teacher", "note", f"{truncated} pairs beyond text.max_tokens: their products are cut")
         record.facts |= {
             "runtime": runtime.describe(),
             "pairs": fitting.num_rows,
@@ -117,7 +117,7 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, model_digest: 
             artifacts.read_json(output / DESCRIPTION)["calibration"],
             relevant_from=artifacts.read_json(judgements / "protocol.json")["relevant_from"],
             count=config.disagreements,
-            seed=config.optimiser.seed,
+            seed=config.optimizer.seed,
         )
         assessed.write(output)
         reached = assessed.figures["agreement"]["all"]["ndcg_at_10"]
@@ -133,7 +133,7 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, model_digest: 
         )
         record.facts["dev"] = reached
         error = assessed.figures["calibration"]["ece"]
-        progress.announce(
+        progress.log_event(
             "teacher",
             "note",
             f"dev nDCG@10 {reached['teacher']:.4f}, BM25 {reached['bm25']:.4f}, random {reached['random']:.4f}; "
@@ -156,18 +156,18 @@ def _fit(
     dev_encoded: encoding.Tokens,
     checkpoints: Checkpoints,
 ) -> training.Outcome:
-    rng = np.random.default_rng(config.optimiser.seed)
-    budget = config.optimiser.batch_tokens
+    rng = np.random.default_rng(config.optimizer.seed)
+    budget = config.optimizer.batch_tokens
     together = encoded.queries if config.batches == "queries" else None
     epochs = [
-        batching.drawn(encoded.lengths, budget, rng, together)
+        batching.random_batches(encoded.lengths, budget, rng, together)
         if packing.is_packed(adapted.model)
-        else batching.shuffled(encoded.lengths, np.ones_like(encoded.lengths), budget, rng)
-        for _ in range(config.optimiser.epochs)
+        else batching.shuffled_batches(encoded.lengths, np.ones_like(encoded.lengths), budget, rng)
+        for _ in range(config.optimizer.epochs)
     ]
     per_weight = 4 if config.lora.rank else 6  # frozen weights need no gradients of their own
-    operations = per_weight * compilation.weights(adapted.model) * len(encoded.ids) * config.optimiser.epochs
-    compilation.fuse("teacher", adapted.model, compute, runtime, operations)
+    operations = per_weight * compilation.weights(adapted.model) * len(encoded.ids) * config.optimizer.epochs
+    compilation.compile_layers("teacher", adapted.model, compute, runtime, operations)
     targets = torch.from_numpy(fitting.column("target").to_numpy().copy()).to(runtime.device)
     raters = torch.from_numpy(fitting.column("raters").to_numpy().astype(np.float32)).to(runtime.device)
     thresholds = losses.Thresholds(config.levels).to(runtime.device) if config.objective == "ordinal" else None
@@ -193,7 +193,7 @@ def _fit(
         loss=loss,
         evaluate=evaluate,
         name_rows=name_rows,
-        optimiser=config.optimiser,
+        optimizer=config.optimizer,
         runtime=runtime,
         checkpoints=checkpoints,
         checkpoint_seconds=compute.checkpoint_seconds,
@@ -204,17 +204,17 @@ def _fit(
 
 def _refuse(config: Teacher, reached: dict[str, float], error: float, collapse: str | None) -> None:
     """Stop the run before anything is spent on labels that are not worth it."""
-    advice = "give it more judgements, epochs or a larger model (teacher.optimiser, teacher.model)"
+    advice = "give it more judgements, epochs or a larger model (teacher.optimizer, teacher.model)"
     lift = reached["teacher"] - reached["bm25"]
     if collapse:
         raise RunStopped(f"teacher: {collapse}; {advice}")
     if config.lift_over_bm25 > -1 and lift <= config.lift_over_bm25:
         raise RunStopped(
             f"teacher: dev nDCG@10 {reached['teacher']:.4f} against BM25's {reached['bm25']:.4f}, expected a lift "
-            f"above {config.lift_over_bm25:g} before labelling: {advice}, or lower teacher.lift_over_bm25"
+            f"above {config.lift_over_bm25:g} before labeling: {advice}, or lower teacher.lift_over_bm25"
         )
     if error > config.max_ece:
         raise RunStopped(
             f"teacher: calibration error (ECE) {error:.3f} on dev, expected at most {config.max_ece:g} before "
-            f"labelling: {advice}, try teacher.calibration: isotonic, or raise teacher.max_ece"
+            f"labeling: {advice}, try teacher.calibration: isotonic, or raise teacher.max_ece"
         )

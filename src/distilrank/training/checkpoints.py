@@ -70,10 +70,10 @@ class Checkpoints:
                 continue
             except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
                 problem = str(error)
-            progress.announce(stage, "note", f"{path} is damaged, taking the one before ({problem})")
+            progress.log_event(stage, "note", f"{path} is damaged, taking the one before ({problem})")
             path.unlink(missing_ok=True)
         if saved:
-            progress.announce(stage, "note", "no checkpoint is whole: starts again from the first step")
+            progress.log_event(stage, "note", "no checkpoint is whole: starts again from the first step")
         return None
 
     def clear(self) -> None:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import set_seed
 
-from distilrank.config import Compute, Optimiser
+from distilrank.config import Compute, Optimizer
 from distilrank.core import artifacts, progress
 from distilrank.core.errors import RunStopped
 from distilrank.modeling.encoding import Tokens
@@ -113,7 +113,7 @@ def fit(
     loss: Callable[[nn.Module, np.ndarray], Tensor],
     evaluate: Callable[[nn.Module], float],
     name_rows: Callable[[np.ndarray], str],
-    optimiser: Optimiser,
+    optimizer: Optimizer,
     runtime: Runtime,
     checkpoints: Checkpoints,
     checkpoint_seconds: float,
@@ -129,7 +129,7 @@ def fit(
         loss: the scalar loss of one batch, given `logits` as it is wrapped.
         evaluate: dev nDCG@10 of the model as it is.
         name_rows: what people call the rows of a batch, for messages.
-        optimiser: rate, schedule and the number of looks at dev.
+        optimizer: rate, schedule and the number of looks at dev.
         runtime: device and precision.
         checkpoints: where an earlier attempt left its state, and where this one does.
         checkpoint_seconds: how often.
@@ -149,16 +149,16 @@ def fit(
     world, rank = accelerator.num_processes, accelerator.process_index
     trained = {name: parameter for name, parameter in logits.named_parameters() if parameter.requires_grad}
     adamw = torch.optim.AdamW(
-        trained.values(), lr=optimiser.learning_rate, weight_decay=optimiser.weight_decay, fused=True
+        trained.values(), lr=optimizer.learning_rate, weight_decay=optimizer.weight_decay, fused=True
     )
-    steps = steps_of(epochs, optimiser.accumulate, world)
+    steps = steps_of(epochs, optimizer.accumulate, world)
     if world > 1:
-        size = math.ceil(optimiser.accumulate / world) * world
-        progress.announce(stage, "note", f"{world} processes, {size} batches a step")
-    rising = max(round(len(steps) * optimiser.warmup), 1)
+        size = math.ceil(optimizer.accumulate / world) * world
+        progress.log_event(stage, "note", f"{world} processes, {size} batches a step")
+    rising = max(round(len(steps) * optimizer.warmup), 1)
     falling = max(len(steps) - rising, 1)
     schedule = LambdaLR(adamw, lambda done: min((done + 1) / rising, (len(steps) - done) / falling))
-    looks = {round(len(steps) * look / optimiser.evaluations) for look in range(1, optimiser.evaluations + 1)} - {0}
+    looks = {round(len(steps) * look / optimizer.evaluations) for look in range(1, optimizer.evaluations + 1)} - {0}
     counter = progress.Counter(stage, sum(len(batches) for _, batches in steps), "batches")
     outcome, best_weights, losses = Outcome(), {}, []
     state = checkpoints.load(stage)
@@ -166,18 +166,18 @@ def fit(
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(state["weights"][name])
-        adamw.load_state_dict(state["optimiser"])
+        adamw.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         outcome, best_weights, losses = Outcome(**state["outcome"]), state["best_weights"], state["losses"]
         _set_random_state(state["random"])
         counter.skip(sum(len(batches) for _, batches in steps[: state["step"]]))
-        progress.announce(stage, "note", f"goes on after step {state['step']} of {len(steps)}")
+        progress.log_event(stage, "note", f"goes on after step {state['step']} of {len(steps)}")
     done = state["step"] if state else 0
 
     def describe(batch: np.ndarray, step: int) -> str:
         return (
             f"at step {step}, in a batch of {len(batch)} ({name_rows(batch)}); "
-            f"lower {stage}.optimiser.learning_rate (now {optimiser.learning_rate:g}) or look at these rows"
+            f"lower {stage}.optimizer.learning_rate (now {optimizer.learning_rate:g}) or look at these rows"
         )
 
     after_step()
@@ -186,8 +186,8 @@ def fit(
     wrapped.train()
     for step, (epoch, batches) in enumerate(steps[done:], start=done + 1):
         stale = sum(row["step"] > outcome.best_step for row in outcome.curve)
-        if optimiser.patience and stale >= optimiser.patience:
-            progress.announce(stage, "note", f"no better for {stale} looks at dev: stopped after step {step - 1}")
+        if optimizer.patience and stale >= optimizer.patience:
+            progress.log_event(stage, "note", f"no better for {stale} looks at dev: stopped after step {step - 1}")
             break
         mine = batches[rank::world]
         # DistributedDataParallel takes the mean over processes. One without a batch goes along at no weight, since
@@ -205,7 +205,7 @@ def fit(
             mean = float(accelerator.reduce(torch.tensor(mean, device=runtime.device), "sum"))
             counter.add(len(batches), f"loss {mean:.4f}")
         losses.append(mean)
-        norm = float(accelerator.clip_grad_norm_(list(trained.values()), optimiser.clip))
+        norm = float(accelerator.clip_grad_norm_(list(trained.values()), optimizer.clip))
         if not math.isfinite(norm):
             raise RunStopped(f"{stage}: the gradient became {norm} {describe(batches[0], step)}")
         adamw.step()
@@ -222,7 +222,7 @@ def fit(
                 "dev_ndcg_at_10": score,
             }
             outcome.curve.append(row)
-            progress.announce(
+            progress.log_event(
                 stage, "note", f"step {step}/{len(steps)}: loss {row['loss']:.4f}, dev nDCG@10 {score:.4f}"
             )
             losses = []
@@ -234,7 +234,7 @@ def fit(
                 "step": step,
                 "weights": {name: weight.detach() for name, weight in trained.items()},
                 "best_weights": best_weights,
-                "optimiser": adamw.state_dict(),
+                "optimizer": adamw.state_dict(),
                 "schedule": schedule.state_dict(),
                 "random": _random_state(),
                 "outcome": asdict(outcome),
@@ -270,7 +270,7 @@ def _backward(
         used = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
         raise RunStopped(
             f"out of memory on {accelerator.device} ({used:.1f} GiB used) in a batch of {len(batch)}: lower "
-            "optimiser.batch_tokens and raise optimiser.accumulate by the same factor, which leaves the step as it is; "
+            "optimizer.batch_tokens and raise optimizer.accumulate by the same factor, which leaves the step as it is; "
             "then text.max_tokens, lora.rank, or lora.fold: false"
         ) from error
     return current

@@ -45,7 +45,7 @@ def margin_loss(student: Tensor, teacher: Tensor, query: Tensor, weight: Tensor 
 
     With weights a margin counts w_i w_j: sum_{i<j} w_i w_j (r_i - r_j)^2 / sum_{i<j} w_i w_j, which with W = sum(w) and
     the weighted mean m of r is 2 * sum_i w_i (r_i - m)^2 / sum_i w_i (1 - w_i / W). For w_i one over the variance of
-    t_i this is generalised least squares with a free shift per query (Aitken 1935): the product is the right weight.
+    t_i this is generalized least squares with a free shift per query (Aitken 1935): the product is the right weight.
 
     Args:
         student: scores, shape (rows,), any float type.

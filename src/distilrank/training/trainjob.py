@@ -173,15 +173,15 @@ def run(
         with _cleaned_up(lambda: cluster.clean_up(name)):
             unfit = _unfit(found, job) if found else ""
             if unfit:
-                progress.announce(stage, "note", f"removing an earlier TrainJob {name}: {unfit}")
+                progress.log_event(stage, "note", f"removing an earlier TrainJob {name}: {unfit}")
                 cluster.remove(name)
                 found = None
             if found is None:
                 cluster.create(job)
                 size = f"{compute.nodes} nodes, {compute.trainjob.gpus or 'no'} GPUs each"
-                progress.announce(stage, "note", f"created TrainJob {cluster.namespace}/{name}: {size}")
+                progress.log_event(stage, "note", f"created TrainJob {cluster.namespace}/{name}: {size}")
             else:
-                progress.announce(stage, "note", f"TrainJob {cluster.namespace}/{name} of an earlier attempt goes on")
+                progress.log_event(stage, "note", f"TrainJob {cluster.namespace}/{name} of an earlier attempt goes on")
                 cluster.own(found, owner)
             _wait(cluster, name, compute)
 
@@ -229,7 +229,7 @@ def end_when_orphaned(heartbeat: Path, minutes: float, stage: str) -> None:
             sleep(BEAT_SECONDS)
             with contextlib.suppress(OSError):
                 looks = looks + 1 if _silence(heartbeat) > 60 * minutes else 0
-        progress.announce(
+        progress.log_event(
             stage,
             "stopped",
             f"no pod has waited for this training for {minutes:g} minutes (compute.trainjob.orphan_minutes): the run "
@@ -286,7 +286,7 @@ def _wait(cluster: _Cluster, name: str, compute: Compute) -> None:
         pods = cluster.pods(name)
         cluster.note_failures(pods)
         if _condition(job, "Complete"):
-            progress.announce(cluster.stage, "note", f"TrainJob {name} is complete")
+            progress.log_event(cluster.stage, "note", f"TrainJob {name} is complete")
             return
         failed = _condition(job, "Failed")
         if failed:
@@ -302,7 +302,9 @@ def _wait(cluster: _Cluster, name: str, compute: Compute) -> None:
             )
         if state != said or now - said_at >= REMIND_SECONDS:
             heard = cluster.last_words(pods) if state == said else ""
-            progress.announce(cluster.stage, "note", f"TrainJob {name}, {(now - started) / 60:.0f} min: {state}{heard}")
+            progress.log_event(
+                cluster.stage, "note", f"TrainJob {name}, {(now - started) / 60:.0f} min: {state}{heard}"
+            )
             said, said_at = state, now
         sleep(min(POLL_SECONDS, seconds - (now - started)))
 
@@ -439,7 +441,7 @@ class _Cluster:
                     if owner["kind"] == "Workflow":
                         return {key: owner[key] for key in ("apiVersion", "kind", "name", "uid")}
             why = f"pod {pod} belongs to no workflow"
-        progress.announce(self.stage, "note", f"the TrainJob will not be deleted with the run's workflow: {why}")
+        progress.log_event(self.stage, "note", f"the TrainJob will not be deleted with the run's workflow: {why}")
         return None
 
     def own(self, job: dict[str, Any], owner: dict[str, Any] | None) -> None:
@@ -452,7 +454,7 @@ class _Cluster:
         try:
             self._ask("patch", PLURAL, patch, *self._at, name, change, patience=CLEANUP_SECONDS)
         except (InputError, RunStopped) as error:
-            progress.announce(self.stage, "note", f"TrainJob {name} may be deleted with an earlier run: {error}")
+            progress.log_event(self.stage, "note", f"TrainJob {name} may be deleted with an earlier run: {error}")
 
     def remove(self, name: str) -> None:
         """Delete the TrainJob and return when it is gone, and its pods with it: they write where others will.
@@ -471,10 +473,10 @@ class _Cluster:
         """Have the TrainJob deleted; a failure to do so is told, and hides nothing that is being raised."""
         try:
             if self._delete(name, CLEANUP_SECONDS):
-                progress.announce(self.stage, "note", f"TrainJob {name} is deleted")
+                progress.log_event(self.stage, "note", f"TrainJob {name} is deleted")
         except (InputError, RunStopped) as error:
             command = f"kubectl -n {self.namespace} delete trainjob {name}"
-            progress.announce(self.stage, "note", f"TrainJob {name} may be left behind ({error}); try: {command}")
+            progress.log_event(self.stage, "note", f"TrainJob {name} may be left behind ({error}); try: {command}")
 
     def _delete(self, name: str, patience: float) -> Any:
         return self._ask(
@@ -507,7 +509,7 @@ class _Cluster:
             reason = ", ".join(filter(None, told))
             if key not in self._logs:
                 restarts = container["restartCount"]
-                progress.announce(self.stage, "note", f"{key[0]} failed: {reason}; restarts: {restarts}")
+                progress.log_event(self.stage, "note", f"{key[0]} failed: {reason}; restarts: {restarts}")
             if not self._logs.get(key):
                 self._logs[key] = self._log(pod, TAIL_LINES, previous=not now)
             failed.append(_Failure(key[1], key[0], reason, self._logs[key]))
@@ -551,7 +553,7 @@ class _Cluster:
                 self._forbidden.add(resource)
             if str(error) not in self._told:
                 self._told.add(str(error))
-                progress.announce(self.stage, "note", f"going on without {resource}: {error}")
+                progress.log_event(self.stage, "note", f"going on without {resource}: {error}")
             return None
 
     def _ask(
@@ -590,7 +592,7 @@ class _Cluster:
             if monotonic() + pause > until:
                 raise RunStopped(f"cannot {verb} {resource}: the Kubernetes API is out of order, {problem}")
             if pause == 1.0:
-                progress.announce(self.stage, "note", f"cannot {verb} {resource}, trying again: {problem}")
+                progress.log_event(self.stage, "note", f"cannot {verb} {resource}, trying again: {problem}")
             sleep(pause)
             pause = min(2 * pause, 30.0)
 

@@ -19,7 +19,7 @@ from distilrank.data.sources.reading import File
 
 LABELS = ("Exact", "Partial", "Irrelevant")
 COLOR = "color"
-"""The feature that names the colour of the product as a whole; `basecolor` and the like tell of parts."""
+"""The feature that names the color of the product as a whole; `basecolor` and the like tell of parts."""
 
 _SUFFIXES = (".csv", ".tsv")
 _PRODUCTS = {

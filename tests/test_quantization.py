@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from distilrank.modeling.quantization import CONTRIBUTED, quantise
+from distilrank.modeling.quantization import CONTRIBUTED, quantize
 
 RNG = np.random.default_rng(0)
 SHARED = RNG.standard_normal((24, 40)).astype(np.float32) * np.geomspace(0.01, 100, 40, dtype=np.float32)
@@ -61,7 +61,7 @@ def tokens() -> np.ndarray:
 @pytest.mark.parametrize("signed", [True, False])
 def test_products_are_those_of_values_rounded_by_token_and_by_column(signed: bool, tokens: np.ndarray) -> None:
     model = network()
-    quantise(model, signed=signed)
+    quantize(model, signed=signed)
     onnx.checker.check_model(model)
     y, square, table = run(model, tokens)
     steps = 64 if signed else 127  # of weights
@@ -78,7 +78,7 @@ def test_products_are_those_of_values_rounded_by_token_and_by_column(signed: boo
 @pytest.mark.parametrize(("signed", "kind"), [(True, TensorProto.INT8), (False, TensorProto.UINT8)])
 def test_each_input_is_rounded_once_and_each_matrix_kept_once(signed: bool, kind: int) -> None:
     model = network()
-    quantise(model, signed=signed)
+    quantize(model, signed=signed)
     operators = [node.op_type for node in model.graph.node]
     assert operators.count("MatMulIntegerToFloat") == 3 and operators.count("MatMul") == 1
     assert operators.count("ReduceMax") == 2
@@ -96,7 +96,7 @@ def test_the_largest_products_are_exact_on_every_processor(signed: bool) -> None
     weights = numpy_helper.from_array(np.full((64, 64), 3, np.float32), "w")
     graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "largest", [matrix], [output], [weights])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-    quantise(model, signed=signed)
+    quantize(model, signed=signed)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (y,) = session.run(["y"], {"x": np.full((1, 2, 64), 5, np.float32)})
     np.testing.assert_allclose(y, 64 * 3 * 5, rtol=1e-5)
