@@ -156,6 +156,8 @@ def serve(listener: socket.socket) -> NoReturn:
                     selector.unregister(connection)
                 with contextlib.suppress(OSError):
                     connection.sendall(str(status).encode())
+                    # Processes that were forked later hold copies of it, so closing it alone would not end it.
+                    connection.shutdown(socket.SHUT_RDWR)
                 connection.close()
                 break  # the other events of this round may be of what is closed now
 
