@@ -37,7 +37,8 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe(error: ValidationError, model: type[BaseModel]) -> str:
-    first = error.errors()[0]
+    # An unknown key first: a key that has been renamed may be why a required one is missing.
+    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     # The discriminated union puts the chosen source into the location; users never typed it.
     sources = {typing.get_args(source.model_fields["source"].annotation)[0] for source in _models(Data)}
     where = [str(part) for part in first["loc"] if part not in sources]
