@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distilrank import cli, config, knobs, registry
+from distilrank import cli, config, registry
+from distilrank.config import reference
 from distilrank.core import artifacts
 from distilrank.core.errors import RunStopped
 
@@ -163,7 +164,7 @@ def test_every_knob_is_printed_once_with_its_default(run: Any) -> None:
 
 def test_defaults_are_those_that_a_run_gets() -> None:
     values = config.Config(data={"source": "demo_shop"}).model_dump(mode="json")  # type: ignore[arg-type]
-    for group in knobs.groups():
+    for group in reference.groups():
         for knob in group.knobs:
             if knob.default == "required" or group.source not in ("", "source: demo_shop") or "[]" in knob.key:
                 continue

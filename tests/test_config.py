@@ -173,7 +173,7 @@ def test_a_task_that_is_not_given_the_gate_does_not_hold_other_sections_against_
 
 
 def test_the_documentation_of_the_knobs_is_current() -> None:
-    from distilrank.knobs import markdown
+    from distilrank.config.reference import markdown
 
     assert (ROOT / "docs" / "configuration.md").read_text() == markdown(), (
         "distilrank config --markdown > docs/configuration.md"

@@ -22,7 +22,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from distilrank import __version__, config, knobs
+from distilrank import __version__, config
+from distilrank.config import reference
 from distilrank.core import artifacts, hardware, progress, volume
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.core.terminal import AsJson, console, figure, new_table, print_json
@@ -531,9 +532,9 @@ def show_config(
 ) -> None:
     """Print every knob of the configuration with its default and bound."""
     if as_markdown:
-        sys.stdout.write(knobs.markdown())
+        sys.stdout.write(reference.markdown())
         return
-    groups = knobs.groups()
+    groups = reference.groups()
     chosen = [group for group in groups if not section or f"{group.path}.".startswith(f"{section}.")]
     if not chosen:
         known = ", ".join(dict.fromkeys(group.path for group in groups if group.path))

@@ -13,7 +13,8 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from distilrank.config import Config, Pod
+from distilrank.config.cluster import Pod
+from distilrank.config.run import Config
 
 TYPES = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false", "null": "null"}
 
