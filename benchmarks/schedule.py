@@ -29,9 +29,10 @@ from benchmarks import machine
 from benchmarks.result import at_least, at_most, say, tell
 from distilrank.config import load
 from distilrank.core.errors import InputError
-from pipelines import kubeflow, schedule
+from pipelines import kubeflow
 from pipelines.kubeflow import Kubeflow, Package
-from pipelines.schedules import Schedule, Wanted, package_of
+from pipelines.recurring_runs import reconcile
+from pipelines.recurring_runs.spec import Schedule, Wanted, package_of
 from tests.kfp_server import DOCUMENT, Document, Fault, Server
 
 SEQUENCES, PROCESS_KILLS = 1000, 60
@@ -115,7 +116,7 @@ def run_sequence(server: Server, packages: Sequence[Package], seed: int) -> Coun
 
 def _apply(server: Server, state: list[Wanted], owner: str) -> int:
     connected = Kubeflow(server.url)
-    return schedule.apply(connected, owner, state, zone=UTC_ZONE, say=lambda line: None)
+    return reconcile.apply(connected, owner, state, zone=UTC_ZONE, say=lambda line: None)
 
 
 def _disturbed(server: Server, state: list[Wanted], draw: random.Random, counts: Counter[str]) -> None:
@@ -198,7 +199,7 @@ def _interfere(store: Any, draw: random.Random, counts: Counter[str]) -> None:
 def _of(store: Any, whose: Callable[[str], bool]) -> dict[str, dict[str, Any]]:
     found = {}
     for number, one in store.recurring.items():
-        mark = schedule.MARK.search(one.get("description", ""))
+        mark = reconcile.MARK.search(one.get("description", ""))
         if whose(mark["owner"] if mark else ""):
             found[number] = copy.deepcopy(one)
     return found
@@ -241,7 +242,7 @@ def _told(one: dict[str, Any], store: Any) -> tuple[Any, ...]:
 def kill_processes(server: Server, packages: Sequence[Package], kills: int, seed: int) -> Counter[str]:
     """Kill real processes that apply a changed state, at their first request, at their second, and so on."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipelines.schedule"])
+    context.set_forkserver_preload(["pipelines.recurring_runs.reconcile"])
     store, counts, request = server.store, Counter[str](), 1
     draw = random.Random(seed)
     store.reset()
@@ -284,7 +285,7 @@ def _changed(packages: Sequence[Package], number: int) -> list[Wanted]:
 
 
 def _apply_elsewhere(url: str, state: list[Wanted]) -> None:
-    schedule.apply(Kubeflow(url), OWNER, state, zone=UTC_ZONE, say=lambda line: None)
+    reconcile.apply(Kubeflow(url), OWNER, state, zone=UTC_ZONE, say=lambda line: None)
 
 
 def measure(sequences: int, process_kills: int, seed: int = 0) -> Counter[str]:

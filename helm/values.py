@@ -20,7 +20,7 @@ from distilrank import config
 from distilrank.config import SLOW, Cluster, Config, Cpu, Memory, Name, Positive, Registry
 from distilrank.serving.settings import Serving
 from pipelines.cluster_commands import EXPERIMENT
-from pipelines.schedules import Schedule
+from pipelines.recurring_runs.spec import Schedule
 
 CHART = Path(__file__).parent / "distilrank"
 GENERATED = "Written by `make chart` from helm/values.py."

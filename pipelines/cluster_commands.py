@@ -19,7 +19,7 @@ from pipelines.options import CaFile, ConfigFile, Experiment, Host, Namespace, O
 
 if TYPE_CHECKING:
     from pipelines.kubeflow import Kubeflow
-    from pipelines.schedules import Schedules, Wanted
+    from pipelines.recurring_runs.spec import Schedules, Wanted
 
 EXPERIMENT = "distilrank"
 
@@ -89,7 +89,7 @@ def submit(
     """
     from pipelines import capacity
     from pipelines import submit as submission
-    from pipelines.schedules import package_of
+    from pipelines.recurring_runs.spec import package_of
 
     if fail_on_refusal and (not wait or pipeline != Pipeline.distill):
         raise InputError("--fail-on-refusal: only of distill, and only with --wait")
@@ -270,19 +270,19 @@ def apply(
     schedule gets a new recurring run; at no moment are two of one name enabled. Whatever interrupts it, the same
     command again completes it.
     """
-    from pipelines import schedule as recurring
+    from pipelines.recurring_runs import reconcile
 
     console = _console()
     _check_lengths(experiment)
     declared, wanted = _declared(file, experiment, names)
     kubeflow = _connect(host, namespace, token_file, ca_file)
     kubeflow.check_version(console.print)
-    writes = recurring.apply(
+    writes = reconcile.apply(
         kubeflow, declared.owner, wanted, zone=declared.zone, names=names or [], say=lambda line: console.print(line)
     )
     for one in wanted:
         if not names or one.name in names:
-            tick = recurring.next_tick(one, declared.zone)
+            tick = reconcile.next_tick(one, declared.zone)
             when = "paused" if one.schedule.paused else f"next {tick:%Y-%m-%d %H:%M:%S %Z}" if tick else "never again"
             console.print(f"{one.name}: {one.schedule.pipeline}, {one.schedule.cron} in {declared.timezone}, {when}")
     console.print(f"{writes} changes" if writes else "nothing to change")
@@ -299,15 +299,15 @@ def diff(
     ca_file: CaFile = None,
 ) -> None:
     """Say what `apply` would do, and do nothing; exit status 3 if there is something."""
-    from pipelines import schedule as recurring
+    from pipelines.recurring_runs import reconcile
 
     console = _console()
     _check_lengths(experiment)
     declared, wanted = _declared(file, experiment, names)
     kubeflow = _connect(host, namespace, token_file, ca_file)
     kubeflow.check_version(console.print)
-    found = recurring.usable(kubeflow, recurring.existing(kubeflow, declared.owner))
-    steps = recurring.plan(wanted, found, names or [])
+    found = reconcile.usable(kubeflow, reconcile.existing(kubeflow, declared.owner))
+    steps = reconcile.plan(wanted, found, names or [])
     for step in steps:
         console.print(str(step))
     if steps:
@@ -353,10 +353,10 @@ def delete(
     ca_file: CaFile = None,
 ) -> None:
     """Delete the owner's recurring runs, declared or not; their runs stay. That there are none is fine."""
-    from pipelines import schedule as recurring
+    from pipelines.recurring_runs import reconcile
 
     owner = _owner(file)
-    gone = recurring.delete(_connect(host, namespace, token_file, ca_file), owner, names or [])
+    gone = reconcile.delete(_connect(host, namespace, token_file, ca_file), owner, names or [])
     _console().print("\n".join(f"{name}: deleted" for name in gone) or f"{owner} has nothing to delete")
 
 
@@ -385,13 +385,13 @@ def doctor(
     Exit status: 0 nothing is wrong, 1 something is, 2 bad input.
     """
     from pipelines import doctor as examination
-    from pipelines import schedules
+    from pipelines.recurring_runs import spec
 
     _check_lengths(experiment)
     console = _console()
     settings = load(config, overrides)
     if file:
-        schedules.read(file)
+        spec.read(file)
     findings = []
 
     def show(rows: Iterable[examination.Finding]) -> None:
@@ -414,16 +414,16 @@ def doctor(
 
 
 def _owner(file: Path) -> str:
-    from pipelines import schedules
+    from pipelines.recurring_runs import spec
 
-    return schedules.read(file).owner
+    return spec.read(file).owner
 
 
 def _switch(kubeflow: Kubeflow, owner: str, names: list[str] | None, *, on: bool) -> None:
-    from pipelines import schedule as recurring
+    from pipelines.recurring_runs import reconcile
 
     console = _console()
-    changed = recurring.switch(kubeflow, owner, names or [], on=on)
+    changed = reconcile.switch(kubeflow, owner, names or [], on=on)
     for name in changed:
         console.print(f"{name}: {'resumed' if on else 'paused'}")
     console.print("until the next `schedule apply`, which follows the file" if changed else "nothing to change")
@@ -431,15 +431,15 @@ def _switch(kubeflow: Kubeflow, owner: str, names: list[str] | None, *, on: bool
 
 def _declared(file: Path, experiment: str, names: list[str] | None) -> tuple[Schedules, list[Wanted]]:
     """The schedule file, and each of its schedules compiled."""
-    from pipelines import schedules
+    from pipelines.recurring_runs import spec
 
-    declared = schedules.read(file)
+    declared = spec.read(file)
     known = [one.name for one in declared.schedules]
     for name in names or []:
         if name not in known:
             expected = f"expected one of {', '.join(known)}" if known else "for it declares none"
             raise InputError(f"{file}: no schedule is called {name!r}, {expected}")
-    return declared, list(schedules.compiled(declared, file, experiment=experiment))
+    return declared, list(spec.compiled(declared, file, experiment=experiment))
 
 
 def _check_lengths(experiment: str, name: str = "") -> None:

@@ -12,8 +12,8 @@ from components.report import render_report
 from components.snapshot import keep_snapshot
 from components.student import distil_student
 from components.teacher import train_teacher
+from pipelines.preflight_and_prepare import preflight_and_prepare
 from pipelines.resources import configure_task, exit_handler, images, run_name
-from pipelines.start import preflight_and_prepare
 
 
 @dsl.pipeline(

@@ -21,8 +21,9 @@ from distilrank import __version__, workflow
 from distilrank.config import Config, Volume, parameters
 from distilrank.core import artifacts, progress
 from distilrank.core.errors import InputError
-from pipelines import cron, resources, schedules, submit
+from pipelines import resources, submit
 from pipelines.kubeflow import MINIMUM_VERSION, Kubeflow, missing_features
+from pipelines.recurring_runs import cron, spec
 
 CLOCK_SECONDS = 60.0
 """How far clocks may be apart: a log window ends at a moment that one of them tells."""
@@ -30,7 +31,7 @@ POLL_SECONDS = 2.0
 TERMINATION_SECONDS = 60.0
 """How long a terminated run may take to end."""
 PROBE_TASKS = ("probe-pod", "probe-artifact", "probe-training")
-ENDING_TASK = "probe-end"
+TERMINATION_TASK = "probe-termination"
 ENDINGS = {"exit": "exit status 1", "kill": "SIGKILL"}
 """What is seen of a pod by how it ends."""
 
@@ -102,7 +103,7 @@ def check_compilation(config: Config) -> Finding:
     condition = "configuration compiles"
     try:
         for pipeline in ("distill", "monitor"):
-            schedules.package_of(pipeline, config, scheduled=True)
+            spec.package_of(pipeline, config, scheduled=True)
     except InputError as error:
         return Finding(condition, "no", str(error), "change the configuration as the message says")
     return Finding(condition, "yes", "distill and monitor")
@@ -158,7 +159,7 @@ def check_images(config: Config) -> Finding:
 def check_time_zone(kubeflow: Kubeflow, file: Path) -> Finding:
     """Whether the time zone of a schedule file is the cluster's: the last runs of its schedules show it."""
     condition = "time zone of schedules"
-    declared = schedules.read(file)
+    declared = spec.read(file)
     by_name = {schedule.name: schedule for schedule in declared.schedules}
     for recurring in kubeflow.recurring_runs():
         schedule = by_name.get(recurring.display_name)
@@ -291,9 +292,9 @@ def check_restart(manifest: dict[str, Any], end: str) -> Finding:
         end: how the pod ended, in words.
     """
     condition = f"retried: {end}"
-    pods = workflow.attempts(manifest, ENDING_TASK)
+    pods = workflow.attempts(manifest, TERMINATION_TASK)
     if not any(pod.has_failed for pod in pods):
-        reason = workflow.message(manifest, ENDING_TASK)
+        reason = workflow.message(manifest, TERMINATION_TASK)
         return Finding(condition, "unknown", reason or "no pod has ended", is_trait=True)
     remedy = "`python -m pipelines retry RUN` runs again what failed; `cluster.*.retries` covers deleted pods only"
     detail = f"{len(pods)} of 2 attempts"
@@ -338,7 +339,7 @@ def probe(kubeflow: Kubeflow, config: Config, *, experiment: str, timeout_minute
             name: stack.enter_context(_run(kubeflow, config, name, experiment, values))
             for name, values in given_by_run.items()
         }
-        waiting_log = functools.partial(kubeflow.task_log, runs["wait"], ENDING_TASK)
+        waiting_log = functools.partial(kubeflow.task_log, runs["wait"], TERMINATION_TASK)
         for name in ("probe", *ENDINGS):
             _wait(kubeflow, runs[name], lambda: False, deadline)
         _wait(kubeflow, runs["wait"], lambda: "alive" in waiting_log(), deadline)
@@ -366,8 +367,8 @@ def probe(kubeflow: Kubeflow, config: Config, *, experiment: str, timeout_minute
 
 @contextlib.contextmanager
 def _run(kubeflow: Kubeflow, config: Config, name: str, experiment: str, given: dict[str, Any]) -> Iterator[str]:
-    """A run of `probe` or of `ending`, which is terminated at the end if it still runs."""
-    package = schedules.package_of("probe" if name == "probe" else "ending", config, scheduled=False)
+    """A run of `probe` or of `termination`, which is terminated at the end if it still runs."""
+    package = spec.package_of("probe" if name == "probe" else "termination", config, scheduled=False)
     run_name = f"doctor-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     run_id = submit.submit(kubeflow, package, config, name=run_name, experiment=experiment, parameters=given)
     try:

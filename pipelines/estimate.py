@@ -3,8 +3,8 @@
 from kfp import dsl
 
 from components.estimate import estimate_spend
+from pipelines.preflight_and_prepare import preflight_and_prepare
 from pipelines.resources import configure_task
-from pipelines.start import preflight_and_prepare
 
 
 @dsl.pipeline(name="estimate", description="Tell rows, tokens, device hours and cost of a distill run.")

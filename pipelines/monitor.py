@@ -2,10 +2,10 @@
 
 from kfp import dsl
 
+from components.check_champion import check_champion
 from components.monitor import watch_champion
 from components.sample import sample_newest
 from components.score import score_newest
-from components.watched import check_champion
 from pipelines.distill import distill
 from pipelines.resources import configure_task, exit_handler, nested_pipeline, run_name, scheduled_time, secrets
 

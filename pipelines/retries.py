@@ -14,8 +14,8 @@ import kfp_server_api as api
 
 from distilrank.core.errors import InputError
 from distilrank.workflow import Cause, RunEnd
-from pipelines import schedule
 from pipelines.kubeflow import Kubeflow
+from pipelines.recurring_runs import reconcile
 
 AGE = re.compile(r"(?P<count>[1-9]\d{0,4})(?P<unit>[mhd])")
 UNITS = {"m": "minutes", "h": "hours", "d": "days"}
@@ -69,7 +69,7 @@ def retry_failed(kubeflow: Kubeflow, *, since: timedelta, max_retries: int, owne
     """
     oldest = datetime.now(UTC) - since
     pipelines = kubeflow.own_pipelines()
-    recurring_runs = {one.id for one in schedule.existing(kubeflow, owner)} if owner else None
+    recurring_runs = {one.id for one in reconcile.existing(kubeflow, owner)} if owner else None
     for run in kubeflow.failed_runs():
         reference = run.pipeline_version_reference
         if run.finished_at is None or run.finished_at < oldest or run.storage_state == "ARCHIVED":

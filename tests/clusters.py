@@ -11,9 +11,10 @@ from unittest import mock
 import pytest
 
 from distilrank.config import Config
-from pipelines import kubeflow, schedules
+from pipelines import kubeflow
 from pipelines.__main__ import main
 from pipelines.kubeflow import Package
+from pipelines.recurring_runs import spec
 from tests.kfp_server import DOCUMENT, Document, Server
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
@@ -49,7 +50,7 @@ def run(server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         monkeypatch.setattr(sys, "argv", ["pipelines", *map(str, arguments), "--host", host or server.url])
         status = 0
         capsys.readouterr()
-        with mock.patch.object(schedules, "package_of", package_of):
+        with mock.patch.object(spec, "package_of", package_of):
             try:
                 main()
             except SystemExit as exit:
@@ -60,7 +61,7 @@ def run(server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return run
 
 
-_compile = schedules.package_of
+_compile = spec.package_of
 _packages: dict[tuple[str, str, bool], Package] = {}
 
 

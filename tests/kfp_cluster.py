@@ -36,7 +36,7 @@ from urllib.parse import unquote, urlsplit
 import psutil
 
 from distilrank.core import artifacts
-from pipelines import cron
+from pipelines.recurring_runs import cron
 from tests.kfp_server import Document, Entity, Handler, Operation, Refused, Server, Store
 from tests.kfp_worker import now, read_events, running
 

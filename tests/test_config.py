@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from components.watched import check_champion
+from components.check_champion import check_champion
 from distilrank.config import Config, load, parameters, parse
 from distilrank.core.errors import InputError
 

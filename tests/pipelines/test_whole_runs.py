@@ -17,7 +17,7 @@ from distilrank.core import artifacts, progress
 from tests.listener import Listener
 from tests.warm import Python
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PROMISED = (
     "report.html",
     "drift.html",

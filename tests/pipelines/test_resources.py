@@ -22,7 +22,7 @@ from tests import kfp_driver, promotions
 from tests.promotions import LINEAGE
 from tests.workflow_status import Run
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
 DIGEST = "@sha256:" + "a" * 64
 TASKS = {

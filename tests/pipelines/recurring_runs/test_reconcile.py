@@ -16,8 +16,8 @@ import yaml
 
 from distilrank.config import load
 from distilrank.core.errors import InputError
-from pipelines import cron, schedule, schedules
 from pipelines.kubeflow import Kubeflow
+from pipelines.recurring_runs import cron, reconcile, spec
 from tests.clusters import CONFIG, REGISTRY, Run, document_is_here, run, server
 from tests.kfp_server import DOCUMENT, Fault, Server
 
@@ -25,7 +25,7 @@ if DOCUMENT.exists():
     from benchmarks import schedule as benchmark
 
 __all__ = ["run", "server"]
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 WEEKLY = {"name": "distill-weekly", "pipeline": "distill", "cron": "0 3 * * 1"}
 DAILY = {"name": "monitor-daily", "pipeline": "monitor", "cron": "30 5 * * *"}
 
@@ -135,7 +135,7 @@ def test_ticks_follow_the_clusters_clock() -> None:
 )
 def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, entries: list, top: dict, said: str) -> None:
     with pytest.raises(InputError, match=re.escape(said)):
-        schedules.read(declare(tmp_path, *entries, **top))
+        spec.read(declare(tmp_path, *entries, **top))
 
 
 @pytest.mark.parametrize(
@@ -152,18 +152,19 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, entries: list, top:
 def test_a_schedules_configuration_is_blamed_by_its_name(tmp_path: Path, changes: dict, said: str) -> None:
     path = declare(tmp_path, WEEKLY | changes)
     with pytest.raises(InputError, match=re.escape(said.format(folder=tmp_path, config=CONFIG))):
-        list(schedules.compiled(schedules.read(path), path, experiment="e"))
+        list(spec.compiled(spec.read(path), path, experiment="e"))
 
 
 def test_compiling_elsewhere_gives_the_same_digest() -> None:
     code = (
-        "import sys; from pathlib import Path; from distilrank.config import load; from pipelines import schedules;"
-        "print(schedules.package_of('distill', load(Path(sys.argv[1]), [sys.argv[2]]), scheduled=True).digest)"
+        "import sys; from pathlib import Path; from distilrank.config import load;"
+        "from pipelines.recurring_runs import spec;"
+        "print(spec.package_of('distill', load(Path(sys.argv[1]), [sys.argv[2]]), scheduled=True).digest)"
     )
     elsewhere = subprocess.run(
         [sys.executable, "-c", code, str(CONFIG), REGISTRY], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    here = schedules.package_of("distill", load(CONFIG, [REGISTRY]), scheduled=True)
+    here = spec.package_of("distill", load(CONFIG, [REGISTRY]), scheduled=True)
     assert elsewhere.stdout.strip() == here.digest
 
 
@@ -358,7 +359,7 @@ def test_a_recurring_run_of_an_earlier_version_is_exchanged(tmp_path: Path, serv
 def test_what_can_never_be_stored_is_asked_for_once(
     tmp_path: Path, server: Server, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schedule, "NOTE", "x" * 100)  # a description that is too long, whatever the owner
+    monkeypatch.setattr(reconcile, "NOTE", "x" * 100)  # a description that is too long, whatever the owner
     file = declare(tmp_path, WEEKLY, owner="o" * 119)
     status, _, err = run("schedule", "apply", "--file", file)
     assert (status, err.count("\n")) == (2, 1)
@@ -450,7 +451,7 @@ def test_two_who_apply_at_the_same_time_come_to_one(server: Server) -> None:
 
     def apply() -> None:
         try:
-            schedule.apply(Kubeflow(server.url), "shop", state, zone=ZoneInfo("UTC"), say=lambda line: None)
+            reconcile.apply(Kubeflow(server.url), "shop", state, zone=ZoneInfo("UTC"), say=lambda line: None)
         except (InputError, RuntimeError) as error:  # who comes too late finds what he wanted to change gone
             errors.append(error)
 
@@ -507,14 +508,14 @@ def test_random_states_faults_and_kills_converge(server: Server) -> None:
 
 @document_is_here
 def test_an_exchange_in_the_wrong_order_would_be_noticed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = schedule._steps
+    steps = reconcile._steps
 
-    def hasty(*arguments: object) -> list[schedule.Step]:
+    def hasty(*arguments: object) -> list[reconcile.Step]:
         return sorted(steps(*arguments), key=lambda step: ["create", "enable", "disable", "delete"].index(step.verb))
 
     packages = benchmark.compiled()
     benchmark._apply(server, benchmark._changed(packages, 0), benchmark.OWNER)
-    monkeypatch.setattr(schedule, "_steps", hasty)
+    monkeypatch.setattr(reconcile, "_steps", hasty)
     benchmark._apply(server, benchmark._changed(packages, 1), benchmark.OWNER)
     assert server.store.problems == [
         "2 recurring runs of one name and owner are enabled: distill-weekly, ('shop',)",

@@ -18,7 +18,7 @@ from distilrank.core.errors import InputError
 from images import build
 from pipelines.containers import HOME, arguments, mounts
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NOWHERE = {"DOCKER_HOST": "unix:///nowhere/docker.sock"}
 
 

@@ -18,11 +18,11 @@ from distilrank.config import Section
 from distilrank.core import artifacts
 from distilrank.core.errors import InputError
 from pipelines import compiling
-from pipelines.cron import complete
 from pipelines.kubeflow import Package
+from pipelines.recurring_runs.cron import complete
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
-# What fits into a recurring run's description beside note and digest (`schedule.marked`); the chart's has up to 117.
+# What fits into a recurring run's description beside note and digest (`reconcile.marked`); the chart's has up to 117.
 Owner = Annotated[str, Field(pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", max_length=119)]
 # In one zone, so that the same moment written in another changes nothing.
 Moment = Annotated[AwareDatetime, AfterValidator(lambda moment: moment.astimezone(UTC))]

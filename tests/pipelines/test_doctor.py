@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from distilrank.core import artifacts
-from pipelines import doctor, kubeflow, schedules, submit
+from pipelines import doctor, kubeflow, submit
 from pipelines.__main__ import main
+from pipelines.recurring_runs import spec
 from tests.clusters import document_is_here, package_of
 from tests.kfp_cluster import ClusterServer, ClusterStore, to_seconds
 from tests.kfp_server import Document
@@ -75,7 +76,7 @@ def diagnose(
 ) -> Doctor:
     """Run `doctor` with the settings: exit status, rows, and all that it printed."""
 
-    monkeypatch.setattr(schedules, "package_of", package_of)
+    monkeypatch.setattr(spec, "package_of", package_of)
 
     def diagnose(*arguments: object, host: str = "") -> tuple[int, Rows, str]:
         path = tmp_path / "shop.yaml"

@@ -18,7 +18,7 @@ from distilrank.core import artifacts, schemas
 from tests import label_victims
 from tests.tiny_models import WORDS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = replace(
     prepare.QUICK,
     queries=200,

@@ -2,7 +2,7 @@ from components.stage import ops_stage
 
 
 @ops_stage
-def probe_end(how: str, seconds: float):
+def probe_termination(how: str, seconds: float):
     """End with an error or by a signal, or wait for somebody to end the pod."""
     from distilrank import probe as stage
 

@@ -587,7 +587,7 @@ def test_runs_of_doctor_are_not_retried(server: Server, run: Run) -> None:
     server.store.stories = [[ends("FAILED", EVICTED, {}, server)]]
     run(*SUBMIT)
     ((pipeline, _),) = server.store.pipelines.items()
-    server.store.pipelines[pipeline]["display_name"] = "distilrank-ending"
+    server.store.pipelines[pipeline]["display_name"] = "distilrank-termination"
     assert run("retry", "--failed-since", "6h")[:2] == (0, "nothing to retry\n")
 
 

@@ -20,9 +20,9 @@ from zoneinfo import ZoneInfo
 import kfp_server_api as api
 
 from distilrank.core.errors import InputError
-from pipelines import cron
 from pipelines.kubeflow import DISABLE, ENABLE, Kubeflow, Version
-from pipelines.schedules import Wanted
+from pipelines.recurring_runs import cron
+from pipelines.recurring_runs.spec import Wanted
 
 NOTE = "Kept by `python -m pipelines schedule apply`."
 MARK = re.compile(r"distilrank: owner=(?P<owner>\S+) digest=(?P<digest>[0-9a-f]{64})$", re.MULTILINE)

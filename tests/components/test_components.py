@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 COMPONENTS = sorted(path for path in (ROOT / "components").glob("*.py") if path.stem not in ("__init__", "stage"))
-MONITORING = ("watched", "sample", "score", "monitor")
-PROBES = ("probe", "probe_artifact", "probe_training", "probe_end")
+MONITORING = ("check_champion", "sample", "score", "monitor")
+PROBES = ("probe", "probe_artifact", "probe_training", "probe_termination")
 STAGES = ("preflight", "prepare", "rehearse", "teacher", "label", "student", "evaluate", "drift", "gate", "report")
 
 

@@ -24,7 +24,8 @@ from distilrank import __version__, cli, config
 from distilrank.serving import settings as serving
 from helm import values
 from pipelines import __main__ as pipelines
-from pipelines import kubeflow, schedule, schedules
+from pipelines import kubeflow
+from pipelines.recurring_runs import reconcile, spec
 from tests import kfp_server
 
 CHART = values.CHART
@@ -102,7 +103,7 @@ def test_lint(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_kubernetes_takes_every_object(name: str, rendered: dict[str, list[dict[str, Any]]]) -> None:
-    crd = yaml.safe_load((Path(__file__).parent / "crds" / "servicemonitors.yaml").read_text(encoding="utf-8"))
+    crd = yaml.safe_load((Path(__file__).parents[1] / "crds" / "servicemonitors.yaml").read_text(encoding="utf-8"))
     assert rendered[name]
     for one in rendered[name]:
         if one["kind"] == "ServiceMonitor":
@@ -183,7 +184,7 @@ def test_what_refers_to_an_object_finds_it(name: str, rendered: dict[str, list[d
 def test_configurations_are_read(written: dict[str, Path]) -> None:
     assert sorted(written) == [name for name in SCENARIOS if name != "serving-only"]
     for name, folder in written.items():
-        declared = schedules.read(folder / "schedules.yaml")
+        declared = spec.read(folder / "schedules.yaml")
         assert declared.owner == f"{NAMESPACES.get(name, 'kubeflow')}.{RELEASE}"
         assert declared.schedules
         for path in folder.glob("*.yaml"):
@@ -670,9 +671,9 @@ def test_the_longest_release_has_an_owner_that_fits(tmp_path: Path) -> None:
         if one and one["kind"] == "ConfigMap" and "schedules.yaml" in one["data"]
     )
     (tmp_path / "schedules.yaml").write_text(file)
-    owner = schedules.read(tmp_path / "schedules.yaml").owner
+    owner = spec.read(tmp_path / "schedules.yaml").owner
     assert owner == f"{namespace}.{release}"
-    assert len(schedule.marked(owner, "0" * 64)) <= kubeflow.TEXT_CHARACTERS
+    assert len(reconcile.marked(owner, "0" * 64)) <= kubeflow.TEXT_CHARACTERS
 
 
 def test_two_schedules_of_one_name_are_refused() -> None:
