@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from distilrank.data.privacy import KINDS, Scrubbed, Scrubber
 
-SHARED = Path(__file__).parents[1].parent / "shared" / "data"
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 US = Scrubber()
 WIDE = Scrubber(("US", "GB", "DE", "FR", "IN"))
 
@@ -401,7 +401,7 @@ def test_regions_are_checked_by_name() -> None:
         Scrubber("GB")
 
 
-LISTED = Path(__file__).parent / "data" / "personal_strings.csv"
+LISTED = Path(__file__).parent / "personal_strings.csv"
 
 
 def test_recall_by_category_is_what_the_page_says() -> None:
@@ -415,7 +415,7 @@ def test_recall_by_category_is_what_the_page_says() -> None:
     for category in categories:
         expected = [row["expected"] == "caught" for row in listed if row["category"] == category]
         categories[category] = f"| {category} | {sum(expected)} of {len(expected)} |"
-    page = (Path(__file__).parents[1] / "docs" / "security.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text(encoding="utf-8")
     assert [line for line in categories.values() if line not in page] == []
 
 
