@@ -15,8 +15,8 @@ from distilrank.config import Prepare, parse
 from distilrank.core import languages, normalize, unicode_script
 from distilrank.core.errors import InputError
 from distilrank.data import bm25, corpus, splits
+from tests.data.test_log_store import Rows, content, log, shown
 from tests.small_shops import SHOPS
-from tests.test_logstore import Rows, content, log, shown
 
 ASSIGNED = {
     character: unicodedata.category(character)

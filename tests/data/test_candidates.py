@@ -13,7 +13,7 @@ from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
 from distilrank.data import bm25, candidates, corpus, impressions, log_store, sources, splits
 from distilrank.modeling.bi_encoder import Neighbors, Retriever
-from tests.test_prepare import NO_WINDOW, START, WINDOW, Prepared, Shop, by_query
+from tests.data.test_prepare import NO_WINDOW, START, WINDOW, Prepared, Shop, by_query
 
 MODEL = Prepare().retriever.model
 

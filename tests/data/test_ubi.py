@@ -25,7 +25,7 @@ from distilrank.core.problems import Problems
 from distilrank.data import log_store, sources
 from distilrank.data.sources import ubi
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "../shared/data/ubi/ubi_queries_events.ndjson.gz"
 LIST = SAMPLE.parent / "esci_us_judgments.json.gz"
 real = pytest.mark.skipif(not SAMPLE.exists(), reason=f"needs the UBI sample at {SAMPLE}")

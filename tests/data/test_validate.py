@@ -7,7 +7,7 @@ import pytest
 
 from distilrank import config
 from distilrank.data import validate
-from tests.test_prepare import ROOT, Shop
+from tests.data.test_prepare import ROOT, Shop
 
 
 @pytest.fixture

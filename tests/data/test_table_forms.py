@@ -22,7 +22,7 @@ from distilrank.data import corpus, log_store, prepare, sources, sql, window
 from distilrank.data.sources import reading, storage
 from distilrank.data.sources.storage import LocalFile
 from distilrank.data.sources.tables import SUFFIXES, LogFile
-from tests.test_sources import CATALOGUE, JUDGEMENTS, LOG_COLUMNS, events, judgements, load, products, told
+from tests.data.test_sources import CATALOGUE, JUDGEMENTS, LOG_COLUMNS, events, judgements, load, products, told
 
 DAY = date(2026, 3, 1)
 NOON = datetime(2026, 3, 1, 12)

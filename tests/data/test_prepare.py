@@ -22,7 +22,7 @@ from distilrank.core import artifacts, normalize, schemas
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.data import bm25, prepare, splits
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HOME_DEPOT = ROOT / config.load(ROOT / "configs" / "home-depot.yaml").data.path
 
 # Queries ----------------------------------------------------------------------------------------------------------

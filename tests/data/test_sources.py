@@ -25,7 +25,7 @@ from distilrank.data import log_store, sources
 from distilrank.data.sources import esci, reading, storage
 from distilrank.data.sources.tables import SUFFIXES, LogFile
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHARED = ROOT / ".." / "shared" / "data"
 HOME_DEPOT = ROOT / config.load(ROOT / "configs" / "home-depot.yaml").data.path
 

@@ -18,7 +18,7 @@ from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
 from distilrank.data import corpus, log_store, raters, sources
 
-CHORUS = Path(__file__).parents[1].parent / "shared" / "data" / "chorus"
+CHORUS = Path(__file__).parents[2].parent / "shared" / "data" / "chorus"
 NAMES = ("Ada Quist", "Bo Rask", "Cy Tamm")
 
 

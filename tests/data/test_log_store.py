@@ -292,16 +292,16 @@ def test_a_log_without_times_is_one_day(tmp_path: Path) -> None:
 SLOWLY = """
     import sys, time
     from pathlib import Path
-    from distilrank.data import logstore
-    from tests.test_logstore import Rows, ingest, shown
-    aggregate = logstore._aggregate
+    from distilrank.data import log_store
+    from tests.data.test_log_store import Rows, ingest, shown
+    aggregate = log_store._aggregate
     def slow(connection, *arguments):
         done = aggregate(connection, *arguments)
         connection.execute("CHECKPOINT")
         print("aggregated", flush=True)
         time.sleep(600)
         return done
-    logstore._aggregate = slow
+    log_store._aggregate = slow
     ingest(Path(sys.argv[1]), Rows("a", [shown("sofa bob@example.com", "p1", "client-55")]))
 """
 
@@ -318,7 +318,7 @@ def test_without_working_locks_nothing_is_taken_for_left_behind(
 
 
 def test_a_killed_reading_leaves_no_half_part_and_no_raw_query(tmp_path: Path) -> None:
-    root, temporary, store = Path(__file__).parents[1], tmp_path / "tmp", tmp_path / "store"
+    root, temporary, store = Path(__file__).parents[2], tmp_path / "tmp", tmp_path / "store"
     temporary.mkdir()
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(SLOWLY), str(store)],
