@@ -151,7 +151,7 @@ class Study:
 
     def __init__(self, folder: Path, threads: int, last: list[str]) -> None:
         self.folder, self.last = folder, last
-        self.compute = Compute(threads=threads, resume=str(folder / "progress"))
+        self.compute = Compute(threads=threads, checkpoint_dir=str(folder / "progress"))
         base = self.config([])
         self.data = folder / _named("data", base.prepare, base.data)
 

@@ -282,7 +282,7 @@ def _labeling(candidates: Path, teacher: Path, part_rows: int, parts: int) -> ki
     from distilrank.teacher import label_manifest, labeling
 
     def make(folder: Path) -> None:
-        compute = Compute(device="cpu", precision="fp32", threads=1, resume=str(folder / "resume"))
+        compute = Compute(device="cpu", precision="fp32", threads=1, checkpoint_dir=str(folder / "resume"))
         shared = {"candidates": candidates, "teacher": teacher, "output": folder / "output"}
         labeling.label(Label(part_rows=part_rows), compute, shard=SHARD, **shared)
 
@@ -333,7 +333,7 @@ def _training(candidates: Path, base: Path, judgements: Path) -> kills.Victim:
 
     def make(folder: Path) -> None:
         resume = str(folder / "resume")
-        compute = Compute(device="cpu", precision="fp32", threads=1, resume=resume, checkpoint_seconds=0)
+        compute = Compute(device="cpu", precision="fp32", threads=1, checkpoint_dir=resume, checkpoint_seconds=0)
         teacher.train(config, compute, judgements=judgements, model_digest="", output=folder / "output")
 
     def digest(folder: Path) -> str:

@@ -526,7 +526,7 @@ def run_stage(data: dict[str, Any], knobs: dict[str, Any], window: tuple[str, st
         data_digest="",
         **outputs,
     )
-    parts = list(Path(knobs["store"]).glob("parts/*/part.json")) if knobs.get("store") else []
+    parts = list(Path(knobs["log_cache_dir"]).glob("parts/*/part.json")) if knobs.get("log_cache_dir") else []
     return {
         "profile": artifacts.read_json(outputs["profile"] / "profile.json"),
         "phases": artifacts.read_record(outputs["profile"])["facts"]["seconds"],
@@ -718,7 +718,7 @@ def measure_ubi(scale: Scale, work: Path) -> tuple[dict[str, Any], list[dict[str
             "rating_max": 4,
             "relevant_from": 3,
         }
-        knobs = {"store": str(folder / "store")}
+        knobs = {"log_cache_dir": str(folder / "store")}
         say(f"ubi-{events}: preparing")
         ours = measure(
             run_stage, data, knobs, WINDOW, str(folder / "first"), scratch=work, imports=_STAGE_IMPORTS,

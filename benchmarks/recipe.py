@@ -103,7 +103,7 @@ def main() -> None:
             **{name: data / name for name in ("judgements", "candidates", "traffic", "profile")},
         )
     compute = Compute(
-        threads=options.threads, resume=str(folder / "progress"), compile="off" if options.quick else "on"
+        threads=options.threads, checkpoint_dir=str(folder / "progress"), compile="off" if options.quick else "on"
     )
     found = {}
     for name, changes in list(ARMS.items())[:arms]:

@@ -17,7 +17,7 @@ from pydantic.alias_generators import to_camel
 from pydantic.fields import FieldInfo
 
 from distilrank import config
-from distilrank.config import SLOW, Cluster, Config, Cpu, Memory, Name, Positive, Registry
+from distilrank.config import CPU_OVERRIDES, Cluster, Config, Cpu, Memory, Name, Positive, Registry
 from distilrank.serving.settings import Serving
 from pipelines.cluster_commands import EXPERIMENT
 from pipelines.recurring_runs.spec import Schedule
@@ -170,8 +170,8 @@ class Pods(Values):
 class Storage(Values):
     """A volume for what outlives runs: registry, caches, checkpoints, drift over time.
 
-    With it, what a configuration does not set goes there: `registry.uri`, `registry.cache`, `prepare.store`,
-    `compute.resume`, `HF_HOME`, and the Evidently workspace if the UI is on.
+    With it, what a configuration does not set goes there: `registry.uri`, `registry.cache`, `prepare.log_cache_dir`,
+    `compute.checkpoint_dir`, `HF_HOME`, and the Evidently workspace if the UI is on.
     """
 
     enabled: bool = Field(False, description="Whether there is one.")
@@ -370,7 +370,7 @@ def schema() -> dict[str, Any]:
     kinds = parts["data"]["discriminator"]["mapping"].values()
     names = {name for kind in kinds for name in definitions[kind.rpartition("/")[2]]["properties"]}
     data = {"type": "object", "properties": dict.fromkeys(sorted(names), True), "additionalProperties": False}
-    parts[SLOW] = {
+    parts[CPU_OVERRIDES] = {
         "type": "object",
         "properties": parts | {"data": data},  # a part of the section, whose kind stands elsewhere
         "additionalProperties": False,

@@ -200,7 +200,7 @@ def _describe_machine(fast: bool) -> str:
     if hardware.has_gpu():
         return f"{hardware.cores()} cores and a GPU"
     unit = hardware.cpu_bf16()
-    how = f"bf16 by {unit}" if unit else "no fast bf16: fp32 and the smaller counts of `without_fast_bf16`"
+    how = f"bf16 by {unit}" if unit else "no fast bf16: fp32 and the smaller counts of `cpu_overrides`"
     return f"{hardware.cores()} cores, {how}"
 
 

@@ -67,8 +67,8 @@ def mounts(config: Config, runs: Path, network: str) -> Mounts:
         network: that of the containers; with one, the hub's cache and Google's credentials are wanted too.
     """
     kept = (
-        config.compute.resume,
-        config.prepare.store,
+        config.compute.checkpoint_dir,
+        config.prepare.log_cache_dir,
         config.drift.workspace,
         config.registry.uri,
         config.registry.cache,

@@ -70,11 +70,11 @@ def _fitted(config: Config, runs: Path) -> Config:
     if not label.threads and not config.compute.threads and config.prepare.shards > 1:
         label = label.model_copy(update={"threads": max(hardware.cores() // CONCURRENT_LABELS, 1)})
     compute = config.compute
-    if not compute.resume:
-        compute = compute.model_copy(update={"resume": str((runs / ".progress").resolve())})
+    if not compute.checkpoint_dir:
+        compute = compute.model_copy(update={"checkpoint_dir": str((runs / ".progress").resolve())})
     prepare = config.prepare
-    if not prepare.store:
-        prepare = prepare.model_copy(update={"store": str((runs / ".log").resolve())})
+    if not prepare.log_cache_dir:
+        prepare = prepare.model_copy(update={"log_cache_dir": str((runs / ".log").resolve())})
     drift = config.drift
     if not drift.workspace:
         drift = drift.model_copy(update={"workspace": str((runs / ".evidently").resolve())})

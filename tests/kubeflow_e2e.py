@@ -93,8 +93,8 @@ class Session:
             {
                 "name": self.name,
                 "registry": {"uri": str(volume / self.name / "registry")},
-                "compute": {"resume": str(volume / self.name / "resume")},
-                "prepare": {"store": str(volume / self.name / "log"), "shards": 2},
+                "compute": {"checkpoint_dir": str(volume / self.name / "resume")},
+                "prepare": {"log_cache_dir": str(volume / self.name / "log"), "shards": 2},
                 "cluster": {"volumes": [{"claim": self.claim, "path": str(volume)}]},
             }
         ]

@@ -124,7 +124,7 @@ def test_a_stopped_run_and_a_refusing_disk_exit_as_documented(run: Any, monkeypa
 
 
 def keys(model: type, path: str = "") -> set[str]:
-    """Keys of all knobs, found another way: by the JSON schema's references."""
+    """Keys of all settings, derived in another way: from the JSON schema's references."""
     schema = model.model_json_schema()  # type: ignore[attr-defined]
 
     def walk(node: dict[str, Any], path: str) -> set[str]:
@@ -140,7 +140,7 @@ def keys(model: type, path: str = "") -> set[str]:
     return walk(schema, path)
 
 
-def test_every_knob_is_printed_once_with_its_default(run: Any) -> None:
+def test_every_setting_is_printed_once_with_its_default(run: Any) -> None:
     page = run("config", "--markdown").out
     listed = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
     within = {key for key in listed if "[]" in key}
@@ -154,8 +154,8 @@ def test_every_knob_is_printed_once_with_its_default(run: Any) -> None:
     assert [key for key in set(listed) if listed.count(key) > 1 and not key.startswith("data.")] == []
     lines = page.splitlines()
     assert (
-        "| `gate.min_queries` | whole number | `30` | ≥ 3 | Fewest test queries that a decision may rest on; "
-        "of one or two, no interval can be had. |" in lines
+        "| `gate.min_queries` | whole number | `30` | ≥ 3 | Fewest test queries for a decision; "
+        "one or two queries have no interval. |" in lines
     )
     assert '| `teacher.text.separator` | text | `" \\| "` |' in page
     assert "| `data.path` | text | required |" in page
@@ -165,13 +165,13 @@ def test_every_knob_is_printed_once_with_its_default(run: Any) -> None:
 def test_defaults_are_those_that_a_run_gets() -> None:
     values = config.Config(data={"source": "demo_shop"}).model_dump(mode="json")  # type: ignore[arg-type]
     for group in reference.groups():
-        for knob in group.knobs:
-            if knob.default == "required" or group.source not in ("", "source: demo_shop") or "[]" in knob.key:
+        for setting in group.settings:
+            if setting.default == "required" or group.source not in ("", "source: demo_shop") or "[]" in setting.key:
                 continue
             value = values
-            for part in knob.key.split("."):
+            for part in setting.key.split("."):
                 value = value[part]
-            assert json.loads(knob.default) == value, knob.key
+            assert json.loads(setting.default) == value, setting.key
 
 
 def test_a_section_alone_is_a_table(run: Any) -> None:

@@ -495,7 +495,7 @@ def test_traffic_must_be_fresh_where_that_is_asked() -> None:
 def test_looks_are_warned_of_and_then_refused() -> None:
     assert decide(looks=9).notes == []
     [note] = decide(looks=10).notes
-    assert note.startswith("candidates judged by this test set: 10, this one included") and "test_draw" in note
+    assert note.startswith("candidates judged by this test set: 10, this one included") and "test_fold" in note
     assert decide(looks=1000).promoted and decide(looks=None).promoted
     policy = Gate(refuse_from_looks=12)
     assert decide(policy, looks=11).promoted

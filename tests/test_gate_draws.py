@@ -20,7 +20,7 @@ POSITION = np.array([splits.hash_position(f"{number:016x}", "salt") for number i
 @pytest.mark.parametrize(("dev_share", "test_share", "draws"), [(0.15, 0.25, 3), (0.1, 0.3, 3), (0.16, 0.28, 3)])
 def test_draws_share_no_query_and_leave_dev_alone(dev_share: float, test_share: float, draws: int) -> None:
     knobs = {"dev_share": dev_share, "test_share": test_share}
-    sides = [splits.sides(POSITION, Prepare(**knobs, test_draw=draw)) for draw in range(draws)]
+    sides = [splits.sides(POSITION, Prepare(**knobs, test_fold=draw)) for draw in range(draws)]
     for side in sides:
         assert np.bincount(side) / len(side) == pytest.approx(
             [1 - dev_share - test_share, dev_share, test_share], abs=0.01
@@ -28,22 +28,22 @@ def test_draws_share_no_query_and_leave_dev_alone(dev_share: float, test_share: 
         assert ((side == splits.DEV) == (sides[0] == splits.DEV)).all()
     for one, other in itertools.combinations(sides, 2):
         assert not ((one == splits.TEST) & (other == splits.TEST)).any()
-    with pytest.raises(InputError, match=rf"prepare: test_draw is {draws}, expected 0 to {draws - 1}: test_share"):
-        parse({"data": {"source": "demo_shop"}, "prepare": {**knobs, "test_draw": draws}}, "run.yaml")
+    with pytest.raises(InputError, match=rf"prepare: test_fold is {draws}, expected 0 to {draws - 1}: test_share"):
+        parse({"data": {"source": "demo_shop"}, "prepare": {**knobs, "test_fold": draws}}, "run.yaml")
 
 
 def test_the_message_says_how_many_fit() -> None:
     with pytest.raises(InputError) as error:
-        parse({"data": {"source": "demo_shop"}, "prepare": {"test_draw": 7}}, "run.yaml")
+        parse({"data": {"source": "demo_shop"}, "prepare": {"test_fold": 7}}, "run.yaml")
     assert str(error.value) == (
-        "run.yaml: prepare: test_draw is 7, expected 0 to 2: test_share (0.25) fits 3 times beside dev_share (0.15)"
+        "run.yaml: prepare: test_fold is 7, expected 0 to 2: test_share (0.25) fits 3 times beside dev_share (0.15)"
     )
 
 
 def test_a_leak_is_told_by_the_draw_in_use() -> None:
     texts = [f"query {number}" for number in range(200)]
     positions = np.array([splits.hash_position(normalize.query_id(text), "distilrank") for text in texts])
-    later = Prepare(test_draw=1)
+    later = Prepare(test_fold=1)
     side = splits.sides(positions, later)
     of = {name: [texts[at] for at in np.flatnonzero(side == code)] for code, name in enumerate(splits.SIDES)}
     splits.check_leaks({**of, "candidates": of["train"]}, later)
@@ -57,7 +57,7 @@ def test_a_run_trains_on_what_it_tested_before_and_tests_what_it_trained_on(tmp_
     for draw in (0, 1):
         folder = tmp_path / str(draw)
         prepare.prepare(
-            Prepare(test_draw=draw, shards=1),
+            Prepare(test_fold=draw, shards=1),
             shop,
             reference_start="",
             newest_start="",
@@ -89,9 +89,9 @@ def champion(folder: Path, **split: object) -> Path:
 def test_another_draw_is_allowed_and_told(
     tmp_path: Path, before: int, now: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    preflight._check_split(Prepare(test_draw=now), "champion v1", champion(tmp_path, draw=before))
+    preflight._check_split(Prepare(test_fold=now), "champion v1", champion(tmp_path, draw=before))
     assert f"test draw {now}, the champion v1 was trained with {before}" in capsys.readouterr().out
-    preflight._check_split(Prepare(test_draw=now), "champion v1", champion(tmp_path, draw=now))
+    preflight._check_split(Prepare(test_fold=now), "champion v1", champion(tmp_path, draw=now))
     assert "test draw" not in capsys.readouterr().out
 
 
@@ -103,8 +103,8 @@ def test_another_draw_is_allowed_and_told(
         ({"language": "tr"}, {}, "prepare.language is 'tr', but the champion v1 was trained with I folded to i:"),
         ({"language": "de"}, {"dotless_i": True}, "prepare.language is 'de', but .* the dotless i of Turkish"),
         ({"test_share": 0.3}, {}, "it learned from some of the test queries"),
-        ({"test_share": 0.2, "test_draw": 1}, {}, "with test_draw 1 after 0 the sets would overlap"),
-        ({"test_share": 0.2}, {"draw": 1}, "with test_draw 0 after 1 the sets would overlap"),
+        ({"test_share": 0.2, "test_fold": 1}, {}, "with test_fold 1 after 0 the sets would overlap"),
+        ({"test_share": 0.2}, {"draw": 1}, "with test_fold 0 after 1 the sets would overlap"),
     ],
 )
 def test_a_draw_excuses_no_other_change(tmp_path: Path, knobs: dict, before: dict, message: str) -> None:

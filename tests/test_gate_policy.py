@@ -57,7 +57,7 @@ def test_a_file_on_the_command_line_replaces_the_whole_policy(tmp_path: Path) ->
 
 
 def test_a_policy_is_read_on_the_machine_that_it_is_for(tmp_path: Path) -> None:
-    path = written(tmp_path, "max_ece: .1\n", SHOP + "without_fast_bf16: {gate: policies/own.yaml}\n")
+    path = written(tmp_path, "max_ece: .1\n", SHOP + "cpu_overrides: {gate: policies/own.yaml}\n")
     assert load(path, fast_bf16=True).gate == Gate()
     assert load(path, fast_bf16=False).gate == Gate(max_ece=0.1)
 

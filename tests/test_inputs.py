@@ -27,7 +27,7 @@ CLUSTER = (
 LOCAL = "its files were deleted, but the cache still offers this result: run again with --no-cache"
 NODES = {
     "nodes": 2,
-    "resume": "/distilrank/runs",
+    "checkpoint_dir": "/distilrank/runs",
     "trainjob": {"claim": "distilrank", "gpus": 0},
 }
 

@@ -376,7 +376,7 @@ LABEL_SLOWLY = """
         time.sleep(0.3)
     label_parts.Parts.keep = slow
     candidates, teacher, resume, output = map(Path, sys.argv[1:])
-    labels.label(Label(part_rows=10), Compute(device="cpu", precision="fp32", threads=1, resume=str(resume)),
+    labels.label(Label(part_rows=10), Compute(device="cpu", precision="fp32", threads=1, checkpoint_dir=str(resume)),
                  shard="shard-00000", candidates=candidates, teacher=teacher, output=output)
 """
 
@@ -406,7 +406,7 @@ def test_a_killed_teacher_goes_on_and_other_inputs_start_anew(
     finished = _killed_after(3, prepared, taught, tmp_path)
     assert 0 < len(finished) < 8 and not (tmp_path / "killed" / "manifest.json").exists()
     (parts,) = (tmp_path / "resume").iterdir()
-    resuming = COMPUTE.model_copy(update={"resume": str(tmp_path / "resume")})
+    resuming = COMPUTE.model_copy(update={"checkpoint_dir": str(tmp_path / "resume")})
     shared = {"shard": "shard-00000", "candidates": prepared}
 
     # Another template, another part size: not a row is taken over, and nothing of the first is touched.
@@ -444,7 +444,7 @@ def test_parts_that_were_moved_are_refused(
 
     monkeypatch.setattr(labeling, "score_encoded", interrupted)
     shared = {"shard": "shard-00000", "candidates": prepared, "output": tmp_path / "labels"}
-    compute = COMPUTE.model_copy(update={"resume": str(resume)})
+    compute = COMPUTE.model_copy(update={"checkpoint_dir": str(resume)})
     folders = []
     for teacher in (taught, _teacher(models, tmp_path / "other", TeacherText(max_tokens=64))):
         with pytest.raises(KeyboardInterrupt):

@@ -260,7 +260,7 @@ def test_the_student_learns_what_the_teacher_says(models: Path, stages: Path, tm
 def test_a_killed_student_goes_on_and_ends_the_same(models: Path, stages: Path, tmp_path: Path, monkeypatch) -> None:
     one = config(models, dropout=0.1)
     whole = train(one, stages, tmp_path / "whole")
-    progress = {"resume": str(tmp_path / "progress"), "checkpoint_seconds": 0.0}
+    progress = {"checkpoint_dir": str(tmp_path / "progress"), "checkpoint_seconds": 0.0}
     save = Checkpoints.save
 
     def cut_off(self, step: int, state: dict) -> None:

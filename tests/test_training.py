@@ -86,7 +86,7 @@ def test_a_killed_training_ends_with_the_weights_of_an_unbroken_one(
 ) -> None:
     one = config(models, lora=Lora(rank=4, alpha=8, dropout=0.1))  # so that random states matter too
     whole = digest(train(one, judgements, tmp_path / "whole"))
-    compute = CPU.model_copy(update={"resume": str(tmp_path / "resume"), "checkpoint_seconds": 0.0})
+    compute = CPU.model_copy(update={"checkpoint_dir": str(tmp_path / "resume"), "checkpoint_seconds": 0.0})
     process = start(one, compute, judgements, tmp_path / "killed")
     deadline = time.monotonic() + 90
     while not list((tmp_path / "resume").glob("teacher-*/step-0000001*.pt")):  # some steps in, by its own files
@@ -120,8 +120,10 @@ def test_a_kill_between_any_two_steps_costs_nothing(models: Path, judgements: Pa
     monkeypatch.setattr(Checkpoints, "save", save_and_die)
     while deaths:
         with pytest.raises(Killed):
-            train(one, judgements, tmp_path / "broken", resume=str(resume), checkpoint_seconds=0.0)
-    assert digest(train(one, judgements, tmp_path / "broken", resume=str(resume), checkpoint_seconds=0.0)) == whole
+            train(one, judgements, tmp_path / "broken", checkpoint_dir=str(resume), checkpoint_seconds=0.0)
+    assert (
+        digest(train(one, judgements, tmp_path / "broken", checkpoint_dir=str(resume), checkpoint_seconds=0.0)) == whole
+    )
 
 
 def test_checkpoints_are_whole_pruned_and_run_no_code(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -169,7 +171,7 @@ def test_no_bit_of_a_checkpoint_may_flip(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_checkpoints_of_other_inputs_are_not_taken(models: Path, tmp_path: Path) -> None:
-    compute = CPU.model_copy(update={"resume": str(tmp_path)})
+    compute = CPU.model_copy(update={"checkpoint_dir": str(tmp_path)})
     fp32, bf16 = setup_runtime(CPU), setup_runtime(CPU.model_copy(update={"precision": "bf16"}))
     keys = {
         training.checkpoints_of(*arguments).folder
@@ -255,7 +257,7 @@ def test_nodes_say_what_the_stage_says(models: Path, judgements: Path, tmp_path:
     monkeypatch.setattr(launch.trainjob, "run", run)
     nodes = {
         "nodes": 2,
-        "resume": str(tmp_path / "volume" / "resume"),
+        "checkpoint_dir": str(tmp_path / "volume" / "resume"),
         "trainjob": TrainJob(claim="shared", mount=str(tmp_path / "volume"), gpus=0),
     }
     output = train(config(models), judgements, tmp_path / "t", **nodes)
@@ -287,7 +289,7 @@ def test_nodes_that_nobody_waits_for_end_themselves_and_go_on_with_the_next_atte
     monkeypatch.setattr(launch.trainjob, "run", run)
     nodes = {
         "nodes": 2,
-        "resume": str(tmp_path / "volume" / "resume"),
+        "checkpoint_dir": str(tmp_path / "volume" / "resume"),
         "trainjob": TrainJob(claim="shared", mount=str(tmp_path / "volume"), gpus=0, orphan_minutes=5),
     }
     with pytest.raises(RunStopped, match="the TrainJob has failed"):

@@ -33,7 +33,7 @@ NAME = trainjob.job_name("teacher", "key")
 COMMAND = ["torchrun", "-m", "distilrank.training.launch", "/distilrank/runs/teacher/task.json"]
 COMPUTE = {
     "nodes": 2,
-    "resume": "/distilrank/runs",
+    "checkpoint_dir": "/distilrank/runs",
     "trainjob": {"namespace": "shop", "claim": "distilrank", "timeout_minutes": 2},
 }
 
@@ -362,10 +362,13 @@ def test_names_follow_the_key_and_leave_room_for_those_of_pods() -> None:
     ("changes", "message"),
     [
         ({"trainjob": {"claim": ""}}, "compute.trainjob.claim is empty"),
-        ({"resume": ""}, "compute.resume is ''"),
-        ({"resume": "/data"}, "compute.resume is '/data', expected a folder below compute.trainjob.mount"),
-        ({"resume": "/distilrank/../data"}, "compute.resume"),
-        ({"resume": "/distilranked"}, "compute.resume"),
+        ({"checkpoint_dir": ""}, "compute.checkpoint_dir is ''"),
+        (
+            {"checkpoint_dir": "/data"},
+            "compute.checkpoint_dir is '/data', expected a folder below",
+        ),
+        ({"checkpoint_dir": "/distilrank/../data"}, "compute.checkpoint_dir"),
+        ({"checkpoint_dir": "/distilranked"}, "compute.checkpoint_dir"),
         ({"device": "cpu"}, "compute.trainjob.gpus is 1, but compute.device is 'cpu': expected 0"),
         ({"device": "cuda", "trainjob": {"claim": "c", "gpus": 0}}, "expected at least 1"),
     ],

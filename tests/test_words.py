@@ -257,5 +257,5 @@ def test_products_have_the_language_of_their_judgements(
 def test_a_language_is_named_by_its_code() -> None:
     assert Prepare(language="de-DE").language == "de"
     assert parse({"language": False}, "x", Prepare).language == "no", "YAML's reading of no"
-    with pytest.raises(InputError, match=r"'english' is no language that is known, expected one of ar, az, .*, zh"):
+    with pytest.raises(InputError, match=r"'english' is not a known language, expected one of ar, az, .*, zh"):
         parse({"language": "english"}, "x", Prepare)

@@ -112,7 +112,7 @@ def read(path: Path) -> Schedules:
     Raises:
         InputError: it is missing, is not YAML, or does not fit.
     """
-    values = configuration.read(path, "schedule", "owner, timezone and schedules")
+    values = configuration.read_yaml(path, "schedule", "owner, timezone and schedules")
     entries = values.get("schedules")
     for number, entry in enumerate(entries if isinstance(entries, list) else [], 1):
         if isinstance(entry, dict):  # one by one, so that errors tell its name and not its place

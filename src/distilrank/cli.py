@@ -39,7 +39,7 @@ Look at your data and your settings before a run, score with what came out of it
 
     # Files in the form that you would bring yourself
     distilrank demo-data --output shop
-    # Every knob of a section, with its default and bound
+    # Every setting of a section, with its default and bound
     distilrank config gate
     # Everything that is wrong with the data, in seconds; with --full, all of it
     distilrank data check --config configs/demo.yaml
@@ -229,7 +229,7 @@ def evaluate(
     compute = config.parse(
         {"device": device, "precision": precision, "threads": threads}, "command line", model=config.Compute
     )
-    given = config.settings(overrides)
+    given = config.parse_overrides(overrides)
     others = [name for name in given if name != "evaluate"]
     if others:
         raise InputError(f"--set {others[0]}: expected evaluate.KEY=VALUE, one of `distilrank config evaluate`")
@@ -414,7 +414,7 @@ def reconsider(
     base = config.read_policy(policy) if policy else config.load(run / "config.yaml").gate
     from distilrank.promotion import gate as stage
 
-    verdict = stage.reconsider(run, config.policy(base, overrides))
+    verdict = stage.reconsider(run, config.override_policy(base, overrides))
     if as_json:
         print_json(verdict.to_json())
     else:
@@ -530,7 +530,7 @@ def show_config(
     section: Annotated[str, typer.Argument(help="Only this section, `gate` or `teacher.lora`, say; empty: all.")] = "",
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the whole reference page.")] = False,
 ) -> None:
-    """Print every knob of the configuration with its default and bound."""
+    """Print every setting of the configuration with its default and bound."""
     if as_markdown:
         sys.stdout.write(reference.markdown())
         return
@@ -542,8 +542,8 @@ def show_config(
     out = console()
     for group in chosen:
         table = new_table("key", "default", "bound", "what it does", title=group.title, caption=group.summary)
-        for knob in group.knobs:
-            table.add_row(knob.key, knob.default, knob.bound or knob.type, knob.description)
+        for setting in group.settings:
+            table.add_row(setting.key, setting.default, setting.bound or setting.type, setting.description)
         out.print(table)
 
 

@@ -333,10 +333,10 @@ def _check_split(prepare: Prepare, version: str, folder: Path) -> None:
             "restore it or use another registry"
         )
     drawn = before.get("draw", 0)
-    if (drawn or prepare.test_draw) and before["test_share"] != prepare.test_share:
+    if (drawn or prepare.test_fold) and before["test_share"] != prepare.test_share:
         raise InputError(
             f"prepare.test_share is {prepare.test_share:g}, but the {version} was trained with "
-            f"{before['test_share']:g}: with test_draw {prepare.test_draw} after {drawn} the sets would overlap; "
+            f"{before['test_share']:g}: with test_fold {prepare.test_fold} after {drawn} the sets would overlap; "
             "restore it or use another registry"
         )
     if before["test_share"] < prepare.test_share:
@@ -344,11 +344,11 @@ def _check_split(prepare: Prepare, version: str, folder: Path) -> None:
             f"prepare.test_share is {prepare.test_share:g}, but the {version} was trained with "
             f"{before['test_share']:g}: it learned from some of the test queries; lower it or use another registry"
         )
-    if drawn != prepare.test_draw:
+    if drawn != prepare.test_fold:
         progress.log_event(
             STAGE,
             "note",
-            f"test draw {prepare.test_draw}, the {version} was trained with {drawn}: it has learned from the "
+            f"test draw {prepare.test_fold}, the {version} was trained with {drawn}: it has learned from the "
             "judgements that it is tested on now, so the comparison favors it",
         )
 
@@ -413,8 +413,8 @@ def _check_device(device: str) -> str:
 @contextlib.contextmanager
 def _store(prepare: Prepare, output: Path) -> Iterator[LogStore]:
     """The store of the log, or one for this check alone."""
-    if prepare.store:
-        yield LogStore(Path(prepare.store))
+    if prepare.log_cache_dir:
+        yield LogStore(Path(prepare.log_cache_dir))
     else:
         with tempfile.TemporaryDirectory(prefix=".log-", dir=output) as folder:
             yield LogStore(Path(folder))

@@ -87,7 +87,7 @@ def rehearse(teacher_config: Teacher, student_config: Student, compute: Compute)
     Raises:
         InputError: naming the model and what would have failed.
     """
-    compute = compute.model_copy(update={"nodes": 1, "processes": 1, "resume": "", "compile": "off"})
+    compute = compute.model_copy(update={"nodes": 1, "processes": 1, "checkpoint_dir": "", "compile": "off"})
     if compute.device == "cuda" and not torch.cuda.is_available():
         compute = compute.model_copy(update={"device": "cpu"})  # this process need not run where the training will
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as name:

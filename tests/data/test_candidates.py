@@ -56,7 +56,7 @@ def test_alternating_begins_with_the_embedding_retriever() -> None:
 
 
 def test_vectors_are_kept_with_the_store_until_the_catalogue_changes(shop: Shop, tmp_path: Path) -> None:
-    knobs = {"from_disagreement": 2, "store": str(tmp_path / "store")}
+    knobs = {"from_disagreement": 2, "log_cache_dir": str(tmp_path / "store")}
     first = Prepared(tmp_path / "one", shop.data(), WINDOW, **knobs)
     (vectors,) = (tmp_path / "store" / "vectors").iterdir()
     written = vectors.stat().st_mtime_ns
@@ -247,7 +247,7 @@ def test_judged_queries_are_scrubbed_where_asked(shop: Shop, tmp_path: Path, scr
 
 def test_no_client_id_leaves_the_stage(shop: Shop, tmp_path: Path) -> None:
     data = with_clients(shop, [f"secret-{at % 40}" for at in range(len(shop.log["query"]))])
-    out = Prepared(tmp_path / "out", data, WINDOW, store=str(tmp_path / "store"))
+    out = Prepared(tmp_path / "out", data, WINDOW, log_cache_dir=str(tmp_path / "store"))
     for folder in (out.folder, tmp_path / "store"):
         for path in (path for path in folder.rglob("*") if path.is_file()):
             assert b"secret-" not in path.read_bytes()

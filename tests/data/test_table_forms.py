@@ -149,7 +149,7 @@ def test_the_path_of_a_project_has_no_say_in_what_is_read(make, tmp_path: Path) 
     folder = tmp_path / "day=2020-01-01" / 'a*[b] it\'s "quoted"'
     with log_store.connect(folder) as connection:
         read = corpus.read(
-            make(), Prepare(privacy=Privacy(min_clients=1), store=str(folder / "store")),
+            make(), Prepare(privacy=Privacy(min_clients=1), log_cache_dir=str(folder / "store")),
             "2026-02-01T00:00:00+00:00", "2026-03-01T00:00:00+00:00", "2026-03-02T00:00:00+00:00",
             connection=connection, scratch=folder, problems=Problems(),
         )  # fmt: skip

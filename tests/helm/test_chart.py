@@ -198,7 +198,7 @@ def test_own_keys_of_a_configuration_win(tmp_path: Path) -> None:
     own = {
         "registry": {"uri": "gs://own/registry"},
         "cluster": {"images": {"ops": "own/ops:7"}, "train": {"gpu": 2}, "volumes": [{"claim": "own", "path": "/own"}]},
-        "compute": {"resume": "/own/resume"},
+        "compute": {"checkpoint_dir": "/own/resume"},
     }
     given = {
         "configurations": {"one": {"data": {"source": "demo_shop"}, **own}},
@@ -216,8 +216,8 @@ def test_own_keys_of_a_configuration_win(tmp_path: Path) -> None:
     assert found.cluster.env == {"A": "b", "HF_HOME": "/distilrank/hf"}
     assert found.cluster.pull_secrets == ("chosen",)
     assert [(volume.claim, volume.path) for volume in found.cluster.volumes] == [("own", "/own"), (FULL, "/distilrank")]
-    assert found.compute.resume == "/own/resume"
-    assert found.prepare.store == "/distilrank/log"
+    assert found.compute.checkpoint_dir == "/own/resume"
+    assert found.prepare.log_cache_dir == "/distilrank/log"
 
 
 @pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "serving-only"])
@@ -289,8 +289,8 @@ def test_what_is_written_to_the_volume_has_a_folder_that_is_prepared(
     assert prepared == {
         found.registry.uri,
         found.registry.cache,
-        found.compute.resume,
-        found.prepare.store,
+        found.compute.checkpoint_dir,
+        found.prepare.log_cache_dir,
         found.drift.workspace,
         found.cluster.env["HF_HOME"],
     }
@@ -623,12 +623,12 @@ PLANS = json.dumps([{"name": "weekly", "pipeline": "distill", "config": "sample"
             "at '/configurations/sample/student': additional properties 'optimizer' not allowed",
         ),
         (
-            ["configurations.sample.without_fast_bf16.teacher.epochs=3"],
-            "at '/configurations/sample/without_fast_bf16/teacher': additional properties 'epochs' not allowed",
+            ["configurations.sample.cpu_overrides.teacher.epochs=3"],
+            "at '/configurations/sample/cpu_overrides/teacher': additional properties 'epochs' not allowed",
         ),
         (
-            ["configurations.sample.without_fast_bf16.data.judged_querys=3"],
-            "at '/configurations/sample/without_fast_bf16/data': additional properties 'judged_querys' not allowed",
+            ["configurations.sample.cpu_overrides.data.judged_querys=3"],
+            "at '/configurations/sample/cpu_overrides/data': additional properties 'judged_querys' not allowed",
         ),
         (
             ["configurations.sample.data.path=a"],

@@ -224,7 +224,7 @@ def written(folder: Path, **sections: dict[str, str]) -> Config:
             "relevant_from": 1,
         },
         "student": {"model": str(folder / "encoder")},
-        "compute": {"resume": "runs/.progress"},
+        "compute": {"checkpoint_dir": "runs/.progress"},
         "registry": {"uri": "registry"},
         **sections,
     }

@@ -12,8 +12,8 @@
 {{- $_ := set $cluster "env" (dict "HF_HOME" (printf "%s/hf" $path)) -}}
 {{- $_ := set $trainjob "claim" (include "distilrank.claim" .) -}}
 {{- $_ := set $trainjob "mount" $path -}}
-{{- $_ := set $all.compute "resume" (printf "%s/resume" $path) -}}
-{{- $_ := set $all "prepare" (dict "store" (printf "%s/log" $path)) -}}
+{{- $_ := set $all.compute "checkpoint_dir" (printf "%s/resume" $path) -}}
+{{- $_ := set $all "prepare" (dict "log_cache_dir" (printf "%s/log" $path)) -}}
 {{- $_ := set $all.registry "cache" (default (printf "%s/versions" $path) .Values.registry.cache) -}}
 {{- if .Values.ui.enabled }}{{ $_ := set $all "drift" (dict "workspace" (include "distilrank.workspace" .)) }}{{ end -}}
 {{- end -}}

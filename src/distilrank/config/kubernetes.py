@@ -1,4 +1,4 @@
-"""Types of values that Kubernetes reads: names, quantities, labels, mount paths, and what is reserved among them."""
+"""Value types that Kubernetes reads (names, quantities, labels, mount paths), and the names that Kubeflow reserves."""
 
 from __future__ import annotations
 
@@ -7,27 +7,19 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+INT32 = 2**31 - 1
+"""Largest id, count or number of seconds that Kubernetes accepts."""
+Id = Annotated[int, Field(ge=1, le=INT32)]
 Cpu = Annotated[str, Field(pattern=r"^(\d{1,9}(\.\d{1,3})?|\d{1,9}m)$")]
 Memory = Annotated[str, Field(pattern=r"^\d{1,15}(Ki|[MGTPE]i?)?$")]
 DOMAIN = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
 Name = Annotated[str, Field(pattern=f"^{DOMAIN}$", max_length=253)]
 OptionalName = Annotated[str, Field(pattern=f"^({DOMAIN})?$", max_length=253)]
-VOLUME_CHARACTERS = 63
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+SecretKey = Annotated[str, Field(pattern=r"^[-._A-Za-z0-9]+$", max_length=253)]
 
-
-def volume_name(name: str) -> str:
-    """A name that Kubeflow uses for a volume of the pod too, which allows it less than Kubernetes does elsewhere."""
-    if name and ("." in name or len(name) > VOLUME_CHARACTERS):
-        fault = "has a dot" if "." in name else f"has {len(name)} characters"
-        raise ValueError(
-            f"{name!r} {fault}, expected a name without dots of {VOLUME_CHARACTERS} characters at most, for Kubeflow "
-            "calls the pod's volume by it"
-        )
-    if name in RESERVED_VOLUMES:
-        raise ValueError(f"{name!r} is a volume of Kubeflow's own in every pod, expected another name")
-    return name
-
-
+RESERVED_VARIABLES = re.compile(r"(ARGO|KFP|METADATA_GRPC_SERVICE)_.*")
+"""Environment variables that Kubeflow's launcher and Argo's executor read."""
 RESERVED_VOLUMES = (
     # kubeflow/pipelines 2.17.0, backend/src/v2/compiler/argocompiler/container.go, common.go and argo.go
     "kfp-launcher",
@@ -44,9 +36,9 @@ RESERVED_VOLUMES = (
     "tmp-dir-argo",
     "argo-env-config",
 )
-"""Names of the volumes that Kubeflow and Argo give a stage's pod."""
+"""Names of the volumes that Kubeflow and Argo add to the pod of a stage."""
 RESERVED_FOLDERS = (
-    # As above, and backend/src/v2/driver/driver.go: what tasks hand on by file
+    # As above, and backend/src/v2/driver/driver.go: files that tasks pass on
     "/kfp-launcher",
     "/gcs",
     "/s3",
@@ -64,13 +56,26 @@ RESERVED_FOLDERS = (
     "/proc",
     "/sys",
 )
-"""Folders of a stage's pod in which Kubeflow, Argo or Kubernetes work: nothing may be mounted there, or over them."""
-RESERVED_VARIABLES = re.compile(r"(ARGO|KFP|METADATA_GRPC_SERVICE)_.*")
-"""Environment variables by which Kubeflow's launcher and Argo's executor find their way."""
+"""Folders that Kubeflow, Argo or Kubernetes use in the pod of a stage; nothing may be mounted in or over them."""
+
+VOLUME_CHARACTERS = 63
 
 
-def plain_folder(path: str) -> str:
-    """A folder under the one name by which it can be compared."""
+def check_volume_name(name: str) -> str:
+    """Return `name` if it can name a volume of a pod, which allows less than other Kubernetes names."""
+    if name and ("." in name or len(name) > VOLUME_CHARACTERS):
+        fault = "has a dot" if "." in name else f"has {len(name)} characters"
+        raise ValueError(
+            f"{name!r} {fault}, expected a name without dots of {VOLUME_CHARACTERS} characters at most, since Kubeflow "
+            "uses it as the name of the pod's volume"
+        )
+    if name in RESERVED_VOLUMES:
+        raise ValueError(f"{name!r} is a volume that Kubeflow adds to every pod, expected another name")
+    return name
+
+
+def check_plain_folder(path: str) -> str:
+    """Return `path` if it has no part that makes two spellings name the same folder."""
     if {".", ".."} & set(path.split("/")):
         raise ValueError(f"{path!r} has a part '.' or '..', expected an absolute path without")
     return path
@@ -79,24 +84,19 @@ def plain_folder(path: str) -> str:
 VolumeName = Annotated[
     str,
     Field(json_schema_extra={"pattern": r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "maxLength": VOLUME_CHARACTERS}),
-    AfterValidator(volume_name),
+    AfterValidator(check_volume_name),
     Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"),
 ]
 OptionalVolumeName = Annotated[
     str,
     Field(json_schema_extra={"pattern": r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$", "maxLength": VOLUME_CHARACTERS}),
-    AfterValidator(volume_name),
+    AfterValidator(check_volume_name),
     Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$"),
 ]
-Folder = Annotated[str, Field(pattern=r"^(/[^/:]+)+$"), AfterValidator(plain_folder)]
-INT32 = 2**31 - 1
-"""Most that Kubernetes takes for an id, a count or a number of seconds."""
-Id = Annotated[int, Field(ge=1, le=INT32)]
-Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-SecretKey = Annotated[str, Field(pattern=r"^[-._A-Za-z0-9]+$", max_length=253)]
+Folder = Annotated[str, Field(pattern=r"^(/[^/:]+)+$"), AfterValidator(check_plain_folder)]
 
 
-def _label_key(key: str) -> str:
+def _check_label_key(key: str) -> str:
     prefix, _, _ = key.rpartition("/")
     if len(prefix) > 253:
         raise ValueError(f"the part before the slash has {len(prefix)} characters, expected at most 253")
@@ -104,6 +104,6 @@ def _label_key(key: str) -> str:
 
 
 LABEL = rf"({DOMAIN}/)?[A-Za-z0-9]([-_.A-Za-z0-9]{{0,61}}[A-Za-z0-9])?"
-LabelKey = Annotated[str, Field(pattern=f"^{LABEL}$"), AfterValidator(_label_key)]
-OptionalLabelKey = Annotated[str, Field(pattern=f"^({LABEL})?$"), AfterValidator(_label_key)]
+LabelKey = Annotated[str, Field(pattern=f"^{LABEL}$"), AfterValidator(_check_label_key)]
+OptionalLabelKey = Annotated[str, Field(pattern=f"^({LABEL})?$"), AfterValidator(_check_label_key)]
 LabelValue = Annotated[str, Field(pattern=r"^([A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?)?$")]

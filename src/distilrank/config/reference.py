@@ -1,6 +1,6 @@
-"""The configuration as people read it: every knob with its type, default, bound and description.
+"""The configuration reference: every setting with its type, default, bound and description.
 
-All of it comes from the models of `distilrank.config`, so that neither a table nor a page can fall behind them.
+It is derived from the models of `distilrank.config`, so no table or page can be outdated.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ TYPES = {"string": "text", "integer": "whole number", "number": "number", "boole
 
 
 @dataclass(frozen=True)
-class Knob:
-    """One knob; `key` is what `--set` takes, `default` is written as in YAML, or `required`."""
+class Setting:
+    """One setting. `key` is the form that `--set` takes; `default` is written as in YAML, or is `required`."""
 
     key: str
     type: str
@@ -31,78 +31,84 @@ class Knob:
 
 
 @dataclass(frozen=True)
-class Group:
-    """The knobs of one section; `source` names the kind of data that it belongs to, where there is a choice."""
+class SettingGroup:
+    """The settings of one section. `source` names the kind of data that the section belongs to, if any."""
 
     path: str
     source: str
     summary: str
-    knobs: tuple[Knob, ...]
+    settings: tuple[Setting, ...]
 
     @property
     def title(self) -> str:
-        """The section's heading."""
+        """Heading of the section."""
         return f"{self.path or 'top level'} ({self.source})" if self.source else self.path or "top level"
 
 
-def groups() -> list[Group]:
-    """All sections, in the order of the configuration."""
-    return list(_groups(Config, None, "", "", {Pod}))  # pods stand below cluster.ops already
+def groups() -> list[SettingGroup]:
+    """Return all sections in the order of the configuration."""
+    return list(_groups(Config, None, "", "", {Pod}))  # `cluster.ops` lists the settings of a pod already
 
 
 def markdown() -> str:
-    """The reference page of the configuration."""
+    """Return the reference page of the configuration."""
     lines = [
         "# Configuration",
         "",
-        "A configuration file holds only what differs from these defaults. `--set section.key=value` on the command",
-        "line is stronger than the file, and the file is stronger than the defaults. What the file holds under",
-        "`without_fast_bf16` applies only where neither a GPU nor the processor computes in bf16.",
+        "A configuration file holds only the settings that differ from these defaults. `--set section.key=value` on",
+        "the command line overrides the file. `cpu_overrides` overrides the rest of the file on machines that have",
+        "neither a GPU nor a CPU with bf16 instructions (AVX512-BF16 or AMX), where training in fp32 takes several times",
+        "as long. It applies to `run` and `monitor` on such a machine, never to a pipeline compiled for a cluster.",
         "",
         "This page is the output of `distilrank config --markdown`.",
     ]
     for group in groups():
         lines += ["", f"## {group.title}", "", group.summary, ""]
         lines += ["| key | type | default | bound | what it does |", "| --- | --- | --- | --- | --- |"]
-        for knob in group.knobs:
-            default = knob.default if knob.default == "required" else f"`{knob.default}`"
-            cells = (f"`{knob.key}`", knob.type, default, knob.bound, knob.description)
+        for setting in group.settings:
+            default = setting.default if setting.default == "required" else f"`{setting.default}`"
+            cells = (f"`{setting.key}`", setting.type, default, setting.bound, setting.description)
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def _groups(
-    model: type[BaseModel], values: BaseModel | None, path: str, source: str, listed: set[type[BaseModel]]
-) -> Iterator[Group]:
-    """The section `model` at `path`, then the sections within; `values` are its defaults, where it has all of them.
+    model: type[BaseModel], defaults: BaseModel | None, path: str, source: str, listed: set[type[BaseModel]]
+) -> Iterator[SettingGroup]:
+    """Yield the section `model` at `path`, then its subsections.
 
-    `listed` are the models of items that have been listed, and gets those of this section.
+    Args:
+        model: the section.
+        defaults: the section with its defaults, if all of its settings have one.
+        path: dotted key of the section.
+        source: kind of data that the section belongs to.
+        listed: models of list items and mapping values that are listed already; those of this section are added.
     """
     schemas = model.model_json_schema()["properties"]
-    knobs, within = [], []
+    settings, subsections = [], []
     for name, field in model.model_fields.items():
         key = f"{path}.{name}" if path else name
-        default = getattr(values, name) if values is not None else field.default
-        sections, items = _sections(field), list(_items(field.annotation))
+        default = getattr(defaults, name) if defaults is not None else field.default
+        sections = _sections(field)
         if not sections:
-            knobs.append(_knob(key, schemas[name], field, default))
+            settings.append(_setting(key, schemas[name], field, default))
         for section in sections:
-            inner = default if isinstance(default, section) else None
-            # Data comes in several kinds; each is told by the constant in its `source`.
+            section_defaults = default if isinstance(default, section) else None
+            # The constant in `source` tells the kinds of data apart.
             kind = section.model_json_schema()["properties"].get("source", {}).get("const", "")
-            within.append((section, inner, key, f"source: {kind}" if kind else source))
-        for section, suffix in items:
-            if section not in listed:  # once is enough: the same keys stand wherever such an item does
+            subsections.append((section, section_defaults, key, f"source: {kind}" if kind else source))
+        for section, suffix in _items(field.annotation):
+            if section not in listed:  # an item has the same keys wherever it occurs
                 listed.add(section)
-                within.append((section, None, key + suffix, source))
-    yield Group(path, source, " ".join((model.__doc__ or "").split()), tuple(knobs))
-    for arguments in within:
+                subsections.append((section, None, key + suffix, source))
+    yield SettingGroup(path, source, " ".join((model.__doc__ or "").split()), tuple(settings))
+    for arguments in subsections:
         yield from _groups(*arguments, listed)
 
 
 def _sections(field: FieldInfo) -> list[type[BaseModel]]:
-    kinds = [field.annotation] if get_origin(field.annotation) in (dict, tuple) else _options(field.annotation)
-    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    options = [field.annotation] if get_origin(field.annotation) in (dict, tuple) else _options(field.annotation)
+    return [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
 
 
 def _options(annotation: Any) -> list[Any]:
@@ -110,7 +116,7 @@ def _options(annotation: Any) -> list[Any]:
 
 
 def _items(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
-    """The models that a list or a mapping holds, with what stands for the place of one of them in a key."""
+    """Yield the models that a list or a mapping holds, each with the suffix that stands for an item in a key."""
     for option in _options(annotation):
         suffix = {dict: ".NAME", tuple: "[]"}.get(get_origin(option), "")
         for item in get_args(option) if suffix else ():
@@ -118,13 +124,13 @@ def _items(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
                 yield item, suffix
 
 
-def _knob(key: str, schema: dict[str, Any], field: FieldInfo, default: Any) -> Knob:
-    return Knob(
+def _setting(key: str, schema: dict[str, Any], field: FieldInfo, default: Any) -> Setting:
+    return Setting(
         key,
         _type(schema),
         "required" if field.is_required() else json.dumps(default, ensure_ascii=False),
         _bound(schema),
-        field.description or ("Chooses this kind." if "const" in schema else ""),
+        field.description or ("Selects this kind of data." if "const" in schema else ""),
     )
 
 
@@ -136,8 +142,8 @@ def _type(schema: dict[str, Any]) -> str:
     if schema.get("type") == "array":
         return f"list of {_type(schema['items'])}"
     if schema.get("type") == "object":
-        within = schema.get("additionalProperties") or next(iter(schema["patternProperties"].values()))
-        return f"mapping to {_type(within)}"
+        values = schema.get("additionalProperties") or next(iter(schema["patternProperties"].values()))
+        return f"mapping to {_type(values)}"
     if "type" not in schema:  # a choice among values of several types
         return "choice"
     return TYPES[schema["type"]]
@@ -152,7 +158,7 @@ def _bound(schema: dict[str, Any]) -> str:
         return "of " + ", ".join(schema["items"]["enum"])
     if "enum" in schema.get("propertyNames", {}):
         return "keys of " + ", ".join(schema["propertyNames"]["enum"])
-    texts = {
+    templates = {
         "minimum": "≥ {}",
         "exclusiveMinimum": "> {}",
         "maximum": "≤ {}",
@@ -162,9 +168,9 @@ def _bound(schema: dict[str, Any]) -> str:
         "pattern": "`{}`",
     }
     if schema.get("minLength") == 1:
-        texts["minLength"] = "not empty"
-    return ", ".join(text.format(_plain(schema[name])) for name, text in texts.items() if name in schema)
+        templates["minLength"] = "not empty"
+    return ", ".join(template.format(_number(schema[name])) for name, template in templates.items() if name in schema)
 
 
-def _plain(value: Any) -> str:
+def _number(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)

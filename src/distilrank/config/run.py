@@ -17,69 +17,71 @@ PARTIAL = "partial"
 
 
 class Preflight(Section):
-    """What is checked before any expensive work."""
+    """Checks before any expensive work."""
 
-    free_disk_gib: Annotated[float, Field(ge=0)] = Field(2.0, description="Refuse to start with less free disk.")
+    free_disk_gib: Annotated[float, Field(ge=0)] = Field(
+        2.0, description="Least free disk space to start a run, in GiB."
+    )
     cache_days: Annotated[int, Field(ge=0, le=3650)] = Field(
         0,
-        description="Days after which everything is computed anew, so that no result is read that a lifecycle rule on "
-        "the pipeline root may have deleted: the rule's days, less those that a run takes, less one. 0: results are "
-        "taken from the cache at any age.",
+        description="Days after which all stages are computed again. Where a lifecycle rule deletes objects of "
+        "the pipeline root, set the rule's days minus the days of a run minus one. 0: cached results "
+        "never expire.",
     )
 
 
 class Report(Section):
-    """The page for people."""
+    """The HTML report."""
 
-    title: str = Field("", description="Heading; empty: the run's name.")
+    title: str = Field("", description="Heading of the report; empty: the run's name.")
 
 
 class Registry(Section):
-    """Where promoted students live."""
+    """Registry of promoted students."""
 
-    uri: str = Field("registry", description="A local folder or gs://BUCKET/PREFIX; each shop needs one of its own.")
-    cache: str = Field("", description="Folder that versions are downloaded to; empty: the user's cache folder.")
+    uri: str = Field(
+        "registry", description="A local folder or gs://BUCKET/PREFIX; every shop needs a separate registry."
+    )
+    cache: str = Field("", description="Folder for downloaded versions; empty: the user's cache folder.")
     promoter: str = Field(
         "",
-        description="Service account to impersonate for writing versions and aliases to Cloud Storage; empty: none.",
+        description="Service account to impersonate when writing to Cloud Storage; empty: none.",
     )
     mirror: Annotated[str, Field(pattern=r"^(https?://\S+)?$")] = Field(
-        "", description="URL of a Kubeflow Model Registry that is to show versions and aliases too; empty: none."
+        "", description="URL of a Kubeflow Model Registry that mirrors versions and aliases; empty: none."
     )
     mirror_name: Annotated[str, Field(min_length=1)] = Field(
-        "distilrank", description="Its registered model, which belongs to this registry alone."
+        "distilrank", description="Registered model in the mirror; only this registry may use it."
     )
-    mirror_token_file: str = Field("", description="File with a bearer token for the mirror; empty: none is sent.")
-    mirror_ca_file: str = Field(
-        "", description="Certificates (PEM) to trust the mirror by; empty: those that the system trusts."
-    )
+    mirror_token_file: str = Field("", description="File with a bearer token for the mirror; empty: no token.")
+    mirror_ca_file: str = Field("", description="CA certificates (PEM) of the mirror; empty: the system's.")
 
 
 class Config(Section):
     """One run of the pipeline."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=60)] = Field(
-        "distill", description="Names the run's folder: lower-case letters, digits, hyphens."
+        "distill", description="Name of the run and of its folder: lower-case letters, digits, hyphens."
     )
-    data: Data = Field(description="Where judgements, catalogue and logs come from.")
-    window: Window = Field(Window(), description="Which days of log.")
+    data: Data = Field(description="Source of judgements, catalogue and logs.")
+    window: Window = Field(Window(), description="Days of the log to use.")
     preflight: Preflight = Field(Preflight(), description="Checks before the start.")
     prepare: Prepare = Field(Prepare(), description="Splits, candidates, shards.")
     compute: Compute = Field(Compute(), description="Device and precision.")
-    teacher: Teacher = Field(Teacher(), description="The LLM.")
-    label: Label = Field(Label(), description="Scoring of candidates.")
+    teacher: Teacher = Field(Teacher(), description="The LLM that learns from judgements.")
+    label: Label = Field(Label(), description="Labeling of candidates by the teacher.")
     student: Student = Field(Student(), description="The model that ships.")
-    evaluate: Evaluate = Field(Evaluate(), description="Measurement.")
+    evaluate: Evaluate = Field(Evaluate(), description="Evaluation protocol.")
     drift: Drift = Field(Drift(), description="Drift limits per column.")
-    gate: Gate = Field(Gate(), description="What it takes.")
-    report: Report = Field(Report(), description="The page for people.")
-    registry: Registry = Field(Registry(), description="Where versions live.")
-    monitor: Monitor = Field(Monitor(), description="Watching the champion between runs.")
+    gate: Gate = Field(Gate(), description="Promotion policy.")
+    report: Report = Field(Report(), description="The HTML report.")
+    registry: Registry = Field(Registry(), description="Registry of promoted students.")
+    monitor: Monitor = Field(Monitor(), description="Monitoring of the champion between runs.")
     cluster: Cluster = Field(Cluster(), description="Pods of a Kubeflow cluster.")
 
     @model_validator(mode="after")
-    def _measured(self, info: ValidationInfo) -> Config:
-        """What the gate asks for is measured; sections that are not given (`parse`) say nothing of it."""
+    def _check_sections(self, info: ValidationInfo) -> Config:
+        """Refuse a gate that needs a value that is not measured; skipped while sections are missing (`parse`)."""
         if info.context == PARTIAL:
             return self
         if self.gate.slices and not self.evaluate.slices:

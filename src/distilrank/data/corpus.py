@@ -111,7 +111,7 @@ def read(
                 f"those of fewer than {config.privacy.min_clients} clients",
                 fatal=False,
             )
-        store = LogStore(Path(config.store) if config.store else scratch / "log", config.language)
+        store = LogStore(Path(config.log_cache_dir) if config.log_cache_dir else scratch / "log", config.language)
         kept = store.ingest(log, config.privacy, reference_start[:10], newest_end[:10], problems)
         if kept and not any(part.files("pairs", "", "") for part in kept):
             told = next((problem.line() for problem in problems if problem.what.startswith(NO_IMPRESSIONS)), "")

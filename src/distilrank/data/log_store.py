@@ -114,7 +114,7 @@ def check_path(folder: Path) -> None:
         if character in str(folder.absolute()):  # DuckDB makes a path absolute itself
             raise InputError(
                 f"{folder}: a {character!r} in the path of a folder for work files, which DuckDB cannot open: run "
-                "from another folder, and name others in prepare.store and TMPDIR"
+                "from another folder, and name others in prepare.log_cache_dir and TMPDIR"
             )
 
 

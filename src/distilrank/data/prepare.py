@@ -240,7 +240,7 @@ def _embedded(corpus: Corpus, config: Prepare, scratch: Path) -> Embedded | None
         content.update(text.encode() + b"\0")
     settings = [references.digest(knobs.model), knobs.max_tokens, knobs.precision]
     key = artifacts.digest_json([*settings, content.hexdigest()])
-    folder = Path(config.store) if config.store else scratch
+    folder = Path(config.log_cache_dir) if config.log_cache_dir else scratch
     path = folder / "vectors" / f"{key[:32]}.npy"
     if not path.exists():
         artifacts.remove_stale(path.parent)
@@ -272,7 +272,7 @@ def _protocol(
             "dotless_i": config.language in normalize.DOTLESS,
             "dev_share": config.dev_share,
             "test_share": config.test_share,
-            "draw": config.test_draw,
+            "draw": config.test_fold,
         },
         "ties": "broken by product id, ascending",
         "gain": "the source's own, linear" if own else "soft target, linear",

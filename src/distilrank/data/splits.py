@@ -36,7 +36,7 @@ def sides(position: np.ndarray, config: Prepare) -> np.ndarray:
     Test takes the low end and dev the high end, so that changing one share moves no query of the other. Each further
     draw takes the stretch of the same length above that of the draw before it, and leaves dev where it is.
     """
-    low, high = config.test_draw * config.test_share, (config.test_draw + 1) * config.test_share
+    low, high = config.test_fold * config.test_share, (config.test_fold + 1) * config.test_share
     drawn = (position >= low) & (position < high)
     return np.where(position >= 1 - config.dev_share, DEV, np.where(drawn, TEST, TRAIN))
 

@@ -129,7 +129,7 @@ def _check(
             files = len(log.parts)
             log = _newest(log, config.data)
             not_read.append(f"{files - len(log.parts)} of {files} files of the log")
-        store = log_store.LogStore(Path(prepare.store) if prepare.store else folder / "log")
+        store = log_store.LogStore(Path(prepare.log_cache_dir) if prepare.log_cache_dir else folder / "log")
         log = _readable(log, store, problems)
         if not log.parts:
             log = None

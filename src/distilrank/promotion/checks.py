@@ -178,7 +178,7 @@ def test_set(policy: Gate, evidence: Evidence) -> Found:
     seen = "how many candidates were judged by this test set is not known"
     if looks is not None:
         seen = f"candidates judged by this test set: {looks}, this one included"
-    detail = f"{seen}; from {bound} on a student is refused, and a fresh set is due (prepare.test_draw)"
+    detail = f"{seen}; from {bound} on a student is refused, and a fresh set is due (prepare.test_fold)"
     yield Check("test_set", looks is not None and looks < bound, looks, bound, detail)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distilrank import registry as registries
-from distilrank.config import OVERRIDE_DAYS, Gate, Registry, looser, parameters
+from distilrank.config import OVERRIDE_DAYS, Gate, Registry, looser_settings, parameters
 from distilrank.core import artifacts, progress
 from distilrank.promotion.checks import Check, Evidence, counts_as_failed, examine
 from distilrank.student.model_card import PARITY
@@ -71,7 +71,7 @@ class Verdict:
         if looks is not None and 0 < self.policy.warn_from_looks <= looks:
             notes.append(
                 f"candidates judged by this test set: {looks}, this one included; the more there are, the likelier one "
-                "passes by luck, so draw a fresh set (prepare.test_draw) or bring new judgements"
+                "passes by luck, so draw a fresh set (prepare.test_fold) or bring new judgements"
             )
         return notes
 
@@ -82,9 +82,9 @@ class Verdict:
         Each has `key`, `value` and `default`. None is forbidden; whoever reads the verdict should know them.
         """
         return [
-            *looser("gate", parameters(self.policy)),
-            *looser("evaluate", self.evidence.protocol),
-            *looser("drift", self.evidence.drift.get("limits") or {}),
+            *looser_settings("gate", parameters(self.policy)),
+            *looser_settings("evaluate", self.evidence.protocol),
+            *looser_settings("drift", self.evidence.drift.get("limits") or {}),
         ]
 
     def to_json(self) -> dict[str, Any]:

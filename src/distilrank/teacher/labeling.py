@@ -37,8 +37,8 @@ def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teac
         teacher: sealed folder of the teacher stage.
         output: gets `labels.parquet` (raw logits, in the shard's order) and `manifest.json`, and is sealed last.
 
-    Parts of `config.part_rows` rows are kept in `compute.resume` under a key of all that decides the logits, so that a
-    later attempt takes them over and other inputs never mix with them; they go when the shard is complete.
+    Parts of `config.part_rows` rows are kept in `compute.checkpoint_dir` under a key of all that decides the logits, so
+    that a later attempt takes them over and other inputs never mix with them; they go when the shard is complete.
 
     Raises:
         InputError: a shard or teacher whose bytes do not match their digest; columns that are not those of candidates;
@@ -67,8 +67,8 @@ def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teac
             "versions": [artifacts.code_digest(), torch.__version__, transformers.__version__],
         }
         folder = (
-            Path(compute.resume) / f"{shard}-{artifacts.digest_json(decides)[:16]}"
-            if compute.resume
+            Path(compute.checkpoint_dir) / f"{shard}-{artifacts.digest_json(decides)[:16]}"
+            if compute.checkpoint_dir
             else output / "parts"
         )
         cuda = runtime.device.type == "cuda"

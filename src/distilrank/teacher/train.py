@@ -42,8 +42,8 @@ def dev_ndcg(dev: pa.Table, scores: np.ndarray) -> float:
 def train(config: Teacher, compute: Compute, *, judgements: Path, model_digest: str, output: Path) -> TeacherResult:
     """Fine-tune, keep the best weights on dev, calibrate, and save adapter and merged model.
 
-    A killed training goes on from its last checkpoint in `compute.resume`. With several processes or nodes the same
-    stage runs in each of them.
+    A killed training goes on from its last checkpoint in `compute.checkpoint_dir`. With several processes or nodes the
+    same stage runs in each of them.
 
     Args:
         judgements: sealed folder of the prepare stage.

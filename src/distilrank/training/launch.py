@@ -97,11 +97,13 @@ def run(
         trainjob.check(compute)
         contents = {name: [_content(folder) for folder in _several(given)] for name, given in folders.items()}
         settings = compute.model_dump(
-            mode="json", exclude={"resume", "trainjob", "price_per_hour", "checkpoint_seconds"}
+            mode="json", exclude={"checkpoint_dir", "trainjob", "price_per_hour", "checkpoint_seconds"}
         )
         decides = [stage, config.model_dump(mode="json"), contents, values, settings, artifacts.code_digest()]
         key = artifacts.digest_json(decides)[:16]
-        workspace = Path(compute.resume) / f"{stage}-nodes-{key}"  # pods see nothing of one another but the volume
+        workspace = (
+            Path(compute.checkpoint_dir) / f"{stage}-nodes-{key}"
+        )  # pods see nothing of one another but the volume
         folders = {name: _copied(given, workspace / name) for name, given in folders.items()}
         task = _Task(stage, config, compute, folders, values, output=workspace / "output", folder=workspace)
         if not task.is_done():  # an attempt before this one may have seen it through

@@ -76,8 +76,8 @@ AFTERWARDS = {"calibration", "lift_over_bm25", "max_ece", "min_deviation", "disa
 def checkpoints_of(
     stage: str, compute: Compute, runtime: Runtime, inputs: dict[str, str], config: BaseModel
 ) -> Checkpoints:
-    """The checkpoints of a training: below `compute.resume`, in a folder named by all that decides its course."""
-    if not compute.resume:
+    """The checkpoints of a training: below `compute.checkpoint_dir`, named by all that decides its course."""
+    if not compute.checkpoint_dir:
         return Checkpoints(None)
     decides = {
         "inputs": inputs,
@@ -87,7 +87,7 @@ def checkpoints_of(
         "processes": os.environ.get("WORLD_SIZE", "1"),
         "versions": [artifacts.code_digest(), torch.__version__, transformers.__version__, peft.__version__],
     }
-    return Checkpoints(Path(compute.resume) / f"{stage}-{artifacts.digest_json(decides)[:16]}")
+    return Checkpoints(Path(compute.checkpoint_dir) / f"{stage}-{artifacts.digest_json(decides)[:16]}")
 
 
 def steps_of(

@@ -77,11 +77,11 @@ def check(compute: Compute) -> None:
             f"compute.trainjob.claim is empty, expected a PersistentVolumeClaim that all pods can write: "
             f"compute.nodes is {compute.nodes} ({PAGE})"
         )
-    resume = PurePosixPath(compute.resume)
+    resume = PurePosixPath(compute.checkpoint_dir)
     if not resume.is_relative_to(job.mount) or ".." in resume.parts:
         raise InputError(
-            f"compute.resume is {compute.resume!r}, expected a folder below compute.trainjob.mount ({job.mount!r}), "
-            f"which is what all {compute.nodes} nodes see"
+            f"compute.checkpoint_dir is {compute.checkpoint_dir!r}, expected a folder below compute.trainjob.mount "
+            f"({job.mount!r}), which is what all {compute.nodes} nodes see"
         )
     if compute.device != "auto" and (compute.device == "cuda") != bool(job.gpus):
         raise InputError(

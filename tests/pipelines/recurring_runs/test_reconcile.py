@@ -145,7 +145,7 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, entries: list, top:
         ({"set": {"gate.max_eze": 1}}, "unknown key 'gate.max_eze'; did you mean 'max_ece'?"),
         (
             {"set": {"registry.uri": "/r", "cluster.images.ops": "shop/ops:latest"}},
-            "{config} with without_fast_bf16: cluster.images.ops: the tag 'latest' moves, expected a tag that is never",
+            "{config} with cpu_overrides: cluster.images.ops: the tag 'latest' moves, expected a tag that is never",
         ),
     ],
 )
