@@ -15,6 +15,7 @@ import distilrank
 from distilrank import cli
 from distilrank.config import Gate
 from distilrank.core import artifacts, progress
+from distilrank.core.artifacts import seals
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.evaluation.judged import Judged
 
@@ -35,8 +36,8 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that are hashed, those that were just written being taken for settled."""
     names: list[str] = []
     digest_file = artifacts.digest_file
-    monkeypatch.setattr(artifacts, "SETTLED_SECONDS", -60.0)
-    monkeypatch.setattr(artifacts, "digest_file", lambda path: names.append(path.name) or digest_file(path))
+    monkeypatch.setattr(seals, "SETTLED_SECONDS", -60.0)
+    monkeypatch.setattr(seals, "digest_file", lambda path: names.append(path.name) or digest_file(path))
     return names
 
 
@@ -56,7 +57,7 @@ def test_bytes_are_verified_once_in_a_process_while_they_stay(folder: Path, hash
 
 
 def test_a_file_that_was_changed_a_moment_ago_is_hashed_each_time(folder: Path, hashed: list[str]) -> None:
-    artifacts.SETTLED_SECONDS = 3600.0  # the fixture restores it
+    seals.SETTLED_SECONDS = 3600.0  # the fixture restores it
     artifacts.verify(folder)
     artifacts.verify(folder)
     assert len(hashed) == 4
@@ -65,9 +66,9 @@ def test_a_file_that_was_changed_a_moment_ago_is_hashed_each_time(folder: Path, 
 def test_a_disk_that_damages_a_file_without_a_trace_is_found_where_it_is_asked_for(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(artifacts, "SETTLED_SECONDS", -60.0)
+    monkeypatch.setattr(seals, "SETTLED_SECONDS", -60.0)
     artifacts.verify(folder)
-    monkeypatch.setattr(artifacts, "digest_file", lambda path: "0" * 64)
+    monkeypatch.setattr(seals, "digest_file", lambda path: "0" * 64)
     artifacts.verify(folder)
     with pytest.raises(InputError, match="differs from the recorded"):
         artifacts.verify(folder, again=True)

@@ -26,6 +26,7 @@ from benchmarks import registry as registry_benchmark
 from distilrank import registry
 from distilrank.config import Registry
 from distilrank.core import artifacts, schemas
+from distilrank.core.artifacts import writing
 from distilrank.core.errors import InputError
 from distilrank.data import log_store
 from distilrank.modeling import references as model_references
@@ -100,7 +101,7 @@ def test_eight_writers_of_the_same_folders_do_not_meet(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_replaced_where_names_cannot_be_exchanged(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(artifacts, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(writing, "_exchange", lambda one, other: False)
     for content in ("old", "new"):
         with artifacts.replacing_folder(tmp_path / "folder") as folder:
             (folder / content).touch()
