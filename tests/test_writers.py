@@ -189,7 +189,7 @@ def test_a_killed_write_leaves_the_old_file(tmp_path: Path, point: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "point", [(os, "fsync"), (artifacts, "settle"), (Path, "rename"), (artifacts, "_exchange"), (shutil, "rmtree")]
+    "point", [(os, "fsync"), (writing, "settle"), (Path, "rename"), (writing, "_exchange"), (shutil, "rmtree")]
 )
 def test_a_killed_copy_leaves_the_old_folder_or_the_new_one(tmp_path: Path, point: Any) -> None:
     for content in ("old", "new"):
@@ -249,7 +249,7 @@ def test_eight_processes_fetch_a_model_into_one_cache(bucket: storage.Bucket, tm
 
 def test_a_truncated_model_is_never_used(bucket: storage.Bucket, tmp_path: Path) -> None:
     cache = model_references.cache_folder()
-    for point in ((storage.Blob, "download_to_filename"), (artifacts, "move_into_place"), (Path, "rename")):
+    for point in ((storage.Blob, "download_to_filename"), (writing, "move_into_place"), (Path, "rename")):
         killed_at(*point, model_references.resolve, "gs://weights/small")
         assert not [path for path in cache.iterdir() if not path.name.startswith(".")]
     folder = model_references.resolve("gs://weights/small")
