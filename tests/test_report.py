@@ -374,13 +374,13 @@ def test_figures_are_those_of_the_files(promoted: tuple[dict, str, Page]) -> Non
     metrics = json.loads((paths["evaluation"] / "metrics.json").read_text())
     for values in metrics["systems"].values():
         for key in ("ndcg_at_10", "pair_accuracy", "roc_auc"):
-            assert f"{values[key]:.3f}".lstrip("0") in page.text
+            assert f"{values[key]:.3f}" in page.text
     delta = deltas(paths)
     assert f"the student orders {(delta > 1e-9).sum()} of {len(delta)} queries better" in page.text
     assert "snow shovel 11.8 %, was 0.0 %" in page.text and "mean 6.11, was 6.31" in page.text
-    assert "ROC-AUC of .612 (.581 to .643)" in page.text and "snow shovel 84" in page.text
+    assert "ROC-AUC of 0.612 (0.581 to 0.643)" in page.text and "snow shovel 84" in page.text
     best = max(values["ndcg_at_10"] for values in metrics["systems"].values())
-    assert f'<span class="best">{formatting.measure_text(best)}</span>' in source
+    assert f'<span class="best">{formatting.format_metric(best)}</span>' in source
     assert "2 min 20 s" in page.text and "6 240 more pairs of 520 queries" in page.text
 
 
@@ -398,7 +398,7 @@ def test_examples_show_how_both_systems_rank(promoted: tuple[dict, str, Page]) -
     assert page.text.count("Student") > page.text.count("Where it wins most") == 1
     example = source[source.index('class="example"') :]
     first = example[example.index("<li>") : example.index("</li>")]
-    assert title in first and formatting.measure_text(top["target"], 2) in first
+    assert title in first and formatting.format_metric(top["target"], 2) in first
 
 
 def test_the_teacher_is_held_against_people(promoted: tuple[dict, str, Page]) -> None:
@@ -408,16 +408,16 @@ def test_the_teacher_is_held_against_people(promoted: tuple[dict, str, Page]) ->
     assert f"Held against {found['pairs']} judged pairs of {found['queries']} dev queries" in part
     for slice in found["agreement"].values():
         for value in (*slice["ndcg_at_10"].values(), *slice["pair_accuracy"].values()):
-            assert formatting.measure_text(value) in part
+            assert formatting.format_metric(value) in part
     calibrated = found["calibration"]
-    assert f"Expected calibration error {formatting.measure_text(calibrated['ece'])}" in part
-    assert formatting.measure_text(calibrated["chosen_by"]["log_loss"]["platt"], 4) in part
+    assert f"Expected calibration error {formatting.format_metric(calibrated['ece'])}" in part
+    assert formatting.format_metric(calibrated["chosen_by"]["log_loss"]["platt"], 4) in part
     assert "6 240 pairs of 520 queries, in 2 shards" in part and "84.0 s on cpu" in part
     assert "402 800 tokens; 1.2 % of the pairs shortened to fit" in part and "Price" not in part
     surest = found["disagreements"]["top"][0]
     section = source[source.index("Where it contradicts people most surely") :]
     first = section[section.index("<tbody>") : section.index("</tr>", section.index("<tbody>"))]
-    values = [formatting.measure_text(surest[key], 2) for key in ("target", "probability")]
+    values = [formatting.format_metric(surest[key], 2) for key in ("target", "probability")]
     assert all(f">{shown}<" in first for shown in (surest["query"], surest["title"], *values))
     assert f"All {found['disagreements']['count']} are in disagreements.csv" in part
     assert "often human errors" in part
@@ -460,10 +460,10 @@ def test_histograms_on_one_grid_add_up() -> None:
         ({"method": "platt", "chosen_by": {"rows": 90, "queries": 12}}, "90 pairs of 12 queries are too few"),
         (
             {"method": "isotonic", "gain": 0.02, "standard_error": 0.004},
-            "a gain of .0200 with a standard error of .0040",
+            "a gain of 0.0200 with a standard error of 0.0040",
         ),
-        ({"method": "platt", "gain": 0.002, "standard_error": 0.004}, "is within its standard error of .0040."),
-        ({"method": "platt", "gain": -0.02, "standard_error": 0.004}, "that of a monotone curve (isotonic) .4200."),
+        ({"method": "platt", "gain": 0.002, "standard_error": 0.004}, "is within its standard error of 0.0040."),
+        ({"method": "platt", "gain": -0.02, "standard_error": 0.004}, "that of a monotone curve (isotonic) 0.4200."),
     ],
 )
 def test_the_choice_of_calibration_is_told(chosen: dict, said: str) -> None:
@@ -517,7 +517,7 @@ def test_a_refusal_says_why(tmp_path: Path) -> None:
     assert f"Refused This student, {VERSION}, is not promoted, because" in page.text
     assert "So there still is no champion." in page.text
     assert "✕ failed" in page.text and "so not counted" in page.text
-    assert "because it is not clearly better than BM25 (\N{MINUS SIGN}." in page.text
+    assert "because it is not clearly better than BM25 (\N{MINUS SIGN}0." in page.text
     assert "where more than 0 is needed" in page.text
     assert "worse than" in page.text
 
@@ -550,15 +550,15 @@ def test_an_unchanged_student_that_would_fail_today_is_a_warning(tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "value", "bound", "reason"),
     [
-        ("lift_over_bm25", -0.01, 0.0, "it is not clearly better than BM25 (−.01, where more than 0 is needed)"),
+        ("lift_over_bm25", -0.01, 0.0, "it is not clearly better than BM25 (−0.01, where more than 0 is needed)"),
         (
             "superior_to_champion",
             0.0,
             0.0,
             "it is not clearly better than the champion (0, where more than 0 is needed)",
         ),
-        ("minimum_ndcg_at_10", 0.84999, 0.85, "its nDCG@10 is too low (.84999, where at least .85 is needed)"),
-        ("calibration", 0.1000001, 0.1, "its probabilities are off (.1000001, where at most .1 is allowed)"),
+        ("minimum_ndcg_at_10", 0.84999, 0.85, "its nDCG@10 is too low (0.84999, where at least 0.85 is needed)"),
+        ("calibration", 0.1000001, 0.1, "its probabilities are off (0.1000001, where at most 0.1 is allowed)"),
         ("test_set", 20, 20, "its test set has been looked at too often (20, where fewer than 20 are allowed)"),
         ("latency", None, 1.2, "not measured: Fast enough"),
         ("new", VERSION, None, "there is nothing new to promote"),
@@ -578,7 +578,7 @@ def test_relevant_pairs_are_told_by_their_target(tmp_path: Path, monkeypatch: py
     table = pa.Table.from_pylist([{**row, "probability": None} for row in rows], schema=schemas.PAIR_SCORES)
     schemas.write(table, tmp_path / "pair_scores.parquet", schemas.PAIR_SCORES)
     drawn = []
-    monkeypatch.setattr(figures, "scores", lambda parts, *_: drawn.append(parts) or "")
+    monkeypatch.setattr(figures, "plot_score_histograms", lambda parts, *_: drawn.append(parts) or "")
     assert report._calibration(metrics, tmp_path)["scale"] == "raw score"
     ((relevant, others),) = (part["student"] for part in drawn)
     assert (relevant.tolist(), others.tolist()) == ([4, 3], [2, 1])
@@ -646,7 +646,7 @@ def test_slices_are_marked_by_what_holm_leaves(promoted: tuple[dict, str, Page])
     found = report._slices(metrics)["forests"][0]
     assert [row["tone"] for row in found["rows"]] == ["worse", "better", *["level"] * (len(rows) - 2)]
     first = found["rows"][0]
-    named = f"worse than the champion for {first['column'].lower()} {first['value']} (\N{MINUS SIGN}.050)"
+    named = f"worse than the champion for {first['column'].lower()} {first['value']} (\N{MINUS SIGN}0.050)"
     assert named in found["sentence"]
     assert all(0 <= row[f"{end}_at"] <= 100 for row in found["rows"] for end in ("ci_low", "ci_high"))
 
@@ -691,22 +691,22 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (formatting.measure_text(0.93149), ".931"),
-        (formatting.measure_text(1.0), "1.000"),
-        (formatting.measure_text(None), formatting.DASH),
-        (formatting.delta_text(0.01312), "+.0131"),
-        (formatting.delta_text(-0.01312), "\N{MINUS SIGN}.0131"),
-        (formatting.delta_text(-0.000001), "+.0000"),
-        (formatting.figure_text(1234567), "1\u202f234\u202f567"),
-        (formatting.figure_text(0.123456), "0.1235"),
-        (formatting.figure_text(True), "yes"),
-        (formatting.figure_text(-0.05), "\N{MINUS SIGN}0.05"),
-        (formatting.percent_text(0.118), "11.8\u00a0%"),
-        (formatting.percent_text(1.0), "100\u00a0%"),
-        (formatting.figure_text("2026-11-20T08:15:00+00:00"), "2026-11-20 08:15 UTC"),
-        (formatting.duration_text(4.21), "4.2 s"),
-        (formatting.duration_text(200), "3 min 20 s"),
-        (formatting.duration_text(3900), "1 h 5 min"),
+        (formatting.format_metric(0.93149), "0.931"),
+        (formatting.format_metric(1.0), "1.000"),
+        (formatting.format_metric(None), formatting.DASH),
+        (formatting.format_delta(0.01312), "+0.0131"),
+        (formatting.format_delta(-0.01312), "\N{MINUS SIGN}0.0131"),
+        (formatting.format_delta(-0.000001), "+0.0000"),
+        (formatting.format_value(1234567), "1\u202f234\u202f567"),
+        (formatting.format_value(0.123456), "0.1235"),
+        (formatting.format_value(True), "yes"),
+        (formatting.format_value(-0.05), "\N{MINUS SIGN}0.05"),
+        (formatting.format_percent(0.118), "11.8\u00a0%"),
+        (formatting.format_percent(1.0), "100\u00a0%"),
+        (formatting.format_value("2026-11-20T08:15:00+00:00"), "2026-11-20 08:15 UTC"),
+        (formatting.format_duration(4.21), "4.2 s"),
+        (formatting.format_duration(200), "3 min 20 s"),
+        (formatting.format_duration(3900), "1 h 5 min"),
     ],
 )
 def test_numbers_for_people(shown: str, expected: str) -> None:
