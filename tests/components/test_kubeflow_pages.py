@@ -30,7 +30,7 @@ from distilrank.core import artifacts, schemas
 from distilrank.drift import champion_scores
 from pipelines.distill import distill
 from pipelines.monitor import monitor
-from tests import browser, test_drift, test_report
+from tests import browser, report_runs, test_drift
 
 PAGES = {
     ("prepare", "profile_html"),
@@ -119,9 +119,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Pat
         data={"source": "demo_shop", "products": 100, "queries": 60, "judged_queries": 40, "searches": 200}, **made,
     )  # fmt: skip
     pages["prepare", "profile_html"] = Path(made["profile_html"].path)
-    paths = test_report.folders(root / "report")
+    paths = report_runs.folders(root / "report")
     paths["drift"].joinpath("summary.html").touch()
-    test_report.seal(paths)
+    report_runs.seal(paths)
     del paths["output"]
     made = outputs(root / "reported", "report", "report_html")
     render_report.python_func(name="home-depot", **inputs(paths), config={}, **made)

@@ -15,7 +15,7 @@ from distilrank.core.problems import Problem
 from distilrank.data import profile_page, splits
 from distilrank.data.candidates import PROVENANCES
 from distilrank.data.privacy import KINDS
-from distilrank.rendering import figures
+from distilrank.rendering import figures, formatting
 
 SECTIONS = [
     "left-out", "privacy", "judgements", "splits", "near-duplicates", "queries", "catalogue", "candidates", "shards",
@@ -376,8 +376,8 @@ def test_too_many_ratings_for_bars() -> None:
 
 
 def test_many_ratings_are_drawn_to_scale() -> None:
-    few = figures.ratings({f"{at:g}": 5 for at in range(20)})
-    many = figures.ratings({f"{at / 8:g}": 1000 + at for at in range(64)})
+    few = figures.plot_ratings({f"{at:g}": 5 for at in range(20)})
+    many = figures.plot_ratings({f"{at / 8:g}": 1000 + at for at in range(64)})
     assert few.count(">5<") >= 20 and ">1\u202f063<" not in many
 
 
@@ -397,8 +397,8 @@ def test_the_summary_is_left_alone_and_gives_one_page() -> None:
         (profile_page.share_text(1, 8), "12.5\u00a0%"),
         (profile_page.share_text(10, 10), "100\u00a0%"),
         (profile_page.share_text(0, 0), "–"),
-        (profile_page.counted(1, "query", "queries"), "1 query"),
-        (profile_page.counted(1500, "row"), "1\u202f500 rows"),
+        (formatting.format_count(1, "query", "queries"), "1 query"),
+        (formatting.format_count(1500, "row"), "1\u202f500 rows"),
     ],
 )
 def test_numbers_for_people(shown: str, expected: str) -> None:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from distilrank.data.splits import SIDES, STRATA
 from distilrank.rendering import figures, inline_script, templating
-from distilrank.rendering.formatting import DASH, figure_text, listing, percent_text
+from distilrank.rendering.formatting import DASH, format_count, format_percent, format_value, join_words
 
 USES = {
     "train": "what the teacher learns from, and the student's human term",
@@ -82,7 +82,7 @@ def render(summary: Mapping[str, Any]) -> str:
         HTML; all text of the data is escaped.
     """
     logged = summary["rows"]["log"] > 0
-    environment = templating.environment(figure=figure_text, counted=counted)
+    environment = templating.environment()
     page = {
         "source": summary["source"]["source"].replace("_", " "),
         "logged": logged,
@@ -120,12 +120,7 @@ def share_text(part: float, whole: float) -> str:
         return "<\u202f0.1\u00a0%"
     if 0.9995 <= share < 1:
         return ">\u202f99.9\u00a0%"
-    return percent_text(share)
-
-
-def counted(number: int, one: str, many: str = "") -> str:
-    """The number and what is counted: `1 query`, `2 queries`; `many` if it is not `one` with an s."""
-    return f"{figure_text(number)} {one if number == 1 else many or one + 's'}"
+    return format_percent(share)
 
 
 # The parts of the page --------------------------------------------------------------------------------------------
@@ -136,29 +131,29 @@ def _tiles(summary: Mapping[str, Any]) -> list[dict[str, str]]:
     shown = summary["impressions"]
     window, clicks = shown["training_window"], shown["clicks_in_training_window"]
     judged_pairs = sum(use["pairs"] for use in summary["splits"].values())
-    of_log = f"{figure_text(queries['training_window'])} in the training window"
+    of_log = f"{format_value(queries['training_window'])} in the training window"
     clicked = f"{share_text(clicks, window)} clicked in the training window" if window else "no log"
     return [
         {
             "label": "Products",
-            "value": figure_text(_products(summary)),
-            "note": f"{counted(summary['vocabulary'], 'different word')}",
+            "value": format_value(_products(summary)),
+            "note": f"{format_count(summary['vocabulary'], 'different word')}",
         },
         {
             "label": "Judged pairs",
-            "value": figure_text(judged_pairs),
-            "note": f"of {counted(queries['judged'], 'query', 'queries')}",
+            "value": format_value(judged_pairs),
+            "note": f"of {format_count(queries['judged'], 'query', 'queries')}",
         },
         {
             "label": "Queries",
-            "value": figure_text(queries["distinct"]),
+            "value": format_value(queries["distinct"]),
             "note": of_log if rows["log"] else "all of them judged",
         },
-        {"label": "Impressions", "value": figure_text(window + shown["newest_traffic"]), "note": clicked},
+        {"label": "Impressions", "value": format_value(window + shown["newest_traffic"]), "note": clicked},
         {
             "label": "Candidates",
-            "value": figure_text(candidates["pairs"]),
-            "note": f"of {counted(candidates['queries'], 'query', 'queries')}, to be labeled by the teacher",
+            "value": format_value(candidates["pairs"]),
+            "note": f"of {format_count(candidates['queries'], 'query', 'queries')}, to be labeled by the teacher",
         },
     ]
 
@@ -205,7 +200,7 @@ def _notices(summary: Mapping[str, Any], logged: bool) -> list[dict[str, str]]:
         note(
             "note",
             "left-out",
-            f"{kinds}: {largest['what'].removeprefix('left out, ')} ({counted(largest['rows'], 'row')}).",
+            f"{kinds}: {largest['what'].removeprefix('left out, ')} ({format_count(largest['rows'], 'row')}).",
         )
     else:
         note("good", "left-out", "Nothing was left out, and nothing looked odd.")
@@ -214,14 +209,15 @@ def _notices(summary: Mapping[str, Any], logged: bool) -> list[dict[str, str]]:
         note("good", "privacy", "There is no log, so no shopper's search was read.")
     else:
         found = [KINDS.get(kind, kind) for kind in privacy["scrubbed"]]
-        scrubbed = f"Taken out of queries: {listing(found)}." if found else "Nothing was taken out of queries."
+        scrubbed = f"Taken out of queries: {join_words(found)}." if found else "Nothing was taken out of queries."
         if not privacy["scrub"]:
             scrubbed = "Personal data in queries was not looked for."
         if privacy["min_clients"] > 1:
+            rare_queries = format_count(privacy["dropped_queries"], "query", "queries")
             rare = (
-                f"{counted(privacy['dropped_queries'], 'query', 'queries')} of fewer than {privacy['min_clients']} "
-                f"clients dropped, {counted(privacy['dropped_pair_impressions'], 'impression')} and "
-                f"{counted(privacy['hidden_clicks'], 'click')} of fewer on a product."
+                f"{rare_queries} of fewer than {privacy['min_clients']} clients dropped, "
+                f"{format_count(privacy['dropped_pair_impressions'], 'impression')} and "
+                f"{format_count(privacy['hidden_clicks'], 'click')} of fewer on a product."
             )
             note("note", "privacy", f"{scrubbed} {rare}")
         else:
@@ -250,17 +246,18 @@ def _notices(summary: Mapping[str, Any], logged: bool) -> list[dict[str, str]]:
             )
     pairs = {uses: count for uses, count in summary["near_duplicates"]["pairs"].items() if count}
     if pairs:
-        found = [f"{figure_text(count)} between {uses}" for uses, count in pairs.items()]
-        note("note", "near-duplicates", f"Queries that nearly repeat one of another side: {listing(found)}.")
+        found = [f"{format_value(count)} between {uses}" for uses, count in pairs.items()]
+        note("note", "near-duplicates", f"Queries that nearly repeat one of another side: {join_words(found)}.")
     else:
         note("good", "near-duplicates", "No dev or test query nearly repeats a query of another side.")
     queries = summary["queries"]
     if queries["newest_traffic"]:
         new = queries["newest_traffic_not_in_training_window"]
+        newest = format_count(queries["newest_traffic"], "query", "queries")
         note(
             "note",
             "queries",
-            f"{figure_text(new)} of {counted(queries['newest_traffic'], 'query', 'queries')} of the newest traffic "
+            f"{format_value(new)} of {newest} of the newest traffic "
             f"({share_text(new, queries['newest_traffic'])}) {'was' if new == 1 else 'were'} not seen in the training "
             "window.",
         )
@@ -282,8 +279,8 @@ def _privacy(privacy: Mapping[str, Any]) -> dict[str, Any]:
 
 def _judged_privacy(privacy: Mapping[str, Any]) -> str:
     """What was found in judged queries, in a sentence or two."""
-    counts = [f"{KINDS.get(kind, kind)} ({figure_text(count)})" for kind, count in privacy["judged"].items()]
-    found = listing(counts) if counts else ""
+    counts = [f"{KINDS.get(kind, kind)} ({format_value(count)})" for kind, count in privacy["judged"].items()]
+    found = join_words(counts) if counts else ""
     if privacy["scrub_judgements"]:
         return f"Taken out of judged queries: {found}." if found else "No judged query held personal data to take out."
     if found:
@@ -304,21 +301,21 @@ def _judgements(summary: Mapping[str, Any]) -> dict[str, Any]:
         rating, most = max(counts.items(), key=lambda item: item[1])
         total = sum(counts.values())
         common = (
-            f"All {counted(total, 'judged pair')} are rated {rating}."
+            f"All {format_count(total, 'judged pair')} are rated {rating}."
             if len(counts) == 1
-            else f"{figure_text(len(counts))} different ratings; the most frequent is {rating}, of "
-            f"{counted(most, 'pair')} ({share_text(most, total)})."
+            else f"{format_value(len(counts))} different ratings; the most frequent is {rating}, of "
+            f"{format_count(most, 'pair')} ({share_text(most, total)})."
         )
     merged = [
         {"label": MERGED.get(name, name.replace("_", " ")), "count": count} for name, count in summary["merged"].items()
     ]
     if same:
         rule = RULES[summary["source"].get("rating_conflicts", "refuse")]
-        common = f"{common} Every rating is the {rule} of {counted(int(raters['max']), 'rater')}.".strip()
+        common = f"{common} Every rating is the {rule} of {format_count(int(raters['max']), 'rater')}.".strip()
     return {
         "rows": summary["rows"]["judgements"],
         "common": common,
-        "figure": Markup(figures.ratings(counts)) if counts else "",
+        "figure": Markup(figures.plot_ratings(counts)) if counts else "",
         "raters": [] if same else _spreads({"raters of a pair": raters}),
         "agreement": _agreement_text(summary["rater_agreement"]),
         "merged": merged if any(row["count"] for row in merged) else [],
@@ -330,14 +327,14 @@ def _agreement_text(agreement: Mapping[str, Any] | None) -> str:
     if agreement is None:
         return ""
     several, people = agreement["pairs"], agreement["raters"]
-    who = "Raters without a name" if people is None else counted(people, "rater")
+    who = "Raters without a name" if people is None else format_count(people, "rater")
     text = (
-        f"{who} gave {counted(agreement['ratings'], 'rating')}. {counted(several, 'pair')} "
+        f"{who} gave {format_count(agreement['ratings'], 'rating')}. {format_count(several, 'pair')} "
         f"{'has' if several == 1 else 'have'} two or more"
     )
     if several:
         unanimous = agreement["unanimous"]
-        text += f", {figure_text(unanimous)} of them ({share_text(unanimous, several)}) all equal"
+        text += f", {format_value(unanimous)} of them ({share_text(unanimous, several)}) all equal"
     alpha = agreement["alpha"]
     if alpha is None:
         return f"{text}."
@@ -375,7 +372,7 @@ def _splits(summary: Mapping[str, Any], logged: bool) -> dict[str, Any]:
     return {
         "uses": uses,
         "total": total,
-        "targets": Markup(figures.target_tenths(summary["targets"])),
+        "targets": Markup(figures.plot_targets_by_side(summary["targets"])),
         "words": _spreads(strata["query_words"]),
         "strata": [{"group": group, "label": label, **_stack(counts)} for group, label, counts in groups]
         if logged
@@ -423,9 +420,9 @@ def _queries(summary: Mapping[str, Any]) -> dict[str, Any]:
     curve = summary["frequency"]
     return {
         **summary["queries"],
-        "figure": Markup(figures.frequency(curve, 1 / 3, 2 / 3)) if curve else "",
+        "figure": Markup(figures.plot_frequency(curve, 1 / 3, 2 / 3)) if curve else "",
         "top": curve[0] if curve else None,
-        "top_share": percent_text(curve[0]["share"]) if curve else "",
+        "top_share": format_percent(curve[0]["share"]) if curve else "",
     }
 
 

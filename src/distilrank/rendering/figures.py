@@ -1,7 +1,7 @@
-"""The report's plots, as SVG to be put into a page: text stays text, and the page's font and colors apply to it.
+"""Plots as inline SVG: text stays text, and the page's font and colors apply to it.
 
-Only fixed words are drawn, never text from queries or products. Each plot carries a title and, as its description,
-what it shows in words and figures.
+Only fixed words are drawn, never the text of queries or products. Every plot has a title, and most have a description
+with the numbers that they show, for screen readers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-# Okabe and Ito's palette, which color-blind readers can tell apart too; systems also differ by their labels.
+from distilrank.rendering.formatting import format_delta, format_interval, format_metric, format_percent, format_value
+from distilrank.rendering.labels import METRICS, SYSTEMS
+
 COLORS = {
     "student": "#0072b2",
     "teacher": "#c4580a",
@@ -28,21 +30,23 @@ COLORS = {
     "bm25": "#5b6470",
     "random": "#9aa1ab",
 }
-INK, MUTED, LINE, FAINT, WORSE = "#1b1f24", "#5b6470", "#d5d9de", "#eef0f3", "#c4580a"
+"""Color of each system, of Okabe and Ito's palette for color-blind readers; plots name the systems too."""
 
-PAPER = "#ffffff"
+INK, MUTED, LINE, FAINT, WORSE, PAPER = "#1b1f24", "#5b6470", "#d5d9de", "#eef0f3", "#c4580a", "#ffffff"
 
 VARIABLES = {
     INK: "--ink", MUTED: "--muted", LINE: "--line", FAINT: "--faint", PAPER: "--paper", WORSE: "--worse",
     COLORS["student"]: "--student", COLORS["champion"]: "--champion", COLORS["anchor"]: "--anchor",
     COLORS["random"]: "--random",
 }  # fmt: skip
-"""The variable of templates/style.css.j2 that has this color in light pages, and a lighter one of its kind in dark."""
+"""The variable of templates/style.css.j2 that stands for each color: this one on light pages, another on dark ones."""
 
-MINUS = "\N{MINUS SIGN}"
 PIXELS_PER_INCH = 102.5  # 9.6 inches fill the page's 984 pixels
 
-QUARTERS = [0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"]
+QUARTERS = [0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"]
+"""Ticks of an axis from 0 to 1, and their labels."""
+
+DASHED = (0, (4, 3))
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -78,16 +82,25 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def _panels(width: float, height: float, columns: int, rows: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
+def _new_figure(width: float, height: float, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
+    """An empty figure, width and height in inches, with its axes side by side."""
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.05, hspace=0.08)
     figure = Figure(figsize=(width, height), layout=layout)
-    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    axes = figure.subplots(1, columns, squeeze=False, **options)
     return figure, list(axes.flat)
 
 
-def _svg(figure: Figure, name: str, title: str, description: str = "") -> str:
+def _to_svg(figure: Figure, name: str, title: str, description: str = "") -> str:
+    """The figure as an SVG element.
+
+    Args:
+        figure: what is drawn.
+        name: unique on the page; every id within the element begins with it.
+        title: what a screen reader says first.
+        description: the numbers shown; empty: none.
+    """
     buffer = io.StringIO()
-    # The salt keeps identifiers apart on a page with many plots, and the same from run to run.
+    # The salt makes identifiers unique on a page with many plots and equal from run to run.
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
@@ -95,201 +108,235 @@ def _svg(figure: Figure, name: str, title: str, description: str = "") -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
     opening, body = text.split(">", 1)
     box = re.search(r'viewBox="[^"]*"', opening)
-    body = re.sub(r"#[0-9a-f]{6}\b", lambda found: _variable(found[0]), body)
+    body = re.sub(r"#[0-9a-f]{6}\b", lambda match: _variable(match[0]), body)
     body = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", body)
-    # One scale for all plots, so that their text has one size; on a narrow screen it must not shrink to nothing.
+    # All plots have one scale, so that their text has one size; on a narrow screen it must stay legible.
     width = figure.get_figwidth() * PIXELS_PER_INCH
     style = f"max-width:{width:.0f}px;min-width:{0.55 * width:.0f}px"
     label = f'<title id="{name}-title">{html.escape(title)}</title>'
-    described = ""
+    describedby = ""
     if description:
         label += f'<desc id="{name}-desc">{html.escape(description)}</desc>'
-        described = f' aria-describedby="{name}-desc"'
+        describedby = f' aria-describedby="{name}-desc"'
     return (
         f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {box[0] if box else ""} style="{style}" role="img" '
-        f'aria-labelledby="{name}-title"{described}>{label}{body}'
+        f'aria-labelledby="{name}-title"{describedby}>{label}{body}'
     )
 
 
 def _variable(color: str) -> str:
+    """The color as CSS that follows the page's color scheme."""
     return f"var({VARIABLES[color]})" if color in VARIABLES else color
 
 
-def _row(panels: Sequence[str], least: int = 290) -> str:
-    """Plots side by side, below one another where each would be narrower than `least` pixels."""
-    return f'<div class="panels" style="--least:{least}px">{"".join(panels)}</div>'
+def _side_by_side(plots: Sequence[str], min_width: int = 290) -> str:
+    """The plots in a row, stacked where each would be narrower than `min_width` pixels."""
+    return f'<div class="panels" style="--least:{min_width}px">{"".join(plots)}</div>'
 
 
-def _format(value: float, digits: int = 4) -> str:
-    return f"{value:+z.{digits}f}".replace("-", MINUS).replace("0.", ".", 1)
+def _format_delta_tick(value: float, _: float) -> str:
+    return format_delta(value, 2) if abs(value) > 1e-9 else "0"
 
 
-def deltas(comparisons: Sequence[Mapping[str, Any]], metrics: Mapping[str, str], names: Mapping[str, str]) -> str:
-    """The student's differences with their intervals: a panel a measure, a row a baseline.
+def _format_percent_tick(value: float, _: float) -> str:
+    return format_percent(value)
+
+
+def _format_count_tick(value: float, _: float) -> str:
+    return format_value(round(value))
+
+
+def _fill(color: str) -> tuple[float, ...]:
+    """The color as the fill of a histogram that others may overlap."""
+    return (*matplotlib.colors.to_rgb(color), 0.22)
+
+
+# The report -------------------------------------------------------------------------------------------------------
+
+
+def plot_deltas(comparisons: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> str:
+    """The student's differences from each baseline with their intervals: a panel per metric, a row per baseline.
 
     Args:
         comparisons: entries of metrics.json whose system is the student.
-        metrics: labels of the measures to draw, by key.
-        names: labels of the systems, by key.
+        metrics: keys of the metrics to plot.
     """
-    baselines = [name for name in names if any(entry["baseline"] == name for entry in comparisons)]
-    panels = []
-    for metric, title in metrics.items():
-        told: list[str] = []
+    baselines = [name for name in SYSTEMS if any(entry["baseline"] == name for entry in comparisons)]
+    plots = []
+    for metric in metrics:
+        title = METRICS[metric].label
+        descriptions: list[str] = []
         with matplotlib.rc_context(STYLE):
-            figure, (ax,) = _panels(3.2, 0.75 + 0.46 * len(baselines), 1)
+            figure, (ax,) = _new_figure(3.2, 0.75 + 0.46 * len(baselines))
             ax.axvline(0, color=MUTED, linewidth=1)
             for row, baseline in enumerate(reversed(baselines)):
                 for entry in comparisons:
                     if (entry["baseline"], entry["metric"]) != (baseline, metric):
                         continue
-                    low, high = entry["ci_low"], entry["ci_high"]
+                    delta, low, high = entry["delta"], entry["ci_low"], entry["ci_high"]
                     color = COLORS["student"] if low > 0 else WORSE if high < 0 else MUTED
                     ax.plot([low, high], [row, row], color=color, linewidth=2.4, alpha=0.55)
-                    ax.plot(entry["delta"], row, "o" if low > 0 or high < 0 else "D", color=color, markersize=6)
+                    ax.plot(delta, row, "o" if low > 0 or high < 0 else "D", color=color, markersize=6)
                     ax.annotate(
-                        _format(entry["delta"]), (entry["delta"], row), (0, 8), textcoords="offset points",
-                        ha="center", color=INK, fontsize=9, bbox={"fc": PAPER, "ec": "none", "pad": 0.8},
+                        format_delta(delta), (delta, row), (0, 8), textcoords="offset points", ha="center", color=INK,
+                        fontsize=9, bbox={"fc": PAPER, "ec": "none", "pad": 0.8},
                     )  # fmt: skip
-                    told.insert(0, f"{names[baseline]} {_format(entry['delta'])}, {_format(low)} to {_format(high)}")
+                    descriptions.insert(0, f"{SYSTEMS[baseline]} {format_delta(delta)} {format_interval(low, high)}")
             ax.set_title(title)
             ax.grid(axis="y", visible=False)
             ax.spines["left"].set_visible(False)
             ax.xaxis.set_major_locator(MaxNLocator(4))
-            ax.xaxis.set_major_formatter(lambda value, _: _format(value, 2) if abs(value) > 1e-9 else "0")
+            ax.xaxis.set_major_formatter(_format_delta_tick)
             ax.set_ylim(-0.5, len(baselines) - 0.3)
-            ax.set_yticks(range(len(baselines)), [f"vs {names[name]}" for name in reversed(baselines)])
+            ax.set_yticks(range(len(baselines)), [f"vs {SYSTEMS[name]}" for name in reversed(baselines)])
             ax.tick_params(axis="y", labelcolor=INK)
             ax.margins(x=0.15)
-            label = f"Intervals of the student's differences in {title} from each baseline"
-            panels.append(_svg(figure, f"deltas-{metric}", label, f"Student minus baseline: {'; '.join(told)}."))
-    return _row(panels)
+            label = f"Differences in {title} between the student and each baseline, with intervals"
+            plots.append(
+                _to_svg(figure, f"deltas-{metric}", label, f"Student minus baseline: {'; '.join(descriptions)}.")
+            )
+    return _side_by_side(plots)
 
 
-def learning(curves: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> str:
-    """Loss and dev nDCG@10 over the steps: a column a model; the kept weights are ringed.
+def plot_learning_curves(models: Mapping[str, Mapping[str, Any]]) -> str:
+    """Dev nDCG@10 and training loss by step: a column per model, with a ring around the checkpoint that was kept.
 
     Args:
-        curves: metrics.json of teacher and student, by key.
-        names: labels of the systems, by key.
+        models: metrics.json of the teacher and of the student, by key.
     """
-    # nDCG compares across models; their losses are not of one kind, so those do not.
-    seen = [row["dev_ndcg_at_10"] for metrics in curves.values() for row in metrics["curve"]]
-    seen += [metrics["dev"]["bm25"] for metrics in curves.values() if "bm25" in metrics.get("dev", {})]
-    margin = 0.18 * max(max(seen) - min(seen), 0.01)
-    reached, losses = [], []
-    for name, metrics in curves.items():
-        curve, dev, color = metrics["curve"], metrics.get("dev", {}), COLORS[name]
-        steps, values = [row["step"] for row in curve], [row["dev_ndcg_at_10"] for row in curve]
-        best = int(np.argmax(values))
-        with matplotlib.rc_context(STYLE):
-            figure, (ax,) = _panels(4.7, 2.3, 1)
-            ax.plot(steps, values, "o-", color=color, markersize=4, linewidth=1.8)
-            ax.plot(steps[best], values[best], "o", markersize=11, markerfacecolor="none", color=color)
-            if "bm25" in dev:
-                ax.axhline(dev["bm25"], color=COLORS["bm25"], linewidth=1.1, linestyle=(0, (4, 3)))
-                ax.annotate(
-                    "BM25", (0, dev["bm25"]), (4, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
-                    color=MUTED, fontsize=9,
-                )  # fmt: skip
-            ax.set(title=f"{names[name]}: dev nDCG@10", ylim=(min(seen) - margin, max(seen) + margin), xlabel="step")
-            ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            ax.yaxis.set_major_formatter(lambda value, _: f"{value:.2f}".replace("0.", ".", 1))
-            ax.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-            told = f"From {values[0]:.3f} at step {steps[0]} to {values[-1]:.3f} at step {steps[-1]}; "
-            told += f"kept: step {steps[best]}, {values[best]:.3f}."
-            reached.append(_svg(figure, f"learning-{name}", f"Dev nDCG@10 of the {name} over the steps", told))
-            figure, (ax,) = _panels(4.7, 2.1, 1)
-            ax.plot(steps, [row["loss"] for row in curve], "o-", color=color, markersize=4, linewidth=1.8)
-            ax.set(title=f"{names[name]}: training loss", xlabel="step")
-            ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            ax.yaxis.set_major_locator(MaxNLocator(4))
-            told = f"From {curve[0]['loss']:.3g} to {curve[-1]['loss']:.3g}."
-            losses.append(_svg(figure, f"loss-{name}", f"Training loss of the {name} over the steps", told))
-    return _row([*reached, *losses], 400)
+    # nDCG@10 compares across models, so its axes are equal. The losses are of different kinds, so theirs are not.
+    values = [row["dev_ndcg_at_10"] for metrics in models.values() for row in metrics["curve"]]
+    values += [metrics["dev"]["bm25"] for metrics in models.values() if "bm25" in metrics.get("dev", {})]
+    margin = 0.18 * max(max(values) - min(values), 0.01)
+    limits = min(values) - margin, max(values) + margin
+    scores = [_plot_dev_scores(name, metrics, limits) for name, metrics in models.items()]
+    losses = [_plot_loss(name, metrics["curve"]) for name, metrics in models.items()]
+    return _side_by_side([*scores, *losses], 400)
 
 
-def reliability(
-    diagrams: Mapping[str, Sequence[Mapping[str, Any]]], names: Mapping[str, str], name: str = "reliability"
+def _plot_dev_scores(name: str, metrics: Mapping[str, Any], limits: tuple[float, float]) -> str:
+    curve, dev, color = metrics["curve"], metrics.get("dev", {}), COLORS[name]
+    steps, values = [row["step"] for row in curve], [row["dev_ndcg_at_10"] for row in curve]
+    best = int(np.argmax(values))
+    with matplotlib.rc_context(STYLE):
+        figure, (ax,) = _new_figure(4.7, 2.3)
+        ax.plot(steps, values, "o-", color=color, markersize=4, linewidth=1.8)
+        ax.plot(steps[best], values[best], "o", markersize=11, markerfacecolor="none", color=color)
+        if "bm25" in dev:
+            ax.axhline(dev["bm25"], color=COLORS["bm25"], linewidth=1.1, linestyle=DASHED)
+            ax.annotate(
+                "BM25", (0, dev["bm25"]), (4, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
+                color=MUTED, fontsize=9,
+            )  # fmt: skip
+        ax.set(title=f"{SYSTEMS[name]}: dev nDCG@10", ylim=limits, xlabel="step")
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        ax.yaxis.set_major_formatter(lambda value, _: format_metric(value, 2))
+        ax.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        description = (
+            f"From {format_metric(values[0])} at step {steps[0]} to {format_metric(values[-1])} at step {steps[-1]}; "
+            f"kept: step {steps[best]}, {format_metric(values[best])}."
+        )
+        return _to_svg(figure, f"learning-{name}", f"Dev nDCG@10 of the {name} by step", description)
+
+
+def _plot_loss(name: str, curve: Sequence[Mapping[str, Any]]) -> str:
+    with matplotlib.rc_context(STYLE):
+        figure, (ax,) = _new_figure(4.7, 2.1)
+        losses = [row["loss"] for row in curve]
+        ax.plot([row["step"] for row in curve], losses, "o-", color=COLORS[name], markersize=4, linewidth=1.8)
+        ax.set(title=f"{SYSTEMS[name]}: training loss", xlabel="step")
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        ax.yaxis.set_major_locator(MaxNLocator(4))
+        description = f"From {losses[0]:.3g} to {losses[-1]:.3g}."
+        return _to_svg(figure, f"loss-{name}", f"Training loss of the {name} by step", description)
+
+
+def plot_reliability(
+    diagrams: Mapping[str, Sequence[Mapping[str, Any]]],
+    titles: Mapping[str, str] = SYSTEMS,
+    name: str = "reliability",
 ) -> str:
-    """Mean judgement against mean probability in each bin, a panel a system; the area of a point is its rows.
+    """Reliability diagrams: mean judgement against mean probability per bin, the area of a point its number of pairs.
 
     Args:
         diagrams: bins with mean_probability, mean_target and count, by system.
-        names: labels of the systems, by key.
-        name: of the plot, one of its own on a page.
+        titles: of the panels, by system.
+        name: of the plots, unique on the page.
     """
-    panels = []
+    plots = []
     for system, bins in diagrams.items():
-        said, seen = ([part[key] for part in bins] for key in ("mean_probability", "mean_target"))
+        probabilities, judgements = ([part[key] for part in bins] for key in ("mean_probability", "mean_target"))
         largest = max(part["count"] for part in bins)
         areas = [12 + 110 * part["count"] / largest for part in bins]
         with matplotlib.rc_context(STYLE):
-            figure, (ax,) = _panels(3.2, 3.3, 1)
-            ax.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-            ax.plot(said, seen, color=COLORS[system], linewidth=1.2, alpha=0.5)
-            ax.scatter(said, seen, areas, color=COLORS[system], zorder=3)
-            ax.set(title=names[system], xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
-            ax.set(xlabel="probability given", ylabel="mean judgement")
+            figure, (ax,) = _new_figure(3.2, 3.3)
+            ax.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=DASHED)
+            ax.plot(probabilities, judgements, color=COLORS[system], linewidth=1.2, alpha=0.5)
+            ax.scatter(probabilities, judgements, areas, color=COLORS[system], zorder=3)
+            ax.set(title=titles[system], xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
+            ax.set(xlabel="predicted probability", ylabel="mean judgement")
             ax.set_xticks(*QUARTERS)
             ax.set_yticks(*QUARTERS)
-            points = "; ".join(f"{given:.2f} is {judged:.2f}" for given, judged in zip(said, seen, strict=True))
-            label = f"{names[system]}: mean judgement against the probability given"
-            told = f"By bin, the probability given and the mean judgement: {points}."
-            panels.append(_svg(figure, f"{name}-{system}", label, told))
-    return _row(panels)
+            points = "; ".join(
+                f"{format_metric(probability, 2)}, {format_metric(judgement, 2)}"
+                for probability, judgement in zip(probabilities, judgements, strict=True)
+            )
+            label = f"{titles[system]}: mean judgement against predicted probability"
+            description = f"Predicted probability and mean judgement of each bin: {points}."
+            plots.append(_to_svg(figure, f"{name}-{system}", label, description))
+    return _side_by_side(plots)
 
 
-def scores(parts: Mapping[str, tuple[np.ndarray, np.ndarray]], names: Mapping[str, str], label: str) -> str:
-    """Histograms of a system's scores for relevant and for other pairs, a panel a system.
+def plot_score_histograms(scores: Mapping[str, tuple[np.ndarray, np.ndarray]], label: str) -> str:
+    """Histograms of the scores of relevant and of other pairs: a panel per system.
 
     Args:
-        parts: scores of relevant pairs and of the others, by system.
-        names: labels of the systems, by key.
+        scores: by system, those of the relevant pairs and those of the others, shape (pairs,) each.
         label: what the scores are.
     """
-    panels = []
-    for name, (relevant, others) in parts.items():
-        both = np.concatenate([relevant, others])
-        probabilities = both.min() >= 0 and both.max() <= 1
-        edges = np.histogram_bin_edges(both, 24, (0, 1) if probabilities else None).tolist()
+    plots = []
+    for system, (relevant, others) in scores.items():
+        all_scores = np.concatenate([relevant, others])
+        are_probabilities = all_scores.min() >= 0 and all_scores.max() <= 1
+        edges = np.histogram_bin_edges(all_scores, 24, (0, 1) if are_probabilities else None).tolist()
         with matplotlib.rc_context(STYLE):
-            figure, (ax,) = _panels(3.2, 2.6, 1)
-            for values, color, kind in ((others, MUTED, "others"), (relevant, COLORS[name], "relevant")):
+            figure, (ax,) = _new_figure(3.2, 2.6)
+            for values, color, group in ((others, MUTED, "others"), (relevant, COLORS[system], "relevant")):
                 ax.hist(
                     values, edges, weights=np.full(len(values), 1 / max(len(values), 1)), histtype="stepfilled",
-                    facecolor=(*matplotlib.colors.to_rgb(color), 0.22), edgecolor=color, linewidth=1.4, label=kind,
+                    facecolor=_fill(color), edgecolor=color, linewidth=1.4, label=group,
                 )  # fmt: skip
-            ax.set(title=names[name], xlabel=label, ylabel="share of pairs")
+            ax.set(title=SYSTEMS[system], xlabel=label, ylabel="share of pairs")
             ax.yaxis.set_major_locator(MaxNLocator(4))
-            ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+            ax.yaxis.set_major_formatter(_format_percent_tick)
             ax.legend(
                 loc="lower right", bbox_to_anchor=(1.03, 0.98), ncols=2, columnspacing=0.9, handlelength=0.9,
                 handletextpad=0.5, fontsize=8.5,
             )  # fmt: skip
-            if probabilities:
+            if are_probabilities:
                 ax.set_xticks(*QUARTERS)
-            medians = [f"{np.median(values):.2f}" if len(values) else "none" for values in (relevant, others)]
-            told = (
-                f"Median of the {len(relevant)} relevant pairs {medians[0]}, of the {len(others)} others {medians[1]}."
+            medians = [
+                format_metric(float(np.median(values)), 2) if len(values) else "none" for values in (relevant, others)
+            ]
+            title = f"{SYSTEMS[system]}: distribution of the {label} of relevant pairs and of the others"
+            description = (
+                f"Median of {len(relevant)} relevant pairs: {medians[0]}; of {len(others)} others: {medians[1]}."
             )
-            kind = f"{names[name]}: distribution of the {label} for relevant pairs and for others"
-            panels.append(_svg(figure, f"scores-{name}", kind, told))
-    return _row(panels)
+            plots.append(_to_svg(figure, f"scores-{system}", title, description))
+    return _side_by_side(plots)
 
 
-def latency(timed: Mapping[str, Mapping[str, float]], names: Mapping[str, str]) -> str:
-    """Time of a request by system: a line from the median to the slowest in a hundred, a row a system.
+def plot_latency(timings: Mapping[str, Mapping[str, float]]) -> str:
+    """Response times: a row per system, with marks at the median and at the 95th and 99th percentiles.
 
     Args:
-        timed: p50_ms, p95_ms and p99_ms, by system; without p99_ms the line ends at p95_ms.
-        names: labels of the systems, by key.
+        timings: p50_ms, p95_ms and p99_ms, by system; without p99_ms the line ends at p95_ms.
     """
-    quantiles = {"p50_ms": ("o", 7, "median"), "p95_ms": ("s", 7, "95 % within"), "p99_ms": ("|", 12, "99 % within")}
-    seen = {name: {key: values[key] for key in quantiles if key in values} for name, values in timed.items()}
+    quantiles = {"p50_ms": ("o", 7, "median"), "p95_ms": ("s", 7, "p95"), "p99_ms": ("|", 12, "p99")}
+    rows = {name: {key: values[key] for key in quantiles if key in values} for name, values in timings.items()}
     with matplotlib.rc_context(STYLE):
-        figure, (ax,) = _panels(9.6, 0.95 + 0.42 * len(seen), 1)
-        for row, (name, values) in enumerate(reversed(seen.items())):
+        figure, (ax,) = _new_figure(9.6, 0.95 + 0.42 * len(rows))
+        for row, (name, values) in enumerate(reversed(rows.items())):
             ax.plot([0, max(values.values())], [row, row], color=COLORS[name], linewidth=1.4, alpha=0.35)
             for key, value in values.items():
                 marker, size, _ = quantiles[key]
@@ -297,78 +344,80 @@ def latency(timed: Mapping[str, Mapping[str, float]], names: Mapping[str, str]) 
         for marker, size, label in quantiles.values():
             ax.plot([], [], marker, color=MUTED, markersize=size, markeredgewidth=2, label=label)
         ax.legend(loc="lower right", bbox_to_anchor=(1.01, 0.98), ncols=3, columnspacing=1.4, handletextpad=0.3)
-        ax.set(xlabel="milliseconds a request", ylim=(-0.6, len(seen) - 0.4))
-        ax.set_xlim(0, 1.06 * max(max(values.values()) for values in seen.values()))
-        ax.set_yticks(range(len(seen)), [names[name] for name in reversed(seen)])
+        ax.set(xlabel="milliseconds per request", ylim=(-0.6, len(rows) - 0.4))
+        ax.set_xlim(0, 1.06 * max(max(values.values()) for values in rows.values()))
+        ax.set_yticks(range(len(rows)), [SYSTEMS[name] for name in reversed(rows)])
         ax.tick_params(axis="y", labelcolor=INK)
         ax.grid(axis="y", visible=False)
         ax.spines["left"].set_visible(False)
         ax.xaxis.set_major_locator(MaxNLocator(6))
-        told = [
-            f"{names[name]}: {', '.join(f'{quantiles[key][2]} {value:.3g} ms' for key, value in values.items())}"
-            for name, values in seen.items()
+        descriptions = [
+            f"{SYSTEMS[name]}: {', '.join(f'{quantiles[key][2]} {value:.3g} ms' for key, value in values.items())}"
+            for name, values in rows.items()
         ]
-        return _svg(figure, "latency", "Time of a request, by model", f"{'; '.join(told)}.")
+        return _to_svg(figure, "latency", "Response time by model", f"{'; '.join(descriptions)}.")
 
 
-def logits(histograms: Mapping[str, Mapping[str, Any]], colors: Mapping[str, str]) -> str:
-    """Distributions of a teacher's logits over one another, as shares of the pairs of each.
+def plot_logits(histograms: Mapping[str, Mapping[str, Any]], colors: Mapping[str, str]) -> str:
+    """Distributions of the teacher's logits on one axis, each as shares of its own pairs.
 
     Args:
         histograms: by label, `counts` of bins of `width` from `low` upwards.
-        colors: by label, the system whose color it is drawn in.
+        colors: by label, the system whose color it has.
     """
     with matplotlib.rc_context(STYLE):
-        figure, (ax,) = _panels(4.6, 3.4, 1)
+        figure, (ax,) = _new_figure(4.6, 3.4)
         for label, histogram in histograms.items():
             counts, color = np.array(histogram["counts"], np.float64), COLORS[colors[label]]
             edges = histogram["low"] + histogram["width"] * np.arange(len(counts) + 1)
             ax.stairs(
-                counts / counts.sum(), edges, fill=True, facecolor=(*matplotlib.colors.to_rgb(color), 0.22),
-                edgecolor=color, linewidth=1.4, label=label,
+                counts / counts.sum(), edges, fill=True, facecolor=_fill(color), edgecolor=color, linewidth=1.4,
+                label=label,
             )  # fmt: skip
         ax.set(title="The teacher's logits", xlabel="logit", ylabel="share of pairs")
         ax.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-        ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        ax.yaxis.set_major_formatter(_format_percent_tick)
         ax.legend(loc="lower right", bbox_to_anchor=(1.02, 0.98), ncols=2, columnspacing=1.2, handlelength=1.4)
-        told = "; ".join(f"{label}: {sum(histogram['counts'])} pairs" for label, histogram in histograms.items())
+        descriptions = [f"{label}: {sum(histogram['counts'])} pairs" for label, histogram in histograms.items()]
         title = "Distributions of the teacher's logits on judged and on labeled pairs"
-        return _svg(figure, "logits", title, f"{told}.")
+        return _to_svg(figure, "logits", title, f"{'; '.join(descriptions)}.")
 
 
-def query_deltas(values: np.ndarray, baseline: str) -> str:
-    """Histogram of per-query differences of nDCG@10, student minus the baseline of that label, shape (queries,)."""
-    reach = max(float(np.abs(values).max()), 0.01)
-    edges = np.linspace(-reach, reach, 42)  # an odd number of bins, so that the middle one holds the ties
-    counts, _ = np.histogram(values, edges)
+def plot_query_deltas(deltas: np.ndarray, baseline: str) -> str:
+    """Histogram of the differences in nDCG@10 by query, student minus the baseline of that label, shape (queries,)."""
+    limit = max(float(np.abs(deltas).max()), 0.01)
+    edges = np.linspace(-limit, limit, 42)  # an odd number of bins, so that the middle one holds the ties
+    counts, _ = np.histogram(deltas, edges)
     centers = (edges[1:] + edges[:-1]) / 2
-    middle = np.abs(centers) < reach / 100
-    colors = np.where(middle, COLORS["random"], np.where(centers > 0, COLORS["student"], WORSE))
+    is_middle = np.abs(centers) < limit / 100
+    colors = np.where(is_middle, COLORS["random"], np.where(centers > 0, COLORS["student"], WORSE))
     with matplotlib.rc_context(STYLE):
-        figure, (ax,) = _panels(9.6, 2.4, 1)
+        figure, (ax,) = _new_figure(9.6, 2.4)
         ax.bar(centers, counts, width=edges[1] - edges[0], color=colors.tolist(), edgecolor=PAPER, linewidth=0.8)
         ax.axvline(0, color=MUTED, linewidth=1)
-        ax.set(xlabel=f"nDCG@10 of the query, student minus {baseline}", ylabel="queries", xlim=(-reach, reach))
+        ax.set(xlabel=f"nDCG@10 of the query, student minus {baseline}", ylabel="queries", xlim=(-limit, limit))
         ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-        ax.xaxis.set_major_formatter(lambda value, _: _format(value, 2) if abs(value) > 1e-9 else "0")
-        told = f"{len(values)} queries from {_format(values.min(), 3)} to {_format(values.max(), 3)}, "
-        told += f"median {_format(float(np.median(values)), 3)}."
+        ax.xaxis.set_major_formatter(_format_delta_tick)
+        lowest, median, highest = (
+            format_delta(float(value), 3) for value in (deltas.min(), np.median(deltas), deltas.max())
+        )
         label = f"Histogram of the difference in nDCG@10 by query, student minus {baseline}"
-        return _svg(figure, "queries", label, told)
+        description = f"{len(deltas)} queries from {lowest} to {highest}, median {median}."
+        return _to_svg(figure, "queries", label, description)
 
 
-def targets(values: np.ndarray, relevant_from: float | None) -> str:
+def plot_targets(targets: np.ndarray, relevant_from: float | None) -> str:
     """Histogram of the judgements' soft targets in [0, 1], shape (pairs,), with the threshold of relevance."""
     edges = np.linspace(-0.025, 1.025, 22)
-    counts, _ = np.histogram(values, edges)
+    counts, _ = np.histogram(targets, edges)
     centers = (edges[1:] + edges[:-1]) / 2
-    relevant = centers >= (2.0 if relevant_from is None else relevant_from - 0.025)
+    is_relevant = centers >= (2.0 if relevant_from is None else relevant_from - 0.025)
     with matplotlib.rc_context(STYLE):
-        figure, (ax,) = _panels(4.7, 2.5, 1)
-        colors = np.where(relevant, COLORS["student"], COLORS["random"]).tolist()
-        ax.bar(centers, counts / max(len(values), 1), width=0.04, color=colors)
+        figure, (ax,) = _new_figure(4.7, 2.5)
+        colors = np.where(is_relevant, COLORS["student"], COLORS["random"]).tolist()
+        ax.bar(centers, counts / max(len(targets), 1), width=0.04, color=colors)
         if relevant_from is not None:
-            ax.axvline(relevant_from - 0.025, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+            ax.axvline(relevant_from - 0.025, color=MUTED, linewidth=1, linestyle=DASHED)
             ax.annotate(
                 "relevant", (relevant_from - 0.025, 1), (4, -2), xycoords=("data", "axes fraction"),
                 textcoords="offset points", va="top", color=MUTED, fontsize=9,
@@ -376,98 +425,93 @@ def targets(values: np.ndarray, relevant_from: float | None) -> str:
         ax.set(xlabel="soft target", ylabel="share of pairs", xlim=(-0.05, 1.05))
         ax.set_xticks(*QUARTERS)
         ax.yaxis.set_major_locator(MaxNLocator(4))
-        ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        told = f"{len(values)} pairs, mean {values.mean():.3f}." if len(values) else "No pairs."
-        return _svg(figure, "targets", "Distribution of the judgements' soft targets", told)
+        ax.yaxis.set_major_formatter(_format_percent_tick)
+        description = f"{len(targets)} pairs, mean {format_metric(targets.mean())}." if len(targets) else "No pairs."
+        return _to_svg(figure, "targets", "Distribution of the judgements' soft targets", description)
 
 
 # The data profile -------------------------------------------------------------------------------------------------
 
 
-def _grouped(value: float) -> str:
-    return f"{value:,.0f}".replace(",", "\u202f")
-
-
-def frequency(curve: Sequence[Mapping[str, float]], torso_from: float, tail_from: float) -> str:
-    """How often the query of each rank was seen, and the share of all impressions down to it; ranks on a log scale.
+def plot_frequency(curve: Sequence[Mapping[str, float]], torso_from: float, tail_from: float) -> str:
+    """Impressions of the query at each rank, and the cumulative share of all impressions; ranks on a log scale.
 
     Args:
-        curve: entries with rank, impressions and share, ranks ascending.
+        curve: entries with rank, impressions and share, in ascending order of rank.
         torso_from: share of impressions at which the torso begins.
-        tail_from: likewise the tail.
+        tail_from: share of impressions at which the tail begins.
     """
     ranks, impressions, share = ([entry[key] for entry in curve] for key in ("rank", "impressions", "share"))
     with matplotlib.rc_context(STYLE):
-        figure, axes = _panels(9.6, 3.0, 2)
-        titles = "Impressions of the query at each rank", "Share of all impressions down to it"
+        figure, axes = _new_figure(9.6, 3.0, 2)
+        titles = "Impressions of the query at each rank", "Cumulative share of all impressions"
         for ax, values, title in zip(axes, (impressions, share), titles, strict=True):
             ax.plot(ranks, values, "o-", color=COLORS["student"], markersize=4.5, linewidth=1.8, clip_on=False)
             ax.set(title=title, xlabel="rank of the query, most frequent first", xscale="log")
             ax.set_xlim(0.9, max(ranks[-1], 10) * 1.1)
-            ax.xaxis.set_major_formatter(lambda value, _: _grouped(value))
+            ax.xaxis.set_major_formatter(_format_count_tick)
             ax.minorticks_off()
         axes[0].set_yscale("log")
         axes[0].set_ylim(0.8, 10 ** np.ceil(np.log10(max(impressions[0], 10))) * 1.1)
-        axes[0].yaxis.set_major_formatter(lambda value, _: _grouped(value))
+        axes[0].yaxis.set_major_formatter(_format_count_tick)
         axes[0].minorticks_off()
         axes[1].set_ylim(0, 1.03)
         axes[1].set_yticks(QUARTERS[0])
-        axes[1].yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axes[1].yaxis.set_major_formatter(_format_percent_tick)
         for bound, name in ((torso_from, "torso"), (tail_from, "tail")):
-            axes[1].axhline(bound, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+            axes[1].axhline(bound, color=MUTED, linewidth=1, linestyle=DASHED)
             axes[1].annotate(
                 f"{name} from here", (0, bound), (5, 4), xycoords=("axes fraction", "data"),
                 textcoords="offset points", color=MUTED, fontsize=9,
             )  # fmt: skip
-        return _svg(figure, "frequency", "Impressions by rank of the query, and their cumulative share, on log scales")
+        return _to_svg(figure, "frequency", "Impressions by rank of the query, and their cumulative share")
 
 
-def ratings(counts: Mapping[str, int]) -> str:
-    """How many judged pairs have each rating, as bars; rating by rating if there are few, else to scale.
+def plot_ratings(counts: Mapping[str, int]) -> str:
+    """Judged pairs by rating, as bars: labeled one by one if there are few ratings, else on a numeric axis.
 
     Args:
-        counts: pairs by rating, a number as text, ascending.
+        counts: pairs by rating (a number as text), in ascending order.
     """
-    few = len(counts) <= 20
+    are_few = len(counts) <= 20
     with matplotlib.rc_context(STYLE):
-        figure, (ax,) = _panels(9.6, 2.5, 1)
+        figure, (ax,) = _new_figure(9.6, 2.5)
         values = np.array([float(rating) for rating in counts])
-        places = np.arange(len(values)) if few else values
+        positions = np.arange(len(values)) if are_few else values
         labels = [f"{value:.4g}" for value in values]
-        width = 0.68 if few else 0.8 * float(np.diff(values).min())
-        ax.bar(places, list(counts.values()), width=width, color=COLORS["student"])
-        if few:
-            ax.set_xticks(places, labels if len(set(labels)) == len(counts) else list(counts))
+        width = 0.68 if are_few else 0.8 * float(np.diff(values).min())
+        ax.bar(positions, list(counts.values()), width=width, color=COLORS["student"])
+        if are_few:
+            ax.set_xticks(positions, labels if len(set(labels)) == len(counts) else list(counts))
             ax.set_xlim(-0.6, max(len(counts), 5) - 0.4)
-            for place, count in zip(places, counts.values(), strict=True):
+            for position, count in zip(positions, counts.values(), strict=True):
                 ax.annotate(
-                    _grouped(count), (place, count), (0, 3), textcoords="offset points", ha="center", fontsize=9
+                    format_value(count), (position, count), (0, 3), textcoords="offset points", ha="center", fontsize=9
                 )
         ax.grid(axis="x", visible=False)
         ax.set(xlabel="rating, on the source's scale", ylabel="judged pairs")
         ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-        ax.yaxis.set_major_formatter(lambda value, _: _grouped(value))
+        ax.yaxis.set_major_formatter(_format_count_tick)
         ax.margins(y=0.14)
-        return _svg(figure, "ratings", "Number of judged pairs with each rating")
+        return _to_svg(figure, "ratings", "Number of judged pairs with each rating")
 
 
-def target_tenths(sides: Mapping[str, Mapping[str, Any]]) -> str:
-    """Soft targets of the judged pairs in each tenth of [0, 1], a panel a side.
+def plot_targets_by_side(sides: Mapping[str, Mapping[str, Any]]) -> str:
+    """Soft targets of the judged pairs in each tenth of [0, 1]: a panel per side of the split.
 
     Args:
         sides: `mean` and `tenths`, the number of pairs in each tenth, by side.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = _panels(9.6, 2.3, len(sides), sharey=True)
+        figure, axes = _new_figure(9.6, 2.3, len(sides), sharey=True)
         for ax, (side, distribution) in zip(axes, sides.items(), strict=True):
-            tenths = np.array(distribution["tenths"])
+            tenths, mean = np.array(distribution["tenths"]), distribution["mean"]
             ax.bar(np.arange(10) / 10 + 0.05, tenths / max(tenths.sum(), 1), width=0.085, color=COLORS["student"])
-            ax.axvline(distribution["mean"], color=WORSE, linewidth=1.6)
-            mean = f"{distribution['mean']:.3f}".replace("0.", ".", 1)
-            ax.set(title=f"{side.capitalize()}: mean {mean}", xlabel="soft target", xlim=(-0.01, 1.01))
+            ax.axvline(mean, color=WORSE, linewidth=1.6)
+            ax.set(title=f"{side.capitalize()}: mean {format_metric(mean)}", xlabel="soft target", xlim=(-0.01, 1.01))
             ax.set_xticks(*QUARTERS)
             ax.grid(axis="x", visible=False)
             ax.yaxis.set_major_locator(MaxNLocator(4))
-            ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+            ax.yaxis.set_major_formatter(_format_percent_tick)
         axes[0].set_ylabel("share of pairs")
-        return _svg(figure, "targets-by-side", "Distribution of the judgements' soft targets, by side of the split")
+        return _to_svg(figure, "targets-by-side", "Distribution of the judgements' soft targets, by side of the split")

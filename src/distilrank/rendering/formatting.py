@@ -1,4 +1,8 @@
-"""Numbers, times and lists of words as the pages print them."""
+"""Numbers, times and lists as people read them: on pages, in figures, on a terminal, in verdicts and model cards.
+
+`format_plain` and `format_plain_interval` write ASCII, for terminals, logs and files. The other functions write for
+pages: a real minus sign, narrow spaces between groups of digits, and a dash where there is no value.
+"""
 
 from __future__ import annotations
 
@@ -6,64 +10,87 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from distilrank.rendering import figures
-
 DASH = "\N{EN DASH}"
-ISO_TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d(?:Z|\+00:00)")
+MINUS = "\N{MINUS SIGN}"
+NARROW_SPACE = "\N{NARROW NO-BREAK SPACE}"
+_ISO_TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d(?:Z|\+00:00)")
 
 
-def measure_text(value: float | None, places: int = 3) -> str:
-    """A measure as papers print it, .931, or a dash where there is none."""
-    return DASH if value is None else _bare(f"{value:.{places}f}")
+# For terminals, logs and files ------------------------------------------------------------------------------------
 
 
-def delta_text(value: float | None, places: int = 4) -> str:
-    """A difference with its sign, +.0131, or a dash."""
-    return DASH if value is None else _bare(f"{value:+z.{places}f}")
+def format_plain(value: float | None, places: int = 4, sign: str = "-") -> str:
+    """A number with a fixed number of decimals, 0.9314, or - where there is none.
+
+    Args:
+        value: what to print; a value that rounds to zero never has a minus sign.
+        places: decimals.
+        sign: "+" prints the sign of positive numbers too.
+    """
+    return "-" if value is None else f"{value:{sign}z.{places}f}"
 
 
-def bound_text(value: Any, digits: int = 4) -> str:
-    """What a check was held to: numbers as papers print them; a version's id is told by the check's sentence."""
+def format_plain_interval(low: float, high: float, places: int = 4) -> str:
+    """A confidence interval, [-0.0035, 0.0095]."""
+    return f"[{format_plain(low, places)}, {format_plain(high, places)}]"
+
+
+# For pages --------------------------------------------------------------------------------------------------------
+
+
+def format_metric(value: float | None, places: int = 3) -> str:
+    """A metric, a probability or a p-value, 0.931, or a dash."""
+    return DASH if value is None else _typeset(format_plain(value, places))
+
+
+def format_delta(value: float | None, places: int = 4) -> str:
+    """A difference with its sign, +0.0131, or a dash."""
+    return DASH if value is None else _typeset(format_plain(value, places, "+"))
+
+
+def format_interval(low: float | None, high: float | None, places: int = 4) -> str:
+    """A confidence interval, [−0.0035, 0.0095], or a dash."""
+    return DASH if low is None or high is None else _typeset(format_plain_interval(low, high, places))
+
+
+def format_bound(value: Any, digits: int = 4) -> str:
+    """A check's value or bound: numbers with significant digits; a dash for a version's id, which its detail names."""
     if isinstance(value, str) or value is None:
         return DASH
-    return _bare(f"{value:.{digits}g}") if isinstance(value, float) else figure_text(value)
+    return _typeset(f"{value:.{digits}g}") if isinstance(value, float) else format_value(value)
 
 
-def _bare(text: str) -> str:
-    """The number without its leading zero, and with a real minus."""
-    return re.sub(r"^([+-]?)0\.", r"\1.", text).replace("-", figures.MINUS)
-
-
-def figure_text(value: Any) -> str:
-    """Any value: whole numbers in groups of three digits, others to 4 significant digits, times without seconds."""
+def format_value(value: Any) -> str:
+    """Any value: whole numbers in groups of three digits, others with 4 significant digits, times without seconds."""
     if value is None or value == "":
         return DASH
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer() and abs(value) >= 1000):
-        return f"{int(value):,}".replace(",", "\u202f").replace("-", figures.MINUS)
+        return _group(int(value))
     if isinstance(value, float):
-        return (
-            f"{value:,.0f}".replace(",", "\u202f")
-            if abs(value) >= 10000
-            else f"{value:.4g}".replace("-", figures.MINUS)
-        )
+        return _group(round(value)) if abs(value) >= 10_000 else _typeset(f"{value:.4g}")
     if isinstance(value, list | tuple):
-        return ", ".join(figure_text(part) for part in value)
-    return ISO_TIME.sub(r"\1 \2 UTC", str(value))
+        return ", ".join(format_value(part) for part in value)
+    return _ISO_TIME.sub(r"\1 \2 UTC", str(value))
 
 
-def percent_text(value: float | None) -> str:
-    """A share in [0, 1] as a percentage of up to 3 digits."""
-    if value is None:
+def format_count(number: int, singular: str, plural: str = "") -> str:
+    """A number and what it counts, `1 query`, `2 queries`; `plural` if that is not `singular` with an s."""
+    return f"{format_value(number)} {singular if number == 1 else plural or singular + 's'}"
+
+
+def format_percent(share: float | None) -> str:
+    """A share in [0, 1] as a percentage with up to 3 digits, 11.8 %, or a dash."""
+    if share is None:
         return DASH
-    percentage = 100 * value
+    percentage = 100 * share
     places = 0 if percentage >= 99.95 or percentage == round(percentage) else 1
-    return f"{percentage:.{places}f}\u00a0%"
+    return f"{percentage:.{places}f}\N{NO-BREAK SPACE}%"
 
 
-def duration_text(seconds: float | None) -> str:
-    """Seconds as 4.2 s, 3 min 20 s or 1 h 5 min."""
+def format_duration(seconds: float | None) -> str:
+    """A duration: 4.2 s, 3 min 20 s or 1 h 5 min, or a dash."""
     if seconds is None:
         return DASH
     if seconds < 100:
@@ -72,6 +99,24 @@ def duration_text(seconds: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def listing(words: Sequence[str]) -> str:
-    """The words with commas, and `and` before the last."""
+def format_milliseconds(value: float | None) -> str:
+    """A duration with 3 significant digits, 6.93 ms, or a dash."""
+    return DASH if value is None else f"{value:.3g} ms"
+
+
+def join_words(words: Sequence[str]) -> str:
+    """An enumeration: commas, and `and` before the last word; at least one word."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def readable_name(key: str) -> str:
+    """A key of a file or of the configuration as words: `new_query_share` is `new query share`."""
+    return key.replace("_", " ")
+
+
+def _typeset(text: str) -> str:
+    return text.replace("-", MINUS)
+
+
+def _group(number: int) -> str:
+    return _typeset(f"{number:,}".replace(",", NARROW_SPACE))

@@ -1,28 +1,36 @@
-"""The templates of the pages, and the one way in which they are rendered."""
+"""The one Jinja environment in which every page is rendered."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
+from distilrank.rendering import formatting
+
 TEMPLATES = Path(__file__).parent / "templates"
+FILTERS = {
+    "metric": formatting.format_metric,
+    "delta": formatting.format_delta,
+    "interval": formatting.format_interval,
+    "value": formatting.format_value,
+    "counted": formatting.format_count,
+    "percent": formatting.format_percent,
+    "duration": formatting.format_duration,
+    "milliseconds": formatting.format_milliseconds,
+    "words": formatting.readable_name,
+}
+"""What templates may call to write numbers, by name."""
 
 
-def environment(**filters: Callable[..., Any]) -> jinja2.Environment:
-    """Jinja's environment of the pages: everything is escaped, and a name that is not given is an error.
-
-    Args:
-        filters: what the templates may call, by name.
-    """
-    made = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """The environment of the pages: every value is escaped, and an undefined name is an error."""
+    pages = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,  # queries and titles are other people's text
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(filters)
-    return made
+    pages.filters.update(FILTERS)
+    return pages

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import browser
-from tests.test_report import folders, render
+from tests.report_runs import folders, render
 
 pytestmark = pytest.mark.skipif(browser.program() is None, reason="no Chromium here, so the report is not looked at")
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,48 +23,20 @@ from distilrank.evaluation.significance import TIE
 from distilrank.promotion.checks import failed as failed_checks
 from distilrank.rendering import figures, inline_script, templating
 from distilrank.rendering.formatting import (
-    bound_text,
-    delta_text,
-    duration_text,
-    figure_text,
-    listing,
-    measure_text,
-    percent_text,
+    format_bound,
+    format_delta,
+    format_duration,
+    format_metric,
+    format_percent,
+    format_value,
+    join_words,
+    readable_name,
 )
+from distilrank.rendering.labels import BASELINES, METRICS, SYSTEMS, metric_label
 from distilrank.teacher import label_manifest
 
-SYSTEMS = {
-    "random": "Random",
-    "bm25": "BM25",
-    "teacher": "Teacher",
-    "anchor": "Anchor",
-    "champion": "Champion",
-    "student": "Student",
-}
-BASELINES = {
-    "random": "random order",
-    "bm25": "BM25",
-    "teacher": "its teacher",
-    "anchor": "the anchor",
-    "champion": "the champion",
-}
-
-MEASURES = (
-    ("ndcg_at_5", "nDCG@5", True),
-    ("ndcg_at_10", "nDCG@10", True),
-    ("mrr", "MRR", True),
-    ("pair_accuracy", "pair accuracy", True),
-    ("roc_auc", "ROC-AUC", True),
-    ("pr_auc", "PR-AUC", True),
-    ("recall_at_precision_95", "recall at 95 % precision", True),
-    ("ece", "ECE", False),
-    ("brier", "Brier", False),
-)
-"""Key, label, and whether higher is better."""
-
-COMPARED = {"ndcg_at_10": "nDCG@10", "pair_accuracy": "pair accuracy", "roc_auc": "ROC-AUC"}
-WITHIN = 4
-"""The first measures of MEASURES are taken within queries, the others across them."""
+COMPARED = ("ndcg_at_10", "pair_accuracy", "roc_auc")
+"""Metrics whose differences are plotted."""
 
 OUTCOMES = {
     "promoted": ("good", "Promoted"),
@@ -192,7 +163,7 @@ def render(
         page = {
             "title": config.title or name,
             "name": name,
-            "script": inline_script.load(_environment(), "sort.js.j2", "frame.js.j2"),
+            "script": inline_script.load(templating.environment(), "sort.js.j2", "frame.js.j2"),
             "verdict": _verdict(decided, metrics, name),
             "rivals": _rivals(decided, metrics),
             "tiles": _tiles(metrics, drifted),
@@ -210,7 +181,8 @@ def render(
             "lineage": _lineage(decided, record.inputs),
             "protocol": list(_settings(metrics.get("protocol", {}))),
         }
-        artifacts.write_text(output / "report.html", _environment().get_template("report.html.j2").render(page))
+        template = templating.environment().get_template("report.html.j2")
+        artifacts.write_text(output / "report.html", template.render(page))
         folders = {
             "profile": [profile],
             **{key: [folder] for key, folder in sealed.items()},
@@ -221,15 +193,6 @@ def render(
             output / "inputs.json", {key: [str(path) for path in paths] for key, paths in folders.items()}
         )
         artifacts.seal(output)
-
-
-# Numbers for people -----------------------------------------------------------------------------------------------
-
-
-def _environment() -> jinja2.Environment:
-    return templating.environment(
-        measure=measure_text, delta=delta_text, figure=figure_text, percent=percent_text, duration=duration_text
-    )
 
 
 # The parts of the page --------------------------------------------------------------------------------------------
@@ -288,7 +251,7 @@ def _verdict(decided: Mapping[str, Any], metrics: Mapping[str, Any], name: str) 
 
 
 def _setting(value: Any) -> str:
-    return "none" if value == [] else figure_text(value)
+    return "none" if value == [] else format_value(value)
 
 
 def _origin(decided: Mapping[str, Any], name: str) -> str:
@@ -301,10 +264,10 @@ def _check_row(check: Mapping[str, Any]) -> dict[str, str]:
     """A check's label, value and bound, and the reason that it is if it failed: what is wrong, and by how much."""
     name, value, bound = check["name"], check["value"], check["bound"]
     if name.startswith(MINIMUM):
-        measure = next((label for key, label, _ in MEASURES if key == name.removeprefix(MINIMUM)), name)
-        label, reason = f"High enough in {measure}", f"its {measure} is too low"
+        metric = metric_label(name.removeprefix(MINIMUM))
+        label, reason = f"High enough in {metric}", f"its {metric} is too low"
     else:
-        words = name.replace("_", " ")
+        words = readable_name(name)
         label, reason = CHECKS.get(name, (words.capitalize(), f"the check “{words}” failed"))
     seen, limit = _format_pair(value, bound)
     if value is None:
@@ -322,9 +285,9 @@ def _check_row(check: Mapping[str, Any]) -> dict[str, str]:
 
 def _format_pair(value: Any, bound: Any) -> tuple[str, str]:
     """Both as texts, of as many digits as it takes to tell them apart."""
-    texts = ((bound_text(value, digits), bound_text(bound, digits)) for digits in range(4, 17))
+    texts = ((format_bound(value, digits), format_bound(bound, digits)) for digits in range(4, 17))
     return next(
-        (pair for pair in texts if value == bound or pair[0] != pair[1]), (bound_text(value), bound_text(bound))
+        (pair for pair in texts if value == bound or pair[0] != pair[1]), (format_bound(value), format_bound(bound))
     )
 
 
@@ -333,7 +296,7 @@ def _reasons(failed: Sequence[Mapping[str, Any]]) -> str:
     if len(failed) > REASONS:
         more = len(failed) - REASONS
         reasons.append(f"{more} more {'check' if more == 1 else 'checks'} failed")
-    return listing(reasons) if reasons else "no check failed"
+    return join_words(reasons) if reasons else "no check failed"
 
 
 def _gain(metrics: Mapping[str, Any], baseline: str) -> str:
@@ -341,8 +304,8 @@ def _gain(metrics: Mapping[str, Any], baseline: str) -> str:
     entry = _comparison(metrics, baseline, "ndcg_at_10")
     if not entry:
         return ""
-    interval = f"{delta_text(entry['ci_low'], 3)} to {delta_text(entry['ci_high'], 3)}"
-    return f": its nDCG@10 differs from that of {BASELINES[baseline]} by {delta_text(entry['delta'], 3)} ({interval})"
+    interval = f"{format_delta(entry['ci_low'], 3)} to {format_delta(entry['ci_high'], 3)}"
+    return f": its nDCG@10 differs from that of {BASELINES[baseline]} by {format_delta(entry['delta'], 3)} ({interval})"
 
 
 def _rivals(decided: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -375,16 +338,16 @@ def _comparison(metrics: Mapping[str, Any], baseline: str, metric: str) -> dict[
 def _tiles(metrics: Mapping[str, Any], drifted: Mapping[str, Any]) -> list[dict[str, str]]:
     """The few figures that most readers came for."""
     systems = metrics["systems"]
-    others = [f"{SYSTEMS[name]} {measure_text(systems[name]['ndcg_at_10'])}" for name in BASELINES if name in systems]
+    others = [f"{SYSTEMS[name]} {format_metric(systems[name]['ndcg_at_10'])}" for name in BASELINES if name in systems]
     tiles = [
-        {"label": "nDCG@10", "value": measure_text(systems["student"]["ndcg_at_10"]), "note": " · ".join(others)},
+        {"label": "nDCG@10", "value": format_metric(systems["student"]["ndcg_at_10"]), "note": " · ".join(others)},
     ]
     for baseline in ("champion" if "champion" in systems else "teacher", "bm25"):
         entry = _comparison(metrics, baseline, "ndcg_at_10")
         if entry:
-            note = f"nDCG@10, {delta_text(entry['ci_low'])} to {delta_text(entry['ci_high'])}"
+            note = f"nDCG@10, {format_delta(entry['ci_low'])} to {format_delta(entry['ci_high'])}"
             label = f"Against {BASELINES[baseline]}"
-            tiles.append({"label": label, "value": delta_text(entry["delta"]), "note": note})
+            tiles.append({"label": label, "value": format_delta(entry["delta"]), "note": note})
     timed = metrics.get("latency", {})
     if "student" in timed:
         note = f"{timed['student']['p50_ms']:.3g} ms at the median"
@@ -394,7 +357,7 @@ def _tiles(metrics: Mapping[str, Any], drifted: Mapping[str, Any]) -> list[dict[
             {"label": "95 % of requests within", "value": f"{timed['student']['p95_ms']:.3g} ms", "note": note}
         )
     candidate = drifted["candidate"]
-    moved = [column["name"].replace("_", " ") for column in candidate["columns"] if column["drifted"]]
+    moved = [readable_name(column["name"]) for column in candidate["columns"] if column["drifted"]]
     counted = sum(column["value"] is not None for column in candidate["columns"])
     tiles.append(
         {"label": "Columns drifted", "value": f"{len(moved)} of {counted}", "note": ", ".join(moved) or "none moved"}
@@ -409,28 +372,28 @@ def _rank_row(entry: Mapping[str, Any]) -> str:
 def _relevance(metrics: Mapping[str, Any]) -> dict[str, Any]:
     systems = {name: metrics["systems"][name] for name in SYSTEMS if name in metrics["systems"]}
     columns = []
-    for key, label, higher in MEASURES:
+    for key, metric in METRICS.items():
         known = [values[key] for values in systems.values() if values.get(key) is not None]
-        best = (max(known) if higher else min(known)) if known else None
-        columns.append({"key": key, "label": label, "higher": higher, "best": best})
+        best = (max(known) if metric.higher_is_better else min(known)) if known else None
+        columns.append({"key": key, "metric": metric, "best": best})
     standings: dict[str, list[str]] = {}
     for baseline, label in BASELINES.items():
         entry = _comparison(metrics, baseline, "ndcg_at_10")
         if entry:
             standings.setdefault(_rank_row(entry), []).append(label)
-    words = [f"{standing} {listing(names)}" for standing, names in standings.items()]
+    words = [f"{standing} {join_words(names)}" for standing, names in standings.items()]
     compared = [entry for entry in metrics.get("comparisons", []) if entry["system"] == "student"]
     near = [entry for entry in compared if entry["baseline"] != "random"]  # so far off that it hides the others
-    shown = {key: label for key, label in COMPARED.items() if any(entry["metric"] == key for entry in near)}
+    shown = [key for key in COMPARED if any(entry["metric"] == key for entry in near)]
     return {
         "systems": [{"name": name, "label": SYSTEMS[name], "values": values} for name, values in systems.items()],
         "columns": columns,
-        "within": WITHIN,
+        "within": sum(metric.is_within_queries for metric in METRICS.values()),
         "standing": f"By nDCG@10 the student is {', '.join(words)}." if words else "",
-        "deltas": Markup(figures.deltas(near, shown, SYSTEMS)) if shown else "",
+        "deltas": Markup(figures.plot_deltas(near, shown)) if shown else "",
         "comparisons": [
-            {**entry, "baseline_label": SYSTEMS.get(entry["baseline"], entry["baseline"]), "metric_label": label}
-            for key, label, _ in MEASURES
+            {**entry, "baseline_label": SYSTEMS.get(entry["baseline"], entry["baseline"]), "metric_label": metric.label}
+            for key, metric in METRICS.items()
             for entry in compared
             if entry["metric"] == key
         ],
@@ -449,7 +412,6 @@ def _slices(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     )
     order = {"champion": 0, "bm25": 1, "anchor": 2}
     keys.sort(key=lambda key: (order.get(key[0], len(order)), key[1] != "ndcg_at_10"))
-    labels = {key: label for key, label, _ in MEASURES}
     forests = []
     for baseline, metric in keys:
         if baseline in metrics["systems"]:
@@ -458,21 +420,21 @@ def _slices(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
                 {
                     "baseline": SYSTEMS[baseline],
                     "against": BASELINES[baseline],
-                    "metric": labels.get(metric, metric),
+                    "metric": metric_label(metric),
                     "rows": rows,
-                    "sentence": _slices_told(rows, BASELINES[baseline], labels.get(metric, metric)),
+                    "sentence": _slices_told(rows, BASELINES[baseline], metric_label(metric)),
                     **_axis(rows),
                 }
             )
     left_out = [
-        f"{_slice_label(each['column'])} {each['value']} ({figure_text(each['queries'])})"
+        f"{_slice_label(each['column'])} {each['value']} ({format_value(each['queries'])})"
         for each in slices.get("left_out", [])
     ]
     return {"forests": forests, "min_queries": slices["min_queries"], "left_out": left_out}
 
 
 def _slice_label(column: str) -> str:
-    return SLICES.get(column, column.replace("_", " ").capitalize())
+    return SLICES.get(column, readable_name(column).capitalize())
 
 
 def _forest(rows: Sequence[Mapping[str, Any]], baseline: str, metric: str, level: float) -> list[dict[str, Any]]:
@@ -509,13 +471,13 @@ def _slices_told(rows: Sequence[Mapping[str, Any]], baseline: str, metric: str) 
     parts = []
     for tone in ("worse", "better"):
         named = [
-            f"{row['column'].lower()} {row['value']} ({delta_text(row['delta'], 3)})"
+            f"{row['column'].lower()} {row['value']} ({format_delta(row['delta'], 3)})"
             for row in rows
             if row["tone"] == tone
         ]
         if named:
             shown = [*named[:4], *([f"{len(named) - 4} more"] if len(named) > 4 else [])]
-            parts.append(f"{tone} than {baseline} for {listing(shown)}")
+            parts.append(f"{tone} than {baseline} for {join_words(shown)}")
     if parts:
         return f"By {metric} the student is {', and '.join(parts)}."
     return f"By {metric} the student and {baseline} are level in all {len(rows)} slices, which are judged together."
@@ -542,7 +504,7 @@ def _queries(evaluation: Path, metrics: Mapping[str, Any]) -> dict[str, Any] | N
         "ties": int((np.abs(values) <= TIE).sum()),
         "losses": int((values < -TIE).sum()),
         "total": len(values),
-        "figure": Markup(figures.query_deltas(values, BASELINES[baseline])),
+        "figure": Markup(figures.plot_query_deltas(values, BASELINES[baseline])),
         **{side: [_example(each, baseline) for each in examples.get(side, [])] for side in ("best", "worst")},
     }
 
@@ -562,18 +524,18 @@ def _training(trained: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             continue
         best = max(curve, key=lambda row: row["dev_ndcg_at_10"])
         text = f"The {name} kept is that of step {best['step']} of {curve[-1]['step']} (dev nDCG@10 "
-        text += f"{measure_text(best['dev_ndcg_at_10'])})"
+        text += f"{format_metric(best['dev_ndcg_at_10'])})"
         text += ", the last one: more epochs may help." if best is curve[-1] and len(curve) > 1 else "."
         sentences.append(text)
     drawn = {name: metrics for name, metrics in trained.items() if metrics["curve"]}
-    return {"sentence": " ".join(sentences), "figure": Markup(figures.learning(drawn, SYSTEMS)) if drawn else ""}
+    return {"sentence": " ".join(sentences), "figure": Markup(figures.plot_learning_curves(drawn)) if drawn else ""}
 
 
 def _calibration(metrics: Mapping[str, Any], evaluation: Path) -> dict[str, Any]:
     wanted = [name for name in ("teacher", "champion", "student") if name in metrics["systems"]]
     diagrams = {name: metrics["reliability"][name] for name in wanted if metrics.get("reliability", {}).get(name)}
     errors = [
-        f"{SYSTEMS[name].lower()} {measure_text(metrics['systems'][name]['ece'])}"
+        f"{SYSTEMS[name].lower()} {format_metric(metrics['systems'][name]['ece'])}"
         for name in diagrams
         if metrics["systems"][name].get("ece") is not None
     ]
@@ -589,9 +551,9 @@ def _calibration(metrics: Mapping[str, Any], evaluation: Path) -> dict[str, Any]
             parts[name] = (values[relevant], values[~relevant])
     label = "probability given" if column == "probability" else "raw score"
     return {
-        "errors": listing(errors) if errors else "",
-        "reliability": Markup(figures.reliability(diagrams, SYSTEMS)) if diagrams else "",
-        "scores": Markup(figures.scores(parts, SYSTEMS, label)) if parts else "",
+        "errors": join_words(errors) if errors else "",
+        "reliability": Markup(figures.plot_reliability(diagrams)) if diagrams else "",
+        "scores": Markup(figures.plot_score_histograms(parts, label)) if parts else "",
         "scale": label,
         "distribution": [
             {"label": SYSTEMS[name], **spread}
@@ -612,7 +574,7 @@ def _teacher(folder: Path, labeled: Mapping[str, Any], metrics: Mapping[str, Any
     colors = {"judged, dev": "teacher", "labeled": "student"}
     return {
         "tiles": _label_tiles(labeled),
-        "logits": Markup(figures.logits(histograms, colors)) if histograms else "",
+        "logits": Markup(figures.plot_logits(histograms, colors)) if histograms else "",
         "both": len(histograms) == 2,
         "dev": _dev(quality) if quality else None,
         "followed": _agreement_section(metrics.get("agreement")),
@@ -626,11 +588,11 @@ def _agreement_section(agreement: Mapping[str, Any] | None) -> dict[str, Any] | 
     tiles = [
         {"label": label, "value": value, "note": note}
         for label, value, note in (
-            ("Same order", measure_text(agreement["kendall"]), "Kendall's τ-b within queries, 1 is the same"),
-            ("Same first product", percent_text(agreement["top_1"]), "of the queries"),
-            ("Rank correlation", measure_text(agreement["spearman"]), "Spearman, over all pairs"),
-            ("Correlation", measure_text(agreement["pearson"]), "Pearson, over all pairs"),
-            ("Mean difference", measure_text(agreement["mean_difference"]), "between their probabilities"),
+            ("Same order", format_metric(agreement["kendall"]), "Kendall's τ-b within queries, 1 is the same"),
+            ("Same first product", format_percent(agreement["top_1"]), "of the queries"),
+            ("Rank correlation", format_metric(agreement["spearman"]), "Spearman, over all pairs"),
+            ("Correlation", format_metric(agreement["pearson"]), "Pearson, over all pairs"),
+            ("Mean difference", format_metric(agreement["mean_difference"]), "between their probabilities"),
         )
     ]
     return {"pairs": agreement["pairs"], "tiles": tiles}
@@ -644,7 +606,7 @@ def _dev(quality: Mapping[str, Any]) -> dict[str, Any]:
         "systems": [SYSTEMS[name] for name in AGREEING],
         "agreement": _agreement(quality),
         "chosen": _calibration_text(calibrated),
-        "reliability": Markup(figures.reliability(diagram, {"teacher": "The teacher on dev"}, "teacher-dev")),
+        "reliability": Markup(figures.plot_reliability(diagram, {"teacher": "The teacher on dev"}, "teacher-dev")),
         "disagreements": quality["disagreements"]["top"],
         "disagreeing": quality["disagreements"]["count"],
     }
@@ -663,21 +625,21 @@ def _histogram_panel(histograms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _label_tiles(labeled: Mapping[str, Any]) -> list[dict[str, str]]:
     shards = len(labeled["shards"])
-    note = f"pairs of {figure_text(labeled['queries'])} queries, in {shards} {'shard' if shards == 1 else 'shards'}"
-    tiles = [{"label": "Labels", "value": figure_text(labeled["rows"]), "note": note}]
+    note = f"pairs of {format_value(labeled['queries'])} queries, in {shards} {'shard' if shards == 1 else 'shards'}"
+    tiles = [{"label": "Labels", "value": format_value(labeled["rows"]), "note": note}]
     work = labeled.get("work")
     if not work:
         return tiles
-    tokens = f"{figure_text(work['tokens'])} tokens"
+    tokens = f"{format_value(work['tokens'])} tokens"
     if work["pairs"] and work["truncated"]:
-        tokens += f"; {percent_text(work['truncated'] / work['pairs'])} of the pairs shortened to fit"
+        tokens += f"; {format_percent(work['truncated'] / work['pairs'])} of the pairs shortened to fit"
     if work["rows_per_second"]:
-        pace = figure_text(float(f"{work['rows_per_second']:.3g}"))
+        pace = format_value(float(f"{work['rows_per_second']:.3g}"))
         tiles.append({"label": "Pairs a second", "value": pace, "note": tokens})
     tiles.append(
         {
             "label": "Device time",
-            "value": duration_text(work["device_hours"] * 3600),
+            "value": format_duration(work["device_hours"] * 3600),
             "note": f"on {work['device']}" if work.get("device") else "all devices together",
         }
     )
@@ -714,8 +676,8 @@ def _calibration_text(calibrated: Mapping[str, Any]) -> str:
     if "log_loss" not in chosen:
         return f"{by}: {chosen['rows']} pairs of {chosen['queries']} queries are too few to fit more than a line."
     other = "isotonic" if method == "platt" else "platt"
-    reached, others = (measure_text(chosen["log_loss"][name], 4) for name in (method, other))
-    gain, error = (measure_text(chosen[key], 4) for key in ("gain", "standard_error"))
+    reached, others = (format_metric(chosen["log_loss"][name], 4) for name in (method, other))
+    gain, error = (format_metric(chosen[key], 4) for key in ("gain", "standard_error"))
     against = f"on queries left out of the fit its log loss is {reached}, that of {CALIBRATIONS[other]} {others}"
     if method == "isotonic":
         return f"{by}: {against}, a gain of {gain} with a standard error of {error}."
@@ -730,7 +692,7 @@ def _latency(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     if not timed:
         return None
     return {
-        "figure": Markup(figures.latency(timed, SYSTEMS)),
+        "figure": Markup(figures.plot_latency(timed)),
         "rows": [{"label": SYSTEMS[name], "p99_ms": None, **values} for name, values in timed.items()],
     }
 
@@ -744,7 +706,7 @@ def _drift(drifted: Mapping[str, Any], *, summary: bool) -> dict[str, Any]:
         "parts": [
             {
                 "comparable": True, "embedding": None, **part, "label": label, "groups": _drift_groups(part),
-                "moved": [column["name"].replace("_", " ") for column in part["columns"] if column["drifted"]],
+                "moved": [readable_name(column["name"]) for column in part["columns"] if column["drifted"]],
                 "fresh": part.get("examples", {}).get("queries")
                 or [{"query": query, "rows": None} for query in part["new_queries"]],
                 "counted": sum(column["value"] is not None for column in part["columns"]),
@@ -776,7 +738,7 @@ def _drift_column(column: Mapping[str, Any]) -> dict[str, Any]:
         reach = round(100 * min(max((value - least) / (bound - least) / 2, 0), 1), 1) if bound > least else 100.0
     return {
         **column,
-        "label": column["name"].replace("_", " "),
+        "label": readable_name(column["name"]),
         "reach": reach,
         "moved": column.get("moved", []),
         "means": [column.get("reference_mean"), column.get("current_mean")],
@@ -811,14 +773,10 @@ def _data(
         "queries": sum(len(table["query_id"].unique()) for table in judged.values()),
         "labeled": {**labeled, "shards": len(labeled["shards"])},
         "source": protocol.get("source", ""),
-        "targets": Markup(figures.targets(targets, protocol.get("relevant_from"))),
+        "targets": Markup(figures.plot_targets(targets, protocol.get("relevant_from"))),
         "tables": [_table(key, profile[key]) for key in PROFILED if profile.get(key)],
         "left_out": [(f"{each['where']}: {each['what']}", each["rows"]) for each in profile.get("dropped", [])],
     }
-
-
-def _words(key: str) -> str:
-    return key.replace("_", " ")
 
 
 def _table(key: str, value: Mapping[str, Any]) -> dict[str, Any]:
@@ -828,14 +786,14 @@ def _table(key: str, value: Mapping[str, Any]) -> dict[str, Any]:
     rows, notes = [], []
     for name, part in value.items():
         if columns and isinstance(part, dict):
-            rows.append((_words(name), [figure_text(part[column]) for column in columns]))
+            rows.append((readable_name(name), [format_value(part[column]) for column in columns]))
         elif columns:
-            notes.append(f"{_words(name)}: {figure_text(part)}")
+            notes.append(f"{readable_name(name)}: {format_value(part)}")
         else:
-            rows.append((_words(name), [_flat(part)]))
+            rows.append((readable_name(name), [_flat(part)]))
     return {
-        "name": _words(key),
-        "columns": [_words(column) for column in columns],
+        "name": readable_name(key),
+        "columns": [readable_name(column) for column in columns],
         "rows": rows,
         "note": "; ".join(notes),
     }
@@ -843,8 +801,8 @@ def _table(key: str, value: Mapping[str, Any]) -> dict[str, Any]:
 
 def _flat(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{_words(name)} {figure_text(part)}" for name, part in value.items())
-    return figure_text(value)
+        return ", ".join(f"{readable_name(name)} {format_value(part)}" for name, part in value.items())
+    return format_value(value)
 
 
 def _stages(folders: Sequence[Path]) -> dict[str, Any]:
@@ -893,7 +851,7 @@ def _lineage(decided: Mapping[str, Any], inputs: Mapping[str, str]) -> list[tupl
 def _settings(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
     """Settings as rows of a name and a value, however deeply they are nested."""
     for key, value in values.items():
-        name = f"{path}, {_words(key)}" if path else _words(key)
+        name = f"{path}, {readable_name(key)}" if path else readable_name(key)
         if isinstance(value, Mapping) and value:
             yield from _settings(value, name)
         elif isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
@@ -901,7 +859,7 @@ def _settings(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, 
                 yield from (
                     _settings(each, f"{name} {number}")
                     if isinstance(each, Mapping)
-                    else [(f"{name} {number}", figure_text(each))]
+                    else [(f"{name} {number}", format_value(each))]
                 )
         else:
             yield name, "none" if value == {} else _setting(value)

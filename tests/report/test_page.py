@@ -5,348 +5,20 @@ import hashlib
 import json
 import re
 import xml.etree.ElementTree as ET
-from datetime import UTC, datetime
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from scipy.special import expit
 
-from distilrank import report
-from distilrank.config import Evaluate, Gate, Report
+from distilrank.config import Gate, Report
 from distilrank.core import artifacts, schemas
 from distilrank.core.errors import InputError
-from distilrank.evaluation import evaluate
-from distilrank.modeling import calibration
-from distilrank.promotion import gate
 from distilrank.rendering import figures, formatting, templating
-from distilrank.teacher import label_manifest, quality
-
-WORDS = ["cordless", "drill", "hammer", "saw", "blade", "ladder", "paint", "roller", "brush", "hose", "tap", "valve"]
-VERSION, CHAMPION, ANCHOR = "v0123456789ab", "vba9876543210", "vaabbccddeeff"
-
-
-def judgements(folder: Path, split: str, queries: int, seed: int, text: str = "") -> pa.Table:
-    """A split of a small shop's judgements; `text` is put into the first query and the first title."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for number in range(queries):
-        words = rng.choice(WORDS, 2, replace=False).tolist()
-        for product in range(8):
-            target = float(rng.choice([0, 1 / 3, 2 / 3, 1], p=[0.3, 0.2, 0.2, 0.3]))
-            title = " ".join([*words[: 1 + round(target)], *rng.choice(WORDS, 4).tolist()]).capitalize()
-            first = number == 0
-            rows.append(
-                {
-                    "query_id": f"{split}{number:04d}",
-                    "query": f"{words[0]} {words[1]}{text if first else ''}",
-                    "product_id": f"p{product}",
-                    "title": f"{title}{text if first else ''}",
-                    "product_type": words[0],
-                    "brand": None,
-                    "color": None,
-                    "gender": None,
-                    "description": None,
-                    "target": target,
-                    "gain": target,
-                    "raters": 3,
-                    "locale": None,
-                    "stratum": ("head", "torso", "tail")[number % 3],
-                    "bm25": 6 * target + float(rng.normal(4, 4)),
-                }
-            )
-    table = pa.Table.from_pylist(rows)
-    schemas.write(table, folder / f"{split}.parquet", schemas.JUDGED)
-    return schemas.read(folder / f"{split}.parquet", schemas.JUDGED)
-
-
-def record(folder: Path, stage: str, seconds: float, **facts: object) -> None:
-    artifacts.write_record(
-        folder,
-        {
-            "stage": stage,
-            "started": "2026-11-20T08:15:00Z",
-            "seconds": seconds,
-            "peak_memory_mib": 300 + 8 * seconds,
-            "config": {"seed": 13},
-            "inputs": {"judgements": "0f" * 32},
-            "facts": facts,
-        },
-    )
-
-
-def drift_part(drifted: bool, text: str = "") -> dict:
-    return {
-        "share": 0.25 if drifted else 0.0,
-        "drifted": drifted,
-        "rows": {"reference": 2000, "current": 1800},
-        "columns": [
-            {
-                "name": "bm25", "kind": "numeric", "statistic": "Wasserstein", "value": 0.031, "threshold": 0.1,
-                "noise": 0.04, "drifted": False, "reference_mean": 6.312, "current_mean": 6.108,
-                "group": "score", "shift": "mean 6.11, was 6.31",
-            },
-            {
-                "name": "product_type", "kind": "categorical", "statistic": "Jensen-Shannon",
-                "value": 0.213 if drifted else 0.071, "threshold": 0.1, "noise": 0.05, "drifted": drifted,
-                "moved": [{"value": f"snow shovel{text}", "reference": 0.0, "current": 0.118 if drifted else 0.011}],
-                "group": "product", "shift": f"snow shovel{text} {'11.8' if drifted else '1.1'} %, was 0.0 %",
-            },
-            {
-                "name": "embedding", "kind": "numeric", "statistic": "domain classifier ROC-AUC", "value": 0.612,
-                "threshold": 0.75, "noise": 0.03, "drifted": False, "group": "embedding",
-                "shift": "a classifier tells the newest rows from the reference's with ROC-AUC 0.612",
-            },
-            {
-                "name": "color", "kind": "categorical", "statistic": "Jensen-Shannon", "value": None,
-                "threshold": 0.1, "noise": 0.0, "drifted": False, "moved": [], "note": "no values, so not counted",
-                "group": "product", "shift": "no values, so not counted",
-            },
-        ],
-        "embedding": {
-            "auc": 0.612, "ci_low": 0.581, "ci_high": 0.643, "limit": 0.75, "drifted": False,
-            "rows": {"reference": 900, "current": 900},
-            "examples": [{"query": f"ice melt{text}", "title": "Ice melt, 10 kg", "probability": 0.934}],
-        },
-        "examples": {"queries": [{"query": f"snow shovel{text}", "rows": 84}, {"query": "ice melt", "rows": 31}]},
-        "new_queries": [f"snow shovel{text}", "ice melt", "window insulation"] if drifted else [],
-        "new_query_share": 0.146,
-        "new_product_types": [f"snow shovel{text}"] if drifted else [],
-        "note": "",
-    }  # fmt: skip
-
-
-def curve(steps: int, start: float, end: float, loss: float) -> list[dict]:
-    return [
-        {
-            "step": 40 * (look + 1), "epoch": 1 + look // 3, "loss": loss / (1 + 0.5 * look),
-            "dev_ndcg_at_10": end - (end - start) * 0.5**look + (0.002 if look == steps - 2 else 0),
-        }
-        for look in range(steps)
-    ]  # fmt: skip
-
-
-def assessed(dev: pa.Table, method: str) -> quality.Quality:
-    """What a teacher's stage leaves about itself; it is sure of its mind where people are wrong, in the first row."""
-    rng = np.random.default_rng(5)
-    target = dev["target"].to_numpy()
-    logits = 2.6 * (target - 0.55) + rng.normal(0, 1.0, len(target))
-    logits[0] = 5 if target[0] < 0.5 else -5
-    fitted = calibration.fit(method, logits, target, dev["query_id"].to_numpy())
-    return quality.assess(dev, logits, fitted, relevant_from=0.65)
-
-
-def folders(
-    root: Path,
-    *,
-    champion: bool = True,
-    calibrated: bool = True,
-    skill: float = 1.0,
-    text: str = "",
-    policy: Gate | None = None,
-    unchanged: bool = False,
-    promoted_by: str = "",
-) -> dict:
-    """Everything that a run leaves, small: real measures of made-up scores, a real verdict.
-
-    Args:
-        policy: of the gate.
-        skill: how well the student ranks; 0 is random.
-        text: put into a query, a title, a product type and a stage's configuration.
-        unchanged: whether the student is the champion.
-        promoted_by: the run that promoted the champion.
-    """
-    paths = {
-        name: root / name for name in ("profile", "judgements", "teacher", "student", "evaluation", "drift", "verdict")
-    }
-    judgements(paths["judgements"], "train", 90, 1)
-    held_out = judgements(paths["judgements"], "dev", 75, 2, text)
-    test = judgements(paths["judgements"], "test", 60, 3, text)
-    artifacts.write_json(
-        paths["judgements"] / "protocol.json", {"source": "demo_shop", "relevant_from": 0.65, "near_duplicates": 0.02}
-    )
-    artifacts.seal(paths["judgements"])
-
-    artifacts.write_json(
-        paths["profile"] / "profile.json",
-        {
-            "rows": {"products": 1500, "judgements": 1440, "impressions": 54120},
-            "dropped": [{"where": "log", "what": "impressions of unknown products", "rows": 12, "examples": []}],
-            "strata": {"cut": "by frequency", "queries": {"head": 12, "torso": 80, "tail": 508}},
-            "lengths": {
-                "query_words": {"min": 1.0, "p50": 3.0, "p95": 6.0, "max": 11.0, "mean": 3.1804},
-                "title_characters": {"min": 9.0, "p50": 64.0, "p95": 110.0, "max": 171.0, "mean": 66.8},
-            },
-        },
-    )
-    artifacts.seal(paths["profile"])
-    record(paths["profile"], "prepare", 6.4)
-
-    dev = {"student": 0.941, "teacher": 0.948, "bm25": 0.853, "random": 0.801}
-    for name, steps, loss in (("teacher", 5, 0.62), ("student", 6, 2.9)):
-        artifacts.write_json(
-            paths[name] / "metrics.json",
-            {
-                "curve": curve(steps, 0.84, dev[name], loss),
-                "best_step": 160,
-                "dev": dev,
-                "calibration": {"method": "platt"},
-            },
-        )
-        if name == "teacher":
-            assessed(held_out, "auto" if calibrated else "none").write(paths[name])
-        artifacts.seal(paths[name])
-        record(
-            paths[name],
-            name,
-            140.2 if name == "teacher" else 61.7,
-            runtime="cpu, bf16 (the processor has amx), 2 threads",
-        )
-    shards = [root / "labels" / f"shard-{number:05d}" for number in range(2)]
-    for number, folder in enumerate(shards):
-        manifest = {
-            "shard": folder.name, "rows": 3120, "queries": 260, "teacher": "ab" * 32, "candidates": "cd" * 32,
-            "labels": "ef" * 32,
-            "logits": quality.spread(np.random.default_rng(number).normal(-0.9 + 0.2 * number, 1.3, 3120)),
-            "work": {
-                "pairs": 3120, "tokens": 201_400, "truncated": 37, "seconds": 42.0, "device_hours": 42 / 3600,
-                "rows_per_second": 74.3, "device": "cpu", "price": None,
-            },
-        }  # fmt: skip
-        label_manifest.write(folder, manifest)
-        artifacts.seal(folder)
-        record(
-            folder, folder.name.replace("shard", "label"), 43.0, runtime="cpu, bf16 (the processor has amx), 2 threads"
-        )
-
-    rng = np.random.default_rng(4)
-    judged = evaluate.Judged.read(paths["judgements"])
-    systems = evaluate.baselines(judged, Evaluate())
-    for name, noise, scale in (
-        ("teacher", 0.8, 1.1),
-        ("student", 1.0, 0.9),
-        ("champion", 1.1, 0.7),
-        ("anchor", 1.3, 0.6),
-    ):
-        if name in ("champion", "anchor") and not champion:
-            continue
-        signal = (judged.target - 0.5) * 3 * (skill if name == "student" else 1)
-        score = signal + rng.normal(0, noise, len(signal))
-        systems[name] = evaluate.System(score.astype(np.float32), expit(scale * score) if calibrated else None)
-        if unchanged and name == "champion":
-            systems[name] = systems["student"]
-    metrics, by_query = evaluate.compare_systems(judged, systems, Evaluate(bootstrap=200, cluster_bootstrap=50))
-    metrics["latency"] = {
-        name: {"pairs_per_second": 1912.4, "p50_ms": 4.12, "p95_ms": 6.93, "p99_ms": 9.87, "pairs_per_request": 8.0}
-        for name in ("student", "champion", "anchor")
-        if name in systems
-    }
-    artifacts.write_json(paths["evaluation"] / "metrics.json", metrics)
-    ranked = judged.ranked
-    shared = {
-        "query_id": judged.query_ids[ranked],
-        "query": judged.per_query("query")[ranked],
-        "stratum": judged.per_query("stratum")[ranked],
-        "pairs": np.full(len(ranked), 8),
-    }
-    parts = [pa.table({"system": [name] * len(ranked), **shared, **values}) for name, values in by_query.items()]
-    schemas.write(pa.concat_tables(parts), paths["evaluation"] / "per_query.parquet", schemas.PER_QUERY)
-    parts = [
-        pa.table(
-            {
-                "system": [name] * test.num_rows,
-                **{column: test[column] for column in ("query_id", "product_id", "target")},
-                "score": system.score,
-                "probability": pa.nulls(test.num_rows, pa.float32())
-                if system.probability is None
-                else system.probability,
-            },
-            schema=schemas.PAIR_SCORES,
-        )
-        for name, system in systems.items()
-    ]
-    schemas.write(pa.concat_tables(parts), paths["evaluation"] / "pair_scores.parquet", schemas.PAIR_SCORES)
-    artifacts.seal(paths["evaluation"])
-    record(paths["evaluation"], "evaluate", 18.9, config=text)
-
-    drift = {"candidate": drift_part(True, text), "champion": None}
-    if champion:
-        drift["champion"] = {**drift_part(False), "version": VERSION if unchanged else CHAMPION}
-    artifacts.write_json(paths["drift"] / "drift.json", drift)
-    artifacts.seal(paths["drift"])
-    record(paths["drift"], "drift", 2.1)
-
-    decided = gate.decide(
-        (policy or Gate(max_drift_share=0.5)).model_copy(update={"min_resamples": 200}),
-        metrics=metrics,
-        drift=drift,
-        candidate={"id": VERSION},
-        champion={"id": VERSION if unchanged else CHAMPION} | ({"run": promoted_by} if promoted_by else {})
-        if champion
-        else None,
-        anchor={"id": ANCHOR} if champion else None,
-        looks=7,
-        now=datetime(2026, 11, 20, 12, tzinfo=UTC),
-    )
-    artifacts.write_json(paths["verdict"] / "verdict.json", decided.to_json())
-    artifacts.seal(paths["verdict"])
-    record(paths["verdict"], "gate", 0.2)
-    return {**paths, "labels": shards, "output": root / "report"}
-
-
-class Page(HTMLParser):
-    """The page's text, its tags and attributes; complains of tags that do not match."""
-
-    VOID = ("meta", "br", "img", "hr", "link", "input")
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(source)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, f"line {self.getpos()}: </{tag}>"
-
-    def handle_data(self, data: str) -> None:
-        if self.open[-1:] not in (["style"], ["script"]):
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-
-def seal(paths: dict) -> None:
-    """Seal the folders as a test has changed them, each with its stage's record."""
-    for name, given in paths.items():
-        for folder in (given if isinstance(given, list) else [given]) if name != "output" else []:
-            artifacts.seal(folder)
-            if (folder / artifacts.RECORD).exists():
-                record = artifacts.read_json(folder / artifacts.RECORD)
-                del record["digest"]
-                artifacts.write_record(folder, record)
-
-
-def render(paths: dict, config: Report | None = None, *, changed: bool = True) -> tuple[str, Page]:
-    if changed:
-        seal(paths)
-    report.render(config or Report(), name="home-depot", **paths)
-    source = (paths["output"] / "report.html").read_text()
-    return source, Page(source)
+from distilrank.report import page as report
+from distilrank.teacher import quality
+from tests.report_runs import ANCHOR, CHAMPION, VERSION, Page, folders, render
 
 
 @pytest.fixture(scope="module")
@@ -374,13 +46,13 @@ def test_figures_are_those_of_the_files(promoted: tuple[dict, str, Page]) -> Non
     metrics = json.loads((paths["evaluation"] / "metrics.json").read_text())
     for values in metrics["systems"].values():
         for key in ("ndcg_at_10", "pair_accuracy", "roc_auc"):
-            assert f"{values[key]:.3f}".lstrip("0") in page.text
+            assert f"{values[key]:.3f}" in page.text
     delta = deltas(paths)
     assert f"the student orders {(delta > 1e-9).sum()} of {len(delta)} queries better" in page.text
     assert "snow shovel 11.8 %, was 0.0 %" in page.text and "mean 6.11, was 6.31" in page.text
-    assert "ROC-AUC of .612 (.581 to .643)" in page.text and "snow shovel 84" in page.text
+    assert "ROC-AUC of 0.612 (0.581 to 0.643)" in page.text and "snow shovel 84" in page.text
     best = max(values["ndcg_at_10"] for values in metrics["systems"].values())
-    assert f'<span class="best">{formatting.measure_text(best)}</span>' in source
+    assert f'<span class="best">{formatting.format_metric(best)}</span>' in source
     assert "2 min 20 s" in page.text and "6 240 more pairs of 520 queries" in page.text
 
 
@@ -398,7 +70,7 @@ def test_examples_show_how_both_systems_rank(promoted: tuple[dict, str, Page]) -
     assert page.text.count("Student") > page.text.count("Where it wins most") == 1
     example = source[source.index('class="example"') :]
     first = example[example.index("<li>") : example.index("</li>")]
-    assert title in first and formatting.measure_text(top["target"], 2) in first
+    assert title in first and formatting.format_metric(top["target"], 2) in first
 
 
 def test_the_teacher_is_held_against_people(promoted: tuple[dict, str, Page]) -> None:
@@ -408,16 +80,16 @@ def test_the_teacher_is_held_against_people(promoted: tuple[dict, str, Page]) ->
     assert f"Held against {found['pairs']} judged pairs of {found['queries']} dev queries" in part
     for slice in found["agreement"].values():
         for value in (*slice["ndcg_at_10"].values(), *slice["pair_accuracy"].values()):
-            assert formatting.measure_text(value) in part
+            assert formatting.format_metric(value) in part
     calibrated = found["calibration"]
-    assert f"Expected calibration error {formatting.measure_text(calibrated['ece'])}" in part
-    assert formatting.measure_text(calibrated["chosen_by"]["log_loss"]["platt"], 4) in part
+    assert f"Expected calibration error {formatting.format_metric(calibrated['ece'])}" in part
+    assert formatting.format_metric(calibrated["chosen_by"]["log_loss"]["platt"], 4) in part
     assert "6 240 pairs of 520 queries, in 2 shards" in part and "84.0 s on cpu" in part
     assert "402 800 tokens; 1.2 % of the pairs shortened to fit" in part and "Price" not in part
     surest = found["disagreements"]["top"][0]
     section = source[source.index("Where it contradicts people most surely") :]
     first = section[section.index("<tbody>") : section.index("</tr>", section.index("<tbody>"))]
-    values = [formatting.measure_text(surest[key], 2) for key in ("target", "probability")]
+    values = [formatting.format_metric(surest[key], 2) for key in ("target", "probability")]
     assert all(f">{shown}<" in first for shown in (surest["query"], surest["title"], *values))
     assert f"All {found['disagreements']['count']} are in disagreements.csv" in part
     assert "often human errors" in part
@@ -460,10 +132,10 @@ def test_histograms_on_one_grid_add_up() -> None:
         ({"method": "platt", "chosen_by": {"rows": 90, "queries": 12}}, "90 pairs of 12 queries are too few"),
         (
             {"method": "isotonic", "gain": 0.02, "standard_error": 0.004},
-            "a gain of .0200 with a standard error of .0040",
+            "a gain of 0.0200 with a standard error of 0.0040",
         ),
-        ({"method": "platt", "gain": 0.002, "standard_error": 0.004}, "is within its standard error of .0040."),
-        ({"method": "platt", "gain": -0.02, "standard_error": 0.004}, "that of a monotone curve (isotonic) .4200."),
+        ({"method": "platt", "gain": 0.002, "standard_error": 0.004}, "is within its standard error of 0.0040."),
+        ({"method": "platt", "gain": -0.02, "standard_error": 0.004}, "that of a monotone curve (isotonic) 0.4200."),
     ],
 )
 def test_the_choice_of_calibration_is_told(chosen: dict, said: str) -> None:
@@ -517,7 +189,7 @@ def test_a_refusal_says_why(tmp_path: Path) -> None:
     assert f"Refused This student, {VERSION}, is not promoted, because" in page.text
     assert "So there still is no champion." in page.text
     assert "✕ failed" in page.text and "so not counted" in page.text
-    assert "because it is not clearly better than BM25 (\N{MINUS SIGN}." in page.text
+    assert "because it is not clearly better than BM25 (\N{MINUS SIGN}0." in page.text
     assert "where more than 0 is needed" in page.text
     assert "worse than" in page.text
 
@@ -550,15 +222,15 @@ def test_an_unchanged_student_that_would_fail_today_is_a_warning(tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "value", "bound", "reason"),
     [
-        ("lift_over_bm25", -0.01, 0.0, "it is not clearly better than BM25 (−.01, where more than 0 is needed)"),
+        ("lift_over_bm25", -0.01, 0.0, "it is not clearly better than BM25 (−0.01, where more than 0 is needed)"),
         (
             "superior_to_champion",
             0.0,
             0.0,
             "it is not clearly better than the champion (0, where more than 0 is needed)",
         ),
-        ("minimum_ndcg_at_10", 0.84999, 0.85, "its nDCG@10 is too low (.84999, where at least .85 is needed)"),
-        ("calibration", 0.1000001, 0.1, "its probabilities are off (.1000001, where at most .1 is allowed)"),
+        ("minimum_ndcg_at_10", 0.84999, 0.85, "its nDCG@10 is too low (0.84999, where at least 0.85 is needed)"),
+        ("calibration", 0.1000001, 0.1, "its probabilities are off (0.1000001, where at most 0.1 is allowed)"),
         ("test_set", 20, 20, "its test set has been looked at too often (20, where fewer than 20 are allowed)"),
         ("latency", None, 1.2, "not measured: Fast enough"),
         ("new", VERSION, None, "there is nothing new to promote"),
@@ -578,7 +250,7 @@ def test_relevant_pairs_are_told_by_their_target(tmp_path: Path, monkeypatch: py
     table = pa.Table.from_pylist([{**row, "probability": None} for row in rows], schema=schemas.PAIR_SCORES)
     schemas.write(table, tmp_path / "pair_scores.parquet", schemas.PAIR_SCORES)
     drawn = []
-    monkeypatch.setattr(figures, "scores", lambda parts, *_: drawn.append(parts) or "")
+    monkeypatch.setattr(figures, "plot_score_histograms", lambda parts, *_: drawn.append(parts) or "")
     assert report._calibration(metrics, tmp_path)["scale"] == "raw score"
     ((relevant, others),) = (part["student"] for part in drawn)
     assert (relevant.tolist(), others.tolist()) == ([4, 3], [2, 1])
@@ -646,7 +318,7 @@ def test_slices_are_marked_by_what_holm_leaves(promoted: tuple[dict, str, Page])
     found = report._slices(metrics)["forests"][0]
     assert [row["tone"] for row in found["rows"]] == ["worse", "better", *["level"] * (len(rows) - 2)]
     first = found["rows"][0]
-    named = f"worse than the champion for {first['column'].lower()} {first['value']} (\N{MINUS SIGN}.050)"
+    named = f"worse than the champion for {first['column'].lower()} {first['value']} (\N{MINUS SIGN}0.050)"
     assert named in found["sentence"]
     assert all(0 <= row[f"{end}_at"] <= 100 for row in found["rows"] for end in ("ci_low", "ci_high"))
 
@@ -691,22 +363,22 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (formatting.measure_text(0.93149), ".931"),
-        (formatting.measure_text(1.0), "1.000"),
-        (formatting.measure_text(None), formatting.DASH),
-        (formatting.delta_text(0.01312), "+.0131"),
-        (formatting.delta_text(-0.01312), "\N{MINUS SIGN}.0131"),
-        (formatting.delta_text(-0.000001), "+.0000"),
-        (formatting.figure_text(1234567), "1\u202f234\u202f567"),
-        (formatting.figure_text(0.123456), "0.1235"),
-        (formatting.figure_text(True), "yes"),
-        (formatting.figure_text(-0.05), "\N{MINUS SIGN}0.05"),
-        (formatting.percent_text(0.118), "11.8\u00a0%"),
-        (formatting.percent_text(1.0), "100\u00a0%"),
-        (formatting.figure_text("2026-11-20T08:15:00+00:00"), "2026-11-20 08:15 UTC"),
-        (formatting.duration_text(4.21), "4.2 s"),
-        (formatting.duration_text(200), "3 min 20 s"),
-        (formatting.duration_text(3900), "1 h 5 min"),
+        (formatting.format_metric(0.93149), "0.931"),
+        (formatting.format_metric(1.0), "1.000"),
+        (formatting.format_metric(None), formatting.DASH),
+        (formatting.format_delta(0.01312), "+0.0131"),
+        (formatting.format_delta(-0.01312), "\N{MINUS SIGN}0.0131"),
+        (formatting.format_delta(-0.000001), "+0.0000"),
+        (formatting.format_value(1234567), "1\u202f234\u202f567"),
+        (formatting.format_value(0.123456), "0.1235"),
+        (formatting.format_value(True), "yes"),
+        (formatting.format_value(-0.05), "\N{MINUS SIGN}0.05"),
+        (formatting.format_percent(0.118), "11.8\u00a0%"),
+        (formatting.format_percent(1.0), "100\u00a0%"),
+        (formatting.format_value("2026-11-20T08:15:00+00:00"), "2026-11-20 08:15 UTC"),
+        (formatting.format_duration(4.21), "4.2 s"),
+        (formatting.format_duration(200), "3 min 20 s"),
+        (formatting.format_duration(3900), "1 h 5 min"),
     ],
 )
 def test_numbers_for_people(shown: str, expected: str) -> None:
