@@ -19,13 +19,15 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import wasserstein_distance
 
-from distilrank import drift, registry
+from distilrank import registry
 from distilrank.config import Drift, Monitor, Registry
 from distilrank.core import artifacts, progress, schemas, unicode_script
 from distilrank.core.errors import InputError
 from distilrank.data.impressions import systematic
 from distilrank.drift import columns as compared
-from distilrank.drift import domain, evidently_page, monitor
+from distilrank.drift import domain, monitor, workspace
+from distilrank.drift.compare import compare_windows
+from distilrank.drift.measure import measure_champion_drift, measure_drift
 
 TYPES = ["drill", "saw", "hammer", "tap"]
 
@@ -78,7 +80,7 @@ def folders(
 
 def measure(paths: dict[str, Path], config: Drift | None = None, champion: str = "", uri: str = "") -> dict:
     config = config or Drift(embedding_rows=0)
-    share = drift.measure(config, Registry(uri=uri or "registry"), champion=champion, **paths)
+    share = measure_drift(config, Registry(uri=uri or "registry"), champion=champion, **paths)
     result = json.loads((paths["output"] / "drift.json").read_text())
     assert share == result["candidate"]["share"]
     return result
@@ -142,7 +144,7 @@ def compare(reference: pa.Table, current: pa.Table, **knobs: object) -> dict:
         table.append_column("score", pa.array(np.random.default_rng(5 + seed).beta(2, 3, table.num_rows)))
         for seed, table in enumerate((reference, current))
     )
-    return drift.compare(Drift(**knobs), *sides, None).part
+    return compare_windows(Drift(**knobs), *sides, None).part
 
 
 def test_small_samples_do_not_drift_by_chance() -> None:
@@ -180,10 +182,10 @@ def test_an_alarm_by_the_share_is_said_as_one(tmp_path: Path) -> None:
     said = (paths["output"] / "summary.html").read_text()
     assert "Moved: 1 of 12 columns" in said and "Nothing moved" not in said
     config = Drift(workspace=str(tmp_path / "workspace"))
-    drift.keep(config, Registry(), drift=paths["output"], name="run", newest_end="2026-03-01")
-    workspace = evidently_page.Workspace.create(config.workspace)
-    (project,) = workspace.list_projects()
-    (kept,) = (workspace.get_run(project.id, one) for one in workspace.list_runs(project.id))
+    workspace.push_to_workspace(config, Registry(), drift=paths["output"], name="run", newest_end="2026-03-01")
+    opened = workspace.Workspace.create(config.workspace)
+    (project,) = opened.list_projects()
+    (kept,) = (opened.get_run(project.id, one) for one in opened.list_runs(project.id))
     assert kept.metadata["alarm"] == "1 of 12 columns"
 
 
@@ -264,7 +266,7 @@ def test_the_champion_is_compared_with_its_own_reference(tmp_path: Path) -> None
     assert columns["score"]["value"] == 0  # the champion's own scores on both sides, never the student's
     assert (result["champion"]["version"], result["champion"]["rows"]["reference"]) == (champion, 400)
     assert champion in (paths["output"] / "champion.html").read_text()
-    alone = drift.watch(
+    alone = measure_champion_drift(
         Drift(embedding_rows=0), Registry(uri=uri), traffic=paths["traffic"], scores=path, champion=champion,
         output=tmp_path / "watched",
     )  # fmt: skip
@@ -522,12 +524,12 @@ def test_a_workspace_gets_each_run_once(tmp_path: Path, service: bool) -> None:
     with contextlib.ExitStack() as stack:
         address = stack.enter_context(served(folder)) if service else str(folder)
         config, store = Drift(workspace=address), Registry(uri="registry")
-        drift.check_workspace(config)
+        workspace.check_workspace(config)
         for name, end in (("run-1", "2026-03-01"), ("run-1", "2026-03-01"), ("run-2", "2026-03-08")):
-            drift.keep(config, store, drift=paths["output"], name=name, newest_end=end)
-    workspace = evidently_page.Workspace.create(str(folder))
-    (project,) = workspace.list_projects()
-    runs = [workspace.get_run(project.id, one) for one in workspace.list_runs(project.id)]
+            workspace.push_to_workspace(config, store, drift=paths["output"], name=name, newest_end=end)
+    opened = workspace.Workspace.create(str(folder))
+    (project,) = opened.list_projects()
+    runs = [opened.get_run(project.id, one) for one in opened.list_runs(project.id)]
     assert sorted((run.name, run.timestamp.isoformat()[:10]) for run in runs) == [
         ("run-1", "2026-03-01"),
         ("run-2", "2026-03-08"),
@@ -544,9 +546,9 @@ def test_an_unreachable_workspace_is_found_early_and_loses_no_verdict(
     for address in (f"http://127.0.0.1:{free_port()}", str(tmp_path / "file")):
         config = Drift(workspace=address)
         with pytest.raises(InputError, match=f"drift.workspace {address}: cannot be used"):
-            drift.check_workspace(config)
+            workspace.check_workspace(config)
         capsys.readouterr()
-        drift.keep(config, Registry(), drift=paths["output"], name="run", newest_end="")
+        workspace.push_to_workspace(config, Registry(), drift=paths["output"], name="run", newest_end="")
         (line,) = capsys.readouterr().out.splitlines()
         assert "warning" in line and address in line and "the verdict stands" in line
 
