@@ -22,7 +22,7 @@ from distilrank.drift.workspace import push_to_workspace
 STAGE = "monitor"
 
 
-def judge(
+def monitor_champion(
     config: Monitor,
     limits: Drift,
     registry: Registry,
