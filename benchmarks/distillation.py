@@ -31,8 +31,8 @@ from benchmarks import machine
 from distilrank.config import Compute, Config, Evaluate, load
 from distilrank.core import artifacts, schemas
 from distilrank.data import prepare
-from distilrank.evaluation import evaluate
-from distilrank.evaluation.evaluate import Judged, System
+from distilrank.evaluation.judged import Judged, System
+from distilrank.evaluation.systems import compare_systems, score_baselines
 from distilrank.modeling.bi_encoder import Retriever
 from distilrank.modeling.scorer import Scorer
 from distilrank.rendering import figures
@@ -297,7 +297,7 @@ class Study:
     def report(self, done: dict[str, Path]) -> dict[str, Any]:
         """Measure the models of these names on the same test rows, as far as they are there."""
         judged, config = Judged.read(self.data / "judgements"), Evaluate(bootstrap=10_000)
-        systems = evaluate.baselines(judged, config) | {"MiniLM cosine": System(self.cosine().astype(np.float32))}
+        systems = score_baselines(judged, config) | {"MiniLM cosine": System(self.cosine().astype(np.float32))}
         for name, model in done.items():
             if self.scores(model).exists():
                 kept = artifacts.read_json(self.scores(model))
@@ -318,7 +318,7 @@ class Study:
             and (other not in ("4x", "8x") or name.startswith(other))
             and (other not in RELABELLED or (name in ARMS and ARMS[name].teacher == other))
         ]
-        metrics, _ = evaluate.compare_systems(judged, systems, config, versus)
+        metrics, _ = compare_systems(judged, systems, config, versus)
         return {
             "protocol": metrics["protocol"],
             "log_pairs": {f"{shards}x": self.pairs(shards) for shards in EPOCHS},

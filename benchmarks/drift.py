@@ -26,10 +26,13 @@ import pyarrow.compute as pc
 
 from benchmarks import machine
 from benchmarks.result import at_least, at_most, clopper_pearson, say, tell
-from distilrank import config, drift
+from distilrank import config
 from distilrank.core import artifacts, normalize, schemas, unicode_script
 from distilrank.data import bm25, prepare
 from distilrank.data.impressions import systematic
+from distilrank.drift.compare import compare_windows
+from distilrank.drift.embeddings import MAX_TOKENS
+from distilrank.drift.measure import measure_drift
 from distilrank.modeling import references
 from distilrank.modeling.bi_encoder import Retriever, Tokens
 
@@ -80,11 +83,11 @@ class Known:
     """An encoder that has seen all texts of the benchmark before: each is embedded once."""
 
     def __init__(self, reference: str) -> None:
-        self._encoder = Retriever(reference, max_tokens=drift.MAX_TOKENS, precision="int8")
+        self._encoder = Retriever(reference, max_tokens=MAX_TOKENS, precision="int8")
         self._vectors: dict[str, np.ndarray] = {}
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """As `drift.Encoder`."""
+        """As `drift.embeddings.Encoder`."""
         new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
         if new:
             self._vectors.update(zip(new, self._encoder.embed(new), strict=True))
@@ -256,7 +259,7 @@ def measure_alarms(
     alarms = anything = shares = 0
     aucs = []
     for _ in range(scale.resamples):
-        part = drift.compare(knobs, period.window(draw, size), period.window(draw, size), encoder).part
+        part = compare_windows(knobs, period.window(draw, size), period.window(draw, size), encoder).part
         names = [column["name"] for column in part["columns"] if column["drifted"]]
         drifted.update(names)
         alarms += part["alarm"]
@@ -291,7 +294,7 @@ def _detected(
     values, alarms, shares, aucs = [], 0, [], []
     for _ in range(scale.shifted):
         reference, current = period.window(draw, size), change(period.window(draw, size), period, draw)
-        part = drift.compare(knobs, reference, current, encoder).part
+        part = compare_windows(knobs, reference, current, encoder).part
         entries = {entry["name"]: entry for entry in part["columns"]}
         found.update(entry["name"] for entry in entries.values() if entry["drifted"])
         values.append(entries[column]["value"] / entries[column]["threshold"])
@@ -335,7 +338,7 @@ def measure_size(scale: Scale, folder: Path) -> tuple[dict[str, Any], list[dict[
 
 def _stage(paths: dict[str, str]) -> float:
     folders = {name: Path(path) for name, path in paths.items()}
-    return drift.measure(config.Drift(), config.Registry(), champion="", **folders)
+    return measure_drift(config.Drift(), config.Registry(), champion="", **folders)
 
 
 def _many_rows(rows: int, folder: Path) -> dict[str, Path]:

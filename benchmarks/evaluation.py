@@ -23,8 +23,9 @@ from benchmarks import machine
 from benchmarks.result import bar, say, tell
 from distilrank.config import Evaluate
 from distilrank.core import artifacts, schemas
-from distilrank.evaluation import evaluate, metrics, significance
+from distilrank.evaluation import metrics, outputs, significance
 from distilrank.evaluation.judged import Judged, System
+from distilrank.evaluation.systems import COMPARISONS, compare_systems, score_baselines
 
 SEED = 29
 WORDS = "red blue leather cotton sofa chair table lamp phone charger drill shoe dress shirt kids steel wood".split()
@@ -92,7 +93,7 @@ def write(folder: Path, scale: Scale) -> None:
 def _systems(folder: Path, judged: Judged, config: Evaluate) -> dict[str, System]:
     scores = dict(zip(NOISE, np.load(folder / "scores.npy"), strict=True))
     models = {name: System(score, 1 / (1 + np.exp(-score))) for name, score in scores.items()}
-    return evaluate.baselines(judged, config) | models
+    return score_baselines(judged, config) | models
 
 
 # Contenders -------------------------------------------------------------------------------------------------------
@@ -105,10 +106,10 @@ def ours(folder: str, values: dict[str, int]) -> dict[str, Any]:
     judged = Judged.read(source)
     systems = _systems(source, judged, scale.config)
     marks.append(time.perf_counter())
-    results, by_query = evaluate.compare_systems(judged, systems, scale.config)
+    results, by_query = compare_systems(judged, systems, scale.config)
     marks.append(time.perf_counter())
-    evaluate.write_per_query(source / "out" / "per_query.parquet", judged, by_query)
-    evaluate.write_trec(source / "out", judged, systems)
+    outputs.write_per_query(source / "out" / "per_query.parquet", judged, by_query)
+    outputs.write_trec(source / "out", judged, systems)
     artifacts.write_json(source / "out" / "metrics.json", results)
     marks.append(time.perf_counter())
     return {
@@ -131,7 +132,7 @@ def plain(folder: str, values: dict[str, int]) -> dict[str, Any]:
         name: metrics.per_query(query, judged.grade[rows], judged.relevant[rows], one.score[rows], judged.tie[rows])
         for name, one in systems.items()
     }
-    versus = [pair for pair in evaluate.COMPARISONS if set(pair) <= set(systems)]
+    versus = [pair for pair in COMPARISONS if set(pair) <= set(systems)]
     deltas = np.stack(
         [by_query[one][metric] - by_query[other][metric] for one, other in versus for metric in metrics.PER_QUERY],
         axis=1,

@@ -20,11 +20,11 @@ def measure_drift(
     """Compare the training window with the newest traffic; return the share of columns that drifted."""
     from pathlib import Path
 
-    from distilrank import drift as stage
+    from distilrank.drift import measure as stage
     from distilrank.core import artifacts
     from distilrank.config import Drift, Registry
 
-    share = stage.measure(
+    share = stage.measure_drift(
         Drift(**config),
         Registry(**registry),
         traffic=Path(traffic.path),

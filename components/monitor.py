@@ -24,7 +24,7 @@ def watch_champion(
     from distilrank.core import artifacts
     from distilrank.config import Drift, Monitor, Registry
 
-    alarm = stage.judge(
+    alarm = stage.monitor_champion(
         Monitor(**config),
         Drift(**drift),
         Registry(**registry),

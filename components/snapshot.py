@@ -4,11 +4,13 @@ from components.stage import ops_stage
 
 
 @ops_stage
-def keep_snapshot(drift: Input[Artifact], name: str, newest_end: str, config: dict, registry: dict):
-    """Add the run's drift to the Evidently workspace, if there is one; never lose the run over it."""
+def push_drift_snapshot(drift: Input[Artifact], name: str, newest_end: str, config: dict, registry: dict):
+    """Add the run's drift to the Evidently workspace, if one is configured; a failure is a warning, the run goes on."""
     from pathlib import Path
 
-    from distilrank import drift as stage
+    from distilrank.drift import workspace as stage
     from distilrank.config import Drift, Registry
 
-    stage.keep(Drift(**config), Registry(**registry), drift=Path(drift.path), name=name, newest_end=newest_end)
+    stage.push_to_workspace(
+        Drift(**config), Registry(**registry), drift=Path(drift.path), name=name, newest_end=newest_end
+    )

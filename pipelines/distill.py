@@ -9,7 +9,7 @@ from components.label import label_shard
 from components.promote import promote_student
 from components.rehearse import rehearse_models
 from components.report import render_report
-from components.snapshot import keep_snapshot
+from components.snapshot import push_drift_snapshot
 from components.student import distil_student
 from components.teacher import train_teacher
 from pipelines.preflight_and_prepare import preflight_and_prepare
@@ -119,7 +119,7 @@ def distill(
             registry=registry,
         )
         configure_task(drifted, "drift")
-        kept = keep_snapshot(
+        kept = push_drift_snapshot(
             drift=drifted.outputs["drift"], name=run_name(name), newest_end=newest_end, config=drift, registry=registry
         )
         configure_task(kept, "snapshot", effect=True)

@@ -13,7 +13,9 @@ from scipy.special import expit
 from distilrank import report
 from distilrank.config import Evaluate, Gate, Report
 from distilrank.core import artifacts, schemas
-from distilrank.evaluation import evaluate
+from distilrank.evaluation import score_spread
+from distilrank.evaluation.judged import Judged, System
+from distilrank.evaluation.systems import compare_systems, score_baselines
 from distilrank.modeling import calibration
 from distilrank.promotion import gate
 from distilrank.teacher import label_manifest, quality
@@ -203,7 +205,7 @@ def folders(
         manifest = {
             "shard": folder.name, "rows": 3120, "queries": 260, "teacher": "ab" * 32, "candidates": "cd" * 32,
             "labels": "ef" * 32,
-            "logits": quality.spread(np.random.default_rng(number).normal(-0.9 + 0.2 * number, 1.3, 3120)),
+            "logits": score_spread.spread(np.random.default_rng(number).normal(-0.9 + 0.2 * number, 1.3, 3120)),
             "work": {
                 "pairs": 3120, "tokens": 201_400, "truncated": 37, "seconds": 42.0, "device_hours": 42 / 3600,
                 "rows_per_second": 74.3, "device": "cpu", "price": None,
@@ -216,8 +218,8 @@ def folders(
         )
 
     rng = np.random.default_rng(4)
-    judged = evaluate.Judged.read(paths["judgements"])
-    systems = evaluate.baselines(judged, Evaluate())
+    judged = Judged.read(paths["judgements"])
+    systems = score_baselines(judged, Evaluate())
     for name, noise, scale in (
         ("teacher", 0.8, 1.1),
         ("student", 1.0, 0.9),
@@ -228,10 +230,10 @@ def folders(
             continue
         signal = (judged.target - 0.5) * 3 * (skill if name == "student" else 1)
         score = signal + rng.normal(0, noise, len(signal))
-        systems[name] = evaluate.System(score.astype(np.float32), expit(scale * score) if calibrated else None)
+        systems[name] = System(score.astype(np.float32), expit(scale * score) if calibrated else None)
         if unchanged and name == "champion":
             systems[name] = systems["student"]
-    metrics, by_query = evaluate.compare_systems(judged, systems, Evaluate(bootstrap=200, cluster_bootstrap=50))
+    metrics, by_query = compare_systems(judged, systems, Evaluate(bootstrap=200, cluster_bootstrap=50))
     metrics["latency"] = {
         name: {"pairs_per_second": 1912.4, "p50_ms": 4.12, "p95_ms": 6.93, "p99_ms": 9.87, "pairs_per_request": 8.0}
         for name in ("student", "champion", "anchor")

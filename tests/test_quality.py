@@ -188,37 +188,6 @@ def test_a_spreadsheet_runs_no_formula_and_garbles_no_script(tmp_path: Path) -> 
         assert float(row["gap"]) == -1 and float(row["target"]) == 1
 
 
-# Scores ---------------------------------------------------------------------------------------------------------------
-
-
-def test_spread_counts_every_logit_once() -> None:
-    logits = np.array([-100, -0.3, -0.25, 0, 0.1, 0.3, 100], np.float32)
-    found = quality.spread(logits)
-    histogram = found["histogram"]
-    assert sum(histogram["counts"]) == 7 and histogram["low"] == -16 and len(histogram["counts"]) == 128
-    assert histogram["counts"][0] == histogram["counts"][-1] == 1
-    assert histogram["counts"][62:66] == [1, 1, 2, 1]
-    assert (found["min"], found["max"], found["distinct"]) == (-100, 100, 7)
-    assert quality.spread(np.full(3, 1.3))["histogram"] == {"width": 0.25, "low": 1.25, "counts": [3]}
-
-
-@pytest.mark.parametrize(
-    ("logits", "reason"),
-    [
-        (np.random.default_rng(0).normal(size=500), None),
-        (np.random.default_rng(0).normal(0, 0.001, 500), "the standard deviation of 500 logits is 0.001"),
-        (np.tile([-1.0, 0.5, 1.0], 500), "3 of the first 1000 logits are distinct, expected 50 or more"),
-        (np.concatenate([np.full(1500, 2.0), np.arange(500.0)]), "1 of the first 1000 logits are distinct"),
-        (np.array([1.0, np.nan, np.inf]), "2 of 3 logits are not finite"),
-        (np.ones(19), None),
-        (np.ones(20), "the standard deviation of 20 logits is 0, expected 0.01 or more"),
-    ],
-)
-def test_a_collapse_is_told_in_words(logits: np.ndarray, reason: str | None) -> None:
-    found = quality.collapsed(logits.astype(np.float32), 0.01, 0.05)
-    assert found is None if reason is None else found is not None and found.startswith(reason)
-
-
 # Confidence -----------------------------------------------------------------------------------------------------------
 
 

@@ -36,7 +36,7 @@ from distilrank.training import launch
 
 ROOT = Path(__file__).parent.parent
 PRELOADED = (
-    "distilrank.drift.evidently_page",
+    "distilrank.drift.workspace",
     "distilrank.teacher.estimate",
     "distilrank.student.export",
     "distilrank.teacher.labeling",

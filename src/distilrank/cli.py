@@ -238,7 +238,7 @@ def evaluate(
     from distilrank.evaluation import compare
 
     with contextlib.redirect_stdout(sys.stderr), _counting("evaluate", "pairs") as counter:
-        metrics = compare.measure(
+        metrics = compare.compare_models(
             models, judgements, output, registry, compute, choices, backend=backend, counter=counter
         )
     if as_json:

@@ -217,9 +217,9 @@ def _check_workspace(config: Config) -> None:
     """Refuse an Evidently workspace that cannot be used; for a folder that takes no Evidently, which loads slowly."""
     workspace = config.drift.workspace
     if workspace.startswith(("http://", "https://")):
-        from distilrank import drift
+        from distilrank.drift.workspace import check_workspace
 
-        drift.check_workspace(config.drift)
+        check_workspace(config.drift)
     elif workspace:
         probe = Path(workspace) / f".{uuid.uuid4().hex}.probe"
         try:

@@ -81,7 +81,7 @@ STAGES = {
     "distil-student": "student",
     "evaluate-student": "evaluate",
     "measure-drift": "drift",
-    "keep-snapshot": "snapshot",
+    "push-drift-snapshot": "snapshot",
     "decide": "gate",
     "render-report": "report",
     "promote-student": "promote",

@@ -101,7 +101,7 @@ def test_effects_are_never_cached_and_the_promotion_is_conditional(compiled: tup
     spec = compiled[0]
     tasks = spec["root"]["dag"]["tasks"]
     never = {name for name, task in tasks.items() if not task.get("cachingOptions", {}).get("enableCache")}
-    assert never >= {"check-inputs", "decide", "keep-snapshot", "render-report"}
+    assert never >= {"check-inputs", "decide", "push-drift-snapshot", "render-report"}
     (conditional,) = [task for task in tasks.values() if "triggerPolicy" in task]
     assert "true" in conditional["triggerPolicy"]["condition"]
     inner = spec["components"][conditional["componentRef"]["name"]]["dag"]["tasks"]

@@ -30,7 +30,7 @@ from distilrank.core import artifacts, schemas
 from distilrank.drift import champion_scores
 from pipelines.distill import distill
 from pipelines.monitor import monitor
-from tests import browser, report_runs, test_drift
+from tests import browser, report_runs, traffic_samples
 
 PAGES = {
     ("prepare", "profile_html"),
@@ -81,14 +81,14 @@ def inputs(paths: dict[str, Any]) -> dict[str, Any]:
 
 def drift_pages(root: Path, *, champion: bool, comparable: bool = True) -> dict[tuple[str, str], Path]:
     """What the tasks drift and, with a champion, monitor leave as pages."""
-    old, new = test_drift.traffic(200, 1), test_drift.traffic(200, 2)
+    old, new = traffic_samples.traffic(200, 1), traffic_samples.traffic(200, 2)
     if not comparable:
         old = old.drop_columns(["query_id"])
     scores = np.linspace(0, 1, 200)
-    version = test_drift.champion_of(root, old, scores) if champion else ""
-    paths = test_drift.folders(root, new, new)
+    version = traffic_samples.champion_of(root, old, scores) if champion else ""
+    paths = traffic_samples.folders(root, new, new)
     if champion:
-        test_drift.champion_scores(paths, scores)
+        traffic_samples.champion_scores(paths, scores)
     del paths["output"]
     config, registry = {"embedding_rows": 0}, {"uri": str(root / "registry")}
     made = outputs(root / "made", "drift", "summary_html", "drift_html", "champion_html", "metrics")

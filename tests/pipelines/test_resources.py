@@ -202,7 +202,7 @@ def test_a_schedule_takes_time_and_name_from_kubeflow(tmp_path: Path) -> None:
     assert "{{$.pipeline_job" not in plain.text
 
 
-NAMED = ("watch-champion", "promote-student", "render-report", "keep-snapshot", "report-outcome")
+NAMED = ("watch-champion", "promote-student", "render-report", "push-drift-snapshot", "report-outcome")
 """The tasks after preflight that need the run's name."""
 
 

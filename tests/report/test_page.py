@@ -15,9 +15,9 @@ import pytest
 from distilrank.config import Gate, Report
 from distilrank.core import artifacts, schemas
 from distilrank.core.errors import InputError
+from distilrank.evaluation import score_spread
 from distilrank.rendering import figures, formatting, templating
 from distilrank.report import page as report
-from distilrank.teacher import quality
 from tests.report_runs import ANCHOR, CHAMPION, VERSION, Page, folders, render
 
 
@@ -120,8 +120,8 @@ def test_a_teacher_without_quality_still_has_labels(tmp_path: Path) -> None:
 def test_histograms_on_one_grid_add_up() -> None:
     rng = np.random.default_rng(1)
     shards = [rng.normal(mean, 1, 50) for mean in (-3, 0, 4)]
-    whole = quality.spread(np.concatenate(shards))["histogram"]
-    assert report._histogram_panel([quality.spread(shard)["histogram"] for shard in shards]) == whole
+    whole = score_spread.spread(np.concatenate(shards))["histogram"]
+    assert report._histogram_panel([score_spread.spread(shard)["histogram"] for shard in shards]) == whole
 
 
 @pytest.mark.parametrize(

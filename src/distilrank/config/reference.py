@@ -57,7 +57,7 @@ def markdown() -> str:
         "",
         "A configuration file holds only the settings that differ from these defaults. `--set section.key=value` on",
         "the command line overrides the file. `cpu_overrides` overrides the rest of the file on machines that have",
-        "neither a GPU nor a CPU with bf16 instructions (AVX512-BF16 or AMX), where training in fp32 takes several times",
+        "neither a GPU nor a CPU with bf16 instructions (AVX512-BF16 or AMX), where fp32 training takes several times",
         "as long. It applies to `run` and `monitor` on such a machine, never to a pipeline compiled for a cluster.",
         "",
         "This page is the output of `distilrank config --markdown`.",

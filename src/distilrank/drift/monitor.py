@@ -13,15 +13,16 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 
-from distilrank import drift
 from distilrank.config import Drift, Monitor, Registry
 from distilrank.core import artifacts, progress
 from distilrank.drift.champion_scores import DISAGREEMENT, SCORES, told
+from distilrank.drift.measure import measure_champion_drift
+from distilrank.drift.workspace import push_to_workspace
 
 STAGE = "monitor"
 
 
-def judge(
+def monitor_champion(
     config: Monitor,
     limits: Drift,
     registry: Registry,
@@ -57,7 +58,9 @@ def judge(
             "scores": artifacts.verify(scores),
             "champion": champion,
         }
-        part = drift.watch(limits, registry, traffic=traffic, scores=scores / SCORES, champion=champion, output=output)
+        part = measure_champion_drift(
+            limits, registry, traffic=traffic, scores=scores / SCORES, champion=champion, output=output
+        )
         apart = artifacts.read_json(scores / DISAGREEMENT) if (scores / DISAGREEMENT).exists() else None
         checks = [_drift(limits, part), *([_disagreement(config, apart)] if apart else [])]
         alarm = not all(check["passed"] for check in checks)
@@ -72,7 +75,7 @@ def judge(
         artifacts.write_json(output / "monitor.json", found)
         _write_metrics(output / "metrics.prom", found, part)
         artifacts.seal(output)
-        drift.keep(limits, registry, drift=output, name=name, newest_end=newest_end)
+        push_to_workspace(limits, registry, drift=output, name=name, newest_end=newest_end)
         for check in checks:
             progress.log_event(STAGE, "note", "passed" if check["passed"] else "ALARM", check["name"], check["detail"])
         retrain = alarm and config.retrain == "on_alarm"

@@ -17,14 +17,15 @@ from distilrank import score_files
 from distilrank.config import Compute, Evaluate
 from distilrank.core import artifacts, progress
 from distilrank.core.errors import InputError
-from distilrank.evaluation import evaluate, examples, slices
+from distilrank.evaluation import examples, outputs, slices
 from distilrank.evaluation.judged import Judged
+from distilrank.evaluation.systems import compare_systems, score_baselines, score_judged
 from distilrank.modeling.scorer import Scorer
 
 BASELINES = ("bm25", "random")
 
 
-def measure(
+def compare_models(
     models: Sequence[str],
     judgements: Path,
     output: Path | None,
@@ -66,11 +67,11 @@ def measure(
     folders = {name: score_files.locate(name, registry) for name in models}
     scorers = {name: Scorer.load(folder, compute, backend=backend) for name, folder in folders.items()}
     told = counter(len(models) * len(judged.query))
-    systems = evaluate.baselines(judged, config)
+    systems = score_baselines(judged, config)
     for name in models:
-        systems[name] = evaluate.score_judged(scorers.pop(name), judged, told)
+        systems[name] = score_judged(scorers.pop(name), judged, told)
     pairs = list(combinations(models, 2))
-    metrics, by_query = evaluate.compare_systems(
+    metrics, by_query = compare_systems(
         judged,
         systems,
         config,
@@ -81,7 +82,7 @@ def measure(
     metrics["examples"] = examples.extremes(judged, systems, by_query, models[0], other)
     metrics["stability"] = spread({name: metrics["systems"][name] for name in models})
     if output is not None:
-        evaluate.write_per_query(output / "per_query.parquet", judged, by_query)
+        outputs.write_per_query(output / "per_query.parquet", judged, by_query)
         artifacts.write_json(output / "metrics.json", metrics)
     return metrics
 

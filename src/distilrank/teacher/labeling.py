@@ -18,11 +18,12 @@ import transformers
 from distilrank.config import Compute, Label
 from distilrank.core import artifacts, progress, schemas
 from distilrank.core.errors import InputError
+from distilrank.evaluation import score_spread
 from distilrank.modeling import compilation, encoding
 from distilrank.modeling.runtime import setup_runtime
 from distilrank.modeling.scorer import CHUNK_ROWS, DESCRIPTION, METRICS, Scorer
 from distilrank.modeling.torch_backend import TorchBackend, score_encoded
-from distilrank.teacher import label_manifest, quality
+from distilrank.teacher import label_manifest
 from distilrank.teacher.label_parts import IDS, Device, LabelCheckpoints, Scored, label_rows
 
 LABELS = "labels.parquet"
@@ -92,7 +93,7 @@ def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teac
                 "teacher": record.inputs["teacher"],
                 "candidates": shard_digest,
                 "labels": artifacts.digest_file(output / LABELS),
-                "logits": quality.spread(labeled.logits),
+                "logits": score_spread.spread(labeled.logits),
                 "work": device.cost_summary(labeled.work),
             },
         )

@@ -12,7 +12,7 @@ import torch
 from distilrank.config import Compute, Label, Teacher
 from distilrank.core import artifacts, progress, schemas
 from distilrank.core.errors import RunStopped
-from distilrank.evaluation import metrics
+from distilrank.evaluation import metrics, score_spread
 from distilrank.modeling import adapters, batching, compilation, encoding, packing, parity, pretrained, references
 from distilrank.modeling.runtime import Runtime, setup_runtime
 from distilrank.modeling.scorer import DESCRIPTION, METRICS, calibrate, describe, load_encoder
@@ -139,7 +139,7 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, model_digest: 
             f"dev nDCG@10 {reached['teacher']:.4f}, BM25 {reached['bm25']:.4f}, random {reached['random']:.4f}; "
             f"calibration error {error:.3f}; saved, its logits are within {difference:.2g} of the trained ones",
         )
-        _refuse(config, reached, error, quality.collapsed(logits, config.min_deviation, MIN_DISTINCT))
+        _refuse(config, reached, error, score_spread.collapsed(logits, config.min_deviation, MIN_DISTINCT))
         artifacts.seal(output)
         checkpoints.clear()
     return TeacherResult(reached["teacher"], reached["teacher"] - reached["bm25"])

@@ -10,9 +10,10 @@ import pytest
 from distilrank import cli
 from distilrank.config import Text
 from distilrank.core import artifacts, schemas
+from distilrank.evaluation import metrics
 from distilrank.evaluation.compare import spread
 from distilrank.modeling.scorer import Scorer
-from tests.test_relevance import CPU, judged_table, judgements, some_rows, trained
+from tests.judged_samples import CPU, judged_table, judgements, some_rows, trained
 from tests.tiny_models import WORDS
 
 SET = [
@@ -56,25 +57,25 @@ def test_students_are_measured_beside_the_baselines_and_each_other(run, root, tm
         "--json", *SET,
     )  # fmt: skip
     assert status == 0, err
-    metrics = json.loads(out)
-    assert artifacts.read_json(tmp_path / "out" / "metrics.json") == metrics
-    assert list(metrics["systems"]) == ["random", "bm25", *names]
+    results = json.loads(out)
+    assert artifacts.read_json(tmp_path / "out" / "metrics.json") == results
+    assert list(results["systems"]) == ["random", "bm25", *names]
     test = schemas.read(root / "judgements" / "test.parquet", schemas.JUDGED)
     per_query = schemas.read(tmp_path / "out" / "per_query.parquet", schemas.PER_QUERY).to_pandas()
     for name in names:
         score = Scorer.load(root / name, CPU).score(test)
         columns = (test[column].to_pylist() for column in ("query_id", "product_id", "target"))
-        assert metrics["systems"][name]["ndcg_at_10"] == pytest.approx(metrics.mean_ndcg(*columns, score), abs=1e-6)
+        assert results["systems"][name]["ndcg_at_10"] == pytest.approx(metrics.mean_ndcg(*columns, score), abs=1e-6)
         means = per_query[per_query.system == name][list(metrics.PER_QUERY)].mean()
-        assert all(means[metric] == pytest.approx(metrics["systems"][name][metric]) for metric in metrics.PER_QUERY)
-    versus = {(one["system"], one["baseline"]) for one in metrics["comparisons"]}
+        assert all(means[metric] == pytest.approx(results["systems"][name][metric]) for metric in metrics.PER_QUERY)
+    versus = {(one["system"], one["baseline"]) for one in results["comparisons"]}
     assert versus == {*((name, other) for name in names for other in ("bm25", "random")), tuple(names)}
-    found = metrics["stability"]["measures"]
-    values = [metrics["systems"][name]["roc_auc"] for name in names]
+    found = results["stability"]["measures"]
+    values = [results["systems"][name]["roc_auc"] for name in names]
     assert found["roc_auc"]["mean"] == pytest.approx(np.mean(values))
     assert found["roc_auc"]["standard_deviation"] == pytest.approx(abs(values[0] - values[1]) / np.sqrt(2))
-    assert metrics["examples"]["baseline"] == "seed-2" and metrics["agreement"] is None
-    sliced = {(one["system"], one["baseline"]) for row in metrics["slices"]["rows"] for one in row["comparisons"]}
+    assert results["examples"]["baseline"] == "seed-2" and results["agreement"] is None
+    sliced = {(one["system"], one["baseline"]) for row in results["slices"]["rows"] for one in row["comparisons"]}
     assert sliced == {*((name, "bm25") for name in names), tuple(names)}
 
 
@@ -94,7 +95,7 @@ def test_one_student_is_printed_as_tables(run):
         (["--model", "nowhere"], "--model nowhere: no such folder, and"),
         (["--model", "seed-1", "--set", "gate.min_queries=3"], "--set gate: expected evaluate.KEY=VALUE"),
         (["--model", "seed-1", "--set", "evaluate.bootstrap=3"], "bootstrap"),
-        (["--model", "seed-1", "--set", "evaluate.slices=[color]"], "evaluate.slices: 'color' is no column"),
+        (["--model", "seed-1", "--set", "evaluate.slices=[hue]"], "evaluate.slices: 'hue' is no column"),
         (["--model", "seed-1", "--judgements", "seed-1"], "seed-1/test.parquet: no such file"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -109,3 +111,85 @@ def test_wins_ties_and_losses_ignore_the_last_bits():
     deltas = np.array([[0.1, 1e-15], [-0.2, -1e-15], [0.3, 0.0]])
     won, tied, lost = significance.outcomes(deltas)
     assert (won.tolist(), tied.tolist(), lost.tolist()) == ([2, 0], [0, 3], [1, 0])
+
+
+def test_paired_intervals_cover_the_truth_about_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(10):  # 40 differences share the resamples of one call
+        deltas = rng.normal(0.1, 0.5, (60, 40))
+        sure = significance.paired_interval(deltas, resamples=500, confidence=0.9, rng=rng)
+        covered += int(((sure.low <= 0.1) & (sure.high >= 0.1)).sum())
+    assert 0.85 < covered / 400 < 0.94
+
+
+def test_paired_interval_width_is_that_of_the_mean():
+    deltas = np.random.default_rng(1).normal(0, 1, (400, 1))
+    sure = significance.paired_interval(deltas, resamples=4000, confidence=0.95, rng=np.random.default_rng(2))
+    half = 1.96 * deltas.std() / 20
+    assert sure.low[0] == pytest.approx(deltas.mean() - half, abs=0.015)
+    assert sure.high[0] == pytest.approx(deltas.mean() + half, abs=0.015)
+
+
+def test_sign_flips_approach_the_exact_randomization_test():
+    deltas = np.array([0.3, -0.1, 0.2, 0.4, 0.05, -0.02, 0.25, 0.1])
+    flipped = [abs(np.dot(signs, deltas)) for signs in itertools.product((-1, 1), repeat=len(deltas))]
+    exact = np.mean(np.array(flipped) >= abs(deltas.sum()) - 1e-12)
+    sure = significance.paired_interval(
+        deltas[:, None], resamples=20_000, confidence=0.95, rng=np.random.default_rng(3)
+    )
+    assert sure.p_value[0] == pytest.approx(exact, abs=0.01)
+
+
+def test_p_values_are_uniform_where_there_is_no_difference():
+    rng = np.random.default_rng(4)
+    sure = significance.paired_interval(rng.normal(0, 1, (50, 400)), resamples=500, confidence=0.95, rng=rng)
+    assert 0.02 < (sure.p_value <= 0.05).mean() < 0.09
+    assert 0.42 < (sure.p_value <= 0.5).mean() < 0.58
+
+
+def test_no_difference_at_all_is_an_empty_interval_and_p_one():
+    sure = significance.paired_interval(np.zeros((7, 2)), resamples=100, confidence=0.95, rng=np.random.default_rng(5))
+    assert [values.tolist() for values in sure] == [[0, 0], [0, 0], [1, 1]]
+
+
+def test_resampling_in_blocks_changes_nothing(monkeypatch):
+    deltas = np.random.default_rng(6).normal(0, 1, (9, 3))
+    results = []
+    for at_once in (2**22, 20, 1):
+        monkeypatch.setattr(significance, "AT_ONCE", at_once)
+        results.append(
+            significance.paired_interval(deltas, resamples=100, confidence=0.95, rng=np.random.default_rng(7))
+        )
+    assert all(np.allclose(first.low, result.low) for first, result in itertools.combinations(results, 2))
+
+
+def test_clustered_bootstrap_of_a_mean_is_the_paired_one():
+    deltas = np.random.default_rng(8).normal(0.2, 1, (80, 2))
+    paired = significance.paired_interval(deltas, resamples=300, confidence=0.95, rng=np.random.default_rng(9))
+    clustered = significance.cluster_interval(
+        lambda drawn: drawn @ deltas / len(deltas),
+        len(deltas),
+        resamples=300,
+        confidence=0.95,
+        rng=np.random.default_rng(9),
+    )
+    assert np.allclose(paired.low, clustered.low) and np.allclose(paired.high, clustered.high)
+    mirrored = significance.cluster_interval(
+        lambda drawn: -drawn @ deltas / len(deltas),
+        len(deltas),
+        resamples=300,
+        confidence=0.95,
+        rng=np.random.default_rng(9),
+    )
+    assert clustered.p_value.tolist() == mirrored.p_value.tolist(), "two-sided"
+    assert 0 < clustered.p_value[0] < 1
+
+
+def test_clustered_bootstrap_leaves_out_resamples_without_a_value():
+    def differences(drawn):
+        return np.array([np.nan if drawn[0] == 0 else float(drawn[0]), np.nan])
+
+    sure = significance.cluster_interval(differences, 3, resamples=200, confidence=0.95, rng=np.random.default_rng(10))
+    assert sure.low[0] == 1 and sure.high[0] >= 2 and sure.p_value[0] < 0.05
+    assert np.isnan([sure.low[1], sure.high[1], sure.p_value[1]]).all()

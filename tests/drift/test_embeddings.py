@@ -1,0 +1,37 @@
+"""Drift of texts: embeddings, and the domain classifier on them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from distilrank.config import Drift
+from distilrank.core import artifacts
+from tests.traffic_samples import by_name, folders, measure, traffic, with_texts
+
+
+def test_embeddings_tell_new_texts_and_not_repeated_ones(tmp_path: Path, models: Path) -> None:
+    old = [f"{color} {thing}" for color in ("red", "blue", "green", "black") for thing in ("sofa", "couch", "chair")]
+    new = [f"{thing} {kind}" for thing in ("cordless drill", "phone case") for kind in ("men", "kids", "steel", "wood")]
+    reference = with_texts(traffic(300, 1), old, 1)
+    config = Drift(embedding_rows=200)
+    for name, queries, drifted in (("same", old, False), ("new", old[:2] + 2 * new, True)):
+        paths = folders(tmp_path / name, reference, with_texts(traffic(300, 1), queries, 2))
+        shutil.rmtree(paths["student"])
+        shutil.copytree(models / "encoder", paths["student"])
+        artifacts.seal(paths["student"])
+        part = measure(paths, config)["candidate"]
+        found = part["embedding"]
+        assert found["drifted"] is drifted and ("embedding" in part["why"]) is drifted, name
+        assert found["ci_low"] <= found["auc"] <= found["ci_high"] and found["rows"] == {
+            "reference": 200,
+            "current": 200,
+        }
+        assert by_name(part)["embedding"]["value"] == found["auc"]
+    assert {example["query"] for example in found["examples"]} >= set(new)
+    assert found["examples"][0]["query"] in (paths["output"] / "summary.html").read_text()
+
+
+def test_a_student_that_is_no_bert_is_said_and_stops_nothing(tmp_path: Path) -> None:
+    part = measure(folders(tmp_path, traffic(60, 1), traffic(60, 2)), Drift())["candidate"]
+    assert part["embedding"] is None and "Embeddings not compared: " in part["note"]
