@@ -27,6 +27,7 @@ from distilrank.data import bm25, log_store, profile, profile_page, sources, spl
 from distilrank.data.candidates import PROVENANCES, Embedded, Mined, Miner, ShardBalancer
 from distilrank.data.corpus import Corpus, read, soft_targets
 from distilrank.data.impressions import Impressions, Pairs, systematic
+from distilrank.data.sources import base
 from distilrank.data.splits import SIDES, STRATA, TRAIN
 from distilrank.modeling import references
 from distilrank.modeling.bi_encoder import Neighbors, Retriever, Tokens
@@ -257,7 +258,7 @@ def _embedded(corpus: Corpus, config: Prepare, scratch: Path) -> Embedded | None
 
 
 def _protocol(
-    source: sources.Source, data: Data, config: Prepare, corpus: Corpus, index: bm25.Index, basis: str
+    source: base.Source, data: Data, config: Prepare, corpus: Corpus, index: bm25.Index, basis: str
 ) -> dict[str, Any]:
     own = not np.array_equal(corpus.gains, corpus.targets)
     stems = "English" if index.languages == ("en",) else ", ".join(sorted(index.languages))
