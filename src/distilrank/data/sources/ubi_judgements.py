@@ -63,8 +63,12 @@ class JudgementList(File):
             raise InputError(f"{self.name}: not UTF-8 at byte {error.start + 1}") from None
         except UnicodeEncodeError:
             raise InputError(f"{self.name}: not JSON (half of a surrogate pair)") from None
-        except (json.JSONDecodeError, RecursionError) as error:
+        except json.JSONDecodeError as error:
             raise InputError(f"{self.name}: not JSON ({error})") from None
+        except ValueError:  # Python reads no number of more than 4300 digits
+            raise InputError(f"{self.name}: not JSON (a number has too many digits)") from None
+        except RecursionError:
+            raise InputError(f"{self.name}: not JSON (nested too deeply)") from None
         found = value.get("judgmentRatings") if isinstance(value, dict) else None
         if not isinstance(found, list) or not found:
             seen = list_keys(value) if isinstance(value, dict) else json_type(value)
@@ -115,7 +119,12 @@ class JudgementList(File):
         yield rows
 
     def _complain_of(self, where: str, value: Any, expected: str, problems: Problems) -> None:
-        seen = "empty" if value is None or value == "" else quote(str(value))
+        if value is None or value == "":
+            seen = "empty"
+        elif isinstance(value, dict | list):  # as deep as it likes
+            seen = json_type(value)
+        else:
+            seen = quote(str(value))
         problems.add(self.name, f"expected {expected}", examples=[f"{where} is {seen}"])
 
 

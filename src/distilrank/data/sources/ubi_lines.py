@@ -30,10 +30,11 @@ BULK_ACTIONS = ("index", "create", "update", "delete")
 HEAD_BYTES = 1 << 20
 _HEAD_LINES = 100
 _QUOTED_CHARACTERS = 60
-_JSON_TYPES = {list: "array", str: "string", bool: "boolean", type(None): "null"}
+_JSON_TYPES = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
 
 
 def read_magic(path: Path) -> bytes:
+    """The first bytes of a file, which tell gzip and Parquet from text."""
     with path.open("rb") as handle:
         return handle.read(len(PARQUET))
 
@@ -47,6 +48,7 @@ def verify_gzip(path: Path) -> None:
 
 
 def quote(value: str) -> str:
+    """A value as a message shows it: in quotes, and cut if it is long."""
     return repr(value if len(value) <= _QUOTED_CHARACTERS else value[: _QUOTED_CHARACTERS - 1] + "…")
 
 
@@ -64,7 +66,12 @@ def check_columns(names: list[str]) -> None:
 
 
 def complete_lines(head: bytes, *, whole: bool) -> bytes:
-    """The complete lines among the first bytes of a file, which may be gzipped; `whole`: that is all of it."""
+    """The complete lines among the first bytes of a file, which may be gzipped.
+
+    Args:
+        head: the first bytes.
+        whole: whether they are all of the file, whose last line need not end.
+    """
     if head.startswith(GZIP):
         unzip = zlib.decompressobj(31)
         head = unzip.decompress(head, HEAD_BYTES)
@@ -74,19 +81,19 @@ def complete_lines(head: bytes, *, whole: bool) -> bytes:
 
 def check_lines(text: bytes) -> None:
     """Raise InputError if none of the first lines is UBI."""
-    seen: dict[str, None] = {}
-    wrong = []
+    keys: dict[str, None] = {}
+    faults = []
     for number, line in enumerate(text.splitlines()[:_HEAD_LINES], 1):
-        reason = find_fault(line)
-        if not reason:
-            seen |= dict.fromkeys(json.loads(line))
+        fault = find_fault(line)
+        if not fault:
+            keys |= dict.fromkeys(json.loads(line))
         elif line.strip():
-            wrong.append(f"line {number}: {reason}, expected one JSON object a line")
-    if not seen and wrong:
-        raise InputError(wrong[0])
-    if seen and not seen.keys() & KEY_FIELDS:
-        hint = "; export the documents alone, without _index and _source around them" if "_source" in seen else ""
-        raise InputError(f"no query_id, action_name or user_query in its first lines, but {list_keys(seen)}{hint}")
+            faults.append(f"line {number}: {fault}, expected one JSON object a line")
+    if not keys and faults:
+        raise InputError(faults[0])
+    if keys and not keys.keys() & KEY_FIELDS:
+        hint = "; export the documents alone, without _index and _source around them" if "_source" in keys else ""
+        raise InputError(f"no query_id, action_name or user_query in its first lines, but {list_keys(keys)}{hint}")
 
 
 def find_fault(line: bytes) -> str | None:
@@ -103,22 +110,26 @@ def find_fault(line: bytes) -> str | None:
     except json.JSONDecodeError as error:
         what = error.msg.removesuffix(" at").removesuffix(" starting")
         return f"not JSON ({what[:1].lower()}{what[1:]} at column {error.colno})"
+    except ValueError:  # Python reads no number of more than 4300 digits
+        return "not JSON (a number has too many digits)"
     except RecursionError:
         return "not JSON (nested too deeply)"
     return None if isinstance(record, dict) else json_type(record)
 
 
 def json_type(value: Any) -> str:
+    """What a JSON value is, for a message: `a JSON array`."""
     return f"a JSON {_JSON_TYPES.get(type(value), 'number')}"
 
 
 def list_keys(keys: Iterable[str]) -> str:
-    shown = [quote(key) for key in itertools.islice(keys, EXAMPLES + 1)]
-    return ", ".join([*shown[:EXAMPLES], "..."] if len(shown) > EXAMPLES else shown)
+    """The first of the keys of a JSON object, for a message."""
+    quoted = [quote(key) for key in itertools.islice(keys, EXAMPLES + 1)]
+    return ", ".join([*quoted[:EXAMPLES], "..."] if len(quoted) > EXAMPLES else quoted)
 
 
 def find_malformed(connection: duckdb.DuckDBPyConnection, path: Path) -> Iterator[str]:
-    """Number and reason of each line of which DuckDB made nothing."""
+    """Number and fault of each line in which DuckDB found no field, without quoting values."""
     opener: Any = gzip.open if read_magic(path).startswith(GZIP) else Path.open
     with opener(path, "rb") as handle:
         for number, line in enumerate(handle, 1):
@@ -129,11 +140,19 @@ def find_malformed(connection: duckdb.DuckDBPyConnection, path: Path) -> Iterato
                 record = json.loads(line)
                 if all(record.get(name) is None for name in (*FIELDS, *BULK_ACTIONS)):
                     yield f"line {number}: no field of UBI, but {list_keys(record)}"
-            # DuckDB takes more for JSON than the standard has, such as a comma after the last member.
-            elif "not JSON" not in fault or not _is_valid_json(connection, line):
+            elif "not JSON" not in fault or not _is_read_by_duckdb(connection, line):
                 yield f"line {number}: {fault}"
 
 
-def _is_valid_json(connection: duckdb.DuckDBPyConnection, line: bytes) -> bool:
-    (is_valid,) = connection.execute("SELECT json_valid(?)", [line.decode()]).fetchall()[0]
-    return is_valid
+def _is_read_by_duckdb(connection: duckdb.DuckDBPyConnection, line: bytes) -> bool:
+    """Whether DuckDB finds a field of UBI in a line that Python rejects.
+
+    DuckDB accepts more than Python: a comma after the last member, any depth, numbers of any length.
+    """
+    text = line.decode()
+    (is_valid,) = connection.execute("SELECT json_valid(?)", [text]).fetchall()[0]
+    if not is_valid:
+        return False
+    paths = [f"$.{name}" for name in (*FIELDS, *BULK_ACTIONS)]
+    (values,) = connection.execute("SELECT json_extract_string(?, ?::VARCHAR[])", [text, paths]).fetchall()[0]
+    return any(value is not None for value in values)
