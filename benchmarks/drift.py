@@ -28,8 +28,8 @@ from benchmarks import machine
 from benchmarks.result import at_least, at_most, clopper_pearson, say, tell
 from distilrank import config, drift
 from distilrank.core import artifacts, normalize, schemas, unicode_script
+from distilrank.core.arrays import systematic_sample
 from distilrank.data import bm25, prepare
-from distilrank.data.impressions import systematic
 from distilrank.modeling import references
 from distilrank.modeling.bi_encoder import Retriever, Tokens
 
@@ -121,7 +121,7 @@ class Period:
         counts = self.counts[queries]
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         rows = np.repeat(self.starts[queries], counts) + within
-        return self.table.take(pa.array(rows[systematic(len(rows), size, draw)]))
+        return self.table.take(pa.array(rows[systematic_sample(len(rows), size, draw)]))
 
 
 def demo_shop(rows: int, folder: Path) -> pa.Table:

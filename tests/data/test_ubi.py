@@ -659,7 +659,9 @@ LONG_NUMBER = b"1" * 5000
 
 
 @pytest.mark.parametrize(
-    ("value", "reason"), [(DEEP, "nested too deeply"), (LONG_NUMBER, "a number has too many digits")]
+    ("value", "reason"),
+    [(DEEP, "nested too deeply"), (LONG_NUMBER, "a number has too many digits")],
+    ids=["deep", "long number"],
 )
 def test_json_that_python_cannot_parse_is_one_line_of_text(make, tmp_path: Path, value: bytes, reason: str) -> None:
     line = b'{"foo": %s}' % value

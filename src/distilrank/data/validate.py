@@ -14,11 +14,11 @@ import pyarrow as pa
 from distilrank.config import Config
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.core.problems import Problems
+from distilrank.core.schemas import SIDES
 from distilrank.core.scratch import scratch_folder
 from distilrank.data import log_store, sources, splits, window
 from distilrank.data.corpus import Corpus, read
 from distilrank.data.sources import base
-from distilrank.data.splits import SIDES
 
 SAMPLE = 100_000
 """Products that a check of a sample reads."""

@@ -30,8 +30,8 @@ import pyarrow.parquet as pq
 from distilrank import registry as registries
 from distilrank.config import Drift, Registry
 from distilrank.core import artifacts, progress, schemas
+from distilrank.core.arrays import systematic_sample
 from distilrank.core.errors import InputError
-from distilrank.data.impressions import systematic
 from distilrank.drift import columns, domain, evidently_page, summary_page
 from distilrank.drift.columns import Column, Limits
 from distilrank.modeling.bi_encoder import Retriever
@@ -530,7 +530,8 @@ def _embedding(
 ) -> dict[str, Any] | None:
     """The part of drift.json on embeddings; None where there are too few queries."""
     rows = [
-        systematic(table.num_rows, config.embedding_rows, np.random.default_rng(0)) for table in (reference, current)
+        systematic_sample(table.num_rows, config.embedding_rows, np.random.default_rng(0))
+        for table in (reference, current)
     ]
     samples = [table.take(pa.array(some)) for table, some in zip((reference, current), rows, strict=True)]
     before, after = _embed(encoder, samples)
