@@ -28,8 +28,8 @@ from benchmarks import machine
 from benchmarks.result import at_least, at_most, clopper_pearson, say, tell
 from distilrank import config
 from distilrank.core import artifacts, normalize, schemas, unicode_script
+from distilrank.core.arrays import systematic_sample
 from distilrank.data import bm25, prepare
-from distilrank.data.impressions import systematic
 from distilrank.drift.compare import compare_windows
 from distilrank.drift.embeddings import MAX_TOKENS
 from distilrank.drift.measure import measure_drift
@@ -124,7 +124,7 @@ class Period:
         counts = self.counts[queries]
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         rows = np.repeat(self.starts[queries], counts) + within
-        return self.table.take(pa.array(rows[systematic(len(rows), size, draw)]))
+        return self.table.take(pa.array(rows[systematic_sample(len(rows), size, draw)]))
 
 
 def demo_shop(rows: int, folder: Path) -> pa.Table:

@@ -45,7 +45,7 @@ def test_a_leak_is_told_by_the_draw_in_use() -> None:
     positions = np.array([splits.hash_position(normalize.query_id(text), "distilrank") for text in texts])
     later = Prepare(test_fold=1)
     side = splits.sides(positions, later)
-    of = {name: [texts[at] for at in np.flatnonzero(side == code)] for code, name in enumerate(splits.SIDES)}
+    of = {name: [texts[at] for at in np.flatnonzero(side == code)] for code, name in enumerate(schemas.SIDES)}
     splits.check_leaks({**of, "candidates": of["train"]}, later)
     with pytest.raises(RunStopped, match="of the train side is among the test queries"):
         splits.check_leaks({"test": of["test"]}, Prepare())
@@ -67,7 +67,7 @@ def test_a_run_trains_on_what_it_tested_before_and_tests_what_it_trained_on(tmp_
         )
         queries[draw] = {
             side: set(schemas.read(folder / "judgements" / f"{side}.parquet", schemas.JUDGED)["query_id"].to_pylist())
-            for side in splits.SIDES
+            for side in schemas.SIDES
         }
         queries[draw]["candidates"] = set(
             schemas.read(folder / "candidates" / "shard-00000.parquet", schemas.CANDIDATES)["query_id"].to_pylist()

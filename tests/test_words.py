@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from distilrank.config import Prepare, parse
-from distilrank.core import languages, normalize, unicode_script
+from distilrank.core import languages, normalize, schemas, unicode_script
 from distilrank.core.errors import InputError
 from distilrank.data import bm25, corpus, splits
 from tests.data.test_log_store import Rows, content, log, shown
@@ -131,7 +131,7 @@ def test_the_log_and_the_split_fold_alike(tmp_path: Path) -> None:
     config = Prepare(language="tr", dev_share=0.0, test_share=0.5)
     for text in ("HALI", "ILIK", "IŞIK", "SARI"):
         position = np.array(splits.hash_position(normalize.query_id(text, "tr"), config.salt))
-        splits.check_leaks({splits.SIDES[int(splits.sides(position, config))]: [text]}, config)
+        splits.check_leaks({schemas.SIDES[int(splits.sides(position, config))]: [text]}, config)
 
 
 # Words ------------------------------------------------------------------------------------------------------------

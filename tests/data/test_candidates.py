@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distilrank.config import Prepare
-from distilrank.core import normalize
+from distilrank.core import normalize, schemas
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
 from distilrank.data import bm25, candidates, corpus, impressions, log_store, sources, splits
@@ -105,15 +105,15 @@ def test_a_fixed_size_is_filled_and_cut(shop: Shop, tmp_path: Path) -> None:
 def test_strata_have_quotas_in_hash_order(shop: Shop, tmp_path: Path) -> None:
     everything = Prepared(tmp_path / "all", shop.data(), WINDOW)
     out = Prepared(tmp_path / "out", shop.data(), WINDOW, head_queries=1, torso_queries=2, tail_queries=3)
-    of = {stratum: {} for stratum in splits.STRATA}
+    of = {stratum: {} for stratum in schemas.STRATA}
     for row in everything.candidates.to_pylist():
         of[row["stratum"]][row["query_id"]] = splits.hash_position(row["query_id"], "distilrank")
     expected = {
         key
-        for stratum, most in zip(splits.STRATA, (1, 2, 3))
+        for stratum, most in zip(schemas.STRATA, (1, 2, 3))
         for key in sorted(of[stratum], key=of[stratum].get)[:most]
     }
-    assert all(len(of[stratum]) > most for stratum, most in zip(splits.STRATA, (0, 1, 3)))
+    assert all(len(of[stratum]) > most for stratum, most in zip(schemas.STRATA, (0, 1, 3)))
     assert set(out.candidates.column("query_id").to_pylist()) == expected
     assert out.profile["candidates"]["strata"]["tail"] == 3
 
@@ -194,7 +194,7 @@ def test_queries_of_few_clients_are_dropped_and_counted(shop: Shop, tmp_path: Pa
         "impressions of products that a query showed to fewer than 3 clients": sum(few.values()),
         "clicks on products that fewer than 3 clients clicked": hidden,
     }
-    judged = {query for side in splits.SIDES for query in out.judged[side].column("query").to_pylist()}
+    judged = {query for side in schemas.SIDES for query in out.judged[side].column("query").to_pylist()}
     assert any("white" in query for query in judged), "judgements are not the log's"
     kept = Prepared(tmp_path / "kept", data, WINDOW, privacy={"min_clients": 1})
     assert kept.profile["privacy"]["dropped_queries"] == 0
@@ -285,7 +285,7 @@ def test_plurals_fall_on_one_side(shop: Shop, tmp_path: Path) -> None:
     shop.judgements["rating"] *= 2
 
     def sides(out: Prepared) -> dict[str, str]:
-        return {query: side for side in splits.SIDES for query in out.judged[side].column("query").to_pylist()}
+        return {query: side for side in schemas.SIDES for query in out.judged[side].column("query").to_pylist()}
 
     together = sides(Prepared(tmp_path / "one", shop.data(), WINDOW, plurals="together"))
     assert all(together[query] == together[f"{query}s"] for query in together if not query.endswith("s"))

@@ -24,7 +24,7 @@ from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
 from distilrank.core.scratch import PREFIX, scratch_folder
 from distilrank.data import log_store
-from distilrank.data.sources import Log
+from distilrank.data.sources.base import Log
 
 DAY = datetime(2026, 11, 1, 10)
 

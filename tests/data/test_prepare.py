@@ -139,7 +139,7 @@ def test_sides_have_their_shares_and_do_not_move_each_other() -> None:
     ],
 )
 def test_strata(impressions: list[int], expected: str) -> None:
-    assert [splits.STRATA[code] for code in splits.strata(np.array(impressions))] == expected.split()
+    assert [schemas.STRATA[code] for code in splits.strata(np.array(impressions))] == expected.split()
 
 
 def test_a_leak_stops_the_run() -> None:
@@ -147,7 +147,7 @@ def test_a_leak_stops_the_run() -> None:
     texts = [f"query {number}" for number in range(200)]
     positions = np.array([splits.hash_position(normalize.query_id(text), knobs.salt) for text in texts])
     side = splits.sides(positions, knobs)
-    of = {name: [texts[at] for at in np.flatnonzero(side == code)] for code, name in enumerate(splits.SIDES)}
+    of = {name: [texts[at] for at in np.flatnonzero(side == code)] for code, name in enumerate(schemas.SIDES)}
     splits.check_leaks({**of, "candidates": of["train"]}, knobs)
     with pytest.raises(RunStopped, match=f"query '{of['dev'][0]}' of the dev side is among the candidates queries"):
         splits.check_leaks({"candidates": [*of["train"], of["dev"][0]]}, knobs)
@@ -217,7 +217,7 @@ class Prepared:
         knobs.setdefault("privacy", {"min_clients": 1})
         self.names = prepare.prepare(Prepare(**knobs), data, data_digest="d", **window, **parts)
         self.judged = {
-            side: schemas.read(folder / "judgements" / f"{side}.parquet", schemas.JUDGED) for side in splits.SIDES
+            side: schemas.read(folder / "judgements" / f"{side}.parquet", schemas.JUDGED) for side in schemas.SIDES
         }
         paths = [folder / "candidates" / f"{name}.parquet" for name in self.names]
         self.shards = [schemas.read(path, schemas.CANDIDATES) for path in paths]
@@ -253,10 +253,10 @@ def by_query(table: pa.Table) -> dict[str, list[dict]]:
 
 def test_splits_share_no_query_and_keep_all_pairs(made: tuple[Shop, Prepared]) -> None:
     shop, out = made
-    train, dev, test = (out.queries(side) for side in splits.SIDES)
+    train, dev, test = (out.queries(side) for side in schemas.SIDES)
     assert train and dev and test
     assert not train & dev and not train & test and not dev & test
-    rows = [row for side in splits.SIDES for row in out.judged[side].to_pylist()]
+    rows = [row for side in schemas.SIDES for row in out.judged[side].to_pylist()]
     pairs = {(row["query"], row["product_id"]): row["target"] for row in rows}
     judged = zip(shop.judgements["query"], shop.judgements["product_id"], shop.judgements["rating"], strict=True)
     assert pairs == {(query, product): pytest.approx(rating / 3) for query, product, rating in judged}
@@ -385,7 +385,7 @@ def test_more_judgements_move_no_query(made: tuple[Shop, Prepared], shop: Shop, 
         shop.judgements["product_id"].append("p01")
         shop.judgements["rating"].append(1.0)
     after = Prepared(tmp_path / "out", shop.data(), WINDOW)
-    for side in splits.SIDES:
+    for side in schemas.SIDES:
         assert before.queries(side) < after.queries(side)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from distilrank.core import schemas
 from distilrank.core.problems import Problem
 from distilrank.data import profile_page, splits
 from distilrank.data.candidates import PROVENANCES
@@ -73,9 +74,9 @@ def counts(head: int, torso: int, tail: int) -> dict[str, int]:
 def bare() -> dict[str, Any]:
     """A profile of judgements alone: no log, nothing odd, one rating, no duplicates."""
     one = {"mean": 1.0, "tenths": [0] * 9 + [8]}
-    sides = {side: {"queries": 1, "pairs": 8} for side in splits.SIDES}
+    sides = {side: {"queries": 1, "pairs": 8} for side in schemas.SIDES}
     none = {"queries": 0, "pairs": 0}
-    strata = {side: counts(0, 0, 1) for side in splits.SIDES}
+    strata = {side: counts(0, 0, 1) for side in schemas.SIDES}
     return {
         "source": {"source": "tables", "judgements": "judged.csv", "logs": "", "columns": {"query": "q", "brand": ""}},
         "data_digest": "0f" * 32,
@@ -97,11 +98,11 @@ def bare() -> dict[str, Any]:
         "ratings": {"3": 24},
         "raters": spread(1.0, 1.0, 1.0, 1.0, 1.0),
         "rater_agreement": None,
-        "targets": dict.fromkeys(splits.SIDES, one),
+        "targets": dict.fromkeys(schemas.SIDES, one),
         "strata": {
             "cut": splits.CUT, "queries": counts(0, 0, 3), "impressions": counts(0, 0, 0), **strata,
-            "pairs": {side: counts(0, 0, 8) for side in splits.SIDES},
-            "query_words": {side: spread(2.0, 2.0, 2.0, 2.0, 2.0) for side in splits.SIDES},
+            "pairs": {side: counts(0, 0, 8) for side in schemas.SIDES},
+            "query_words": {side: spread(2.0, 2.0, 2.0, 2.0, 2.0) for side in schemas.SIDES},
         },
         "candidates": {
             "queries": 1, "pairs": 6, "products": 6, "provenance": dict(zip(PROVENANCES, (0, 4, 0, 0, 2), strict=True)),
@@ -169,7 +170,7 @@ def full(text: str = "") -> dict[str, Any]:
         },
         "ratings": {"0": 300_000, "0.333333": 1, "1": 49_999, "2": 300_000},
         "raters": spread(1.0, 3.0, 3.0, 5.0, 2.9),
-        "targets": dict.fromkeys(splits.SIDES, mixed),
+        "targets": dict.fromkeys(schemas.SIDES, mixed),
         "merged": {
             "identical_judgements": 40, "judgements_of_other_spellings": 20, "ratings_averaged_over_spellings": 3,
             "repeated_by_a_rater": 2, "spellings": 5, "products_told_twice": 1,

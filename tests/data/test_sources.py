@@ -22,7 +22,7 @@ from distilrank.core import schemas
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
 from distilrank.data import log_store, sources
-from distilrank.data.sources import esci, reading, storage
+from distilrank.data.sources import base, esci, reading, storage
 from distilrank.data.sources.tables import SUFFIXES, LogFile
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +66,7 @@ def judgements(source) -> pa.Table:
     return source.judgements(Problems())
 
 
-def load(part: sources.Part, problems: Problems | None = None) -> list[dict]:
+def load(part: base.Part, problems: Problems | None = None) -> list[dict]:
     with duckdb.connect() as connection:
         log_store.create_events(connection)
         part.load(connection, Problems() if problems is None else problems)

@@ -654,6 +654,38 @@ def test_malformed_lines_are_counted_and_named_without_their_text(make, tmp_path
     assert make().log().parts[0].days() == {date(2026, 3, 1): len(events)}
 
 
+DEEP = b"[" * 100_000 + b"]" * 100_000
+LONG_NUMBER = b"1" * 5000
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [(DEEP, "nested too deeply"), (LONG_NUMBER, "a number has too many digits")],
+    ids=["deep", "long number"],
+)
+def test_json_that_python_cannot_parse_is_one_line_of_text(make, tmp_path: Path, value: bytes, reason: str) -> None:
+    line = b'{"foo": %s}' % value
+    (tmp_path / "events.ndjson").write_bytes(lines(happened(), line))
+    make().check(Problems())
+    with pytest.raises(InputError, match=rf"events\.ndjson: line 2: not JSON \({reason}\), 1 of 2 lines") as caught:
+        load(make())
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    (tmp_path / "events.ndjson").write_bytes(lines(line))
+    with pytest.raises(InputError, match=rf"events\.ndjson: line 1: not JSON \({reason}\), expected one JSON object"):
+        make().check(Problems())
+
+
+@pytest.mark.parametrize("value", [DEEP, LONG_NUMBER], ids=["deep", "long number"])
+def test_what_duckdb_reads_is_not_called_malformed_because_python_cannot(make, tmp_path: Path, value: bytes) -> None:
+    usable = json.dumps(happened()).encode()[:-1] + b', "foo": %s}' % value
+    (tmp_path / "events.ndjson").write_bytes(lines(usable, b'{"foo": %s}' % value))
+    problems = Problems()
+    events, _ = load(make(malformed_lines=0.5), problems)
+    assert len(events) == 1
+    (malformed,) = [problem for problem in problems if problem.what == "lines that cannot be read"]
+    assert malformed.rows == 1 and [example[:6] for example in malformed.examples] == ["line 2"]
+
+
 def test_too_many_malformed_lines_are_fatal(make, tmp_path: Path) -> None:
     (tmp_path / "events.ndjson").write_bytes(lines(*[happened()] * 98, b"{", b"}"))
     message = r"events\.ndjson: line 99: not JSON .*, 2 of 100 lines cannot be read \(2\.00%\), expected at most 1\.00%"
@@ -887,6 +919,11 @@ def test_judgements_in_csv_still_work(make, tmp_path: Path) -> None:
         ([1], "has a JSON array, expected an object"),
         (judged(rated("sofa", ("p1", "1")), rated("sofa", ("p1", "2"))), "product 'p1' for query 'sofa' 1 and 2"),
         ('{"judgmentRatings": [', "not JSON .*line 1 column"),
+        pytest.param(b'{"judgmentRatings": %s}' % DEEP, r"not JSON \(nested too deeply\)", id="deep"),
+        pytest.param(
+            b'{"judgmentRatings": %s}' % LONG_NUMBER, r"not JSON \(a number has too many digits\)", id="long number"
+        ),
+        (judged(rated("sofa", ([["p1"]], "1"))), "query 1, rating 1: docId is a JSON array, expected a product id"),
         (b'{"judgmentRatings": "\xff"}', "not UTF-8 at byte 22"),
         (judged(rated("\ud800", ("p1", "1"))), "half of a surrogate pair"),
         (gzip.compress(b"{}", mtime=0)[:-3], "not readable"),

@@ -1,4 +1,4 @@
-"""The most frequent value of each of many groups."""
+"""Operations on arrays: the most frequent value of each group, and systematic samples."""
 
 from __future__ import annotations
 
@@ -23,3 +23,21 @@ def mode_by_group(group: np.ndarray, value: pa.Array | pa.ChunkedArray, groups: 
     found = np.full(groups, -1)
     found[known] = first
     return counts["value"].combine_chunks().take(pa.array(found, mask=found < 0))
+
+
+def systematic_sample(total: int, size: int, generator: np.random.Generator) -> np.ndarray:
+    """Rows of a systematic sample: at equal distances from a random start, so that the rows' order is a stratification.
+
+    Each row is equally likely, and each run of neighbors gets its share of the sample, to within one row.
+
+    Args:
+        total: how many rows there are.
+        size: how many of them to draw.
+        generator: gives the start.
+
+    Returns:
+        int64, ascending, shape (min(size, total),).
+    """
+    if size >= total:
+        return np.arange(total)
+    return ((generator.random() + np.arange(size)) * (total / size)).astype(np.int64)

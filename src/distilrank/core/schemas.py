@@ -51,7 +51,7 @@ EVENTS = pa.schema(
         pa.field("row_id", pa.string()),  # the row's own, by which it is known if it comes again; null: none
     ]
 )
-"""What a source gives of a log; ids of clients, searches and rows go no further than the aggregates of `logstore`."""
+"""What a source gives of a log; ids of clients, searches and rows go no further than `data.log_store`."""
 
 IMPRESSIONS = pa.schema(
     [
@@ -62,6 +62,11 @@ IMPRESSIONS = pa.schema(
         pa.field("clicked", pa.bool_()),
     ]
 )
+
+SIDES = ("train", "dev", "test")
+"""What a query is for, permanently: a function of its text and a salt (`data.splits`)."""
+STRATA = ("head", "torso", "tail")
+"""How often a query is searched: the first, second and last third of all impressions (`data.splits.CUT`)."""
 
 # What preparation makes of it -------------------------------------------------------------------------------------
 

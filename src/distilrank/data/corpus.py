@@ -20,7 +20,7 @@ from distilrank.data import raters, sql
 from distilrank.data.catalogue import Catalogue, bare_ids
 from distilrank.data.impressions import ImpressionStore, Pairs
 from distilrank.data.log_store import Kept, LogStore, make_scrubber
-from distilrank.data.sources import NO_IMPRESSIONS, Log, Source
+from distilrank.data.sources.base import NO_IMPRESSIONS, Log, Source
 from distilrank.data.splits import TAIL, hash_position, sides, strata
 
 _UNKNOWN_CLIENTS = "does not tell who searched"

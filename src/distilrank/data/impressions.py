@@ -9,6 +9,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from distilrank.core.arrays import systematic_sample
+
 CHUNK = 4096
 """Queries that are looked at together."""
 
@@ -46,17 +48,6 @@ class Impressions(Pairs):
     """Rank, 1 is the top; NaN where the log does not tell."""
     clicked: np.ndarray
     """1 where it was clicked, else 0."""
-
-
-def systematic(total: int, size: int, draw: np.random.Generator) -> np.ndarray:
-    """Places of a systematic sample: at equal distances from a random start, ascending; all if there are no more.
-
-    Each place is as likely as any other, and each run of neighbors gets its share of the sample to one place: whatever
-    the rows are sorted by is stratified proportionally.
-    """
-    if size >= total:
-        return np.arange(total)
-    return ((draw.random() + np.arange(size)) * (total / size)).astype(np.int64)
 
 
 class ImpressionStore:
@@ -175,7 +166,7 @@ class ImpressionStore:
             FROM impressions JOIN chosen c USING (query) WHERE {where} GROUP BY ALL"""
         )
         (total,) = self._connection.execute("SELECT coalesce(sum(shown), 0)::BIGINT FROM sampled").fetchall()[0]
-        drawn = systematic(total, size, draw)
+        drawn = systematic_sample(total, size, draw)
         found: list[list[np.ndarray]] = [[np.empty(0, np.int64)] * 2 + [np.empty(0, np.float32)] * 2]
         before = 0
         reader = self._connection.sql(

@@ -48,7 +48,7 @@ from distilrank.core.scratch import scratch_folder
 from distilrank.data import privacy as privacy_module
 from distilrank.data import sql
 from distilrank.data.privacy import Scrubber
-from distilrank.data.sources import Log, Part
+from distilrank.data.sources.base import Log, Part
 
 FORMAT = 3
 """Goes up with any change of what is kept of the same part, scrubbing included."""

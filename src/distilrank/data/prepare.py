@@ -20,14 +20,17 @@ import pyarrow.compute as pc
 
 from distilrank.config import Data, Prepare
 from distilrank.core import artifacts, normalize, progress, schemas, unicode_script
+from distilrank.core.arrays import systematic_sample
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
+from distilrank.core.schemas import SIDES, STRATA
 from distilrank.core.scratch import scratch_folder
 from distilrank.data import bm25, log_store, profile, profile_page, sources, splits
 from distilrank.data.candidates import PROVENANCES, Embedded, Mined, Miner, ShardBalancer
 from distilrank.data.corpus import Corpus, read, soft_targets
-from distilrank.data.impressions import Impressions, Pairs, systematic
-from distilrank.data.splits import SIDES, STRATA, TRAIN
+from distilrank.data.impressions import Impressions, Pairs
+from distilrank.data.sources import base
+from distilrank.data.splits import TRAIN
 from distilrank.modeling import references
 from distilrank.modeling.bi_encoder import Neighbors, Retriever, Tokens
 
@@ -257,7 +260,7 @@ def _embedded(corpus: Corpus, config: Prepare, scratch: Path) -> Embedded | None
 
 
 def _protocol(
-    source: sources.Source, data: Data, config: Prepare, corpus: Corpus, index: bm25.Index, basis: str
+    source: base.Source, data: Data, config: Prepare, corpus: Corpus, index: bm25.Index, basis: str
 ) -> dict[str, Any]:
     own = not np.array_equal(corpus.gains, corpus.targets)
     stems = "English" if index.languages == ("en",) else ", ".join(sorted(index.languages))
@@ -312,7 +315,7 @@ def _sample_traffic(corpus: Corpus, config: Prepare) -> tuple[dict[str, Impressi
     samples = {}
     for name, side in sides.items():
         rows = np.flatnonzero(side[corpus.judged.query])
-        pairs = corpus.judged.take(rows[systematic(len(rows), size, draw)])
+        pairs = corpus.judged.take(rows[systematic_sample(len(rows), size, draw)])
         untold = np.full(len(pairs.query), np.nan, np.float32)
         samples[name] = Impressions(pairs.query, pairs.product, position=untold, clicked=untold)
     return samples, f"{HELD_OUT}: there is no log"

@@ -11,10 +11,11 @@ import pyarrow as pa
 from distilrank.config import Prepare
 from distilrank.core import normalize, schemas
 from distilrank.core.problems import Problems
+from distilrank.core.schemas import SIDES, STRATA
 from distilrank.data import bm25
 from distilrank.data.candidates import PROVENANCES, Mined
 from distilrank.data.corpus import Corpus
-from distilrank.data.splits import CUT, SIDES, STRATA, Split
+from distilrank.data.splits import CUT, Split
 from distilrank.modeling.bi_encoder import Tokens
 
 _LOOKED_AT = 5_000  # texts whose tokens are counted, drawn at random: enough for the percentiles that are shown

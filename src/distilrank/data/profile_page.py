@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from distilrank.data.splits import SIDES, STRATA
+from distilrank.core.schemas import SIDES, STRATA
 from distilrank.rendering import figures, inline_script, templating
 from distilrank.rendering.formatting import DASH, format_count, format_percent, format_value, join_words
 

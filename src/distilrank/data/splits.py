@@ -12,11 +12,12 @@ import numpy as np
 from distilrank.config import Prepare
 from distilrank.core import normalize
 from distilrank.core.errors import InputError, RunStopped
+from distilrank.core.schemas import SIDES, STRATA
 
-SIDES = ("train", "dev", "test")
-TRAIN, DEV, TEST = range(3)
-STRATA = ("head", "torso", "tail")
-HEAD, TORSO, TAIL = range(3)
+TRAIN, DEV, TEST = range(len(SIDES))
+"""Places in SIDES."""
+HEAD, TORSO, TAIL = range(len(STRATA))
+"""Places in STRATA."""
 
 CUT = (
     "by impressions in the training window, most frequent queries first: head is the first third of all impressions, "

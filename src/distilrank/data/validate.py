@@ -14,10 +14,11 @@ import pyarrow as pa
 from distilrank.config import Config
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.core.problems import Problems
+from distilrank.core.schemas import SIDES
 from distilrank.core.scratch import scratch_folder
 from distilrank.data import log_store, sources, splits, window
 from distilrank.data.corpus import Corpus, read
-from distilrank.data.splits import SIDES
+from distilrank.data.sources import base
 
 SAMPLE = 100_000
 """Products that a check of a sample reads."""
@@ -43,7 +44,7 @@ class _Part:
         most: products; 0: all.
     """
 
-    def __init__(self, source: sources.Source, log: sources.Log | None, most: int) -> None:
+    def __init__(self, source: base.Source, log: base.Log | None, most: int) -> None:
         self._source, self._log, self._most = source, log, most
         self.seen: set[str] | None = None
         """The products that were read, if not all were."""
@@ -51,7 +52,7 @@ class _Part:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)
 
-    def log(self) -> sources.Log | None:
+    def log(self) -> base.Log | None:
         return self._log
 
     def products(self, problems: Problems) -> Iterator[pa.RecordBatch]:
@@ -71,14 +72,14 @@ class _Part:
         return table.filter(known)
 
 
-def _newest(log: sources.Log, data: Any) -> sources.Log:
+def _newest(log: base.Log, data: Any) -> base.Log:
     """The last files of each place that the configuration names: files are named by day as a rule."""
     places = [place for name in ("queries", "events", "logs") if (place := getattr(data, name, ""))]
     chosen = [part for place in places for part in [part for part in log.parts if part.name.startswith(place)][-1:]]
     return replace(log, parts=chosen or log.parts[-1:])
 
 
-def _readable(log: sources.Log, store: log_store.LogStore, problems: Problems) -> sources.Log:
+def _readable(log: base.Log, store: log_store.LogStore, problems: Problems) -> base.Log:
     """The log without the files that cannot be read, which become problems."""
     good = []
     for part in log.parts:

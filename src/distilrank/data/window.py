@@ -9,11 +9,12 @@ from distilrank.config import Window
 from distilrank.core import progress
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
-from distilrank.data import log_store, sources
+from distilrank.data import log_store
 from distilrank.data.log_store import UNTIMED, LogStore
+from distilrank.data.sources import base
 
 
-def days_of(store: LogStore, log: sources.Log) -> dict[date, int]:
+def days_of(store: LogStore, log: base.Log) -> dict[date, int]:
     """Rows of each day of the log.
 
     Raises:
@@ -31,7 +32,7 @@ def days_of(store: LogStore, log: sources.Log) -> dict[date, int]:
     return dict(days)
 
 
-def _why_untimed(store: LogStore, log: sources.Log) -> str:
+def _why_untimed(store: LogStore, log: base.Log) -> str:
     """What is wrong with most rows of the first file that has any, to be added to a message."""
     for part, found in zip(log.parts, store.summaries(log), strict=True):
         if found["days"]:

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from distilrank.config import Drift
+from distilrank.core.arrays import systematic_sample
 from distilrank.core.errors import InputError
-from distilrank.data.impressions import systematic
 from distilrank.drift import domain
 from distilrank.modeling.bi_encoder import Retriever
 
@@ -47,7 +47,8 @@ def compare_embeddings(
 ) -> dict[str, Any] | None:
     """The part of drift.json on embeddings; None where there are too few queries."""
     rows = [
-        systematic(table.num_rows, config.embedding_rows, np.random.default_rng(0)) for table in (reference, current)
+        systematic_sample(table.num_rows, config.embedding_rows, np.random.default_rng(0))
+        for table in (reference, current)
     ]
     samples = [table.take(pa.array(some)) for table, some in zip((reference, current), rows, strict=True)]
     before, after = _embed(encoder, samples)

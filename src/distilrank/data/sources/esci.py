@@ -14,7 +14,8 @@ from distilrank.config import Esci, EsciLabels
 from distilrank.core import artifacts
 from distilrank.core.problems import EXAMPLES, Problems
 from distilrank.data.sources import judged_pairs, reading
-from distilrank.data.sources.reading import File, Rows
+from distilrank.data.sources.reading import File
+from distilrank.data.sources.rows import Rows, join_lines
 
 LABELS = tuple(EsciLabels.model_fields)
 LOCALES = ("us", "es", "jp")
@@ -45,7 +46,7 @@ def open(data: Esci) -> EsciSource:
 
 
 class EsciSource:
-    """Two Parquet files; see `distilrank.data.sources.Source`.
+    """Two Parquet files; see `sources.base.Source`.
 
     A rating is the label's soft target. The query's text is its key: neither the data set's query_id nor its split is
     used. Locales share product ids, so with all of them a product's key is LOCALE:ID.
@@ -82,7 +83,7 @@ class EsciSource:
                 rows = self._of_locale(batch)
                 texts = {name: rows.text(name) for name in _TEXTS}
                 # Bullets first: they hold the facts, most products have some, and models see a text's beginning.
-                texts["description"] = reading.joined(texts.pop("bullets"), texts.pop("description"))
+                texts["description"] = join_lines(texts.pop("bullets"), texts.pop("description"))
                 yield from reading.product_batches(rows.keep(product_id=self._key(rows), **texts))
 
     def judgements(self, problems: Problems) -> pa.Table:

@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from distilrank.core import schemas
 from distilrank.core.problems import EXAMPLES, Problems
-from distilrank.data.sources.reading import File, Rows
+from distilrank.data.sources.reading import File
+from distilrank.data.sources.rows import Rows
 
 _REMEDY = "; where several raters rate a pair, set data.rating_conflicts to mean, median or majority"
 

@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 from distilrank.config import Csv, Judged, Tables
 from distilrank.core import artifacts, schemas
 from distilrank.core.problems import Problems
-from distilrank.data.sources import Log, judged_pairs, reading, storage
+from distilrank.data.sources import judged_pairs, reading, storage
+from distilrank.data.sources.base import Log
 from distilrank.data.sources.reading import File
 from distilrank.data.sources.storage import StoredFile
 
@@ -107,7 +108,7 @@ class JudgedFiles:
 
 
 class TablesSource(JudgedFiles):
-    """Judgements, catalogue and perhaps a log; see `distilrank.data.sources.Source`."""
+    """Judgements, catalogue and perhaps a log; see `sources.base.Source`."""
 
     def __init__(self, data: Tables) -> None:
         super().__init__(data)
@@ -133,7 +134,7 @@ class TablesSource(JudgedFiles):
 
 
 class LogFile:
-    """A file of a log, a row an impression; see `distilrank.data.sources.Part`."""
+    """A file of a log, a row an impression; see `sources.base.Part`."""
 
     def __init__(self, stored: StoredFile, columns: dict[str, str], csv: Csv) -> None:
         self.name, self.stored, self.columns, self.csv = stored.name, stored, columns, csv

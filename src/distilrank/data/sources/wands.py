@@ -16,6 +16,7 @@ from distilrank.core import artifacts
 from distilrank.core.problems import Problems
 from distilrank.data.sources import judged_pairs, reading
 from distilrank.data.sources.reading import File
+from distilrank.data.sources.rows import join_lines
 
 LABELS = ("Exact", "Partial", "Irrelevant")
 COLOR = "color"
@@ -39,7 +40,7 @@ def open(data: Wands) -> WandsSource:
 
 
 class WandsSource:
-    """Three files; see `distilrank.data.sources.Source`. The query's text is its key, query_id only joins the files."""
+    """Three files; see `sources.base.Source`. The query's text is its key, query_id only joins the files."""
 
     rating_range = (0.0, 1.0)
     rating_conflicts = "refuse"
@@ -79,7 +80,7 @@ class WandsSource:
                     title=rows.text("title"),
                     product_type=pc.replace_substring(rows.text("product_type"), "|", ", "),
                     color=colors,
-                    description=reading.joined(rows.text("description"), told),
+                    description=join_lines(rows.text("description"), told),
                 )
                 yield from reading.product_batches(table)
 

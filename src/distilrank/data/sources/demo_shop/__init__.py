@@ -25,7 +25,7 @@ from distilrank.config import DemoShop
 from distilrank.core import artifacts, schemas
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
-from distilrank.data.sources import Log
+from distilrank.data.sources.base import Log
 from distilrank.data.sources.demo_shop import catalogue, judgements, logs, queries
 from distilrank.data.sources.demo_shop.catalogue import Catalogue
 from distilrank.data.sources.demo_shop.queries import GRADES, Query
@@ -245,7 +245,7 @@ class Shop:
 
 
 class GeneratedLog:
-    """The log of a shop; see `distilrank.data.sources.Part`."""
+    """The log of a shop; see `sources.base.Part`."""
 
     name = "the demo shop's log"
 
