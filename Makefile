@@ -22,7 +22,7 @@ IMAGE_OPTIONS ?=
 # Further options of tests/kubeflow_e2e.py.
 E2E_OPTIONS ?=
 
-.PHONY: demo demo-refusals test lint types compile check clean evidently-ui chart images base-image e2e e2e-kubeflow help
+.PHONY: demo demo-refusals test lint types compile check clean docs evidently-ui chart images base-image e2e e2e-kubeflow help
 
 help: ## Say what there is
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -77,6 +77,9 @@ e2e-kubeflow: $(DEV) $(HELM) ## Check what a user does on a Kubeflow cluster (KF
 evidently-ui: $(READY) ## Serve the drift of all runs over time (WORKSPACE=..., PORT=...)
 	@DO_NOT_TRACK=1 $(BIN)/evidently ui --workspace $(WORKSPACE) --port $(PORT)
 
+docs: $(VENV)/docs/.ready ## Build the documentation site to build/site; warnings are errors
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/python -m mkdocs --quiet build && echo "build/site/index.html"
+
 clean: ## Remove runs (the demo's registry is among them) and builds; the environment stays
 	rm -rf runs build
 
@@ -106,4 +109,10 @@ $(HELM): $(DEV) helm/install.py
 # its own copies of a few packages.
 $(VENV)/onnx-backend/.ready: $(DEV) tests/onnx-backend.txt
 	@$(PIP) --no-deps --upgrade --target $(VENV)/onnx-backend -r tests/onnx-backend.txt
+	@touch $@
+
+# The site is built without distilrank's own requirements: the reference is read from the sources.
+$(VENV)/docs/.ready: docs/requirements.txt constraints.txt
+	@$(PYTHON) -m venv $(VENV)/docs
+	@$(VENV)/docs/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -r docs/requirements.txt
 	@touch $@
