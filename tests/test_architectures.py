@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from distilrank import preflight, rehearsal
+from distilrank import rehearsal
 from distilrank.config import Compute, Export, Lora, Student, Teacher, TeacherText, Text, parse
 from distilrank.core.errors import InputError
 from distilrank.modeling import bi_encoder, encoding, pretrained, torch_backend
@@ -20,6 +20,7 @@ from distilrank.modeling import references as references
 from distilrank.modeling.adapters import Adapted
 from distilrank.modeling.runtime import Runtime
 from distilrank.modeling.scorer import load_encoder
+from distilrank.preflight.models import check_models
 from tests import architectures
 from tests.architectures import ARCHITECTURES
 from tests.students import change
@@ -255,7 +256,7 @@ def test_a_model_of_any_size_is_rehearsed_as_a_small_one(model_type: str) -> Non
 def check(teacher: Path, student: Path) -> None:
     """Preflight's check of models, as it is without torch, too."""
     sections = {"teacher": {"model": str(teacher)}, "student": {"model": str(student)}}
-    preflight._check_models(parse({"data": {"source": "demo_shop"}, **sections}, "test"))
+    check_models(parse({"data": {"source": "demo_shop"}, **sections}, "test"))
 
 
 @pytest.mark.parametrize("name", ["GPT-2", "Gemma 3 4B"])

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distilrank import preflight
 from distilrank.config import DemoShop, Prepare, parse
 from distilrank.core import artifacts, normalize, schemas
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.data import prepare, splits
+from distilrank.preflight.promotion import check_split
 
 POSITION = np.array([splits.hash_position(f"{number:016x}", "salt") for number in range(20_000)])
 
@@ -89,9 +89,9 @@ def champion(folder: Path, **split: object) -> Path:
 def test_another_draw_is_allowed_and_told(
     tmp_path: Path, before: int, now: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    preflight._check_split(Prepare(test_fold=now), "champion v1", champion(tmp_path, draw=before))
+    check_split(Prepare(test_fold=now), "champion v1", champion(tmp_path, draw=before), stage="preflight")
     assert f"test draw {now}, the champion v1 was trained with {before}" in capsys.readouterr().out
-    preflight._check_split(Prepare(test_fold=now), "champion v1", champion(tmp_path, draw=now))
+    check_split(Prepare(test_fold=now), "champion v1", champion(tmp_path, draw=now), stage="preflight")
     assert "test draw" not in capsys.readouterr().out
 
 
@@ -109,4 +109,4 @@ def test_another_draw_is_allowed_and_told(
 )
 def test_a_draw_excuses_no_other_change(tmp_path: Path, knobs: dict, before: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        preflight._check_split(Prepare(**knobs), "champion v1", champion(tmp_path, **before))
+        check_split(Prepare(**knobs), "champion v1", champion(tmp_path, **before), stage="preflight")

@@ -11,6 +11,7 @@ from transformers import DistilBertConfig, DistilBertModel
 from distilrank import config, preflight, registry
 from distilrank.core import artifacts, hardware
 from distilrank.core.errors import InputError
+from distilrank.preflight.promotion import check_override
 
 LOG = "query,product_id,when\n" + "".join(f"red sofa,p1,2026-03-{day:02d}T12:00:00Z\n" for day in range(1, 31))
 
@@ -180,7 +181,7 @@ def test_fails_early_by_name(setup, tmp_path: Path, overrides: dict, message: st
 @pytest.mark.skipif(hardware.has_gpu(), reason="this machine has a GPU")
 def test_a_missing_gpu_is_an_error_except_in_a_cluster(setup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    with pytest.raises(InputError, match=r"compute\.device: 'cuda' asked for, but this machine shows no NVIDIA GPU"):
+    with pytest.raises(InputError, match=r"compute\.device: is 'cuda', but this machine has no NVIDIA GPU"):
         setup(compute={"device": "cuda"})
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     assert setup(compute={"device": "cuda"}).data_digest
@@ -249,7 +250,7 @@ def test_an_override_far_ahead_is_named(setup) -> None:
     soon, late = (str(today + timedelta(days=days)) for days in (90, 100))
     with pytest.raises(InputError, match=rf"gate\.override\.until is {late}, expected \S+ at the latest, 90 days from"):
         setup(gate={"override": {**override, "until": late}})
-    preflight._check_override(config.Override.model_validate({**override, "until": soon}), today)
+    check_override(config.Override.model_validate({**override, "until": soon}), today)
 
 
 def test_windows_before_the_calendar_and_a_workspace_that_cannot_be_written_are_named(setup, tmp_path: Path) -> None:

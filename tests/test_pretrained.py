@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from distilrank import preflight
 from distilrank.config import Compute, Text
 from distilrank.core.errors import InputError
 from distilrank.modeling import bi_encoder, pretrained, torch_backend, weights
@@ -27,6 +26,7 @@ from distilrank.modeling.references import check as check_reference
 from distilrank.modeling.references import resolve
 from distilrank.modeling.runtime import Runtime
 from distilrank.modeling.scorer import Scorer, describe, load_encoder
+from distilrank.preflight.models import check_weights
 
 ROOT = Path(__file__).parents[1]
 CPU = Runtime(torch.device("cpu"), torch.float32, "test")
@@ -121,7 +121,7 @@ def test_a_name_that_stands_twice_is_refused(copy: Path) -> None:
 
 def refusals(folder: Path) -> Iterator[str]:
     """What loading, and the check that reads no weights, say."""
-    for act in (lambda: torch_backend.load_model(folder, CPU), lambda: preflight._check_weights(str(folder))):
+    for act in (lambda: torch_backend.load_model(folder, CPU), lambda: check_weights(str(folder))):
         with pytest.raises(InputError) as raised:
             act()
         assert "\n" not in str(raised.value) and str(folder) in str(raised.value)

@@ -1,4 +1,4 @@
-"""What `python -m pipelines doctor --run` runs in a cluster's pods, to see what they are given and how they end.
+"""Code that `python -m pipelines doctor --run` runs in pods, to check what they are given and how they end.
 
 Each function prints one line, the event `outcome` with a JSON object, which `pipelines.doctor` reads from a pod's log.
 """
@@ -18,6 +18,7 @@ from distilrank import __version__, registry
 from distilrank.config import parse
 from distilrank.core import artifacts, progress, volume
 from distilrank.core.errors import InputError
+from distilrank.core.pod_secrets import missing_targets
 from distilrank.core.problems import Problems
 from distilrank.data import sources
 
@@ -38,15 +39,15 @@ def report_pod(
     token: str,
     output: Path,
 ) -> None:
-    """Report what this pod has of what the configuration promises it, and write an artifact for the next pod.
+    """Report which volumes, Secrets, data and registry this pod can use, and write an artifact for the next pod.
 
     Args:
         sections: `data` and `registry` of the configuration.
-        schedule_time: as Kubeflow resolved it.
-        volumes: where they are mounted.
-        secrets: by name of each Secret the variables and the folders that this pod must have of it.
-        token: what the artifact holds.
-        output: the artifact's folder.
+        schedule_time: the schedule time as Kubeflow resolved it.
+        volumes: their mount paths.
+        secrets: environment variables and folders that this pod must have, by name of the Secret.
+        token: content of the artifact.
+        output: folder of the artifact.
     """
     output.mkdir(parents=True, exist_ok=True)
     artifacts.write_text(output / TOKEN, token)
@@ -59,62 +60,53 @@ def report_pod(
         now=datetime.now(UTC).isoformat(),
         schedule_time=schedule_time,
         volumes={path: _failure(lambda path=path: volume.write_through(Path(path))) for path in volumes},  # type: ignore[misc]
-        secrets={name: ", ".join(_missing(places)) for name, places in secrets.items()},
+        secrets={name: ", ".join(missing_targets(targets)) for name, targets in secrets.items()},
         data=_failure(lambda: sources.open(config.data).check(Problems())),
         registry=_failure(lambda: registry.connect(config.registry).check()),
     )
 
 
-def _missing(places: Sequence[str]) -> list[str]:
-    """The variables that are not set, and the folders without a file."""
-    return [
-        place
-        for place in places
-        if not (any(Path(place).glob("[!.]*")) if place.startswith("/") else os.environ.get(place))
-    ]
-
-
 def _failure(attempt: Callable[[], object]) -> str:
-    """Why an attempt failed, in a line; empty: it did not."""
+    """Return why an attempt failed, in one line; empty if it did not."""
     try:
         attempt()
     except InputError as error:
         return str(error)
-    except Exception as error:  # whatever a storage library raises is what is to be reported
+    except Exception as error:  # every error of a storage library is a finding
         return f"{type(error).__name__}: {error}"
     return ""
 
 
 def read_artifact(folder: Path, token: str) -> None:
-    """Report whether the artifact of `report_pod` has come through the object store."""
+    """Report whether the artifact of `report_pod` arrived through the object store."""
     path = folder / TOKEN
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     _report(store="" if text == token else f"{TOKEN} holds {text!r}, expected {token!r}")
 
 
 def report_training() -> None:
-    """Report the torch of the training image, and whether it sees a GPU."""
-    import torch  # the image `ops`, which runs the rest of this module, has none
+    """Report the torch version of the training image and its number of GPUs."""
+    import torch  # missing in the image `ops`, which runs the rest of this module
 
     _report(version=__version__, torch=torch.__version__, gpus=torch.cuda.device_count())
 
 
 def end(how: str, seconds: float) -> None:
-    """End as a stage may end.
+    """End this pod in one of the ways in which a stage may end.
 
     Args:
-        how: `exit`, by an exception; `kill`, by a signal that nothing can catch; `wait`, when somebody ends this pod.
-        seconds: how long to wait at most.
+        how: `exit` raises an exception, `kill` sends SIGKILL to this process, `wait` waits until the pod is deleted.
+        seconds: longest wait.
     """
     if how == "wait":
         return _wait(seconds)
     if how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    raise RuntimeError("this pod ends with an error on purpose: `doctor` looks whether it is started again")
+    raise RuntimeError("this pod fails on purpose: `doctor` checks whether it is started again")
 
 
 def _wait(seconds: float) -> None:
-    """Print the time ten times a second; the log tells how long SIGTERM leaves this pod."""
+    """Print the time ten times a second, so that the log shows the time between SIGTERM and the end of this pod."""
     signal.signal(signal.SIGTERM, lambda *_: progress.log_event(STAGE, "note", f"SIGTERM {time.time():.2f}"))
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
