@@ -13,7 +13,7 @@ from components.check_champion import check_champion
 from distilrank.config import CPU_OVERRIDES, RENAMED, Config, load, parameters, parse, read_policy, reference
 from distilrank.core.errors import InputError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 

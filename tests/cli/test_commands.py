@@ -20,7 +20,7 @@ from distilrank.config import reference
 from distilrank.core import artifacts
 from distilrank.core.errors import RunStopped
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "transformers", "evidently", "pandas", "pyarrow", "numpy", "scipy", "sklearn", "kfp", "matplotlib"}
 
 

@@ -14,7 +14,7 @@ import pytest
 from distilrank.core import artifacts
 from distilrank.core.errors import InputError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 COMPONENTS = sorted(
     path.stem
     for path in (ROOT / "components").glob("*.py")
