@@ -13,6 +13,7 @@ from scipy.special import expit
 from distilrank import report
 from distilrank.config import Evaluate, Gate, Report
 from distilrank.core import artifacts, schemas
+from distilrank.core.run_folders import RunFolders
 from distilrank.evaluation import score_spread
 from distilrank.evaluation.judged import Judged, System
 from distilrank.evaluation.systems import compare_systems, score_baselines
@@ -339,6 +340,7 @@ def seal(paths: dict) -> None:
 def render(paths: dict, config: Report | None = None, *, changed: bool = True) -> tuple[str, Page]:
     if changed:
         seal(paths)
-    report.render(config or Report(), name="home-depot", **paths)
+    parts = {key: value for key, value in paths.items() if key != "output"} | {"labels": tuple(paths["labels"])}
+    report.render(config or Report(), RunFolders(**parts), name="home-depot", output=paths["output"])
     source = (paths["output"] / "report.html").read_text()
     return source, Page(source)

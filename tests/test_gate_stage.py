@@ -14,6 +14,7 @@ from distilrank import cli, registry
 from distilrank.config import Gate, Registry, parameters, parse
 from distilrank.core import artifacts, progress, sketch
 from distilrank.core.errors import InputError
+from distilrank.core.run_folders import RunFolders
 from distilrank.promotion import gate
 from tests.test_gate import DRIFT, metrics
 
@@ -71,7 +72,7 @@ class Stage:
         return gate.gate(
             policy or Gate(),
             self.where,
-            **{name: self.folder / name for name in FOLDERS},
+            RunFolders(**{name: self.folder / name for name in FOLDERS}),
             champion=champion,
             anchor=anchor,
             newest_end=newest_end,

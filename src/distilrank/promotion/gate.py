@@ -15,6 +15,7 @@ from typing import Any, Literal
 from distilrank import registry as registries
 from distilrank.config import OVERRIDE_DAYS, Gate, Registry, looser_settings, parameters
 from distilrank.core import artifacts, progress
+from distilrank.core.run_folders import RunFolders
 from distilrank.promotion.checks import Check, Evidence, counts_as_failed, examine
 from distilrank.student.model_card import PARITY
 
@@ -175,11 +176,8 @@ def _today(now: datetime) -> date:
 def gate(
     config: Gate,
     registry: Registry,
+    folders: RunFolders,
     *,
-    evaluation: Path,
-    drift: Path,
-    student: Path,
-    judgements: Path,
     champion: str,
     anchor: str,
     newest_end: str,
@@ -190,11 +188,9 @@ def gate(
     Args:
         config: the policy.
         registry: where champion and anchor are, and where looks are counted.
-        evaluation: folder with `metrics.json`.
-        drift: folder with `drift.json`.
-        student: the sealed student; its digest gives the id of the version that it would become.
-        judgements: the sealed judgements that `evaluation` was made with.
-        champion: id of the version that `evaluation` compared with; empty: there was none.
+        folders: `student`, whose digest gives the id of the version that it would become, `judgements`, and
+            `evaluation` and `drift` of that student.
+        champion: id of the version that the evaluation compared with; empty: there was none.
         anchor: likewise.
         newest_end: ISO 8601 end of the newest traffic; empty: the log has no times.
         output: folder for `verdict.json`.
@@ -206,16 +202,16 @@ def gate(
         InputError: a file is missing or damaged, evaluation or drift is of something else or does not tell of what, or
             the registry has no such champion or anchor.
     """
-    folders = {"evaluation": evaluation, "drift": drift, "student": student, "judgements": judgements}
-    with artifacts.stage("gate", output, config=config, inputs=folders) as record:
-        digests = {name: artifacts.verify(folder) for name, folder in folders.items()}
+    inputs = folders.select("evaluation", "drift", "student", "judgements")
+    with artifacts.stage("gate", output, config=config, inputs=inputs) as record:
+        digests = {name: artifacts.verify(folder) for name, folder in inputs.items()}
         record.inputs |= {**digests, "champion": champion, "anchor": anchor}
         compared = {name: record.inputs[name] for name in ("judgements", "student", "champion", "anchor")}
-        artifacts.check_made_of(evaluation, compared, "evaluated")
+        artifacts.check_made_of(folders.evaluation, compared, "evaluated")
         compared = {name: record.inputs[name] for name in ("evaluation", "student", "champion")}
-        traffic = artifacts.read_record(evaluation)["inputs"].get("traffic", "")
-        artifacts.check_made_of(drift, compared | {"traffic": traffic}, "compared")
-        metrics = artifacts.read_json(evaluation / "metrics.json")
+        traffic = artifacts.read_record(folders.evaluation)["inputs"].get("traffic", "")
+        artifacts.check_made_of(folders.drift, compared | {"traffic": traffic}, "compared")
+        metrics = artifacts.read_json(folders.evaluation / "metrics.json")
         backend = registries.connect(registry)
         candidate = registries.version_id(digests["student"])
         back = registries.rolled_back(backend.history(), candidate)
@@ -223,11 +219,11 @@ def gate(
         verdict = decide(
             config,
             metrics=metrics,
-            drift=artifacts.read_json(drift / "drift.json"),
+            drift=artifacts.read_json(folders.drift / "drift.json"),
             candidate={"id": candidate, "digest": digests["student"]} | ({"rolled_back": dict(back)} if back else {}),
             champion=_described(backend, champion),
             anchor=_described(backend, anchor),
-            parity=_parity(student),
+            parity=_parity(folders.student),
             looks=backend.record_test_evaluation(test_set, candidate, metrics["test_set"].get("sketch", ""))
             if test_set
             else None,
