@@ -67,7 +67,7 @@ def stages(
         "champion": {"id": champion} if champion else None,
         "anchor": {"id": anchor} if anchor else None,
         "override": override,
-        "test_set": {"digest": "5" * 64, "looks": 2, "warn_from": 20},
+        "test_set": {"digest": "5" * 64, "test_evaluations": 2, "warn_after": 19},
     }
     artifacts.write_json(folders["verdict"] / "verdict.json", verdict)
     seal(folders, champion=champion, anchor=anchor, passes=passes)

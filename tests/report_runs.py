@@ -284,7 +284,7 @@ def folders(
         if champion
         else None,
         anchor={"id": ANCHOR} if champion else None,
-        looks=7,
+        test_evaluations=7,
         now=datetime(2026, 11, 20, 12, tzinfo=UTC),
     )
     artifacts.write_json(paths["verdict"] / "verdict.json", decided.to_json())

@@ -54,7 +54,7 @@ class Verdict:
     @property
     def notes(self) -> list[str]:
         """What people must know beside the checks."""
-        notes, override, looks = [], self.policy.override, self.evidence.looks
+        notes, override, count = [], self.policy.override, self.evidence.test_evaluations
         if self.failed and self.outcome == "unchanged":
             names = ", ".join(check.name for check in self.failed)
             notes.append(f"the champion stays, though the policy would not promote it today: {names}")
@@ -69,10 +69,11 @@ class Verdict:
                 notes.append(f"{word}, {fault}, so it changes nothing")
             else:
                 notes.append(f"{word}, cannot excuse {fixed}")
-        if looks is not None and 0 < self.policy.warn_from_looks <= looks:
+        limit = self.policy.warn_after_test_evaluations
+        if count is not None and 0 < limit < count:
             notes.append(
-                f"candidates judged by this test set: {looks}, this one included; the more there are, the likelier one "
-                "passes by luck, so draw a fresh set (prepare.test_fold) or bring new judgements"
+                f"candidates that this test set has evaluated: {count}, this one included; with each one it becomes "
+                "likelier that a student passes by luck, so draw a fresh set (prepare.test_fold) or add judgements"
             )
         return notes
 
@@ -102,8 +103,8 @@ class Verdict:
             "override": parameters(self.policy.override) if self.outcome == "overridden" else None,
             "test_set": {
                 "digest": evidence.metrics.get("test_set", {}).get("digest", ""),
-                "looks": evidence.looks,
-                "warn_from": self.policy.warn_from_looks,
+                "test_evaluations": evidence.test_evaluations,
+                "warn_after": self.policy.warn_after_test_evaluations,
             },
             "policy": parameters(self.policy),
             "looser": self.looser,
@@ -131,7 +132,7 @@ def decide(
     champion: dict[str, Any] | None,
     anchor: dict[str, Any] | None = None,
     parity: dict[str, Any] | None = None,
-    looks: int | None = None,
+    test_evaluations: int | None = None,
     newest_end: str = "",
     now: datetime | None = None,
 ) -> Verdict:
@@ -148,7 +149,7 @@ def decide(
         champion=champion,
         anchor=anchor,
         parity=parity,
-        looks=looks,
+        test_evaluations=test_evaluations,
         newest_end=newest_end,
         now=now or datetime.now(UTC),
     )
@@ -183,11 +184,11 @@ def gate(
     newest_end: str,
     output: Path,
 ) -> bool:
-    """Decide on a student, count that its test set was looked at, and write `verdict.json`.
+    """Decide on a student, count this evaluation of its test set, and write `verdict.json`.
 
     Args:
         config: the policy.
-        registry: where champion and anchor are, and where looks are counted.
+        registry: where champion and anchor are, and where the evaluations of each test set are counted.
         folders: `student`, whose digest gives the id of the version that it would become, `judgements`, and
             `evaluation` and `drift` of that student.
         champion: id of the version that the evaluation compared with; empty: there was none.
@@ -224,7 +225,7 @@ def gate(
             champion=_described(backend, champion),
             anchor=_described(backend, anchor),
             parity=_parity(folders.student),
-            looks=backend.record_test_evaluation(test_set, candidate, metrics["test_set"].get("sketch", ""))
+            test_evaluations=backend.record_test_evaluation(test_set, candidate, metrics["test_set"].get("sketch", ""))
             if test_set
             else None,
             newest_end=newest_end,
@@ -249,7 +250,7 @@ def gate(
             outcome=verdict.outcome,
             failed=[check.name for check in verdict.failed],
             notes=verdict.notes,
-            looks=verdict.evidence.looks,
+            test_evaluations=verdict.evidence.test_evaluations,
         )
         return verdict.promoted
 
@@ -273,7 +274,7 @@ def reconsider(run: Path, policy: Gate) -> Verdict:
         champion=said["champion"],
         anchor=said.get("anchor"),
         parity=_parity(run / "student"),
-        looks=said.get("test_set", {}).get("looks"),
+        test_evaluations=said.get("test_set", {}).get("test_evaluations"),
         newest_end=artifacts.read_json(run / "profile.json")["windows"]["newest_end"],
         now=datetime.fromisoformat(decided) if decided else None,
     )

@@ -810,15 +810,15 @@ def _stages(folders: Sequence[Path]) -> dict[str, Any]:
 
 def _test_set(metrics: Mapping[str, Any], decided: Mapping[str, Any]) -> dict[str, Any] | None:
     """The judged test rows, and how many candidates have been held against them."""
-    looked = decided.get("test_set") or {}
-    known = {**metrics.get("test_set", {}), **looked}
+    evaluated = decided.get("test_set") or {}
+    known = {**metrics.get("test_set", {}), **evaluated}
     if not known:
         return None
-    looks, limit = known.get("looks"), known.get("warn_from")
+    count, limit = known.get("test_evaluations"), known.get("warn_after")
     return {
-        **dict.fromkeys(("digest", "queries", "pairs", "judgements", "draw", "looks", "warn_from")),
+        **dict.fromkeys(("digest", "queries", "pairs", "judgements", "draw", "test_evaluations", "warn_after")),
         **known,
-        "worn": bool(looks and limit and looks >= limit),
+        "worn": bool(count and limit and count > limit),
     }
 
 
