@@ -19,6 +19,7 @@ from distilrank.evaluation.judged import Judged, System
 from distilrank.evaluation.systems import compare_systems, score_baselines
 from distilrank.modeling import calibration
 from distilrank.promotion import gate
+from distilrank.promotion.checks import Evidence
 from distilrank.teacher import label_manifest, quality
 
 WORDS = ["cordless", "drill", "hammer", "saw", "blade", "ladder", "paint", "roller", "brush", "hose", "tap", "valve"]
@@ -275,8 +276,7 @@ def folders(
     artifacts.seal(paths["drift"])
     record(paths["drift"], "drift", 2.1)
 
-    decided = gate.decide(
-        (policy or Gate(max_drift_share=0.5)).model_copy(update={"min_resamples": 200}),
+    evidence = Evidence(
         metrics=metrics,
         drift=drift,
         candidate={"id": VERSION},
@@ -287,6 +287,8 @@ def folders(
         test_evaluations=7,
         now=datetime(2026, 11, 20, 12, tzinfo=UTC),
     )
+    chosen_policy = (policy or Gate(max_drift_share=0.5)).model_copy(update={"min_resamples": 200})
+    decided = gate.decide(chosen_policy, evidence)
     artifacts.write_json(paths["verdict"] / "verdict.json", decided.to_json())
     artifacts.seal(paths["verdict"])
     record(paths["verdict"], "gate", 0.2)

@@ -11,6 +11,7 @@ import pytest
 
 from distilrank.config import Gate
 from distilrank.promotion import checks, gate
+from distilrank.promotion.checks import Evidence
 
 PROTOCOL = {"confidence": 0.95, "bootstrap": 2000, "near_duplicates": 0.01}
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -112,8 +113,7 @@ def decide(
     newest_end: str = "2026-11-16T00:00:00+00:00",
     **changed: Any,
 ) -> gate.Verdict:
-    return gate.decide(
-        policy or Gate(),
+    evidence = Evidence(
         metrics=metrics() | changed,
         drift=drift or DRIFT,
         candidate=CANDIDATE,
@@ -124,6 +124,7 @@ def decide(
         newest_end=newest_end,
         now=NOW,
     )
+    return gate.decide(policy or Gate(), evidence)
 
 
 def failed(verdict: gate.Verdict) -> list[str]:
@@ -183,7 +184,8 @@ def test_verdict_has_the_form_that_readers_rely_on() -> None:
 def test_deciding_changes_nothing_it_is_given() -> None:
     given = {"metrics": metrics(), "drift": DRIFT, "candidate": CANDIDATE, "champion": CHAMPION, "anchor": ANCHOR}
     before = copy.deepcopy(given)
-    first, second = (gate.decide(Gate(), **given, now=NOW) for _ in range(2))
+    evidence = Evidence(**given, now=NOW)
+    first, second = (gate.decide(Gate(), evidence) for _ in range(2))
     assert given == before and first == second
 
 
@@ -191,9 +193,8 @@ def test_empty_evidence_fails_every_check_on_it() -> None:
     policy = Gate.model_validate(
         {"min_metrics": {"mrr": 0.1}, "max_traffic_age_days": 7, "max_p95_ms": 50, "max_test_evaluations": 19}
     )
-    verdict = gate.decide(
-        policy, metrics={}, drift={}, candidate=CANDIDATE, champion=CHAMPION, anchor=ANCHOR, parity={}, now=NOW
-    )
+    evidence = Evidence(metrics={}, drift={}, candidate=CANDIDATE, champion=CHAMPION, anchor=ANCHOR, parity={}, now=NOW)
+    verdict = gate.decide(policy, evidence)
     expected = {*DEFAULT_CHECKS, "minimum_mrr", "freshness", "test_set", "onnx_parity"} - {"new"}
     assert set(failed(verdict)) == expected
     assert all(check.value is None for check in verdict.failed)
@@ -539,14 +540,9 @@ def test_what_the_champion_would_fail_today_is_told_and_refuses_nothing() -> Non
 
 def test_a_champion_that_was_rolled_back_is_refused_not_unchanged() -> None:
     back = {"by": "Jo", "since": "2026-11-19T00:00:00Z", "reason": "empty results"}
-    verdict = gate.decide(
-        overriding(),
-        metrics=metrics(),
-        drift=DRIFT,
-        candidate=CANDIDATE | {"rolled_back": back},
-        champion=SAME,
-        now=NOW,
-    )
+    candidate = CANDIDATE | {"rolled_back": back}
+    evidence = Evidence(metrics=metrics(), drift=DRIFT, candidate=candidate, champion=SAME, now=NOW)
+    verdict = gate.decide(overriding(), evidence)
     assert (verdict.outcome, failed(verdict)) == ("refused", ["new"])
     assert verdict.notes == ["the override by J. Doe, until 2026-11-20, cannot excuse new"]
     assert "Jo rolled it back on 2026-11-19: empty results" in detail(verdict, "new")

@@ -285,6 +285,9 @@ def test_it_does_not_decide_on_what_does_not_tell_of_what_it_was_made(stage: Sta
 def test_it_names_a_version_that_the_registry_lacks(stage: Stage, alias: str) -> None:
     with pytest.raises(InputError, match="no version 'vbbbbbbbbbbbb'"):
         stage.decide(**{alias: "vbbbbbbbbbbbb"})
+    assert registry.connect(stage.where).record_test_evaluation("d" * 64, "v" + "0" * 12) == 1, (
+        "nothing was decided, so nothing was counted"
+    )
 
 
 # Asking again -----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -60,7 +60,7 @@ class Check:
         return self.value is not None and self.name not in ("new", "protocol")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
     """What is known of a candidate when the gate decides."""
 
@@ -72,16 +72,16 @@ class Evidence:
     """`id` of the version that the student would become, and anything worth keeping beside it."""
     champion: dict[str, Any] | None
     """Likewise for the version in use, scored on the same rows in `metrics`; None: there is none."""
-    anchor: dict[str, Any] | None
+    anchor: dict[str, Any] | None = None
     """Likewise for the version that no promotion moves; None: there is none."""
-    parity: dict[str, Any] | None
+    parity: dict[str, Any] | None = None
     """Content of the student's `onnx/parity.json`; None: it was not exported."""
-    test_evaluations: int | None
+    test_evaluations: int | None = None
     """Candidates that this test set, or one with many of its queries, has evaluated, this one included; None:
     unknown."""
-    newest_end: str
+    newest_end: str = ""
     """ISO 8601 end of the newest traffic; empty: the log has no times."""
-    now: datetime
+    now: datetime = field(default_factory=lambda: datetime.now(UTC))
     """When the decision is made, with a time zone."""
 
     @property

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -123,39 +123,15 @@ def _plain(value: Any) -> str:
     return f"[{', '.join(value)}]" if isinstance(value, list | tuple) else f"{value:g}"
 
 
-def decide(
-    policy: Gate,
-    *,
-    metrics: dict[str, Any],
-    drift: dict[str, Any],
-    candidate: dict[str, Any],
-    champion: dict[str, Any] | None,
-    anchor: dict[str, Any] | None = None,
-    parity: dict[str, Any] | None = None,
-    test_evaluations: int | None = None,
-    newest_end: str = "",
-    now: datetime | None = None,
-) -> Verdict:
-    """Hold a candidate to the policy; a pure function, given `now` (None: the clock's).
+def decide(policy: Gate, evidence: Evidence) -> Verdict:
+    """Compare a candidate with the policy; a pure function of its arguments.
 
-    The arguments are those of `checks.Evidence`. An override in force excuses checks that were measured and failed;
-    what was not measured it does not excuse. A candidate that is the champion is `unchanged`, whatever the checks say,
-    and is not compared with itself.
+    An override in force excuses checks that were measured and failed, not what was not measured. A candidate that is
+    the champion is `unchanged`, whatever the checks say, and is not compared with itself.
     """
-    evidence = Evidence(
-        metrics=metrics,
-        drift=drift,
-        candidate=candidate,
-        champion=champion,
-        anchor=anchor,
-        parity=parity,
-        test_evaluations=test_evaluations,
-        newest_end=newest_end,
-        now=now or datetime.now(UTC),
-    )
     checks = examine(policy, evidence)
     failed = [check for check in checks if not check.passed]
-    outcome: Outcome = "promoted" if champion is not None else "cold_start"
+    outcome: Outcome = "promoted" if evidence.champion is not None else "cold_start"
     if evidence.unchanged:
         outcome = "unchanged"
     elif failed:
@@ -207,52 +183,76 @@ def gate(
     with artifacts.stage("gate", output, config=config, inputs=inputs) as record:
         digests = {name: artifacts.verify(folder) for name, folder in inputs.items()}
         record.inputs |= {**digests, "champion": champion, "anchor": anchor}
-        compared = {name: record.inputs[name] for name in ("judgements", "student", "champion", "anchor")}
-        artifacts.check_made_of(folders.evaluation, compared, "evaluated")
-        compared = {name: record.inputs[name] for name in ("evaluation", "student", "champion")}
-        traffic = artifacts.read_record(folders.evaluation)["inputs"].get("traffic", "")
-        artifacts.check_made_of(folders.drift, compared | {"traffic": traffic}, "compared")
-        metrics = artifacts.read_json(folders.evaluation / "metrics.json")
-        backend = registries.connect(registry)
-        candidate = registries.version_id(digests["student"])
-        back = registries.rolled_back(backend.history(), candidate)
-        test_set = metrics.get("test_set", {}).get("digest", "")
-        verdict = decide(
-            config,
-            metrics=metrics,
-            drift=artifacts.read_json(folders.drift / "drift.json"),
-            candidate={"id": candidate, "digest": digests["student"]} | ({"rolled_back": dict(back)} if back else {}),
-            champion=_described(backend, champion),
-            anchor=_described(backend, anchor),
-            parity=_parity(folders.student),
-            test_evaluations=backend.record_test_evaluation(test_set, candidate, metrics["test_set"].get("sketch", ""))
-            if test_set
-            else None,
-            newest_end=newest_end,
+        _require_same_inputs(folders, record.inputs)
+        evidence = _collect_evidence(
+            folders, registries.connect(registry), digests["student"], champion, anchor, newest_end
         )
+        verdict = decide(config, evidence)
         artifacts.write_json(output / "verdict.json", verdict.to_json())
         artifacts.seal(output)
-        for check in verdict.checks:
-            progress.log_event("gate", "note", verdict.word(check), check.name, check.detail)
-        for note in verdict.notes:
-            progress.log_event("gate", "note", note)
-        if verdict.looser:
-            progress.log_event("gate", "note", looser_text(verdict.looser))
-        progress.log_event("gate", "note", f"{candidate}: {verdict.outcome.replace('_', ' ')}")
-        decided = {
-            "outcome": verdict.outcome,
-            "candidate": candidate,
-            "champion": champion or None,
-            "failed": [check.name for check in verdict.failed],
-        }
-        progress.log_event("gate", "outcome", json.dumps(decided))
+        _log(verdict)
         record.facts.update(
             outcome=verdict.outcome,
             failed=[check.name for check in verdict.failed],
             notes=verdict.notes,
-            test_evaluations=verdict.evidence.test_evaluations,
+            test_evaluations=evidence.test_evaluations,
         )
         return verdict.promoted
+
+
+def _require_same_inputs(folders: RunFolders, inputs: Mapping[str, str]) -> None:
+    """Refuse an evaluation or a drift comparison of other inputs than those of this decision."""
+    names = ("judgements", "student", "champion", "anchor")
+    artifacts.check_made_of(folders.evaluation, {name: inputs[name] for name in names}, "evaluated")
+    traffic = artifacts.read_record(folders.evaluation)["inputs"].get("traffic", "")
+    compared = {name: inputs[name] for name in ("evaluation", "student", "champion")}
+    artifacts.check_made_of(folders.drift, compared | {"traffic": traffic}, "compared")
+
+
+def _collect_evidence(
+    folders: RunFolders, backend: registries.Backend, student_digest: str, champion: str, anchor: str, newest_end: str
+) -> Evidence:
+    """Read what the gate decides on, and record in the registry that the test set evaluated this candidate."""
+    metrics = artifacts.read_json(folders.evaluation / "metrics.json")
+    candidate: dict[str, Any] = {"id": registries.version_id(student_digest), "digest": student_digest}
+    rollback = registries.rolled_back(backend.history(), candidate["id"])
+    if rollback:
+        candidate["rolled_back"] = dict(rollback)
+    evidence = Evidence(
+        metrics=metrics,
+        drift=artifacts.read_json(folders.drift / "drift.json"),
+        candidate=candidate,
+        champion=_describe_version(backend, champion),
+        anchor=_describe_version(backend, anchor),
+        parity=_read_parity(folders.student),
+        newest_end=newest_end,
+    )
+    test_set = metrics.get("test_set", {})
+    if not test_set.get("digest"):
+        return evidence
+    # Last, so that no evaluation is recorded where other evidence is missing.
+    count = backend.record_test_evaluation(test_set["digest"], candidate["id"], test_set.get("sketch", ""))
+    return replace(evidence, test_evaluations=count)
+
+
+def _log(verdict: Verdict) -> None:
+    """Report every check and note, and the outcome once more for programs."""
+    for check in verdict.checks:
+        progress.log_event("gate", "note", verdict.word(check), check.name, check.detail)
+    for note in verdict.notes:
+        progress.log_event("gate", "note", note)
+    if verdict.looser:
+        progress.log_event("gate", "note", looser_text(verdict.looser))
+    candidate = verdict.candidate["id"]
+    progress.log_event("gate", "note", f"{candidate}: {verdict.outcome.replace('_', ' ')}")
+    champion = verdict.evidence.champion
+    outcome = {
+        "outcome": verdict.outcome,
+        "candidate": candidate,
+        "champion": champion["id"] if champion else None,
+        "failed": [check.name for check in verdict.failed],
+    }
+    progress.log_event("gate", "outcome", json.dumps(outcome))
 
 
 def reconsider(run: Path, policy: Gate) -> Verdict:
@@ -264,23 +264,24 @@ def reconsider(run: Path, policy: Gate) -> Verdict:
     Raises:
         InputError: there is no such run, or it did not come to a verdict.
     """
-    said = artifacts.read_json(run / "verdict.json")
-    decided = said.get("decided")
-    return decide(
-        policy,
+    verdict = artifacts.read_json(run / "verdict.json")
+    decided = verdict.get("decided")
+    evidence = Evidence(
         metrics=artifacts.read_json(run / "metrics.json"),
         drift=artifacts.read_json(run / "drift.json"),
-        candidate=said["candidate"],
-        champion=said["champion"],
-        anchor=said.get("anchor"),
-        parity=_parity(run / "student"),
-        test_evaluations=said.get("test_set", {}).get("test_evaluations"),
+        candidate=verdict["candidate"],
+        champion=verdict["champion"],
+        anchor=verdict.get("anchor"),
+        parity=_read_parity(run / "student"),
+        test_evaluations=verdict.get("test_set", {}).get("test_evaluations"),
         newest_end=artifacts.read_json(run / "profile.json")["windows"]["newest_end"],
-        now=datetime.fromisoformat(decided) if decided else None,
+        now=datetime.fromisoformat(decided) if decided else datetime.now(UTC),
     )
+    return decide(policy, evidence)
 
 
-def _described(backend: registries.Backend, version: str) -> dict[str, Any] | None:
+def _describe_version(backend: registries.Backend, version: str) -> dict[str, Any] | None:
+    """Id, age and run of a version for `verdict.json`; None: there is no version."""
     if not version:
         return None
     manifest = backend.manifest(version)
@@ -288,8 +289,8 @@ def _described(backend: registries.Backend, version: str) -> dict[str, Any] | No
     return {"id": manifest["id"], "created": manifest["created"]} | ({"run": run} if run else {})
 
 
-def _parity(student: Path) -> dict[str, Any] | None:
-    """What the student's export found of itself; None: it was not exported."""
+def _read_parity(student: Path) -> dict[str, Any] | None:
+    """The comparison of the student's ONNX files with torch; None: it was not exported."""
     if PARITY.as_posix() not in artifacts.read_json(student / artifacts.SEAL)["files"]:
         return None
     artifacts.verify(student, only=[PARITY.as_posix()])
