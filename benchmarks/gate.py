@@ -32,6 +32,7 @@ from distilrank.core.problems import Problems
 from distilrank.data import bm25, corpus, log_store, sources
 from distilrank.evaluation import metrics, significance, trec
 from distilrank.promotion import gate
+from distilrank.promotion.checks import Evidence
 from distilrank.rendering import figures
 
 BASE = Path("configs/home-depot.yaml")
@@ -111,8 +112,7 @@ def promotions(policy: Gate, found: np.ndarray, queries: int, true: float, confi
     promoted = 0
     for delta, low, high in (found + true).tolist():
         champion = won | {"baseline": "champion", "delta": delta, "ci_low": low, "ci_high": high}
-        verdict = gate.decide(
-            policy,
+        evidence = Evidence(
             metrics={
                 "protocol": {"confidence": config.confidence, "bootstrap": RESAMPLES},
                 "comparisons": [row | {"queries": queries} for row in (won, champion)],
@@ -121,7 +121,7 @@ def promotions(policy: Gate, found: np.ndarray, queries: int, true: float, confi
             candidate={"id": "candidate"},
             champion={"id": "champion"},
         )
-        promoted += verdict.promoted
+        promoted += gate.decide(policy, evidence).promoted
     return promoted
 
 

@@ -90,7 +90,7 @@ class Bucket:
     """A registry under a prefix of the emulator's bucket, and its bare objects."""
 
     def __init__(self, prefix: str, cache: Path) -> None:
-        self.prefix, self.config = prefix, Registry(uri=f"gs://{BUCKET}/{prefix}", cache=str(cache))
+        self.prefix, self.config = prefix, Registry(uri=f"gs://{BUCKET}/{prefix}", cache_dir=str(cache))
 
     def names(self) -> list[str]:
         found = self._client.list_blobs(BUCKET, prefix=f"{self.prefix}/")
@@ -367,7 +367,7 @@ def damage(place: Place, scratch: Path, count: int, seed: int) -> dict[str, Any]
         fell[name.split("/")[0]] += 1
         try:
             # A fresh cache: what was downloaded before the damage is whole, and nothing is read again.
-            _load(place.config.model_copy(update={"cache": str(scratch / f"cache-{number}")}), name)
+            _load(place.config.model_copy(update={"cache_dir": str(scratch / f"cache-{number}")}), name)
             missed.append(f"{name}, byte {at}: {files[name][at]:#04x} read as {data[at]:#04x}")
         except InputError:
             pass

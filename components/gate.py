@@ -21,14 +21,18 @@ def decide(
 
     from distilrank.promotion import gate as stage
     from distilrank.config import Gate, Registry
+    from distilrank.core.run_folders import RunFolders
 
-    return stage.gate(
-        Gate(**config),
-        Registry(**registry),
+    folders = RunFolders(
         evaluation=Path(evaluation.path),
         drift=Path(drift.path),
         student=Path(student.path),
         judgements=Path(judgements.path),
+    )
+    return stage.gate(
+        Gate(**config),
+        Registry(**registry),
+        folders,
         champion=champion,
         anchor=anchor,
         newest_end=newest_end,

@@ -29,10 +29,10 @@ def promote_student(
 
     from distilrank.promotion import promote as stage
     from distilrank.config import Registry
+    from distilrank.core.run_folders import RunFolders
 
-    return stage.promote(
-        Registry(**config),
-        preflight=Path(resolved.path),
+    folders = RunFolders(
+        resolved=Path(resolved.path),
         profile=Path(profile.path),
         teacher=Path(teacher.path),
         student=Path(student.path),
@@ -41,6 +41,10 @@ def promote_student(
         verdict=Path(verdict.path),
         report=Path(report.path),
         traffic=Path(traffic.path),
+    )
+    return stage.promote(
+        Registry(**config),
+        folders,
         label=label,
         champion=champion,
         anchor=anchor,

@@ -26,18 +26,17 @@ def render_report(
     from distilrank import report as stage
     from distilrank.core import artifacts
     from distilrank.config import Report
+    from distilrank.core.run_folders import RunFolders
 
-    stage.render(
-        Report(**config),
-        name=name,
+    folders = RunFolders(
         profile=Path(profile.path),
         judgements=Path(judgements.path),
         teacher=Path(teacher.path),
-        labels=[Path(shard.path) for shard in labels],
+        labels=tuple(Path(shard.path) for shard in labels),
         student=Path(student.path),
         evaluation=Path(evaluation.path),
         drift=Path(drift.path),
         verdict=Path(verdict.path),
-        output=Path(report.path),
     )
+    stage.render(Report(**config), folders, name=name, output=Path(report.path))
     artifacts.copy_files(Path(report.path), {"report.html": report_html.path})

@@ -170,8 +170,8 @@ class Pods(Values):
 class Storage(Values):
     """A volume for what outlives runs: registry, caches, checkpoints, drift over time.
 
-    With it, what a configuration does not set goes there: `registry.uri`, `registry.cache`, `prepare.log_cache_dir`,
-    `compute.checkpoint_dir`, `HF_HOME`, and the Evidently workspace if the UI is on.
+    With it, what a configuration does not set goes there: `registry.uri`, `registry.cache_dir`,
+    `prepare.log_cache_dir`, `compute.checkpoint_dir`, `HF_HOME`, and the Evidently workspace if the UI is on.
     """
 
     enabled: bool = Field(False, description="Whether there is one.")

@@ -71,7 +71,7 @@ def mounts(config: Config, runs: Path, network: str) -> Mounts:
         config.prepare.log_cache_dir,
         config.drift.workspace,
         config.registry.uri,
-        config.registry.cache,
+        config.registry.cache_dir,
     )
     writable = {_absolute(folder) for folder in kept if folder and not folder.startswith(REMOTE)}
     writable |= {_absolute(runs / ".kfp"), _absolute(references.cache_folder().parent)}

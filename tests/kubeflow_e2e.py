@@ -249,7 +249,7 @@ def the_same_again_is_unchanged(session: Session) -> None:
 
 def a_worse_student_is_refused(session: Session) -> None:
     """A student below the policy's minimum is refused, by name of the check, with exit status 3."""
-    gate = {"minima": {"ndcg_at_10": 0.9999}}
+    gate = {"min_metrics": {"ndcg_at_10": 0.9999}}
     result = session.submit("worse", "--fail-on-refusal", gate=gate, student=_student("worse"))
     assert result.status == 3, result
     assert re.search(r"^succeeded; the student was refused \(.*minimum_ndcg_at_10.*\)$", result.output, re.M), result

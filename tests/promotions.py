@@ -12,12 +12,13 @@ import pyarrow as pa
 from distilrank import registry
 from distilrank.config import Registry, Text
 from distilrank.core import artifacts, schemas
+from distilrank.core.run_folders import RunFolders
 from distilrank.promotion import promote
 
 IMAGES = {"ops": "shop/ops@sha256:" + "1" * 64, "train": "shop/train@sha256:" + "2" * 64}
 LINEAGE = {"name": "nightly", "data": "d" * 64, "code": "c" * 64, "images": IMAGES}
 OVERRIDE = {"by": "ana@shop.example", "reason": "season starts on Monday", "until": "2026-12-01"}
-FOLDERS = ("preflight", "profile", "teacher", "student", "evaluation", "drift", "verdict", "report", "traffic")
+FOLDERS = ("resolved", "profile", "teacher", "student", "evaluation", "drift", "verdict", "report", "traffic")
 
 
 def student(folder: Path, weights: str) -> str:
@@ -66,7 +67,7 @@ def stages(
         "champion": {"id": champion} if champion else None,
         "anchor": {"id": anchor} if anchor else None,
         "override": override,
-        "test_set": {"digest": "5" * 64, "looks": 2, "warn_from": 20},
+        "test_set": {"digest": "5" * 64, "test_evaluations": 2, "warn_after": 19},
     }
     artifacts.write_json(folders["verdict"] / "verdict.json", verdict)
     seal(folders, champion=champion, anchor=anchor, passes=passes)
@@ -76,7 +77,7 @@ def stages(
 def seal(folders: dict[str, Path], *, champion: str = "", anchor: str = "", passes: int = 3) -> None:
     """Seal the folders of a run as they are now, with a record of each stage that tells what it was made from."""
     settings: dict[str, dict[str, Any]] = {
-        "preflight": {"data": {"path": "shop.csv"}, "window": {"days": 28}, "gate": {"metric": "not the gate's own"}},
+        "resolved": {"data": {"path": "shop.csv"}, "window": {"days": 28}, "gate": {"metric": "not the gate's own"}},
         "profile": {"salt": "s"},
         "student": {"passes": passes, "optimizer": {"rate": 3e-5}},
         "verdict": {"metric": "ndcg_at_10"},
@@ -103,7 +104,7 @@ def run(
     """Promote what the run made; returns the version."""
     return promote.promote(
         config,
-        **folders,
+        RunFolders(**folders),
         label={"batch": 32},
         champion=champion,
         anchor=anchor,

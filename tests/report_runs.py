@@ -13,11 +13,13 @@ from scipy.special import expit
 from distilrank import report
 from distilrank.config import Evaluate, Gate, Report
 from distilrank.core import artifacts, schemas
+from distilrank.core.run_folders import RunFolders
 from distilrank.evaluation import score_spread
 from distilrank.evaluation.judged import Judged, System
 from distilrank.evaluation.systems import compare_systems, score_baselines
 from distilrank.modeling import calibration
 from distilrank.promotion import gate
+from distilrank.promotion.checks import Evidence
 from distilrank.teacher import label_manifest, quality
 
 WORDS = ["cordless", "drill", "hammer", "saw", "blade", "ladder", "paint", "roller", "brush", "hose", "tap", "valve"]
@@ -274,8 +276,7 @@ def folders(
     artifacts.seal(paths["drift"])
     record(paths["drift"], "drift", 2.1)
 
-    decided = gate.decide(
-        (policy or Gate(max_drift_share=0.5)).model_copy(update={"min_resamples": 200}),
+    evidence = Evidence(
         metrics=metrics,
         drift=drift,
         candidate={"id": VERSION},
@@ -283,9 +284,11 @@ def folders(
         if champion
         else None,
         anchor={"id": ANCHOR} if champion else None,
-        looks=7,
+        test_evaluations=7,
         now=datetime(2026, 11, 20, 12, tzinfo=UTC),
     )
+    chosen_policy = (policy or Gate(max_drift_share=0.5)).model_copy(update={"min_resamples": 200})
+    decided = gate.decide(chosen_policy, evidence)
     artifacts.write_json(paths["verdict"] / "verdict.json", decided.to_json())
     artifacts.seal(paths["verdict"])
     record(paths["verdict"], "gate", 0.2)
@@ -339,6 +342,7 @@ def seal(paths: dict) -> None:
 def render(paths: dict, config: Report | None = None, *, changed: bool = True) -> tuple[str, Page]:
     if changed:
         seal(paths)
-    report.render(config or Report(), name="home-depot", **paths)
+    parts = {key: value for key, value in paths.items() if key != "output"} | {"labels": tuple(paths["labels"])}
+    report.render(config or Report(), RunFolders(**parts), name="home-depot", output=paths["output"])
     source = (paths["output"] / "report.html").read_text()
     return source, Page(source)

@@ -11,6 +11,7 @@ import pytest
 
 from distilrank.config import Gate
 from distilrank.promotion import checks, gate
+from distilrank.promotion.checks import Evidence
 
 PROTOCOL = {"confidence": 0.95, "bootstrap": 2000, "near_duplicates": 0.01}
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -108,22 +109,22 @@ def decide(
     anchor: dict | None = ANCHOR,
     drift: dict | None = None,
     parity: dict | None = None,
-    looks: int | None = 3,
+    test_evaluations: int | None = 3,
     newest_end: str = "2026-11-16T00:00:00+00:00",
     **changed: Any,
 ) -> gate.Verdict:
-    return gate.decide(
-        policy or Gate(),
+    evidence = Evidence(
         metrics=metrics() | changed,
         drift=drift or DRIFT,
         candidate=CANDIDATE,
         champion=champion,
         anchor=anchor,
         parity=parity,
-        looks=looks,
+        test_evaluations=test_evaluations,
         newest_end=newest_end,
         now=NOW,
     )
+    return gate.decide(policy or Gate(), evidence)
 
 
 def failed(verdict: gate.Verdict) -> list[str]:
@@ -165,7 +166,7 @@ def test_without_a_champion_it_is_a_cold_start() -> None:
 
 
 def test_verdict_has_the_form_that_readers_rely_on() -> None:
-    policy = Gate.model_validate({"minima": {"ndcg_at_10": 0.9}, "warn_from_looks": 4})
+    policy = Gate.model_validate({"min_metrics": {"ndcg_at_10": 0.9}, "warn_after_test_evaluations": 3})
     verdict = json.loads(json.dumps(decide(policy).to_json(), allow_nan=False))
     assert set(verdict) == {
         *("outcome", "promoted", "decided", "checks", "candidate", "champion", "anchor"),
@@ -173,7 +174,7 @@ def test_verdict_has_the_form_that_readers_rely_on() -> None:
     }
     assert all(set(check) == {"name", "passed", "value", "bound", "detail"} for check in verdict["checks"])
     assert (verdict["candidate"], verdict["champion"], verdict["anchor"]) == (CANDIDATE, CHAMPION, ANCHOR)
-    assert verdict["test_set"] == {"digest": "d" * 64, "looks": 3, "warn_from": 4}
+    assert verdict["test_set"] == {"digest": "d" * 64, "test_evaluations": 3, "warn_after": 3}
     assert verdict["override"] is None and verdict["decided"] == "2026-11-20T12:00:00Z"
     assert Gate.model_validate(verdict["policy"]) == policy
     lift = next(check for check in verdict["checks"] if check["name"] == "lift_over_bm25")
@@ -183,17 +184,17 @@ def test_verdict_has_the_form_that_readers_rely_on() -> None:
 def test_deciding_changes_nothing_it_is_given() -> None:
     given = {"metrics": metrics(), "drift": DRIFT, "candidate": CANDIDATE, "champion": CHAMPION, "anchor": ANCHOR}
     before = copy.deepcopy(given)
-    first, second = (gate.decide(Gate(), **given, now=NOW) for _ in range(2))
+    evidence = Evidence(**given, now=NOW)
+    first, second = (gate.decide(Gate(), evidence) for _ in range(2))
     assert given == before and first == second
 
 
 def test_empty_evidence_fails_every_check_on_it() -> None:
     policy = Gate.model_validate(
-        {"minima": {"mrr": 0.1}, "max_traffic_age_days": 7, "max_p95_ms": 50, "refuse_from_looks": 20}
+        {"min_metrics": {"mrr": 0.1}, "max_traffic_age_days": 7, "max_p95_ms": 50, "max_test_evaluations": 19}
     )
-    verdict = gate.decide(
-        policy, metrics={}, drift={}, candidate=CANDIDATE, champion=CHAMPION, anchor=ANCHOR, parity={}, now=NOW
-    )
+    evidence = Evidence(metrics={}, drift={}, candidate=CANDIDATE, champion=CHAMPION, anchor=ANCHOR, parity={}, now=NOW)
+    verdict = gate.decide(policy, evidence)
     expected = {*DEFAULT_CHECKS, "minimum_mrr", "freshness", "test_set", "onnx_parity"} - {"new"}
     assert set(failed(verdict)) == expected
     assert all(check.value is None for check in verdict.failed)
@@ -313,9 +314,9 @@ def test_a_detail_shows_enough_decimals_to_see_the_side_of_the_bound() -> None:
     [
         ({"min_queries": 149}, "enough_queries"),
         ({"min_judgements": 4801}, "enough_judgements"),
-        ({"minima": {"ndcg_at_10": 0.932}}, "minimum_ndcg_at_10"),
-        ({"minima": {"ndcg_at_10": 0.931, "roc_auc": 0.81}}, "minimum_roc_auc"),
-        ({"minima": {"recall_at_precision_95": 0.31}}, "minimum_recall_at_precision_95"),
+        ({"min_metrics": {"ndcg_at_10": 0.932}}, "minimum_ndcg_at_10"),
+        ({"min_metrics": {"ndcg_at_10": 0.931, "roc_auc": 0.81}}, "minimum_roc_auc"),
+        ({"min_metrics": {"recall_at_precision_95": 0.31}}, "minimum_recall_at_precision_95"),
         ({"lift_over_bm25": 0.071}, "lift_over_bm25"),
         ({"lift_over_random": 0.2}, "lift_over_random"),
         ({"teacher_margin": 0.019}, "teacher_margin"),
@@ -329,7 +330,7 @@ def test_a_detail_shows_enough_decimals_to_see_the_side_of_the_bound() -> None:
         ({"max_drift_share": 0.2}, "drift"),
         ({"max_embedding_auc": 0.54}, "embedding_drift"),
         ({"max_traffic_age_days": 4}, "freshness"),
-        ({"warn_from_looks": 2, "refuse_from_looks": 3}, "test_set"),
+        ({"warn_after_test_evaluations": 1, "max_test_evaluations": 2}, "test_set"),
     ],
 )
 def test_each_knob_decides_alone(policy: dict[str, Any], check: str) -> None:
@@ -339,13 +340,13 @@ def test_each_knob_decides_alone(policy: dict[str, Any], check: str) -> None:
 @pytest.mark.parametrize(
     "policy",
     [
-        {"minima": {"ndcg_at_10": 0.931, "roc_auc": 0.8, "recall_at_precision_95": 0.3}},
+        {"min_metrics": {"ndcg_at_10": 0.931, "roc_auc": 0.8, "recall_at_precision_95": 0.3}},
         {"min_judgements": 4800, "min_queries": 148},
         {"min_score_spread": 1.2, "min_distinct_scores": 0.98},
         {"max_latency_ratio": 1.2, "max_p95_ms": 20},
         {"max_embedding_auc": 0.55, "max_drift_share": 0.25},
         {"max_traffic_age_days": 4.5},
-        {"refuse_from_looks": 4, "warn_from_looks": 4},
+        {"max_test_evaluations": 3, "warn_after_test_evaluations": 3},
     ],
 )
 def test_a_bound_itself_passes(policy: dict[str, Any]) -> None:
@@ -492,15 +493,15 @@ def test_traffic_must_be_fresh_where_that_is_asked() -> None:
     assert decide(newest_end="").promoted
 
 
-def test_looks_are_warned_of_and_then_refused() -> None:
-    assert decide(looks=9).notes == []
-    [note] = decide(looks=10).notes
-    assert note.startswith("candidates judged by this test set: 10, this one included") and "test_fold" in note
-    assert decide(looks=1000).promoted and decide(looks=None).promoted
-    policy = Gate(refuse_from_looks=12)
-    assert decide(policy, looks=11).promoted
-    assert failed(decide(policy, looks=12)) == failed(decide(policy, looks=None)) == ["test_set"]
-    assert decide(Gate(warn_from_looks=0), looks=1000).notes == []
+def test_reuse_of_a_test_set_is_warned_of_and_then_refused() -> None:
+    assert decide(test_evaluations=9).notes == []
+    [note] = decide(test_evaluations=10).notes
+    assert note.startswith("candidates that this test set has evaluated: 10, this one included") and "test_fold" in note
+    assert decide(test_evaluations=1000).promoted and decide(test_evaluations=None).promoted
+    policy = Gate(max_test_evaluations=11)
+    assert decide(policy, test_evaluations=11).promoted
+    assert failed(decide(policy, test_evaluations=12)) == failed(decide(policy, test_evaluations=None)) == ["test_set"]
+    assert decide(Gate(warn_after_test_evaluations=0), test_evaluations=1000).notes == []
 
 
 def test_an_identical_student_has_nothing_to_promote() -> None:
@@ -539,14 +540,9 @@ def test_what_the_champion_would_fail_today_is_told_and_refuses_nothing() -> Non
 
 def test_a_champion_that_was_rolled_back_is_refused_not_unchanged() -> None:
     back = {"by": "Jo", "since": "2026-11-19T00:00:00Z", "reason": "empty results"}
-    verdict = gate.decide(
-        overriding(),
-        metrics=metrics(),
-        drift=DRIFT,
-        candidate=CANDIDATE | {"rolled_back": back},
-        champion=SAME,
-        now=NOW,
-    )
+    candidate = CANDIDATE | {"rolled_back": back}
+    evidence = Evidence(metrics=metrics(), drift=DRIFT, candidate=candidate, champion=SAME, now=NOW)
+    verdict = gate.decide(overriding(), evidence)
     assert (verdict.outcome, failed(verdict)) == ("refused", ["new"])
     assert verdict.notes == ["the override by J. Doe, until 2026-11-20, cannot excuse new"]
     assert "Jo rolled it back on 2026-11-19: empty results" in detail(verdict, "new")
@@ -596,7 +592,7 @@ def test_near_duplicates_of_what_was_learned_are_bounded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("minima", "off", "failing"),
+    ("min_metrics", "off", "failing"),
     [
         ({"ndcg_at_10": 0.702}, True, ["above_chance"]),
         ({"ndcg_at_10": 0.703}, True, []),
@@ -605,23 +601,23 @@ def test_near_duplicates_of_what_was_learned_are_bounded() -> None:
         ({"ndcg_at_10": 0.2}, False, []),
     ],
 )
-def test_minima_that_chance_reaches_are_no_limit(minima: dict, off: bool, failing: list[str]) -> None:
+def test_minimums_that_chance_reaches_are_no_limit(min_metrics: dict, off: bool, failing: list[str]) -> None:
     nothing_else = {"lift_over_bm25": -1, "lift_over_random": -1, "teacher_margin": 1} if off else {}
     systems = metrics()["systems"]
     systems["random"] |= {"roc_auc": 0.5}
-    verdict = decide(Gate.model_validate({"minima": minima, **nothing_else}), systems=systems)
+    verdict = decide(Gate.model_validate({"min_metrics": min_metrics, **nothing_else}), systems=systems)
     assert failed(verdict) == failing
 
 
 def test_whatever_is_looser_than_the_default_is_shown() -> None:
-    assert decide().looser == [] == decide(Gate(max_ece=0.1, max_p95_ms=50, refuse_from_looks=20)).looser
-    policy = Gate(slices=False, max_ece=1, max_latency_ratio=0, min_queries=3, warn_from_looks=0)
+    assert decide().looser == [] == decide(Gate(max_ece=0.1, max_p95_ms=50, max_test_evaluations=19)).looser
+    policy = Gate(slices=False, max_ece=1, max_latency_ratio=0, min_queries=3, warn_after_test_evaluations=0)
     protocol = PROTOCOL | {"bootstrap": 1000, "bins": 2, "slices": ["stratum"], "slice_queries": 10}
     verdict = decide(policy, protocol=protocol, drift=DRIFT | {"limits": {"numeric": 5, "chance": 0.05}})
     assert verdict.promoted and verdict.to_json()["looser"][0] == {"key": "gate.min_queries", "value": 3, "default": 30}
     assert gate.looser_text(verdict.looser) == (
         "looser than the default, which is in brackets: gate.min_queries 3 (30), gate.slices false (true), "
-        "gate.max_ece 1 (0.2), gate.max_latency_ratio 0 (2), gate.warn_from_looks 0 (10), "
+        "gate.max_ece 1 (0.2), gate.max_latency_ratio 0 (2), gate.warn_after_test_evaluations 0 (9), "
         "evaluate.bootstrap 1000 (2000), evaluate.slices [stratum] ([stratum, query_words, product_type]), "
         "evaluate.bins 2 (10), drift.numeric 5 (0.15)"
     )

@@ -35,8 +35,8 @@ def test_there_are_shipped_policies() -> None:
 
 
 def test_a_policy_may_stand_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = written(tmp_path, "champion: superior\nminima: {ndcg_at_10: .85}\n")
-    expected = Gate.model_validate({"champion": "superior", "minima": {"ndcg_at_10": 0.85}})
+    path = written(tmp_path, "champion: superior\nmin_metrics: {ndcg_at_10: .85}\n")
+    expected = Gate.model_validate({"champion": "superior", "min_metrics": {"ndcg_at_10": 0.85}})
     monkeypatch.chdir("/")  # relative to the configuration, not to where we are
     assert load(path).gate == expected
     # The pipeline gets the values, not the file's name.
@@ -44,10 +44,10 @@ def test_a_policy_may_stand_in_a_file(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_command_line_goes_on_top_of_the_file(tmp_path: Path) -> None:
-    path = written(tmp_path, "champion: superior\nminima: {ndcg_at_10: .85}\n")
-    gate = load(path, ["gate.minima.mrr=.3", "gate.min_queries=7"]).gate
+    path = written(tmp_path, "champion: superior\nmin_metrics: {ndcg_at_10: .85}\n")
+    gate = load(path, ["gate.min_metrics.mrr=.3", "gate.min_queries=7"]).gate
     assert (gate.champion, gate.min_queries) == ("superior", 7)
-    assert (gate.minima.ndcg_at_10, gate.minima.mrr) == (0.85, 0.3)
+    assert (gate.min_metrics.ndcg_at_10, gate.min_metrics.mrr) == (0.85, 0.3)
 
 
 def test_a_file_on_the_command_line_replaces_the_whole_policy(tmp_path: Path) -> None:
@@ -66,10 +66,10 @@ def test_a_policy_is_read_on_the_machine_that_it_is_for(tmp_path: Path) -> None:
     ("policy", "message"),
     [
         ("max_ec: .1", "unknown key 'max_ec'; did you mean 'max_ece'?"),
-        ("minima: {ndcg_at_1: .1}", "unknown key 'minima.ndcg_at_1'; did you mean 'ndcg_at_10'?"),
+        ("min_metrics: {ndcg_at_1: .1}", "unknown key 'min_metrics.ndcg_at_1'; did you mean 'ndcg_at_10'?"),
         (
-            "minima: {ndcg_at_10: 1.1}",
-            "minima.ndcg_at_10: Input should be less than or equal to 1 (got 1.1)",
+            "min_metrics: {ndcg_at_10: 1.1}",
+            "min_metrics.ndcg_at_10: Input should be less than or equal to 1 (got 1.1)",
         ),
         (
             "{champion: superior, champion_margin: -0.1}",
@@ -89,12 +89,12 @@ def test_a_policy_is_read_on_the_machine_that_it_is_for(tmp_path: Path) -> None:
             "one would never decide",
         ),
         (
-            "minima: {mrr: 1.0e-12}",
-            "minima: mrr is 1e-12, which any student reaches; expected 0 (none) or at least 0.01",
+            "min_metrics: {mrr: 1.0e-12}",
+            "min_metrics: mrr is 1e-12, which any student reaches; expected 0 (none) or at least 0.01",
         ),
         (
-            "minima: {pair_accuracy: .4}",
-            "minima: pair_accuracy is 0.4, which random order reaches; expected 0 (none) or at least 0.5",
+            "min_metrics: {pair_accuracy: .4}",
+            "min_metrics: pair_accuracy is 0.4, which random order reaches; expected 0 (none) or at least 0.5",
         ),
         ("min_queries: 2", "min_queries: Input should be greater than or equal to 3 (got 2)"),
         ("min_confidence: .8", "min_confidence: Input should be greater than or equal to 0.9 (got 0.8)"),
@@ -102,7 +102,14 @@ def test_a_policy_is_read_on_the_machine_that_it_is_for(tmp_path: Path) -> None:
             "{slices: false, required_slices: [stratum=tail]}",
             "required_slices is stratum=tail while slices is false, expected slices: true, or no required slices",
         ),
-        ("refuse_from_looks: 5", "warn_from_looks is 10, expected at most refuse_from_looks (5)"),
+        (
+            "refuse_from_looks: 20",
+            "unknown key 'refuse_from_looks'; it is 'gate.max_test_evaluations' now, and its value is one less",
+        ),
+        (
+            "max_test_evaluations: 5",
+            "warn_after_test_evaluations is 9, expected at most max_test_evaluations (5)",
+        ),
         (
             "min_queries: many",
             "min_queries: Input should be a valid integer, unable to parse string as an integer (got 'many')",
@@ -110,7 +117,7 @@ def test_a_policy_is_read_on_the_machine_that_it_is_for(tmp_path: Path) -> None:
         ("slices: [1]", "slices: Input should be a valid boolean (got [1])"),
         (
             "{lift_over_bm25: -1, lift_over_random: -1, teacher_margin: 1, max_ece: .5}",
-            "nothing is asked of the student's relevance, expected at least one of minima, lift_over_bm25, "
+            "nothing is asked of the student's relevance, expected at least one of min_metrics, lift_over_bm25, "
             "lift_over_random, teacher_margin",
         ),
         ("- a", "expected a mapping of the keys of `gate`, got list"),
@@ -162,7 +169,7 @@ def test_a_day_may_be_written_with_or_without_quotes(tmp_path: Path) -> None:
         assert gate.override.until == "2026-02-20"
 
 
-@pytest.mark.parametrize("limit", [{"minima": {"roc_auc": 0.5}}, {"lift_over_bm25": 0}, {"teacher_margin": 0.9}])
+@pytest.mark.parametrize("limit", [{"min_metrics": {"roc_auc": 0.5}}, {"lift_over_bm25": 0}, {"teacher_margin": 0.9}])
 def test_one_limit_on_relevance_is_enough(limit: dict) -> None:
     off = {"lift_over_bm25": -1, "lift_over_random": -1, "teacher_margin": 1}
     parse({"data": {"source": "demo_shop"}, "gate": off | limit}, "run.yaml")

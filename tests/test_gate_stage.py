@@ -14,6 +14,7 @@ from distilrank import cli, registry
 from distilrank.config import Gate, Registry, parameters, parse
 from distilrank.core import artifacts, progress, sketch
 from distilrank.core.errors import InputError
+from distilrank.core.run_folders import RunFolders
 from distilrank.promotion import gate
 from tests.test_gate import DRIFT, metrics
 
@@ -71,7 +72,7 @@ class Stage:
         return gate.gate(
             policy or Gate(),
             self.where,
-            **{name: self.folder / name for name in FOLDERS},
+            RunFolders(**{name: self.folder / name for name in FOLDERS}),
             champion=champion,
             anchor=anchor,
             newest_end=newest_end,
@@ -120,7 +121,7 @@ def announced(output: str) -> dict[str, Any]:
 
 def test_it_refuses_and_says_why(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
     version = stage.promoted("earlier")
-    policy = Gate.model_validate({"minima": {"ndcg_at_10": 0.99}, "max_ece": 0.01})
+    policy = Gate.model_validate({"min_metrics": {"ndcg_at_10": 0.99}, "max_ece": 0.01})
     assert stage.decide(policy, champion=version, anchor=version) is False
     assert stage.verdict["outcome"] == "refused"
     assert stage.record["facts"]["failed"] == ["minimum_ndcg_at_10", "calibration"]
@@ -156,7 +157,12 @@ def test_the_champion_made_again_is_unchanged(stage: Stage, capsys: pytest.Captu
     for policy in (Gate(), Gate(champion="superior")):
         assert stage.decide(policy, champion=version, anchor=version) is False
         assert (stage.verdict["outcome"], stage.verdict["promoted"]) == ("unchanged", False)
-        assert stage.record["facts"] | {"looks": 1} == {"outcome": "unchanged", "failed": [], "notes": [], "looks": 1}
+        assert stage.record["facts"] == {
+            "outcome": "unchanged",
+            "failed": [],
+            "notes": [],
+            "test_evaluations": 1,
+        }
         output = capsys.readouterr().out
         assert announced(output) == {
             "outcome": "unchanged",
@@ -168,27 +174,29 @@ def test_the_champion_made_again_is_unchanged(stage: Stage, capsys: pytest.Captu
         assert "(promoted by the run made-weights)" in output and "FAILED" not in output
 
 
-def test_each_candidate_counts_as_one_look(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
-    policy = Gate(warn_from_looks=2, refuse_from_looks=3)
-    for _ in range(2):  # a stage that is repeated looks at nothing new
+def test_each_candidate_counts_once_per_test_set(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    policy = Gate(warn_after_test_evaluations=1, max_test_evaluations=2)
+    for _ in range(2):  # repeating the stage adds no evaluation
         assert stage.decide(policy)
-        assert stage.verdict["test_set"] == {"digest": "d" * 64, "looks": 1, "warn_from": 2}
-    assert "| note | candidates judged by this test set" not in capsys.readouterr().out
+        assert stage.verdict["test_set"] == {"digest": "d" * 64, "test_evaluations": 1, "warn_after": 1}
+    assert "| note | candidates that this test set has evaluated" not in capsys.readouterr().out
     stage.student("second")
-    assert stage.decide(policy) and stage.verdict["test_set"]["looks"] == 2
-    assert "| gate | note | candidates judged by this test set: 2, this one included" in capsys.readouterr().out
+    assert stage.decide(policy) and stage.verdict["test_set"]["test_evaluations"] == 2
+    assert (
+        "| gate | note | candidates that this test set has evaluated: 2, this one included" in capsys.readouterr().out
+    )
     stage.student("third")
     assert not stage.decide(policy) and stage.record["facts"]["failed"] == ["test_set"]
     # The same queries with another target are the same test set.
     found = metrics()
     sketched = found["test_set"] | {"sketch": sketch.of(f"q{number}" for number in range(60))}
     stage.measured(found | {"test_set": sketched})
-    assert not stage.decide(policy) and stage.verdict["test_set"]["looks"] == 3
+    assert not stage.decide(policy) and stage.verdict["test_set"]["test_evaluations"] == 3
     stage.measured(found | {"test_set": sketched | {"digest": "f" * 64}})
-    assert not stage.decide(policy) and stage.verdict["test_set"]["looks"] == 3
-    # A fresh test set has not been looked at.
+    assert not stage.decide(policy) and stage.verdict["test_set"]["test_evaluations"] == 3
+    # A fresh test set has evaluated nobody.
     stage.measured(found | {"test_set": found["test_set"] | {"digest": "e" * 64, "draw": 1}})
-    assert stage.decide(policy) and stage.verdict["test_set"]["looks"] == 1
+    assert stage.decide(policy) and stage.verdict["test_set"]["test_evaluations"] == 1
 
 
 def test_an_override_is_recorded_and_an_expired_one_told(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,7 +234,7 @@ def test_it_does_not_decide_on_a_folder_that_was_changed(stage: Stage, part: str
     with pytest.raises(InputError, match=rf"input {part}: {changed}: digest .* differs from the recorded .*--no-cache"):
         stage.run()
     assert registry.connect(stage.where).record_test_evaluation("d" * 64, "v" + "0" * 12) == 1, (
-        "nothing was decided, so nobody looked"
+        "nothing was decided, so nothing was counted"
     )
 
 
@@ -277,6 +285,9 @@ def test_it_does_not_decide_on_what_does_not_tell_of_what_it_was_made(stage: Sta
 def test_it_names_a_version_that_the_registry_lacks(stage: Stage, alias: str) -> None:
     with pytest.raises(InputError, match="no version 'vbbbbbbbbbbbb'"):
         stage.decide(**{alias: "vbbbbbbbbbbbb"})
+    assert registry.connect(stage.where).record_test_evaluation("d" * 64, "v" + "0" * 12) == 1, (
+        "nothing was decided, so nothing was counted"
+    )
 
 
 # Asking again -----------------------------------------------------------------------------------------------------
@@ -344,10 +355,12 @@ def test_an_unchanged_run_is_no_refusal_under_any_policy(
 
 
 def test_single_keys_can_be_asked_for(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("--run", run, "--set", "gate.max_ece=.03", "--set", "gate.warn_from_looks=1", "--json") == 0
+    assert (
+        command("--run", run, "--set", "gate.max_ece=.03", "--set", "gate.warn_after_test_evaluations=1", "--json") == 0
+    )
     verdict = json.loads(capsys.readouterr().out)
     assert [check["name"] for check in verdict["checks"] if not check["passed"]] == ["calibration"]
-    assert verdict["policy"]["max_ece"] == 0.03 and verdict["test_set"]["looks"] == 1
+    assert verdict["policy"]["max_ece"] == 0.03 and verdict["test_set"]["test_evaluations"] == 1
 
 
 @pytest.mark.parametrize(

@@ -286,7 +286,7 @@ def test_evidence_on_another_student_is_not_published(tmp_path: Path, config: Re
     refuse(config, folders, rf"other/{part}: made with \w+ \w{{13}}, expected \w{{13}}")
 
 
-@pytest.mark.parametrize("part", ["evaluation", "drift", "verdict", "report", "student", "preflight"])
+@pytest.mark.parametrize("part", ["evaluation", "drift", "verdict", "report", "student", "resolved"])
 def test_a_record_that_is_missing_or_of_another_folder_is_not_published(
     tmp_path: Path, config: Registry, part: str
 ) -> None:

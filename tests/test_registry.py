@@ -82,7 +82,7 @@ def promoted(place: Place, root: Path, *weights: str) -> tuple[registry.Backend,
 
 def anew(place: Place, cache: Path) -> registry.Backend:
     """The registry as a machine sees it that has downloaded nothing yet."""
-    return registry.connect(place.config.model_copy(update={"cache": str(cache)}))
+    return registry.connect(place.config.model_copy(update={"cache_dir": str(cache)}))
 
 
 def file_of(place: Place, version: str, name: str) -> str:
@@ -123,8 +123,8 @@ def test_what_cannot_be_opened_is_named(uri: str, named: str) -> None:
 def test_a_home_folder_that_nobody_has_is_named(emulator: None) -> None:
     with pytest.raises(InputError, match="registry '~nosuchuser/x': no such home folder"):
         registry.open("~nosuchuser/x")
-    with pytest.raises(InputError, match=r"registry\.cache '~nosuchuser/x': no such home folder"):
-        registry.connect(Registry(uri="gs://models", cache="~nosuchuser/x"))
+    with pytest.raises(InputError, match=r"registry\.cache_dir '~nosuchuser/x': no such home folder"):
+        registry.connect(Registry(uri="gs://models", cache_dir="~nosuchuser/x"))
 
 
 def test_a_registry_exists_once_something_is_written(place: Place, tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_white_space_is_part_of_the_bytes(place: Place, tmp_path: Path, name: st
         stored = name
     place.put(stored, place.files()[stored].replace(b"  ", b" \t", 1))
     with pytest.raises(InputError, match=rf"{os.path.basename(stored)}: damaged, expected .* in which it was written"):
-        benchmark._load(place.config.model_copy(update={"cache": str(tmp_path / "fresh")}), stored)
+        benchmark._load(place.config.model_copy(update={"cache_dir": str(tmp_path / "fresh")}), stored)
 
 
 @pytest.mark.parametrize("file", ["student/model.safetensors", "manifest.json", "student/digest.json"])
@@ -649,7 +649,7 @@ def test_killed_between_alias_and_history_the_history_is_completed(place: Place,
 # Looks and collection ---------------------------------------------------------------------------------------------
 
 
-def test_looks_are_counted_once_a_candidate_and_test_set(place: Place) -> None:
+def test_test_evaluations_are_counted_once_per_candidate_and_test_set(place: Place) -> None:
     backend = registry.connect(place.config)
     one, two = "v" + "1" * 12, "v" + "2" * 12
     assert [backend.record_test_evaluation(TEST_SET, name) for name in (one, one, two, one)] == [1, 1, 2, 2]
@@ -666,21 +666,21 @@ def test_looks_are_counted_once_a_candidate_and_test_set(place: Place) -> None:
             backend.record_test_evaluation(test_set, candidate)
 
 
-def test_looks_at_a_test_set_with_many_of_the_same_queries_count_too(place: Place) -> None:
+def test_evaluations_on_a_test_set_with_many_of_the_same_queries_count_too(place: Place) -> None:
     backend = registry.connect(place.config)
     queries = [f"{number:016x}" for number in range(100)]
     names = [f"v{number:012x}" for number in range(5)]
 
-    def look(test_set: str, candidate: str, chosen: list[str]) -> int:
+    def evaluate(test_set: str, candidate: str, chosen: list[str]) -> int:
         return backend.record_test_evaluation(test_set * 32, candidate, sketch.of(chosen))
 
     assert backend.record_test_evaluation("0a" * 32, names[0]) == 1  # as earlier releases recorded it
-    assert look("0a", names[1], queries) == 2  # and its candidates count once the set's queries are known
-    assert look("0b", names[2], queries) == 3  # other targets, the same queries
-    assert look("0b", names[1], queries) == 3  # a candidate counts once, whatever it was judged by
-    assert look("0c", names[3], [*queries[:25], *(f"other {number}" for number in range(75))]) == 4
-    assert look("0d", names[3], [*queries[26:50], *(f"more {number}" for number in range(76))]) == 1  # 24 of 100
-    assert look("0e", names[4], queries[:40]) == 5  # all of them in 0a, and more than a quarter in 0c
+    assert evaluate("0a", names[1], queries) == 2  # and its candidates count once the set's queries are known
+    assert evaluate("0b", names[2], queries) == 3  # other targets, the same queries
+    assert evaluate("0b", names[1], queries) == 3  # a candidate counts once, whatever it was judged by
+    assert evaluate("0c", names[3], [*queries[:25], *(f"other {number}" for number in range(75))]) == 4
+    assert evaluate("0d", names[3], [*queries[26:50], *(f"more {number}" for number in range(76))]) == 1  # 24 of 100
+    assert evaluate("0e", names[4], queries[:40]) == 5  # all of them in 0a, and more than a quarter in 0c
     assert backend.record_test_evaluation("0a" * 32, names[0]) == 2  # without its queries, this very set alone
     with pytest.raises(InputError, match="the sketch of test set 0f0f0f0f0f0f is damaged; evaluate again"):
         backend.record_test_evaluation("0f" * 32, names[0], "../x")
@@ -808,7 +808,8 @@ def test_many_may_download_at_once(bucket: Bucket, tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_used_is_named(bucket: Bucket, tmp_path: Path) -> None:
     _, [name] = published(bucket, tmp_path, "a")
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=rf"registry\.cache {tmp_path}/file/.*: cannot be used \(Not a directory\)"):
+    expected = rf"registry\.cache_dir {tmp_path}/file/.*: cannot be used \(Not a directory\)"
+    with pytest.raises(InputError, match=expected):
         anew(bucket, tmp_path / "file").fetch(name)
 
 
@@ -890,7 +891,7 @@ def test_what_is_refused_is_said_with_what_to_grant(
             ask()
 
 
-def test_reading_and_looking_need_no_right_to_replace(bucket: Bucket, front: Any, tmp_path: Path) -> None:
+def test_recording_a_test_evaluation_needs_no_right_to_replace(bucket: Bucket, front: Any, tmp_path: Path) -> None:
     backend, [first, second] = promoted(bucket, tmp_path, "a", "b")
     target = os.environ["STORAGE_EMULATOR_HOST"]
     made: list[str] = []

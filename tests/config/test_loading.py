@@ -11,6 +11,7 @@ import pytest
 
 from components.check_champion import check_champion
 from distilrank.config import CPU_OVERRIDES, RENAMED, Config, load, parameters, parse, read_policy, reference
+from distilrank.config.loading import ONE_LESS
 from distilrank.core.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -83,7 +84,8 @@ def test_a_renamed_key_is_refused_with_its_new_name(tmp_path: Path, old_key: str
     for part in reversed(old_key.split(".")):
         values = {part: values}
     path = written(tmp_path, json.dumps(values))
-    message = f"{path}: unknown key '{old_key}'; it is '{RENAMED[old_key]}' now"
+    hint = f"it is '{RENAMED[old_key]}' now" + (", and its value is one less" if old_key in ONE_LESS else "")
+    message = f"{path}: unknown key '{old_key}'; {hint}"
     with pytest.raises(InputError) as error:
         load(path)
     assert str(error.value) == message
@@ -92,7 +94,7 @@ def test_a_renamed_key_is_refused_with_its_new_name(tmp_path: Path, old_key: str
         path.write_text(json.dumps({key: 1}))
         with pytest.raises(InputError) as error:
             read_policy(path)
-        assert str(error.value) == f"{path}: unknown key '{key}'; it is '{RENAMED[old_key]}' now"
+        assert str(error.value) == f"{path}: unknown key '{key}'; {hint}"
 
 
 def test_the_new_name_of_a_key_is_a_key() -> None:

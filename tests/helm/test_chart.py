@@ -288,7 +288,7 @@ def test_what_is_written_to_the_volume_has_a_folder_that_is_prepared(
     found = config.load(written["on-premises"] / "shop.yaml")
     assert prepared == {
         found.registry.uri,
-        found.registry.cache,
+        found.registry.cache_dir,
         found.compute.checkpoint_dir,
         found.prepare.log_cache_dir,
         found.drift.workspace,

@@ -145,7 +145,7 @@ def test_ir_measures_on_the_files_gives_the_figures_of_the_run(promoted: Path) -
 def test_the_compiled_pipeline_meets_the_champion_that_it_makes_again(promoted: Path, shop: Shop) -> None:
     alias = (shop.registry / "aliases" / "champion.json").read_bytes()
     compiled = shop.folder / "compiled.yaml"
-    policy = ("--set", "gate.minima.ndcg_at_10=0.999")
+    policy = ("--set", "gate.min_metrics.ndcg_at_10=0.999")
     with Listener() as listener:
         told = f"cluster.notify.webhook={listener.url}"
         assert shop("compile", "--output", str(compiled), "--set", told).returncode == 0
@@ -184,7 +184,7 @@ def test_the_compiled_pipeline_meets_the_champion_that_it_makes_again(promoted: 
 
 def test_another_student_that_is_not_good_enough_is_refused(promoted: Path, shop: Shop) -> None:
     alias = (shop.registry / "aliases" / "champion.json").read_bytes()
-    settings = ("student.optimizer.seed=99", "gate.minima.ndcg_at_10=0.9999")
+    settings = ("student.optimizer.seed=99", "gate.min_metrics.ndcg_at_10=0.9999")
     result = shop.run("refused", *settings, options=("--fail-on-refusal",))
     assert result.returncode == 3, result.stdout + result.stderr
     assert "✗ minimum_ndcg_at_10" in result.stdout and "refused in" in result.stdout
@@ -258,7 +258,7 @@ def test_what_is_no_pipeline_is_refused_before_anything_is_made(shop: Shop) -> N
 def test_an_alarm_is_told_by_the_exit_status_and_starts_a_run(promoted: Path, shop: Shop) -> None:
     registry = (shop.registry / "aliases" / "champion.json").read_bytes()
     result = watch(
-        shop, "moved", *MOVED, "monitor.retrain=on_alarm", "gate.minima.ndcg_at_10=1", options=("--fail-on-alarm",)
+        shop, "moved", *MOVED, "monitor.retrain=on_alarm", "gate.min_metrics.ndcg_at_10=1", options=("--fail-on-alarm",)
     )
     assert result.returncode == 3, result.stdout + result.stderr
     found = json.loads((shop.runs / "moved" / "monitor.json").read_text())

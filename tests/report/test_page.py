@@ -210,7 +210,8 @@ def test_an_unchanged_student_is_no_refusal(tmp_path: Path) -> None:
 
 
 def test_an_unchanged_student_that_would_fail_today_is_a_warning(tmp_path: Path) -> None:
-    policy = Gate.model_validate({"minima": {"ndcg_at_10": 0.9999}, "max_drift_share": 0.5, "champion": "superior"})
+    limits = {"min_metrics": {"ndcg_at_10": 0.9999}, "max_drift_share": 0.5, "champion": "superior"}
+    policy = Gate.model_validate(limits)
     paths = folders(tmp_path, skill=1.5, unchanged=True, promoted_by="home-depot", policy=policy)
     source, page = render(paths)
     assert '<div class="verdict warn">' in source
@@ -288,16 +289,17 @@ def test_a_run_without_champion_or_calibration(tmp_path: Path) -> None:
 
 def test_an_override_and_a_worn_test_set_are_said_first(tmp_path: Path) -> None:
     override = {"by": "maria@shop.example", "reason": "the sale <starts> on Friday", "until": "2026-12-01"}
-    strict = Gate.model_validate({"minima": {"ndcg_at_10": 0.999}, "warn_from_looks": 5, "override": override})
+    limits = {"min_metrics": {"ndcg_at_10": 0.999}, "warn_after_test_evaluations": 4}
+    strict = Gate.model_validate(limits | {"override": override})
     paths = folders(tmp_path, skill=1.5, policy=strict)
     _, page = render(paths)
     top = page.text[: page.text.index("Checks")]
     assert "Promoted by override" in top and "although its nDCG@10 is too low" in top
     assert all(part in top for part in override.values())
-    assert "7 candidates have been held against the same test queries" in top and "comes from 5" in top
+    assert "7 candidates have been held against the same test queries" in top and "comes after 4" in top
     looser = page.text[page.text.index("Looser than the default:") : page.text.index("The policy that")]
     assert "gate.min_resamples 200 instead of 1 000; evaluate.bootstrap 200 instead of 2 000;" in looser
-    assert "minima, ndcg at 10" in page.text[page.text.index("The policy that") :]
+    assert "min metrics, ndcg at 10" in page.text[page.text.index("The policy that") :]
 
 
 def test_a_fresh_test_set_raises_no_alarm(promoted: tuple[dict, str, Page]) -> None:

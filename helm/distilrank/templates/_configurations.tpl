@@ -14,7 +14,7 @@
 {{- $_ := set $trainjob "mount" $path -}}
 {{- $_ := set $all.compute "checkpoint_dir" (printf "%s/resume" $path) -}}
 {{- $_ := set $all "prepare" (dict "log_cache_dir" (printf "%s/log" $path)) -}}
-{{- $_ := set $all.registry "cache" (default (printf "%s/versions" $path) .Values.registry.cache) -}}
+{{- $_ := set $all.registry "cache_dir" (default (printf "%s/versions" $path) .Values.registry.cache_dir) -}}
 {{- if .Values.ui.enabled }}{{ $_ := set $all "drift" (dict "workspace" (include "distilrank.workspace" .)) }}{{ end -}}
 {{- end -}}
 {{- $_ := set $all "cluster" (mustMergeOverwrite $cluster (deepCopy .Values.cluster)) -}}

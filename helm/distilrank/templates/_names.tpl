@@ -60,7 +60,7 @@ true
 {{- $root := printf "%s/" .Values.storage.path -}}
 {{- $folders := list "hf" "log" "resume" -}}
 {{- if .Values.ui.enabled }}{{ $folders = append $folders "evidently" }}{{ end -}}
-{{- range list (include "distilrank.registry" .) (default (printf "%sversions" $root) .Values.registry.cache) -}}
+{{- range list (include "distilrank.registry" .) (default (printf "%sversions" $root) .Values.registry.cache_dir) -}}
 {{- if hasPrefix $root . }}{{ $folders = append $folders (trimPrefix $root . | trimSuffix "/") }}{{ end -}}
 {{- end -}}
 {{- $folders | uniq | sortAlpha | toYaml -}}

@@ -40,7 +40,7 @@ from distilrank.config.decision import (
     Drift,
     Evaluate,
     Gate,
-    Minima,
+    MinMetrics,
     Monitor,
     Override,
 )
@@ -102,7 +102,7 @@ __all__ = [
     "Label",
     "Lora",
     "Memory",
-    "Minima",
+    "MinMetrics",
     "Monitor",
     "Name",
     "Notify",

@@ -127,7 +127,7 @@ LEAST_MINIMUM = 0.01
 """Smallest useful minimum of any other metric; below it no student could fail."""
 
 
-class Minima(Section):
+class MinMetrics(Section):
     """Lowest values of the student's metrics on the test queries; 0: none."""
 
     ndcg_at_5: Share = Field(0.0, description="nDCG@5.")
@@ -139,8 +139,8 @@ class Minima(Section):
     recall_at_precision_95: Share = Field(0.0, description="Recall at 95 % precision.")
 
     @model_validator(mode="after")
-    def _check_reachable(self) -> Minima:
-        for name in Minima.model_fields:
+    def _check_reachable(self) -> MinMetrics:
+        for name in MinMetrics.model_fields:
             value, lowest = getattr(self, name), CHANCE.get(name, LEAST_MINIMUM)
             if 0 < value < lowest:
                 why = "which random order reaches" if name in CHANCE else "which any student reaches"
@@ -214,7 +214,7 @@ class Gate(Section):
         description="Largest share of test queries with a near duplicate among the train queries (other word "
         "order, number or spacing); 1: any.",
     )
-    minima: Minima = Field(Minima(), description="Lowest values of the student's metrics.")
+    min_metrics: MinMetrics = Field(MinMetrics(), description="Lowest values of the student's metrics.")
     lift_over_bm25: Annotated[Lift, FLOOR] = Field(
         0.0, description="Bound that the lower end of the interval of student minus BM25 must exceed; -1: any."
     )
@@ -288,13 +288,13 @@ class Gate(Section):
     max_traffic_age_days: Annotated[float, Field(ge=0), CEILING_OR_OFF] = Field(
         0.0, description="Largest age in days of the end of the newest traffic at the time of the decision; 0: any."
     )
-    warn_from_looks: Annotated[Count, CEILING_OR_OFF] = Field(
-        10,
-        description="Warn from this many candidates on that were tested on this test set, or on one that shares a"
-        " quarter of its queries, including the current one; 0: never.",
+    warn_after_test_evaluations: Annotated[Count, CEILING_OR_OFF] = Field(
+        9,
+        description="Candidates that may be tested on one test set without a warning, including the current one. A"
+        " test set that shares a quarter of the queries counts as the same; 0: no warning.",
     )
-    refuse_from_looks: Annotated[Count, CEILING_OR_OFF] = Field(
-        0, description="Refuse a student from this many such candidates on; 0: never."
+    max_test_evaluations: Annotated[Count, CEILING_OR_OFF] = Field(
+        0, description="Most candidates that one test set may decide on; the next is refused; 0: any number."
     )
     override: Override = Field(Override(), description="Promotion despite failed checks, for a limited time.")
 
@@ -302,9 +302,9 @@ class Gate(Section):
     def _check_relevance_limits(self) -> Gate:
         # The other limits bound the evidence or the circumstances, or do not hold for the first champion.
         lifts = self.lift_over_bm25 > -1 or self.lift_over_random > -1
-        if not (any(self.minima.model_dump().values()) or lifts or self.teacher_margin < 1):
+        if not (any(self.min_metrics.model_dump().values()) or lifts or self.teacher_margin < 1):
             raise ValueError(
-                "nothing is asked of the student's relevance, expected at least one of minima, lift_over_bm25, "
+                "nothing is asked of the student's relevance, expected at least one of min_metrics, lift_over_bm25, "
                 "lift_over_random, teacher_margin"
             )
         return self
@@ -326,10 +326,10 @@ class Gate(Section):
                 f"required_slices is {', '.join(self.required_slices)} while slices is false, expected slices: true, "
                 "or no required slices"
             )
-        if 0 < self.refuse_from_looks < self.warn_from_looks:
+        if 0 < self.max_test_evaluations < self.warn_after_test_evaluations:
             raise ValueError(
-                f"warn_from_looks is {self.warn_from_looks}, expected at most refuse_from_looks "
-                f"({self.refuse_from_looks})"
+                f"warn_after_test_evaluations is {self.warn_after_test_evaluations}, expected at most "
+                f"max_test_evaluations ({self.max_test_evaluations})"
             )
         return self
 

@@ -22,13 +22,19 @@ CPU_OVERRIDES = "cpu_overrides"
 
 RENAMED = {
     "compute.resume": "compute.checkpoint_dir",
+    "gate.minima": "gate.min_metrics",
+    "gate.refuse_from_looks": "gate.max_test_evaluations",
+    "gate.warn_from_looks": "gate.warn_after_test_evaluations",
     "prepare.store": "prepare.log_cache_dir",
     "prepare.test_draw": "prepare.test_fold",
+    "registry.cache": "registry.cache_dir",
     "student.optimiser": "student.optimizer",
     "teacher.optimiser": "teacher.optimizer",
     "without_fast_bf16": CPU_OVERRIDES,
 }
 """Keys of earlier releases, and their present names. A policy file holds the keys of `gate` without that prefix."""
+ONE_LESS = ("gate.refuse_from_looks", "gate.warn_from_looks")
+"""Renamed keys with a new meaning: the old value was the first count beyond the limit, the new one is the limit."""
 
 
 def load(path: Path, overrides: list[str] | None = None, fast_bf16: bool = True) -> Config:
@@ -198,9 +204,10 @@ def _describe(error: ValidationError, model: type[BaseModel]) -> str:
     path = [str(part) for part in first["loc"] if part not in sources]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
-        new_key = RENAMED.get(key) or RENAMED.get(f"{model.__name__.lower()}.{key}")
-        if new_key is not None:
-            return f"unknown key {key!r}; it is {new_key!r} now"
+        old_key = key if key in RENAMED else f"{model.__name__.lower()}.{key}"
+        if old_key in RENAMED:
+            value = ", and its value is one less" if old_key in ONE_LESS else ""
+            return f"unknown key {key!r}; it is {RENAMED[old_key]!r} now{value}"
         valid_keys = _keys_at(model, path[:-1])
         close_keys = difflib.get_close_matches(path[-1], valid_keys, n=1)
         hint = f"did you mean {close_keys[0]!r}?" if close_keys else ""

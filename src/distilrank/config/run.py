@@ -42,7 +42,7 @@ class Registry(Section):
     uri: str = Field(
         "registry", description="A local folder or gs://BUCKET/PREFIX; every shop needs a separate registry."
     )
-    cache: str = Field("", description="Folder for downloaded versions; empty: the user's cache folder.")
+    cache_dir: str = Field("", description="Folder for downloaded versions; empty: the user's cache folder.")
     promoter: str = Field(
         "",
         description="Service account to impersonate when writing to Cloud Storage; empty: none.",

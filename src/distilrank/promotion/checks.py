@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -60,7 +60,7 @@ class Check:
         return self.value is not None and self.name not in ("new", "protocol")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
     """What is known of a candidate when the gate decides."""
 
@@ -72,16 +72,16 @@ class Evidence:
     """`id` of the version that the student would become, and anything worth keeping beside it."""
     champion: dict[str, Any] | None
     """Likewise for the version in use, scored on the same rows in `metrics`; None: there is none."""
-    anchor: dict[str, Any] | None
+    anchor: dict[str, Any] | None = None
     """Likewise for the version that no promotion moves; None: there is none."""
-    parity: dict[str, Any] | None
+    parity: dict[str, Any] | None = None
     """Content of the student's `onnx/parity.json`; None: it was not exported."""
-    looks: int | None
-    """Candidates that were judged by this test set or one with many of its queries, this one included; None: not
-    known."""
-    newest_end: str
+    test_evaluations: int | None = None
+    """Candidates that this test set, or one with many of its queries, has evaluated, this one included; None:
+    unknown."""
+    newest_end: str = ""
     """ISO 8601 end of the newest traffic; empty: the log has no times."""
-    now: datetime
+    now: datetime = field(default_factory=lambda: datetime.now(UTC))
     """When the decision is made, with a time zone."""
 
     @property
@@ -171,15 +171,15 @@ def enough_judgements(policy: Gate, evidence: Evidence) -> Found:
 
 
 def test_set(policy: Gate, evidence: Evidence) -> Found:
-    """How often the test set has been looked at: whoever tries often enough passes by luck."""
-    looks, bound = evidence.looks, policy.refuse_from_looks
+    """Reuse of the test set, which inflates false promotions."""
+    count, bound = evidence.test_evaluations, policy.max_test_evaluations
     if not bound:
         return
-    seen = "how many candidates were judged by this test set is not known"
-    if looks is not None:
-        seen = f"candidates judged by this test set: {looks}, this one included"
-    detail = f"{seen}; from {bound} on a student is refused, and a fresh set is due (prepare.test_fold)"
-    yield Check("test_set", looks is not None and looks < bound, looks, bound, detail)
+    seen = "the number of candidates that this test set has evaluated is unknown"
+    if count is not None:
+        seen = f"candidates that this test set has evaluated: {count}, this one included"
+    detail = f"{seen}; at most {bound} are allowed, then draw a fresh test set (prepare.test_fold)"
+    yield Check("test_set", count is not None and count <= bound, count, bound, detail)
 
 
 def protocol(policy: Gate, evidence: Evidence) -> Found:
@@ -222,7 +222,7 @@ def near_duplicates(policy: Gate, evidence: Evidence) -> Found:
 
 def minimum(policy: Gate, evidence: Evidence) -> Found:
     """Lowest values of single measures."""
-    for metric, bound in policy.minima.model_dump().items():
+    for metric, bound in policy.min_metrics.model_dump().items():
         if not bound:
             continue
         name, label, value = f"minimum_{metric}", METRICS[metric], evidence.value("student", metric)
@@ -235,10 +235,10 @@ def minimum(policy: Gate, evidence: Evidence) -> Found:
 
 
 def above_chance(policy: Gate, evidence: Evidence) -> Found:
-    """Where nothing but minima is asked of the student's relevance, whether random order fails one of them."""
+    """Where nothing but minimums is asked of the student's relevance, whether random order fails one of them."""
     if policy.lift_over_bm25 > -1 or policy.lift_over_random > -1 or policy.teacher_margin < 1:
         return
-    asked = {metric: bound for metric, bound in policy.minima.model_dump().items() if bound}
+    asked = {metric: bound for metric, bound in policy.min_metrics.model_dump().items() if bound}
     random = {metric: evidence.value("random", metric) for metric in asked}
     known = {metric: asked[metric] - value for metric, value in random.items() if value is not None}
     if not known:

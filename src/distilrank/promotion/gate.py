@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from typing import Any, Literal
 from distilrank import registry as registries
 from distilrank.config import OVERRIDE_DAYS, Gate, Registry, looser_settings, parameters
 from distilrank.core import artifacts, progress
+from distilrank.core.run_folders import RunFolders
 from distilrank.promotion.checks import Check, Evidence, counts_as_failed, examine
 from distilrank.student.model_card import PARITY
 
@@ -53,7 +54,7 @@ class Verdict:
     @property
     def notes(self) -> list[str]:
         """What people must know beside the checks."""
-        notes, override, looks = [], self.policy.override, self.evidence.looks
+        notes, override, count = [], self.policy.override, self.evidence.test_evaluations
         if self.failed and self.outcome == "unchanged":
             names = ", ".join(check.name for check in self.failed)
             notes.append(f"the champion stays, though the policy would not promote it today: {names}")
@@ -68,10 +69,11 @@ class Verdict:
                 notes.append(f"{word}, {fault}, so it changes nothing")
             else:
                 notes.append(f"{word}, cannot excuse {fixed}")
-        if looks is not None and 0 < self.policy.warn_from_looks <= looks:
+        limit = self.policy.warn_after_test_evaluations
+        if count is not None and 0 < limit < count:
             notes.append(
-                f"candidates judged by this test set: {looks}, this one included; the more there are, the likelier one "
-                "passes by luck, so draw a fresh set (prepare.test_fold) or bring new judgements"
+                f"candidates that this test set has evaluated: {count}, this one included; with each one it becomes "
+                "likelier that a student passes by luck, so draw a fresh set (prepare.test_fold) or add judgements"
             )
         return notes
 
@@ -101,8 +103,8 @@ class Verdict:
             "override": parameters(self.policy.override) if self.outcome == "overridden" else None,
             "test_set": {
                 "digest": evidence.metrics.get("test_set", {}).get("digest", ""),
-                "looks": evidence.looks,
-                "warn_from": self.policy.warn_from_looks,
+                "test_evaluations": evidence.test_evaluations,
+                "warn_after": self.policy.warn_after_test_evaluations,
             },
             "policy": parameters(self.policy),
             "looser": self.looser,
@@ -121,39 +123,15 @@ def _plain(value: Any) -> str:
     return f"[{', '.join(value)}]" if isinstance(value, list | tuple) else f"{value:g}"
 
 
-def decide(
-    policy: Gate,
-    *,
-    metrics: dict[str, Any],
-    drift: dict[str, Any],
-    candidate: dict[str, Any],
-    champion: dict[str, Any] | None,
-    anchor: dict[str, Any] | None = None,
-    parity: dict[str, Any] | None = None,
-    looks: int | None = None,
-    newest_end: str = "",
-    now: datetime | None = None,
-) -> Verdict:
-    """Hold a candidate to the policy; a pure function, given `now` (None: the clock's).
+def decide(policy: Gate, evidence: Evidence) -> Verdict:
+    """Compare a candidate with the policy; a pure function of its arguments.
 
-    The arguments are those of `checks.Evidence`. An override in force excuses checks that were measured and failed;
-    what was not measured it does not excuse. A candidate that is the champion is `unchanged`, whatever the checks say,
-    and is not compared with itself.
+    An override in force excuses checks that were measured and failed, not what was not measured. A candidate that is
+    the champion is `unchanged`, whatever the checks say, and is not compared with itself.
     """
-    evidence = Evidence(
-        metrics=metrics,
-        drift=drift,
-        candidate=candidate,
-        champion=champion,
-        anchor=anchor,
-        parity=parity,
-        looks=looks,
-        newest_end=newest_end,
-        now=now or datetime.now(UTC),
-    )
     checks = examine(policy, evidence)
     failed = [check for check in checks if not check.passed]
-    outcome: Outcome = "promoted" if champion is not None else "cold_start"
+    outcome: Outcome = "promoted" if evidence.champion is not None else "cold_start"
     if evidence.unchanged:
         outcome = "unchanged"
     elif failed:
@@ -175,26 +153,21 @@ def _today(now: datetime) -> date:
 def gate(
     config: Gate,
     registry: Registry,
+    folders: RunFolders,
     *,
-    evaluation: Path,
-    drift: Path,
-    student: Path,
-    judgements: Path,
     champion: str,
     anchor: str,
     newest_end: str,
     output: Path,
 ) -> bool:
-    """Decide on a student, count that its test set was looked at, and write `verdict.json`.
+    """Decide on a student, count this evaluation of its test set, and write `verdict.json`.
 
     Args:
         config: the policy.
-        registry: where champion and anchor are, and where looks are counted.
-        evaluation: folder with `metrics.json`.
-        drift: folder with `drift.json`.
-        student: the sealed student; its digest gives the id of the version that it would become.
-        judgements: the sealed judgements that `evaluation` was made with.
-        champion: id of the version that `evaluation` compared with; empty: there was none.
+        registry: where champion and anchor are, and where the evaluations of each test set are counted.
+        folders: `student`, whose digest gives the id of the version that it would become, `judgements`, and
+            `evaluation` and `drift` of that student.
+        champion: id of the version that the evaluation compared with; empty: there was none.
         anchor: likewise.
         newest_end: ISO 8601 end of the newest traffic; empty: the log has no times.
         output: folder for `verdict.json`.
@@ -206,56 +179,80 @@ def gate(
         InputError: a file is missing or damaged, evaluation or drift is of something else or does not tell of what, or
             the registry has no such champion or anchor.
     """
-    folders = {"evaluation": evaluation, "drift": drift, "student": student, "judgements": judgements}
-    with artifacts.stage("gate", output, config=config, inputs=folders) as record:
-        digests = {name: artifacts.verify(folder) for name, folder in folders.items()}
+    inputs = folders.select("evaluation", "drift", "student", "judgements")
+    with artifacts.stage("gate", output, config=config, inputs=inputs) as record:
+        digests = {name: artifacts.verify(folder) for name, folder in inputs.items()}
         record.inputs |= {**digests, "champion": champion, "anchor": anchor}
-        compared = {name: record.inputs[name] for name in ("judgements", "student", "champion", "anchor")}
-        artifacts.check_made_of(evaluation, compared, "evaluated")
-        compared = {name: record.inputs[name] for name in ("evaluation", "student", "champion")}
-        traffic = artifacts.read_record(evaluation)["inputs"].get("traffic", "")
-        artifacts.check_made_of(drift, compared | {"traffic": traffic}, "compared")
-        metrics = artifacts.read_json(evaluation / "metrics.json")
-        backend = registries.connect(registry)
-        candidate = registries.version_id(digests["student"])
-        back = registries.rolled_back(backend.history(), candidate)
-        test_set = metrics.get("test_set", {}).get("digest", "")
-        verdict = decide(
-            config,
-            metrics=metrics,
-            drift=artifacts.read_json(drift / "drift.json"),
-            candidate={"id": candidate, "digest": digests["student"]} | ({"rolled_back": dict(back)} if back else {}),
-            champion=_described(backend, champion),
-            anchor=_described(backend, anchor),
-            parity=_parity(student),
-            looks=backend.record_test_evaluation(test_set, candidate, metrics["test_set"].get("sketch", ""))
-            if test_set
-            else None,
-            newest_end=newest_end,
+        _require_same_inputs(folders, record.inputs)
+        evidence = _collect_evidence(
+            folders, registries.connect(registry), digests["student"], champion, anchor, newest_end
         )
+        verdict = decide(config, evidence)
         artifacts.write_json(output / "verdict.json", verdict.to_json())
         artifacts.seal(output)
-        for check in verdict.checks:
-            progress.log_event("gate", "note", verdict.word(check), check.name, check.detail)
-        for note in verdict.notes:
-            progress.log_event("gate", "note", note)
-        if verdict.looser:
-            progress.log_event("gate", "note", looser_text(verdict.looser))
-        progress.log_event("gate", "note", f"{candidate}: {verdict.outcome.replace('_', ' ')}")
-        decided = {
-            "outcome": verdict.outcome,
-            "candidate": candidate,
-            "champion": champion or None,
-            "failed": [check.name for check in verdict.failed],
-        }
-        progress.log_event("gate", "outcome", json.dumps(decided))
+        _log(verdict)
         record.facts.update(
             outcome=verdict.outcome,
             failed=[check.name for check in verdict.failed],
             notes=verdict.notes,
-            looks=verdict.evidence.looks,
+            test_evaluations=evidence.test_evaluations,
         )
         return verdict.promoted
+
+
+def _require_same_inputs(folders: RunFolders, inputs: Mapping[str, str]) -> None:
+    """Refuse an evaluation or a drift comparison of other inputs than those of this decision."""
+    names = ("judgements", "student", "champion", "anchor")
+    artifacts.check_made_of(folders.evaluation, {name: inputs[name] for name in names}, "evaluated")
+    traffic = artifacts.read_record(folders.evaluation)["inputs"].get("traffic", "")
+    compared = {name: inputs[name] for name in ("evaluation", "student", "champion")}
+    artifacts.check_made_of(folders.drift, compared | {"traffic": traffic}, "compared")
+
+
+def _collect_evidence(
+    folders: RunFolders, backend: registries.Backend, student_digest: str, champion: str, anchor: str, newest_end: str
+) -> Evidence:
+    """Read what the gate decides on, and record in the registry that the test set evaluated this candidate."""
+    metrics = artifacts.read_json(folders.evaluation / "metrics.json")
+    candidate: dict[str, Any] = {"id": registries.version_id(student_digest), "digest": student_digest}
+    rollback = registries.rolled_back(backend.history(), candidate["id"])
+    if rollback:
+        candidate["rolled_back"] = dict(rollback)
+    evidence = Evidence(
+        metrics=metrics,
+        drift=artifacts.read_json(folders.drift / "drift.json"),
+        candidate=candidate,
+        champion=_describe_version(backend, champion),
+        anchor=_describe_version(backend, anchor),
+        parity=_read_parity(folders.student),
+        newest_end=newest_end,
+    )
+    test_set = metrics.get("test_set", {})
+    if not test_set.get("digest"):
+        return evidence
+    # Last, so that no evaluation is recorded where other evidence is missing.
+    count = backend.record_test_evaluation(test_set["digest"], candidate["id"], test_set.get("sketch", ""))
+    return replace(evidence, test_evaluations=count)
+
+
+def _log(verdict: Verdict) -> None:
+    """Report every check and note, and the outcome once more for programs."""
+    for check in verdict.checks:
+        progress.log_event("gate", "note", verdict.word(check), check.name, check.detail)
+    for note in verdict.notes:
+        progress.log_event("gate", "note", note)
+    if verdict.looser:
+        progress.log_event("gate", "note", looser_text(verdict.looser))
+    candidate = verdict.candidate["id"]
+    progress.log_event("gate", "note", f"{candidate}: {verdict.outcome.replace('_', ' ')}")
+    champion = verdict.evidence.champion
+    outcome = {
+        "outcome": verdict.outcome,
+        "candidate": candidate,
+        "champion": champion["id"] if champion else None,
+        "failed": [check.name for check in verdict.failed],
+    }
+    progress.log_event("gate", "outcome", json.dumps(outcome))
 
 
 def reconsider(run: Path, policy: Gate) -> Verdict:
@@ -267,23 +264,24 @@ def reconsider(run: Path, policy: Gate) -> Verdict:
     Raises:
         InputError: there is no such run, or it did not come to a verdict.
     """
-    said = artifacts.read_json(run / "verdict.json")
-    decided = said.get("decided")
-    return decide(
-        policy,
+    verdict = artifacts.read_json(run / "verdict.json")
+    decided = verdict.get("decided")
+    evidence = Evidence(
         metrics=artifacts.read_json(run / "metrics.json"),
         drift=artifacts.read_json(run / "drift.json"),
-        candidate=said["candidate"],
-        champion=said["champion"],
-        anchor=said.get("anchor"),
-        parity=_parity(run / "student"),
-        looks=said.get("test_set", {}).get("looks"),
+        candidate=verdict["candidate"],
+        champion=verdict["champion"],
+        anchor=verdict.get("anchor"),
+        parity=_read_parity(run / "student"),
+        test_evaluations=verdict.get("test_set", {}).get("test_evaluations"),
         newest_end=artifacts.read_json(run / "profile.json")["windows"]["newest_end"],
-        now=datetime.fromisoformat(decided) if decided else None,
+        now=datetime.fromisoformat(decided) if decided else datetime.now(UTC),
     )
+    return decide(policy, evidence)
 
 
-def _described(backend: registries.Backend, version: str) -> dict[str, Any] | None:
+def _describe_version(backend: registries.Backend, version: str) -> dict[str, Any] | None:
+    """Id, age and run of a version for `verdict.json`; None: there is no version."""
     if not version:
         return None
     manifest = backend.manifest(version)
@@ -291,8 +289,8 @@ def _described(backend: registries.Backend, version: str) -> dict[str, Any] | No
     return {"id": manifest["id"], "created": manifest["created"]} | ({"run": run} if run else {})
 
 
-def _parity(student: Path) -> dict[str, Any] | None:
-    """What the student's export found of itself; None: it was not exported."""
+def _read_parity(student: Path) -> dict[str, Any] | None:
+    """The comparison of the student's ONNX files with torch; None: it was not exported."""
     if PARITY.as_posix() not in artifacts.read_json(student / artifacts.SEAL)["files"]:
         return None
     artifacts.verify(student, only=[PARITY.as_posix()])

@@ -14,6 +14,7 @@ from distilrank import registry as registries
 from distilrank.config import Registry
 from distilrank.core import artifacts, progress
 from distilrank.core.errors import InputError, RunStopped
+from distilrank.core.run_folders import RunFolders
 from distilrank.promotion import checks
 from distilrank.student import model_card
 
@@ -35,16 +36,8 @@ EVIDENCE = {
 
 def promote(
     config: Registry,
+    folders: RunFolders,
     *,
-    preflight: Path,
-    profile: Path,
-    teacher: Path,
-    student: Path,
-    evaluation: Path,
-    drift: Path,
-    verdict: Path,
-    report: Path,
-    traffic: Path,
     label: Mapping[str, Any],
     champion: str,
     anchor: str,
@@ -57,11 +50,7 @@ def promote(
     published again: the version keeps the evidence of its first time. The first to be promoted becomes the anchor too.
 
     Args:
-        preflight: folder with the record of that stage, which has the window and where the data came from.
-        profile: folder with the record of the prepare stage.
-        teacher, student, evaluation, drift, traffic: the sealed folders of those stages.
-        verdict: folder with the gate's `verdict.json` on this student.
-        report: folder with `report.html`.
+        folders: all but `judgements`, `candidates` and `labels`.
         label: the section of the configuration; that stage's shards have no folder here.
         champion: the version that the verdict compared with and that the alias must still name; empty: none.
         anchor: the version that the verdict also compared with; empty: none.
@@ -77,19 +66,20 @@ def promote(
             student was in use and was rolled back.
         InputError: an input is damaged or incomplete, or the registry cannot be written.
     """
-    folders = {"teacher": teacher, "student": student, "evaluation": evaluation, "drift": drift, "traffic": traffic}
-    inputs = {"resolved": preflight, "profile": profile, **folders, "verdict": verdict, "report": report}
+    sealed = folders.select("teacher", "student", "evaluation", "drift", "traffic")
+    inputs = {**folders.select("resolved", "profile"), **sealed, **folders.select("verdict", "report")}
     read = {"teacher": ["distilrank.json"]}
     with artifacts.stage("promote", output, config=config, inputs=inputs, only=read) as record:
-        digests = {name: artifacts.verify(folder, read.get(name)) for name, folder in folders.items()}
+        digests = {name: artifacts.verify(folder, read.get(name)) for name, folder in sealed.items()}
         record.inputs |= {**digests, "champion": champion, "anchor": anchor}
         lacking = [name for name in LINEAGE if not lineage.get(name)]
         if lacking:
             raise InputError(f"lineage: {lacking[0]!r} is missing; it has {', '.join(sorted(lineage)) or 'nothing'}")
         version = registries.version_id(digests["student"])
-        decision = artifacts.read_json(verdict / "verdict.json")
-        _require_matching_verdict(decision, version, champion, anchor, verdict / "verdict.json")
-        _check_evidence({**record.inputs, "verdict": artifacts.digest_file(verdict / "verdict.json")}, inputs)
+        verdict = folders.verdict / "verdict.json"
+        decision = artifacts.read_json(verdict)
+        _require_matching_verdict(decision, version, champion, anchor, verdict)
+        _check_evidence({**record.inputs, "verdict": artifacts.digest_file(verdict)}, inputs)
 
         backend = registries.connect(config)
         taken_back = registries.rolled_back(backend.history(), version)
@@ -101,44 +91,44 @@ def promote(
             )
         published_now = version not in backend.versions()
         if published_now:
-            pages = sorted(path.name for path in drift.glob("*.html"))  # that the report links to
+            pages = sorted(path.name for path in folders.drift.glob("*.html"))  # that the report links to
             recorded = {
-                "preflight": preflight,
-                "prepare": profile,
-                "teacher": teacher,
-                "student": student,
-                "evaluate": evaluation,
-                "drift": drift,
-                "gate": verdict,
-                "report": report,
+                "preflight": folders.resolved,
+                "prepare": folders.profile,
+                "teacher": folders.teacher,
+                "student": folders.student,
+                "evaluate": folders.evaluation,
+                "drift": folders.drift,
+                "gate": folders.verdict,
+                "report": folders.report,
             }
             stages = {name: _record(folder) for name, folder in recorded.items()}
             given = stages["preflight"]["config"]
-            resolved = artifacts.read_record(preflight)["facts"]
+            resolved = artifacts.read_record(folders.resolved)["facts"]
             stages["preflight"]["config"] = {name: given[name] for name in SECTIONS if name in given}
             stages["label"] = {"config": dict(label), "inputs": {"teacher": digests["teacher"]}}
-            metrics = artifacts.read_json(evaluation / "metrics.json")
+            metrics = artifacts.read_json(folders.evaluation / "metrics.json")
             models = {
-                "student": artifacts.read_json(student / "distilrank.json")["base"],
-                "teacher": artifacts.read_json(teacher / "distilrank.json")["base"],
+                "student": artifacts.read_json(folders.student / "distilrank.json")["base"],
+                "teacher": artifacts.read_json(folders.teacher / "distilrank.json")["base"],
             }
             with tempfile.TemporaryDirectory() as scratch:
                 content = Path(scratch)
-                _link(student, content / "student")
+                _link(folders.student, content / "student")
                 for name, source in (
-                    ("metrics.json", evaluation / "metrics.json"),
-                    ("verdict.json", verdict / "verdict.json"),
-                    ("report.html", report / "report.html"),
-                    *((page, drift / page) for page in pages),
-                    ("traffic/reference.parquet", traffic / "reference.parquet"),
-                    ("traffic/reference_scores.parquet", evaluation / "traffic_scores" / "reference.parquet"),
+                    ("metrics.json", folders.evaluation / "metrics.json"),
+                    ("verdict.json", verdict),
+                    ("report.html", folders.report / "report.html"),
+                    *((page, folders.drift / page) for page in pages),
+                    ("traffic/reference.parquet", folders.traffic / "reference.parquet"),
+                    ("traffic/reference_scores.parquet", folders.evaluation / "traffic_scores" / "reference.parquet"),
                 ):
                     _link(source, content / name)
                 card = model_card.render(
-                    student,
+                    folders.student,
                     stages["student"],
                     teacher=models["teacher"],
-                    license=model_card.read_licence(student),
+                    license=model_card.read_licence(folders.student),
                     evaluation=metrics,
                     verdict=decision,
                 )
@@ -151,7 +141,7 @@ def promote(
                         "code": lineage["code"],
                         "configuration": artifacts.digest_json({name: stages[name]["config"] for name in stages}),
                         **digests,
-                        "report": artifacts.digest_file(report / "report.html"),
+                        "report": artifacts.digest_file(folders.report / "report.html"),
                     },
                     "models": models,
                     "metrics": metrics["systems"]["student"],
@@ -220,7 +210,7 @@ def _require_matching_verdict(
             raise RunStopped(f"{path}: compares with {judged or f'no {name}'}, expected {expected or f'no {name}'}")
 
 
-def _check_evidence(made_of: Mapping[str, str], folders: artifacts.Inputs) -> None:
+def _check_evidence(made_of: Mapping[str, str], folders: Mapping[str, Path]) -> None:
     """Refuse evidence on another student than the one to promote, or in comparison with other versions.
 
     Args:
@@ -228,9 +218,7 @@ def _check_evidence(made_of: Mapping[str, str], folders: artifacts.Inputs) -> No
         folders: the folders of the stages, by name.
     """
     for name, shared in EVIDENCE.items():
-        folder = folders[name]
-        assert isinstance(folder, Path)
-        artifacts.check_made_of(folder, {key: made_of[key] for key in shared})
+        artifacts.check_made_of(folders[name], {key: made_of[key] for key in shared})
 
 
 def _reason(decision: Mapping[str, Any]) -> str:

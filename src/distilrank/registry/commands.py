@@ -264,7 +264,7 @@ def collect(
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove versions that no alias names, or has named lately; history and looks stay.
+    """Remove versions that no alias names, or has named lately; history and test evaluations stay.
 
     What was published less than a day ago stays too: a run may be about to promote it.
 

@@ -5,9 +5,9 @@
     aliases/, history/, looks/      see ledger
 
 Every write has a precondition on the object's generation, so that a promoter that is late changes nothing, and a
-request that is repeated because its answer was lost is told from a lost race by the object's content. Reading takes
-the role storage.objectViewer, looks also storage.objectCreator, and all else storage.objectUser, which may be that of
-another service account (`registry.promoter`).
+request that is repeated because its answer was lost is told from a lost race by the object's content. Reading needs
+the role storage.objectViewer, recording test evaluations also storage.objectCreator, and all other writing
+storage.objectUser, which another service account may have (`registry.promoter`).
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ def open(config: Registry) -> Backend:
     if found is None:
         raise InputError(f"registry {config.uri!r}: expected gs://BUCKET/PREFIX")
     artifacts.check_member("/".join(filter(None, found.group("bucket", "prefix"))), f"registry {config.uri!r}")
-    chosen = config.cache or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    chosen = config.cache_dir or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
         base = Path(chosen).expanduser()
     except RuntimeError:
-        raise InputError(f"registry.cache {chosen!r}: no such home folder, expected the path of a folder") from None
-    cache = base if config.cache else base / "distilrank" / "registry"
+        raise InputError(f"registry.cache_dir {chosen!r}: no such home folder, expected the path of a folder") from None
+    cache = base if config.cache_dir else base / "distilrank" / "registry"
     bucket, prefix = found["bucket"], found["prefix"] or ""
     return Bucket(bucket, prefix, cache.absolute() / bucket / prefix, config.promoter)
 
@@ -177,9 +177,9 @@ class Bucket(ledger.Ledger):
             return data, blob.generation
 
     def _write(self, name: str, data: bytes, token: Any) -> bool:
-        looks = name.startswith("looks/")
-        role, client = (CREATOR, self._reader) if looks else (USER, self._writer)
-        with self._asking(role, "" if looks else self.promoter):
+        is_evaluation = name.startswith(f"{ledger.TEST_EVALUATIONS}/")
+        role, client = (CREATOR, self._reader) if is_evaluation else (USER, self._writer)
+        with self._asking(role, "" if is_evaluation else self.promoter):
             try:
                 self._blob(name, client).upload_from_string(
                     data,
@@ -358,7 +358,7 @@ class Bucket(ledger.Ledger):
             yield
         except OSError as error:
             reason = error.strerror or " ".join(str(error).split())[:200]
-            raise InputError(f"registry.cache {self.cache}: cannot be used ({reason})") from error
+            raise InputError(f"registry.cache_dir {self.cache}: cannot be used ({reason})") from error
 
     @contextlib.contextmanager
     def _asking(self, role: str, promoter: str = "") -> Iterator[None]:

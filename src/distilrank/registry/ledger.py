@@ -1,8 +1,8 @@
-"""Aliases, their history, and who has looked at which test set: the same on every kind of storage.
+"""Aliases, their history, and which candidates each test set has evaluated: the same on every kind of storage.
 
     aliases/<alias>.json              an alias: its latest record, replaced by compare-and-swap; that is the promotion
     history/<alias>/<number>.json     its records, each written once
-    looks/<test set>/<candidate>      written once
+    looks/<test set>/<candidate>      a test evaluation, written once
     looks/sketches/<test set>         a sample of its queries, written once; those of earlier releases have none
 
 A record enters the history after its alias has moved, so whoever is killed in between, or may not write there, leaves
@@ -33,11 +33,13 @@ from distilrank.registry import CHAMPION, Backend, content, is_alias, is_version
 MINIMUM_AGE = 24 * 3600.0
 """Seconds for which a published version is kept although no alias names it; from publishing to moving takes minutes."""
 SHARED = 0.25
-"""Share of a test set's queries from which a look at another set counts as one at this set: docs/decisions.md."""
+"""Share of common queries from which an evaluation on one test set counts for the other too: docs/decisions.md."""
 READERS = 8
 """Records that are read at a time: each may be a request."""
 
-SKETCHES = "looks/sketches"
+TEST_EVALUATIONS = "looks"
+"""Folder of the test evaluations, by its name in every registry so far."""
+SKETCHES = f"{TEST_EVALUATIONS}/sketches"
 
 _DIGEST = re.compile(r"[0-9a-f]{8,64}")
 
@@ -171,17 +173,19 @@ class Ledger(ABC):
             raise InputError(f"registry {self.uri}: {candidate!r} is no candidate, expected a version's id")
         if sketch and not sketches.is_sketch(sketch):
             raise InputError(f"registry {self.uri}: the sketch of test set {test_set[:12]} is damaged; evaluate again")
-        # The sketch comes first: of two that look at overlapping sets at once, one at least finds the other.
+        # The sketch comes first: of two concurrent evaluations on overlapping sets, at least one finds the other.
         known = self._names(SKETCHES) if sketch else []
         if sketch and test_set not in known:
             with self._changing():
                 self._write(f"{SKETCHES}/{test_set}", content.encode({"sketch": sketch}), None)
-        if candidate not in self._names(f"looks/{test_set}"):
+        if candidate not in self._names(f"{TEST_EVALUATIONS}/{test_set}"):
+            record = {"since": _now(), "by": _who()}
             with self._changing():
-                self._write(f"looks/{test_set}/{candidate}", content.encode({"since": _now(), "by": _who()}), None)
+                self._write(f"{TEST_EVALUATIONS}/{test_set}/{candidate}", content.encode(record), None)
         overlapping = self._overlapping(test_set, sketch) if sketch else []
-        looked = {name for one in (test_set, *overlapping) for name in self._names(f"looks/{one}")}
-        return len(looked | {candidate})
+        folders = [f"{TEST_EVALUATIONS}/{name}" for name in (test_set, *overlapping)]
+        candidates = {name for folder in folders for name in self._names(folder)}
+        return len(candidates | {candidate})
 
     def collect(self, keep: int, *, dry_run: bool) -> list[str]:
         if keep < 1:

@@ -22,9 +22,9 @@ from distilrank.config import Registry
 from distilrank.core import artifacts, volume
 from distilrank.core.errors import InputError
 from distilrank.registry import CHAMPION, Backend, content, is_version_id
-from distilrank.registry.ledger import Ledger
+from distilrank.registry.ledger import TEST_EVALUATIONS, Ledger
 
-FOLDERS = "versions", "aliases", "history", "looks"
+FOLDERS = "versions", "aliases", "history", TEST_EVALUATIONS
 
 
 def open(config: Registry) -> Backend:
@@ -190,7 +190,7 @@ class Local(Ledger):
         return folder
 
     def _remove_stale(self) -> None:
-        for pattern in ("versions", "aliases", "history/*", "looks/*"):
+        for pattern in ("versions", "aliases", "history/*", f"{TEST_EVALUATIONS}/*"):
             for folder in self.root.glob(pattern):
                 artifacts.remove_stale(folder)
 

@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from distilrank.config import Report
 from distilrank.core import artifacts, schemas
+from distilrank.core.run_folders import RunFolders
 from distilrank.evaluation.metrics import grades
 from distilrank.evaluation.significance import TIE
 from distilrank.promotion.checks import failed as failed_checks
@@ -113,53 +114,39 @@ CHANCE = 0.5
 """ROC-AUC of a classifier that cannot tell two windows apart."""
 
 
-def render(
-    config: Report,
-    *,
-    name: str,
-    profile: Path,
-    judgements: Path,
-    teacher: Path,
-    labels: list[Path],
-    student: Path,
-    evaluation: Path,
-    drift: Path,
-    verdict: Path,
-    output: Path,
-) -> None:
+def render(config: Report, folders: RunFolders, *, name: str, output: Path) -> None:
     """Write `report.html`, which links to a `drift.html` beside it, and `inputs.json`: the folders that it rests on.
 
     Args:
+        folders: all but `resolved`, `candidates`, `traffic` and `report`.
         name: the run's name, the heading unless `config.title` gives another.
-        labels: the label stage's folders, one a shard.
 
-    Other paths are the folders of the stages. Measures, a champion or a calibration that a run does not have are
-    shown as missing; a teacher without `quality.json` is told of by its labels alone.
+    Measures, a champion or a calibration that a run does not have are shown as missing; a teacher without
+    `quality.json` is told of by its labels alone.
 
     Raises:
         InputError: a folder lacks a file that its stage always writes.
     """
-    sealed = {
-        "judgements": judgements, "teacher": teacher, "student": student, "evaluation": evaluation, "drift": drift,
-    }  # fmt: skip
-    inputs: artifacts.Inputs = {"profile": profile, **sealed, "labels": labels, "verdict": verdict}
-    figures_of_teacher = [name for name in ("metrics.json", "quality.json") if (teacher / name).exists()]
+    sealed = folders.select("judgements", "teacher", "student", "evaluation", "drift")
+    labels = list(folders.labels)
+    inputs: artifacts.Inputs = {"profile": folders.profile, **sealed, "labels": labels, "verdict": folders.verdict}
+    figures_of_teacher = [name for name in ("metrics.json", "quality.json") if (folders.teacher / name).exists()]
     read = {"teacher": figures_of_teacher, "student": ["metrics.json"], "labels": [artifacts.MANIFEST]}
     with artifacts.stage("report", output, config=config, inputs=inputs, only=read) as record:
         labeled = label_manifest.combine(labels)
         record.inputs |= {key: artifacts.verify(folder, read.get(key)) for key, folder in sealed.items()}
         record.inputs["labels"] = label_manifest.identity(labels)
-        record.inputs["verdict"] = artifacts.digest_file(verdict / "verdict.json")
-        decided = artifacts.read_json(verdict / "verdict.json")
-        metrics = _without_twins(artifacts.read_json(evaluation / "metrics.json"), decided)
-        drifted = artifacts.read_json(drift / "drift.json")
-        trained = {
-            key: artifacts.read_json(folder / "metrics.json")
-            for key, folder in (("teacher", teacher), ("student", student))
-        }
-        judged = _judged(judgements)
-        protocol = artifacts.read_json(judgements / "protocol.json")
-        stages = [profile, teacher, *labels, student, evaluation, drift, verdict]
+        record.inputs["verdict"] = artifacts.digest_file(folders.verdict / "verdict.json")
+        decided = artifacts.read_json(folders.verdict / "verdict.json")
+        metrics = _without_twins(artifacts.read_json(folders.evaluation / "metrics.json"), decided)
+        drifted = artifacts.read_json(folders.drift / "drift.json")
+        trained = {key: artifacts.read_json(sealed[key] / "metrics.json") for key in ("teacher", "student")}
+        judged = _judged(folders.judgements)
+        protocol = artifacts.read_json(folders.judgements / "protocol.json")
+        stages = [
+            *(folders.profile, folders.teacher, *labels, folders.student),
+            *(folders.evaluation, folders.drift, folders.verdict),
+        ]
         page = {
             "title": config.title or name,
             "name": name,
@@ -169,13 +156,13 @@ def render(
             "tiles": _tiles(metrics, drifted),
             "relevance": _relevance(metrics),
             "slices": _slices(metrics),
-            "queries": _queries(evaluation, metrics),
+            "queries": _queries(folders.evaluation, metrics),
             "training": _training(trained),
-            "calibration": _calibration(metrics, evaluation),
-            "teacher": _teacher(teacher, labeled, metrics),
+            "calibration": _calibration(metrics, folders.evaluation),
+            "teacher": _teacher(folders.teacher, labeled, metrics),
             "latency": _latency(metrics),
-            "drift": _drift(drifted, summary=(drift / "summary.html").exists()),
-            "data": _data(artifacts.read_json(profile / "profile.json"), judged, protocol, labeled),
+            "drift": _drift(drifted, summary=(folders.drift / "summary.html").exists()),
+            "data": _data(artifacts.read_json(folders.profile / "profile.json"), judged, protocol, labeled),
             "test_set": _test_set(metrics, decided),
             "stages": _stages(stages),
             "lineage": _lineage(decided, record.inputs),
@@ -183,15 +170,8 @@ def render(
         }
         template = templating.environment().get_template("report.html.j2")
         artifacts.write_text(output / "report.html", template.render(page))
-        folders = {
-            "profile": [profile],
-            **{key: [folder] for key, folder in sealed.items()},
-            "labels": labels,
-            "verdict": [verdict],
-        }
-        artifacts.write_json(
-            output / "inputs.json", {key: [str(path) for path in paths] for key, paths in folders.items()}
-        )
+        paths = {key: [given] if isinstance(given, Path) else given for key, given in inputs.items()}
+        artifacts.write_json(output / "inputs.json", {key: list(map(str, paths[key])) for key in paths})
         artifacts.seal(output)
 
 
@@ -830,15 +810,15 @@ def _stages(folders: Sequence[Path]) -> dict[str, Any]:
 
 def _test_set(metrics: Mapping[str, Any], decided: Mapping[str, Any]) -> dict[str, Any] | None:
     """The judged test rows, and how many candidates have been held against them."""
-    looked = decided.get("test_set") or {}
-    known = {**metrics.get("test_set", {}), **looked}
+    evaluated = decided.get("test_set") or {}
+    known = {**metrics.get("test_set", {}), **evaluated}
     if not known:
         return None
-    looks, limit = known.get("looks"), known.get("warn_from")
+    count, limit = known.get("test_evaluations"), known.get("warn_after")
     return {
-        **dict.fromkeys(("digest", "queries", "pairs", "judgements", "draw", "looks", "warn_from")),
+        **dict.fromkeys(("digest", "queries", "pairs", "judgements", "draw", "test_evaluations", "warn_after")),
         **known,
-        "worn": bool(looks and limit and looks >= limit),
+        "worn": bool(count and limit and count > limit),
     }
 
 
