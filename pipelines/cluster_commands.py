@@ -19,7 +19,7 @@ from pipelines.options import CaFile, ConfigFile, Experiment, Host, Namespace, O
 
 if TYPE_CHECKING:
     from pipelines.kubeflow import Kubeflow
-    from pipelines.recurring_runs.spec import Schedules, Wanted
+    from pipelines.recurring_runs.spec import DesiredRun, Schedules
 
 EXPERIMENT = "distilrank"
 
@@ -87,9 +87,8 @@ def submit(
     Exit status: 0 the run succeeded (or was started, with --no-wait), 1 it failed, was stopped or took too long, 2 bad
     input, also of a stage, 3 the student was refused and --fail-on-refusal was given, 130 interrupted: the run goes on.
     """
-    from pipelines import capacity
+    from pipelines import capacity, packages
     from pipelines import submit as submission
-    from pipelines.recurring_runs.spec import package_of
 
     if fail_on_refusal and (not wait or pipeline != Pipeline.distill):
         raise InputError("--fail-on-refusal: only of distill, and only with --wait")
@@ -98,7 +97,7 @@ def submit(
     _check_lengths(experiment, name)
     settings = load(config, overrides)
     if compiled is None:
-        package, given = package_of(pipeline, settings, scheduled=False), {}
+        package, given = packages.compile_package(pipeline, settings, scheduled=False), {}
     else:
         package = submission.read_package(compiled)
         if package.pipeline != pipeline:
@@ -306,7 +305,7 @@ def diff(
     declared, wanted = _declared(file, experiment, names)
     kubeflow = _connect(host, namespace, token_file, ca_file)
     kubeflow.check_version(console.print)
-    found = reconcile.usable(kubeflow, reconcile.existing(kubeflow, declared.owner))
+    found = reconcile.mark_broken(kubeflow, reconcile.existing(kubeflow, declared.owner))
     steps = reconcile.plan(wanted, found, names or [])
     for step in steps:
         console.print(str(step))
@@ -429,7 +428,7 @@ def _switch(kubeflow: Kubeflow, owner: str, names: list[str] | None, *, on: bool
     console.print("until the next `schedule apply`, which follows the file" if changed else "nothing to change")
 
 
-def _declared(file: Path, experiment: str, names: list[str] | None) -> tuple[Schedules, list[Wanted]]:
+def _declared(file: Path, experiment: str, names: list[str] | None) -> tuple[Schedules, list[DesiredRun]]:
     """The schedule file, and each of its schedules compiled."""
     from pipelines.recurring_runs import spec
 

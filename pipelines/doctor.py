@@ -21,7 +21,7 @@ from distilrank import __version__, workflow
 from distilrank.config import Config, Volume, parameters
 from distilrank.core import artifacts, progress
 from distilrank.core.errors import InputError
-from pipelines import resources, submit
+from pipelines import packages, resources, submit
 from pipelines.kubeflow import MINIMUM_VERSION, Kubeflow, missing_features
 from pipelines.recurring_runs import cron, spec
 
@@ -103,7 +103,7 @@ def check_compilation(config: Config) -> Finding:
     condition = "configuration compiles"
     try:
         for pipeline in ("distill", "monitor"):
-            spec.package_of(pipeline, config, scheduled=True)
+            packages.compile_package(pipeline, config, scheduled=True)
     except InputError as error:
         return Finding(condition, "no", str(error), "change the configuration as the message says")
     return Finding(condition, "yes", "distill and monitor")
@@ -368,7 +368,7 @@ def probe(kubeflow: Kubeflow, config: Config, *, experiment: str, timeout_minute
 @contextlib.contextmanager
 def _run(kubeflow: Kubeflow, config: Config, name: str, experiment: str, given: dict[str, Any]) -> Iterator[str]:
     """A run of `probe` or of `termination`, which is terminated at the end if it still runs."""
-    package = spec.package_of("probe" if name == "probe" else "termination", config, scheduled=False)
+    package = packages.compile_package("probe" if name == "probe" else "termination", config, scheduled=False)
     run_name = f"doctor-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     run_id = submit.submit(kubeflow, package, config, name=run_name, experiment=experiment, parameters=given)
     try:

@@ -20,7 +20,8 @@ from distilrank.config import Config, Image
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.workflow import FAILED, STOPPED, SUCCEEDED, Cause, Failure, RunEnd, nodes
 from pipelines import compiling
-from pipelines.kubeflow import Kubeflow, Package
+from pipelines.kubeflow import Kubeflow
+from pipelines.packages import Package
 
 POLL_SECONDS = 5.0
 PROBLEMS_SECONDS = 30.0

@@ -681,7 +681,7 @@ def test_the_longest_release_has_an_owner_that_fits(tmp_path: Path) -> None:
 
 def test_two_schedules_of_one_name_are_refused() -> None:
     said = _refusal(*_scenario("pipelines-only"), "--set-json", f"schedules={PLANS}")
-    assert 'two schedules are called "weekly": expected one of each name' in said
+    assert 'two schedules are called "weekly": expected unique names' in said
 
 
 @pytest.mark.parametrize("name", values.FILES)

@@ -88,8 +88,8 @@ def test_the_projected_token_is_found(
     ("content", "said"),
     [
         (None, "--token-file {path}: not readable (No such file or directory)"),
-        ("", "--token-file {path}: expected one bearer token in it, and nothing else"),
-        ("<html> sign in", "--token-file {path}: expected one bearer token in it, and nothing else"),
+        ("", "--token-file {path}: expected a single bearer token and nothing else"),
+        ("<html> sign in", "--token-file {path}: expected a single bearer token and nothing else"),
         ("old", "{host}: refuses the token in {path} (401: Request header error: there is no user identity header.)"),
     ],
 )
@@ -115,10 +115,10 @@ def test_a_missing_token_is_asked_for(server: Server, run: Run, schedules_file: 
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        (Fault(200, body="<html>Sign in</html>", after=True), "answers, but not as a Kubeflow Pipelines API does"),
-        (Fault(302, headers={"Location": "https://dex/auth"}), "sends requests on to https://dex/auth; expected"),
+        (Fault(200, body="<html>Sign in</html>", after=True), "the response is not that of a Kubeflow Pipelines API"),
+        (Fault(302, headers={"Location": "https://dex/auth"}), "redirects requests to https://dex/auth; expected"),
         (Fault(404, body="<html>"), "no Kubeflow Pipelines API there (404); expected the API's own URL"),
-        (Fault(403), "no right to get healthz (403: as asked)"),
+        (Fault(403), "no permission to get healthz (403: as asked)"),
     ],
 )
 def test_what_is_not_the_api_is_one_line(
@@ -136,7 +136,7 @@ def test_a_host_that_is_not_there_is_one_line(server: Server, run: Run, schedule
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         status, out, err = run("schedule", "delete", "--file", schedules_file, host=url)
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith(f"error: {url}: cannot be reached (Failed to establish a new connection: [Errno 111]")
+    assert err.startswith(f"error: {url}: unreachable (Failed to establish a new connection: [Errno 111]")
     assert run("schedule", "delete", "--file", schedules_file, host="kubeflow.example.com")[2] == (
         "error: --host kubeflow.example.com: expected a URL such as https://kubeflow.example.com/pipeline\n"
     )
@@ -207,7 +207,7 @@ def test_a_run_that_the_database_missed_is_not_started_twice(server: Server, run
     assert (status, err.count("\n")) == (1, 1)
     assert "cannot create runs now (500: Failed to create a run: " in err
     assert err.endswith(
-        "; it may have left one of workflows in Kubernetes that the API does not list: kubectl get workflows "
+        "; it may have left an object in Kubernetes that the API does not list: kubectl get workflows "
         "--namespace NAMESPACE\n"
     )
     assert list(server.store.created_workflows.values()) == ["weekly"]
@@ -223,7 +223,7 @@ def test_slow_answers_are_not_waited_for_for_ever(
     server.store.fault = lambda operation: Fault(200, delay=0.3)
     status, _, err = run("schedule", "delete", "--file", schedules_file)
     assert (status, err.count("\n")) == (1, 1)
-    assert err.startswith(f"failed: {server.url}: gave no answer, 5 times (Read timed out.")
+    assert err.startswith(f"failed: {server.url}: no response in 5 attempts (Read timed out.")
 
 
 def test_pauses_are_as_long_as_the_server_asks(
@@ -285,7 +285,9 @@ def test_what_is_forbidden_is_named_with_the_grant(server: Server, run: Run) -> 
     server.store.forbidden = {"RunService_CreateRun"}
     status, _, err = run(*SUBMIT, "--no-wait")
     assert (status, err.count("\n")) == (2, 1)
-    assert "no right to create runs (403" in err and "grant this account create on runs.pipelines.kubeflow.org" in err
+    assert (
+        "no permission to create runs (403" in err and "grant this account create on runs.pipelines.kubeflow.org" in err
+    )
 
 
 PREPARED = {"check_inputs": "SUCCEEDED", "prepare_data": "SUCCEEDED"}
@@ -516,7 +518,10 @@ def test_a_run_is_retried_by_name_or_id(server: Server, run: Run) -> None:
     status, out, _ = run("retry", "weekly")
     assert (status, out.splitlines()[-1]) == (0, "succeeded")
     assert run("retry", run_id)[2].startswith(f"error: run {run_id}: is succeeded, expected one that failed: http")
-    assert run("retry", "daily")[2] == f"error: run daily: not on {server.url}, expected the id or the name of one\n"
+    assert (
+        run("retry", "daily")[2]
+        == f"error: run daily: not found on {server.url}, expected the ID or the name of a run\n"
+    )
     assert run("retry", run_id.replace("-", "0"))[0] == 2
     assert run("retry")[2] == "error: retry: expected either RUN or --failed-since AGE\n"
     assert run("retry", "--failed-since", "6h", "--force")[2] == "error: --force: only with RUN\n"

@@ -76,7 +76,7 @@
 {{- end -}}
 {{- $names := list -}}
 {{- range .Values.schedules -}}
-{{- if has .name $names }}{{ fail (printf "two schedules are called %q: expected one of each name" .name) }}{{ end -}}
+{{- if has .name $names }}{{ fail (printf "two schedules are called %q: expected unique names" .name) }}{{ end -}}
 {{- $names = append $names .name -}}
 {{- if not (hasKey $values.configurations .config) -}}
 {{- fail (printf "schedule %s: config is %q: expected a name in configurations (%s)" .name .config (keys $values.configurations | sortAlpha | join ", " | default "there are none")) -}}
