@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from distilrank import config
 from distilrank.config import CPU_OVERRIDES, Cluster, Config, Cpu, Memory, Name, Positive, Registry
 from distilrank.serving.settings import Serving
-from pipelines.cluster_commands import EXPERIMENT
+from pipelines.options import DEFAULT_EXPERIMENT
 from pipelines.recurring_runs.spec import Schedule
 
 CHART = Path(__file__).parent / "distilrank"
@@ -105,7 +105,7 @@ class Kubeflow(Values):
         "release's.",
     )
     multi_user: bool = Field(False, description="Whether Kubeflow runs in multi-user mode.")
-    experiment: str = Field(EXPERIMENT, min_length=1, description="Experiment that the recurring runs belong to.")
+    experiment: str = Field(DEFAULT_EXPERIMENT, min_length=1, description="Experiment of the recurring runs.")
     timezone: str = Field(
         "UTC", min_length=1, description="Time zone in which Kubeflow evaluates cron expressions; one per cluster."
     )
