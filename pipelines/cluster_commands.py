@@ -286,7 +286,7 @@ def doctor(
             probed = examination.probe(kubeflow, settings, experiment=experiment, timeout_minutes=timeout_minutes)
             show(probed)
     except (InputError, RuntimeError) as error:
-        show([examination.Finding("may submit runs" if findings else "host answers", "no", str(error))])
+        show([examination.Finding("may submit runs" if findings else "host responds", "no", str(error))])
     problems = sum(finding.is_problem for finding in findings)
     console.print(f"{problems} problem{'s' if problems > 1 else ''}" if problems else "no problems")
     if problems:

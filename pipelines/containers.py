@@ -278,9 +278,7 @@ class Engine:
             return 1
 
     def _follow(self, container: Any) -> int:
-        output = container.attach(
-            stdout=True, stderr=True, stream=True
-        )  # before the start, so that no output is missed
+        output = container.attach(stdout=True, stderr=True, stream=True)  # before the start, to miss no output
         with self._lock:
             if self._stopped:
                 return 1

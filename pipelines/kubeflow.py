@@ -240,7 +240,7 @@ class Kubeflow:
 
     # Permissions ---------------------------------------------------------------------------------------------------
 
-    def check_right(self, resource: str) -> None:
+    def check_permission(self, resource: str) -> None:
         """Check that the account may list `experiments`, `pipelines`, `runs` or `jobs`; raises like every call."""
         listing = {
             "experiments": self._experiments.experiment_service_list_experiments,

@@ -20,7 +20,7 @@ EXECUTOR = "_KFP_RUNTIME=true "
 def runner() -> Iterator[local.SubprocessRunner]:
     """Yield KFP's subprocess runner, with its function that starts processes replaced by `start`.
 
-    KFP starts a stage by a plain `Popen`, so the stage keeps running if the run is killed by SIGKILL, e.g. out of memory.
+    KFP starts a stage by a plain `Popen`, so the stage survives if the run is killed by SIGKILL, e.g. out of memory.
     """
     from kfp.local import subprocess_task_handler
 

@@ -49,8 +49,8 @@ def retry_one(kubeflow: Kubeflow, name: str, *, force: bool) -> api.V2beta1Run:
     end = kubeflow.end(run.run_id)
     if not force and PERMANENT_CAUSES & {failure.cause for failure in end.failures}:
         raise InputError(
-            f"run {name}: {end.summary}; a retry would fail the same way. Correct the cause and submit a new run; if only the "
-            "data was corrected, --force retries this run with its configuration"
+            f"run {name}: {end.summary}; a retry would fail the same way. Correct the cause and submit a new run; if "
+            "only the data was corrected, --force retries this run with its configuration"
         )
     kubeflow.retry(run.run_id)
     return run

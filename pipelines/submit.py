@@ -27,7 +27,7 @@ POLL_SECONDS = 5.0
 PROBLEMS_SECONDS = 30.0
 """Interval of checks for pods that do not start; a workflow of many shards is a megabyte."""
 STARTUP_MESSAGES = ("PodInitializing", "ContainerCreating")
-"""Messages that every pod has for some seconds (argo-workflows 4.0.5, workflow/controller/operator.go, getPendingReason)."""
+"""Messages of every pod for some seconds (argo-workflows 4.0.5, workflow/controller/operator.go, getPendingReason)."""
 OUTAGE_SECONDS = 900.0
 """How long the API may be unreachable while waiting for a run; an upgrade of Kubeflow takes minutes."""
 ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")

@@ -99,10 +99,10 @@ def diagnose(
 
 def test_a_good_cluster_has_all_that_requests_can_tell(cluster: ClusterServer, diagnose: Doctor) -> None:
     status, rows, shown = diagnose()
-    assert status == 0 and shown.endswith("nothing is wrong\n")
+    assert status == 0 and shown.endswith("no problems\n")
     assert {condition for condition, (verdict, _) in rows.items() if verdict != "yes"} == {"images"}
     assert rows["version"] == ("yes", "Kubeflow Pipelines 2.17.0")
-    assert rows["experiment"] == ("yes", "distilrank will be created by the first run")
+    assert rows["experiment"] == ("yes", "distilrank does not exist; the first run creates it")
     assert cluster.store.writes == []
 
 
@@ -165,8 +165,8 @@ def test_a_condition_that_requests_can_tell_is_named(
 
 def test_a_host_that_is_no_kubeflow_is_the_only_row(cluster: ClusterServer, diagnose: Doctor) -> None:
     status, rows, _ = diagnose(host=cluster.url.replace("/pipeline", "/elsewhere"))
-    assert status == 1 and list(rows) == ["host answers"]
-    assert "no Kubeflow Pipelines API there" in rows["host answers"][1]
+    assert status == 1 and list(rows) == ["host responds"]
+    assert "no Kubeflow Pipelines API there" in rows["host responds"][1]
     cluster.store.problems.clear()
 
 

@@ -193,8 +193,8 @@ def test_a_version_is_read(text: str, numbers: tuple[int, int, int] | None) -> N
 def test_a_name_that_the_database_would_refuse_is_refused_first(server: Server, run: Run) -> None:
     status, out, err = run(*SUBMIT, "--no-wait", "--name", "n" * 256)
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert err.endswith("...: has 256 characters, expected at most 255\n") and err.startswith("error: --name nnn")
-    assert run(*SUBMIT, "--experiment", "e" * 129)[2].endswith("...: has 129 characters, expected at most 128\n")
+    assert err.endswith("...: 256 characters, expected at most 255\n") and err.startswith("error: --name nnn")
+    assert run(*SUBMIT, "--experiment", "e" * 129)[2].endswith("...: 129 characters, expected at most 128\n")
     assert server.store.requests == []
     assert run(*SUBMIT, "--no-wait", "--name", "n" * 255, "--experiment", "e" * 128)[0] == 0
     (row,) = server.store.runs.values()
@@ -363,11 +363,11 @@ def test_a_verdict_that_cannot_be_read_is_not_made_up(server: Server, run: Run) 
     words = "succeeded; the student was not promoted, and the run's report says why"
     assert run(*SUBMIT)[1].splitlines()[-1] == words
     status, _, err = run(*SUBMIT, "--fail-on-refusal")
-    assert status == 1 and "gives no log of the stage gate, so its verdict is unknown" in err
+    assert status == 1 and "no log of the stage gate, so the verdict is unknown" in err
     assert run(*SUBMIT, "--fail-on-refusal")[0] == 0
     assert run(*SUBMIT, "--fail-on-refusal", "--no-wait")[::2] == (
         2,
-        "error: --fail-on-refusal: only of distill, and only with --wait\n",
+        "error: --fail-on-refusal: expected the pipeline distill and --wait\n",
     )
 
 
@@ -468,13 +468,13 @@ def test_waiting_retries_what_may_pass(server: Server, run: Run) -> None:
     well = becomes("SUCCEEDED", train_teacher="SUCCEEDED")
     server.store.stories = [[ends("FAILED", EVICTED, {}, server)], [ends("FAILED", EVICTED, {}, server)], [well]]
     status, out, _ = run(*SUBMIT, "--retry-run", 2)
-    assert (status, out.count("what failed is retried"), out.splitlines()[-1]) == (0, 2, "succeeded")
+    assert (status, out.count("the failed stages are retried"), out.splitlines()[-1]) == (0, 2, "succeeded")
     assert server.store.requests.count("RunService_RetryRun") == 2
     server.store.stories = [[ends("FAILED", EVICTED, {}, server)], [ends("FAILED", EVICTED, {}, server)]]
     assert run(*SUBMIT, "--retry-run", 1)[0] == 1
     server.store.stories = [[ends("FAILED", KILLED, {}, server)], [ends("FAILED", KILLED, {}, server)]]
     status, out, _ = run(*SUBMIT, "--retry-run", 5)
-    assert (status, out.count("what failed is retried")) == (1, 1)  # out of memory: once
+    assert (status, out.count("the failed stages are retried")) == (1, 1)  # out of memory: once
     assert out.splitlines()[-1].strip() == "raise cluster.stages.teacher.memory if it happens again"
     server.store.stories = [[ends("FAILED", {"prepare-data": ("Failed", BAD_INPUT)}, {}, server)]]
     before = server.store.requests.count("RunService_RetryRun")
@@ -496,7 +496,7 @@ def test_an_end_that_kubeflow_reports_once_more_is_not_taken_for_another(server:
         [stale, stale, becomes("RUNNING"), becomes("SUCCEEDED", train_teacher="SUCCEEDED")],
     ]
     status, out, _ = run(*SUBMIT, "--retry-run", 3)
-    assert (status, out.count("what failed is retried"), out.splitlines()[-1]) == (0, 1, "succeeded")
+    assert (status, out.count("the failed stages are retried"), out.splitlines()[-1]) == (0, 1, "succeeded")
     server.store.stories = [[failed], [stale, becomes("SUCCEEDED", train_teacher="SUCCEEDED")]]
     run(*SUBMIT, "--name", "stale")
     before[0] = dict(list(server.store.runs.values())[-1])
@@ -532,7 +532,9 @@ def test_bad_input_is_retried_by_force_only(server: Server, run: Run) -> None:
     run(*SUBMIT, "--name", "weekly")
     status, _, err = run("retry", "weekly", "--no-wait")
     assert (status, err.count("\n")) == (2, 1)
-    assert err.startswith("error: run weekly: failed: prepare: bad input: a.csv: no such file; it would end so again.")
+    assert err.startswith(
+        "error: run weekly: failed: prepare: bad input: a.csv: no such file; a retry would fail the same way."
+    )
     assert run("retry", "weekly", "--no-wait", "--force")[0] == 0
     assert server.store.requests.count("RunService_RetryRun") == 1
 
@@ -555,7 +557,7 @@ def test_failed_runs_are_retried_within_bounds(server: Server, run: Run, tmp_pat
         0,
         [
             "killed: failed: teacher: out of memory: main: OOMKilled (exit code 137): retried",
-            "wrong: failed: prepare: bad input: a.csv: no such file: not retried, it would end so again",
+            "wrong: failed: prepare: bad input: a.csv: no such file: not retried, a retry would fail the same way",
             "evicted: failed: teacher: evicted: The node was low on resource: memory.: retried",
         ],
     )
@@ -623,14 +625,14 @@ def test_waiting_survives_an_outage_and_says_that_the_run_goes_on(
     server.store.fault = lambda operation: Fault(503) if operation.endswith("GetRun") else None
     status, _, err = run(*SUBMIT)
     assert status == 1
-    assert re.search(r"cannot get runs now \(503: as asked\); the run goes on: http://\S+\n$", err)
+    assert re.search(r"cannot get runs now \(503: as asked\); the run continues: http://\S+\n$", err)
 
 
 def test_waiting_ends_in_time_or_when_it_is_interrupted(
     server: Server, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert re.match(
-        r"stopped: waited for 0.0005 minutes; the run goes on: http://", run(*SUBMIT, "--timeout-minutes", 0.0005)[2]
+        r"stopped: waited for 0.0005 minutes; the run continues: http://", run(*SUBMIT, "--timeout-minutes", 0.0005)[2]
     )
 
     def interrupt(seconds: float) -> None:
@@ -639,7 +641,7 @@ def test_waiting_ends_in_time_or_when_it_is_interrupted(
     monkeypatch.setattr(submit, "time", type("Clock", (), {"sleep": interrupt, "monotonic": time.monotonic}))
     status, out, _ = run(*SUBMIT)
     assert status == 130
-    assert re.match(r"interrupted; the run goes on: http://", out.splitlines()[-1])
+    assert re.match(r"interrupted; the run continues: http://", out.splitlines()[-1])
     assert {one["state"] for one in server.store.runs.values()} == {"PENDING"}
 
 
@@ -650,7 +652,7 @@ def test_a_run_that_somebody_deletes_is_not_waited_for(server: Server, run: Run)
     server.store.stories.append([becomes("RUNNING", preflight="RUNNING"), lambda one: server.store.runs.clear()])
     status, out, err = run(*SUBMIT)
     assert (status, "preflight    running" in out) == (1, True)
-    assert re.fullmatch(r"stopped: the run is gone, for somebody has deleted it: http\S+\n", err)
+    assert re.fullmatch(r"stopped: the run was deleted: http\S+\n", err)
 
 
 @pytest.fixture
@@ -676,14 +678,17 @@ def test_a_compiled_pipeline_takes_the_configurations_parameters(server: Server,
             lambda one: one["root"]["inputDefinitions"]["parameters"].update(
                 evaluation=one["root"]["inputDefinitions"]["parameters"].pop("evaluate")
             ),
-            "of another version, it has evaluation and lacks evaluate; compile it again with this version",
+            "compiled by another version, it has evaluation and lacks evaluate; compile it again with this version",
         ),
         (
             lambda one: next(iter(one["deploymentSpec"]["executors"].values()))["container"].update(image="shop/ops"),
             "image shop/ops: no tag and no digest, expected a tag that is never pushed again",
         ),
-        (lambda one: one["pipelineInfo"].update(name="iris"), "holds pipeline 'iris', expected distill or monitor"),
-        (lambda one: one.pop("root"), "no compiled pipeline; `python -m pipelines compile` writes one"),
+        (
+            lambda one: one["pipelineInfo"].update(name="iris"),
+            "contains the pipeline 'iris', expected distill or monitor",
+        ),
+        (lambda one: one.pop("root"), "not a compiled pipeline; `python -m pipelines compile` writes one"),
     ],
 )
 def test_a_pipeline_of_another_version_is_refused(
@@ -699,7 +704,12 @@ def test_a_pipeline_of_another_version_is_refused(
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "no such file"), (b"\xff", "not readable as YAML"), (b"", "no compiled pipeline"), (b"- 1", "no compiled")],
+    [
+        (None, "no such file"),
+        (b"\xff", "not readable as YAML"),
+        (b"", "not a compiled pipeline"),
+        (b"- 1", "not a compiled"),
+    ],
 )
 def test_what_is_no_pipeline_is_refused(tmp_path: Path, run: Run, content: bytes | None, said: str) -> None:
     path = tmp_path / "some.yaml"
