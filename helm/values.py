@@ -1,8 +1,8 @@
-"""The chart's values, once: type, bound, default and a line of description.
+"""The chart's values, defined once: type, bound, default and a one-line description each.
 
-`python -m helm.values` writes from them what the chart ships: values.yaml with its comments, values.schema.json, by
-which Helm refuses a misspelt knob, and README.md. What the chart hands on, the configurations and the schedules, it
-takes from the models that read them later.
+`python -m helm.values` generates three files of the chart from them: values.yaml with its comments, values.schema.json,
+by which Helm refuses a misspelled key, and README.md. The types of `configurations` and `schedules`, which the chart
+passes on unchanged, are the models that parse them later.
 """
 
 from __future__ import annotations
@@ -19,378 +19,410 @@ from pydantic.fields import FieldInfo
 from distilrank import config
 from distilrank.config import CPU_OVERRIDES, Cluster, Config, Cpu, Memory, Name, Positive, Registry
 from distilrank.serving.settings import Serving
-from pipelines.cluster_commands import EXPERIMENT
+from pipelines.options import DEFAULT_EXPERIMENT
 from pipelines.recurring_runs.spec import Schedule
 
 CHART = Path(__file__).parent / "distilrank"
 GENERATED = "Written by `make chart` from helm/values.py."
 SCHEMA = "http://json-schema.org/draft-07/schema#"
-"""The newest that all of Helm 3 reads."""
-GIVEN = ("registry", "host", "port", "token_file")
-"""Settings of the service that the chart knows, and so nobody sets."""
+"""The newest draft that every release of Helm 3 supports."""
+SET_BY_CHART = ("registry", "host", "port", "token_file")
+"""Settings of the scoring service that the chart fills in; values may not set them."""
 
 Free = dict[str, Any]
-"""What is handed to Kubernetes as it is; its API server knows the fields."""
+"""An object that is passed to Kubernetes unchanged; its API server validates the fields."""
 Labels = dict[str, str]
 Port = Annotated[int, Field(ge=1, le=65535)]
 CRON = r"^\S+( +\S+){4,5}$"
-"""Five fields, or six with the second first; the hook knows what may stand in each."""
+"""Five fields, or six with seconds first; the hook validates each field."""
 
 
 class Values(BaseModel):
-    """Base of all: keys in camel case, as Helm has them, and an unknown one is an error."""
+    """Base class of all sections: keys in camelCase, Helm's convention; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
 
 
 class Image(Values):
-    """An image; a tag that moves (`latest`) is refused, for Kubeflow caches results by an image's name."""
+    """A container image. A moving tag (`latest`) is refused, since Kubeflow caches results by image name."""
 
-    repository: str = Field(min_length=1, description="Its name, without registry.")
-    tag: str = Field("", description="Its tag; empty: the chart's appVersion.")
+    repository: str = Field(min_length=1, description="Image name, without the registry.")
+    tag: str = Field("", description="Image tag; empty: the chart's appVersion.")
     digest: str = Field(
-        "", pattern=r"^$|^sha256:[0-9a-f]{64}$", description="Its digest, which then counts instead of the tag."
+        "", pattern=r"^$|^sha256:[0-9a-f]{64}$", description="Image digest; takes precedence over the tag."
     )
 
 
 class ChartImages(Values):
-    """The three images, and where they come from. They are those of the pipelines too."""
+    """The three images and their registry. The pipelines use the same images."""
 
-    registry: str = Field("", description="Put before the three names, as `registry.example.com/search`; empty: none.")
-    ops: Image = Field(Image(repository="distilrank/ops"), description="Hooks, UI, and stages without torch.")
-    train: Image = Field(Image(repository="distilrank/train"), description="Stages that compute with torch.")
-    serve: Image = Field(Image(repository="distilrank/serve"), description="The scoring service.")
-    pull_policy: Literal["IfNotPresent", "Always", "Never"] = Field("IfNotPresent", description="When to pull.")
-    pull_secrets: tuple[Name, ...] = Field((), description="Secrets to pull with, in both namespaces.")
+    registry: str = Field(
+        "", description="Prefix of the three names, such as `registry.example.com/search`; empty: no prefix."
+    )
+    ops: Image = Field(
+        Image(repository="distilrank/ops"), description="Image of the hooks, the UI and the stages that need no torch."
+    )
+    train: Image = Field(Image(repository="distilrank/train"), description="Image of the stages that use torch.")
+    serve: Image = Field(Image(repository="distilrank/serve"), description="Image of the scoring service.")
+    pull_policy: Literal["IfNotPresent", "Always", "Never"] = Field("IfNotPresent", description="Image pull policy.")
+    pull_secrets: tuple[Name, ...] = Field((), description="Image pull secrets; they must exist in both namespaces.")
 
 
 class Auth(Values):
-    """How the submitter shows who it is."""
+    """How the submitter authenticates to the Kubeflow Pipelines API."""
 
     kind: Literal["none", "token", "serviceAccount"] = Field(
         "none",
-        description="none: nothing is asked for; token: a bearer token from a Secret; serviceAccount: the submitter's "
-        "own token, which Kubernetes renews, for Kubeflow's multi-user mode.",
+        description="none: no authentication; token: a bearer token from a Secret; serviceAccount: a projected token "
+        "of the submitter's service account, which Kubernetes renews, for Kubeflow's multi-user mode.",
     )
     audience: str = Field("pipelines.kubeflow.org", description="Audience of the service account's token.")
-    secret: str = Field("", description="Secret that holds the bearer token, for `token`.")
-    key: str = Field("token", min_length=1, description="Its key there.")
+    secret: str = Field("", description="Name of the Secret with the bearer token; only for kind token.")
+    key: str = Field("token", min_length=1, description="Key of the token in the Secret.")
 
 
 class Authority(Values):
-    """Certificates to trust the API by, where a private authority signed its own."""
+    """CA certificates for an API whose certificate was signed by a private authority."""
 
-    config_map: str = Field("", description="ConfigMap that holds them; empty: none.")
-    key: str = Field("ca.crt", min_length=1, description="Their key there.")
+    config_map: str = Field(
+        "", description="Name of the ConfigMap with the CA certificates; empty: the public authorities."
+    )
+    key: str = Field("ca.crt", min_length=1, description="Key of the certificates in the ConfigMap.")
 
 
 class Kubeflow(Values):
-    """Kubeflow Pipelines, as the hooks reach it."""
+    """The Kubeflow Pipelines API that the hooks call."""
 
     host: str = Field(
         "",
         pattern=r"^$|^https?://\S+$",
-        description="Its API, as `http://ml-pipeline.kubeflow:8888`; a path may follow. Empty: no schedules are kept.",
+        description="URL of the API, such as `http://ml-pipeline.kubeflow:8888`; empty: no recurring runs.",
     )
     namespace: str = Field(
         "",
         pattern=r"^$|^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
-        description="Where runs have their pods: Kubeflow's own namespace, in multi-user mode that of a profile; "
-        "empty: the release's.",
+        description="Namespace of the runs' pods: Kubeflow's own, or in multi-user mode a profile's; empty: the "
+        "release's.",
     )
-    multi_user: bool = Field(False, description="Whether it is in multi-user mode, which separates namespaces.")
-    experiment: str = Field(EXPERIMENT, min_length=1, description="Experiment of the recurring runs.")
+    multi_user: bool = Field(False, description="Whether Kubeflow runs in multi-user mode.")
+    experiment: str = Field(DEFAULT_EXPERIMENT, min_length=1, description="Experiment of the recurring runs.")
     timezone: str = Field(
-        "UTC", min_length=1, description="The cluster's time zone, by which Kubeflow reads every cron."
+        "UTC", min_length=1, description="Time zone in which Kubeflow evaluates cron expressions; one per cluster."
     )
-    auth: Auth = Field(Auth(), description="How the submitter shows who it is.")
-    ca: Authority = Field(Authority(), description="Certificates to trust it by.")
+    auth: Auth = Field(Auth(), description="How the submitter authenticates to the API.")
+    ca: Authority = Field(Authority(), description="CA certificates for the API.")
 
 
 class Account(Values):
-    """A service account."""
+    """A Kubernetes service account."""
 
-    create: bool = Field(True, description="Whether the chart makes it.")
+    create: bool = Field(True, description="Whether the chart creates it.")
     name: config.OptionalName = Field(
-        "", description="Its name; empty: after the release, or where it is not made, Kubernetes' or Kubeflow's own."
+        "",
+        description="Name; empty: derived from the release; without `create`, Kubernetes' or Kubeflow's default.",
     )
-    annotations: Labels = Field({}, description="For Workload Identity (`iam.gke.io/gcp-service-account`), IRSA.")
+    annotations: Labels = Field(
+        {}, description="Annotations, e.g. for Workload Identity (`iam.gke.io/gcp-service-account`) or IRSA."
+    )
 
 
 class Accounts(Values):
-    """Who runs as whom: what may promote, what may change schedules and what trains are different accounts."""
+    """Service accounts: changing schedules, training and serving run under separate ones."""
 
-    submitter: Account = Field(Account(), description="The hooks: compiles, and keeps the recurring runs.")
+    submitter: Account = Field(
+        Account(), description="Account of the hooks, which compile the pipelines and apply the schedules."
+    )
     runner: Account = Field(
         Account(create=False),
-        description="The pipelines' pods, in the namespace of the runs; by default Kubeflow's own: `pipeline-runner`, "
-        "in multi-user mode `default-editor`.",
+        description="Account of the pipelines' pods, in the namespace of the runs; default: Kubeflow's own, "
+        "`pipeline-runner`, or `default-editor` in multi-user mode.",
     )
-    promoter: Account = Field(Account(), description="Changes the registry outside of runs: `collection`.")
-    server: Account = Field(Account(), description="The scoring service: reads the registry.")
+    promoter: Account = Field(Account(), description="Account that changes the registry outside of runs: `collection`.")
+    server: Account = Field(Account(), description="Account of the scoring service, which reads the registry.")
 
 
 class RunnerRole(Values):
-    """A role of Kubeflow's own that every pod of a run needs."""
+    """A role of Kubeflow's that every pod of a run needs."""
 
-    kind: Literal["Role", "ClusterRole"] = Field("Role", description="Its kind.")
-    name: str = Field("", description="Its name, as `pipeline-runner`; empty: bound elsewhere.")
+    kind: Literal["Role", "ClusterRole"] = Field("Role", description="Kind of the role.")
+    name: str = Field("", description="Name of the role, such as `pipeline-runner`; empty: it is bound elsewhere.")
 
 
 class Rbac(Values):
-    """Roles and their bindings."""
+    """RBAC roles and bindings."""
 
-    create: bool = Field(True, description="Whether the chart makes them.")
-    train_jobs: bool = Field(False, description="Whether runs may make TrainJobs, for training on several nodes.")
+    create: bool = Field(True, description="Whether the chart creates roles and bindings.")
+    train_jobs: bool = Field(
+        False, description="Whether runs may create TrainJobs, which training on several nodes needs."
+    )
     runner_role: RunnerRole = Field(
-        RunnerRole(), description="What else the runner is bound to, in the namespace of the runs."
+        RunnerRole(), description="An additional role of the runner, in the namespace of the runs."
     )
 
 
 class Resources(Values):
-    """What a container asks for, as Kubernetes writes it."""
+    """Resource requests and limits of a container, as in Kubernetes."""
 
-    requests: dict[str, Cpu | Memory] = Field({}, description="At least.")
-    limits: dict[str, Cpu | Memory] = Field({}, description="At most.")
+    requests: dict[str, Cpu | Memory] = Field({}, description="Resource requests.")
+    limits: dict[str, Cpu | Memory] = Field({}, description="Resource limits.")
 
 
 class Pods(Values):
-    """What all pods of the chart itself get; those of the pipelines have `cluster`."""
+    """Settings of all pods that the chart itself creates. Pods of the pipelines are set under `cluster`."""
 
-    labels: Labels = Field({}, description="Labels.")
-    annotations: Labels = Field({}, description="Annotations.")
-    node_selector: Labels = Field({}, description="Labels that a node must have.")
-    tolerations: tuple[Free, ...] = Field((), description="Taints that are put up with, in Kubernetes' words.")
-    priority_class: str = Field("", description="Priority class; empty: the cluster's default.")
-    env: Labels = Field({}, description="Environment; nothing secret.")
-    run_as_user: Positive = Field(10001, description="User id.")
-    run_as_group: Positive = Field(10001, description="Group id, and that of volumes.")
+    labels: Labels = Field({}, description="Pod labels.")
+    annotations: Labels = Field({}, description="Pod annotations.")
+    node_selector: Labels = Field({}, description="Node selector.")
+    tolerations: tuple[Free, ...] = Field((), description="Kubernetes tolerations.")
+    priority_class: str = Field("", description="Priority class name; empty: the cluster's default.")
+    env: Labels = Field({}, description="Environment variables; not for secrets.")
+    run_as_user: Positive = Field(10001, description="User ID of the containers.")
+    run_as_group: Positive = Field(10001, description="Group ID of the containers and of volumes.")
 
 
 class Storage(Values):
-    """A volume for what outlives runs: registry, caches, checkpoints, drift over time.
+    """A volume for data that outlives runs: registry, caches, checkpoints, drift history.
 
-    With it, what a configuration does not set goes there: `registry.uri`, `registry.cache_dir`,
-    `prepare.log_cache_dir`, `compute.checkpoint_dir`, `HF_HOME`, and the Evidently workspace if the UI is on.
+    If it is enabled, these settings default to folders on it: `registry.uri`, `registry.cache_dir`,
+    `prepare.log_cache_dir`, `compute.checkpoint_dir`, `HF_HOME`, and the Evidently workspace if the UI is enabled.
     """
 
-    enabled: bool = Field(False, description="Whether there is one.")
-    existing_claim: config.OptionalVolumeName = Field("", description="Use this claim instead of one of the chart's.")
-    size: Memory = Field("200Gi", description="Its size.")
-    storage_class: str = Field("", description="Storage class; empty: the cluster's default.")
+    enabled: bool = Field(False, description="Whether the volume is used.")
+    existing_claim: config.OptionalVolumeName = Field(
+        "", description="Name of an existing PersistentVolumeClaim to use; empty: the chart creates one."
+    )
+    size: Memory = Field("200Gi", description="Size of the claim.")
+    storage_class: str = Field("", description="Storage class of the claim; empty: the cluster's default.")
     access_mode: Literal["", "ReadWriteMany", "ReadWriteOnce"] = Field(
         "",
-        description="Access mode of the chart's claim, which has no default: ReadWriteMany needs a storage class that "
-        "offers it, ReadWriteOnce needs every pod that mounts the volume on one node.",
+        description="Access mode of the claim; required, without a default. ReadWriteMany needs a storage class that "
+        "supports it, ReadWriteOnce needs all pods that mount the volume on one node.",
     )
-    path: config.Folder = Field("/distilrank", description="Where it is mounted, in every pod alike.")
-    keep: bool = Field(True, description="Whether the claim outlives the release.")
+    path: config.Folder = Field("/distilrank", description="Mount path, the same in every pod.")
+    keep: bool = Field(True, description="Whether the claim is kept when the release is uninstalled.")
     prepare: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="Whether two Jobs make the volume's folders and check that pods of runs can write them, after "
-        "each install, upgrade and rollback; auto: only on the chart's own claim.",
+        description="Whether two Jobs create the volume's folders and check that pods of runs can write to them, after "
+        "each install, upgrade and rollback; auto: only on a claim that the chart created.",
     )
 
 
 class Hooks(Values):
-    """The Jobs that prepare the volume and make the recurring runs what `schedules` says."""
+    """The hook Jobs that prepare the volume and apply `schedules`."""
 
     resources: Resources = Field(
-        Resources(requests={"cpu": "500m", "memory": "1Gi"}, limits={"memory": "2Gi"}), description="What they ask for."
+        Resources(requests={"cpu": "500m", "memory": "1Gi"}, limits={"memory": "2Gi"}),
+        description="Resources of each Job.",
     )
     deadline_seconds: Positive = Field(
         900,
-        description="Fail a Job after this long, counted from its creation, so that the image is pulled within it; "
-        "pass Helm a longer --timeout (5 minutes unless you set it).",
+        description="Time limit of a Job from its creation, which includes pulling the image; give Helm a longer "
+        "--timeout (its default is 5 minutes).",
     )
-    retries: config.Count = Field(2, description="How often a failed Job's pod is started again.")
+    retries: config.Count = Field(2, description="How many times the pod of a failed Job is restarted.")
     pod_labels: Labels = Field(
-        {"sidecar.istio.io/inject": "false"}, description="Labels of their pods; a proxy would keep them from ending."
+        {"sidecar.istio.io/inject": "false"},
+        description="Labels of the Jobs' pods; a sidecar proxy would keep them from completing.",
     )
-    delete_on_uninstall: bool = Field(True, description="Delete the release's recurring runs before an uninstall.")
+    delete_on_uninstall: bool = Field(
+        True, description="Whether the release's recurring runs are deleted before it is uninstalled."
+    )
 
 
 class Retries(Values):
-    """Failed runs of the release's recurring runs, retried (`pipelines retry`).
+    """A CronJob that retries failed runs of the release's recurring runs (`pipelines retry`).
 
-    Only those whose failure may pass, an eviction or a lost node, say; a retry repeats only what has failed.
+    Only transient failures, such as an eviction or a lost node, are retried; a retry repeats only the failed stages.
     """
 
-    enabled: bool = Field(False, description="Whether a CronJob retries them; what runs again costs what it costs.")
-    cron: str = Field("*/30 * * * *", pattern=r"^\S+( +\S+){4}$", description="When: five fields, in UTC.")
-    failed_since: str = Field(
-        "6h", pattern=r"^[1-9][0-9]*[mhd]$", description="Age from which a failure is left alone, as 90m, 6h or 2d."
+    enabled: bool = Field(
+        False, description="Whether failed runs are retried; repeated stages cost what they cost the first time."
     )
-    max_retries: Annotated[int, Field(ge=1, le=10)] = Field(1, description="How often one run is retried.")
+    cron: str = Field(
+        "*/30 * * * *", pattern=r"^\S+( +\S+){4}$", description="Cron expression of the CronJob: five fields, in UTC."
+    )
+    failed_since: str = Field(
+        "6h",
+        pattern=r"^[1-9][0-9]*[mhd]$",
+        description="Maximum age of a failure that is retried, such as 90m, 6h or 2d.",
+    )
+    max_retries: Annotated[int, Field(ge=1, le=10)] = Field(1, description="Maximum number of retries of one run.")
     resources: Resources = Field(
-        Resources(requests={"cpu": "500m", "memory": "1Gi"}, limits={"memory": "2Gi"}), description="What it asks for."
+        Resources(requests={"cpu": "500m", "memory": "1Gi"}, limits={"memory": "2Gi"}),
+        description="Resource requests and limits.",
     )
 
 
 class Token(Values):
-    """The tokens that the scoring service asks for."""
+    """Bearer tokens that clients of the scoring service must send."""
 
-    secret: str = Field("", description="Secret that holds them; empty: the service is open to all who reach it.")
-    key: str = Field("tokens", min_length=1, description="Their key there; one a line.")
+    secret: str = Field("", description="Name of the Secret with the tokens; empty: no authentication.")
+    key: str = Field("tokens", min_length=1, description="Key of the tokens in the Secret, one token per line.")
     metrics_key: str = Field(
-        "", description="Key of the one among them that Prometheus sends; empty: that of all, where there is only one."
+        "", description="Key of the token that Prometheus sends; empty: `key`, if that holds a single token."
     )
 
 
 class Autoscaling(Values):
-    """Replicas by load."""
+    """Horizontal autoscaling of the scoring service."""
 
-    enabled: bool = Field(False, description="Whether replicas follow the load.")
-    min_replicas: Positive = Field(2, description="Fewest.")
-    max_replicas: Positive = Field(8, description="Most.")
+    enabled: bool = Field(False, description="Whether a HorizontalPodAutoscaler is created.")
+    min_replicas: Positive = Field(2, description="Minimum number of replicas.")
+    max_replicas: Positive = Field(8, description="Maximum number of replicas.")
     cpu: Annotated[int, Field(ge=1, le=100)] = Field(
-        50, description="Per cent of the requested processors to aim at; beyond half, waiting takes over."
+        50, description="Target CPU utilization in percent of the request; above 50, queueing dominates latency."
     )
 
 
 class Disruption(Values):
-    """What must keep running while nodes are drained."""
+    """A PodDisruptionBudget, which limits evictions while nodes are drained."""
 
-    enabled: bool = Field(False, description="Whether it is said.")
-    max_unavailable: Positive = Field(1, description="Most replicas that may be away.")
+    enabled: bool = Field(False, description="Whether a PodDisruptionBudget is created.")
+    max_unavailable: Positive = Field(1, description="Maximum number of unavailable replicas.")
 
 
 class Service(Values):
-    """How it is reached within the cluster."""
+    """A Kubernetes Service."""
 
-    type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = Field("ClusterIP", description="Kind of Service.")
-    port: Port = Field(80, description="Its port.")
-    annotations: Labels = Field({}, description="Its annotations.")
+    type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = Field("ClusterIP", description="Type of the Service.")
+    port: Port = Field(80, description="Port of the Service.")
+    annotations: Labels = Field({}, description="Annotations of the Service.")
 
 
 class ScoringService(Values):
-    """The scoring service, which follows the champion."""
+    """The scoring service, which reloads whenever the champion changes."""
 
-    enabled: bool = Field(False, description="Whether it is deployed.")
-    replicas: Positive = Field(2, description="How many, without autoscaling.")
+    enabled: bool = Field(False, description="Whether the scoring service is deployed.")
+    replicas: Positive = Field(2, description="Number of replicas, without autoscaling.")
     settings: Serving = Field(
         Serving(threads=2, log_format="json"),
-        description="Settings as in docs/serving.md; keep `threads` at the processors asked for.",
+        description="Settings of the service (docs/serving.md); keep `threads` equal to the CPU request.",
     )
-    token: Token = Field(Token(), description="The tokens that it asks for.")
+    token: Token = Field(Token(), description="Bearer tokens that clients must send.")
     resources: Resources = Field(
-        Resources(requests={"cpu": "2", "memory": "2Gi"}, limits={"memory": "2Gi"}), description="What it asks for."
+        Resources(requests={"cpu": "2", "memory": "2Gi"}, limits={"memory": "2Gi"}),
+        description="Resource requests and limits.",
     )
-    service: Service = Field(Service(), description="How it is reached.")
-    autoscaling: Autoscaling = Field(Autoscaling(), description="Replicas by load.")
-    disruption: Disruption = Field(Disruption(), description="What keeps running while nodes are drained.")
+    service: Service = Field(Service(), description="The Kubernetes Service.")
+    autoscaling: Autoscaling = Field(Autoscaling(), description="Horizontal autoscaling.")
+    disruption: Disruption = Field(Disruption(), description="PodDisruptionBudget.")
 
 
 class Ui(Values):
-    """Evidently's pages: drift over all runs. It has no login, so it is reached by port-forward, or behind yours."""
+    """The Evidently UI: drift over all runs. It has no login: use a port-forward or your own authenticating proxy."""
 
-    enabled: bool = Field(False, description="Whether it is deployed; needs `storage`.")
+    enabled: bool = Field(False, description="Whether the UI is deployed; needs `storage`.")
     resources: Resources = Field(
         Resources(requests={"cpu": "100m", "memory": "512Mi"}, limits={"memory": "2Gi"}),
-        description="What it asks for.",
+        description="Resource requests and limits.",
     )
-    service: Service = Field(Service(), description="How it is reached.")
+    service: Service = Field(Service(), description="The Kubernetes Service.")
 
 
 class Collection(Values):
-    """Removal of old versions from the registry (`distilrank registry gc`), as the promoter."""
+    """A CronJob that removes old versions from the registry (`distilrank registry gc`), as the promoter."""
 
-    enabled: bool = Field(False, description="Whether it happens.")
-    cron: str = Field("0 5 * * 0", pattern=r"^\S+( +\S+){4}$", description="When: five fields, in UTC.")
-    keep: Positive = Field(5, description="Records of each alias whose versions stay.")
+    enabled: bool = Field(False, description="Whether old versions are removed.")
+    cron: str = Field(
+        "0 5 * * 0", pattern=r"^\S+( +\S+){4}$", description="Cron expression of the CronJob: five fields, in UTC."
+    )
+    keep: Positive = Field(5, description="Number of newest records of each alias whose versions are kept.")
     resources: Resources = Field(
         Resources(requests={"cpu": "100m", "memory": "512Mi"}, limits={"memory": "1Gi"}),
-        description="What it asks for.",
+        description="Resource requests and limits.",
     )
 
 
 class NetworkPolicy(Values):
-    """Who reaches the chart's pods, and whom they reach."""
+    """NetworkPolicies of the chart's pods."""
 
-    enabled: bool = Field(False, description="Whether there are policies.")
+    enabled: bool = Field(False, description="Whether NetworkPolicies are created.")
     clients: tuple[Free, ...] = Field(
         (),
-        description="Who may reach service and UI, as NetworkPolicyPeers; empty: all pods of the release's namespace.",
+        description="Clients of service and UI, as NetworkPolicyPeers; empty: all pods of the release's namespace.",
     )
     restrict_egress: bool = Field(
-        False, description="Allow no way out but DNS, the port in Kubeflow's host, and `egress`."
+        False, description="Whether egress is limited to DNS, the port of kubeflow.host, and `egress`."
     )
     egress: tuple[Free, ...] = Field(
-        (), description="Further ways out, as NetworkPolicyEgressRules; of a Service the port of its pods."
+        (), description="Additional egress, as NetworkPolicyEgressRules; for a Service, give the port of its pods."
     )
 
 
 class ServiceMonitor(Values):
-    """Metrics of the scoring service for the Prometheus operator."""
+    """A ServiceMonitor, by which the Prometheus operator scrapes the scoring service."""
 
-    enabled: bool = Field(False, description="Whether there is one.")
-    interval: str = Field("30s", pattern=r"^\d+(ms|s|m|h)$", description="Time between two looks.")
-    labels: Labels = Field({}, description="Labels by which your Prometheus selects it.")
+    enabled: bool = Field(False, description="Whether a ServiceMonitor is created.")
+    interval: str = Field("30s", pattern=r"^\d+(ms|s|m|h)$", description="Scrape interval.")
+    labels: Labels = Field({}, description="Labels by which your Prometheus selects the ServiceMonitor.")
 
 
 class Chart(Values):
-    """All values."""
+    """All values of the chart."""
 
-    name_override: str = Field("", description="Instead of the chart's name.")
-    fullname_override: str = Field("", description="Instead of release and chart name, in the names of all objects.")
-    images: ChartImages = Field(ChartImages(), description="The images.")
-    kubeflow: Kubeflow = Field(Kubeflow(), description="Kubeflow Pipelines, as the hooks reach it.")
+    name_override: str = Field("", description="Replaces the chart's name.")
+    fullname_override: str = Field("", description="Replaces release and chart name in the names of all objects.")
+    images: ChartImages = Field(ChartImages(), description="Container images.")
+    kubeflow: Kubeflow = Field(Kubeflow(), description="The Kubeflow Pipelines API that the hooks call.")
     configurations: dict[Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")], Config] = Field(
         {},
-        description="Configurations by name, each with the keys of a configuration file (docs/configuration.md).",
+        description="Configurations by name; the keys are those of a configuration file (docs/configuration.md).",
     )
     cluster: Cluster = Field(
-        Cluster(), description="Section `cluster` of every configuration, whose own keys are stronger."
+        Cluster(), description="Default section `cluster` of every configuration; keys set there take precedence."
     )
     registry: Registry = Field(
-        Registry(uri=""), description="Section `registry` of every configuration, and the one that is served."
+        Registry(uri=""),
+        description="Default section `registry` of every configuration; also the registry that is served.",
     )
     schedules: tuple[Schedule, ...] = Field(
-        (), description="Recurring runs; `config` is a name in `configurations` (docs/kubeflow.md)."
+        (), description="Recurring runs; `config` is a name under `configurations` (docs/kubeflow.md)."
     )
-    service_accounts: Accounts = Field(Accounts(), description="Who runs as whom.")
-    rbac: Rbac = Field(Rbac(), description="Roles and their bindings.")
-    pods: Pods = Field(Pods(), description="What all pods of the chart itself get.")
-    storage: Storage = Field(Storage(), description="A volume for what outlives runs.")
-    hooks: Hooks = Field(Hooks(), description="The Jobs that prepare the volume and keep the recurring runs.")
-    retries: Retries = Field(Retries(), description="Failed runs of the recurring runs, retried.")
+    service_accounts: Accounts = Field(Accounts(), description="Service accounts.")
+    rbac: Rbac = Field(Rbac(), description="RBAC roles and bindings.")
+    pods: Pods = Field(Pods(), description="Settings of all pods that the chart itself creates.")
+    storage: Storage = Field(Storage(), description="A volume for data that outlives runs.")
+    hooks: Hooks = Field(Hooks(), description="The hook Jobs that prepare the volume and apply `schedules`.")
+    retries: Retries = Field(Retries(), description="A CronJob that retries failed runs.")
     serving: ScoringService = Field(ScoringService(), description="The scoring service.")
-    ui: Ui = Field(Ui(), description="Evidently's pages.")
-    collection: Collection = Field(Collection(), description="Removal of old versions.")
-    network_policy: NetworkPolicy = Field(NetworkPolicy(), description="Who reaches whom.")
-    service_monitor: ServiceMonitor = Field(ServiceMonitor(), description="Metrics for the Prometheus operator.")
+    ui: Ui = Field(Ui(), description="The Evidently UI.")
+    collection: Collection = Field(Collection(), description="A CronJob that removes old versions from the registry.")
+    network_policy: NetworkPolicy = Field(NetworkPolicy(), description="NetworkPolicies of the chart's pods.")
+    service_monitor: ServiceMonitor = Field(
+        ServiceMonitor(), description="A ServiceMonitor of the Prometheus operator."
+    )
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of the values."""
-    made = Chart.model_json_schema(by_alias=True)
-    definitions = made["$defs"]
+    """Build the JSON schema of the values."""
+    chart_schema = Chart.model_json_schema(by_alias=True)
+    definitions = chart_schema["$defs"]
     parts = definitions["Config"]["properties"]
-    # A policy file cannot be beside the configuration, so `gate` is always written out.
+    # A configuration in the values has no policy file beside it, so `gate` is always a mapping.
     kinds = parts["data"]["discriminator"]["mapping"].values()
     names = {name for kind in kinds for name in definitions[kind.rpartition("/")[2]]["properties"]}
     data = {"type": "object", "properties": dict.fromkeys(sorted(names), True), "additionalProperties": False}
     parts[CPU_OVERRIDES] = {
         "type": "object",
-        "properties": parts | {"data": data},  # a part of the section, whose kind stands elsewhere
+        "properties": parts | {"data": data},  # any subset of the section; its kind is set in the section itself
         "additionalProperties": False,
-        "description": "Differences where nothing computes in bf16 fast.",
+        "description": "Overrides for machines that have neither a GPU nor a CPU with bf16 instructions.",
     }
-    for name in GIVEN:
+    for name in SET_BY_CHART:
         del definitions[Serving.__name__]["properties"][name]
     definitions["Schedule"]["properties"]["cron"]["pattern"] = CRON
-    for part in [made, *definitions.values()]:
-        _say_which(part)
-    for part in _parts(made):
+    for part in [chart_schema, *definitions.values()]:
+        _replace_discriminators(part)
+    for part in _parts(chart_schema):
         part.pop("title", None)
         part.pop("default", None)
-    made["properties"]["global"] = {"type": "object", "description": "Values of a parent chart; not read."}
-    made["title"] = "Values of the distilrank chart"
-    return {"$schema": SCHEMA, "$comment": GENERATED, **made}
+    chart_schema["properties"]["global"] = {"type": "object", "description": "Values of a parent chart; ignored."}
+    chart_schema["title"] = "Values of the distilrank chart"
+    return {"$schema": SCHEMA, "$comment": GENERATED, **chart_schema}
 
 
-def _say_which(part: dict[str, Any]) -> None:
-    """Replace a choice by a key (the kind of data) by conditions, so that errors are those of the kind chosen."""
+def _replace_discriminators(part: dict[str, Any]) -> None:
+    """Replace a discriminated union (the kinds of `data`) by conditions, so that errors name the chosen kind's keys."""
     for name, field in part.get("properties", {}).items():
         if "discriminator" not in field:
             continue
@@ -408,19 +440,19 @@ def _say_which(part: dict[str, Any]) -> None:
 
 
 def _parts(part: Any) -> Iterator[dict[str, Any]]:
-    """All schemas within a schema."""
+    """Yield every schema nested in a schema."""
     if isinstance(part, list):
-        for one in part:
-            yield from _parts(one)
+        for item in part:
+            yield from _parts(item)
     elif isinstance(part, dict):
         if isinstance(part.get("title"), str) or "type" in part or "$ref" in part or "anyOf" in part:
             yield part
-        for one in part.values():
-            yield from _parts(one)
+        for item in part.values():
+            yield from _parts(item)
 
 
 def _plain(value: Any) -> Any:
-    """A default as YAML has it."""
+    """Return a default as plain JSON types; settings that are not the chart's own show only what differs."""
     if isinstance(value, Values):
         fields = type(value).model_fields
         return {field.alias or name: _plain(getattr(value, name)) for name, field in fields.items()}
@@ -431,8 +463,11 @@ def _plain(value: Any) -> Any:
 
 
 def values_yaml() -> str:
-    """values.yaml, every key under its description."""
-    lines = [f"# {GENERATED}", "# README.md has the same as a table, values.schema.json the types and bounds."]
+    """Render values.yaml, each key below its description."""
+    lines = [
+        f"# {GENERATED}",
+        "# README.md lists the same values in a table; values.schema.json has the types and bounds.",
+    ]
     for name, field in Chart.model_fields.items():
         lines += ["", *_commented(field.alias or name, field, getattr(Chart(), name), 0)]
     return "\n".join(lines) + "\n"
@@ -450,7 +485,7 @@ def _commented(key: str, field: FieldInfo, value: Any, depth: int) -> list[str]:
 
 
 def readme() -> str:
-    """The chart's README, with a table of all values."""
+    """Render the chart's README with a table of all values."""
     text = (CHART / "README.md.in").read_text(encoding="utf-8")
     rows = ["| value | default | what it does |", "| --- | --- | --- |"]
     for key, default, description in _rows(Chart(), ""):
@@ -470,7 +505,7 @@ def _rows(value: Values, path: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _more(value: Values) -> str:
-    """What a section's docstring says beyond its first sentence."""
+    """Return a section's docstring without its first sentence."""
     return " ".join((type(value).__doc__ or "").split()).partition(". ")[2]
 
 
@@ -485,13 +520,13 @@ FILES = {
     "values.schema.json": lambda: json.dumps(schema(), indent=1, ensure_ascii=False) + "\n",
     "README.md": readme,
 }
-"""What is generated, by its name in the chart."""
+"""Renderer of each generated file, by file name."""
 
 
 def main() -> None:
     """Write the generated files."""
-    for name, make in FILES.items():
-        (CHART / name).write_text(make(), encoding="utf-8")
+    for name, render in FILES.items():
+        (CHART / name).write_text(render(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m pipelines`: all that touches Kubeflow Pipelines."""
+"""Command line `python -m pipelines`: run pipelines on this machine, and compile, submit and schedule them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from rich.console import Console
 from distilrank.config import Config, load
 from distilrank.core import artifacts, hardware, progress, terminal
 from distilrank.core.errors import InputError, RunStopped
-from distilrank.promotion import checks
-from pipelines import cluster_commands
+from pipelines import cluster_commands, schedule_commands, summary
 from pipelines.options import ConfigFile, Overrides, Pipeline
 
 app = typer.Typer(
@@ -27,42 +26,30 @@ app = typer.Typer(
         "Run, compile, submit and schedule the pipelines distill and monitor.\n\n"
         "[bold]python -m pipelines run --config configs/demo.yaml[/] trains, evaluates and decides on this machine.\n\n"
         "[bold]python -m pipelines compile --config configs/paper.yaml --output distill.yaml[/] "
-        "writes what Kubeflow takes.\n\n"
+        "writes the YAML file that Kubeflow accepts.\n\n"
         "[bold]python -m pipelines monitor --config configs/demo.yaml[/] "
-        "tells whether traffic has left the champion.\n\n"
+        "tells whether traffic has drifted away from the champion.\n\n"
         "[bold]python -m pipelines submit --config configs/paper.yaml --host URL[/] runs it on a Kubeflow cluster.\n\n"
-        "[bold]python -m pipelines retry RUN --host URL[/] runs again what failed of a run there.\n\n"
+        "[bold]python -m pipelines retry RUN --host URL[/] reruns the failed stages of a run there.\n\n"
         "[bold]python -m pipelines schedule apply --file schedules.yaml --host URL[/] "
-        "keeps recurring runs there as declared.\n\n"
+        "makes the recurring runs there match a file.\n\n"
         "[bold]python -m pipelines doctor --config configs/paper.yaml --host URL[/] "
-        "tells whether that cluster has what runs need.\n\n"
-        "Any knob can be set on the way: [bold]--set student.optimizer.epochs=5[/]; `distilrank config` lists them all."
+        "checks whether that cluster meets the requirements of runs.\n\n"
+        "Any setting can be overridden: [bold]--set student.optimizer.epochs=5[/]. `distilrank config` lists them."
     ),
 )
 app.command()(cluster_commands.submit)
 app.command()(cluster_commands.retry)
-app.add_typer(cluster_commands.schedule, name="schedule")
+app.add_typer(schedule_commands.app, name="schedule")
 app.command()(cluster_commands.doctor)
-
-SHOWN = {
-    "ndcg_at_10": "nDCG@10",
-    "mrr": "MRR",
-    "pair_accuracy": "pair accuracy",
-    "roc_auc": "ROC-AUC",
-    "recall_at_precision_95": "recall at P .95",
-    "ece": "ECE",
-}
-"""The measures that the summary of a run shows; the report has all."""
 
 Containers = Annotated[
     bool,
-    typer.Option(
-        "--containers", help="Run each stage in its image on this machine's Docker engine; see docs/images.md."
-    ),
+    typer.Option("--containers", help="Run each stage in its image on the local Docker engine; see docs/images.md."),
 ]
 Network = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(help="With --containers: the engine's network for the stages, e.g. host.", show_default="none at all"),
+    typer.Option(help="With --containers: the Docker network of the stages, e.g. host.", show_default="no network"),
 ]
 
 
@@ -71,43 +58,51 @@ def run(
     config: ConfigFile,
     overrides: Overrides = None,
     name: Annotated[
-        str, typer.Option(help="Folder below --runs; default: the configuration's name and the time.")
+        str, typer.Option(help="Name of the folder below --runs; default: the configuration's name and the time.")
     ] = "",
-    runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
+    runs: Annotated[Path, typer.Option(help="Folder of all local runs.")] = Path("runs"),
     pipeline: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Run this compiled pipeline instead of the one in this source tree."),
+        typer.Option(help="Run this compiled pipeline instead of compiling one."),
     ] = None,
-    cache: Annotated[bool, typer.Option(help="Take over stages of earlier runs that would do the same again.")] = True,
+    cache: Annotated[
+        bool, typer.Option(help="Reuse results of earlier runs whose stage, inputs and settings are the same.")
+    ] = True,
     fail_on_refusal: Annotated[
-        bool, typer.Option("--fail-on-refusal", help="Exit with 3 if the student is refused.")
+        bool, typer.Option("--fail-on-refusal", help="Exit with status 3 if the gate refuses the student.")
     ] = False,
     estimate: Annotated[
         bool,
         typer.Option(
             "--estimate",
-            help="Prepare, time the teacher on a sample, say what a run would take and cost, and stop there.",
+            help="Only prepare, time the teacher on a sample, and predict the duration and cost of a run.",
         ),
     ] = False,
     containers: Containers = False,
     network: Network = None,
 ) -> None:
-    """Run the whole pipeline on this machine, a process or a container a stage; leaves runs/NAME/ and runs/latest."""
+    """Run `distill` on this machine, one process or container per stage. Results go to runs/NAME/ and runs/latest.
+
+    Exit status: 0 the run completed, 1 a stage failed or stopped the run, 2 bad input, 3 the student was refused and
+    --fail-on-refusal was given, 130 interrupted.
+    """
     from pipelines import local
 
     if estimate and (pipeline or fail_on_refusal):
-        raise InputError(f"{'--pipeline' if pipeline else '--fail-on-refusal'}: means nothing with --estimate")
-    stages_on = _network(containers, network)
-    with _started("distill", config, overrides, name, "-estimate" if estimate else "") as (console, settings, name):
+        raise InputError(f"{'--pipeline' if pipeline else '--fail-on-refusal'}: not allowed with --estimate")
+    docker_network = _network(containers, network)
+    with _local_run("distill", config, overrides, name, "-estimate" if estimate else "") as (console, settings, name):
         if estimate:
-            found = local.estimate(settings, name=name, runs=runs, cache=cache, console=console, network=stages_on)
-            _tell_estimate(console, found, runs / name)
+            estimated = local.estimate(
+                settings, name=name, runs=runs, cache=cache, console=console, network=docker_network
+            )
+            summary.show_estimate(console, estimated, runs / name)
             return
         folder = local.run(
-            settings, name=name, runs=runs, cache=cache, pipeline=pipeline, console=console, network=stages_on
+            settings, name=name, runs=runs, cache=cache, pipeline=pipeline, console=console, network=docker_network
         )
     verdict = artifacts.read_json(folder / "verdict.json")
-    _summarize(console, folder, verdict)
+    summary.show_run(console, folder, verdict)
     if fail_on_refusal and verdict["outcome"] == "refused":
         raise typer.Exit(3)
 
@@ -117,47 +112,51 @@ def monitor(
     config: ConfigFile,
     overrides: Overrides = None,
     name: Annotated[
-        str, typer.Option(help="Folder below --runs; default: the configuration's name, -monitor and the time.")
+        str,
+        typer.Option(help="Name of the folder below --runs; default: the configuration's name, -monitor and the time."),
     ] = "",
-    runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
-    cache: Annotated[bool, typer.Option(help="Take over stages of earlier runs that would do the same again.")] = True,
-    fail_on_alarm: Annotated[bool, typer.Option("--fail-on-alarm", help="Exit with 3 if there is an alarm.")] = False,
+    runs: Annotated[Path, typer.Option(help="Folder of all local runs.")] = Path("runs"),
+    cache: Annotated[
+        bool, typer.Option(help="Reuse results of earlier runs whose stage, inputs and settings are the same.")
+    ] = True,
+    fail_on_alarm: Annotated[bool, typer.Option("--fail-on-alarm", help="Exit with status 3 on an alarm.")] = False,
     containers: Containers = False,
     network: Network = None,
 ) -> None:
-    """Hold the newest traffic against the champion's; with monitor.retrain=on_alarm an alarm runs `distill`.
+    """Compare the newest traffic with the champion's. With monitor.retrain=on_alarm, an alarm runs `distill`.
 
-    Needs a champion and a log, and no judgement of what is new. Leaves runs/NAME/monitor.json and its pages.
+    Needs a champion and a log, but no judgements of new queries. Results go to runs/NAME/monitor.json and pages
+    beside it.
     """
     from pipelines import local
 
-    stages_on = _network(containers, network)
-    with _started("monitor", config, overrides, name, "-monitor") as (console, settings, name):
-        folder = local.monitor(settings, name=name, runs=runs, cache=cache, console=console, network=stages_on)
-    found = artifacts.read_json(folder / "monitor.json")
+    docker_network = _network(containers, network)
+    with _local_run("monitor", config, overrides, name, "-monitor") as (console, settings, name):
+        folder = local.monitor(settings, name=name, runs=runs, cache=cache, console=console, network=docker_network)
+    result = artifacts.read_json(folder / "monitor.json")
     console.print()
-    for check in found["checks"]:
+    for check in result["checks"]:
         mark, style = ("✓", None) if check["passed"] else ("✗", "red")
         console.print(f"{mark} {check['name']}: {check['detail']}", style=style, markup=False, soft_wrap=True)
     if (folder / "verdict.json").exists():
-        _summarize(console, folder, artifacts.read_json(folder / "verdict.json"))
-    word = "alarm" if found["alarm"] else "nothing to act on"
-    console.print(f"\n[bold]{word}[/]: look at [bold]{folder / 'monitor' / 'summary.html'}[/]", soft_wrap=True)
-    if fail_on_alarm and found["alarm"]:
+        summary.show_run(console, folder, artifacts.read_json(folder / "verdict.json"))
+    outcome = "alarm" if result["alarm"] else "no alarm"
+    console.print(f"\n[bold]{outcome}[/]: see [bold]{folder / 'monitor' / 'summary.html'}[/]", soft_wrap=True)
+    if fail_on_alarm and result["alarm"]:
         raise typer.Exit(3)
 
 
 @app.command(name="compile")
 def compile_pipeline(
     config: ConfigFile,
-    pipeline: Annotated[Pipeline, typer.Argument(help="Which pipeline.")] = Pipeline.distill,
+    pipeline: Annotated[Pipeline, typer.Argument(help="Pipeline to compile.")] = Pipeline.distill,
     output: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="The file to write.", show_default="the pipeline's name and .yaml"),
+        typer.Option(help="File to write.", show_default="PIPELINE.yaml"),
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Compile a pipeline to YAML for Kubeflow, with the configuration as its parameters' defaults."""
+    """Compile a pipeline to a YAML file for Kubeflow. The configuration becomes the defaults of its parameters."""
     from pipelines import compiling
 
     settings = load(config, overrides)
@@ -167,88 +166,41 @@ def compile_pipeline(
     console.print(f"{output}: pipeline {pipeline} with {config}")
     if "://" not in settings.registry.uri and not Path(settings.registry.uri).is_absolute():
         console.print(
-            f"note: registry.uri is {settings.registry.uri!r}, a folder of whichever pod looks at it; "
-            "on a cluster name one on a volume that all of them mount"
+            f"note: registry.uri is {settings.registry.uri!r}, which is a different folder in every "
+            "pod; on a cluster, use a bucket or a folder of a volume that all pods mount"
         )
 
 
 @contextmanager
-def _started(
+def _local_run(
     pipeline: str, config: Path, overrides: list[str] | None, name: str, suffix: str
 ) -> Iterator[tuple[Console, Config, str]]:
-    """Console, configuration and name of a run on this machine, which may be interrupted."""
-    console = terminal.console(markup=True)  # the stream itself: sys.stdout is another during the run
-    fast = hardware.fast_bf16()
-    settings = load(config, overrides, fast_bf16=fast)
+    """Load the configuration of a local run, and turn an interruption into exit status 130.
+
+    Yields:
+        Console, configuration and name of the run.
+    """
+    console = terminal.console(markup=True)  # bound to the current stdout, which is redirected during the run
+    fast_bf16 = hardware.fast_bf16()
+    settings = load(config, overrides, fast_bf16=fast_bf16)
     name = name or f"{settings.name}{suffix}-{time.strftime('%Y%m%d-%H%M%S')}"
-    console.print(f"[bold]{pipeline}[/] {name}: {_describe_machine(fast)}")
+    console.print(f"[bold]{pipeline}[/] {name}: {summary.describe_machine(fast_bf16)}")
     try:
         yield console, settings, name
-    except KeyboardInterrupt:  # SIGTERM too
-        console.print("interrupted: the same command takes over what is finished")
+    except KeyboardInterrupt:  # also raised on SIGTERM
+        console.print("interrupted: the same command reuses the stages that have finished")
         raise typer.Exit(130) from None
 
 
 def _network(containers: bool, network: str | None) -> str | None:
-    """The network of the stages' containers; None: they are processes."""
+    """Return the Docker network of the stages; None if they run as processes."""
     if network and not containers:
-        raise InputError(f"--network {network}: means nothing without --containers, expected both")
+        raise InputError(f"--network {network}: not allowed without --containers")
     return (network or "none") if containers else None
 
 
-def _describe_machine(fast: bool) -> str:
-    if hardware.has_gpu():
-        return f"{hardware.cores()} cores and a GPU"
-    unit = hardware.cpu_bf16()
-    how = f"bf16 by {unit}" if unit else "no fast bf16: fp32 and the smaller counts of `cpu_overrides`"
-    return f"{hardware.cores()} cores, {how}"
-
-
-def _tell_estimate(console: Console, found: dict, folder: Path) -> None:
-    table = terminal.new_table("", "rows", "tokens", "tokens/s", "device hours", "price", box=None, header_style="bold")
-    for name in ("training", "labeling"):
-        one = found[name]
-        price = "-" if one["price"] is None else f"{one['price']:,.2f}"
-        counts = (f"{one[key]:,.0f}" for key in ("rows", "tokens", "tokens_per_second"))
-        table.add_row(name, *counts, f"{one['device_hours']:,.3f}", price)
-    console.print()
-    console.print(table)
-    hint = "" if found["training"]["price"] is not None else " (compute.price_per_hour turns hours into a price)"
-    console.print(
-        f"\non {found['runtime']}{hint}; nothing was trained. The same command without --estimate takes over what is "
-        f"prepared. {folder / 'estimate.json'}",
-        soft_wrap=True,
-    )
-
-
-def _summarize(console: Console, folder: Path, verdict: dict) -> None:
-    metrics = artifacts.read_json(folder / "metrics.json")
-    table = terminal.new_table("system", *SHOWN.values(), box=None, header_style="bold")
-    for system, values in metrics["systems"].items():
-        table.add_row(system, *("-" if values[name] is None else f"{values[name]:.4f}" for name in SHOWN))
-    console.print()
-    console.print(table)
-    console.print()
-    unchanged = verdict["outcome"] == "unchanged"
-    mark, style = ("!", "yellow") if unchanged else ("✗", "red")  # what the champion would fail today is no error
-    for check in checks.failed(verdict):
-        console.print(f"{mark} {check['name']}: {check['detail']}", style=style, markup=False, soft_wrap=True)
-    if unchanged:
-        champion = verdict["champion"]
-        run = champion.get("run")
-        promoter = "an earlier attempt of this run" if run == folder.name else f"the run {run}"
-        by = f" ({promoter} promoted it)" if run else ""
-        console.print(f"{champion['id']} is the champion already{by}: there is nothing to promote", soft_wrap=True)
-    seconds = artifacts.read_json(folder / "timings.json")
-    console.print(
-        f"\n[bold]{verdict['outcome'].replace('_', ' ')}[/] in {seconds['seconds']:.0f} s, "
-        f"at most {seconds['peak_memory_mib'] / 1024:.1f} GiB resident. Look at [bold]{folder / 'report.html'}[/]",
-        soft_wrap=True,
-    )
-
-
 def main() -> None:
-    """Run the command; bad input is one line and exit status 2, a stopped or failed run one line and 1."""
+    """Run the command line. Bad input prints one line and exits with 2, a stopped or failed run with 1."""
     errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     try:
         app()

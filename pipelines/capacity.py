@@ -1,21 +1,21 @@
-"""How many shards a run on Kubeflow holds: the two limits of what carries it, worked out from the compiled pipeline.
+"""How many shards a run on Kubeflow can have: two size limits, computed from the compiled pipeline.
 
 **One argument.** Kubeflow's driver hands the launcher a task's inputs and outputs as one JSON argument
-(`--executor_input`, in kubeflow/pipelines 2.17.0, backend/src/v2/driver/driver.go), and Linux starts no process with an
+(`--executor_input`, in kubeflow/pipelines 2.17.0, backend/src/v2/driver/driver.go), and Linux refuses an
 argument of more than 131,071 bytes (MAX_ARG_STRLEN). Argo offloads long `args` to a file, but this one is in `command`.
 `student` and `report` take the labels of all shards: with Kubeflow's own store and the shipped configurations about
-5,500 bytes and 590 more a shard, most of them the artifact's URI and how its store is reached.
+5,500 bytes plus 590 per shard, mostly the artifact's URI and the access settings of its store.
 
 **One workflow.** Argo keeps a workflow's specification and its nodes in one object of at most 1 MiB
-(argo-workflows 4.0.5, workflow/packer/packer.go); the nodes are compressed (gzip, base64) when they do not fit plainly.
-A shard is twelve nodes, for Kubeflow's manifests make each of six a retry node and its attempt: the iteration, its
-driver, the iteration's item, and the task's driver, executor and pod. All of them hold their inputs in full: the
-driver's component, task, executor and Kubernetes settings twice, and the patch of the pod, with the executor's input
-and the component's code in it, six times. That is some 75,000 bytes, 4,100 compressed, for random identifiers do not
-compress and the same text comes again too late for gzip's window of 32 KiB.
+(argo-workflows 4.0.5, workflow/packer/packer.go); the nodes are compressed (gzip, base64) if they do not fit otherwise.
+A shard has twelve nodes, since Kubeflow's manifests make each of six a retry node and its attempt: the iteration, its
+driver, the iteration's item, and the task's driver, executor and pod. All nodes have their inputs in full: the
+driver's component, task, executor and Kubernetes settings twice, and the patch of the pod, which contains the
+executor's input and the component's code, six times. This is about 75,000 bytes per shard, 4,100 compressed: random
+identifiers do not compress, and repeated text is farther apart than gzip's window of 32 KiB.
 
-What is compressed is estimated from what is plain; `tests/workflow_status.py` builds such nodes to hold the estimate
-against. A run is refused from nine tenths of either limit on.
+The compressed size is estimated from the plain size; `tests/workflow_status.py` builds such nodes to verify the
+estimate. A run is refused above nine tenths of either limit.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from distilrank.core.errors import InputError
 ARGUMENT_BYTES = 128 * 1024 - 1
 WORKFLOW_BYTES = 1024 * 1024
 USABLE = 0.9
-"""Share of either limit that is used: identifiers grow, and stores are reached in different ways."""
+"""Usable share of either limit; the rest is for longer identifiers and store settings."""
 
 PIPELINE_ROOT = "minio://mlpipeline/v2/artifacts"
-"""Where Kubeflow keeps artifacts unless a run or the installation says otherwise."""
+"""Kubeflow's default location of artifacts."""
 SESSION = {
     "Provider": "minio",
     "Params": {
@@ -50,88 +50,85 @@ SESSION = {
         "secretName": "mlpipeline-minio-artifact",
     },
 }
-"""How a store is reached, as every artifact's metadata repeats it (backend/src/v2/objectstore/config.go)."""
+"""Access settings of a store, which the metadata of every artifact repeats (backend/src/v2/objectstore/config.go)."""
 IDENTIFIER = "0" * 36
-"""As long as the UUIDs of runs and of tasks' outputs."""
+"""Placeholder of the length of UUIDs of runs and of tasks' outputs."""
 UNKNOWN_VALUE = "x" * 100
-"""As long as an input that another task computes, such as a digest."""
+"""Placeholder for an input that another task computes, such as a digest."""
 
 NODE_BYTES = 600
-"""Of a node without inputs and outputs."""
+"""Size of a node without inputs and outputs."""
 TEMPLATE_BYTES = 40_000
-"""Of the workflow's templates."""
+"""Size of the workflow's templates."""
 ESCAPED = 1.5
-"""How many times longer a pipeline's JSON is as strings within the workflow's JSON."""
+"""Growth factor of a pipeline's JSON when it is escaped as a string within the workflow's JSON."""
 FIXED_COMPRESSION, SHARD_COMPRESSION = 3.5, 12.0
-"""Bytes of nodes in a byte of the compressed status: of the stages that run once, and of shards, which are alike."""
+"""Compression ratio of nodes: of stages that run once, and of shards, which are similar to each other."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """A number of bytes that grows with the number of shards."""
+    """A number of bytes: a fixed part and a part per shard."""
 
     fixed: float
-    shard: float = 0.0
+    per_shard: float = 0.0
 
     def __add__(self, other: Size) -> Size:
-        return Size(self.fixed + other.fixed, self.shard + other.shard)
+        return Size(self.fixed + other.fixed, self.per_shard + other.per_shard)
 
     def __mul__(self, factor: float) -> Size:
-        return Size(self.fixed * factor, self.shard * factor)
+        return Size(self.fixed * factor, self.per_shard * factor)
 
-    def at(self, shards: int) -> float:
-        """The bytes with so many shards."""
-        return self.fixed + self.shard * shards
+    def total(self, shards: int) -> float:
+        """Return the number of bytes with that many shards."""
+        return self.fixed + self.per_shard * shards
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What a run of a compiled pipeline needs of the two limits."""
+    """Sizes of a run that the two limits apply to."""
 
     argument: Size
-    """The longest argument of any task."""
+    """Longest argument of any task."""
     workflow: Size
-    """The workflow with its nodes, compressed."""
+    """The workflow with its compressed nodes."""
 
     @property
     def shards(self) -> int:
-        """The largest number of shards that both limits hold."""
-        return min(_fitting(self.argument, ARGUMENT_BYTES), _fitting(self.workflow, WORKFLOW_BYTES))
+        """Largest number of shards within both limits."""
+        return min(_max_shards(self.argument, ARGUMENT_BYTES), _max_shards(self.workflow, WORKFLOW_BYTES))
 
 
-def _fitting(size: Size, limit: int) -> int:
-    return max(0, math.floor((USABLE * limit - size.fixed) / size.shard))
+def _max_shards(size: Size, limit: int) -> int:
+    return max(0, math.floor((USABLE * limit - size.fixed) / size.per_shard))
 
 
 def check(documents: Sequence[Any], config: Config) -> None:
-    """See that a run can have as many shards as the configuration says.
+    """Check that a run can have as many shards as the configuration says.
 
     Args:
-        documents: the compiled pipeline, as `Package.documents` gives it.
-        config: what it runs with.
+        documents: the compiled pipeline, see `Package.documents`.
+        config: configuration of the run.
 
     Raises:
-        InputError: it has too many; the message says how many fit, and why no more.
+        InputError: too many shards; the message gives the maximum and both limits.
     """
     if documents[0]["pipelineInfo"]["name"] == "monitor" and config.monitor.retrain == "never":
-        return  # its shards are those of the training that it never starts
+        return  # only its nested `distill` has shards, which never runs
     size = demand(documents, config)
     if size is None or config.prepare.shards <= size.shards:
         return
     shards = config.prepare.shards
     raise InputError(
         f"prepare.shards is {shards}, expected at most {size.shards} on Kubeflow with this configuration: Argo's "
-        f"workflow of {WORKFLOW_BYTES:,} bytes would have {size.workflow.at(shards):,.0f}, and an argument of "
-        f"{ARGUMENT_BYTES:,} bytes {size.argument.at(shards):,.0f} (a tenth of each is kept free); a shorter "
-        "cluster.pipeline_root and fewer settings of pods make room for more"
+        f"workflow of {WORKFLOW_BYTES:,} bytes would have {size.workflow.total(shards):,.0f}, and an argument of "
+        f"{ARGUMENT_BYTES:,} bytes {size.argument.total(shards):,.0f} (a tenth of each is reserved); a shorter "
+        "cluster.pipeline_root and fewer pod settings allow more"
     )
 
 
 def demand(documents: Sequence[Any], config: Config) -> Demand | None:
-    """What a run needs; None: the pipeline has no shards.
-
-    Arguments as for `check`.
-    """
+    """Compute the sizes of a run; None if the pipeline has no shards. Arguments: see `check`."""
     pipeline = _Pipeline(documents, config)
     tasks = list(pipeline.tasks(pipeline.specification["root"]))
     if not any(is_sharded for _, _, is_sharded in tasks):
@@ -142,7 +139,7 @@ def demand(documents: Sequence[Any], config: Config) -> Demand | None:
         component = pipeline.components[task["componentRef"]["name"]]
         if "executorLabel" in component:
             executor_input = pipeline.executor_input(name, task, component)
-            longest = max(longest, executor_input, key=lambda size: (size.shard, size.fixed))
+            longest = max(longest, executor_input, key=lambda size: (size.per_shard, size.fixed))
             settings = pipeline.settings(component)
             plain = Size(6 * NODE_BYTES + 2 * (settings + _size(task))) + (executor_input + Size(settings)) * 6
         else:
@@ -150,14 +147,14 @@ def demand(documents: Sequence[Any], config: Config) -> Demand | None:
         if is_sharded:
             shard += plain.fixed
         else:
-            fixed, shard = fixed + plain.fixed, shard + plain.shard
+            fixed, shard = fixed + plain.fixed, shard + plain.per_shard
     specification = TEMPLATE_BYTES + ESCAPED * sum(map(_size, documents))
     workflow = Size(specification + fixed / FIXED_COMPRESSION, shard / SHARD_COMPRESSION)
     return Demand(longest, workflow)
 
 
 class _Pipeline:
-    """A compiled pipeline, as the driver reads it."""
+    """A compiled pipeline with accessors for what Kubeflow's driver reads."""
 
     def __init__(self, documents: Sequence[Any], config: Config) -> None:
         self.specification = documents[0]
@@ -170,55 +167,58 @@ class _Pipeline:
         self.run_root = f"{root}/{self.specification['pipelineInfo']['name']}/{IDENTIFIER}"
 
     def tasks(self, component: Mapping[str, Any], is_sharded: bool = False) -> Iterator[tuple[str, Any, bool]]:
-        """Name and specification of each task, and whether each shard has one of its own."""
+        """Yield name and specification of each task, and whether it runs once per shard."""
         for name, task in component["dag"]["tasks"].items():
             inner = self.components[task["componentRef"]["name"]]
-            within = is_sharded or "parameterIterator" in task
-            yield name, task, within
+            is_inner_sharded = is_sharded or "parameterIterator" in task
+            yield name, task, is_inner_sharded
             if "dag" in inner:
-                yield from self.tasks(inner, within)
+                yield from self.tasks(inner, is_inner_sharded)
 
     def settings(self, component: Mapping[str, Any]) -> int:
-        """Bytes of what the driver gets of a component beside its task: signature, container and the pod's settings."""
+        """Return the bytes of a component that the driver gets besides its task: signature, container, pod settings."""
         label = component["executorLabel"]
         return _size(component) + _size(self.executors[label]["container"]) + _size(self.pods.get(label, {}))
 
     def executor_input(self, name: str, task: Mapping[str, Any], component: Mapping[str, Any]) -> Size:
-        """The JSON of a task's inputs and outputs."""
+        """Return the size of the JSON of a task's inputs and outputs."""
         inputs = component.get("inputDefinitions", {})
         outputs = component.get("outputDefinitions", {})
-        single = {key: one for key, one in inputs.get("artifacts", {}).items() if not one.get("isArtifactList")}
-        lists = {key: one for key, one in inputs.get("artifacts", {}).items() if one.get("isArtifactList")}
+        artifacts = inputs.get("artifacts", {})
+        single = {key: artifact for key, artifact in artifacts.items() if not artifact.get("isArtifactList")}
+        lists = {key: artifact for key, artifact in artifacts.items() if artifact.get("isArtifactList")}
         folder = f"{self.run_root}/{name}/{IDENTIFIER}"
         logs = {"executor-logs": {"artifactType": {"schemaTitle": "system.Artifact", "schemaVersion": "0.0.1"}}}
-        whole = {
+        executor_input = {
             "inputs": {
                 "parameterValues": {
-                    key: self._value(given) for key, given in task.get("inputs", {}).get("parameters", {}).items()
+                    key: self._value(source) for key, source in task.get("inputs", {}).get("parameters", {}).items()
                 },
-                "artifacts": {key: {"artifacts": [self._input(key, one)]} for key, one in single.items()}
+                "artifacts": {key: {"artifacts": [self._input(key, artifact)]} for key, artifact in single.items()}
                 | {key: {"artifacts": []} for key in lists},
             },
             "outputs": {
                 "parameters": {key: {"outputFile": f"/tmp/kfp/outputs/{key}"} for key in outputs.get("parameters", {})},
                 "artifacts": {
-                    key: {"artifacts": [{"name": key, "type": one["artifactType"], "uri": f"{folder}/{key}"}]}
-                    for key, one in (outputs.get("artifacts", {}) | logs).items()
+                    key: {"artifacts": [{"name": key, "type": artifact["artifactType"], "uri": f"{folder}/{key}"}]}
+                    for key, artifact in (outputs.get("artifacts", {}) | logs).items()
                 },
                 "outputFile": f"{folder}/output_metadata.json",
             },
         }
         separator = len(", ")
-        return Size(_size(whole), sum(_size(self._input(key, one)) + separator for key, one in lists.items()))
+        return Size(
+            _size(executor_input), sum(_size(self._input(key, artifact)) + separator for key, artifact in lists.items())
+        )
 
-    def _value(self, given: Mapping[str, Any]) -> Any:
-        if "runtimeValue" in given:
-            return given["runtimeValue"].get("constant")
-        name = given.get("componentInputParameter", "").rpartition("--")[2]
+    def _value(self, source: Mapping[str, Any]) -> Any:
+        if "runtimeValue" in source:
+            return source["runtimeValue"].get("constant")
+        name = source.get("componentInputParameter", "").rpartition("--")[2]
         return self.values.get(name, UNKNOWN_VALUE)
 
     def _input(self, name: str, artifact: Mapping[str, Any]) -> dict[str, Any]:
-        """An input, of a task whose name is as long as that of the longest."""
+        """Return the JSON of an input artifact; its producer has the longest name of any task."""
         return {
             "name": "0" * 9,
             "type": artifact["artifactType"],
@@ -231,5 +231,5 @@ class _Pipeline:
 
 
 def _size(value: Any) -> int:
-    """Bytes of JSON, with the space after commas that Go's encoder puts there or not."""
+    """Return the bytes of JSON, with the spaces that Go's protobuf encoder may insert."""
     return len(json.dumps(value, ensure_ascii=False, separators=(", ", ":")).encode())

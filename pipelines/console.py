@@ -1,4 +1,4 @@
-"""What a person sees of a local run: a line or a bar a stage, while everything that is printed goes to a log file."""
+"""Terminal display of a local run: one line or progress bar per stage; all output goes to a log file."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from distilrank.core import progress
 
 CACHE_HIT = re.compile(r"Task (?P<task>[\w-]+) cache hit")
-PLAIN_INTERVAL = 15.0  # seconds between progress lines of one stage where there is no terminal to draw on
+PLAIN_INTERVAL = 15.0  # seconds between progress lines of a stage without a terminal
 
 
 class RunDisplay(io.TextIOBase):
-    """Stands in for standard output while KFP runs: logs every line, and shows what stages announce.
+    """Replaces standard output while KFP runs: logs every line, and displays the log events of stages.
 
-    KFP prints from several threads, some of it in fragments; lines are put together a thread at a time.
+    KFP prints from several threads, partly in fragments, so lines are assembled per thread.
     """
 
     def __init__(self, log: Path, console: Console, stages: dict[str, str]) -> None:
         """
         Args:
-            log: file that gets every line.
-            console: where people look.
-            stages: KFP task name to stage name.
+            log: file for all lines.
+            console: console of the user.
+            stages: stage by name of the KFP task.
         """
         self.console, self.stages = console, stages
         self.failures: list[progress.Event] = []
@@ -77,7 +77,7 @@ class RunDisplay(io.TextIOBase):
             if event:
                 self._show(event)
             elif hit:
-                self._finish(self.stages.get(hit["task"], hit["task"]), "taken over from an earlier run")
+                self._finish(self.stages.get(hit["task"], hit["task"]), "reused from an earlier run")
             elif re.match(r"\s*[\w.]*(Error|Exception|Interrupt|Killed)\b", line):
                 self.last_error = line.strip()
 
@@ -91,7 +91,7 @@ class RunDisplay(io.TextIOBase):
         elif event.event == "finished":
             self._finish(event.stage, event.text.replace(" | ", ", "))
         elif event.event == "outcome":
-            pass  # for programs; the notes beside it say the same to people
+            pass  # for programs; notes say the same to people
         elif event.event == "note":
             self.console.print(
                 f"  {event.stage:<12} {event.text}", style="dim", markup=False, highlight=False, soft_wrap=True

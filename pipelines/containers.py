@@ -1,7 +1,7 @@
-"""The stages' containers on this machine: KFP's Docker runner, with what it needs to be as safe as the subprocesses.
+"""Containers of stages on this machine: KFP's Docker runner with restricted mounts, network and privileges.
 
-A container sees its image, read-only, and of this machine only what the configuration names, at the same absolute path:
-its outputs, the registry and the caches to write to, data and models to read. It has no network unless asked for.
+A container has its image, read-only, and from this machine only the paths that the configuration names, mounted at the
+same absolute path: outputs, registry and caches writable, data and models read-only. By default it has no network.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from distilrank.modeling import references
 HOME = "/home/distilrank"
 NO_NETWORK = "none"
 REMOTE = ("hub:", "gs://", "http://", "https://")
-"""How a reference begins that leads out of this machine."""
+"""Prefixes of references that need a network."""
 CREDENTIALS = "GOOGLE_APPLICATION_CREDENTIALS"
-PASSED_ON = (
+FORWARDED_VARIABLES = (
     "HF_TOKEN",
     "HF_ENDPOINT",
     "GOOGLE_CLOUD_PROJECT",
@@ -37,21 +37,21 @@ PASSED_ON = (
     "DISTILRANK_CLIENT_KEY",
     CREDENTIALS,
 )
-"""Variables of this environment that stages with a network get too; those of proxies as well."""
+"""Environment variables that stages with a network inherit, besides those of proxies."""
 LABEL = "distilrank.run"
-PATIENCE = 60
-"""Seconds for the engine to answer: creating a container on a busy machine takes some."""
+TIMEOUT_SECONDS = 60
+"""Timeout of requests to the engine; creating a container on a busy machine takes a while."""
 
 
 @dataclass(frozen=True)
 class Mounts:
-    """What containers see of this machine, at the same path there; absolute, files or folders."""
+    """Absolute paths of files and folders that are mounted into containers at the same path."""
 
     writable: frozenset[Path]
     readable: frozenset[Path]
 
-    def described(self) -> list[dict[str, Any]]:
-        """As the engine takes them; links on the way are followed here, for a container would not find their ends."""
+    def to_docker(self) -> list[dict[str, Any]]:
+        """Return Docker's mount objects; symbolic links are resolved, since their targets may not be mounted."""
         return [
             {"Type": "bind", "Source": str(path.resolve()), "Target": str(path), "ReadOnly": path not in self.writable}
             for path in sorted(self.writable | self.readable)
@@ -59,31 +59,35 @@ class Mounts:
 
 
 def mounts(config: Config, runs: Path, network: str) -> Mounts:
-    """What the stages of `config` may write and read, as far as it is on this machine.
+    """Return the paths on this machine that the stages of a configuration may write and read.
 
     Args:
-        config: the configuration with its folders filled in, as `pipelines.local` does.
-        runs: holds all local runs; stages write and read below its `.kfp`.
-        network: that of the containers; with one, the hub's cache and Google's credentials are wanted too.
+        config: the configuration with its folders filled in, see `pipelines.local`.
+        runs: folder of all local runs; stages write below its `.kfp`.
+        network: network of the containers; unless `none`, the hub's cache and Google's credentials are mounted too.
     """
-    kept = (
+    persistent_folders = (
         config.compute.checkpoint_dir,
         config.prepare.log_cache_dir,
         config.drift.workspace,
         config.registry.uri,
         config.registry.cache_dir,
     )
-    writable = {_absolute(folder) for folder in kept if folder and not folder.startswith(REMOTE)}
+    writable = {_absolute(folder) for folder in persistent_folders if folder and not folder.startswith(REMOTE)}
     writable |= {_absolute(runs / ".kfp"), _absolute(references.cache_folder().parent)}
-    lent = set()
+    credentials = set()
     if network != NO_NETWORK:
         writable.add(_hub_cache())
-        lent = {_absolute(key) for key in (os.environ.get(CREDENTIALS),) if key}
-    # Whatever names something that is there is shown: a list of the fields that hold paths would be one more to keep.
-    texts = [text for knob, text in _texts(config) if not knob.startswith("data.csv.")]  # "." is a decimal point there
-    named = {_absolute(text) for text in texts if text and not text.startswith(REMOTE) and _exists(text)}
-    linked = {link.resolve() for path in named if path.is_dir() for link in path.iterdir() if link.is_symlink()}
-    readable = {path for path in named | linked | lent if not any(path.is_relative_to(folder) for folder in writable)}
+        credentials = {_absolute(key) for key in (os.environ.get(CREDENTIALS),) if key}
+    # Every text of the configuration that is an existing path is mounted, so that no list of path fields is needed.
+    texts = [text for key, text in _texts(config) if not key.startswith("data.csv.")]  # "." is a decimal point there
+    referenced = {_absolute(text) for text in texts if text and not text.startswith(REMOTE) and _exists(text)}
+    linked = {link.resolve() for path in referenced if path.is_dir() for link in path.iterdir() if link.is_symlink()}
+    readable = {
+        path
+        for path in referenced | linked | credentials
+        if not any(path.is_relative_to(folder) for folder in writable)
+    }
     return Mounts(frozenset(writable), frozenset(readable - {Path("/")}))
 
 
@@ -92,22 +96,22 @@ def _hub_cache() -> Path:
 
 
 def remote(config: Config) -> tuple[str, str] | None:
-    """The first knob that leads out of this machine, and its value."""
-    return next(((knob, text) for knob, text in _texts(config) if text.startswith(REMOTE)), None)
+    """Return key and value of the first setting that needs a network."""
+    return next(((key, text) for key, text in _texts(config) if text.startswith(REMOTE)), None)
 
 
 def _texts(config: Config) -> Iterator[tuple[str, str]]:
-    """Every text of the configuration that stages get, with the knob that holds it."""
+    """Yield dotted key and value of every text in the configuration, without the section `cluster`."""
 
-    def walk(value: Any, knob: str) -> Iterator[tuple[str, str]]:
+    def walk(value: Any, path: str) -> Iterator[tuple[str, str]]:
         if isinstance(value, dict):
             for key, inner in value.items():
-                yield from walk(inner, f"{knob}.{key}" if knob else str(key))
+                yield from walk(inner, f"{path}.{key}" if path else str(key))
         elif isinstance(value, list | tuple):
             for inner in value:
-                yield from walk(inner, knob)
+                yield from walk(inner, path)
         elif isinstance(value, str):
-            yield knob, value
+            yield path, value
 
     yield from walk({key: value for key, value in parameters(config).items() if key != "cluster"}, "")
 
@@ -119,89 +123,91 @@ def _absolute(path: str | Path) -> Path:
 def _exists(text: str) -> bool:
     try:
         return Path(text).exists()
-    except (OSError, ValueError):  # too long a name, or characters that no path has: no path was meant
+    except (OSError, ValueError):  # too long, or with characters that a path cannot have: not a path
         return False
 
 
 def arguments(config: Config, runs: Path, network: str) -> dict[str, Any]:
-    """How every container of a run is made, in the words of the engine's client; makes what is to be written to.
+    """Return the arguments of the Docker client for every container of a run, and create the writable folders.
 
     Args:
         config: the configuration with its folders filled in.
-        runs: holds all local runs.
-        network: that of the containers, as the engine knows it.
+        runs: folder of all local runs.
+        network: Docker network of the containers.
 
     Raises:
-        InputError: the configuration needs a network and there is none, or a folder cannot be made.
+        InputError: the configuration needs a network and `network` is `none`, or a folder cannot be created.
     """
-    found = remote(config)
-    if found and network == NO_NETWORK:
+    setting = remote(config)
+    if setting and network == NO_NETWORK:
         raise InputError(
-            f"{found[0]} is {found[1]!r}, and stages in containers have no network; expected --network host (or "
-            "another of the engine's networks), or a local folder"
+            f"{setting[0]} is {setting[1]!r}, but stages in containers have no network; expected --network host (or "
+            "another Docker network), or a local folder"
         )
-    shown = mounts(config, runs, network)
-    for folder in shown.writable:
+    mounted = mounts(config, runs, network)
+    for folder in mounted.writable:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"{folder}: cannot be made ({error.strerror}), expected a writable folder") from None
+            raise InputError(f"{folder}: cannot be created ({error.strerror}), expected a writable folder") from None
     caches = _absolute(references.cache_folder().parent)
     environment = {
         "HOME": HOME,
         "XDG_CACHE_HOME": str(caches.parent),
-        "MPLCONFIGDIR": str(caches / "matplotlib"),  # it looks for fonts once
+        "MPLCONFIGDIR": str(caches / "matplotlib"),  # keeps its font cache
     }
     if network != NO_NETWORK:
         environment["HF_HOME"] = str(_hub_cache())
         environment |= {
-            key: value for key, value in os.environ.items() if key in PASSED_ON or key.lower().endswith("_proxy")
+            key: value
+            for key, value in os.environ.items()
+            if key in FORWARDED_VARIABLES or key.lower().endswith("_proxy")
         }
-    made: dict[str, Any] = {
-        "mounts": shown.described(),
+    container: dict[str, Any] = {
+        "mounts": mounted.to_docker(),
         "environment": environment,
-        "working_dir": str(Path.cwd()),  # where the paths of the configuration that are relative begin
+        "working_dir": str(Path.cwd()),  # relative paths of the configuration start here
         "user": f"{os.getuid()}:{os.getgid()}",
         "network_mode": network,
         "read_only": True,
         "tmpfs": {"/tmp": "mode=1777", HOME: "mode=1777"},
-        "shm_size": "1g",  # processes that train together hand tensors over in it
+        "shm_size": "1g",  # processes of distributed training exchange tensors in it
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges"],
-        "init": True,  # reaps what a stage leaves, and passes signals on
+        "init": True,  # reaps orphaned processes, and forwards signals
     }
     if hardware.has_gpu() and config.compute.device != "cpu":
-        made["device_requests"] = [{"Driver": "", "Count": -1, "Capabilities": [["gpu"]]}]
-    return made
+        container["device_requests"] = [{"Driver": "", "Count": -1, "Capabilities": [["gpu"]]}]
+    return container
 
 
 @dataclass
 class Engine:
-    """A Docker engine that runs the stages of one run, and ends them all when it is told to."""
+    """Runs the stages of one run on a Docker engine, and can stop all of them."""
 
     client: Any
     run_name: str
-    given: dict[str, Any]
+    container_arguments: dict[str, Any]
     images: dict[str, str]
-    """Id, a digest of the content, of each image by its name."""
+    """ID, i.e. content digest, by image name."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _running: dict[str, Any] = field(default_factory=dict)
     _stopped: bool = False
 
     @classmethod
     def connect(cls, run_name: str, config: Config, runs: Path, network: str, images: set[str]) -> Engine:
-        """The engine that the environment names (DOCKER_HOST), or this machine's.
+        """Connect to the engine at DOCKER_HOST, or to the local one.
 
         Args:
-            run_name: marks the containers.
+            run_name: label of the containers.
             config: see `arguments`.
-            runs: likewise.
-            network: likewise.
-            images: those of the stages.
+            runs: see `arguments`.
+            network: see `arguments`.
+            images: images of the stages.
 
         Raises:
-            InputError: as for `arguments`; no engine answers, it lacks one of the images or the network, or its client
-                is not installed.
+            InputError: no engine responds, it lacks an image or the network, its Python client is not installed, or
+                as for `arguments`.
         """
         client = _client()
         _check_network(client, network)
@@ -210,45 +216,45 @@ class Engine:
 
     @property
     def content(self) -> str:
-        """Digest of the images' content: what a result depends on beside a stage's inputs, where KFP looks at names."""
+        """Digest of the images' content, for the cache; KFP's cache key has only the images' names."""
         return artifacts.digest_json(self.images)[:16]
 
-    def with_other_code(self) -> str:
-        """A line that says which images hold another library than this source tree; empty: none does."""
+    def code_warning(self) -> str:
+        """Return a line that names the images whose library differs from this source tree; empty if none does."""
         own = artifacts.code_digest()
         others = [image for image in self.images if self._code(image) != own]
-        return f"{' and '.join(others)}: not built from this source tree as it is; `make images`" if others else ""
+        return f"{' and '.join(others)}: not built from the current source tree; run `make images`" if others else ""
 
     def _code(self, image: str) -> str:
         import docker
 
         command = ["python3", "-c", "from distilrank.core import artifacts; print(artifacts.code_digest())"]
         try:
-            said = self.client.containers.run(image, command, network_mode=NO_NETWORK, read_only=True, remove=True)
+            output = self.client.containers.run(image, command, network_mode=NO_NETWORK, read_only=True, remove=True)
         except docker.errors.DockerException:
             return ""
-        return str(said.decode().strip())
+        return str(output.decode().strip())
 
     @contextlib.contextmanager
     def runner(self) -> Iterator[local.DockerRunner]:
-        """KFP's runner, whose containers are started here.
+        """Yield KFP's Docker runner, with its function that starts containers replaced by `start`.
 
-        KFP lets the engine remove a container that ends and then asks for its status: where it is gone already, KFP has
-        lost its log and takes it for a success. So the one function that starts a container is replaced by `start`.
+        KFP lets the engine remove a container when it exits, and then asks for its status. If the container is gone by
+        then, KFP has lost its log and assumes success.
         """
         from kfp.local import docker_task_handler
 
-        theirs = docker_task_handler.run_docker_container
+        original = docker_task_handler.run_docker_container
         docker_task_handler.run_docker_container = self.start
         try:
-            yield local.DockerRunner(**self.given)
+            yield local.DockerRunner(**self.container_arguments)
         finally:
-            docker_task_handler.run_docker_container = theirs
+            docker_task_handler.run_docker_container = original
             self.stop()
             self.client.close()
 
-    def start(self, client: Any, image: str, command: list[str], volumes: dict[str, Any], **others: Any) -> int:
-        """Run one stage to its end, print what it prints, return its exit status; KFP calls it from its threads."""
+    def start(self, client: Any, image: str, command: list[str], volumes: dict[str, Any], **options: Any) -> int:
+        """Run one stage to its end, forward its output, and return its exit status; KFP calls this from its threads."""
         import docker
 
         try:
@@ -257,8 +263,8 @@ class Engine:
                 command=command,
                 volumes=volumes,
                 labels={LABEL: self.run_name},
-                log_config={"Type": "none"},  # it is read as it comes, below, and kept in the run's own log
-                **others,
+                log_config={"Type": "none"},  # output is read from the attached stream, and kept in the run's own log
+                **options,
             )
             try:
                 return self._follow(container)
@@ -272,19 +278,19 @@ class Engine:
             return 1
 
     def _follow(self, container: Any) -> int:
-        output = container.attach(stdout=True, stderr=True, stream=True)  # before it starts, so that nothing is missed
+        output = container.attach(stdout=True, stderr=True, stream=True)  # before the start, to miss no output
         with self._lock:
             if self._stopped:
                 return 1
             self._running[container.id] = container
             container.start()
-        text = codecs.getincrementaldecoder("utf-8")("replace")  # a chunk may end within a character
+        text = codecs.getincrementaldecoder("utf-8")("replace")  # a chunk may end inside a character
         for chunk in output:
             print(text.decode(chunk), end="")
         return int(container.wait()["StatusCode"])
 
     def stop(self) -> None:
-        """End all containers of the run, and start no more."""
+        """Kill all containers of the run, and start no more."""
         import docker
 
         with self._lock:
@@ -295,7 +301,7 @@ class Engine:
                 container.kill()
 
     def memory_mib(self) -> float:
-        """Memory that the run's containers hold, the file cache that could be dropped left out."""
+        """Return the memory of the run's containers in MiB, without reclaimable file cache."""
         import docker
 
         with self._lock:
@@ -315,25 +321,25 @@ def _client() -> Any:
     except ImportError:
         raise InputError("--containers: the Python package docker is not installed; pip install docker") from None
     try:
-        return docker.from_env(timeout=PATIENCE)
+        return docker.from_env(timeout=TIMEOUT_SECONDS)
     except docker.errors.DockerException as error:
         where = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
         reason = " ".join(str(error).split())[:150]
         raise InputError(
-            f"--containers: no Docker engine answers at {where} ({reason}); start it, or name another by DOCKER_HOST"
+            f"--containers: no Docker engine responds at {where} ({reason}); start it, or set DOCKER_HOST to another"
         ) from None
 
 
 def _check_network(client: Any, name: str) -> None:
     import docker
 
-    if name.startswith("container:"):  # that of another container
+    if name.startswith("container:"):  # the network of another container
         return
     try:
         client.networks.get(name)
     except docker.errors.NotFound:
-        known = ", ".join(sorted(network.name for network in client.networks.list()))
-        raise InputError(f"--network {name}: this Docker engine does not have it, expected one of {known}") from None
+        names = ", ".join(sorted(network.name for network in client.networks.list()))
+        raise InputError(f"--network {name}: no such network on this Docker engine, expected one of {names}") from None
 
 
 def _identify(client: Any, image: str) -> str:
@@ -343,6 +349,6 @@ def _identify(client: Any, image: str) -> str:
         return str(client.images.get(image).id)
     except docker.errors.ImageNotFound:
         raise InputError(
-            f"image {image}: this Docker engine does not have it; `make images` builds the project's own, "
-            f"`docker pull {image}` fetches another's"
+            f"image {image}: not on this Docker engine; `make images` builds the images of this project, "
+            f"`docker pull {image}` fetches others"
         ) from None

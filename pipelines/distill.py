@@ -1,4 +1,4 @@
-"""The `distill` pipeline: judgements and logs in, a promoted student out."""
+"""The `distill` pipeline: train a teacher, label, train a student, and promote it if it passes the gate."""
 
 from kfp import dsl
 
@@ -17,7 +17,8 @@ from pipelines.resources import configure_task, exit_handler, images, run_name
 
 
 @dsl.pipeline(
-    name="distill", description="Distil an LLM's sense of relevance into a ranker, and promote it if it earned it."
+    name="distill",
+    description="Distil an LLM's sense of relevance into a ranker, and promote it if it passes the gate.",
 )
 def distill(
     name: str,
@@ -36,9 +37,9 @@ def distill(
     registry: dict,
     schedule_time: str = "",
 ):
-    """Each parameter is a section of the configuration, and each stage gets only those that it reads.
+    """Each parameter is a section of the configuration. A stage gets only the sections that it reads.
 
-    `schedule_time` (ISO 8601) is what `window.end: schedule` means; empty: the moment at which preflight runs.
+    `schedule_time` (ISO 8601) is the value of `window.end: schedule`; empty: the time at which preflight runs.
     """
     with exit_handler(name, registry):
         checked, prepared = preflight_and_prepare(
@@ -122,7 +123,7 @@ def distill(
         kept = push_drift_snapshot(
             drift=drifted.outputs["drift"], name=run_name(name), newest_end=newest_end, config=drift, registry=registry
         )
-        configure_task(kept, "snapshot", effect=True)
+        configure_task(kept, "snapshot", cacheable=False)
 
         decided = decide(
             evaluation=evaluated.outputs["evaluation"],
@@ -135,7 +136,7 @@ def distill(
             config=gate,
             registry=registry,
         )
-        configure_task(decided, "gate", effect=True)  # it counts how often a test set was looked at
+        configure_task(decided, "gate", cacheable=False)  # it counts the evaluations on a test set
 
         reported = render_report(
             name=run_name(name),
@@ -149,7 +150,7 @@ def distill(
             verdict=decided.outputs["verdict"],
             config=report,
         )
-        configure_task(reported, "report", effect=True)  # it names the run
+        configure_task(reported, "report", cacheable=False)  # it shows the name of the run
 
         with dsl.If(decided.outputs["Output"] == True):  # noqa: E712 - KFP reads the comparison
             promoted = promote_student(
@@ -171,4 +172,4 @@ def distill(
                 label=label,
                 config=registry,
             )
-            configure_task(promoted, "promote", effect=True)
+            configure_task(promoted, "promote", cacheable=False)

@@ -1,4 +1,4 @@
-"""The `estimate` pipeline: what `distill` would spend on teaching and labeling, before it is spent."""
+"""The `estimate` pipeline: predict what `distill` will spend on training the teacher and on labeling."""
 
 from kfp import dsl
 
@@ -7,7 +7,7 @@ from pipelines.preflight_and_prepare import preflight_and_prepare
 from pipelines.resources import configure_task
 
 
-@dsl.pipeline(name="estimate", description="Tell rows, tokens, device hours and cost of a distill run.")
+@dsl.pipeline(name="estimate", description="Predict rows, tokens, device hours and cost of a distill run.")
 def estimate(
     name: str,
     data: dict,
@@ -24,7 +24,7 @@ def estimate(
     registry: dict,
     schedule_time: str = "",
 ):
-    """The first stages are those of `distill`, which takes them over from the cache."""
+    """Preflight and prepare are those of `distill`, which reuses the prepared data from the cache."""
     _, prepared = preflight_and_prepare(
         name=name,
         schedule_time=schedule_time,
@@ -47,4 +47,4 @@ def estimate(
         label=label,
         compute=compute,
     )
-    configure_task(estimated, "estimate", effect=True)  # it is about this machine, now
+    configure_task(estimated, "estimate", cacheable=False)  # the timing is valid for this machine and moment only

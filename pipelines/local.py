@@ -1,20 +1,12 @@
-"""Run `distill` on this machine: KFP's local runner, a process or a container a stage, the results in one folder."""
+"""Run `distill`, `monitor` and `estimate` on this machine by KFP's local runner, one process or container per stage."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import logging
-import os
-import re
-import shutil
 import signal
-import socket
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,46 +18,16 @@ from rich.console import Console
 from distilrank.config import Config, parameters
 from distilrank.core import artifacts, hardware
 from distilrank.core.errors import InputError, RunStopped
-from distilrank.teacher import label_manifest
-from pipelines import compiling, processes
+from pipelines import compiling, processes, run_folder
 from pipelines.console import RunDisplay
 from pipelines.containers import Engine
+from pipelines.memory_monitor import MemoryMonitor
 
-ESTIMATE = "estimate.json"
-NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
-CONCURRENT_LABELS = 2  # KFP's local runner runs at most two tasks of a ParallelFor at a time
-
-
-class _MemoryWatch:
-    """Samples the memory of this process, its children and its containers, for the peak of the run as a whole."""
-
-    def __init__(self, containers_mib: Callable[[], float] | None) -> None:
-        self.peak_mib = 0.0
-        self._containers_mib = containers_mib
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> _MemoryWatch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        me = psutil.Process()
-        while not self._stop.wait(0.5):
-            total = 0
-            for process in [me, *me.children(recursive=True)]:
-                with contextlib.suppress(psutil.Error):
-                    total += process.memory_info().rss
-            elsewhere = self._containers_mib() if self._containers_mib else 0.0
-            self.peak_mib = max(self.peak_mib, total / 2**20 + elsewhere)
+CONCURRENT_LABELS = 2  # tasks of a ParallelFor that KFP's local runner runs at a time
 
 
-def _fitted(config: Config, runs: Path) -> Config:
-    """The configuration with what only this machine can know: threads of concurrent tasks, where progress is kept."""
+def _localize(config: Config, runs: Path) -> Config:
+    """Fill in settings that depend on this machine: threads of concurrent tasks, folders for progress and caches."""
     label = config.label
     if not label.threads and not config.compute.threads and config.prepare.shards > 1:
         label = label.model_copy(update={"threads": max(hardware.cores() // CONCURRENT_LABELS, 1)})
@@ -81,104 +43,10 @@ def _fitted(config: Config, runs: Path) -> Config:
     return config.model_copy(update={"compute": compute, "label": label, "prepare": prepare, "drift": drift})
 
 
-@contextlib.contextmanager
-def _reserving(runs: Path, name: str) -> Iterator[Path]:
-    """A new, empty folder for the run `name`, which no other process can start as long as this one works on it.
+def _terminate_stages_on_signal(engine: Engine | None) -> None:
+    """On SIGTERM, terminate the stages too; otherwise they would keep running without a parent.
 
-    The lock lies on a file beside the folder, and the kernel drops it when the process ends, however it ends. Where the
-    file system has no locks, the folder is not protected.
-
-    Raises:
-        InputError: the run goes on in another process or is finished, or the folder cannot be made.
-    """
-    if NAME.fullmatch(name) is None or name == "latest":
-        raise InputError(f"--name {name}: expected lower-case letters, digits and hyphens, and not latest")
-    path = runs / f".{name}.lock"
-    with contextlib.ExitStack() as stack:
-        try:
-            runs.mkdir(parents=True, exist_ok=True)
-            descriptor = _lock(path)
-            stack.callback(os.close, descriptor)
-        except BlockingIOError:
-            raise InputError(
-                f"{runs / name}: a run of this name is in progress{_describe_owner(path)}; wait for it, or choose "
-                "another --name"
-            ) from None
-        except OSError as error:
-            raise InputError(
-                f"{runs / name}: cannot be made ({error.strerror}), expected a writable folder for --runs"
-            ) from None
-        stack.callback(path.unlink, missing_ok=True)  # before it is closed, so while it is locked
-        yield _new_folder(runs, name)
-
-
-def _lock(path: Path) -> int:
-    """Descriptor of the file `path`, locked for this process alone and holding its id.
-
-    Raises:
-        BlockingIOError: another process has it.
-        OSError: it cannot be made.
-    """
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise
-            except OSError:  # no locks on this file system
-                pass
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), path.stat()):
-                    os.ftruncate(descriptor, 0)
-                    os.pwrite(descriptor, json.dumps([os.getpid(), socket.gethostname()]).encode(), 0)
-                    return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)  # its last owner removed it before it was locked here
-
-
-def _describe_owner(path: Path) -> str:
-    try:
-        process, host = json.loads(path.read_bytes())
-    except (OSError, ValueError, TypeError):  # not written yet, or removed just now
-        return ""
-    return f" (process {process}{'' if host == socket.gethostname() else f' on {host}'})"
-
-
-def _new_folder(runs: Path, name: str) -> Path:
-    folder = runs / name
-    failed = (folder / "run.log").is_file() and not _is_complete(folder)
-    if folder.exists() and not failed:  # another run, or no run at all: a registry, say
-        raise InputError(f"{folder}: a run of this name is there already; choose another --name")
-    try:
-        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that did not come to a verdict
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be made ({error.strerror}), expected a writable folder for --runs"
-        ) from None
-    return folder
-
-
-def _is_complete(folder: Path) -> bool:
-    """Whether a run came to its end: the file that says so is the last that is written."""
-    if (folder / "monitor").is_dir():
-        return (folder / "monitor.json").exists()
-    return any((folder / name).exists() for name in ("verdict.json", ESTIMATE))
-
-
-def _complete(source: Path, target: Path) -> None:
-    """Copy the file that marks a folder as complete, which appears whole."""
-    with artifacts.replacing(target) as handle:
-        handle.write(source.read_bytes())
-
-
-def _stop_with(engine: Engine | None) -> None:
-    """On SIGTERM, end the stages too: a stage whose parent is gone would work on for nobody.
-
-    So on Ctrl-C with containers, for they are not in the terminal's group of processes.
+    With containers also on SIGINT (Ctrl-C), which the terminal does not send to them.
     """
 
     def stop(signum: int, frame: object) -> NoReturn:
@@ -194,15 +62,15 @@ def _stop_with(engine: Engine | None) -> None:
         signal.signal(signal.SIGINT, stop)
 
 
-def _engine(
+def _connect_engine(
     runnable: Any, config: Config, name: str, runs: Path, network: str | None, console: Console
 ) -> Engine | None:
-    """The Docker engine for the stages of `runnable`, with all their images; None: no containers are wanted."""
+    """Connect to the Docker engine and check that it has the images of all stages; None without containers."""
     if network is None:
         return None
     engine = Engine.connect(name, config, runs, network, _images(runnable))
-    if others := engine.with_other_code():
-        console.print(f"  note         {others}", style="dim", markup=False, highlight=False, soft_wrap=True)
+    if warning := engine.code_warning():
+        console.print(f"  note         {warning}", style="dim", markup=False, highlight=False, soft_wrap=True)
     return engine
 
 
@@ -221,108 +89,109 @@ def run(
     console: Console,
     network: str | None = None,
 ) -> Path:
-    """Run the pipeline to its end and return the folder with its results.
+    """Run `distill` to its end and return the folder with its results.
 
     Args:
         config: validated configuration.
-        name: folder below `runs` that the results go to; it must not exist.
-        runs: holds all local runs; `runs/latest` points at the last one that finished.
-        cache: take over results of earlier runs whose stage, inputs and configuration are the same.
-        pipeline: a compiled `distill` to run in place of the one defined here.
-        console: where progress is shown.
-        network: run the stages in their images, on this network of the Docker engine (`none`: on no network); None: run
-            them as processes.
+        name: name of the run and of its folder below `runs`, which must not exist.
+        runs: folder of all local runs; `runs/latest` links to the last one that completed.
+        cache: reuse results of earlier runs whose stage, inputs and configuration are the same.
+        pipeline: a compiled `distill` to run instead of the one defined here.
+        console: console that shows progress.
+        network: run the stages in containers on this network of the Docker engine (`none`: no network); None: run them
+            as processes.
 
     Raises:
-        InputError: bad input, found by any stage; no Docker engine, or none of its images.
-        RunStopped: a stage that ended the run on purpose.
-        RuntimeError: a stage that failed; the log tells.
+        InputError: a stage found bad input, the Docker engine is unreachable or lacks an image.
+        RunStopped: a stage stopped the run on purpose.
+        RuntimeError: a stage failed; the message names the log.
     """
-    config = _fitted(config, runs)
-    runnable = _compiled(pipeline) if pipeline else compiling.build("distill", config, cluster=False)
-    engine = _engine(runnable, config, name, runs, network, console)
-    with _reserving(runs, name) as folder:
-        _keep(config, folder)
-        made, seconds, peak_mib = _execute(runnable, config, folder, runs, cache, console, engine)
-        _gather(made, folder, seconds, peak_mib)
-        _point(runs / "latest", folder)
+    config = _localize(config, runs)
+    runnable = _read_pipeline(pipeline) if pipeline else compiling.build("distill", config, cluster=False)
+    engine = _connect_engine(runnable, config, name, runs, network, console)
+    with run_folder.reserve(runs, name) as folder:
+        _write_config(config, folder)
+        kfp_folder, seconds, peak_mib = _execute(runnable, config, folder, runs, cache, console, engine)
+        run_folder.collect_results(kfp_folder, folder, seconds, peak_mib)
+        run_folder.replace_link(runs / "latest", folder)
         return folder
 
 
-def _compiled(path: Path) -> Any:
+def _read_pipeline(path: Path) -> Any:
+    """Load a compiled `distill` of this version."""
     if not path.is_file():
         raise InputError(f"--pipeline {path}: no such file; `python -m pipelines compile` writes one")
     try:
-        found = components.load_component_from_file(str(path))
-    except Exception as error:  # KFP and its YAML reader raise all kinds
+        loaded = components.load_component_from_file(str(path))
+    except Exception as error:  # KFP and its YAML parser raise many types
         raise InputError(
-            f"--pipeline {path}: no compiled pipeline ({' '.join(str(error).split())[:150]}); `python -m pipelines "
+            f"--pipeline {path}: not a compiled pipeline ({' '.join(str(error).split())[:150]}); `python -m pipelines "
             "compile` writes one"
         ) from None
-    if found.name != "distill":
-        raise InputError(f"--pipeline {path}: holds pipeline {found.name!r}, expected distill")
-    differing = set(found.component_spec.inputs) ^ set(compiling.pipeline("distill").component_spec.inputs)
+    if loaded.name != "distill":
+        raise InputError(f"--pipeline {path}: contains the pipeline {loaded.name!r}, expected distill")
+    differing = set(loaded.component_spec.inputs) ^ set(compiling.pipeline("distill").component_spec.inputs)
     if differing:
         raise InputError(
-            f"--pipeline {path}: of another version, its parameters differ by {', '.join(sorted(differing))}; compile "
-            "it again with this version"
+            f"--pipeline {path}: compiled by another version, the parameters {', '.join(sorted(differing))} differ; "
+            "compile it again with this version"
         )
-    return found
+    return loaded
 
 
 def estimate(
     config: Config, *, name: str, runs: Path, cache: bool, console: Console, network: str | None = None
 ) -> dict[str, Any]:
-    """Run the stages before the teacher, time a sample, and return what `distilrank.teacher.estimate` says.
+    """Run the stages before the teacher, time a sample, and return the estimate of `distilrank.teacher.estimate`.
 
-    What is prepared is kept: a run with the same configuration takes it over. Arguments and errors as for `run`.
+    A later run with the same configuration reuses the prepared data. Arguments and errors: see `run`.
     """
-    config = _fitted(config, runs)
+    config = _localize(config, runs)
     runnable = compiling.build("estimate", config, cluster=False)
-    engine = _engine(runnable, config, name, runs, network, console)
-    with _reserving(runs, name) as folder:
-        made, _, _ = _execute(runnable, config, folder, runs, cache, console, engine)
-        spend = made / "estimate-spend" / "spend"
+    engine = _connect_engine(runnable, config, name, runs, network, console)
+    with run_folder.reserve(runs, name) as folder:
+        kfp_folder, _, _ = _execute(runnable, config, folder, runs, cache, console, engine)
+        spend = kfp_folder / "estimate-spend" / "spend"
         artifacts.verify(spend)
-        _complete(spend / ESTIMATE, folder / ESTIMATE)
-        return artifacts.read_json(folder / ESTIMATE)
+        run_folder.mark_complete(spend / run_folder.ESTIMATE, folder / run_folder.ESTIMATE)
+        return artifacts.read_json(folder / run_folder.ESTIMATE)
 
 
 def monitor(
     config: Config, *, name: str, runs: Path, cache: bool, console: Console, network: str | None = None
 ) -> Path:
-    """Hold the newest traffic against the champion's, and where the configuration says so answer an alarm by `distill`.
+    """Compare the newest traffic with the champion's, and run `distill` on an alarm if the configuration says so.
 
-    Arguments and errors as for `run`. The folder has `monitor.json`, and `monitor/` with the metrics and the pages on
-    drift; after an alarm that was answered also what `run` leaves, and `runs/latest` points at it.
+    Arguments and errors: see `run`. The folder has `monitor.json`, and `monitor/` with the metrics and the drift pages.
+    If `distill` ran, it also has the results of `run`, and `runs/latest` links to it.
     """
-    config = _fitted(config, runs)
+    config = _localize(config, runs)
     runnable = compiling.build("monitor", config, cluster=False)
-    engine = _engine(runnable, config, name, runs, network, console)
-    with _reserving(runs, name) as folder:
-        _keep(config, folder)
+    engine = _connect_engine(runnable, config, name, runs, network, console)
+    with run_folder.reserve(runs, name) as folder:
+        _write_config(config, folder)
         attempts = runs / ".kfp" / folder.name
         earlier = set(attempts.glob("monitor-*"))
         try:
-            made, seconds, peak_mib = _execute(runnable, config, folder, runs, cache, console, engine)
-        except BaseException:  # an alarm must be told of even if the run that answers it fails
+            kfp_folder, seconds, peak_mib = _execute(runnable, config, folder, runs, cache, console, engine)
+        except BaseException:  # the alarm is reported even if the `distill` that it started fails
             for attempt in set(attempts.glob("monitor-*")) - earlier:
-                watched = attempt / "watch-champion" / "watched"
-                if (watched / artifacts.SEAL).exists():
-                    artifacts.copy_tree(watched, folder / "monitor")
-                    _complete(watched / "monitor.json", folder / "monitor.json")
+                findings = attempt / "watch-champion" / "watched"
+                if (findings / artifacts.SEAL).exists():
+                    artifacts.copy_tree(findings, folder / "monitor")
+                    run_folder.mark_complete(findings / "monitor.json", folder / "monitor.json")
             raise
-        watched = made / "watch-champion" / "watched"
-        artifacts.verify(watched)
-        artifacts.copy_tree(watched, folder / "monitor")
-        if (made / "render-report").is_dir():
-            _gather(made, folder, seconds, peak_mib)
-            _point(runs / "latest", folder)
-        _complete(watched / "monitor.json", folder / "monitor.json")
+        findings = kfp_folder / "watch-champion" / "watched"
+        artifacts.verify(findings)
+        artifacts.copy_tree(findings, folder / "monitor")
+        if (kfp_folder / "render-report").is_dir():
+            run_folder.collect_results(kfp_folder, folder, seconds, peak_mib)
+            run_folder.replace_link(runs / "latest", folder)
+        run_folder.mark_complete(findings / "monitor.json", folder / "monitor.json")
         return folder
 
 
-def _keep(config: Config, folder: Path) -> None:
+def _write_config(config: Config, folder: Path) -> None:
     artifacts.write_text(
         folder / "config.yaml", yaml.safe_dump(parameters(config), sort_keys=False, allow_unicode=True)
     )
@@ -337,19 +206,19 @@ def _execute(
     console: Console,
     engine: Engine | None,
 ) -> tuple[Path, float, float]:
-    """Run a pipeline, and return KFP's folder of the run, its seconds, and the peak of its memory in MiB."""
-    given = parameters(config) | {"name": folder.name}
-    arguments = {key: value for key, value in given.items() if key in pipeline.component_spec.inputs}
+    """Run a pipeline, and return KFP's folder of the run, its seconds, and its peak memory in MiB."""
+    values = parameters(config) | {"name": folder.name}
+    arguments = {key: value for key, value in values.items() if key in pipeline.component_spec.inputs}
     root = runs / ".kfp" / folder.name
     before = set(root.glob(f"{pipeline.name}-*"))
     started = time.monotonic()
     groups = [pipeline.pipeline_spec.root, *pipeline.pipeline_spec.components.values()]
     stages = {name: task.task_info.name for group in groups for name, task in group.dag.tasks.items()}
-    _stop_with(engine)
-    warnings.filterwarnings("ignore", module=r"kfp\.local")  # settings that only a cluster heeds
+    _terminate_stages_on_signal(engine)
+    warnings.filterwarnings("ignore", module=r"kfp\.local")  # settings of pods, which the local runner ignores
     logging.getLogger().setLevel(logging.INFO)
     with (
-        _MemoryWatch(engine.memory_mib if engine else None) as memory,
+        MemoryMonitor(engine.memory_mib if engine else None) as memory,
         RunDisplay(folder / "run.log", console, stages) as display,
         engine.runner() if engine else processes.runner() as runner,
     ):
@@ -357,7 +226,7 @@ def _execute(
             runner,
             pipeline_root=str(root),
             enable_caching=cache,
-            # locally the image's name says nothing about the code, so a digest of what is in it has to
+            # the cache key has the image's name, which does not identify the code on this machine
             cache_root=str(runs / ".kfp" / f"cache-{engine.content if engine else artifacts.code_digest()[:16]}"),
         )
         handler = logging.StreamHandler(display)
@@ -369,10 +238,10 @@ def _execute(
             _raise_failure(display, folder)
         finally:
             logging.getLogger().removeHandler(handler)
-    made = set(root.glob(f"{pipeline.name}-*")) - before
-    if len(made) != 1:
-        raise RuntimeError(f"{root}: expected one new run folder, found {len(made)}")
-    return made.pop(), time.monotonic() - started, memory.peak_mib
+    new_folders = set(root.glob(f"{pipeline.name}-*")) - before
+    if len(new_folders) != 1:
+        raise RuntimeError(f"{root}: expected one new run folder, got {len(new_folders)}")
+    return new_folders.pop(), time.monotonic() - started, memory.peak_mib
 
 
 def _raise_failure(display: RunDisplay, folder: Path) -> None:
@@ -382,65 +251,3 @@ def _raise_failure(display: RunDisplay, folder: Path) -> None:
         raise RunStopped(event.text) from None
     reason = f": {display.last_error}" if display.last_error else ""
     raise RuntimeError(f"a stage failed{reason}; the log is {folder / 'run.log'}") from None
-
-
-def _gather(made: Path, folder: Path, seconds: float, peak_mib: float) -> None:
-    """Copy what people and the next tools need from KFP's folders to the run's own, the verdict last.
-
-    A folder without it is one of a run that did not finish, which a second attempt may replace.
-    """
-    report = made / "render-report" / "report"
-    if not (report / "report.html").is_file():
-        raise RuntimeError(f"{report}: the report stage left no report.html")
-    artifacts.verify(report)
-    inputs = {
-        name: [Path(path) for path in paths] for name, paths in artifacts.read_json(report / "inputs.json").items()
-    }
-    copied = {"teacher": ["quality.json", "disagreements.csv"], "labels": [artifacts.MANIFEST]}
-    artifacts.require(inputs, copied)
-    single = {name: paths[0] for name, paths in inputs.items()}
-    shutil.copyfile(report / "report.html", folder / "report.html")
-    for page in sorted(single["drift"].glob("*.html")):
-        shutil.copyfile(page, folder / page.name)
-    shutil.copyfile(single["drift"] / "drift.json", folder / "drift.json")
-    shutil.copyfile(single["evaluation"] / "metrics.json", folder / "metrics.json")
-    shutil.copyfile(single["teacher"] / "quality.json", folder / "quality.json")
-    shutil.copyfile(single["teacher"] / "disagreements.csv", folder / "disagreements.csv")
-    for name in ("profile.json", "profile.html"):
-        shutil.copyfile(single["profile"] / name, folder / name)
-    artifacts.copy_tree(single["student"], folder / "student")
-    artifacts.copy_tree(single["evaluation"], folder / "evaluation")
-    artifacts.copy_tree(single["judgements"], folder / "judgements")
-    artifacts.write_json(folder / "labels" / "manifest.json", label_manifest.combine(inputs["labels"]))
-    records = [artifacts.read_record(path.parent) for path in made.rglob(artifacts.RECORD)]
-    known = {record["stage"] for record in records}
-    for paths in inputs.values():
-        for record in (artifacts.read_record(path) for path in paths if (path / artifacts.RECORD).exists()):
-            if record["stage"] not in known:
-                records.append(record | {"cached": True})
-    artifacts.write_json(
-        folder / "timings.json",
-        {
-            "seconds": round(seconds, 1),
-            "peak_memory_mib": round(peak_mib, 1),
-            "stages": {
-                record["stage"]: {
-                    "seconds": record["seconds"],
-                    "peak_memory_mib": record["peak_memory_mib"],
-                    "cached": record.get("cached", False),
-                }
-                for record in sorted(records, key=lambda record: record["started"])
-            },
-        },
-    )
-    _complete(single["verdict"] / "verdict.json", folder / "verdict.json")
-
-
-def _point(link: Path, folder: Path) -> None:
-    """Let `link` point at `folder`, in one step."""
-    partial = artifacts.temporary_name(link)
-    try:
-        partial.symlink_to(folder.name)
-        partial.replace(link)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The `monitor` pipeline: has traffic moved away from the champion? If so, and if wanted, `distill` runs."""
+"""The `monitor` pipeline: compare the newest traffic with the champion's, and optionally run `distill` on an alarm."""
 
 from kfp import dsl
 
@@ -10,7 +10,7 @@ from pipelines.distill import distill
 from pipelines.resources import configure_task, exit_handler, nested_pipeline, run_name, scheduled_time, secrets
 
 
-@dsl.pipeline(name="monitor", description="Hold the newest traffic against the champion's, and retrain on an alarm.")
+@dsl.pipeline(name="monitor", description="Compare the newest traffic with the champion's, and retrain on an alarm.")
 def monitor(
     name: str,
     data: dict,
@@ -29,7 +29,7 @@ def monitor(
     monitor: dict,
     schedule_time: str = "",
 ):
-    """The parameters are those of `distill`, and the section `monitor`."""
+    """The parameters are those of `distill` and the section `monitor`."""
     with exit_handler(name, registry):
         checked = check_champion(
             name=run_name(name),
@@ -43,7 +43,7 @@ def monitor(
             monitor=monitor,
             registry=registry,
         )
-        configure_task(checked, "preflight", effect=True)
+        configure_task(checked, "preflight", cacheable=False)
         champion, newest_end = checked.outputs["champion"], checked.outputs["newest_end"]
 
         sampled = sample_newest(
@@ -72,7 +72,7 @@ def monitor(
             drift=drift,
             registry=registry,
         )
-        configure_task(watched, "monitor", effect=True)  # it adds to a history
+        configure_task(watched, "monitor", cacheable=False)  # it appends to a history
 
         with dsl.If(watched.outputs["Output"] == True):  # noqa: E712 - KFP reads the comparison
             nested_pipeline(distill)(

@@ -1,4 +1,4 @@
-"""How pipelines begin: what is outside is checked, and data is prepared from it."""
+"""The first two tasks of `distill` and `estimate`: preflight and prepare."""
 
 from typing import Any
 
@@ -10,17 +10,19 @@ from pipelines import resources
 def preflight_and_prepare(
     *, name: Any, schedule_time: Any, prepare: Any, data: Any, **sections: Any
 ) -> tuple[Any, Any]:
-    """Wire preflight and prepare; pipelines that begin alike take each other's prepared data from the cache.
+    """Add the tasks preflight and prepare to the pipeline under construction.
+
+    Their inputs are the same in every pipeline, so one pipeline reuses from the cache what another has prepared.
 
     Args:
-        name: the pipeline's parameter of that name.
-        schedule_time: likewise.
-        prepare: that section, as the pipeline's parameter.
-        data: likewise.
+        name: the pipeline's parameter `name`.
+        schedule_time: the pipeline's parameter `schedule_time`.
+        prepare: the section `prepare`, as the pipeline's parameter.
+        data: the section `data`, as the pipeline's parameter.
         sections: the other sections that preflight reads.
 
     Returns:
-        The two tasks.
+        The tasks preflight and prepare.
     """
     checked = check_inputs(
         name=resources.run_name(name),
@@ -30,7 +32,7 @@ def preflight_and_prepare(
         data=data,
         **sections,
     )
-    resources.configure_task(checked, "preflight", effect=True)
+    resources.configure_task(checked, "preflight", cacheable=False)
     prepared = prepare_data(
         reference_start=checked.outputs["reference_start"],
         newest_start=checked.outputs["newest_start"],

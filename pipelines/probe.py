@@ -1,4 +1,4 @@
-"""The `probe` pipeline, which `doctor --run` submits: what do the pods of this cluster get?"""
+"""The `probe` pipeline, which `doctor --run` submits: report what the pods of a cluster are given."""
 
 from kfp import dsl
 
@@ -8,9 +8,9 @@ from components.probe_training import probe_training
 from pipelines.resources import configure_task, secrets
 
 
-@dsl.pipeline(name="probe", description="See what the pods of this cluster are given.")
+@dsl.pipeline(name="probe", description="Report what the pods of this cluster are given.")
 def probe(token: str, volumes: list, data: dict, registry: dict):
-    """`token` is what goes through the object store; `volumes` are the paths of `cluster.volumes`."""
+    """Write `token` to the object store and read it back; `volumes` are the mount paths of `cluster.volumes`."""
     reported = probe_pod(
         schedule_time=dsl.PIPELINE_JOB_SCHEDULE_TIME_UTC_PLACEHOLDER,
         token=token,
@@ -19,10 +19,10 @@ def probe(token: str, volumes: list, data: dict, registry: dict):
         data=data,
         registry=registry,
     )
-    configure_task(reported, "preflight", effect=True).set_display_name("probe")
+    configure_task(reported, "preflight", cacheable=False).set_display_name("probe")
 
     read = probe_artifact(written=reported.outputs["written"], token=token)
-    configure_task(read, "preflight", effect=True).set_display_name("probe artifact")
+    configure_task(read, "preflight", cacheable=False).set_display_name("probe artifact")
 
     trained = probe_training()
-    configure_task(trained, "label", effect=True).set_display_name("probe training")
+    configure_task(trained, "label", cacheable=False).set_display_name("probe training")

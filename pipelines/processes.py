@@ -1,4 +1,4 @@
-"""The stages' processes on this machine: KFP's subprocess runner, whose stages end when the run's own process does."""
+"""Processes of stages on this machine: KFP's subprocess runner, with stages that end when the run's process does."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from kfp import local
 from distilrank.training import launch
 
 EXECUTOR = "_KFP_RUNTIME=true "
-"""How the last command of a stage's shell script begins (kubeflow/pipelines 2.17.0, kfp/dsl/component_factory.py)."""
+"""Prefix of the last command of a stage's shell script (kubeflow/pipelines 2.17.0, kfp/dsl/component_factory.py)."""
 
 
 @contextlib.contextmanager
 def runner() -> Iterator[local.SubprocessRunner]:
-    """KFP's runner, whose processes are started here.
+    """Yield KFP's subprocess runner, with its function that starts processes replaced by `start`.
 
-    KFP starts a stage by a plain `Popen`, so a run that is killed by SIGKILL (out of memory, say) leaves it at work.
-    The one function that starts a process is replaced by `start`.
+    KFP starts a stage by a plain `Popen`, so the stage survives if the run is killed by SIGKILL, e.g. out of memory.
     """
     from kfp.local import subprocess_task_handler
 
@@ -34,10 +33,10 @@ def runner() -> Iterator[local.SubprocessRunner]:
 
 
 def start(full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
-    """Run one stage to its end, print what it prints, return its exit status; KFP calls it from its threads.
+    """Run one stage to its end, forward its output, and return its exit status; KFP calls this from its threads.
 
-    On Linux the kernel ends the stage when this process is gone. That holds for the process that is started and for no
-    child of it, so the shell has to become the stage's Python.
+    On Linux the kernel kills the stage when this process dies. That applies to the started process but not to its
+    children, so the shell must `exec` the stage's Python.
     """
     command = [part.replace(EXECUTOR, f"exec env {EXECUTOR}", 1) if EXECUTOR in part else part for part in full_command]
     with subprocess.Popen(

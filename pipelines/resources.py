@@ -1,7 +1,8 @@
-"""What the pods of a Kubeflow cluster get, from the section `cluster` of the configuration; nothing else sets it.
+"""Apply the section `cluster` of the configuration to a pipeline's tasks: images, resources, volumes, secrets.
 
-A pipeline in this package is also a plain KFP pipeline without any of it, which runs on one machine. `configured`
-builds the same pipeline for a configuration: its tasks pass through `place`, which then knows what to ask for.
+No other module sets them. Without a configuration, a pipeline of this package is a plain KFP pipeline that runs on one
+machine. `configured` rebuilds it for a configuration: each task passes through `configure_task`, which reads the
+configuration from a context variable.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ from distilrank.core.errors import InputError
 
 
 def _callers() -> list[inspect.FrameInfo]:
-    """As `inspect.stack`, the function that calls this and the one that calls that, without their source code."""
+    """Return the two innermost frames as `inspect.stack` does, without reading their source code."""
     frames = sys._getframe(1), sys._getframe(2)
     return [inspect.FrameInfo(frame, "", 0, frame.f_code.co_name, None, None) for frame in frames]
 
 
-# KFP asks who calls each setter of a task, for one word of an error message; `inspect.stack` reads the sources of the
-# whole stack for it, which made two thirds of a compilation.
+# Each setter of a KFP task calls `inspect.stack` to name itself in an error message. That reads the source of every
+# frame, which took two thirds of a compilation.
 pipeline_task.inspect = types.SimpleNamespace(stack=_callers)
 
 
 @dataclass(frozen=True)
 class _Building:
-    """The pipeline that is being built: for what, and which others it contains, built for the same."""
+    """The pipeline under construction: its configuration, and the pipelines that it contains."""
 
     config: Config
     cluster: bool
@@ -58,17 +59,19 @@ def configured(
     scheduled: bool = False,
     parts: Sequence[GraphComponent] = (),
 ) -> GraphComponent:
-    """The pipeline with the configuration's images and exit handler, and on a cluster with all of `config.cluster`.
+    """Build a pipeline with the configuration's images and exit handler; for a cluster, with all of `config.cluster`.
 
     Args:
         pipeline: `distill`, `monitor` or `estimate`, as its module defines it.
         config: the validated configuration.
-        cluster: whether Kubernetes will run it; KFP's local runner would heed the retries alone, and retry bad input.
-        scheduled: take the schedule's time and the run's name from Kubeflow, which knows them when the run starts.
-        parts: the pipelines that it contains; KFP cannot build one while it builds another.
+        cluster: whether Kubernetes will run it. KFP's local runner ignores all settings of pods but retries, and would
+            retry bad input.
+        scheduled: whether a recurring run starts it. Schedule time and run name are then resolved by Kubeflow when
+            the run starts.
+        parts: the pipelines that it contains; KFP cannot build a pipeline while it builds another.
 
     Raises:
-        InputError: the configuration wants of a cluster what its pods would not have.
+        InputError: the configuration needs a resource that it does not request for its pods.
     """
     if cluster and config.compute.device == "cuda" and config.compute.nodes == 1:
         for stage in ("teacher", "label", "student"):
@@ -83,7 +86,7 @@ def configured(
 
 
 def nested_pipeline(pipeline: GraphComponent) -> GraphComponent:
-    """The pipeline as a part of the one that is being built, for the same configuration."""
+    """Return the pipeline as a component of the one under construction, built for the same configuration."""
     building = _building.get()
     return pipeline if building is None else building.parts[pipeline.name]
 
@@ -97,72 +100,79 @@ def _build(pipeline: GraphComponent, building: _Building) -> GraphComponent:
 
 
 def images() -> dict[str, str]:
-    """The images of the pipeline that is being built, by kind."""
+    """Return the images of the pipeline under construction, by kind (`ops`, `train`)."""
     building = _building.get()
     return image_names(building.config) if building else {"ops": OPS_IMAGE, "train": TRAIN_IMAGE}
 
 
 def image_names(config: Config) -> dict[str, str]:
-    """The images of a configuration's pods, by kind."""
-    chosen = config.cluster.images
-    return {"ops": chosen.ops or OPS_IMAGE, "train": chosen.train or TRAIN_IMAGE}
+    """Return the images of a configuration's pods, by kind (`ops`, `train`)."""
+    configured_images = config.cluster.images
+    return {"ops": configured_images.ops or OPS_IMAGE, "train": configured_images.train or TRAIN_IMAGE}
 
 
-def scheduled_time(given: Any) -> Any:
-    """The parameter `given`, or in a scheduled pipeline what Kubeflow's driver puts in its place.
+def scheduled_time(parameter: Any) -> Any:
+    """Return the parameter, or in a scheduled pipeline the placeholder that Kubeflow replaces by the schedule's time.
 
-    The driver resolves the placeholder only where it is a constant input of a task, and KFP's local runner nowhere.
+    The driver resolves the placeholder only as a constant input of a task. KFP's local runner never resolves it.
     """
     building = _building.get()
-    return dsl.PIPELINE_JOB_SCHEDULE_TIME_UTC_PLACEHOLDER if building and building.scheduled else given
+    return dsl.PIPELINE_JOB_SCHEDULE_TIME_UTC_PLACEHOLDER if building and building.scheduled else parameter
 
 
-def run_name(given: Any) -> Any:
-    """The parameter `given`, or in a scheduled pipeline, whose runs share their parameters, the name of the run.
+def run_name(parameter: Any) -> Any:
+    """Return the parameter, or in a scheduled pipeline, whose runs share their parameters, a placeholder for the name.
 
-    Of a recurring run the driver knows no display name (`PIPELINE_JOB_NAME_PLACEHOLDER` is the empty string there);
-    its resource name is never empty, and is what the API and the UI call the run too.
+    In a recurring run the driver has no display name (`PIPELINE_JOB_NAME_PLACEHOLDER` resolves to the empty string).
+    The resource name is never empty, and the API and the UI show the run under it too.
     """
     building = _building.get()
-    return dsl.PIPELINE_JOB_RESOURCE_NAME_PLACEHOLDER if building and building.scheduled else given
+    return dsl.PIPELINE_JOB_RESOURCE_NAME_PLACEHOLDER if building and building.scheduled else parameter
 
 
 def secrets() -> dict[str, list[str]]:
-    """What every pod must find of each Secret: variables, and folders (they begin with a slash)."""
+    """Return by Secret what every pod must have of it: names of variables, and mount paths (with a leading slash)."""
     building = _building.get()
     if building is None or not building.cluster:
         return {}
-    wanted = building.config.cluster.secrets
-    return {secret.name: [*secret.env.values(), *([secret.path] if secret.path else [])] for secret in wanted}
+    return {
+        secret.name: [*secret.env.values(), *([secret.path] if secret.path else [])]
+        for secret in building.config.cluster.secrets
+    }
 
 
 def exit_handler(name: Any, registry: Any) -> contextlib.AbstractContextManager[Any]:
-    """Tasks within it end, however they end, in a message to `cluster.notify`; where nobody is named, in none."""
+    """Context manager whose tasks are followed by a notification to `cluster.notify`, whatever their outcome.
+
+    Without a webhook or Secret in `cluster.notify` it does nothing.
+    """
     building = _building.get()
     notify = building.config.cluster.notify if building and not building.nested else None
     if building is None or notify is None or not (notify.webhook or notify.secret):
         return contextlib.nullcontext()
-    told = report_outcome(name=run_name(name), config=parameters(notify), registry=registry)
+    notification = report_outcome(name=run_name(name), config=parameters(notify), registry=registry)
     if notify.secret and building.cluster:
-        kubernetes.use_secret_as_volume(told, secret_name=notify.secret, mount_path=WEBHOOK_FOLDER, optional=True)
-    configure_task(told, "notify", effect=True)
-    return dsl.ExitHandler(told, name="run")
+        kubernetes.use_secret_as_volume(
+            notification, secret_name=notify.secret, mount_path=WEBHOOK_FOLDER, optional=True
+        )
+    configure_task(notification, "notify", cacheable=False)
+    return dsl.ExitHandler(notification, name="run")
 
 
-def configure_task(task: Any, stage: Stage, *, effect: bool = False) -> Any:
-    """Name the task by its stage, and give its pod what the configuration says.
+def configure_task(task: Any, stage: Stage, *, cacheable: bool = True) -> Any:
+    """Name a task by its stage, and apply the configuration of that stage to its pod.
 
     Args:
-        task: the task, in a pipeline.
-        stage: which stage it is.
-        effect: whether it acts on the world, and so is never taken from the cache.
+        task: a task of the pipeline under construction.
+        stage: selects `cluster.stages.STAGE`.
+        cacheable: whether Kubeflow may reuse an earlier result; False for stages with side effects.
 
     Returns:
-        The task.
+        The same task, for chaining.
     """
     assert stage in get_args(Stage), stage
     task.set_display_name(stage)
-    if effect:
+    if not cacheable:
         task.set_caching_options(False)
     building = _building.get()
     if building is None:
@@ -170,29 +180,29 @@ def configure_task(task: Any, stage: Stage, *, effect: bool = False) -> Any:
     kind: Literal["ops", "train"] = "train" if task.container_spec.image == TRAIN_IMAGE else "ops"
     task.set_container_image(images()[kind])
     if building.cluster:
-        _ask(task, stage, building.config.cluster.pod(stage, kind))
-        _equip(task, building.config)
+        _set_stage_resources(task, stage, building.config.cluster.pod(stage, kind))
+        _set_shared_settings(task, building.config)
     return task
 
 
-def _ask(task: Any, stage: Stage, pod: Pod) -> None:
-    """What single stages ask for."""
+def _set_stage_resources(task: Any, stage: Stage, pod: Pod) -> None:
+    """Apply the pod settings of one stage: resources, scheduling, retries, timeout."""
     if pod.gpu and pod.ephemeral_storage:
         raise InputError(
             f"the pods of {stage} ask for a GPU and for ephemeral_storage ({pod.ephemeral_storage}), but Kubeflow "
             "Pipelines 2.17 passes one resource beyond processors and memory: expected gpu: 0, or a LimitRange in the "
             "namespace of the runs instead of ephemeral_storage (docs/cluster.md)"
         )
-    if pod.cpu:  # a limit too, for torch starts as many threads as it sees processors
+    if pod.cpu:  # also as a limit, since torch starts one thread per visible core
         task.set_cpu_request(pod.cpu).set_cpu_limit(pod.cpu)
     if pod.memory:
         task.set_memory_request(pod.memory).set_memory_limit(pod.memory)
     if pod.gpu:
         task.set_accelerator_type(pod.gpu_type or "nvidia.com/gpu").set_accelerator_limit(pod.gpu)
     if pod.ephemeral_storage:
-        # KFP has no setting for it. Its driver makes the accelerator's type a key of the container's limits, whatever
-        # resource it names, and Kubernetes takes a limit for the request (kubeflow/pipelines 2.17.0,
-        # backend/src/v2/driver/driver.go, initPodSpecPatch). The count must be digits.
+        # KFP has no setting for ephemeral storage. Its driver uses the accelerator type as the resource name of a limit
+        # without validating it, and Kubernetes copies a limit to the request (kubeflow/pipelines 2.17.0,
+        # backend/src/v2/driver/driver.go, initPodSpecPatch). The count must consist of digits.
         task.set_accelerator_type("ephemeral-storage").set_accelerator_limit(_bytes(pod.ephemeral_storage))
     if pod.shared_memory:
         kubernetes.empty_dir_mount(
@@ -214,7 +224,7 @@ def _ask(task: Any, stage: Stage, pod: Pod) -> None:
             pod.retries,
             backoff_duration=f"{pod.backoff_seconds or 60}s",
             backoff_factor=pod.backoff_factor or 2,
-            # Argo counts it from the first attempt's start, and ends a retry that is still at work then.
+            # Argo measures this from the start of the first attempt, and stops a retry that is still running then.
             backoff_max_duration=f"{(pod.retry_hours or 720) * 3600}s",
         )
     if pod.timeout_minutes:
@@ -222,19 +232,19 @@ def _ask(task: Any, stage: Stage, pod: Pod) -> None:
 
 
 def _bytes(quantity: str) -> int:
-    """A quantity as `Memory` allows it, in bytes."""
+    """Convert a Kubernetes quantity of `Memory` to bytes."""
     number = quantity.rstrip("KMGTPEi")
     unit = quantity[len(number) :]
     base = 1024 if unit.endswith("i") else 1000
     return int(number) * base ** (" KMGTPE".index(unit[0]) if unit else 0)
 
 
-def _equip(task: Any, config: Config) -> None:
-    """What all pods get."""
+def _set_shared_settings(task: Any, config: Config) -> None:
+    """Apply the settings that all pods share: volumes, Secrets, environment, metadata, security context."""
     cluster = config.cluster
     for volume in cluster.volumes:
         kubernetes.mount_pvc(task, pvc_name=volume.claim, mount_path=volume.path, sub_path=volume.sub_path)
-    for secret in cluster.secrets:  # optional, so that preflight can say which one is missing: a pod would only wait
+    for secret in cluster.secrets:  # optional, so that preflight starts and names the missing one
         if secret.env:
             kubernetes.use_secret_as_env(task, secret.name, dict(secret.env), optional=True)
         if secret.path:

@@ -11,10 +11,9 @@ from unittest import mock
 import pytest
 
 from distilrank.config import Config
-from pipelines import kubeflow
+from pipelines import kubeflow, packages
 from pipelines.__main__ import main
-from pipelines.kubeflow import Package
-from pipelines.recurring_runs import spec
+from pipelines.packages import Package
 from tests.kfp_server import DOCUMENT, Document, Server
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
@@ -50,7 +49,7 @@ def run(server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         monkeypatch.setattr(sys, "argv", ["pipelines", *map(str, arguments), "--host", host or server.url])
         status = 0
         capsys.readouterr()
-        with mock.patch.object(spec, "package_of", package_of):
+        with mock.patch.object(packages, "compile_package", compile_package):
             try:
                 main()
             except SystemExit as exit:
@@ -61,11 +60,11 @@ def run(server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return run
 
 
-_compile = spec.package_of
+_compile = packages.compile_package
 _packages: dict[tuple[str, str, bool], Package] = {}
 
 
-def package_of(pipeline: str, config: Config, *, scheduled: bool) -> Package:
+def compile_package(pipeline: str, config: Config, *, scheduled: bool) -> Package:
     """What compiling gives, once for each configuration: the tests ask for few of them, and often."""
     key = str(pipeline), config.model_dump_json(), scheduled
     if key not in _packages:

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import resource
 import shutil
-import signal
 import sys
 import time
 import zlib
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from benchmarks import kills
+from benchmarks import damage, kills
 from distilrank.config import Label
 from distilrank.core import artifacts, progress, schemas
 from distilrank.core.errors import InputError
@@ -29,8 +28,6 @@ from distilrank.teacher import label_parts
 ROWS, PART_ROWS = 90, 8
 WINDOWS = -(-ROWS // PART_ROWS)
 INPUTS = {"teacher": "t" * 64, "shard": "s" * 64, "part_rows": PART_ROWS}
-WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir")
 
 
 def candidates(rows: int, per_query: int = 5, seed: int = 0) -> pa.Table:
@@ -116,24 +113,6 @@ def digest(folder: Path) -> str:
     return artifacts.digest_file(folder / "labels.parquet")
 
 
-def _killed_before(change: int) -> Callable[[Path], object]:
-    """Labeling that dies just before it changes something on the disk for the n-th time."""
-
-    def make(folder: Path) -> None:
-        counter = count()
-
-        def die(event: str, arguments: tuple[Any, ...]) -> None:
-            changes = event in CHANGES or (event == "open" and arguments[2] & WRITES)
-            if changes and next(counter) == change:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        folder.mkdir()
-        sys.addaudithook(die)
-        label(folder)
-
-    return make
-
-
 def kill_before_each_change(scratch: str) -> dict[str, Any]:
     """Kill once before each change on the disk, then label to the end."""
     root = Path(scratch)
@@ -145,7 +124,8 @@ def kill_before_each_change(scratch: str) -> dict[str, Any]:
     faults = []
     for change in count():
         folder = root / f"killed-{change}"
-        if kills.attempt(_killed_before(change), folder):
+        folder.mkdir()
+        if kills.attempt(kills.killed_before(label, change), folder):
             break
         finished = finished_windows(folder)
         before = len(scored_windows(folder)) if (folder / "scored").exists() else 0
@@ -188,6 +168,54 @@ def kill_careless(scratch: str, number: int) -> dict[str, Any]:
         for name, make in (("anew", write), ("trusting", trusting))
     ]
     return kills.kill(victims, number, Path(scratch), seed=1)
+
+
+def kill_at_boundaries(scratch: str, limit: int) -> dict[str, Any]:
+    """Kill before changes: labeling, which survives it, and a writer that takes an empty file for a complete one."""
+
+    def careless(folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "rows").exists():
+            handle = (folder / "rows").open("w")
+            (folder / "log").touch()
+            handle.write("1\n2\n")
+            handle.close()
+
+    root = Path(scratch)
+    schemas.write(candidates(ROWS), root / "label" / "shard.parquet", schemas.CANDIDATES)
+    victims = [
+        kills.Victim("label", label, digest, rows_of),
+        kills.Victim(
+            "careless",
+            careless,
+            lambda folder: artifacts.digest_file(folder / "rows"),
+            lambda folder: (folder / "rows").read_text().split(),
+        ),
+    ]
+    return {victim.name: kills.kill_at_boundaries(victim, limit, root / victim.name) for victim in victims}
+
+
+def damage_checkpoints(scratch: str, limit: int) -> dict[str, Any]:
+    """Change bytes of the checkpoints of labeling, and of those of a writer that does not verify what it reads."""
+
+    def careless(folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "half").exists():
+            artifacts.write_text(folder / "half", "1")
+        artifacts.write_text(folder / "rows", (folder / "half").read_text(errors="replace") + "2")
+
+    root = Path(scratch)
+    schemas.write(candidates(ROWS), root / "label" / "shard.parquet", schemas.CANDIDATES)
+    labeling = kills.Victim("label", label, digest)
+    trusting = kills.Victim("careless", careless, lambda folder: artifacts.digest_file(folder / "rows"))
+    return {
+        "label": damage.damage_checkpoints(
+            labeling, lambda folder: folder.glob("parts/part-*.parquet"), limit, root / "label", seed=1
+        ),
+        "careless": damage.damage_checkpoints(
+            trusting, lambda folder: folder.glob("half"), limit, root / "careless", seed=1
+        ),
+    }
 
 
 def label_twice_at_once(scratch: str) -> dict[str, Any]:

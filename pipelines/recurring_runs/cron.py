@@ -1,7 +1,7 @@
-"""Cron as Kubeflow reads it (robfig/cron, version 1): six fields, seconds first.
+"""Cron expressions in the dialect of Kubeflow (robfig/cron, version 1): six fields, seconds first.
 
-Given five, Kubeflow would take the minute for the second and leave the weekday out, so five are completed here. Its
-words for periods (@daily, @every) are refused, for they would hide at which moment a run starts.
+Given five fields, Kubeflow would read the minute as the second and drop the weekday, so `complete` prepends a zero.
+Shorthands (@daily, @every) are refused, since they do not show when a run starts.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from cronsim import CronSim, CronSimError
 
 @dataclass(frozen=True)
 class Field:
-    """One field: what it is called, and what it may hold."""
+    """One field of a cron expression: its name and its range of values."""
 
     name: str
     low: int
     high: int
     names: tuple[str, ...] = ()
-    """Of the values from `low` on."""
+    """Names of the values, starting with that of `low`."""
 
     def value(self, text: str) -> int:
-        """A number or a name.
+        """Parse a number or a name.
 
         Raises:
-            ValueError: it is neither, or out of range.
+            ValueError: the text is neither, or out of range.
         """
         if text.lower() in self.names:
             return self.low + self.names.index(text.lower())
@@ -39,7 +39,7 @@ class Field:
         return int(text)
 
     def values(self, term: str) -> list[int]:
-        """What a term stands for: `*`, `?`, `2`, `2-5`, each with a step or without; `2/3` runs to the end."""
+        """Expand a term: `*`, `?`, `2` or `2-5`, optionally with a step; `2/3` extends to the end of the range."""
         base, slash, step = term.partition("/")
         if slash and (not re.fullmatch(r"[0-9]{1,2}", step) or int(step) == 0):
             raise ValueError(f"{self.name} {term!r}, expected a step of at least 1")
@@ -65,19 +65,19 @@ FIELDS = (
 
 
 def complete(expression: str) -> str:
-    """The six fields of a cron expression, as Kubeflow takes them.
+    """Return a cron expression with the six fields that Kubeflow expects.
 
     Args:
-        expression: five fields, or six with the second first.
+        expression: five fields, or six with seconds first.
 
     Raises:
-        ValueError: Kubeflow would refuse it, or it never comes to pass.
+        ValueError: Kubeflow would refuse the expression, or it never matches.
     """
     parts = expression.split()
     if len(parts) not in (5, 6):
         raise ValueError(
             f"{expression!r} has {len(parts)} fields, expected five (minute, hour, day, month, weekday), or six with "
-            "the second first"
+            "seconds first"
         )
     parts = ["0", *parts] if len(parts) == 5 else parts
     for field, part in zip(FIELDS, parts, strict=True):
@@ -85,23 +85,23 @@ def complete(expression: str) -> str:
             field.values(term)
     completed = " ".join(parts)
     if not any(True for _ in itertools.islice(ticks(completed, datetime(2000, 1, 1)), 1)):
-        raise ValueError(f"{expression!r} never comes to pass")
+        raise ValueError(f"{expression!r} never matches: expected a day that exists in one of its months")
     return completed
 
 
 def ticks(completed: str, after: datetime) -> Iterator[datetime]:
-    """The moments after `after`, in its time zone, at which `completed` starts a run.
+    """Yield the times after `after`, in its time zone, at which the cron expression `completed` starts a run.
 
-    A day must match both its fields if one of them has a star, else either of them: in Kubeflow as in cron.
+    As in cron, a day must match both day fields if one of them contains a star, otherwise either of them.
     """
     try:
-        yield from CronSim(" ".join(map(_plain, FIELDS, completed.split())), after)
-    except CronSimError:  # a day that none of its months has
+        yield from CronSim(" ".join(map(_expand, FIELDS, completed.split())), after)
+    except CronSimError:  # a day that does not exist in any of its months
         return
 
 
-def _plain(field: Field, part: str) -> str:
-    """A field by its values alone, behind a star if it has one: where libraries read steps and Sundays differently."""
+def _expand(field: Field, part: str) -> str:
+    """Write a field as a list of values, with a leading star if it has one; libraries differ in steps and Sundays."""
     terms = part.split(",")
     if any(term in ("*", "?") for term in terms):
         return "*"

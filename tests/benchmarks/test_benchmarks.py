@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import labels, prepare, student
+from benchmarks import damage, labels, prepare, student
 from benchmarks.machine import measure
 from distilrank.core import artifacts, schemas
 from tests import label_victims
@@ -126,6 +126,32 @@ def test_what_does_not_survive_kills_is_found_out(tmp_path: Path) -> None:
     assert (found["anew"]["kills"], found["trusting"]["kills"]) == (5, 4)
     assert found["anew"]["doubled"] > 0 and found["trusting"]["lost"] > 0
     assert found["anew"]["different"] > 0 and found["trusting"]["different"] > 0
+
+
+def test_a_kill_before_each_change_is_survived_or_found_out(tmp_path: Path) -> None:
+    found = measure(label_victims.kill_at_boundaries, str(tmp_path), 12, scratch=tmp_path).result
+    careful, careless = found["label"], found["careless"]
+    assert careful["kills"] == 12 < careful["changes"] and careless["kills"] == careless["changes"]
+    assert (careful["different"], careful["lost"], careful["doubled"]) == (0, 0, 0)
+    assert careless["different"] > 0 and careless["lost"] > 0
+
+
+def test_a_changed_byte_of_a_checkpoint_is_not_used_or_found_out(tmp_path: Path) -> None:
+    found = measure(label_victims.damage_checkpoints, str(tmp_path), 3, scratch=tmp_path).result
+    assert found["label"]["checkpoints"] > 1 and found["label"]["different"] == 0
+    assert found["careless"]["different"] == 3
+
+
+def test_a_changed_byte_of_a_sealed_file_is_refused_and_of_another_found_out(tmp_path: Path) -> None:
+    folder = tmp_path / "sealed"
+    for name in ("a.json", "deep/b.bin"):
+        artifacts.write_text(folder / name, "{}")
+    artifacts.seal(folder)
+    found = damage.damage_sealed({"sealed": folder}, tmp_path, repeats=4, seed=1)
+    assert (found["files"], found["caught"], found["missed"]) == (3, 12, [])
+    (folder / "unsealed").write_text("bytes that no seal covers")
+    found = damage.damage_sealed({"sealed": folder}, tmp_path, repeats=1, seed=1)
+    assert found["caught"] == 3 and found["missed"][0].startswith("sealed/unsealed, byte ")
 
 
 def _lists(queries: int) -> pa.Table:

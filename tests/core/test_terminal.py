@@ -18,7 +18,7 @@ from distilrank import config
 from distilrank.core import artifacts, progress
 from distilrank.registry import connect
 from distilrank.serving import server
-from pipelines import __main__
+from pipelines import __main__, summary
 from tests.promotions import fill
 
 DIGEST = "0123456789abcdef" * 4
@@ -119,17 +119,17 @@ def test_the_registry_prints_whole_versions_and_paths(deep: Path) -> None:
 
 
 def test_the_summary_of_a_run_is_whole(deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    artifacts.write_json(deep / "metrics.json", {"systems": {"student" * 20: dict.fromkeys(__main__.SHOWN, 0.5)}})
+    artifacts.write_json(deep / "metrics.json", {"systems": {"student" * 20: dict.fromkeys(summary.METRICS, 0.5)}})
     artifacts.write_json(deep / "timings.json", {"seconds": 1, "peak_memory_mib": 1})
     printed = io.StringIO()
     monkeypatch.setattr(sys, "stdout", printed)
     path = deep / "run.yaml"
     artifacts.write_json(path, {"data": {"source": "demo_shop"}, "name": "n" * 40})
-    with __main__._started("distill", path, None, "n" * 100, "") as (console, _, name):
-        __main__._summarize(console, deep, {"outcome": "refused", "checks": []})
+    with __main__._local_run("distill", path, None, "n" * 100, "") as (console, _, name):
+        summary.show_run(console, deep, {"outcome": "refused", "checks": []})
     output = printed.getvalue()
     assert f"distill {name}: " in output and str(deep / "report.html") in output
-    assert "student" * 20 + "  0.5000" in output and "recall at P .95" in output and "…" not in output
+    assert "student" * 20 + "  0.5000" in output and "recall at precision 0.95" in output and "…" not in output
 
 
 CONTROLS = "\x00\x07\b\r\x1b[2J\x7f\x9b31m"

@@ -533,7 +533,7 @@ def test_notes_say_what_to_do_next() -> None:
     assert "distill-monthly: distill with shop, 0 0 2 1 * * in Europe/Berlin" in said
     assert f"port-forward service/{FULL}-ui 8000:80" in said
     assert f"http://{FULL}-serving.kubeflow:8080/v1/score" in said
-    assert "retried: */30 * * * * in UTC, those of the last 6h, at most 1 times each" in said
+    assert "Failed runs of the last 6h are retried at most 1 times each, on the schedule */30 * * * * in UTC" in said
     assert f"kubectl --namespace kubeflow get persistentvolumeclaim {FULL}" in said
     assert "Off:" not in said
 
@@ -541,7 +541,9 @@ def test_notes_say_what_to_do_next() -> None:
 @pytest.mark.parametrize("tag", [*config.MOVING_TAGS, "Latest"])
 def test_a_tag_that_moves_is_refused(tag: str) -> None:
     said = _refusal(*_scenario("pipelines-only"), "--set", f"images.train.tag={tag}")
-    assert f'images.train is "distilrank/train:{tag}", whose tag moves: expected one that is never pushed again' in said
+    assert (
+        f'images.train is "distilrank/train:{tag}", whose tag moves: expected a tag that is never pushed again' in said
+    )
 
 
 PLANS = json.dumps([{"name": "weekly", "pipeline": "distill", "config": "sample", "cron": "0 3 * * 1"}] * 2)
@@ -562,7 +564,7 @@ PLANS = json.dumps([{"name": "weekly", "pipeline": "distill", "config": "sample"
         ),
         (
             ["registry.uri=registry"],
-            'configurations.sample: registry.uri is "registry", a folder of whichever pod looks at it: expected '
+            'configurations.sample: registry.uri is "registry", which is a different folder in every pod: expected '
             "gs://BUCKET/PREFIX, or the absolute path of a folder of a volume",
         ),
         (["registry.uri="], "configurations.sample: no registry is named: expected registry.uri"),
@@ -584,19 +586,20 @@ PLANS = json.dumps([{"name": "weekly", "pipeline": "distill", "config": "sample"
         ),
         (
             ["storage.enabled=true"],
-            "storage.accessMode is empty, and the chart is to make the claim: expected ReadWriteMany, with a storage "
+            "storage.accessMode is empty, but the chart creates the claim: expected ReadWriteMany, with a storage "
             "class that offers it (NFS, CephFS, Filestore, EFS, Azure Files; with most clusters' default class the "
             "claim would stay Pending), or ReadWriteOnce, which any class offers, but then every pod that mounts it "
             "must run on one node",
         ),
         (
             ["storage.enabled=true", "storage.accessMode=ReadWriteOnce", "cluster.run_as_user=1000"],
-            "configurations.sample: runs have cluster.run_as_user 1000, but the chart's pods 10001 (pods.runAsUser): "
-            "expected the same, since both write the volume, or storage.prepare: never",
+            "configurations.sample: cluster.run_as_user of runs is 1000, but the chart's pods have 10001 "
+            "(pods.runAsUser): expected the same, since both write to the volume, or storage.prepare: never",
         ),
         (
             ["storage.enabled=true", "storage.accessMode=ReadWriteMany", "pods.runAsGroup=2000"],
-            "configurations.sample: runs have cluster.run_as_group 10001, but the chart's pods 2000 (pods.runAsGroup)",
+            "configurations.sample: cluster.run_as_group of runs is 10001, but the chart's pods have 2000 "
+            "(pods.runAsGroup)",
         ),
         (
             ["kubeflow.host=", "schedules=null", "retries.enabled=true"],
@@ -678,7 +681,7 @@ def test_the_longest_release_has_an_owner_that_fits(tmp_path: Path) -> None:
 
 def test_two_schedules_of_one_name_are_refused() -> None:
     said = _refusal(*_scenario("pipelines-only"), "--set-json", f"schedules={PLANS}")
-    assert 'two schedules are called "weekly": expected one of each name' in said
+    assert 'two schedules are called "weekly": expected unique names' in said
 
 
 @pytest.mark.parametrize("name", values.FILES)

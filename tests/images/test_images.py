@@ -154,7 +154,7 @@ def test_an_engine_that_is_not_running_is_one_line_and_nothing_is_left(tmp_path:
         [*command, "--runs", str(tmp_path / "runs"), "--name", "none", "--set", f"registry.uri={tmp_path}"], **NOWHERE
     )
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1, result.stderr
-    assert "no Docker engine answers at unix:///nowhere/docker.sock" in result.stderr
+    assert "no Docker engine responds at unix:///nowhere/docker.sock" in result.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -12,10 +12,9 @@ import pytest
 import yaml
 
 from distilrank.core import artifacts
-from pipelines import doctor, kubeflow, submit
+from pipelines import doctor, kubeflow, packages, submit
 from pipelines.__main__ import main
-from pipelines.recurring_runs import spec
-from tests.clusters import document_is_here, package_of
+from tests.clusters import compile_package, document_is_here
 from tests.kfp_cluster import ClusterServer, ClusterStore, to_seconds
 from tests.kfp_server import Document
 from tests.kfp_worker import now
@@ -76,7 +75,7 @@ def diagnose(
 ) -> Doctor:
     """Run `doctor` with the settings: exit status, rows, and all that it printed."""
 
-    monkeypatch.setattr(spec, "package_of", package_of)
+    monkeypatch.setattr(packages, "compile_package", compile_package)
 
     def diagnose(*arguments: object, host: str = "") -> tuple[int, Rows, str]:
         path = tmp_path / "shop.yaml"
@@ -100,10 +99,10 @@ def diagnose(
 
 def test_a_good_cluster_has_all_that_requests_can_tell(cluster: ClusterServer, diagnose: Doctor) -> None:
     status, rows, shown = diagnose()
-    assert status == 0 and shown.endswith("nothing is wrong\n")
+    assert status == 0 and shown.endswith("no problems\n")
     assert {condition for condition, (verdict, _) in rows.items() if verdict != "yes"} == {"images"}
     assert rows["version"] == ("yes", "Kubeflow Pipelines 2.17.0")
-    assert rows["experiment"] == ("yes", "distilrank will be created by the first run")
+    assert rows["experiment"] == ("yes", "distilrank does not exist; the first run creates it")
     assert cluster.store.writes == []
 
 
@@ -138,7 +137,7 @@ def no_gpu(store: ClusterStore, settings: dict) -> None:
 @pytest.mark.parametrize(
     ("change", "condition", "verdict", "detail"),
     [
-        (forbid, "may list runs", "no", "no right to list runs"),
+        (forbid, "may list runs", "no", "no permission to list runs"),
         (age, "version", "no", "2.4.1"),
         (silence, "version", "unknown", "the server does not say"),
         (relative_registry, "registry is shared", "no", "registry.uri registry: relative"),
@@ -166,8 +165,8 @@ def test_a_condition_that_requests_can_tell_is_named(
 
 def test_a_host_that_is_no_kubeflow_is_the_only_row(cluster: ClusterServer, diagnose: Doctor) -> None:
     status, rows, _ = diagnose(host=cluster.url.replace("/pipeline", "/elsewhere"))
-    assert status == 1 and list(rows) == ["host answers"]
-    assert "no Kubeflow Pipelines API there" in rows["host answers"][1]
+    assert status == 1 and list(rows) == ["host responds"]
+    assert "no Kubeflow Pipelines API there" in rows["host responds"][1]
     cluster.store.problems.clear()
 
 
@@ -255,7 +254,7 @@ def test_a_bad_cluster_is_described_in_one_go(
 def test_submitting_needs_a_right(cluster: ClusterServer, diagnose: Doctor) -> None:
     cluster.store.forbidden = {"RunService_CreateRun"}
     status, rows, _ = diagnose("--run")
-    assert status == 1 and "no right to create runs" in rows["may submit runs"][1]
+    assert status == 1 and "no permission to create runs" in rows["may submit runs"][1]
     assert all(verdict != "no" for name, (verdict, _) in rows.items() if name != "may submit runs")
 
 

@@ -16,7 +16,8 @@ import pytest
 import yaml
 from kfp import compiler, dsl
 
-from pipelines.kubeflow import Kubeflow, Package, Version
+from pipelines.kubeflow import Kubeflow, Version
+from pipelines.packages import Package
 from tests.clusters import document_is_here
 from tests.kfp_cluster import ClusterServer, fnv32a
 from tests.kfp_server import Document, Entity

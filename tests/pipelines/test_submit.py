@@ -88,8 +88,8 @@ def test_the_projected_token_is_found(
     ("content", "said"),
     [
         (None, "--token-file {path}: not readable (No such file or directory)"),
-        ("", "--token-file {path}: expected one bearer token in it, and nothing else"),
-        ("<html> sign in", "--token-file {path}: expected one bearer token in it, and nothing else"),
+        ("", "--token-file {path}: expected a single bearer token and nothing else"),
+        ("<html> sign in", "--token-file {path}: expected a single bearer token and nothing else"),
         ("old", "{host}: refuses the token in {path} (401: Request header error: there is no user identity header.)"),
     ],
 )
@@ -115,10 +115,10 @@ def test_a_missing_token_is_asked_for(server: Server, run: Run, schedules_file: 
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        (Fault(200, body="<html>Sign in</html>", after=True), "answers, but not as a Kubeflow Pipelines API does"),
-        (Fault(302, headers={"Location": "https://dex/auth"}), "sends requests on to https://dex/auth; expected"),
+        (Fault(200, body="<html>Sign in</html>", after=True), "the response is not that of a Kubeflow Pipelines API"),
+        (Fault(302, headers={"Location": "https://dex/auth"}), "redirects requests to https://dex/auth; expected"),
         (Fault(404, body="<html>"), "no Kubeflow Pipelines API there (404); expected the API's own URL"),
-        (Fault(403), "no right to get healthz (403: as asked)"),
+        (Fault(403), "no permission to get healthz (403: as asked)"),
     ],
 )
 def test_what_is_not_the_api_is_one_line(
@@ -136,7 +136,7 @@ def test_a_host_that_is_not_there_is_one_line(server: Server, run: Run, schedule
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         status, out, err = run("schedule", "delete", "--file", schedules_file, host=url)
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith(f"error: {url}: cannot be reached (Failed to establish a new connection: [Errno 111]")
+    assert err.startswith(f"error: {url}: unreachable (Failed to establish a new connection: [Errno 111]")
     assert run("schedule", "delete", "--file", schedules_file, host="kubeflow.example.com")[2] == (
         "error: --host kubeflow.example.com: expected a URL such as https://kubeflow.example.com/pipeline\n"
     )
@@ -193,8 +193,8 @@ def test_a_version_is_read(text: str, numbers: tuple[int, int, int] | None) -> N
 def test_a_name_that_the_database_would_refuse_is_refused_first(server: Server, run: Run) -> None:
     status, out, err = run(*SUBMIT, "--no-wait", "--name", "n" * 256)
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert err.endswith("...: has 256 characters, expected at most 255\n") and err.startswith("error: --name nnn")
-    assert run(*SUBMIT, "--experiment", "e" * 129)[2].endswith("...: has 129 characters, expected at most 128\n")
+    assert err.endswith("...: 256 characters, expected at most 255\n") and err.startswith("error: --name nnn")
+    assert run(*SUBMIT, "--experiment", "e" * 129)[2].endswith("...: 129 characters, expected at most 128\n")
     assert server.store.requests == []
     assert run(*SUBMIT, "--no-wait", "--name", "n" * 255, "--experiment", "e" * 128)[0] == 0
     (row,) = server.store.runs.values()
@@ -207,7 +207,7 @@ def test_a_run_that_the_database_missed_is_not_started_twice(server: Server, run
     assert (status, err.count("\n")) == (1, 1)
     assert "cannot create runs now (500: Failed to create a run: " in err
     assert err.endswith(
-        "; it may have left one of workflows in Kubernetes that the API does not list: kubectl get workflows "
+        "; it may have left an object in Kubernetes that the API does not list: kubectl get workflows "
         "--namespace NAMESPACE\n"
     )
     assert list(server.store.created_workflows.values()) == ["weekly"]
@@ -223,7 +223,7 @@ def test_slow_answers_are_not_waited_for_for_ever(
     server.store.fault = lambda operation: Fault(200, delay=0.3)
     status, _, err = run("schedule", "delete", "--file", schedules_file)
     assert (status, err.count("\n")) == (1, 1)
-    assert err.startswith(f"failed: {server.url}: gave no answer, 5 times (Read timed out.")
+    assert err.startswith(f"failed: {server.url}: no response in 5 attempts (Read timed out.")
 
 
 def test_pauses_are_as_long_as_the_server_asks(
@@ -285,7 +285,9 @@ def test_what_is_forbidden_is_named_with_the_grant(server: Server, run: Run) -> 
     server.store.forbidden = {"RunService_CreateRun"}
     status, _, err = run(*SUBMIT, "--no-wait")
     assert (status, err.count("\n")) == (2, 1)
-    assert "no right to create runs (403" in err and "grant this account create on runs.pipelines.kubeflow.org" in err
+    assert (
+        "no permission to create runs (403" in err and "grant this account create on runs.pipelines.kubeflow.org" in err
+    )
 
 
 PREPARED = {"check_inputs": "SUCCEEDED", "prepare_data": "SUCCEEDED"}
@@ -361,11 +363,11 @@ def test_a_verdict_that_cannot_be_read_is_not_made_up(server: Server, run: Run) 
     words = "succeeded; the student was not promoted, and the run's report says why"
     assert run(*SUBMIT)[1].splitlines()[-1] == words
     status, _, err = run(*SUBMIT, "--fail-on-refusal")
-    assert status == 1 and "gives no log of the stage gate, so its verdict is unknown" in err
+    assert status == 1 and "no log of the stage gate, so the verdict is unknown" in err
     assert run(*SUBMIT, "--fail-on-refusal")[0] == 0
     assert run(*SUBMIT, "--fail-on-refusal", "--no-wait")[::2] == (
         2,
-        "error: --fail-on-refusal: only of distill, and only with --wait\n",
+        "error: --fail-on-refusal: expected the pipeline distill and --wait\n",
     )
 
 
@@ -466,13 +468,13 @@ def test_waiting_retries_what_may_pass(server: Server, run: Run) -> None:
     well = becomes("SUCCEEDED", train_teacher="SUCCEEDED")
     server.store.stories = [[ends("FAILED", EVICTED, {}, server)], [ends("FAILED", EVICTED, {}, server)], [well]]
     status, out, _ = run(*SUBMIT, "--retry-run", 2)
-    assert (status, out.count("what failed is retried"), out.splitlines()[-1]) == (0, 2, "succeeded")
+    assert (status, out.count("the failed stages are retried"), out.splitlines()[-1]) == (0, 2, "succeeded")
     assert server.store.requests.count("RunService_RetryRun") == 2
     server.store.stories = [[ends("FAILED", EVICTED, {}, server)], [ends("FAILED", EVICTED, {}, server)]]
     assert run(*SUBMIT, "--retry-run", 1)[0] == 1
     server.store.stories = [[ends("FAILED", KILLED, {}, server)], [ends("FAILED", KILLED, {}, server)]]
     status, out, _ = run(*SUBMIT, "--retry-run", 5)
-    assert (status, out.count("what failed is retried")) == (1, 1)  # out of memory: once
+    assert (status, out.count("the failed stages are retried")) == (1, 1)  # out of memory: once
     assert out.splitlines()[-1].strip() == "raise cluster.stages.teacher.memory if it happens again"
     server.store.stories = [[ends("FAILED", {"prepare-data": ("Failed", BAD_INPUT)}, {}, server)]]
     before = server.store.requests.count("RunService_RetryRun")
@@ -494,7 +496,7 @@ def test_an_end_that_kubeflow_reports_once_more_is_not_taken_for_another(server:
         [stale, stale, becomes("RUNNING"), becomes("SUCCEEDED", train_teacher="SUCCEEDED")],
     ]
     status, out, _ = run(*SUBMIT, "--retry-run", 3)
-    assert (status, out.count("what failed is retried"), out.splitlines()[-1]) == (0, 1, "succeeded")
+    assert (status, out.count("the failed stages are retried"), out.splitlines()[-1]) == (0, 1, "succeeded")
     server.store.stories = [[failed], [stale, becomes("SUCCEEDED", train_teacher="SUCCEEDED")]]
     run(*SUBMIT, "--name", "stale")
     before[0] = dict(list(server.store.runs.values())[-1])
@@ -516,7 +518,10 @@ def test_a_run_is_retried_by_name_or_id(server: Server, run: Run) -> None:
     status, out, _ = run("retry", "weekly")
     assert (status, out.splitlines()[-1]) == (0, "succeeded")
     assert run("retry", run_id)[2].startswith(f"error: run {run_id}: is succeeded, expected one that failed: http")
-    assert run("retry", "daily")[2] == f"error: run daily: not on {server.url}, expected the id or the name of one\n"
+    assert (
+        run("retry", "daily")[2]
+        == f"error: run daily: not found on {server.url}, expected the ID or the name of a run\n"
+    )
     assert run("retry", run_id.replace("-", "0"))[0] == 2
     assert run("retry")[2] == "error: retry: expected either RUN or --failed-since AGE\n"
     assert run("retry", "--failed-since", "6h", "--force")[2] == "error: --force: only with RUN\n"
@@ -527,7 +532,9 @@ def test_bad_input_is_retried_by_force_only(server: Server, run: Run) -> None:
     run(*SUBMIT, "--name", "weekly")
     status, _, err = run("retry", "weekly", "--no-wait")
     assert (status, err.count("\n")) == (2, 1)
-    assert err.startswith("error: run weekly: failed: prepare: bad input: a.csv: no such file; it would end so again.")
+    assert err.startswith(
+        "error: run weekly: failed: prepare: bad input: a.csv: no such file; a retry would fail the same way."
+    )
     assert run("retry", "weekly", "--no-wait", "--force")[0] == 0
     assert server.store.requests.count("RunService_RetryRun") == 1
 
@@ -550,7 +557,7 @@ def test_failed_runs_are_retried_within_bounds(server: Server, run: Run, tmp_pat
         0,
         [
             "killed: failed: teacher: out of memory: main: OOMKilled (exit code 137): retried",
-            "wrong: failed: prepare: bad input: a.csv: no such file: not retried, it would end so again",
+            "wrong: failed: prepare: bad input: a.csv: no such file: not retried, a retry would fail the same way",
             "evicted: failed: teacher: evicted: The node was low on resource: memory.: retried",
         ],
     )
@@ -618,14 +625,14 @@ def test_waiting_survives_an_outage_and_says_that_the_run_goes_on(
     server.store.fault = lambda operation: Fault(503) if operation.endswith("GetRun") else None
     status, _, err = run(*SUBMIT)
     assert status == 1
-    assert re.search(r"cannot get runs now \(503: as asked\); the run goes on: http://\S+\n$", err)
+    assert re.search(r"cannot get runs now \(503: as asked\); the run continues: http://\S+\n$", err)
 
 
 def test_waiting_ends_in_time_or_when_it_is_interrupted(
     server: Server, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert re.match(
-        r"stopped: waited for 0.0005 minutes; the run goes on: http://", run(*SUBMIT, "--timeout-minutes", 0.0005)[2]
+        r"stopped: waited for 0.0005 minutes; the run continues: http://", run(*SUBMIT, "--timeout-minutes", 0.0005)[2]
     )
 
     def interrupt(seconds: float) -> None:
@@ -634,7 +641,7 @@ def test_waiting_ends_in_time_or_when_it_is_interrupted(
     monkeypatch.setattr(submit, "time", type("Clock", (), {"sleep": interrupt, "monotonic": time.monotonic}))
     status, out, _ = run(*SUBMIT)
     assert status == 130
-    assert re.match(r"interrupted; the run goes on: http://", out.splitlines()[-1])
+    assert re.match(r"interrupted; the run continues: http://", out.splitlines()[-1])
     assert {one["state"] for one in server.store.runs.values()} == {"PENDING"}
 
 
@@ -645,7 +652,7 @@ def test_a_run_that_somebody_deletes_is_not_waited_for(server: Server, run: Run)
     server.store.stories.append([becomes("RUNNING", preflight="RUNNING"), lambda one: server.store.runs.clear()])
     status, out, err = run(*SUBMIT)
     assert (status, "preflight    running" in out) == (1, True)
-    assert re.fullmatch(r"stopped: the run is gone, for somebody has deleted it: http\S+\n", err)
+    assert re.fullmatch(r"stopped: the run was deleted: http\S+\n", err)
 
 
 @pytest.fixture
@@ -671,14 +678,17 @@ def test_a_compiled_pipeline_takes_the_configurations_parameters(server: Server,
             lambda one: one["root"]["inputDefinitions"]["parameters"].update(
                 evaluation=one["root"]["inputDefinitions"]["parameters"].pop("evaluate")
             ),
-            "of another version, it has evaluation and lacks evaluate; compile it again with this version",
+            "compiled by another version, it has evaluation and lacks evaluate; compile it again with this version",
         ),
         (
             lambda one: next(iter(one["deploymentSpec"]["executors"].values()))["container"].update(image="shop/ops"),
             "image shop/ops: no tag and no digest, expected a tag that is never pushed again",
         ),
-        (lambda one: one["pipelineInfo"].update(name="iris"), "holds pipeline 'iris', expected distill or monitor"),
-        (lambda one: one.pop("root"), "no compiled pipeline; `python -m pipelines compile` writes one"),
+        (
+            lambda one: one["pipelineInfo"].update(name="iris"),
+            "contains the pipeline 'iris', expected distill or monitor",
+        ),
+        (lambda one: one.pop("root"), "not a compiled pipeline; `python -m pipelines compile` writes one"),
     ],
 )
 def test_a_pipeline_of_another_version_is_refused(
@@ -694,7 +704,12 @@ def test_a_pipeline_of_another_version_is_refused(
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "no such file"), (b"\xff", "not readable as YAML"), (b"", "no compiled pipeline"), (b"- 1", "no compiled")],
+    [
+        (None, "no such file"),
+        (b"\xff", "not readable as YAML"),
+        (b"", "not a compiled pipeline"),
+        (b"- 1", "not a compiled"),
+    ],
 )
 def test_what_is_no_pipeline_is_refused(tmp_path: Path, run: Run, content: bytes | None, said: str) -> None:
     path = tmp_path / "some.yaml"

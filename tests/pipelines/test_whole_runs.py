@@ -251,7 +251,7 @@ def test_a_finished_look_is_not_overwritten(promoted: Path, shop: Shop) -> None:
 
 def test_what_is_no_pipeline_is_refused_before_anything_is_made(shop: Shop) -> None:
     result = shop.run("nothing", options=("--pipeline", str(ROOT / "README.md")))
-    assert result.returncode == 2 and "README.md: no compiled pipeline" in result.stderr, result.stderr
+    assert result.returncode == 2 and "README.md: not a compiled pipeline" in result.stderr, result.stderr
     assert len(result.stderr.splitlines()) == 1 and not (shop.runs / "nothing").exists()
 
 

@@ -1,4 +1,4 @@
-{{/* What every configuration starts from. */}}
+{{/* Defaults of every configuration. */}}
 {{- define "distilrank.defaults" -}}
 {{- $train := include "distilrank.image" (dict "root" . "image" "train") -}}
 {{- $cluster := dict "images" (dict "ops" (include "distilrank.image" (dict "root" . "image" "ops")) "train" $train) -}}
@@ -25,7 +25,7 @@
 {{- printf "%s/evidently" .Values.storage.path -}}
 {{- end -}}
 
-{{/* A configuration as its file: its own keys over the chart's. Takes root and name. */}}
+{{/* A configuration file: the configuration's keys, with the chart's as defaults. Takes root and name. */}}
 {{- define "distilrank.configuration" -}}
 {{- $root := .root -}}
 {{- $where := printf "configurations.%s" .name -}}
@@ -40,9 +40,9 @@
 {{- end -}}
 {{- if include "distilrank.storage.prepared" $root -}}
 {{- range $key, $own := dict "run_as_user" $root.Values.pods.runAsUser "run_as_group" $root.Values.pods.runAsGroup -}}
-{{- $runs := default 10001 (index $all.cluster $key) -}}  {{- /* that of the images */}}
+{{- $runs := default 10001 (index $all.cluster $key) -}}  {{- /* the images' default */}}
 {{- if ne (int $runs) (int $own) -}}
-{{- fail (printf "%s: runs have cluster.%s %d, but the chart's pods %d (pods.%s): expected the same, since both write the volume, or storage.prepare: never" $where $key (int $runs) (int $own) (camelcase $key | untitle)) -}}
+{{- fail (printf "%s: cluster.%s of runs is %d, but the chart's pods have %d (pods.%s): expected the same, since both write to the volume, or storage.prepare: never" $where $key (int $runs) (int $own) (camelcase $key | untitle)) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -54,7 +54,7 @@
 {{- fail (printf "%s: no registry is named: expected registry.uri (gs://BUCKET/PREFIX or a folder of a volume), or storage.enabled" $where) -}}
 {{- end -}}
 {{- if not (or (hasPrefix "/" $uri) (hasPrefix "gs://" $uri)) -}}
-{{- fail (printf "%s: registry.uri is %q, a folder of whichever pod looks at it: expected gs://BUCKET/PREFIX, or the absolute path of a folder of a volume" $where $uri) -}}
+{{- fail (printf "%s: registry.uri is %q, which is a different folder in every pod: expected gs://BUCKET/PREFIX, or the absolute path of a folder of a volume" $where $uri) -}}
 {{- end -}}
 {{- toYaml $all -}}
 {{- end -}}
@@ -68,7 +68,7 @@
 {{- toYaml (dict "owner" (include "distilrank.owner" .) "timezone" .Values.kubeflow.timezone "schedules" $schedules) -}}
 {{- end -}}
 
-{{/* What cannot be meant, told before anything is made. */}}
+{{/* Refuse contradictory values before any object is created. */}}
 {{- define "distilrank.check" -}}
 {{- $values := .Values -}}
 {{- if and .Values.schedules (not .Values.kubeflow.host) -}}
@@ -76,7 +76,7 @@
 {{- end -}}
 {{- $names := list -}}
 {{- range .Values.schedules -}}
-{{- if has .name $names }}{{ fail (printf "two schedules are called %q: expected one of each name" .name) }}{{ end -}}
+{{- if has .name $names }}{{ fail (printf "two schedules are called %q: expected unique names" .name) }}{{ end -}}
 {{- $names = append $names .name -}}
 {{- if not (hasKey $values.configurations .config) -}}
 {{- fail (printf "schedule %s: config is %q: expected a name in configurations (%s)" .name .config (keys $values.configurations | sortAlpha | join ", " | default "there are none")) -}}
@@ -87,7 +87,7 @@
 {{- fail "kubeflow.multiUser is true, but kubeflow.auth.kind is \"none\": expected serviceAccount or token" -}}
 {{- end -}}
 {{- if and (eq .auth.kind "token") (not .auth.secret) -}}
-{{- fail "kubeflow.auth.kind is \"token\", but kubeflow.auth.secret is empty: expected the Secret that holds it" -}}
+{{- fail "kubeflow.auth.kind is \"token\", but kubeflow.auth.secret is empty: expected the name of the Secret with the token" -}}
 {{- end -}}
 {{- end -}}
 {{- if and .Values.ui.enabled (not .Values.storage.enabled) -}}
@@ -99,7 +99,7 @@
 {{- end -}}
 {{- with .Values.storage -}}
 {{- if and .enabled (not .existingClaim) (not .accessMode) -}}
-{{- fail "storage.accessMode is empty, and the chart is to make the claim: expected ReadWriteMany, with a storage class that offers it (NFS, CephFS, Filestore, EFS, Azure Files; with most clusters' default class the claim would stay Pending), or ReadWriteOnce, which any class offers, but then every pod that mounts it must run on one node" -}}
+{{- fail "storage.accessMode is empty, but the chart creates the claim: expected ReadWriteMany, with a storage class that offers it (NFS, CephFS, Filestore, EFS, Azure Files; with most clusters' default class the claim would stay Pending), or ReadWriteOnce, which any class offers, but then every pod that mounts it must run on one node" -}}
 {{- end -}}
 {{- end -}}
 {{- if and .Values.retries.enabled (not .Values.kubeflow.host) -}}
@@ -120,6 +120,6 @@
 {{- end -}}
 {{- end -}}
 {{- if and .Values.serviceMonitor.enabled (not .Values.serving.enabled) -}}
-{{- fail "serviceMonitor.enabled is true, but serving.enabled is not: there is nothing to watch" -}}
+{{- fail "serviceMonitor.enabled is true, but serving.enabled is not: expected serving.enabled: true, or no ServiceMonitor" -}}
 {{- end -}}
 {{- end -}}

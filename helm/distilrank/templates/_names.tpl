@@ -9,7 +9,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Labels by which a component's pods are found. Takes root and component. */}}
+{{/* Selector labels of a component's pods. Takes root and component. */}}
 {{- define "distilrank.selector" -}}
 app.kubernetes.io/name: {{ default .root.Chart.Name .root.Values.nameOverride }}
 app.kubernetes.io/instance: {{ .root.Release.Name }}
@@ -27,12 +27,12 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- default .Release.Namespace .Values.kubeflow.namespace -}}
 {{- end -}}
 
-{{/* Whose the recurring runs are: no other release has the same, for a namespace has no dots; an override changes nothing. */}}
+{{/* Owner of the recurring runs. Unique per release, since a namespace contains no dots; name overrides do not affect it. */}}
 {{- define "distilrank.owner" -}}
 {{- printf "%s.%s" .Release.Namespace .Release.Name -}}
 {{- end -}}
 
-{{/* A service account's name, empty where it is neither made nor named. Takes root and account. */}}
+{{/* Name of a service account; empty if it is neither created nor named. Takes root and account. */}}
 {{- define "distilrank.account" -}}
 {{- $account := index .root.Values.serviceAccounts .account -}}
 {{- if $account.name -}}
@@ -46,7 +46,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- default (include "distilrank.fullname" .) .Values.storage.existingClaim -}}
 {{- end -}}
 
-{{/* Whether the hooks make the volume's folders and check that runs can write them; empty: not. */}}
+{{/* Whether the hooks create the volume's folders and check that runs can write to them; empty means no. */}}
 {{- define "distilrank.storage.prepared" -}}
 {{- with .Values.storage -}}
 {{- if and .enabled (or (eq .prepare "always") (and (eq .prepare "auto") (not .existingClaim))) -}}
@@ -55,7 +55,7 @@ true
 {{- end -}}
 {{- end -}}
 
-{{/* The volume's folders that pods write, relative to it, as list items. */}}
+{{/* The folders that pods write to, relative to the volume, as list items. */}}
 {{- define "distilrank.storage.folders" -}}
 {{- $root := printf "%s/" .Values.storage.path -}}
 {{- $folders := list "hf" "log" "resume" -}}
@@ -70,7 +70,7 @@ true
 {{- default (ternary (printf "%s/registry" .Values.storage.path) "" .Values.storage.enabled) .Values.registry.uri -}}
 {{- end -}}
 
-{{/* One of the three images, by its name. Takes root and image. */}}
+{{/* Full name of one of the three images. Takes root and image. */}}
 {{- define "distilrank.image" -}}
 {{- $image := index .root.Values.images .image -}}
 {{- $name := list .root.Values.images.registry $image.repository | compact | join "/" -}}
@@ -83,7 +83,7 @@ true
 {{- end -}}
 {{- end -}}
 
-{{/* Refuse an image whose name can come to mean other bytes. Takes image and where it is set. */}}
+{{/* Refuse an image whose name may refer to different content later. Takes image and where it is set. */}}
 {{- define "distilrank.immutable" -}}
 {{- if not (contains "@" .image) -}}
 {{- $last := splitList "/" .image | last -}}
@@ -92,7 +92,7 @@ true
 {{- fail (printf "%s is %q, without tag or digest: expected a tag that is never pushed again (a version) or @sha256:DIGEST" .where .image) -}}
 {{- end -}}
 {{- if has (lower $tag) (list "latest" "main" "master" "dev" "edge" "nightly" "stable" "head") -}}
-{{- fail (printf "%s is %q, whose tag moves: expected one that is never pushed again (a version) or a digest" .where .image) -}}
+{{- fail (printf "%s is %q, whose tag moves: expected a tag that is never pushed again (a version) or a digest" .where .image) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -1,9 +1,9 @@
-{{/* What all pods of the chart have: the restricted profile of Kubernetes' Pod Security Standards. */}}
+{{/* Security context of all pods: the restricted profile of the Pod Security Standards. */}}
 {{- define "distilrank.pod" -}}
 {{ include "distilrank.pod.fields" (dict "root" . "fsGroup" true) }}
 {{- end -}}
 
-{{/* The same, with or without the group of volumes. Takes root and fsGroup. */}}
+{{/* The same, with or without fsGroup. Takes root and fsGroup. */}}
 {{- define "distilrank.pod.fields" -}}
 automountServiceAccountToken: false
 enableServiceLinks: false
@@ -36,7 +36,7 @@ priorityClassName: {{ . }}
 {{- end }}
 {{- end -}}
 
-{{/* What all containers have. Takes root, image and resources. */}}
+{{/* Settings of all containers. Takes root, image and resources. */}}
 {{- define "distilrank.container" -}}
 image: {{ include "distilrank.image" . }}
 imagePullPolicy: {{ .root.Values.images.pullPolicy }}
@@ -51,7 +51,7 @@ resources:
 {{- end }}
 {{- end -}}
 
-{{/* Environment of all containers, as list items. */}}
+{{/* Environment variables of all containers, as list items. */}}
 {{- define "distilrank.env" -}}
 {{- range $name, $value := .Values.pods.env }}
 - name: {{ $name }}
@@ -59,7 +59,7 @@ resources:
 {{- end }}
 {{- end -}}
 
-{{/* The folders that may be written where the root file system may not. */}}
+{{/* Writable folders; the root file system is read-only. */}}
 {{- define "distilrank.writable.mounts" -}}
 - name: tmp
   mountPath: /tmp
@@ -103,7 +103,7 @@ metadata:
   annotations:
     helm.sh/hook: {{ .hooks }}
     helm.sh/hook-weight: {{ .weight | quote }}
-    # One that failed stays, with its log, until the next; Helm prints the log of either (from 3.18 on).
+    # A failed Job is kept with its log until the next one; Helm 3.18 and newer print the log of both.
     helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
     helm.sh/hook-output-log-policy: hook-succeeded,hook-failed
 spec:
@@ -125,7 +125,7 @@ spec:
       {{- .pod | nindent 6 }}
 {{- end -}}
 
-{{/* The pod that runs a command of `pipelines` on the schedules, as the submitter. Takes root, command, resources and arguments. */}}
+{{/* The pod that runs a `python -m pipelines` command on the schedule file, as the submitter. Takes root, command, resources and arguments. */}}
 {{- define "distilrank.submitter" -}}
 {{- $root := .root -}}
 {{- $auth := $root.Values.kubeflow.auth -}}
@@ -199,7 +199,7 @@ volumes:
   {{- end }}
 {{- end -}}
 
-{{/* The pod that makes or checks the volume's folders, where the runs are. Takes root, verb and fsGroup. */}}
+{{/* The pod that creates or checks the volume's folders, in the namespace of the runs. Takes root, verb and fsGroup. */}}
 {{- define "distilrank.storage" -}}
 {{- $root := .root -}}
 restartPolicy: Never

@@ -1,4 +1,4 @@
-{{/* A Service before a component's port `http`. Takes root, component and service. */}}
+{{/* A Service for a component's port `http`. Takes root, component and service. */}}
 {{- define "distilrank.service" -}}
 apiVersion: v1
 kind: Service

@@ -32,10 +32,8 @@ def prepare(root: Path, folders: Sequence[str]) -> None:
         InputError: a folder cannot be made or used; the line says what an administrator has to do.
     """
     for folder in _paths(root, folders):
-        try:
+        with _explaining_failures(root, folder):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(_explain(root, folder, error)) from error
         with contextlib.suppress(OSError):  # another's folder, or a file system without modes: the check decides
             folder.chmod(MODE)
     check(root, folders)
@@ -52,10 +50,8 @@ def check(root: Path, folders: Sequence[str]) -> None:
         InputError: one of them cannot be used so; the line says what an administrator has to do.
     """
     for folder in _paths(root, folders):
-        try:
+        with _explaining_failures(root, folder):
             write_through(folder)
-        except OSError as error:
-            raise InputError(_explain(root, folder, error)) from error
 
 
 @contextlib.contextmanager
@@ -116,6 +112,15 @@ def _paths(root: Path, folders: Sequence[str]) -> list[Path]:
         if not parts or parts[0] == "/" or ".." in parts:
             raise InputError(f"folder {folder!r}: expected a path below {root}, relative to it")
     return [root / folder for folder in folders]
+
+
+@contextlib.contextmanager
+def _explaining_failures(root: Path, folder: Path) -> Iterator[None]:
+    """Turn an OSError on `folder` into an InputError that says what to do about it."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(_explain(root, folder, error)) from error
 
 
 def _explain(root: Path, folder: Path, error: OSError) -> str:

@@ -16,6 +16,7 @@ import yaml
 
 from distilrank.config import load
 from distilrank.core.errors import InputError
+from pipelines import packages
 from pipelines.kubeflow import Kubeflow
 from pipelines.recurring_runs import cron, reconcile, spec
 from tests.clusters import CONFIG, REGISTRY, Run, document_is_here, run, server
@@ -77,7 +78,7 @@ def test_five_fields_get_a_second(given: str, completed: str) -> None:
         ("*/0 3 * * *", "minute '*/0', expected a step of at least 1"),
         ("1--3 3 * * *", "minute '-3', expected 0-59"),
         ("1, 3 * * *", "minute '', expected 0-59"),
-        ("0 0 31 2 *", "'0 0 31 2 *' never comes to pass"),
+        ("0 0 31 2 *", "'0 0 31 2 *' never matches"),
     ],
 )
 def test_what_kubeflow_would_refuse_or_misread_is_refused(given: str, said: str) -> None:
@@ -112,7 +113,7 @@ def test_ticks_follow_the_clusters_clock() -> None:
 @pytest.mark.parametrize(
     ("entries", "top", "said"),
     [
-        ([WEEKLY, WEEKLY], {}, "2 schedules are called 'distill-weekly', expected one of each name"),
+        ([WEEKLY, WEEKLY], {}, "2 schedules are called 'distill-weekly', expected unique names"),
         (
             [WEEKLY | {"crom": 1}],
             {},
@@ -128,7 +129,7 @@ def test_ticks_follow_the_clusters_clock() -> None:
             "end is 2026-12-01T00:00:00+00:00, expected one after start",
         ),
         ([WEEKLY | {"pipeline": "estimate"}], {}, "pipeline: Input should be 'distill' or 'monitor' (got 'estimate')"),
-        ([WEEKLY], {"timezone": "Berlin"}, "timezone: 'Berlin' is no time zone, expected one such as UTC"),
+        ([WEEKLY], {"timezone": "Berlin"}, "timezone: 'Berlin' is not a time zone, expected e.g. UTC"),
         ([WEEKLY], {"owner": "my shop"}, "owner: String should match pattern"),
         ([WEEKLY], {"owner": "o" * 120}, "owner: String should have at most 119 characters (got 'ooo"),
     ],
@@ -158,13 +159,13 @@ def test_a_schedules_configuration_is_blamed_by_its_name(tmp_path: Path, changes
 def test_compiling_elsewhere_gives_the_same_digest() -> None:
     code = (
         "import sys; from pathlib import Path; from distilrank.config import load;"
-        "from pipelines.recurring_runs import spec;"
-        "print(spec.package_of('distill', load(Path(sys.argv[1]), [sys.argv[2]]), scheduled=True).digest)"
+        "from pipelines import packages;"
+        "print(packages.compile_package('distill', load(Path(sys.argv[1]), [sys.argv[2]]), scheduled=True).digest)"
     )
     elsewhere = subprocess.run(
         [sys.executable, "-c", code, str(CONFIG), REGISTRY], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    here = spec.package_of("distill", load(CONFIG, [REGISTRY]), scheduled=True)
+    here = packages.compile_package("distill", load(CONFIG, [REGISTRY]), scheduled=True)
     assert elsewhere.stdout.strip() == here.digest
 
 
@@ -262,7 +263,10 @@ def test_a_deleted_pipeline_version_is_found_and_uploaded_again(tmp_path: Path, 
     run("schedule", "apply", "--file", file)
     (old,) = server.store.recurring
     server.store.versions.clear()
-    assert f"distill-weekly: disable {old} (its pipeline version is gone)" in run("schedule", "diff", "--file", file)[1]
+    assert (
+        f"distill-weekly: disable {old} (its pipeline version was deleted)"
+        in run("schedule", "diff", "--file", file)[1]
+    )
     assert run("schedule", "apply", "--file", file)[0] == 0
     assert shown(server) == {"distill-weekly": "ENABLE"}
     (new,) = server.store.recurring.values()
@@ -278,8 +282,7 @@ def test_an_application_that_ends_half_way_says_what_it_did(tmp_path: Path, serv
     status, _, err = run("schedule", "apply", "--file", file)
     assert status == 2
     assert err.endswith(
-        "; changes made until here: 2, and the same command again makes the rest; until then distill-weekly may start "
-        "no runs\n"
+        "; changes made so far: 2, the same command completes the rest; until then distill-weekly may start no runs\n"
     )
     server.store.forbidden = set()
     assert run("schedule", "apply", "--file", file)[0] == 0
@@ -364,9 +367,10 @@ def test_what_can_never_be_stored_is_asked_for_once(
     status, _, err = run("schedule", "apply", "--file", file)
     assert (status, err.count("\n")) == (2, 1)
     assert err == (
-        f"error: {server.url}: cannot create jobs, now or later (500: Failed to create a recurring run: "
+        f"error: {server.url}: cannot create jobs; a retry would fail the same way (500: Failed to create a "
+        "recurring run: "
         "InternalServerError: Failed to store job distill-weekly to table: Error 1406 (22001): Data too long for "
-        "column 'Description' at row 1); it may have left one of scheduledworkflows in Kubernetes that the API does "
+        "column 'Description' at row 1); it may have left an object in Kubernetes that the API does "
         "not list: kubectl get scheduledworkflows --namespace NAMESPACE\n"
     )
     assert orphans(server) == ["distill-weekly"]
@@ -419,9 +423,10 @@ def test_doubles_are_found_and_removed(tmp_path: Path, server: Server, run: Run)
     number, one = next(iter(server.store.recurring.items()))
     server.store.recurring["late"] = one | {"recurring_run_id": "late", "mode": "DISABLE"}
     assert run("schedule", "resume", "--file", file)[2] == (
-        "error: distill-weekly: there are 2 of it, for a change was interrupted; apply again first\n"
+        "error: distill-weekly: has 2 recurring runs after an interrupted change, expected one; run `schedule apply` "
+        "first\n"
     )
-    assert "distill-weekly: delete late (one too many)" in run("schedule", "apply", "--file", file)[1]
+    assert "distill-weekly: delete late (duplicate)" in run("schedule", "apply", "--file", file)[1]
     assert list(server.store.recurring) == [number]
 
 
@@ -451,7 +456,7 @@ def test_two_who_apply_at_the_same_time_come_to_one(server: Server) -> None:
 
     def apply() -> None:
         try:
-            reconcile.apply(Kubeflow(server.url), "shop", state, zone=ZoneInfo("UTC"), say=lambda line: None)
+            reconcile.apply(Kubeflow(server.url), "shop", state, zone=ZoneInfo("UTC"), report=lambda line: None)
         except (InputError, RuntimeError) as error:  # who comes too late finds what he wanted to change gone
             errors.append(error)
 
@@ -488,9 +493,9 @@ def test_in_multi_user_mode_all_is_in_the_namespace(tmp_path: Path, server: Serv
     status, _, err = run(*own, "payments")
     assert status == 2
     assert err == (
-        f"error: {server.url}: no right to list jobs in namespace payments (403: User 'robot' is not authorized in "
-        "namespace payments); grant this account list on jobs.pipelines.kubeflow.org there, as Kubeflow's ClusterRole "
-        "kubeflow-edit does\n"
+        f"error: {server.url}: no permission to list jobs in namespace payments (403: User 'robot' is not authorized "
+        "in namespace payments); grant this account list on jobs.pipelines.kubeflow.org there, as Kubeflow's "
+        "ClusterRole kubeflow-edit does\n"
     )
 
 
