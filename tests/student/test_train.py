@@ -10,21 +10,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from distilrank.config import Compute, Export, Student, StudentOptimizer, Text
 from distilrank.core import artifacts, schemas
 from distilrank.core.errors import InputError
-from distilrank.modeling import batching
-from distilrank.modeling.encoding import Tokens
 from distilrank.modeling.scorer import DESCRIPTION, Scorer
 from distilrank.student import train as student
-from distilrank.student.dataset import Chunk, ListwiseDataset
+from distilrank.student.dataset import ListwiseDataset
 from distilrank.teacher import label_manifest, quality
 from distilrank.training import losses
 from distilrank.training.checkpoints import Checkpoints
-from tests.test_models import pairs
+from tests.small_pairs import pairs
+from tests.student.test_dataset import piece
 
 CPU = Compute(device="cpu", precision="fp32", threads=1)
 WORK = {
@@ -102,73 +99,6 @@ def train(one: Student, stages: Path, output: Path, **compute) -> Path:
 
 def weights(folder: Path) -> str:
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-
-
-# Lists ----------------------------------------------------------------------------------------------------------------
-
-
-def piece(queries: list[int], start: int, human: bool = False) -> Chunk:
-    """A row's tokens tell its query and its place."""
-    ids = [[query + 1, start + row + 1] + [7] * (query % 3) for row, query in enumerate(queries)]
-    names = [f"q{query}" for query in queries]
-    types = [[0] + [1] * (len(row) - 1) for row in ids]
-    target = np.arange(start, start + len(queries), dtype=np.float64)
-    return Chunk(names, [f"query {name}" for name in names], Tokens.of(names, ids, types), target, target + 1, human)
-
-
-sizes = st.lists(st.integers(1, 5), min_size=1, max_size=8)
-
-
-@settings(max_examples=40, deadline=None)
-@given(sizes, st.integers(1, 6), st.booleans())
-def test_lists_are_the_same_however_they_come(tmp_path_factory, sizes: list[int], step: int, human: bool) -> None:
-    queries = np.repeat(np.arange(len(sizes)), sizes).tolist()
-    folder = tmp_path_factory.mktemp("lists")
-    pieces = [piece(queries[start : start + step], start) for start in range(0, len(queries), step)]
-    pieces += [piece(queries, len(queries), True)] if human else []
-    lists = ListwiseDataset(iter(pieces), folder)
-    assert len(lists) == len(sizes) * (1 + human)
-    assert lists.sizes.tolist() == sizes * (1 + human)
-    assert lists.human.tolist() == [False] * len(sizes) + [True] * len(sizes) * human
-    assert lists.queries == [f"query q{query}" for query in range(len(sizes))] * (1 + human)
-    assert lists.target.tolist() == list(range(len(queries) * (1 + human)))
-    assert (lists.weight == lists.target + 1).all()
-    for one in range(len(lists)):
-        for row in lists.rows(np.array([one])):
-            assert lists.tokens.row(row)[:2].tolist() == [one % len(sizes) + 1, row + 1]
-            assert lists.tokens.queries[row] == one
-    assert isinstance(lists.tokens.ids, np.memmap) and lists.tokens.types[0] == 0 and lists.tokens.types[1] == 1
-
-
-@settings(max_examples=40, deadline=None)
-@given(sizes, st.integers(4, 60), st.booleans(), st.sampled_from([0.0, 0.2, 0.5, 0.8]))
-def test_an_epoch_holds_each_list_within_budget(
-    tmp_path_factory, sizes: list[int], budget: int, packed: bool, share: float
-) -> None:
-    queries = np.repeat(np.arange(len(sizes)), sizes).tolist()
-    lists = ListwiseDataset(iter([piece(queries, 0), piece([0, 0, 1], 99, True)]), tmp_path_factory.mktemp("lists"))
-    batches = lists.batches(budget, share, packed, np.random.default_rng(0))
-    lengths = lists.tokens.lengths
-    for batch in batches:
-        rows = lists.rows(batch)
-        tokens = lengths[rows].sum() if packed else lengths[rows].max() * len(rows)
-        assert tokens <= budget or len(batch) == 1
-    drawn = np.concatenate(batches)
-    labeled, judged = drawn[~lists.human[drawn]], drawn[lists.human[drawn]]
-    assert sorted(labeled.tolist()) == list(range(len(sizes)))
-    if share:
-        assert abs(len(judged) - share / (1 - share) * len(labeled)) <= 1
-        counts = np.bincount(judged, minlength=len(lists))[-2:]
-        assert counts.max() - counts.min() <= 1
-    else:
-        assert sorted(judged.tolist()) == [len(sizes), len(sizes) + 1]
-
-
-def test_packed_batches_pad_nothing() -> None:
-    lengths = np.random.default_rng(0).integers(3, 40, 500)
-    packed = batching.sequential_batches(np.arange(500), lengths, 256)
-    padded = batching.pack_by_tokens(np.arange(500), lengths, np.ones(500, int), 256)
-    assert len(packed) < 0.8 * len(padded)
 
 
 # Loss -----------------------------------------------------------------------------------------------------------------

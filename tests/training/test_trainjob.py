@@ -27,7 +27,7 @@ from distilrank.core import kubernetes_api, progress
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.training import trainjob
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CRD = ROOT.parent / "shared" / "api" / "trainer.kubeflow.org_trainjobs.crd.yaml"
 NAME = trainjob.job_name("teacher", "key")
 COMMAND = ["torchrun", "-m", "distilrank.training.launch", "/distilrank/runs/teacher/task.json"]
