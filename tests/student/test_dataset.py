@@ -11,13 +11,13 @@ from distilrank.modeling.encoding import Tokens
 from distilrank.student.dataset import Chunk, ListwiseDataset
 
 
-def piece(queries: list[int], start: int, human: bool = False) -> Chunk:
+def chunk(queries: list[int], start: int, judged: bool = False) -> Chunk:
     """A row's tokens tell its query and its place."""
     ids = [[query + 1, start + row + 1] + [7] * (query % 3) for row, query in enumerate(queries)]
     names = [f"q{query}" for query in queries]
     types = [[0] + [1] * (len(row) - 1) for row in ids]
     target = np.arange(start, start + len(queries), dtype=np.float64)
-    return Chunk(names, [f"query {name}" for name in names], Tokens.of(names, ids, types), target, target + 1, human)
+    return Chunk(names, [f"query {name}" for name in names], Tokens.of(names, ids, types), target, target + 1, judged)
 
 
 sizes = st.lists(st.integers(1, 5), min_size=1, max_size=8)
@@ -25,18 +25,18 @@ sizes = st.lists(st.integers(1, 5), min_size=1, max_size=8)
 
 @settings(max_examples=40, deadline=None)
 @given(sizes, st.integers(1, 6), st.booleans())
-def test_lists_are_the_same_however_they_come(tmp_path_factory, sizes: list[int], step: int, human: bool) -> None:
+def test_lists_are_the_same_however_they_come(tmp_path_factory, sizes: list[int], step: int, judged: bool) -> None:
     queries = np.repeat(np.arange(len(sizes)), sizes).tolist()
     folder = tmp_path_factory.mktemp("lists")
-    pieces = [piece(queries[start : start + step], start) for start in range(0, len(queries), step)]
-    pieces += [piece(queries, len(queries), True)] if human else []
-    lists = ListwiseDataset(iter(pieces), folder)
-    assert len(lists) == len(sizes) * (1 + human)
-    assert lists.sizes.tolist() == sizes * (1 + human)
-    assert lists.human.tolist() == [False] * len(sizes) + [True] * len(sizes) * human
-    assert lists.queries == [f"query q{query}" for query in range(len(sizes))] * (1 + human)
-    assert lists.target.tolist() == list(range(len(queries) * (1 + human)))
-    assert (lists.weight == lists.target + 1).all()
+    chunks = [chunk(queries[start : start + step], start) for start in range(0, len(queries), step)]
+    chunks += [chunk(queries, len(queries), True)] if judged else []
+    lists = ListwiseDataset(iter(chunks), folder)
+    assert len(lists) == len(sizes) * (1 + judged)
+    assert lists.sizes.tolist() == sizes * (1 + judged)
+    assert lists.is_judged.tolist() == [False] * len(sizes) + [True] * len(sizes) * judged
+    assert lists.queries == [f"query q{query}" for query in range(len(sizes))] * (1 + judged)
+    assert lists.targets.tolist() == list(range(len(queries) * (1 + judged)))
+    assert (lists.weights == lists.targets + 1).all()
     for one in range(len(lists)):
         for row in lists.rows(np.array([one])):
             assert lists.tokens.row(row)[:2].tolist() == [one % len(sizes) + 1, row + 1]
@@ -50,7 +50,7 @@ def test_an_epoch_holds_each_list_within_budget(
     tmp_path_factory, sizes: list[int], budget: int, packed: bool, share: float
 ) -> None:
     queries = np.repeat(np.arange(len(sizes)), sizes).tolist()
-    lists = ListwiseDataset(iter([piece(queries, 0), piece([0, 0, 1], 99, True)]), tmp_path_factory.mktemp("lists"))
+    lists = ListwiseDataset(iter([chunk(queries, 0), chunk([0, 0, 1], 99, True)]), tmp_path_factory.mktemp("lists"))
     batches = lists.batches(budget, share, packed, np.random.default_rng(0))
     lengths = lists.tokens.lengths
     for batch in batches:
@@ -58,7 +58,7 @@ def test_an_epoch_holds_each_list_within_budget(
         tokens = lengths[rows].sum() if packed else lengths[rows].max() * len(rows)
         assert tokens <= budget or len(batch) == 1
     drawn = np.concatenate(batches)
-    labeled, judged = drawn[~lists.human[drawn]], drawn[lists.human[drawn]]
+    labeled, judged = drawn[~lists.is_judged[drawn]], drawn[lists.is_judged[drawn]]
     assert sorted(labeled.tolist()) == list(range(len(sizes)))
     if share:
         assert abs(len(judged) - share / (1 - share) * len(labeled)) <= 1

@@ -82,15 +82,15 @@ def copied(labeled: list[Path], tmp_path: Path) -> list[Path]:
 LABEL_SLOWLY = """
     import sys, time
     from pathlib import Path
-    from distilrank.teacher import label_parts, labeling as labels
+    from distilrank.teacher import label_parts, labels
     from distilrank.config import Compute, Label
     keep = label_parts.Parts.keep
     def slow(*arguments):
         keep(*arguments)
         time.sleep(0.3)
     label_parts.Parts.keep = slow
-    candidates, teacher, resume, output = map(Path, sys.argv[1:])
-    labels.label(Label(part_rows=10), Compute(device="cpu", precision="fp32", threads=1, checkpoint_dir=str(resume)),
+    candidates, teacher, folder, output = map(Path, sys.argv[1:])
+    labels.label(Label(part_rows=10), Compute(device="cpu", precision="fp32", threads=1, checkpoint_dir=str(folder)),
                  shard="shard-00000", candidates=candidates, teacher=teacher, output=output)
 """
 
@@ -100,18 +100,18 @@ def _killed_after(parts: int, prepared: Path, teacher: Path, tmp_path: Path) -> 
     process = subprocess.Popen(
         [
             *(sys.executable, "-c", textwrap.dedent(LABEL_SLOWLY)),
-            *map(str, (prepared, teacher, tmp_path / "resume", tmp_path / "killed")),
+            *map(str, (prepared, teacher, tmp_path / "checkpoints", tmp_path / "killed")),
         ],
         stdout=subprocess.DEVNULL,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         start_new_session=True,
     )
-    while process.poll() is None and len(list((tmp_path / "resume").rglob("part-*.parquet"))) < parts:
+    while process.poll() is None and len(list((tmp_path / "checkpoints").rglob("part-*.parquet"))) < parts:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert process.returncode == -signal.SIGKILL
-    return sorted((tmp_path / "resume").rglob("part-*.parquet"))
+    return sorted((tmp_path / "checkpoints").rglob("part-*.parquet"))
 
 
 def test_a_killed_teacher_goes_on_and_other_inputs_start_anew(
@@ -119,8 +119,8 @@ def test_a_killed_teacher_goes_on_and_other_inputs_start_anew(
 ) -> None:
     finished = _killed_after(3, prepared, taught, tmp_path)
     assert 0 < len(finished) < 8 and not (tmp_path / "killed" / "manifest.json").exists()
-    (parts,) = (tmp_path / "resume").iterdir()
-    resuming = COMPUTE.model_copy(update={"checkpoint_dir": str(tmp_path / "resume")})
+    (parts,) = (tmp_path / "checkpoints").iterdir()
+    resuming = COMPUTE.model_copy(update={"checkpoint_dir": str(tmp_path / "checkpoints")})
     shared = {"shard": "shard-00000", "candidates": prepared}
 
     # Another template, another part size: not a row is taken over, and nothing of the first is touched.
@@ -128,11 +128,11 @@ def test_a_killed_teacher_goes_on_and_other_inputs_start_anew(
     for config, teacher in ((Label(part_rows=10), other), (Label(part_rows=9), taught)):
         labeling.label(config, resuming, **shared, teacher=teacher, output=tmp_path / "anew")
         assert artifacts.read_json(tmp_path / "anew" / "stage.json")["facts"]["resumed"] == 0
-    assert list((tmp_path / "resume").iterdir()) == [parts]
+    assert list((tmp_path / "checkpoints").iterdir()) == [parts]
 
     finished[0].write_bytes(finished[0].read_bytes()[:50])  # what a failing disk may leave
     assert labeling.label(Label(part_rows=10), resuming, **shared, teacher=taught, output=tmp_path / "killed") == ROWS
-    assert list((tmp_path / "resume").iterdir()) == []
+    assert list((tmp_path / "checkpoints").iterdir()) == []
     facts = artifacts.read_json(tmp_path / "killed" / "stage.json")["facts"]
     assert facts["resumed"] == 10 * (len(finished) - 1)
     assert (tmp_path / "killed/labels.parquet").read_bytes() == (labeled[0] / "labels.parquet").read_bytes()
@@ -148,7 +148,7 @@ def test_a_killed_teacher_goes_on_and_other_inputs_start_anew(
 def test_parts_that_were_moved_are_refused(
     prepared: Path, taught: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    resume = tmp_path / "resume"
+    folder = tmp_path / "checkpoints"
     calls = itertools.count()
 
     def interrupted(*arguments) -> np.ndarray:
@@ -158,12 +158,12 @@ def test_parts_that_were_moved_are_refused(
 
     monkeypatch.setattr(labeling, "score_encoded", interrupted)
     shared = {"shard": "shard-00000", "candidates": prepared, "output": tmp_path / "labels"}
-    compute = COMPUTE.model_copy(update={"checkpoint_dir": str(resume)})
+    compute = COMPUTE.model_copy(update={"checkpoint_dir": str(folder)})
     folders = []
     for teacher in (taught, _teacher(models, tmp_path / "other", TeacherText(max_tokens=64))):
         with pytest.raises(KeyboardInterrupt):
             labeling.label(Label(part_rows=10), compute, **shared, teacher=teacher)
-        folders += set(resume.iterdir()) - set(folders)
+        folders += set(folder.iterdir()) - set(folders)
     mine, others = folders
     shutil.rmtree(others)
     mine.rename(others)

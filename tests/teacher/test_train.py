@@ -13,7 +13,7 @@ import torch
 from distilrank.config import Lora
 from distilrank.core import artifacts, schemas
 from distilrank.core.errors import RunStopped
-from distilrank.training import loop as training
+from distilrank.training import loop
 from tests.small_teachers import config, digest, train, write_judgements
 
 
@@ -75,9 +75,9 @@ def test_a_teacher_that_misses_its_minima_stops_the_run_before_labeling(
 
 
 def test_a_teacher_whose_scores_are_alike_stops_the_run(models: Path, judgements: Path, tmp_path: Path, monkeypatch):
-    def flatten(current: training.Logits) -> None:
+    def flatten(current: loop.Logits) -> None:
         torch.nn.init.zeros_(current.model.base_model.model.score.modules_to_save["default"].weight)
 
-    monkeypatch.setattr(training, "fit", lambda stage, logits, **_: flatten(logits) or training.Outcome())
+    monkeypatch.setattr(loop, "fit", lambda logits, epochs, **_: flatten(logits) or loop.Outcome())
     with pytest.raises(RunStopped, match=r"teacher: .*; give it more judgements"):
         train(config(models, min_deviation=0.01), judgements, tmp_path / "teacher")

@@ -18,8 +18,7 @@ from distilrank.config import Compute, Lora, Optimizer, Teacher, TrainJob
 from distilrank.core import artifacts
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.modeling.runtime import setup_runtime
-from distilrank.training import launch
-from distilrank.training import loop as training
+from distilrank.training import launch, loop
 from distilrank.training.checkpoints import Checkpoints
 from tests.small_teachers import CPU, config, digest, train, write_judgements
 
@@ -57,10 +56,10 @@ def test_a_killed_training_ends_with_the_weights_of_an_unbroken_one(
 ) -> None:
     one = config(models, lora=Lora(rank=4, alpha=8, dropout=0.1))  # so that random states matter too
     whole = digest(train(one, judgements, tmp_path / "whole"))
-    compute = CPU.model_copy(update={"checkpoint_dir": str(tmp_path / "resume"), "checkpoint_seconds": 0.0})
+    compute = CPU.model_copy(update={"checkpoint_dir": str(tmp_path / "checkpoints"), "checkpoint_seconds": 0.0})
     process = start(one, compute, judgements, tmp_path / "killed")
     deadline = time.monotonic() + 90
-    while not list((tmp_path / "resume").glob("teacher-*/step-0000001*.pt")):  # some steps in, by its own files
+    while not list((tmp_path / "checkpoints").glob("teacher-*/step-0000001*.pt")):  # some steps in, by its own files
         assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
@@ -68,15 +67,15 @@ def test_a_killed_training_ends_with_the_weights_of_an_unbroken_one(
     assert not (tmp_path / "killed" / artifacts.SEAL).exists()
     process = start(one, compute, judgements, tmp_path / "killed")
     told = process.communicate()[0]
-    assert process.returncode == 0 and "goes on after step" in told
+    assert process.returncode == 0 and "resumes after step" in told
     assert digest(tmp_path / "killed") == whole
-    assert not list((tmp_path / "resume").iterdir()), "checkpoints go when what they lead to is safe"
+    assert not list((tmp_path / "checkpoints").iterdir()), "checkpoints go when what they lead to is safe"
 
 
 def test_a_kill_between_any_two_steps_costs_nothing(models: Path, judgements: Path, tmp_path: Path, monkeypatch):
     one = config(models, optimizer={"epochs": 2, "accumulate": 2})
     whole = digest(train(one, judgements, tmp_path / "whole"))
-    save, resume = Checkpoints.save, tmp_path / "resume"
+    save, folder = Checkpoints.save, tmp_path / "checkpoints"
 
     class Killed(Exception):
         pass
@@ -91,9 +90,9 @@ def test_a_kill_between_any_two_steps_costs_nothing(models: Path, judgements: Pa
     monkeypatch.setattr(Checkpoints, "save", save_and_die)
     while deaths:
         with pytest.raises(Killed):
-            train(one, judgements, tmp_path / "broken", checkpoint_dir=str(resume), checkpoint_seconds=0.0)
+            train(one, judgements, tmp_path / "broken", checkpoint_dir=str(folder), checkpoint_seconds=0.0)
     assert (
-        digest(train(one, judgements, tmp_path / "broken", checkpoint_dir=str(resume), checkpoint_seconds=0.0)) == whole
+        digest(train(one, judgements, tmp_path / "broken", checkpoint_dir=str(folder), checkpoint_seconds=0.0)) == whole
     )
 
 
@@ -101,7 +100,7 @@ def test_checkpoints_of_other_inputs_are_not_taken(models: Path, tmp_path: Path)
     compute = CPU.model_copy(update={"checkpoint_dir": str(tmp_path)})
     fp32, bf16 = setup_runtime(CPU), setup_runtime(CPU.model_copy(update={"precision": "bf16"}))
     keys = {
-        training.checkpoints_of(*arguments).folder
+        loop.open_checkpoints(*arguments).folder
         for arguments in (
             ("teacher", compute, fp32, {"judgements": "a"}, config(models)),
             ("teacher", compute, fp32, {"judgements": "a"}, config(models, lift_over_bm25=0.5)),  # not of its course
@@ -112,7 +111,7 @@ def test_checkpoints_of_other_inputs_are_not_taken(models: Path, tmp_path: Path)
         )
     }
     assert len(keys) == 5
-    assert training.checkpoints_of("teacher", CPU, fp32, {}, config(models)).folder is None
+    assert loop.open_checkpoints("teacher", CPU, fp32, {}, config(models)).folder is None
 
 
 # Several processes ----------------------------------------------------------------------------------------------------
@@ -184,7 +183,7 @@ def test_nodes_say_what_the_stage_says(models: Path, judgements: Path, tmp_path:
     monkeypatch.setattr(launch.trainjob, "run", run)
     nodes = {
         "nodes": 2,
-        "checkpoint_dir": str(tmp_path / "volume" / "resume"),
+        "checkpoint_dir": str(tmp_path / "volume" / "checkpoints"),
         "trainjob": TrainJob(claim="shared", mount=str(tmp_path / "volume"), gpus=0),
     }
     output = train(config(models), judgements, tmp_path / "t", **nodes)
@@ -216,7 +215,7 @@ def test_nodes_that_nobody_waits_for_end_themselves_and_go_on_with_the_next_atte
     monkeypatch.setattr(launch.trainjob, "run", run)
     nodes = {
         "nodes": 2,
-        "checkpoint_dir": str(tmp_path / "volume" / "resume"),
+        "checkpoint_dir": str(tmp_path / "volume" / "checkpoints"),
         "trainjob": TrainJob(claim="shared", mount=str(tmp_path / "volume"), gpus=0, orphan_minutes=5),
     }
     with pytest.raises(RunStopped, match="the TrainJob has failed"):
@@ -243,7 +242,7 @@ def test_workers_are_told_from_the_one_that_launches(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("accumulate, processes, size", [(1, 1, 1), (3, 1, 3), (1, 4, 4), (4, 2, 4), (5, 2, 6)])
 def test_a_step_gives_each_process_the_same_number_of_batches(accumulate: int, processes: int, size: int) -> None:
     epochs = [[np.array([at]) for at in range(11)], [np.array([at]) for at in range(3)]]
-    steps = training.steps_of(epochs, accumulate, processes)
+    steps = loop.split_into_steps(epochs, accumulate, processes)
     assert [len(batches) for epoch, batches in steps if epoch == 1][:-1] == [size] * ((11 - 1) // size)
     for epoch, batches in enumerate(epochs, start=1):
         assert [int(one[0]) for at, group in steps if at == epoch for one in group] == [int(one[0]) for one in batches]
@@ -252,22 +251,20 @@ def test_a_step_gives_each_process_the_same_number_of_batches(accumulate: int, p
 # What goes wrong ------------------------------------------------------------------------------------------------------
 
 
-def run_fit(loss, **changes) -> training.Outcome:
+def run_fit(loss, *, evaluate=lambda current: 0.5, optimizer: dict | None = None) -> loop.Outcome:
     torch.manual_seed(0)
     model = torch.nn.Linear(2, 1)
-    knobs = {"epochs": 1, "learning_rate": 0.1, "evaluations": 2, "warmup": 0.0, **changes.pop("optimizer", {})}
-    return training.fit(
-        "teacher",
-        training.Logits(model, torch.device("cpu")),
-        epochs=[[np.array([at, at + 1]) for at in range(0, 12, 2)]],
-        loss=lambda current, rows: loss(model, rows),
-        evaluate=changes.pop("evaluate", lambda current: 0.5),
-        name_rows=lambda rows: f"rows {rows.tolist()}",
-        optimizer=Optimizer(**knobs),
-        runtime=setup_runtime(CPU),
+    settings = {"epochs": 1, "learning_rate": 0.1, "evaluations": 2, "warmup": 0.0, **(optimizer or {})}
+    return loop.fit(
+        loop.Logits(model, torch.device("cpu")),
+        [[np.array([row, row + 1]) for row in range(0, 12, 2)]],
+        options=loop.FitOptions("teacher", Optimizer(**settings), setup_runtime(CPU)),
+        hooks=loop.FitHooks(
+            loss=lambda current, rows: loss(model, rows),
+            evaluate=evaluate,
+            name_rows=lambda rows: f"rows {rows.tolist()}",
+        ),
         checkpoints=Checkpoints(None),
-        checkpoint_seconds=60.0,
-        **changes,
     )
 
 
@@ -292,7 +289,7 @@ def test_too_little_memory_is_told_with_advice() -> None:
     def loss(model, rows):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(RunStopped, match=r"out of memory on cpu .* lower optimizer.batch_tokens and raise"):
+    with pytest.raises(RunStopped, match=r"out of memory on cpu .* lower teacher\.optimizer\.batch_tokens and raise"):
         run_fit(loss)
 
 
@@ -311,5 +308,5 @@ def test_training_stops_early_with_the_best_weights() -> None:
 
     outcome = run_fit(loss, evaluate=evaluate, optimizer={"evaluations": 6, "patience": 2})
     assert [row["dev_ndcg_at_10"] for row in outcome.curve] == [0.7, 0.9, 0.8, 0.6]
-    assert outcome.best == 0.9 and outcome.best_step == 2
+    assert outcome.best_score == 0.9 and outcome.best_step == 2
     torch.testing.assert_close(model["it"].weight, weights[1])

@@ -365,7 +365,7 @@ def test_names_follow_the_key_and_leave_room_for_those_of_pods() -> None:
         ({"checkpoint_dir": ""}, "compute.checkpoint_dir is ''"),
         (
             {"checkpoint_dir": "/data"},
-            "compute.checkpoint_dir is '/data', expected a folder below",
+            "compute.checkpoint_dir is '/data', expected a folder below compute.trainjob.mount",
         ),
         ({"checkpoint_dir": "/distilrank/../data"}, "compute.checkpoint_dir"),
         ({"checkpoint_dir": "/distilranked"}, "compute.checkpoint_dir"),
