@@ -27,7 +27,7 @@ from distilrank.data.corpus import least_clients
 from distilrank.data.log_store import LogStore, make_scrubber
 from distilrank.data.window import days_of, parse_time, resolve_window
 from distilrank.modeling import encoding, references, weights
-from distilrank.training import trainjob
+from distilrank.training.trainjob import manifest
 
 STAGE = "preflight"
 
@@ -86,7 +86,7 @@ def check(
                 raise InputError(f"prepare.{key} is 0, expected more: a run needs such queries to judge its models by")
         free = _check_disk(config.preflight.free_disk_gib, output)
         device = _check_device(config.compute.device)
-        trainjob.check(config.compute)
+        manifest.check(config.compute)
         _check_workspace(config)
         _check_override(config.gate.override, datetime.now(UTC).date())
         backend = registry.connect(config.registry)

@@ -180,7 +180,7 @@ def test_nodes_say_what_the_stage_says(models: Path, judgements: Path, tmp_path:
         if subprocess.run([*torchrun, *command[1:]], check=False).returncode:
             raise RunStopped("the TrainJob has failed")
 
-    monkeypatch.setattr(launch.trainjob, "run", run)
+    monkeypatch.setattr(launch.runner, "run", run)
     nodes = {
         "nodes": 2,
         "checkpoint_dir": str(tmp_path / "volume" / "checkpoints"),
@@ -198,21 +198,21 @@ def test_nodes_that_nobody_waits_for_end_themselves_and_go_on_with_the_next_atte
     models: Path, judgements: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     hook = tmp_path / "site" / "sitecustomize.py"
-    artifacts.write_text(hook, "from distilrank.training import trainjob\ntrainjob.BEAT_SECONDS = 0.01\n")
+    artifacts.write_text(hook, "from distilrank.training.trainjob import heartbeat\nheartbeat.BEAT_SECONDS = 0.01\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(hook.parent), os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.setattr(launch.trainjob, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(launch.heartbeat, "BEAT_SECONDS", 0.01)
     silent = True
 
     def run(name, command, compute, stage, *, heartbeat):  # a cluster of one node
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        with contextlib.nullcontext() if silent else launch.trainjob._beating(heartbeat):
+        with contextlib.nullcontext() if silent else launch.heartbeat.beating(heartbeat):
             if silent:  # the pod that made the job was killed ten minutes ago
                 heartbeat.touch()
                 os.utime(heartbeat, (time.time() - 600,) * 2)
             if subprocess.run([*torchrun, *command[1:]], check=False).returncode:
                 raise RunStopped("the TrainJob has failed")
 
-    monkeypatch.setattr(launch.trainjob, "run", run)
+    monkeypatch.setattr(launch.runner, "run", run)
     nodes = {
         "nodes": 2,
         "checkpoint_dir": str(tmp_path / "volume" / "checkpoints"),
