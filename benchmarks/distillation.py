@@ -121,7 +121,7 @@ ARMS = {
     "4x": Arm(4),
     "1x": Arm(1),
     "2x": Arm(2),
-    "4x, labels only": Arm(4, ["student.human=0"]),
+    "4x, labels only": Arm(4, ["student.judged_weight=0"]),
     "4x, margins only": Arm(4, ["student.pointwise=0"]),
     "4x, pointwise only": Arm(4, ["student.loss=none", "student.pointwise=1"]),
     "4x, probabilities": Arm(4, ["student.target=probability"]),

@@ -34,7 +34,7 @@ from distilrank.drift.compare import compare_windows
 from distilrank.drift.embeddings import MAX_TOKENS
 from distilrank.drift.measure import measure_drift
 from distilrank.modeling import references
-from distilrank.modeling.bi_encoder import Retriever, Tokens
+from distilrank.modeling.bi_encoder import Retriever, TokenCounter
 
 ROOT = Path(__file__).resolve().parents[1]
 HOME_DEPOT = ROOT.parent / "shared/data/home-depot/train.csv.gz"
@@ -102,7 +102,7 @@ class Period:
     starts: np.ndarray
     counts: np.ndarray
     index: bm25.Index
-    tokens: Tokens
+    tokens: TokenCounter
 
     @classmethod
     def of(cls, table: pa.Table, encoder: Known) -> Period:
@@ -116,7 +116,7 @@ class Period:
             np.asarray(table["query_id"].to_pylist(), dtype=object).astype(str), return_index=True, return_counts=True
         )
         titles = [title or "" for title in pc.unique(table["title"]).to_pylist()]
-        return cls(table, starts, counts, bm25.Index(titles), Tokens(ENCODER))
+        return cls(table, starts, counts, bm25.Index(titles), TokenCounter(ENCODER))
 
     def window(self, draw: np.random.Generator, size: int) -> pa.Table:
         """Whole queries with replacement, then a systematic sample of their rows."""

@@ -41,8 +41,7 @@ from distilrank.modeling.runtime import Runtime, setup_runtime
 from distilrank.modeling.scorer import Scorer, calibrate, describe, load_encoder
 from distilrank.student import export
 from distilrank.student.dataset import Chunk, ListwiseDataset
-from distilrank.training import loop as training
-from distilrank.training import losses
+from distilrank.training import loop, losses
 from distilrank.training.checkpoints import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -163,8 +162,8 @@ class Ours:
         target = table.column("target").to_numpy()
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
             ones = np.ones(len(target), np.float32)
-            lists = ListwiseDataset([Chunk.of(table, tokens, target, ones, human=False)], Path(scratch))
-            labels, query = torch.from_numpy(lists.target), torch.from_numpy(lists.tokens.queries)
+            lists = ListwiseDataset([Chunk.from_table(table, tokens, target, ones, judged=False)], Path(scratch))
+            labels, query = torch.from_numpy(lists.targets), torch.from_numpy(lists.tokens.queries)
             budget = round(float(tokens.lengths.mean()) * ROWS * PRODUCTS)  # as many tokens as a batch of the peer
             rng, packed = np.random.default_rng(SEED), packing.is_packed(self.model)
             epoch = lists.batches(budget, 0.0, packed, rng)
@@ -179,17 +178,16 @@ class Ours:
                 at = lists.rows(np.sort(batch))
                 return losses.margin_loss(current(lists.tokens, at), labels[at], query[at])
 
-            training.fit(
-                "student",
-                training.Logits(self.model, self.runtime.device),
-                epochs=epochs,
-                loss=loss,
-                evaluate=lambda current: 0.0,
-                name_rows=str,
-                optimizer=StudentOptimizer(epochs=len(epochs), evaluations=1, learning_rate=RATE, seed=SEED),
-                runtime=self.runtime,
+            loop.fit(
+                loop.Logits(self.model, self.runtime.device),
+                epochs,
+                options=loop.FitOptions(
+                    "student",
+                    StudentOptimizer(epochs=len(epochs), evaluations=1, learning_rate=RATE, seed=SEED),
+                    self.runtime,
+                ),
+                hooks=loop.FitHooks(loss=loss, evaluate=lambda current: 0.0, name_rows=str),
                 checkpoints=Checkpoints(None),
-                checkpoint_seconds=60.0,
             )
         return steps
 

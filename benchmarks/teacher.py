@@ -39,8 +39,7 @@ from distilrank.modeling import (
     torch_backend,
 )
 from distilrank.modeling.runtime import Runtime, setup_runtime
-from distilrank.training import loop as training
-from distilrank.training import losses
+from distilrank.training import loop, losses
 from distilrank.training.checkpoints import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -164,19 +163,17 @@ class Ours:
         optimizer = Optimizer(evaluations=1, learning_rate=RATE)
         batches = batching.random_batches(mine.lengths, optimizer.batch_tokens, np.random.default_rng(SEED), groups)
         goal = target[at]
-        training.fit(
-            "teacher",
-            training.Logits(self.adapted.model, self.runtime.device),
-            epochs=[batches],
-            loss=lambda current, rows: losses.soft_cross_entropy(current(mine, rows), goal[rows]),
-            evaluate=lambda current: 0.0,
-            name_rows=str,
-            optimizer=optimizer,
-            runtime=self.runtime,
+        loop.fit(
+            loop.Logits(self.adapted.model, self.runtime.device),
+            [batches],
+            options=loop.FitOptions("teacher", optimizer, self.runtime, autocast=not self.adapted.folds),
+            hooks=loop.FitHooks(
+                loss=lambda current, rows: losses.soft_cross_entropy(current(mine, rows), goal[rows]),
+                evaluate=lambda current: 0.0,
+                name_rows=str,
+                after_step=self.adapted.fold,
+            ),
             checkpoints=Checkpoints(None),
-            checkpoint_seconds=60.0,
-            autocast=not self.adapted.folds,
-            after_step=self.adapted.fold,
         )
 
     def take_over(self, plain: Plain) -> None:

@@ -14,7 +14,7 @@ from tests import tiny_models, warm
 # Tests run side by side; threads that spin against each other would slow all of them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-LONG = ("test_whole_runs.py", "test_training.py")
+LONG = ("test_whole_runs.py", "test_loop.py")
 """Files that take minutes: they begin first, since a file runs on one worker and the others would wait for the last."""
 
 

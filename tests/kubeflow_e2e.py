@@ -324,7 +324,7 @@ def a_deleted_pod_goes_on(session: Session) -> None:
     end = session.wait_for("the end of the run", lambda: _ended(session, run), 30)
     assert end.state == "SUCCEEDED", end.summary
     log = session.kubeflow.task_log(run, "train-teacher")
-    assert "goes on after step" in log, log[-2000:]
+    assert "resumes after step" in log, log[-2000:]
 
 
 def a_terminated_run_is_retried(session: Session) -> None:
@@ -338,7 +338,7 @@ def a_terminated_run_is_retried(session: Session) -> None:
     assert result.status == 0, result
     assert "succeeded" in result.output.splitlines()[-1], result
     log = session.kubeflow.task_log(run, "train-teacher")
-    assert "goes on after step" in log, log[-2000:]
+    assert "resumes after step" in log, log[-2000:]
 
 
 def an_expired_artifact_is_named(session: Session) -> None:

@@ -278,5 +278,5 @@ def refuse_large_files(scratch: str) -> str:
     return "nothing"
 
 
-if __name__ == "__main__":  # in a mount namespace of its own, see test_labels
+if __name__ == "__main__":  # in a mount namespace of its own, see test_labeling
     sys.stdout.write("\n" + json.dumps(run_out_of_disk(sys.argv[1])))

@@ -12,7 +12,8 @@ from distilrank.core import normalize, schemas
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
 from distilrank.data import bm25, candidates, corpus, impressions, log_store, sources, splits
-from distilrank.modeling.bi_encoder import Neighbors, Retriever
+from distilrank.modeling.bi_encoder import Retriever
+from distilrank.modeling.neighbors import Neighbors
 from tests.data.test_prepare import NO_WINDOW, START, WINDOW, Prepared, Shop, by_query
 
 MODEL = Prepare().retriever.model

@@ -68,11 +68,19 @@ def test_the_hub_reads_its_metadata(student: Path) -> None:
 
 
 def test_it_tells_what_the_folder_and_the_record_say(student: Path) -> None:
-    record = _record(pointwise=0.5, human=0, target="probability", optimizer={"learning_rate": 3e-5, "seed": 99})
+    record = _record(
+        pointwise=0.5, judged_weight=0, target="probability", optimizer={"learning_rate": 3e-5, "seed": 99}
+    )
     card = model_card.render(student, record, teacher="hub:org/large@def")
     assert "title and product type, at most 96 tokens" in card
     assert '("cordless drill", "18 V drill with two batteries [SEP] drills")' in card
-    for setting in ("loss | margin", "target | probability", "pointwise | 0.5", "human | 0.0", "optimizer.seed | 99"):
+    for setting in (
+        "loss | margin",
+        "target | probability",
+        "pointwise | 0.5",
+        "judged_weight | 0.0",
+        "optimizer.seed | 99",
+    ):
         assert f"| {setting} |" in card
     assert "| judgements | `a1b2` |" in card and "`hub:org/large@def`" in card
     assert "sigmoid(1.2500 * logit -0.5000)" in card

@@ -309,14 +309,14 @@ class Student(Section):
     confidence: bool = Field(
         False, description="Weight each label by the teacher's expected accuracy at its probability."
     )
-    human: Annotated[float, Field(ge=0)] = Field(
+    judged_weight: Annotated[float, Field(ge=0)] = Field(
         1.0, description="Weight of the loss on human judgements; 0: train on teacher labels only."
     )
-    human_loss: Literal["cross_entropy", "ranknet"] = Field(
+    judged_loss: Literal["cross_entropy", "ranknet"] = Field(
         "cross_entropy",
         description="Loss on human judgements: cross-entropy with soft targets, or preferences between two products.",
     )
-    human_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+    judged_share: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="Share of judged queries in an epoch, reached by repetition; 0: every query once."
     )
     score_tokens: Positive = Field(8192, description="Most tokens per forward pass without gradients.")

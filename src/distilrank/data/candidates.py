@@ -17,7 +17,8 @@ from distilrank.data import bm25
 from distilrank.data.corpus import Corpus
 from distilrank.data.impressions import Pairs, Shown
 from distilrank.data.splits import HEAD, TAIL, TORSO, TRAIN, Split
-from distilrank.modeling.bi_encoder import Neighbors, Retriever
+from distilrank.modeling.bi_encoder import Retriever
+from distilrank.modeling.neighbors import Neighbors
 
 PROVENANCES = ("impression", "bm25", "disagreement", "popular", "random")
 _VOTES = 10  # best BM25 hits that tell the product type of a query that the log does not know

@@ -32,7 +32,8 @@ from distilrank.data.impressions import Impressions, Pairs
 from distilrank.data.sources import base
 from distilrank.data.splits import TRAIN
 from distilrank.modeling import references
-from distilrank.modeling.bi_encoder import Neighbors, Retriever, Tokens
+from distilrank.modeling.bi_encoder import Retriever, TokenCounter
+from distilrank.modeling.neighbors import Neighbors
 
 STAGE = "prepare"
 HELD_OUT = "held-out queries (dev and test side) stand in for the newest traffic"
@@ -115,7 +116,7 @@ def prepare(
             index = _index(corpus)
         with clock.phase("embed"):
             embedded = _embedded(corpus, config, scratch)
-        tokens = Tokens(config.retriever.model)
+        tokens = TokenCounter(config.retriever.model)
 
         for output in (judgements, candidates, traffic):
             _clear(output)
@@ -209,7 +210,7 @@ def sample_newest(
             )  # fmt: skip
             samples, basis = _sample_traffic(corpus, config)
             newest = samples["current"]
-            tokens = Tokens(config.retriever.model)
+            tokens = TokenCounter(config.retriever.model)
             _write_traffic(corpus, _index(corpus), tokens, newest, traffic / "current.parquet")
         artifacts.seal(traffic)
         record.facts.update(rows=len(newest.query), basis=basis)
@@ -375,7 +376,7 @@ def _write_judged(corpus: Corpus, rows: np.ndarray, index: bm25.Index, path: Pat
 
 
 def _write_candidates(
-    corpus: Corpus, miner: Miner, tokens: Tokens, most: int, folder: Path, tally: profile.CandidateStats
+    corpus: Corpus, miner: Miner, tokens: TokenCounter, most: int, folder: Path, tally: profile.CandidateStats
 ) -> list[dict[str, Any]]:
     """Mine and write the shards, queries one after the other, each to the shard with the fewest tokens so far."""
     count = max(min(most, len(miner.queries)), 1)
@@ -429,7 +430,7 @@ class _Lengths:
     of them make a token is found from a sample.
     """
 
-    def __init__(self, corpus: Corpus, tokens: Tokens) -> None:
+    def __init__(self, corpus: Corpus, tokens: TokenCounter) -> None:
         self.corpus = corpus
         count = len(corpus.catalogue)
         some = np.unique(np.linspace(0, count - 1, min(count, _COUNTED), dtype=np.int64))
@@ -452,7 +453,7 @@ class _Lengths:
         return np.ceil((typed[query] + self.known[pairs.product]) * self.per_character).astype(np.int64)
 
 
-def _write_traffic(corpus: Corpus, index: bm25.Index, tokens: Tokens, sample: Impressions, path: Path) -> None:
+def _write_traffic(corpus: Corpus, index: bm25.Index, tokens: TokenCounter, sample: Impressions, path: Path) -> None:
     queries, query = np.unique(sample.query, return_inverse=True)
     texts = _texts(corpus, queries)
     columns = _pair_columns(corpus, sample)

@@ -16,7 +16,7 @@ from distilrank.data import bm25
 from distilrank.data.candidates import PROVENANCES, Mined
 from distilrank.data.corpus import Corpus
 from distilrank.data.splits import CUT, Split
-from distilrank.modeling.bi_encoder import Tokens
+from distilrank.modeling.bi_encoder import TokenCounter
 
 _LOOKED_AT = 5_000  # texts whose tokens are counted, drawn at random: enough for the percentiles that are shown
 
@@ -50,7 +50,7 @@ def describe(
     split: Split,
     index: bm25.Index,
     tally: CandidateStats,
-    tokens: Tokens,
+    tokens: TokenCounter,
     problems: Problems,
     config: Prepare,
 ) -> dict[str, Any]:

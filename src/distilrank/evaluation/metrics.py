@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.evaluation import trec
@@ -176,6 +177,12 @@ def mean_ndcg(
     if not decided.any():
         raise InputError(f"judged pairs: none of {len(decided)} queries has products of different rating")
     return float(ndcg(query, gain, np.asarray(scores), k, trec.tie_ranks(product_ids))[decided].mean())
+
+
+def judged_ndcg(judged: pa.Table, scores: np.ndarray) -> float:
+    """Mean nDCG@10 of `scores`, shape (rows,), on judged pairs with query_id, product_id and gain; as `mean_ndcg`."""
+    query_ids, product_ids, gains = (judged.column(name).to_numpy() for name in ("query_id", "product_id", "gain"))
+    return mean_ndcg(query_ids, product_ids, gains, scores)
 
 
 class ThresholdCurve:

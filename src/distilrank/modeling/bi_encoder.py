@@ -1,51 +1,33 @@
-"""Embeddings of a BERT bi-encoder on onnxruntime, and exact search among them: no torch, no transformers.
+"""Embeddings of a BERT bi-encoder on onnxruntime: no torch, no transformers.
 
-A model folder in the sentence-transformers convention may hold `onnx/model.onnx`. Where it does not, the network is
-built from the safetensors each time: for 22 million weights that takes less than a second, so nothing is cached.
+A model folder in the sentence-transformers convention may hold `onnx/model.onnx`. Otherwise `bert_graph` builds the
+network from the safetensors each time.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
 
-import ml_dtypes  # noqa: F401  # lets numpy, and so safetensors, know bfloat16
 import numpy as np
-import onnx
 import onnxruntime
-import safetensors
-from onnx import TensorProto, helper
 from tokenizers import Encoding, Tokenizer
 
 from distilrank.core import artifacts, hardware
 from distilrank.core.errors import InputError
-from distilrank.modeling import batching, encoding, references, weights
-from distilrank.modeling.quantization import quantize
+from distilrank.modeling import batching, bert_graph, encoding, references
+from distilrank.modeling.bert_graph import Precision
+from distilrank.modeling.neighbors import normalize
 
 CHUNK = 8192  # texts tokenized, and sorted by length, at a time
 BATCH_TOKENS = 2048  # of one call of the network, padding included; larger batches leave the processor's cache
-BLOCK = 1 << 24  # numbers of vectors, and of scores, that a search holds at a time: 64 MiB of each
-SLACK = 1e-5  # above the error of a float32 dot product of unit vectors, some 1e-6 for a thousand dimensions
-
-ACTIVATIONS: dict[str, tuple[str, dict[str, str]]] = {
-    "gelu": ("Gelu", {"approximate": "none"}),
-    "gelu_new": ("Gelu", {"approximate": "tanh"}),
-    "relu": ("Relu", {}),
-}
-MODULES = ("Transformer", "Pooling", "Normalize")  # of a sentence-transformers folder; Dense, say, changes the vectors
+MODULES = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers; others, such as Dense, change vectors
 POOLINGS = {"mean": "mean", "pooling_mode_mean_tokens": "mean", "cls": "cls", "pooling_mode_cls_token": "cls"}
-DTYPES = ("F32", "F16", "BF16")
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
-Precision = Literal["fp32", "int8"]
-Shape = tuple[int | None, ...]
-"""Of a tensor; None: any size."""
 
-
-class Tokens:
-    """Counts the tokens of texts; of the model's folder, only what belongs to the tokenizer is read.
+class TokenCounter:
+    """Counts the tokens of texts; it reads only the tokenizer from the model's folder.
 
     Args:
         reference: model, as in `distilrank.modeling.references`; of any architecture.
@@ -89,7 +71,7 @@ class Retriever:
         self, reference: str, *, max_tokens: int = 64, threads: int = 0, precision: Precision = "fp32"
     ) -> None:
         folder = references.resolve(reference)
-        config = _config(folder)
+        config = bert_graph.read_config(folder)
         self.dimension: int = config["hidden_size"]
         self._pooling = _pooling(folder)
         self._tokenizer = _tokenizer(folder)
@@ -101,7 +83,9 @@ class Retriever:
         self._tokenizer.enable_truncation(min(max_tokens, config["max_position_embeddings"]))
 
         exported = folder / "onnx" / "model.onnx"
-        network = exported if exported.is_file() and precision == "fp32" else _network(folder, config, precision)
+        network = (
+            exported if exported.is_file() and precision == "fp32" else bert_graph.build(folder, config, precision)
+        )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or hardware.cores()
         self._session = onnxruntime.InferenceSession(
@@ -152,66 +136,7 @@ class Retriever:
         values = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
         (hidden,) = self._session.run([self._output], {name: values[name] for name in self._inputs})
         # The length is normalized away, so that a sum does for a mean.
-        return _unit(hidden[:, 0] if self._pooling == "cls" else (mask[:, None].astype(np.float32) @ hidden)[:, 0])
-
-
-class Neighbors:
-    """Exact search by cosine.
-
-    Args:
-        vectors: float32 or float16, shape (n, d), of any length; may be memory-mapped, a search reads it once.
-    """
-
-    def __init__(self, vectors: np.ndarray) -> None:
-        self._vectors = vectors
-
-    def top(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The nearest vectors to each query, best first; ties go to the lowest place.
-
-        Scores are rounded from float64, so that neither they nor the order depend on how the work was divided.
-        Memory is bounded beside the result. A vector of zeros has the cosine 0.
-
-        Args:
-            queries: shape (q, d).
-            count: most vectors for a query.
-
-        Returns:
-            Their places, int64, and cosines, float32, both of shape (q, min(count, n)).
-        """
-        total, dimension = self._vectors.shape
-        count = min(count, total)
-        places = np.full((len(queries), count), -1, np.int64)
-        scores = np.full((len(queries), count), -np.inf, np.float32)
-        if not count:
-            return places, scores
-        queries = _unit(queries)
-        rows = max(min(BLOCK // dimension, total), 1)
-        for start in range(0, total, rows):
-            block = _unit(self._vectors[start : start + rows])
-            for first in range(0, len(queries), BLOCK // rows):
-                rough = queries[first : first + BLOCK // rows] @ block.T
-                for row, about in enumerate(rough, first):
-                    near = _reach(about, count, scores[row, -1])
-                    exact = (block[near].astype(np.float64) * queries[row]).sum(axis=1)
-                    found = np.concatenate([scores[row], exact.astype(np.float32)])
-                    order = np.argsort(-found, kind="stable")[:count]
-                    places[row] = np.concatenate([places[row], start + near])[order]
-                    scores[row] = found[order]
-        return places, scores
-
-
-def _reach(about: np.ndarray, count: int, least: float) -> np.ndarray:
-    """Places in `about` that may be among the best `count` and above `least`, given the error of a float32 product."""
-    near = np.flatnonzero(about > least - SLACK)
-    if len(near) <= count:
-        return near
-    return near[about[near] >= np.partition(about[near], -count)[-count] - SLACK]
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    vectors = vectors.astype(np.float32)
-    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))[:, None]
-    return np.divide(vectors, lengths, out=vectors, where=lengths > 0)
+        return normalize(hidden[:, 0] if self._pooling == "cls" else (mask[:, None].astype(np.float32) @ hidden)[:, 0])
 
 
 def _tokenizer(folder: Path) -> Tokenizer:
@@ -225,182 +150,33 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str], *, special: bool) -> Ite
         yield start, tokenizer.encode_batch_fast(list(texts[start : start + CHUNK]), add_special_tokens=special)
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    config = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "position_embedding_type": "absolute"}
-    config |= artifacts.read_json(path)
-    if config.get("model_type") != "bert":
-        raise InputError(f"{path}: model_type {config.get('model_type')!r}, a retriever must be 'bert'")
-    if config["hidden_act"] not in ACTIVATIONS:
-        raise InputError(f"{path}: hidden_act {config['hidden_act']!r}, expected one of {', '.join(ACTIVATIONS)}")
-    if config["position_embedding_type"] != "absolute":
-        raise InputError(f"{path}: position_embedding_type {config['position_embedding_type']!r}, expected 'absolute'")
-    for name in ("hidden_size", "num_attention_heads", "num_hidden_layers", "max_position_embeddings"):
-        if not isinstance(config.get(name), int):
-            raise InputError(f"{path}: {name} {config.get(name)!r}, expected a whole number")
-    return config
-
-
 def _pooling(folder: Path) -> str:
-    """`mean` or `cls`, by what sentence-transformers keeps in `folder`; `mean` where it keeps nothing."""
-    listed, pooling = folder / "modules.json", "mean"
-    for module in artifacts.read_json(listed, list) if listed.is_file() else ():
+    """`mean` or `cls`, as sentence-transformers' files in `folder` say; `mean` without them."""
+    modules_path, pooling = folder / "modules.json", "mean"
+    for module in artifacts.read_json(modules_path, list) if modules_path.is_file() else ():
         kind = module["type"].rpartition(".")[2]
         if kind not in MODULES:
-            raise InputError(f"{listed}: module {kind}, expected only {', '.join(MODULES)}")
+            raise InputError(f"{modules_path}: module {kind}, expected only {', '.join(MODULES)}")
         if kind == "Pooling":
             path = folder / module["path"] / "config.json"
-            said = artifacts.read_json(path)
-            flags = [name for name, value in said.items() if name.startswith("pooling_mode_") and value]
-            mode = said.get("pooling_mode", flags[0] if len(flags) == 1 else flags)
+            settings = artifacts.read_json(path)
+            flags = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value]
+            mode = settings.get("pooling_mode", flags[0] if len(flags) == 1 else flags)
             if str(mode) not in POOLINGS:
                 raise InputError(f"{path}: pooling {mode}, expected mean or cls")
             pooling = POOLINGS[mode]
     return pooling
 
 
-class _Graph:
-    """An ONNX model under construction."""
-
-    def __init__(self) -> None:
-        # Opset 20 is the first with Gelu, IR version 9 the first that allows it.
-        self.model = onnx.ModelProto(ir_version=9, opset_import=[helper.make_opsetid("", 20)])
-        self.model.graph.name = "bert"
-
-    def __call__(self, operator: str, *inputs: str | np.ndarray, **attributes: Any) -> str:
-        """Add a node on the named values and given constants; return the name of its output."""
-        names = [self._constant(value) if isinstance(value, np.ndarray) else value for value in inputs]
-        output = f"node{len(self.model.graph.node)}"
-        self.model.graph.node.append(helper.make_node(operator, names, [output], **attributes))
-        return output
-
-    def _constant(self, value: np.ndarray) -> str:
-        # Filled in place: onnx.helper would copy the weights three times.
-        name, kind = f"constant{len(self.model.graph.initializer)}", helper.np_dtype_to_tensor_dtype(value.dtype)
-        self.model.graph.initializer.add(name=name, dims=value.shape, data_type=kind, raw_data=value.tobytes())
-        return name
-
-
-def _network(folder: Path, config: dict[str, Any], precision: Precision) -> bytes:
-    """The serialized ONNX model of the BERT in `folder`: token ids and mask in, the last layer's vectors out."""
-    read = _weights(folder, config)
-    node = _Graph()
-    width, heads = config["hidden_size"], config["num_attention_heads"]
-    activation, variant = ACTIVATIONS[config["hidden_act"]]
-
-    def constant(*values: float) -> np.ndarray:
-        return np.array(values, np.float32)
-
-    def linear(x: str, name: str) -> str:
-        return node("Add", node("MatMul", x, read(f"{name}.weight").T), read(f"{name}.bias"))
-
-    def norm(x: str, name: str) -> str:
-        scale, bias = read(f"{name}.weight"), read(f"{name}.bias")
-        return node("LayerNormalization", x, scale, bias, axis=-1, epsilon=config["layer_norm_eps"])
-
-    def by_head(x: str, *order: int) -> str:
-        return node("Transpose", node("Reshape", x, np.array([0, 0, heads, width // heads])), perm=order)
-
-    mask = node("Cast", node("Unsqueeze", "attention_mask", np.array([1, 2])), to=TensorProto.FLOAT)
-    mask = node("Mul", node("Sub", constant(1), mask), constant(float(np.finfo(np.float32).min)))
-    positions = read("embeddings.position_embeddings.weight") + read("embeddings.token_type_embeddings.weight")[0]
-    length = node("Shape", "input_ids", start=1, end=2)
-    positions_of_text = node("Slice", positions, np.array([0]), length, np.array([0]))
-    words = node("Gather", read("embeddings.word_embeddings.weight"), "input_ids")
-    x = norm(node("Add", words, positions_of_text), "embeddings.LayerNorm")
-    for number in range(config["num_hidden_layers"]):
-        layer = f"encoder.layer.{number}"
-        query = by_head(linear(x, f"{layer}.attention.self.query"), 0, 2, 1, 3)
-        key = by_head(linear(x, f"{layer}.attention.self.key"), 0, 2, 3, 1)
-        value = by_head(linear(x, f"{layer}.attention.self.value"), 0, 2, 1, 3)
-        scores = node("Mul", node("MatMul", query, key), constant(math.sqrt(heads / width)))
-        context = node("MatMul", node("Softmax", node("Add", scores, mask), axis=-1), value)
-        context = node("Reshape", node("Transpose", context, perm=(0, 2, 1, 3)), np.array([0, 0, width]))
-        attended = linear(context, f"{layer}.attention.output.dense")
-        x = norm(node("Add", attended, x), f"{layer}.attention.output.LayerNorm")
-        inner = node(activation, linear(x, f"{layer}.intermediate.dense"), **variant)
-        x = norm(node("Add", linear(inner, f"{layer}.output.dense"), x), f"{layer}.output.LayerNorm")
-
-    graph, axes = node.model.graph, ["batch", "sequence"]
-    graph.input.extend(helper.make_tensor_value_info(name, TensorProto.INT64, axes) for name in INPUTS[:2])
-    graph.output.append(helper.make_tensor_value_info(x, TensorProto.FLOAT, [*axes, width]))
-    if precision == "int8":
-        quantize(node.model)
-    return node.model.SerializeToString()
-
-
-def _shapes(config: dict[str, Any]) -> dict[str, Shape]:
-    """The tensors that a BERT of this configuration reads, by name."""
-    width, inner = config["hidden_size"], config.get("intermediate_size")
-    norm: dict[str, Shape] = {"weight": (width,), "bias": (width,)}
-    shapes: dict[str, Shape] = {
-        "embeddings.word_embeddings.weight": (config.get("vocab_size"), width),
-        "embeddings.position_embeddings.weight": (config["max_position_embeddings"], width),
-        "embeddings.token_type_embeddings.weight": (None, width),
-    }
-    modules: dict[str, dict[str, Shape]] = {"embeddings.LayerNorm": norm}
-    for number in range(config["num_hidden_layers"]):
-        layer = f"encoder.layer.{number}"
-        for name in ("self.query", "self.key", "self.value", "output.dense"):
-            modules[f"{layer}.attention.{name}"] = {"weight": (width, width), "bias": (width,)}
-        modules[f"{layer}.attention.output.LayerNorm"] = modules[f"{layer}.output.LayerNorm"] = norm
-        modules[f"{layer}.intermediate.dense"] = {"weight": (inner, width), "bias": (inner,)}
-        modules[f"{layer}.output.dense"] = {"weight": (width, inner), "bias": (width,)}
-    return shapes | {f"{name}.{part}": shape for name, parts in modules.items() for part, shape in parts.items()}
-
-
-def _headers(folder: Path, config: dict[str, Any]) -> dict[str, weights.Header]:
-    """The tensors in `folder` by name; `bert.`, the prefix of a model with a head, is left out.
-
-    Raises:
-        InputError: tensors are missing, of another shape or type, or belong to layers that `config` does not have.
-    """
-    headers = {name.removeprefix("bert."): header for name, header in weights.headers(folder, "bert").items()}
-    shapes = _shapes(config)
-    weights.refuse(
-        str(folder),
-        len(shapes),
-        missing=shapes.keys() - headers.keys(),
-        unexpected=[name for name in headers.keys() - shapes.keys() if name.startswith("encoder.")],
-        reshaped={
-            name: (headers[name].shape, shape)
-            for name, shape in shapes.items()
-            if name in headers and not _has_shape(headers[name], shape)
-        },
-    )
-    for name in shapes:
-        if headers[name].dtype not in DTYPES:
-            raise InputError(f"{folder}: tensor {name} is {headers[name].dtype}, expected F32, F16 or BF16")
-    return headers
-
-
-def _has_shape(header: weights.Header, shape: Shape) -> bool:
-    return len(header.shape) == len(shape) and all(
-        expected in (None, size) for size, expected in zip(header.shape, shape, strict=True)
-    )
-
-
-def _weights(folder: Path, config: dict[str, Any]) -> Callable[[str], np.ndarray]:
-    """A function from the name of a tensor of the BERT in `folder` to its values, as float32."""
-    headers = _headers(folder, config)
-    opened = {path: safetensors.safe_open(path, "np") for path in {header.file for header in headers.values()}}
-
-    def read(name: str) -> np.ndarray:
-        header = headers[name]
-        return opened[header.file].get_tensor(header.name).astype(np.float32, copy=False)
-
-    return read
-
-
 def check(reference: str) -> None:
-    """Check a local model as `Retriever` does, reading no weights.
+    """Check a local model as `Retriever` does, without reading its weights.
 
     Raises:
         InputError: as `Retriever` does.
     """
     folder = references.resolve(reference)
-    config = _config(folder)
+    config = bert_graph.read_config(folder)
     _pooling(folder)
     _tokenizer(folder)
     if not (folder / "onnx" / "model.onnx").is_file():
-        _headers(folder, config)
+        bert_graph.check_weights(folder, config)

@@ -1,4 +1,4 @@
-"""A bounded memory of what was computed before, oldest use first out."""
+"""A thread-safe LRU cache that computes the missing values of a batch together."""
 
 from __future__ import annotations
 
@@ -12,9 +12,17 @@ Value = TypeVar("Value")
 
 
 class Cache(Generic[Key, Value]):
-    """Values by key, at most `size` of them; may be used from several threads.
+    """Values by key, at most `size` of them; the least recently used ones are evicted. Safe between threads.
 
-    `hits` and `misses` count keys since the start.
+    Attributes:
+        hits, misses: number of keys since the cache was created.
+
+    Example:
+        >>> cache = Cache(2)
+        >>> cache.get(["a", "b"], lambda missing: [key.upper() for key in missing])
+        ['A', 'B']
+        >>> cache.get(["b", "c"], lambda missing: [key.upper() for key in missing]), cache.hits, cache.misses
+        (['B', 'C'], 1, 3)
     """
 
     def __init__(self, size: int) -> None:
@@ -26,19 +34,19 @@ class Cache(Generic[Key, Value]):
         return len(self._values)
 
     def get(self, keys: Sequence[Key], make: Callable[[list[Key]], Sequence[Value]]) -> list[Value]:
-        """The values of different `keys`; those that are not there are made together by `make`, in the keys' order."""
+        """The values of distinct `keys`; `make` computes the missing ones together, in their order."""
         with self._lock:
-            found = {key: self._values[key] for key in keys if key in self._values}
-            for key in found:
+            values = {key: self._values[key] for key in keys if key in self._values}
+            for key in values:
                 self._values.move_to_end(key)
-            missing = [key for key in keys if key not in found]
-            self.hits += len(found)
+            missing = [key for key in keys if key not in values]
+            self.hits += len(values)
             self.misses += len(missing)
         if missing:
-            made = dict(zip(missing, make(missing), strict=True))
-            found |= made
+            computed = dict(zip(missing, make(missing), strict=True))
+            values |= computed
             with self._lock:
-                self._values |= made
+                self._values |= computed
                 while len(self._values) > self.size:
                     self._values.popitem(last=False)
-        return [found[key] for key in keys]
+        return [values[key] for key in keys]

@@ -19,7 +19,7 @@ from distilrank.preflight.data import open_source, pin_data
 from distilrank.preflight.environment import check_device, check_disk, check_run, check_secrets, check_workspace
 from distilrank.preflight.models import check_drift_encoder, check_models, check_retriever
 from distilrank.preflight.promotion import check_override, check_split, check_teacher
-from distilrank.training import trainjob
+from distilrank.training.trainjob import manifest
 
 STAGE = "preflight"
 
@@ -79,7 +79,7 @@ def check(
                 raise InputError(f"prepare.{key} is 0, expected more: a run needs such queries to judge its models by")
         free_gib = check_disk(config.preflight.free_disk_gib, output)
         device = check_device(config.compute.device)
-        trainjob.check(config.compute)
+        manifest.check(config.compute)
         check_workspace(config.drift)
         check_override(config.gate.override, datetime.now(UTC).date())
         backend = registry.connect(config.registry)

@@ -1,7 +1,7 @@
-"""What the student learns from: whole queries, teacher-labeled or human-judged, on disk as far as they are long.
+"""Training lists of the student, one per query, labeled by the teacher or judged by people.
 
-Labels may be larger than memory. They are read once, a piece at a time; their tokens go to a file that is mapped, and
-what stays in memory is some 30 bytes a pair.
+Token ids are memory-mapped, so labels may be larger than memory. They are read once, chunk by chunk; about 30 bytes a
+pair stay in memory.
 """
 
 from __future__ import annotations
@@ -18,109 +18,123 @@ from distilrank.modeling.encoding import Tokens
 
 
 class Chunk(NamedTuple):
-    """Some rows of a table whose queries stand together, and what is to be learned of them."""
+    """Some rows of a table, those of a query adjacent, with their targets and weights."""
 
-    query_id: list[str]
-    query: list[str]
+    query_ids: list[str]
+    queries: list[str]
     tokens: Tokens
-    target: np.ndarray
+    targets: np.ndarray
     """Shape (rows,)."""
-    weight: np.ndarray
+    weights: np.ndarray
     """Shape (rows,)."""
-    human: bool
+    judged: bool
+    """Whether people judged these rows; otherwise the teacher labeled them."""
 
     @classmethod
-    def of(cls, table: pa.Table, tokens: Tokens, target: np.ndarray, weight: np.ndarray, human: bool) -> Chunk:
-        """A piece from rows with `query_id` and `query`."""
-        query_id, query = (table.column(name).to_pylist() for name in ("query_id", "query"))
-        return cls(query_id, query, tokens, target, weight, human)
+    def from_table(
+        cls, table: pa.Table, tokens: Tokens, targets: np.ndarray, weights: np.ndarray, *, judged: bool
+    ) -> Chunk:
+        """A chunk of the rows of `table`, which has the columns `query_id` and `query`."""
+        query_ids, queries = (table.column(name).to_pylist() for name in ("query_id", "query"))
+        return cls(query_ids, queries, tokens, targets, weights, judged)
 
 
 class ListwiseDataset:
-    """Lists of products of one query each; a query that is both labeled and judged is two lists.
+    """Lists of products, one per query; a query that is both labeled and judged makes two lists.
 
     Attributes:
-        tokens: of all pairs; its `queries` are numbers of lists.
-        target: float32, shape (pairs,).
-        weight: float32, shape (pairs,).
-        starts: first pair of each list, and the end of the last one: int64, shape (lists + 1,).
-        human: whether people judged it, shape (lists,).
+        tokens: tokens of all pairs; its `queries` are list indices.
+        targets: float32, shape (pairs,).
+        weights: float32, shape (pairs,).
+        starts: index of the first pair of each list, and the end of the last list: int64, shape (lists + 1,).
+        is_judged: whether people judged each list, bool, shape (lists,).
         queries: text of each list's query, for messages.
+
+    Example:
+        >>> import tempfile
+        >>> chunk = Chunk(
+        ...     ["q1", "q1"], ["sofa", "sofa"], Tokens.of(["q1", "q1"], [[5, 6], [5, 7, 8]]),
+        ...     np.array([1.0, 0.0]), np.ones(2), judged=False,
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     dataset = ListwiseDataset([chunk], Path(folder))
+        ...     len(dataset), dataset.sizes.tolist(), dataset.rows(np.array([0])).tolist()
+        (1, [2], [0, 1])
     """
 
-    def __init__(self, pieces: Iterable[Chunk], folder: Path) -> None:
+    def __init__(self, chunks: Iterable[Chunk], folder: Path) -> None:
         """
         Args:
-            pieces: in any sizes; a list may go on in the next piece.
-            folder: for the tokens; it must outlive this object.
+            chunks: of any size; a list may continue in the next chunk.
+            folder: where token ids are written; it must outlive this object.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        lengths, target, weight, number = [], [], [], []
-        human: list[bool] = []
+        lengths, targets, weights, list_indices = [], [], [], []
+        is_judged: list[bool] = []
         self.queries: list[str] = []
-        last = None
-        with (folder / "ids").open("wb") as ids, (folder / "types").open("wb") as types:
-            for piece in pieces:
-                piece.tokens.ids.tofile(ids)
-                if piece.tokens.types is not None:
-                    piece.tokens.types.tofile(types)
-                numbers = np.empty(len(piece.tokens), np.int64)
-                for row, (key, text) in enumerate(zip(piece.query_id, piece.query, strict=True)):
-                    if (key, piece.human) != last:
-                        last = key, piece.human
-                        self.queries.append(text)
-                        human.append(piece.human)
-                    numbers[row] = len(human) - 1
-                lengths.append(piece.tokens.lengths)
-                target.append(piece.target.astype(np.float32))
-                weight.append(piece.weight.astype(np.float32))
-                number.append(numbers)
-        self.target, self.weight = np.concatenate(target), np.concatenate(weight)
-        query = np.concatenate(number)
-        self.human = np.array(human)
-        self.starts = np.searchsorted(query, np.arange(len(human) + 1))
-        begins = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
+        previous = None
+        with (folder / "ids").open("wb") as ids_file, (folder / "types").open("wb") as types_file:
+            for chunk in chunks:
+                chunk.tokens.ids.tofile(ids_file)
+                if chunk.tokens.types is not None:
+                    chunk.tokens.types.tofile(types_file)
+                indices = np.empty(len(chunk.tokens), np.int64)
+                for row, (query_id, query) in enumerate(zip(chunk.query_ids, chunk.queries, strict=True)):
+                    if (query_id, chunk.judged) != previous:
+                        previous = query_id, chunk.judged
+                        self.queries.append(query)
+                        is_judged.append(chunk.judged)
+                    indices[row] = len(is_judged) - 1
+                lengths.append(chunk.tokens.lengths)
+                targets.append(chunk.targets.astype(np.float32))
+                weights.append(chunk.weights.astype(np.float32))
+                list_indices.append(indices)
+        self.targets, self.weights = np.concatenate(targets), np.concatenate(weights)
+        list_of_pair = np.concatenate(list_indices)
+        self.is_judged = np.array(is_judged)
+        self.starts = np.searchsorted(list_of_pair, np.arange(len(is_judged) + 1))
         self.tokens = Tokens(
             np.memmap(folder / "ids", np.int32, mode="r"),
-            begins,
-            query,
+            np.concatenate([[0], np.cumsum(np.concatenate(lengths))]),
+            list_of_pair,
             np.memmap(folder / "types", np.int8, mode="r") if (folder / "types").stat().st_size else None,
         )
 
     def __len__(self) -> int:
-        return len(self.human)
+        return len(self.is_judged)
 
     @property
     def sizes(self) -> np.ndarray:
-        """Products of each list, shape (lists,)."""
+        """Number of products of each list, shape (lists,)."""
         return np.diff(self.starts)
 
     def rows(self, lists: np.ndarray) -> np.ndarray:
-        """The pairs of some lists, list by list."""
-        return np.concatenate([np.arange(self.starts[one], self.starts[one + 1]) for one in lists])
+        """Indices of the pairs of `lists`, list by list."""
+        return np.concatenate([np.arange(self.starts[index], self.starts[index + 1]) for index in lists])
 
-    def batches(self, budget: int, human_share: float, packed: bool, rng: np.random.Generator) -> list[np.ndarray]:
-        """The batches of one epoch in random order, each an array of lists.
+    def batches(self, budget: int, judged_share: float, packed: bool, rng: np.random.Generator) -> list[np.ndarray]:
+        """The batches of one epoch in random order, each an array of list indices.
 
         Args:
             budget: most tokens of a batch; padding counts unless `packed`.
-            human_share: share of lists of an epoch that people judged, by repeating them or leaving some out;
-                0: each list once.
+            judged_share: share of an epoch's lists that are judged, reached by repeating or omitting some; 0: each
+                list once.
             packed: whether the model computes without padding.
+            rng: source of the order.
         """
-        chosen = self._draw(human_share, rng)
+        sample = self._sample(judged_share, rng)
         if packed:
             tokens = np.diff(self.tokens.starts[self.starts])
-            order = rng.permutation(chosen)
-            return batching.sequential_batches(order, tokens, budget)
+            return batching.sequential_batches(rng.permutation(sample), tokens, budget)
         longest = np.maximum.reduceat(self.tokens.lengths, self.starts[:-1])
-        units = batching.shuffled_batches(longest[chosen], self.sizes[chosen], budget, rng)
-        return [chosen[batch] for batch in units]
+        batches = batching.shuffled_batches(longest[sample], self.sizes[sample], budget, rng)
+        return [sample[batch] for batch in batches]
 
-    def _draw(self, human_share: float, rng: np.random.Generator) -> np.ndarray:
-        judged, labeled = np.flatnonzero(self.human), np.flatnonzero(~self.human)
-        if not human_share or not len(judged) or not len(labeled):
+    def _sample(self, judged_share: float, rng: np.random.Generator) -> np.ndarray:
+        """The lists of one epoch: all labeled ones, and judged ones by `judged_share`."""
+        judged, labeled = np.flatnonzero(self.is_judged), np.flatnonzero(~self.is_judged)
+        if not judged_share or not len(judged) or not len(labeled):
             return np.arange(len(self))
-        wanted = max(round(human_share / (1 - human_share) * len(labeled)), 1)
-        whole, rest = divmod(wanted, len(judged))
-        return np.concatenate([labeled, np.tile(judged, whole), rng.choice(judged, rest, replace=False)])
+        count = max(round(judged_share / (1 - judged_share) * len(labeled)), 1)
+        repeats, rest = divmod(count, len(judged))
+        return np.concatenate([labeled, np.tile(judged, repeats), rng.choice(judged, rest, replace=False)])

@@ -18,8 +18,7 @@ from distilrank.modeling import adapters, batching, encoding, pretrained, refere
 from distilrank.modeling.runtime import Runtime, setup_runtime
 from distilrank.modeling.scorer import load_encoder
 from distilrank.modeling.torch_backend import load_model, score_encoded
-from distilrank.training import loop as training
-from distilrank.training import losses
+from distilrank.training import loop, losses
 
 ESTIMATE = "estimate.json"
 STAGE = "estimate"
@@ -50,7 +49,7 @@ def estimate(
         fitting = schemas.read(judgements / "train.parquet", schemas.JUDGED)
         dev = schemas.read(judgements / "dev.parquet", schemas.JUDGED)
         folder = references.resolve(teacher.model)
-        training.seed_everything(teacher.optimizer.seed)
+        loop.seed_everything(teacher.optimizer.seed)
         base = load_model(folder, runtime)
         encoder = load_encoder(folder, teacher.text, teacher.kind, pretrained.inputs(folder, base))
         encoded, dev_encoded = (encoding.encode_table(encoder, table, teacher.text) for table in (fitting, dev))
@@ -98,7 +97,7 @@ def _rate(work: Callable[[encoding.Tokens], object], tokens: encoding.Tokens, bu
 def _learner(
     config: Teacher, runtime: Runtime, adapted: adapters.Adapted, target: np.ndarray
 ) -> Callable[[encoding.Tokens], None]:
-    logits = training.Logits(adapted.model, runtime.device)
+    logits = loop.Logits(adapted.model, runtime.device)
     trained = adapted.trained().values()
     adamw = torch.optim.AdamW(trained, lr=config.optimizer.learning_rate, fused=True)
     logits.train()

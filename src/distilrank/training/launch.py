@@ -26,7 +26,7 @@ from distilrank import config as configuration
 from distilrank.config import Compute, Section
 from distilrank.core import artifacts, hardware
 from distilrank.core.errors import InputError, RunStopped
-from distilrank.training import trainjob
+from distilrank.training.trainjob import heartbeat, manifest, runner
 
 LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -94,7 +94,7 @@ def run(
         RuntimeError: a process failed otherwise; its output tells.
     """
     if compute.nodes > 1:
-        trainjob.check(compute)
+        manifest.check(compute)
         contents = {name: [_content(folder) for folder in _several(given)] for name, given in folders.items()}
         settings = compute.model_dump(
             mode="json", exclude={"checkpoint_dir", "trainjob", "price_per_hour", "checkpoint_seconds"}
@@ -109,7 +109,7 @@ def run(
         if not task.is_done():  # an attempt before this one may have seen it through
             command = ["torchrun", "-m", "distilrank.training.launch", str(task.write())]
             try:
-                trainjob.run(trainjob.job_name(stage, key), command, compute, stage, heartbeat=workspace / HEARTBEAT)
+                runner.run(manifest.job_name(stage, key), command, compute, stage, heartbeat=workspace / HEARTBEAT)
             except RunStopped:
                 if task.outcome.exists():  # what the stage itself says, rather than that a pod has failed
                     task.result()
@@ -218,7 +218,7 @@ def work(path: Path) -> None:
         for name, given in task["folders"].items()
     }
     if compute.nodes > 1 and is_main():
-        trainjob.end_when_orphaned(path.parent / HEARTBEAT, compute.trainjob.orphan_minutes, task["stage"])
+        heartbeat.end_when_orphaned(path.parent / HEARTBEAT, compute.trainjob.orphan_minutes, task["stage"])
     found: dict[str, Any] = {"error": "", "message": "", "result": {}}
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(task["output"]) if is_main() else Path(scratch)

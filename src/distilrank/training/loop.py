@@ -1,7 +1,7 @@
-"""The loop that teacher and student share: steps, schedule, looks at dev, checkpoints, and the best weights kept.
+"""The training loop of teacher and student: steps, learning-rate schedule, dev evaluations, checkpoints, best weights.
 
-It runs in one process or in several (torchrun, or a TrainJob): the batches of a step are shared out over them, and
-the step is the same.
+It runs in one process or in several (torchrun, or a TrainJob). The batches of a step are divided among the processes,
+and the step is the same.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import peft
@@ -38,23 +36,23 @@ from distilrank.training.checkpoints import Checkpoints
 
 @dataclass
 class Outcome:
-    """How a training went."""
+    """Learning curve and best dev score of a training."""
 
     curve: list[dict[str, float]] = field(default_factory=list)
-    """A row a look at dev: step, epoch, loss (mean since the last look) and dev_ndcg_at_10."""
-    best: float = -math.inf
+    """One row per evaluation on dev: step, epoch, loss (mean since the previous evaluation), dev_ndcg_at_10."""
+    best_score: float = -math.inf
     best_step: int = 0
 
 
 class Logits(nn.Module):
-    """A classifier as a function of (tokens, rows): what is trained, and what several processes keep in step."""
+    """A one-logit classifier as a function of (tokens, rows): the module that is trained and synchronized."""
 
     def __init__(self, model: nn.Module, device: torch.device, extra: nn.Module | None = None) -> None:
         """
         Args:
             model: one-logit classifier.
-            device: where it is.
-            extra: parameters of the loss that train along, if it has any.
+            device: the device that it is on.
+            extra: trainable parameters of the loss, if it has any.
         """
         super().__init__()
         self.model, self.device, self.extra = model, device, extra
@@ -65,39 +63,41 @@ class Logits(nn.Module):
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch, before the model and its new head are made."""
+    """Seed Python, NumPy and torch. Call it before the model and its new head are created."""
     set_seed(seed)
 
 
-AFTERWARDS = {"calibration", "lift_over_bm25", "max_ece", "min_deviation", "disagreements", "export"}
-"""Knobs that have a say only once a training is over: one that they refuse need not be repeated when they change."""
+SETTINGS_AFTER_TRAINING = {"calibration", "lift_over_bm25", "max_ece", "min_deviation", "disagreements", "export"}
+"""Settings that apply only once a training has ended: changing one of them does not invalidate its checkpoints."""
 
 
-def checkpoints_of(
+def open_checkpoints(
     stage: str, compute: Compute, runtime: Runtime, inputs: dict[str, str], config: BaseModel
 ) -> Checkpoints:
-    """The checkpoints of a training: below `compute.checkpoint_dir`, named by all that decides its course."""
+    """The checkpoints of a training, in a folder of `compute.checkpoint_dir` named by all that decides its course."""
     if not compute.checkpoint_dir:
         return Checkpoints(None)
-    decides = {
+    key = {
         "inputs": inputs,
-        "config": config.model_dump(mode="json", exclude=AFTERWARDS),
+        "config": config.model_dump(mode="json", exclude=SETTINGS_AFTER_TRAINING),
         "compute": compute.model_dump(include={"compile", "deterministic"}),
-        "runtime": [runtime.device.type, str(runtime.dtype)],  # as resolved: another node may resolve `auto` to another
+        "runtime": [runtime.device.type, str(runtime.dtype)],  # as resolved: `auto` may differ on another node
         "processes": os.environ.get("WORLD_SIZE", "1"),
         "versions": [artifacts.code_digest(), torch.__version__, transformers.__version__, peft.__version__],
     }
-    return Checkpoints(Path(compute.checkpoint_dir) / f"{stage}-{artifacts.digest_json(decides)[:16]}")
+    return Checkpoints(Path(compute.checkpoint_dir) / f"{stage}-{artifacts.digest_json(key)[:16]}")
 
 
-def steps_of(
+def batches_per_step(accumulate: int, processes: int) -> int:
+    """`accumulate`, rounded up so that every process gets the same number of batches."""
+    return math.ceil(accumulate / processes) * processes
+
+
+def split_into_steps(
     epochs: Sequence[Sequence[np.ndarray]], accumulate: int, processes: int
 ) -> list[tuple[int, list[np.ndarray]]]:
-    """The batches of each step, with the number of its epoch from 1.
-
-    A step has `accumulate` batches, or as many more as give every process the same number.
-    """
-    size = math.ceil(accumulate / processes) * processes
+    """The batches of each step, with the number of its epoch from 1; the last step of an epoch may have fewer."""
+    size = batches_per_step(accumulate, processes)
     return [
         (epoch, list(batches[start : start + size]))
         for epoch, batches in enumerate(epochs, start=1)
@@ -105,179 +105,244 @@ def steps_of(
     ]
 
 
+@dataclass(frozen=True)
+class FitOptions:
+    """Settings of one training."""
+
+    stage: str
+    """Name that progress lines begin with."""
+    optimizer: Optimizer
+    """Learning rate, schedule and number of evaluations."""
+    runtime: Runtime
+    """Device and precision."""
+    checkpoint_seconds: float = 60.0
+    """Seconds between two checkpoints; 0: one after every step."""
+    autocast: bool = True
+    """Compute fp32 weights in bf16 where `runtime` is bf16."""
+
+
+def _do_nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class FitHooks:
+    """What a stage contributes to its training."""
+
+    loss: Callable[[nn.Module, np.ndarray], Tensor]
+    """Scalar loss of one batch, given `logits` (wrapped if there are several processes) and the batch."""
+    evaluate: Callable[[nn.Module], float]
+    """nDCG@10 of the current model on dev."""
+    name_rows: Callable[[np.ndarray], str]
+    """Readable names of a batch's rows, for error messages."""
+    after_step: Callable[[], None] = _do_nothing
+    """Called whenever the weights have changed."""
+
+
 def fit(
-    stage: str,
     logits: Logits,
-    *,
     epochs: Sequence[Sequence[np.ndarray]],
-    loss: Callable[[nn.Module, np.ndarray], Tensor],
-    evaluate: Callable[[nn.Module], float],
-    name_rows: Callable[[np.ndarray], str],
-    optimizer: Optimizer,
-    runtime: Runtime,
+    *,
+    options: FitOptions,
+    hooks: FitHooks,
     checkpoints: Checkpoints,
-    checkpoint_seconds: float,
-    autocast: bool = True,
-    after_step: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Train in place and leave in `logits` the weights that did best on dev.
+    """Train `logits` in place and leave in it the weights that scored best on dev.
 
     Args:
-        stage: names the progress lines.
         logits: its parameters that require gradients are trained, in fp32.
-        epochs: for each epoch its batches, each an array of unit indices that `loss` understands.
-        loss: the scalar loss of one batch, given `logits` as it is wrapped.
-        evaluate: dev nDCG@10 of the model as it is.
-        name_rows: what people call the rows of a batch, for messages.
-        optimizer: rate, schedule and the number of looks at dev.
-        runtime: device and precision.
-        checkpoints: where an earlier attempt left its state, and where this one does.
-        checkpoint_seconds: how often.
-        autocast: compute in bf16 what is fp32, if `runtime` does.
-        after_step: called when the weights have changed.
+        epochs: the batches of each epoch, each an array of unit indices that `hooks.loss` understands.
+        options: optimizer, precision, checkpoint interval.
+        hooks: the stage's loss and evaluation.
+        checkpoints: state of an earlier attempt to resume from, and where to save that of this one.
 
     Raises:
-        RunStopped: the loss or its gradient is not finite, or the device's memory is too small.
+        RunStopped: the loss or its gradient is not finite, or the device has too little memory.
     """
-    AcceleratorState._reset_state()  # or a second training in this process would have to have the first one's precision
-    accelerator = Accelerator(
-        mixed_precision="bf16" if runtime.bf16 and autocast else "no",
-        cpu=runtime.device.type == "cpu",
-        # folded weights follow from the adapters: nothing to send at every pass
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
-    world, rank = accelerator.num_processes, accelerator.process_index
-    trained = {name: parameter for name, parameter in logits.named_parameters() if parameter.requires_grad}
-    adamw = torch.optim.AdamW(
-        trained.values(), lr=optimizer.learning_rate, weight_decay=optimizer.weight_decay, fused=True
-    )
-    steps = steps_of(epochs, optimizer.accumulate, world)
-    if world > 1:
-        size = math.ceil(optimizer.accumulate / world) * world
-        progress.log_event(stage, "note", f"{world} processes, {size} batches a step")
-    rising = max(round(len(steps) * optimizer.warmup), 1)
-    falling = max(len(steps) - rising, 1)
-    schedule = LambdaLR(adamw, lambda done: min((done + 1) / rising, (len(steps) - done) / falling))
-    looks = {round(len(steps) * look / optimizer.evaluations) for look in range(1, optimizer.evaluations + 1)} - {0}
-    counter = progress.Counter(stage, sum(len(batches) for _, batches in steps), "batches")
-    outcome, best_weights, losses = Outcome(), {}, []
-    state = checkpoints.load(stage)
-    if state:
-        with torch.no_grad():
-            for name, parameter in trained.items():
-                parameter.copy_(state["weights"][name])
-        adamw.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        outcome, best_weights, losses = Outcome(**state["outcome"]), state["best_weights"], state["losses"]
-        _set_random_state(state["random"])
-        counter.skip(sum(len(batches) for _, batches in steps[: state["step"]]))
-        progress.log_event(stage, "note", f"goes on after step {state['step']} of {len(steps)}")
-    done = state["step"] if state else 0
+    training = _Training(logits, epochs, options, hooks, checkpoints)
+    training.resume()
+    training.run()
+    training.restore_best_weights()
+    return training.outcome
 
-    def describe(batch: np.ndarray, step: int) -> str:
+
+class _Training:
+    """The state of one call of `fit`."""
+
+    def __init__(
+        self,
+        logits: Logits,
+        epochs: Sequence[Sequence[np.ndarray]],
+        options: FitOptions,
+        hooks: FitHooks,
+        checkpoints: Checkpoints,
+    ) -> None:
+        self.logits, self.options, self.hooks, self.checkpoints = logits, options, hooks, checkpoints
+        self.stage, settings, runtime = options.stage, options.optimizer, options.runtime
+        AcceleratorState._reset_state()  # otherwise a second training in this process keeps the first one's precision
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if runtime.bf16 and options.autocast else "no",
+            cpu=runtime.device.type == "cpu",
+            # folded weights follow from the adapters: there is nothing to send at every pass
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+        self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
+        self.steps = split_into_steps(epochs, settings.accumulate, self.world)
+        if self.world > 1:
+            size = batches_per_step(settings.accumulate, self.world)
+            progress.log_event(self.stage, "note", f"{self.world} processes, {size} batches a step")
+        self.trained = {name: parameter for name, parameter in logits.named_parameters() if parameter.requires_grad}
+        self.optimizer = torch.optim.AdamW(
+            self.trained.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
+        steps = len(self.steps)
+        warmup_steps = max(round(steps * settings.warmup), 1)
+        decay_steps = max(steps - warmup_steps, 1)
+        self.schedule = LambdaLR(
+            self.optimizer, lambda step: min((step + 1) / warmup_steps, (steps - step) / decay_steps)
+        )
+        evaluations = range(1, settings.evaluations + 1)
+        self.evaluation_steps = {round(steps * number / settings.evaluations) for number in evaluations} - {0}
+        self.counter = progress.Counter(self.stage, sum(len(batches) for _, batches in self.steps), "batches")
+        self.finished_steps = 0
+        self.outcome = Outcome()
+        self.best_weights: dict[str, Tensor] = {}
+        self.recent_losses: list[float] = []
+        """Loss of each step since the last evaluation."""
+
+    def resume(self) -> None:
+        """Continue from the newest checkpoint of an earlier attempt, if there is one."""
+        state = self.checkpoints.load(self.stage)
+        if not state:
+            return
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(state["weights"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.outcome = Outcome(**state["outcome"])
+        self.best_weights, self.recent_losses = state["best_weights"], state["recent_losses"]
+        _set_random_state(state["random"])
+        self.finished_steps = state["step"]
+        self.counter.skip(sum(len(batches) for _, batches in self.steps[: self.finished_steps]))
+        progress.log_event(self.stage, "note", f"resumes after step {self.finished_steps} of {len(self.steps)}")
+
+    def run(self) -> None:
+        """Take the remaining steps, with their evaluations and checkpoints."""
+        self.hooks.after_step()
+        wrapped = self.accelerator.prepare_model(self.logits)
+        saved_at = time.monotonic()
+        wrapped.train()
+        for step, (epoch, batches) in enumerate(self.steps[self.finished_steps :], start=self.finished_steps + 1):
+            if self._is_out_of_patience(step):
+                break
+            self._take_step(wrapped, step, batches)
+            if step in self.evaluation_steps:
+                self._evaluate(step, epoch)
+            is_due = time.monotonic() - saved_at >= self.options.checkpoint_seconds or step == len(self.steps)
+            if self.rank == 0 and is_due:
+                self._save(step)
+                saved_at = time.monotonic()
+        # the autocast wrapper must not outlive the training
+        self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+
+    def restore_best_weights(self) -> None:
+        """Put the weights of the best evaluation into the model."""
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                if name in self.best_weights:
+                    parameter.copy_(self.best_weights[name])
+        self.hooks.after_step()
+
+    def _is_out_of_patience(self, step: int) -> bool:
+        patience = self.options.optimizer.patience
+        stale = sum(row["step"] > self.outcome.best_step for row in self.outcome.curve)
+        if not patience or stale < patience:
+            return False
+        message = f"no better for {stale} evaluations on dev: stopped after step {step - 1}"
+        progress.log_event(self.stage, "note", message)
+        return True
+
+    def _take_step(self, wrapped: nn.Module, step: int, batches: list[np.ndarray]) -> None:
+        """One step of the optimizer, on the gradients of `batches` in all processes."""
+        mine = batches[self.rank :: self.world]
+        # DistributedDataParallel averages over processes. A process without a batch takes part with weight 0, since
+        # the others wait for its gradients.
+        share = self.world / len(batches) if mine else 0.0
+        mean_loss = 0.0
+        for number, batch in enumerate(mine or batches[:1], start=1):
+            is_last = number >= len(mine)
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(wrapped):
+                loss = self._backward(wrapped, batch, share, step)
+            mean_loss += loss * share / self.world
+            if self.world == 1:
+                self.counter.add(1, f"loss {loss:.4f}")
+        if self.world > 1:
+            total = torch.tensor(mean_loss, device=self.options.runtime.device)
+            mean_loss = float(self.accelerator.reduce(total, "sum"))
+            self.counter.add(len(batches), f"loss {mean_loss:.4f}")
+        self.recent_losses.append(mean_loss)
+        norm = float(self.accelerator.clip_grad_norm_(list(self.trained.values()), self.options.optimizer.clip))
+        if not math.isfinite(norm):
+            raise RunStopped(f"{self.stage}: the gradient became {norm} {self._describe(batches[0], step)}")
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        self.hooks.after_step()
+
+    def _backward(self, wrapped: nn.Module, batch: np.ndarray, share: float, step: int) -> float:
+        """Add the gradients of a batch, times `share`, and return its loss."""
+        try:
+            loss = self.hooks.loss(wrapped, batch)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise RunStopped(f"{self.stage}: the loss became {value} {self._describe(batch, step)}")
+            self.accelerator.backward(loss * share)
+        except torch.OutOfMemoryError as error:
+            used = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+            more = ", teacher.lora.rank, or set teacher.lora.fold to false" if self.stage == "teacher" else ""
+            raise RunStopped(
+                f"{self.stage}: out of memory on {self.accelerator.device} ({used:.1f} GiB used) in a batch of "
+                f"{len(batch)}; lower {self.stage}.optimizer.batch_tokens and raise {self.stage}.optimizer.accumulate "
+                f"by the same factor, which leaves the step unchanged; then lower {self.stage}.text.max_tokens{more}"
+            ) from error
+        return value
+
+    def _describe(self, batch: np.ndarray, step: int) -> str:
         return (
-            f"at step {step}, in a batch of {len(batch)} ({name_rows(batch)}); "
-            f"lower {stage}.optimizer.learning_rate (now {optimizer.learning_rate:g}) or look at these rows"
+            f"at step {step}, in a batch of {len(batch)} ({self.hooks.name_rows(batch)}); lower "
+            f"{self.stage}.optimizer.learning_rate (now {self.options.optimizer.learning_rate:g}) or inspect these rows"
         )
 
-    after_step()
-    wrapped = accelerator.prepare_model(logits)
-    saved = time.monotonic()
-    wrapped.train()
-    for step, (epoch, batches) in enumerate(steps[done:], start=done + 1):
-        stale = sum(row["step"] > outcome.best_step for row in outcome.curve)
-        if optimizer.patience and stale >= optimizer.patience:
-            progress.log_event(stage, "note", f"no better for {stale} looks at dev: stopped after step {step - 1}")
-            break
-        mine = batches[rank::world]
-        # DistributedDataParallel takes the mean over processes. One without a batch goes along at no weight, since
-        # the others wait for its gradients.
-        share = world / len(batches) if mine else 0.0
-        mean = 0.0
-        for number, batch in enumerate(mine or batches[:1], start=1):
-            exchange = number >= len(mine)
-            with contextlib.nullcontext() if exchange else accelerator.no_sync(wrapped):
-                value = _backward(accelerator, wrapped, loss, batch, share, partial(describe, batch, step))
-            mean += value * share / world
-            if world == 1:
-                counter.add(1, f"loss {value:.4f}")
-        if world > 1:
-            mean = float(accelerator.reduce(torch.tensor(mean, device=runtime.device), "sum"))
-            counter.add(len(batches), f"loss {mean:.4f}")
-        losses.append(mean)
-        norm = float(accelerator.clip_grad_norm_(list(trained.values()), optimizer.clip))
-        if not math.isfinite(norm):
-            raise RunStopped(f"{stage}: the gradient became {norm} {describe(batches[0], step)}")
-        adamw.step()
-        schedule.step()
-        adamw.zero_grad()
-        after_step()
-        if step in looks:
-            with accelerator.autocast():
-                score = evaluate(logits.model)
-            row: dict[str, Any] = {
-                "step": step,
-                "epoch": epoch,
-                "loss": float(np.mean(losses)),
-                "dev_ndcg_at_10": score,
-            }
-            outcome.curve.append(row)
-            progress.log_event(
-                stage, "note", f"step {step}/{len(steps)}: loss {row['loss']:.4f}, dev nDCG@10 {score:.4f}"
-            )
-            losses = []
-            if score > outcome.best:
-                outcome.best, outcome.best_step = score, step
-                best_weights = {name: weight.detach().to("cpu", copy=True) for name, weight in trained.items()}
-        if rank == 0 and (time.monotonic() - saved >= checkpoint_seconds or step == len(steps)):
-            state = {
-                "step": step,
-                "weights": {name: weight.detach() for name, weight in trained.items()},
-                "best_weights": best_weights,
-                "optimizer": adamw.state_dict(),
-                "schedule": schedule.state_dict(),
-                "random": _random_state(),
-                "outcome": asdict(outcome),
-                "losses": losses,
-            }
-            checkpoints.save(step, state)
-            saved = time.monotonic()
-    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # the autocast wrapper must not outlive the training
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            if name in best_weights:
-                parameter.copy_(best_weights[name])
-    after_step()
-    return outcome
+    def _evaluate(self, step: int, epoch: int) -> None:
+        """Add a row to the curve, and keep the weights if they are the best so far."""
+        with self.accelerator.autocast():
+            score = self.hooks.evaluate(self.logits.model)
+        loss = float(np.mean(self.recent_losses))
+        self.outcome.curve.append({"step": step, "epoch": epoch, "loss": loss, "dev_ndcg_at_10": score})
+        message = f"step {step}/{len(self.steps)}: loss {loss:.4f}, dev nDCG@10 {score:.4f}"
+        progress.log_event(self.stage, "note", message)
+        self.recent_losses = []
+        if score > self.outcome.best_score:
+            self.outcome.best_score, self.outcome.best_step = score, step
+            self.best_weights = {name: weight.detach().to("cpu", copy=True) for name, weight in self.trained.items()}
+
+    def _save(self, step: int) -> None:
+        state = {
+            "step": step,
+            "weights": {name: weight.detach() for name, weight in self.trained.items()},
+            "best_weights": self.best_weights,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "random": _random_state(),
+            "outcome": asdict(self.outcome),
+            "recent_losses": self.recent_losses,
+        }
+        self.checkpoints.save(step, state)
 
 
-def _backward(
-    accelerator: Accelerator,
-    logits: nn.Module,
-    loss: Callable[[nn.Module, np.ndarray], Tensor],
-    batch: np.ndarray,
-    share: float,
-    describe: Callable[[], str],
-) -> float:
-    """Add the gradients of a batch, times `share`, and return its loss."""
-    try:
-        value = loss(logits, batch)
-        current = float(value.detach())
-        if not math.isfinite(current):
-            raise RunStopped(f"the loss became {current} {describe()}")
-        accelerator.backward(value * share)
-    except torch.OutOfMemoryError as error:
-        used = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
-        raise RunStopped(
-            f"out of memory on {accelerator.device} ({used:.1f} GiB used) in a batch of {len(batch)}: lower "
-            "optimizer.batch_tokens and raise optimizer.accumulate by the same factor, which leaves the step as it is; "
-            "then text.max_tokens, lora.rank, or lora.fold: false"
-        ) from error
-    return current
-
-
-def score_together(model: nn.Module, tokens: Tokens, device: torch.device, budget: int) -> np.ndarray:
-    """`score_encoded`, shared out by query over the processes that train together; all get all logits."""
+def score_across_processes(model: nn.Module, tokens: Tokens, device: torch.device, budget: int) -> np.ndarray:
+    """`score_encoded`, divided by query among the processes that train together; each of them gets all logits."""
     if not torch.distributed.is_initialized():
         return score_encoded(model, tokens, device, budget)
     world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
@@ -292,7 +357,7 @@ def score_together(model: nn.Module, tokens: Tokens, device: torch.device, budge
 
 
 def _random_state() -> list[Tensor]:
-    """State of torch's generators: the CPU's, then each GPU's. Dropout is all that draws while a model trains."""
+    """State of torch's generators: the CPU's, then each GPU's. Only dropout draws numbers while a model trains."""
     return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
 
 

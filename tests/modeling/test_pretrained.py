@@ -28,7 +28,7 @@ from distilrank.modeling.runtime import Runtime
 from distilrank.modeling.scorer import Scorer, describe, load_encoder
 from distilrank.preflight.models import check_weights
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CPU = Runtime(torch.device("cpu"), torch.float32, "test")
 KINDS = ("encoder", "decoder")
 

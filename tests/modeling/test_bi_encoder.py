@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertForMaskedLM, 
 
 from distilrank.core.errors import InputError
 from distilrank.modeling import bi_encoder
-from distilrank.modeling.bi_encoder import Neighbors, Retriever, Tokens
+from distilrank.modeling.bi_encoder import Retriever, TokenCounter
 from distilrank.modeling.encoding import neutralize, special_tokens
 from distilrank.modeling.references import resolve
 
@@ -148,20 +148,20 @@ def test_special_tokens_in_text_are_characters(text: str, bert: Path) -> None:
     vector = Retriever(str(bert), threads=1).embed([text])
     np.testing.assert_allclose(vector, referee(bert, [harmless]), atol=1e-5)
     assert (vector * referee(bert, [text])).sum() < 0.999
-    assert Tokens(str(bert)).count([text]) == [len(tokenizer(harmless, add_special_tokens=False)["input_ids"])]
+    assert TokenCounter(str(bert)).count([text]) == [len(tokenizer(harmless, add_special_tokens=False)["input_ids"])]
 
 
 @pytest.mark.parametrize("name", ["encoder", "decoder"])
 def test_tokens_are_counted_without_those_of_the_model(name: str, models: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(models / name)
     expected = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in TEXTS]
-    counts = Tokens(str(models / name)).count(TEXTS)
+    counts = TokenCounter(str(models / name)).count(TEXTS)
     assert counts.dtype == np.int64 and counts.tolist() == expected and counts[1] == 0
-    assert Tokens(str(models / name)).count([]).shape == (0,)
+    assert TokenCounter(str(models / name)).count([]).shape == (0,)
 
 
 def test_tokens_ignore_the_cut_that_a_tokenizer_keeps() -> None:
-    assert Tokens(MINILM).count(["lamp " * 1000]) == [1000]  # its file cuts at 128 and pads
+    assert TokenCounter(MINILM).count(["lamp " * 1000]) == [1000]  # its file cuts at 128 and pads
 
 
 def test_half_precision_shards_and_a_head_are_read(models: Path, tmp_path: Path) -> None:
@@ -240,64 +240,13 @@ def test_no_room_for_a_word_is_refused(bert: Path) -> None:
 def test_neither_torch_nor_transformers_is_needed(bert: Path) -> None:
     program = (
         "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
-        "from distilrank.modeling.bi_encoder import Neighbors, Retriever, Tokens\n"
+        "from distilrank.modeling.bi_encoder import Retriever, TokenCounter\n"
+        "from distilrank.modeling.neighbors import Neighbors\n"
         f"model = Retriever({str(bert)!r}, threads=1)\n"
         "vectors = model.embed(['red sofa', 'lamp', 'red sofa'])\n"
-        f"print(Neighbors(vectors).top(vectors, 1)[0].ravel().tolist(), Tokens({str(bert)!r}).count(['red sofa']))\n"
+        f"counts = TokenCounter({str(bert)!r}).count(['red sofa'])\n"
+        "print(Neighbors(vectors).top(vectors, 1)[0].ravel().tolist(), counts)\n"
         "print(sorted({'torch', 'transformers'} & {name for name, module in sys.modules.items() if module}))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["[0, 1, 0] [2]", "[]"]
-
-
-def brute_force(vectors: np.ndarray, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    units = [
-        one.astype(np.float64) / np.linalg.norm(one.astype(np.float64), axis=1)[:, None] for one in (vectors, queries)
-    ]
-    scores = units[1] @ units[0].T
-    places = np.argsort(-scores, axis=1, kind="stable")[:, :count]
-    return places, np.take_along_axis(scores, places, axis=1)
-
-
-@pytest.mark.parametrize("block", [64, 5000, 1 << 24])
-@pytest.mark.parametrize("kind", [np.float32, np.float16])
-def test_neighbors_are_those_of_brute_force(
-    block: int, kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bi_encoder, "BLOCK", block)
-    rng = np.random.default_rng(0)
-    vectors = np.memmap(tmp_path / "vectors", kind, "w+", shape=(500, 16))
-    vectors[:] = rng.standard_normal(vectors.shape)
-    queries = rng.standard_normal((40, 16)).astype(np.float32)
-    places, scores = Neighbors(vectors).top(queries, 10)
-    expected_places, expected_scores = brute_force(vectors, queries, 10)
-    assert places.dtype == np.int64 and scores.dtype == np.float32
-    np.testing.assert_array_equal(places, expected_places)
-    np.testing.assert_allclose(scores, expected_scores, atol=1e-6)
-
-
-def test_ties_go_to_the_lowest_place_however_the_work_is_divided(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    kind = rng.integers(0, 30, 1000)  # each of 30 vectors some 33 times
-    vectors = rng.standard_normal((30, 24)).astype(np.float32)
-    queries = rng.standard_normal((20, 24)).astype(np.float32)
-    ranks = np.argsort(brute_force(vectors, queries, 30)[0], axis=1)  # of each of the 30, by query
-    expected = np.argsort(ranks[:, kind], axis=1, kind="stable")[:, :50]
-    seen = []
-    for block in (1 << 24, 24 * 7, 24 * 100, 24 * 333):
-        monkeypatch.setattr(bi_encoder, "BLOCK", block)
-        for step in (1, 20):
-            parts = [Neighbors(vectors[kind]).top(queries[at : at + step], 50) for at in range(0, 20, step)]
-            places, scores = (np.concatenate(part) for part in zip(*parts))
-            np.testing.assert_array_equal(places, expected)
-            seen.append(scores.tobytes())
-    assert len(set(seen)) == 1  # to the last bit
-
-
-def test_search_at_its_edges() -> None:
-    vectors = np.array([[0, 0], [3, 0], [0, -2]], np.float32)
-    places, scores = Neighbors(vectors).top(np.array([[5, 0], [0, 0]], np.float32), 9)
-    assert places.tolist() == [[1, 0, 2], [0, 1, 2]] and scores.tolist() == [[1, 0, 0], [0, 0, 0]]
-    assert Neighbors(vectors).top(vectors, 0)[0].shape == (3, 0)
-    assert Neighbors(vectors).top(vectors[:0], 2)[1].shape == (0, 2)
-    assert Neighbors(vectors[:0]).top(vectors, 2)[0].shape == (3, 0)

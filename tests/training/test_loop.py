@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -13,49 +11,21 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
 from distilrank.config import Compute, Lora, Optimizer, Teacher, TrainJob
-from distilrank.core import artifacts, schemas
+from distilrank.core import artifacts
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.modeling.runtime import setup_runtime
-from distilrank.teacher import train as teacher
-from distilrank.training import launch
-from distilrank.training import loop as training
-from distilrank.training.checkpoints import KEPT, Checkpoints
-from tests.test_models import pairs
-
-CPU = Compute(device="cpu", precision="fp32", threads=1)
+from distilrank.training import launch, loop
+from distilrank.training.checkpoints import Checkpoints
+from tests.small_teachers import CPU, config, digest, train, write_judgements
 
 
 @pytest.fixture(scope="module")
 def judgements(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("prepared") / "judgements"
-    for split, seed in (("train", 1), ("dev", 2), ("test", 3)):
-        schemas.write(pairs(24, 6, seed), folder / f"{split}.parquet", schemas.JUDGED)
-    artifacts.write_json(folder / "protocol.json", {"relevant_from": 0.75})
-    artifacts.seal(folder)
-    return folder
-
-
-def config(models: Path, **changes) -> Teacher:
-    optimizer = {"epochs": 4, "learning_rate": 3e-3, "batch_tokens": 300, "evaluations": 3}
-    knobs = {"model": str(models / "decoder"), "lora": Lora(rank=4, alpha=8), "lift_over_bm25": -1.0, "max_ece": 1.0}
-    knobs["min_deviation"] = 0  # of weights so small and random
-    return Teacher(**knobs | changes | {"optimizer": Optimizer(**optimizer | changes.get("optimizer", {}))})
-
-
-def train(one: Teacher, judgements: Path, output: Path, **compute) -> Path:
-    compute = CPU.model_copy(update=compute)
-    teacher.train(one, compute, judgements=judgements, model_digest="d" * 64, output=output)
-    return output
-
-
-def digest(folder: Path) -> dict[str, str]:
-    names = ("model.safetensors", "adapter/adapter_model.safetensors", "metrics.json", "distilrank.json")
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    return write_judgements(tmp_path_factory.mktemp("prepared") / "judgements")
 
 
 # Restart --------------------------------------------------------------------------------------------------------------
@@ -86,10 +56,10 @@ def test_a_killed_training_ends_with_the_weights_of_an_unbroken_one(
 ) -> None:
     one = config(models, lora=Lora(rank=4, alpha=8, dropout=0.1))  # so that random states matter too
     whole = digest(train(one, judgements, tmp_path / "whole"))
-    compute = CPU.model_copy(update={"checkpoint_dir": str(tmp_path / "resume"), "checkpoint_seconds": 0.0})
+    compute = CPU.model_copy(update={"checkpoint_dir": str(tmp_path / "checkpoints"), "checkpoint_seconds": 0.0})
     process = start(one, compute, judgements, tmp_path / "killed")
     deadline = time.monotonic() + 90
-    while not list((tmp_path / "resume").glob("teacher-*/step-0000001*.pt")):  # some steps in, by its own files
+    while not list((tmp_path / "checkpoints").glob("teacher-*/step-0000001*.pt")):  # some steps in, by its own files
         assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
@@ -97,15 +67,15 @@ def test_a_killed_training_ends_with_the_weights_of_an_unbroken_one(
     assert not (tmp_path / "killed" / artifacts.SEAL).exists()
     process = start(one, compute, judgements, tmp_path / "killed")
     told = process.communicate()[0]
-    assert process.returncode == 0 and "goes on after step" in told
+    assert process.returncode == 0 and "resumes after step" in told
     assert digest(tmp_path / "killed") == whole
-    assert not list((tmp_path / "resume").iterdir()), "checkpoints go when what they lead to is safe"
+    assert not list((tmp_path / "checkpoints").iterdir()), "checkpoints go when what they lead to is safe"
 
 
 def test_a_kill_between_any_two_steps_costs_nothing(models: Path, judgements: Path, tmp_path: Path, monkeypatch):
     one = config(models, optimizer={"epochs": 2, "accumulate": 2})
     whole = digest(train(one, judgements, tmp_path / "whole"))
-    save, resume = Checkpoints.save, tmp_path / "resume"
+    save, folder = Checkpoints.save, tmp_path / "checkpoints"
 
     class Killed(Exception):
         pass
@@ -120,61 +90,17 @@ def test_a_kill_between_any_two_steps_costs_nothing(models: Path, judgements: Pa
     monkeypatch.setattr(Checkpoints, "save", save_and_die)
     while deaths:
         with pytest.raises(Killed):
-            train(one, judgements, tmp_path / "broken", checkpoint_dir=str(resume), checkpoint_seconds=0.0)
+            train(one, judgements, tmp_path / "broken", checkpoint_dir=str(folder), checkpoint_seconds=0.0)
     assert (
-        digest(train(one, judgements, tmp_path / "broken", checkpoint_dir=str(resume), checkpoint_seconds=0.0)) == whole
+        digest(train(one, judgements, tmp_path / "broken", checkpoint_dir=str(folder), checkpoint_seconds=0.0)) == whole
     )
-
-
-def test_checkpoints_are_whole_pruned_and_run_no_code(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    checkpoints = Checkpoints(tmp_path / "c")
-    assert checkpoints.load("teacher") is None
-    for step in range(1, 5):
-        checkpoints.save(step, {"step": step, "weights": {"w": torch.ones(3) * step}})
-    files = sorted((tmp_path / "c").iterdir())
-    assert [path.name for path in files] == [
-        f"step-0000000{step}-{artifacts.digest_file(path)}.pt" for step, path in zip((3, 4), files, strict=True)
-    ]
-    assert KEPT == 2
-    newest = files[1]
-    newest.write_bytes(newest.read_bytes()[:-200])
-    assert checkpoints.load("teacher")["step"] == 3
-    assert f"{newest} is damaged, taking the one before (digest" in capsys.readouterr().out
-    (tmp_path / "c" / "step-00000005.new").touch()  # killed before it had a name
-    assert checkpoints.load("teacher")["step"] == 3 and sorted((tmp_path / "c").iterdir()) == files[:1]
-
-    class Code:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "ran"),)
-
-    path = tmp_path / "c" / "code.pt"
-    torch.save({"step": 9, "x": Code()}, path)
-    path.rename(path.with_name(f"step-00000009-{artifacts.digest_file(path)}.pt"))
-    assert checkpoints.load("teacher")["step"] == 3 and not (tmp_path / "ran").exists()
-
-
-def test_no_bit_of_a_checkpoint_may_flip(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    checkpoints = Checkpoints(tmp_path)
-    for step in (1, 2):
-        checkpoints.save(step, {"step": step, "weights": {"w": torch.arange(40.0) * step}, "losses": [0.5] * step})
-    older, newest = sorted(tmp_path.iterdir())
-    whole = newest.read_bytes()
-    for bit in range(0, 8 * len(whole), 8 * len(whole) // 100 + 1):
-        damaged = bytearray(whole)
-        damaged[bit // 8] ^= 1 << bit % 8
-        newest.write_bytes(damaged)
-        state = checkpoints.load("teacher")
-        assert (state["step"], state["losses"]) == (1, [0.5]) and torch.equal(state["weights"]["w"], torch.arange(40.0))
-    older.write_bytes(whole)
-    assert checkpoints.load("teacher") is None and not list(tmp_path.iterdir())
-    assert "no checkpoint is whole: starts again from the first step" in capsys.readouterr().out
 
 
 def test_checkpoints_of_other_inputs_are_not_taken(models: Path, tmp_path: Path) -> None:
     compute = CPU.model_copy(update={"checkpoint_dir": str(tmp_path)})
     fp32, bf16 = setup_runtime(CPU), setup_runtime(CPU.model_copy(update={"precision": "bf16"}))
     keys = {
-        training.checkpoints_of(*arguments).folder
+        loop.open_checkpoints(*arguments).folder
         for arguments in (
             ("teacher", compute, fp32, {"judgements": "a"}, config(models)),
             ("teacher", compute, fp32, {"judgements": "a"}, config(models, lift_over_bm25=0.5)),  # not of its course
@@ -185,7 +111,7 @@ def test_checkpoints_of_other_inputs_are_not_taken(models: Path, tmp_path: Path)
         )
     }
     assert len(keys) == 5
-    assert training.checkpoints_of("teacher", CPU, fp32, {}, config(models)).folder is None
+    assert loop.open_checkpoints("teacher", CPU, fp32, {}, config(models)).folder is None
 
 
 # Several processes ----------------------------------------------------------------------------------------------------
@@ -254,10 +180,10 @@ def test_nodes_say_what_the_stage_says(models: Path, judgements: Path, tmp_path:
         if subprocess.run([*torchrun, *command[1:]], check=False).returncode:
             raise RunStopped("the TrainJob has failed")
 
-    monkeypatch.setattr(launch.trainjob, "run", run)
+    monkeypatch.setattr(launch.runner, "run", run)
     nodes = {
         "nodes": 2,
-        "checkpoint_dir": str(tmp_path / "volume" / "resume"),
+        "checkpoint_dir": str(tmp_path / "volume" / "checkpoints"),
         "trainjob": TrainJob(claim="shared", mount=str(tmp_path / "volume"), gpus=0),
     }
     output = train(config(models), judgements, tmp_path / "t", **nodes)
@@ -272,24 +198,24 @@ def test_nodes_that_nobody_waits_for_end_themselves_and_go_on_with_the_next_atte
     models: Path, judgements: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     hook = tmp_path / "site" / "sitecustomize.py"
-    artifacts.write_text(hook, "from distilrank.training import trainjob\ntrainjob.BEAT_SECONDS = 0.01\n")
+    artifacts.write_text(hook, "from distilrank.training.trainjob import heartbeat\nheartbeat.BEAT_SECONDS = 0.01\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(hook.parent), os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.setattr(launch.trainjob, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(launch.heartbeat, "BEAT_SECONDS", 0.01)
     silent = True
 
     def run(name, command, compute, stage, *, heartbeat):  # a cluster of one node
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        with contextlib.nullcontext() if silent else launch.trainjob._beating(heartbeat):
+        with contextlib.nullcontext() if silent else launch.heartbeat.beating(heartbeat):
             if silent:  # the pod that made the job was killed ten minutes ago
                 heartbeat.touch()
                 os.utime(heartbeat, (time.time() - 600,) * 2)
             if subprocess.run([*torchrun, *command[1:]], check=False).returncode:
                 raise RunStopped("the TrainJob has failed")
 
-    monkeypatch.setattr(launch.trainjob, "run", run)
+    monkeypatch.setattr(launch.runner, "run", run)
     nodes = {
         "nodes": 2,
-        "checkpoint_dir": str(tmp_path / "volume" / "resume"),
+        "checkpoint_dir": str(tmp_path / "volume" / "checkpoints"),
         "trainjob": TrainJob(claim="shared", mount=str(tmp_path / "volume"), gpus=0, orphan_minutes=5),
     }
     with pytest.raises(RunStopped, match="the TrainJob has failed"):
@@ -316,7 +242,7 @@ def test_workers_are_told_from_the_one_that_launches(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("accumulate, processes, size", [(1, 1, 1), (3, 1, 3), (1, 4, 4), (4, 2, 4), (5, 2, 6)])
 def test_a_step_gives_each_process_the_same_number_of_batches(accumulate: int, processes: int, size: int) -> None:
     epochs = [[np.array([at]) for at in range(11)], [np.array([at]) for at in range(3)]]
-    steps = training.steps_of(epochs, accumulate, processes)
+    steps = loop.split_into_steps(epochs, accumulate, processes)
     assert [len(batches) for epoch, batches in steps if epoch == 1][:-1] == [size] * ((11 - 1) // size)
     for epoch, batches in enumerate(epochs, start=1):
         assert [int(one[0]) for at, group in steps if at == epoch for one in group] == [int(one[0]) for one in batches]
@@ -325,22 +251,20 @@ def test_a_step_gives_each_process_the_same_number_of_batches(accumulate: int, p
 # What goes wrong ------------------------------------------------------------------------------------------------------
 
 
-def run_fit(loss, **changes) -> training.Outcome:
+def run_fit(loss, *, evaluate=lambda current: 0.5, optimizer: dict | None = None) -> loop.Outcome:
     torch.manual_seed(0)
     model = torch.nn.Linear(2, 1)
-    knobs = {"epochs": 1, "learning_rate": 0.1, "evaluations": 2, "warmup": 0.0, **changes.pop("optimizer", {})}
-    return training.fit(
-        "teacher",
-        training.Logits(model, torch.device("cpu")),
-        epochs=[[np.array([at, at + 1]) for at in range(0, 12, 2)]],
-        loss=lambda current, rows: loss(model, rows),
-        evaluate=changes.pop("evaluate", lambda current: 0.5),
-        name_rows=lambda rows: f"rows {rows.tolist()}",
-        optimizer=Optimizer(**knobs),
-        runtime=setup_runtime(CPU),
+    settings = {"epochs": 1, "learning_rate": 0.1, "evaluations": 2, "warmup": 0.0, **(optimizer or {})}
+    return loop.fit(
+        loop.Logits(model, torch.device("cpu")),
+        [[np.array([row, row + 1]) for row in range(0, 12, 2)]],
+        options=loop.FitOptions("teacher", Optimizer(**settings), setup_runtime(CPU)),
+        hooks=loop.FitHooks(
+            loss=lambda current, rows: loss(model, rows),
+            evaluate=evaluate,
+            name_rows=lambda rows: f"rows {rows.tolist()}",
+        ),
         checkpoints=Checkpoints(None),
-        checkpoint_seconds=60.0,
-        **changes,
     )
 
 
@@ -365,7 +289,7 @@ def test_too_little_memory_is_told_with_advice() -> None:
     def loss(model, rows):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(RunStopped, match=r"out of memory on cpu .* lower optimizer.batch_tokens and raise"):
+    with pytest.raises(RunStopped, match=r"out of memory on cpu .* lower teacher\.optimizer\.batch_tokens and raise"):
         run_fit(loss)
 
 
@@ -384,69 +308,5 @@ def test_training_stops_early_with_the_best_weights() -> None:
 
     outcome = run_fit(loss, evaluate=evaluate, optimizer={"evaluations": 6, "patience": 2})
     assert [row["dev_ndcg_at_10"] for row in outcome.curve] == [0.7, 0.9, 0.8, 0.6]
-    assert outcome.best == 0.9 and outcome.best_step == 2
+    assert outcome.best_score == 0.9 and outcome.best_step == 2
     torch.testing.assert_close(model["it"].weight, weights[1])
-
-
-# The recipe -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"objective": "ordinal", "levels": 3},
-        {"weighting": "raters"},
-        {"batches": "queries"},
-        {"lora": Lora(rank=4, alpha=8, variant="rslora")},
-        {"lora": Lora(rank=4, alpha=8, variant="dora")},
-        {"lora": Lora(rank=4, alpha=8, dropout=0.1)},
-    ],
-)
-def test_each_recipe_learns(models: Path, judgements: Path, tmp_path: Path, changes: dict) -> None:
-    one = config(models, **changes, optimizer={"epochs": 10})
-    output = train(one, judgements, tmp_path / "teacher")
-    found = artifacts.read_json(output / "metrics.json")
-    losses = [row["loss"] for row in found["curve"]]
-    assert losses[-1] < losses[0]
-    assert found["dev"]["teacher"] > found["dev"]["random"]
-    assert json.loads((output / "quality.json").read_text())["calibration"]["method"] in ("platt", "isotonic")
-
-
-def test_raters_weigh(models: Path, judgements: Path, tmp_path: Path) -> None:
-    table = schemas.read(judgements / "train.parquet", schemas.JUDGED)
-    raters = pa.array(np.where(np.arange(table.num_rows) % 2, 1, 2), pa.int32())
-    other = tmp_path / "judgements"
-    artifacts.copy_tree(judgements, other)
-    schemas.write(
-        table.set_column(table.column_names.index("raters"), "raters", raters), other / "train.parquet", schemas.JUDGED
-    )
-    artifacts.seal(other)
-    equal, weighed = (
-        digest(train(config(models, weighting=weighting), other, tmp_path / weighting))["model.safetensors"]
-        for weighting in ("equal", "raters")
-    )
-    assert equal != weighed
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"lift_over_bm25": 0.9}, r"expected a lift above 0\.9 before labeling"),
-        ({"max_ece": 0.0}, r"calibration error \(ECE\) 0\.\d+ on dev, expected at most 0 before labeling"),
-    ],
-)
-def test_a_teacher_that_misses_its_minima_stops_the_run_before_labeling(
-    models: Path, judgements: Path, tmp_path: Path, changes: dict, message: str
-) -> None:
-    with pytest.raises(RunStopped, match=message):
-        train(config(models, **changes), judgements, tmp_path / "teacher")
-    assert not (tmp_path / "teacher" / artifacts.SEAL).exists()
-
-
-def test_a_teacher_whose_scores_are_alike_stops_the_run(models: Path, judgements: Path, tmp_path: Path, monkeypatch):
-    def flatten(current: training.Logits) -> None:
-        torch.nn.init.zeros_(current.model.base_model.model.score.modules_to_save["default"].weight)
-
-    monkeypatch.setattr(training, "fit", lambda stage, logits, **_: flatten(logits) or training.Outcome())
-    with pytest.raises(RunStopped, match=r"teacher: .*; give it more judgements"):
-        train(config(models, min_deviation=0.01), judgements, tmp_path / "teacher")

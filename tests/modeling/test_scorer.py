@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from transformers.models.auto import modeling_auto
 
 import distilrank
 from distilrank import score_files
-from distilrank.config import Compute, Student, TeacherText, Text
+from distilrank.config import Compute, TeacherText, Text
 from distilrank.core import artifacts
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.modeling import encoding, scorer
@@ -32,23 +30,12 @@ from distilrank.modeling import references as references
 from distilrank.modeling.cache import Cache
 from distilrank.modeling.scorer import DESCRIPTION, Scorer, load_encoder
 from distilrank.student import export
+from tests.small_pairs import ODD
 from tests.students import BERT, PLATT, change, write_student
 from tests.tiny_models import WORDS
 
 CPU = Compute(device="cpu", precision="fp32", threads=1)
 TEXT = Text(max_tokens=48)
-ODD = (
-    "ａ①ﬁ 東京タワー",
-    "🛋️ sofa 🔴",
-    "cafe\u0301 CAFÉ",
-    "zero\u200bwidth \u00a0 blank\t tab",
-    '5/8 in. x 3-1/2" #10',
-    "[SEP] sofa [CLS][MASK] [sep] [ SEP]",
-    "",
-    "x" * 300,
-    "\u0000 \ufffd ½ ™",
-    "مصباح أحمر",
-)
 
 
 def rows(count: int, seed: int = 0) -> pa.Table:
@@ -94,76 +81,6 @@ def student(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # Tokens ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("which", ["tiny", "MiniLM"])
-def test_pairs_are_tokenized_as_transformers_does(models: Path, which: str) -> None:
-    folder = models / "encoder" if which == "tiny" else references.resolve(Student().model)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    draw = random.Random(1)
-    words = [*WORDS, *ODD]
-    queries = [" ".join(draw.choices(words, k=draw.randint(1, 5))) for _ in range(400)]
-    products = [" [SEP] ".join(draw.choices(words, k=draw.randint(0, 6))) for _ in range(400)]
-    encoder = load_encoder(folder, Text(max_tokens=512), "encoder")
-    ours = encoder.encode(queries, products)
-    theirs = tokenizer(queries, products, truncation="only_second", max_length=512)
-    assert [ours.row(row).tolist() for row in range(400)] == theirs["input_ids"]
-    assert ours.types is not None and ours.types.tolist() == [*chain.from_iterable(theirs["token_type_ids"])]
-    assert len(set(ours.queries.tolist())) == len(set(queries))
-
-
-@pytest.mark.parametrize("limit", [24, 40])
-def test_a_long_pair_is_cut_as_transformers_cuts_the_second(models: Path, limit: int) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(models / "encoder")
-    queries = ["red sofa", "white leather chair with steel"] * 20
-    products = [" ".join(WORDS[: 2 * count]) for count in range(40)]
-    ours = load_encoder(models / "encoder", Text(max_tokens=limit), "encoder").encode(queries, products)
-    theirs = tokenizer(queries, products, truncation="only_second", max_length=limit)["input_ids"]
-    assert [ours.row(row).tolist() for row in range(40)] == theirs
-    assert ours.truncated == sum(len(one) == limit for one in theirs) - sum(
-        len(one) == limit for one in tokenizer(queries, products)["input_ids"]
-    )
-
-
-def test_a_long_query_keeps_eight_tokens_of_its_product(models: Path) -> None:
-    encoder = load_encoder(models / "encoder", Text(max_tokens=24), "encoder")
-    tokens = encoder.encode(["sofa " * 40] * 2, ["lamp " * 30, "lamp " * 3])
-    sofa, lamp = (encoder.tokenizer.token_to_id(word) for word in ("sofa", "lamp"))
-    assert [(row == word).sum() for row in (tokens.row(0), tokens.row(1)) for word in (sofa, lamp)] == [40, 8, 40, 3]
-
-
-def test_prompts_are_tokenized_as_transformers_does(models: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(models / "decoder")
-    text = TeacherText(max_tokens=512)
-    encoder = load_encoder(models / "decoder", text)
-    queries, products = [word for word in ODD if 0 < len(word) < 100], list(ODD[:8])
-    ours = encoder.encode(queries, products)
-    prompts = [
-        text.template.replace("{query}", query).replace("{product}", product)
-        for query, product in zip(queries, products)
-    ]
-    assert [ours.row(row).tolist() for row in range(len(queries))] == tokenizer(prompts)["input_ids"]
-
-
-def test_special_tokens_that_only_the_settings_name_are_neutralized(models: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(models / "encoder", tmp_path / "encoder")
-    path = folder / "tokenizer.json"
-    settings = artifacts.read_json(path)
-    settings["added_tokens"] = [token for token in settings["added_tokens"] if token["content"] != "[MASK]"]
-    artifacts.write_json(path, settings)
-    encoder = load_encoder(folder, Text(), "encoder")
-    assert encoder.special.search("a [MASK]")
-    mask = encoder.tokenizer.token_to_id("[MASK]")
-    assert mask in encoder.encode(["[MASK]"], ["sofa"]).ids
-    table = pa.table({"query": ["[MASK]"], "title": ["[MASK] sofa"]})
-    assert mask not in encoding.encode_table(encoder, table, Text()).ids
-
-
-def test_encoders_are_those_of_transformers() -> None:
-    classifiers = set(modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
-    masked = set(modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)
-    assert masked & classifiers >= encoding.ENCODERS and encoding.OFFSET_POSITIONS <= encoding.ENCODERS
-    assert not encoding.ENCODERS & {"llama", "mistral", "qwen2", "qwen3", "gemma2", "gpt2", "t5", "bart"}
 
 
 @pytest.mark.parametrize("family", ["roberta", "bert", "distilbert"])

@@ -12,7 +12,7 @@ from distilrank.modeling import encoding, scorer
 from distilrank.teacher import estimate
 from pipelines.distill import distill
 from pipelines.estimate import estimate as pipeline
-from tests.test_models import pairs
+from tests.small_pairs import pairs
 
 
 @pytest.fixture

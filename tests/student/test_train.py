@@ -10,21 +10,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from distilrank.config import Compute, Export, Student, StudentOptimizer, Text
 from distilrank.core import artifacts, schemas
 from distilrank.core.errors import InputError
-from distilrank.modeling import batching
-from distilrank.modeling.encoding import Tokens
 from distilrank.modeling.scorer import DESCRIPTION, Scorer
 from distilrank.student import train as student
-from distilrank.student.dataset import Chunk, ListwiseDataset
+from distilrank.student.dataset import ListwiseDataset
 from distilrank.teacher import label_manifest, quality
 from distilrank.training import losses
 from distilrank.training.checkpoints import Checkpoints
-from tests.test_models import pairs
+from tests.small_pairs import pairs
+from tests.student.test_dataset import chunk
 
 CPU = Compute(device="cpu", precision="fp32", threads=1)
 WORK = {
@@ -104,79 +101,12 @@ def weights(folder: Path) -> str:
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
-# Lists ----------------------------------------------------------------------------------------------------------------
-
-
-def piece(queries: list[int], start: int, human: bool = False) -> Chunk:
-    """A row's tokens tell its query and its place."""
-    ids = [[query + 1, start + row + 1] + [7] * (query % 3) for row, query in enumerate(queries)]
-    names = [f"q{query}" for query in queries]
-    types = [[0] + [1] * (len(row) - 1) for row in ids]
-    target = np.arange(start, start + len(queries), dtype=np.float64)
-    return Chunk(names, [f"query {name}" for name in names], Tokens.of(names, ids, types), target, target + 1, human)
-
-
-sizes = st.lists(st.integers(1, 5), min_size=1, max_size=8)
-
-
-@settings(max_examples=40, deadline=None)
-@given(sizes, st.integers(1, 6), st.booleans())
-def test_lists_are_the_same_however_they_come(tmp_path_factory, sizes: list[int], step: int, human: bool) -> None:
-    queries = np.repeat(np.arange(len(sizes)), sizes).tolist()
-    folder = tmp_path_factory.mktemp("lists")
-    pieces = [piece(queries[start : start + step], start) for start in range(0, len(queries), step)]
-    pieces += [piece(queries, len(queries), True)] if human else []
-    lists = ListwiseDataset(iter(pieces), folder)
-    assert len(lists) == len(sizes) * (1 + human)
-    assert lists.sizes.tolist() == sizes * (1 + human)
-    assert lists.human.tolist() == [False] * len(sizes) + [True] * len(sizes) * human
-    assert lists.queries == [f"query q{query}" for query in range(len(sizes))] * (1 + human)
-    assert lists.target.tolist() == list(range(len(queries) * (1 + human)))
-    assert (lists.weight == lists.target + 1).all()
-    for one in range(len(lists)):
-        for row in lists.rows(np.array([one])):
-            assert lists.tokens.row(row)[:2].tolist() == [one % len(sizes) + 1, row + 1]
-            assert lists.tokens.queries[row] == one
-    assert isinstance(lists.tokens.ids, np.memmap) and lists.tokens.types[0] == 0 and lists.tokens.types[1] == 1
-
-
-@settings(max_examples=40, deadline=None)
-@given(sizes, st.integers(4, 60), st.booleans(), st.sampled_from([0.0, 0.2, 0.5, 0.8]))
-def test_an_epoch_holds_each_list_within_budget(
-    tmp_path_factory, sizes: list[int], budget: int, packed: bool, share: float
-) -> None:
-    queries = np.repeat(np.arange(len(sizes)), sizes).tolist()
-    lists = ListwiseDataset(iter([piece(queries, 0), piece([0, 0, 1], 99, True)]), tmp_path_factory.mktemp("lists"))
-    batches = lists.batches(budget, share, packed, np.random.default_rng(0))
-    lengths = lists.tokens.lengths
-    for batch in batches:
-        rows = lists.rows(batch)
-        tokens = lengths[rows].sum() if packed else lengths[rows].max() * len(rows)
-        assert tokens <= budget or len(batch) == 1
-    drawn = np.concatenate(batches)
-    labeled, judged = drawn[~lists.human[drawn]], drawn[lists.human[drawn]]
-    assert sorted(labeled.tolist()) == list(range(len(sizes)))
-    if share:
-        assert abs(len(judged) - share / (1 - share) * len(labeled)) <= 1
-        counts = np.bincount(judged, minlength=len(lists))[-2:]
-        assert counts.max() - counts.min() <= 1
-    else:
-        assert sorted(judged.tolist()) == [len(sizes), len(sizes) + 1]
-
-
-def test_packed_batches_pad_nothing() -> None:
-    lengths = np.random.default_rng(0).integers(3, 40, 500)
-    packed = batching.sequential_batches(np.arange(500), lengths, 256)
-    padded = batching.pack_by_tokens(np.arange(500), lengths, np.ones(500, int), 256)
-    assert len(packed) < 0.8 * len(padded)
-
-
 # Loss -----------------------------------------------------------------------------------------------------------------
 
 KNOBS = [
     {},
-    {"target": "probability", "pointwise": 0.5, "human": 2.0},
-    {"loss": "ranknet", "pointwise_loss": "cross_entropy", "human_loss": "ranknet"},
+    {"target": "probability", "pointwise": 0.5, "judged_weight": 2.0},
+    {"loss": "ranknet", "pointwise_loss": "cross_entropy", "judged_loss": "ranknet"},
     {"loss": "ranknet", "target": "probability", "pointwise": 0},
     {"loss": "listwise", "temperature": 2.0, "confidence": True},
     {"loss": "none", "pointwise": 1.0, "pointwise_loss": "cross_entropy", "target": "probability"},
@@ -187,16 +117,16 @@ KNOBS = [
 def test_a_batch_costs_what_the_configuration_says(tmp_path: Path, knobs: dict) -> None:
     one = Student(**knobs)
     queries = [0, 0, 0, 1, 1, 2]
-    labeled, judged = piece(queries, 0), piece([0, 0, 3, 3, 3], 6, True)
+    labeled, judged = chunk(queries, 0), chunk([0, 0, 3, 3, 3], 6, True)
     rng = np.random.default_rng(0)
-    labeled = labeled._replace(target=rng.random(6), weight=rng.uniform(0.5, 2, 6))
-    judged = judged._replace(target=rng.random(5))
+    labeled = labeled._replace(targets=rng.random(6), weights=rng.uniform(0.5, 2, 6))
+    judged = judged._replace(targets=rng.random(5))
     lists = ListwiseDataset(iter([labeled, judged]), tmp_path)
     logits = torch.tensor(rng.normal(size=11), dtype=torch.float32, requires_grad=True)
-    loss = student._objective(one, lists, torch.device("cpu"))
+    loss = student.Objective(one, lists, torch.device("cpu"))
     found = loss(lambda tokens, rows: logits[torch.from_numpy(rows)], np.array([4, 0, 2, 1, 3]))
 
-    target, weight, query = (torch.from_numpy(v) for v in (lists.target, lists.weight, lists.tokens.queries))
+    target, weight, query = (torch.from_numpy(v) for v in (lists.targets, lists.weights, lists.tokens.queries))
     t, s, q, w = target[:6], logits[:6], query[:6], weight[:6] if one.confidence else None
     score = s if one.target == "logit" else s.sigmoid()
     prefer = losses.prefer_by_logit if one.target == "logit" else losses.prefer_by_probability
@@ -211,11 +141,11 @@ def test_a_batch_costs_what_the_configuration_says(tmp_path: Path, knobs: dict) 
     else:
         soft = t if one.target == "probability" else t.sigmoid()
         expected = expected + one.pointwise * losses.pointwise_cross_entropy(s, soft, q, w)
-    if one.human_loss == "cross_entropy":
+    if one.judged_loss == "cross_entropy":
         people = losses.soft_cross_entropy(logits[6:], target[6:])
     else:
         people = losses.ranknet_loss(logits[6:], losses.prefer_by_probability, target[6:], query[6:])
-    expected = 3 / 5 * expected + 2 / 5 * one.human * people
+    expected = 3 / 5 * expected + 2 / 5 * one.judged_weight * people
     assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     found.backward()
     assert torch.isfinite(logits.grad).all() and (logits.grad != 0).all() == (one.pointwise > 0)
@@ -223,9 +153,9 @@ def test_a_batch_costs_what_the_configuration_says(tmp_path: Path, knobs: dict) 
 
 def test_a_list_that_is_repeated_in_a_batch_is_two(tmp_path: Path) -> None:
     lists = ListwiseDataset(
-        iter([piece([0, 0], 0), piece([5, 5, 6, 6], 2, True)._replace(target=np.array([0, 1, 0.5, 0]))]), tmp_path
+        iter([chunk([0, 0], 0), chunk([5, 5, 6, 6], 2, True)._replace(targets=np.array([0, 1, 0.5, 0]))]), tmp_path
     )
-    loss = student._objective(Student(human_loss="ranknet"), lists, torch.device("cpu"))
+    loss = student.Objective(Student(judged_loss="ranknet"), lists, torch.device("cpu"))
     logits = torch.tensor([0.3, 0.1, 2.0, -1.0, 0.5, 0.2])
 
     def of(*batch: int) -> float:
@@ -242,8 +172,8 @@ def test_a_list_that_is_repeated_in_a_batch_is_two(tmp_path: Path) -> None:
     "knobs",
     [
         {"layers": 1, "dropout": 0.1},
-        {"loss": "ranknet", "human_loss": "ranknet", "human_share": 0.4},
-        {"loss": "listwise", "target": "probability", "confidence": True, "human": 0},
+        {"loss": "ranknet", "judged_loss": "ranknet", "judged_share": 0.4},
+        {"loss": "listwise", "target": "probability", "confidence": True, "judged_weight": 0},
     ],
     ids=["shorter", "ranknet", "listwise"],
 )
@@ -253,7 +183,7 @@ def test_the_student_learns_what_the_teacher_says(models: Path, stages: Path, tm
     scorer = Scorer.load(output, CPU)
     assert np.corrcoef(scorer.score(table), table["target"])[0, 1] > 0.4
     assert artifacts.read_json(output / "config.json")["num_hidden_layers"] == knobs.get("layers", 2)
-    assert not list(output.glob(f"{student.SCRATCH}*"))
+    assert not list(output.glob(f"{student.TOKEN_FOLDER}*"))
     artifacts.verify(output)
 
 
@@ -272,7 +202,7 @@ def test_a_killed_student_goes_on_and_ends_the_same(models: Path, stages: Path, 
     with pytest.raises(KeyboardInterrupt):
         train(one, stages, tmp_path / "broken", **progress)
     monkeypatch.setattr(Checkpoints, "save", save)
-    assert list((tmp_path / "broken").glob(f"{student.SCRATCH}*")), "a kill leaves its tokens"
+    assert list((tmp_path / "broken").glob(f"{student.TOKEN_FOLDER}*")), "a kill leaves its tokens"
     steps = []
     monkeypatch.setattr(Checkpoints, "save", lambda self, step, state: steps.append(step) or save(self, step, state))
     train(one, stages, tmp_path / "broken", **progress)
@@ -306,7 +236,7 @@ def test_labels_that_teach_nothing_are_refused(models: Path, tmp_path: Path) -> 
             train(config(models, **knobs), stages, folder / "student")
         assert not (folder / "student" / artifacts.SEAL).exists()
 
-    refused(r"all 60 labels are 0\.5; the teacher tells no product from another", table, np.full(60, 0.5))
+    refused(r"all 60 teacher labels equal 0\.5: there is no margin to learn", table, np.full(60, 0.5))
     singles = table.take(np.arange(0, 60, 5))
     message = "each of the 12 labeled queries has one product.*student.pointwise above 0"
     refused(message, singles, np.arange(12.0), pointwise=0)
@@ -322,7 +252,7 @@ def test_queries_of_one_product_feed_the_pointwise_term(models: Path, tmp_path: 
     table = pairs(12, 5, 4)
     rows = table.take(np.concatenate([np.arange(10), np.arange(10, 60, 5)]))
     stages = lay_down(tmp_path / "stages", {"shard-00000": (rows, taught(rows))})
-    train(config(models, human=0), stages, tmp_path / "student")
+    train(config(models, judged_weight=0), stages, tmp_path / "student")
     assert "10 of 12 labeled queries have one product: the pointwise term only" in capsys.readouterr().out
 
 

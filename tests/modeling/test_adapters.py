@@ -18,7 +18,7 @@ from distilrank.modeling.encoding import Tokens, encode_table
 from distilrank.modeling.runtime import Runtime, setup_runtime
 from distilrank.training.loop import seed_everything
 from tests.bases import write_base
-from tests.test_models import pairs
+from tests.small_pairs import pairs
 
 CPU = torch.device("cpu")
 

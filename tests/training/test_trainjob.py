@@ -25,11 +25,12 @@ from pydantic import ValidationError
 from distilrank.config import Compute
 from distilrank.core import kubernetes_api, progress
 from distilrank.core.errors import InputError, RunStopped
-from distilrank.training import trainjob
+from distilrank.training.trainjob import cluster, manifest, runner
+from distilrank.training.trainjob import heartbeat as heartbeats
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CRD = ROOT.parent / "shared" / "api" / "trainer.kubeflow.org_trainjobs.crd.yaml"
-NAME = trainjob.job_name("teacher", "key")
+NAME = manifest.job_name("teacher", "key")
 COMMAND = ["torchrun", "-m", "distilrank.training.launch", "/distilrank/runs/teacher/task.json"]
 COMPUTE = {
     "nodes": 2,
@@ -56,7 +57,7 @@ def schema() -> dict[str, Any] | None:
     if not CRD.exists():
         return None
     version = yaml.safe_load(CRD.read_text())["spec"]["versions"][0]
-    assert version["name"] == trainjob.VERSION
+    assert version["name"] == manifest.VERSION
     # Without its metadata, whose schema is Kubernetes' own
     found = closed(version["schema"]["openAPIV3Schema"])
     found["properties"]["metadata"] = {"type": "object"}
@@ -290,17 +291,18 @@ def heartbeat(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(server: Server, heartbeat: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """`trainjob.run` on that server, in a world where a minute takes a second."""
+    """`runner.run` on that server, in a world where a minute takes a second."""
     import kubernetes
 
-    monkeypatch.setattr(trainjob, "monotonic", lambda: 60 * time.monotonic())
-    monkeypatch.setattr(trainjob, "sleep", lambda seconds: time.sleep(seconds / 60))
+    for module in (cluster, runner):
+        monkeypatch.setattr(module, "monotonic", lambda: 60 * time.monotonic())
+        monkeypatch.setattr(module, "sleep", lambda seconds: time.sleep(seconds / 60))
     configuration = kubernetes.client.Configuration(host=server.url)
     configuration.retries = False
     client = kubernetes.client.ApiClient(configuration)
 
     def run(settings: Compute | None = None) -> None:
-        trainjob.run(NAME, COMMAND, settings or compute(), "teacher", heartbeat=heartbeat, client=client)
+        runner.run(NAME, COMMAND, settings or compute(), "teacher", heartbeat=heartbeat, client=client)
 
     return run
 
@@ -333,7 +335,7 @@ def said(lines: list[str], *parts: str) -> bool:
 def test_the_crd_allows_the_trainjob(settings: Compute) -> None:
     if SCHEMA is None:
         pytest.skip(f"{CRD.name}, Kubeflow Trainer's own, is not beside this project")
-    job = trainjob.manifest(NAME, COMMAND, settings)
+    job = manifest.build(NAME, COMMAND, settings)
     assert violations(job) == []
     job["spec"]["trainer"]["numProcPernode"] = job["spec"]["trainer"].pop("numProcPerNode")
     patch = job["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"][0]
@@ -343,16 +345,16 @@ def test_the_crd_allows_the_trainjob(settings: Compute) -> None:
 
 
 def test_every_process_has_a_gpu_and_no_more_nodes_or_resources_are_asked_for_than_configured() -> None:
-    trainer = trainjob.manifest(NAME, COMMAND, compute(gpus=4, memory="8Gi"))["spec"]["trainer"]
+    trainer = manifest.build(NAME, COMMAND, compute(gpus=4, memory="8Gi"))["spec"]["trainer"]
     assert (trainer["numNodes"], trainer["numProcPerNode"]) == (2, 4)
     assert trainer["resourcesPerNode"]["limits"] == {"nvidia.com/gpu": "4", "memory": "8Gi"}
     assert trainer["resourcesPerNode"]["requests"] == trainer["resourcesPerNode"]["limits"]
-    bare = trainjob.manifest(NAME, COMMAND, compute(gpus=0))["spec"]["trainer"]
+    bare = manifest.build(NAME, COMMAND, compute(gpus=0))["spec"]["trainer"]
     assert bare["numProcPerNode"] == 1 and not {"resourcesPerNode", "image"} & set(bare)
 
 
 def test_names_follow_the_key_and_leave_room_for_those_of_pods() -> None:
-    names = {trainjob.job_name(stage, key) for stage in ("teacher", "student") for key in ("a", "b", "a")}
+    names = {manifest.job_name(stage, key) for stage in ("teacher", "student") for key in ("a", "b", "a")}
     assert len(names) == 4
     longest = "-model-initializer-20-0-999-abcde"  # a job's name may have 20 characters
     assert all(re.fullmatch(r"[a-z][-a-z0-9]*[a-z0-9]", name) and len(name + longest) <= 63 for name in names)
@@ -365,7 +367,7 @@ def test_names_follow_the_key_and_leave_room_for_those_of_pods() -> None:
         ({"checkpoint_dir": ""}, "compute.checkpoint_dir is ''"),
         (
             {"checkpoint_dir": "/data"},
-            "compute.checkpoint_dir is '/data', expected a folder below",
+            "compute.checkpoint_dir is '/data', expected a folder below compute.trainjob.mount",
         ),
         ({"checkpoint_dir": "/distilrank/../data"}, "compute.checkpoint_dir"),
         ({"checkpoint_dir": "/distilranked"}, "compute.checkpoint_dir"),
@@ -376,11 +378,11 @@ def test_names_follow_the_key_and_leave_room_for_those_of_pods() -> None:
 def test_what_cannot_train_on_several_nodes_is_refused_early(changes: dict[str, Any], message: str) -> None:
     settings = Compute(**{**COMPUTE, **changes})
     with pytest.raises(InputError, match=re.escape(message)):
-        trainjob.check(settings)
+        manifest.check(settings)
     with pytest.raises(InputError, match=re.escape(message)):
-        trainjob.run(NAME, COMMAND, settings, "teacher", heartbeat=Path("heartbeat"))
-    trainjob.check(settings.model_copy(update={"nodes": 1}))
-    trainjob.check(compute())
+        runner.run(NAME, COMMAND, settings, "teacher", heartbeat=Path("heartbeat"))
+    manifest.check(settings.model_copy(update={"nodes": 1}))
+    manifest.check(compute())
 
 
 @pytest.mark.parametrize(
@@ -402,7 +404,7 @@ def test_what_kubernetes_would_not_read_is_refused_early(change: dict[str, str])
 
 def test_importing_it_loads_no_client() -> None:
     heavy = {"kubernetes", "torch", "urllib3"}
-    code = f"import sys, distilrank.training.trainjob; sys.exit(bool({heavy} & set(sys.modules)))"
+    code = f"import sys, distilrank.training.trainjob.runner; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -439,7 +441,7 @@ def test_states_are_told_until_it_is_complete_and_it_is_deleted(
         "is deleted",
     )
     assert sum("2 running" in line for line in lines) < 10  # as a change, then once a minute
-    assert server.created[0] == trainjob.manifest(NAME, COMMAND, settings)
+    assert server.created[0] == manifest.build(NAME, COMMAND, settings)
     assert not server.jobs and server.deleted == [NAME]
 
 
@@ -513,7 +515,7 @@ def test_one_that_someone_deletes_is_not_waited_for(server: Server, run: Callabl
 
     thread = threading.Thread(target=delete)
     thread.start()
-    with pytest.raises(RunStopped, match="was deleted while it was waited for"):
+    with pytest.raises(RunStopped, match="was deleted by someone else while this run waited for it"):
         run()
     thread.join()
 
@@ -524,10 +526,10 @@ def test_one_that_someone_deletes_is_not_waited_for(server: Server, run: Callabl
 def test_one_that_still_runs_is_waited_for(
     server: Server, run: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server.leave(trainjob.manifest(NAME, COMMAND, compute()), RUNNING)
+    server.leave(manifest.build(NAME, COMMAND, compute()), RUNNING)
     run()
     assert not server.created and server.deleted == [NAME]
-    assert said(notes(capsys), "of an earlier attempt goes on", "is complete")
+    assert said(notes(capsys), "of an earlier attempt continues", "is complete")
 
 
 @pytest.mark.parametrize(
@@ -547,7 +549,7 @@ def test_any_other_is_removed_and_gone_before_a_new_one_starts(
     state: dict[str, Any] | None,
     why: str,
 ) -> None:
-    server.leave(trainjob.manifest(NAME, COMMAND, settings), state or {})
+    server.leave(manifest.build(NAME, COMMAND, settings), state or {})
     if state is None:
         server.jobs[NAME]["metadata"]["deletionTimestamp"] = "2026-11-02T03:04:05Z"
     server.lingers = 3
@@ -581,7 +583,7 @@ def test_it_belongs_to_the_workflow_of_the_run(
     server: Server, run: Callable[..., None], stage_pod: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run()
-    assert server.created == [trainjob.manifest(NAME, COMMAND, compute(), WORKFLOW)]
+    assert server.created == [manifest.build(NAME, COMMAND, compute(), WORKFLOW)]
     assert server.created[0]["metadata"]["ownerReferences"] == [WORKFLOW]
     assert not said(notes(capsys), "will not be deleted")
 
@@ -590,7 +592,7 @@ def test_one_of_an_earlier_run_belongs_to_both(server: Server, run: Callable[...
     server.story = [*[(RUNNING, [])] * 3, (COMPLETE, [])]
     owners: list[Any] = []
     for owner in (EARLIER, WORKFLOW):
-        server.leave(trainjob.manifest(NAME, COMMAND, compute(), owner), RUNNING)
+        server.leave(manifest.build(NAME, COMMAND, compute(), owner), RUNNING)
         kept = server.jobs[NAME]
         run()
         owners.append(kept["metadata"]["ownerReferences"])
@@ -606,7 +608,7 @@ def test_a_missing_right_costs_the_owner_and_no_more(
     assert "ownerReferences" not in server.created[0]["metadata"]
     assert sum("lacks the right to list pods in namespace shop" in line for line in notes(capsys)) == 1
     server.forbidden = {("patch", "trainjobs")}
-    server.leave(trainjob.manifest(NAME, COMMAND, compute(), EARLIER), RUNNING)
+    server.leave(manifest.build(NAME, COMMAND, compute(), EARLIER), RUNNING)
     run()
     assert said(notes(capsys), "may be deleted with an earlier run: this pod's service account lacks", "is complete")
 
@@ -718,10 +720,10 @@ def test_a_creation_whose_answer_got_lost_is_not_repeated(server: Server, run: C
 def test_an_outage_that_does_not_end_stops_the_run(
     server: Server, run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainjob, "OUTAGE_SECONDS", 30)
+    monkeypatch.setattr(cluster, "OUTAGE_SECONDS", 30)
     server.trouble = [("create", "trainjobs", refusal(503, "etcd is gone"))] * 50
     with pytest.raises(
-        RunStopped, match="cannot create trainjobs: the Kubernetes API is out of order, 503: etcd is gone"
+        RunStopped, match="cannot create trainjobs: the Kubernetes API is unavailable, 503: etcd is gone"
     ):
         run()
 
@@ -732,7 +734,7 @@ def test_without_a_cluster_it_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
     with pytest.raises(InputError, match=r"compute\.nodes is 2, but no Kubernetes cluster is known"):
-        trainjob.run(NAME, COMMAND, compute(), "teacher", heartbeat=tmp_path / "heartbeat")
+        runner.run(NAME, COMMAND, compute(), "teacher", heartbeat=tmp_path / "heartbeat")
 
 
 # Whatever happens ---------------------------------------------------------------------------------------------------
@@ -763,10 +765,10 @@ def test_a_process_that_is_stopped_leaves_no_trainjob(
         # what runs in the background ignores SIGINT and hands that on; preexec_fn would fork beside the server's thread
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys; from pathlib import Path\n"
-        "from distilrank.training import trainjob; from distilrank.config import Compute\n"
-        "trainjob.POLL_SECONDS = 0.05\n"
+        "from distilrank.training.trainjob import runner; from distilrank.config import Compute\n"
+        "runner.POLL_SECONDS = 0.05\n"
         f"settings, heartbeat = Compute.model_validate_json(sys.argv[1]), Path({str(tmp_path / 'heartbeat')!r})\n"
-        f"trainjob.run({NAME!r}, {COMMAND!r}, settings, 'teacher', heartbeat=heartbeat)"
+        f"runner.run({NAME!r}, {COMMAND!r}, settings, 'teacher', heartbeat=heartbeat)"
     )
     environment = {**os.environ, "KUBECONFIG": str(kubeconfig(server, tmp_path))}
     environment.pop("KUBERNETES_SERVICE_HOST", None)
@@ -793,7 +795,7 @@ def test_a_process_that_is_stopped_leaves_no_trainjob(
 def test_the_heart_beats_while_it_is_waited_for_and_not_after(
     server: Server, run: Callable[..., None], heartbeat: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainjob, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(heartbeats, "BEAT_SECONDS", 0.02)
     server.story = [(RUNNING, [])]
     beats: set[int] = set()
     thread = threading.Thread(target=run)
@@ -813,9 +815,9 @@ def test_the_heart_beats_while_it_is_waited_for_and_not_after(
 ORPHAN = """
 import sys, time
 from pathlib import Path
-from distilrank.training import trainjob
-trainjob.BEAT_SECONDS = 0.05
-trainjob.end_when_orphaned(Path(sys.argv[1]), float(sys.argv[2]), "teacher")
+from distilrank.training.trainjob import heartbeat
+heartbeat.BEAT_SECONDS = 0.05
+heartbeat.end_when_orphaned(Path(sys.argv[1]), float(sys.argv[2]), "teacher")
 time.sleep(20)
 print("trained", flush=True)
 """
@@ -827,10 +829,10 @@ def test_nodes_end_themselves_once_nobody_waits_for_them(server: Server, tmp_pat
     settings = compute(namespace="").model_dump_json()
     waits = (
         "import sys; from pathlib import Path\n"
-        "from distilrank.training import trainjob; from distilrank.config import Compute\n"
-        "trainjob.BEAT_SECONDS = 0.05\n"
+        "from distilrank.training.trainjob import heartbeat, runner; from distilrank.config import Compute\n"
+        "heartbeat.BEAT_SECONDS = 0.05\n"
         f"settings = Compute.model_validate_json(sys.argv[1])\n"
-        f"trainjob.run({NAME!r}, {COMMAND!r}, settings, 'teacher', heartbeat=Path(sys.argv[2]))"
+        f"runner.run({NAME!r}, {COMMAND!r}, settings, 'teacher', heartbeat=Path(sys.argv[2]))"
     )
     heartbeat = tmp_path / "heartbeat"
     environment = {**os.environ, "KUBECONFIG": str(kubeconfig(server, tmp_path))}
@@ -900,9 +902,9 @@ def documents(kind: str) -> dict[str, Any]:
 
 def test_the_page_shows_the_trainjob_that_its_configuration_makes() -> None:
     settings = Compute(**documents("")["compute"])
-    trainjob.check(settings)
+    manifest.check(settings)
     shown = documents("TrainJob")
-    made = trainjob.manifest(shown["metadata"]["name"], shown["spec"]["trainer"]["command"], settings)
+    made = manifest.build(shown["metadata"]["name"], shown["spec"]["trainer"]["command"], settings)
     shown["metadata"]["annotations"] = made["metadata"]["annotations"]
     assert shown == made
 
@@ -912,7 +914,7 @@ def test_the_page_grants_what_is_used_and_no_more(server: Server, run: Callable[
     server.logs[pod(0)["metadata"]["name"], False] = "why"
     with pytest.raises(RunStopped, match="why"):
         run()
-    server.leave(trainjob.manifest(NAME, COMMAND, compute(), EARLIER), RUNNING)
+    server.leave(manifest.build(NAME, COMMAND, compute(), EARLIER), RUNNING)
     with pytest.raises(RunStopped, match="why"):
         run()
     granted = {

@@ -17,7 +17,7 @@ from distilrank.core.errors import InputError, RunStopped
 from distilrank.modeling import batching, compilation, packing, scorer, torch_backend
 from distilrank.modeling.encoding import Tokens, encode_table
 from distilrank.modeling.runtime import Runtime, setup_runtime
-from tests.test_models import pairs
+from tests.small_pairs import pairs
 
 CPU = torch.device("cpu")
 FP32 = Compute(device="cpu", precision="fp32", threads=1)

@@ -1,0 +1,83 @@
+"""The teacher by each recipe, and what stops it before it labels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from distilrank.config import Lora
+from distilrank.core import artifacts, schemas
+from distilrank.core.errors import RunStopped
+from distilrank.training import loop
+from tests.small_teachers import config, digest, train, write_judgements
+
+
+@pytest.fixture(scope="module")
+def judgements(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_judgements(tmp_path_factory.mktemp("prepared") / "judgements")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective": "ordinal", "levels": 3},
+        {"weighting": "raters"},
+        {"batches": "queries"},
+        {"lora": Lora(rank=4, alpha=8, variant="rslora")},
+        {"lora": Lora(rank=4, alpha=8, variant="dora")},
+        {"lora": Lora(rank=4, alpha=8, dropout=0.1)},
+    ],
+)
+def test_each_recipe_learns(models: Path, judgements: Path, tmp_path: Path, changes: dict) -> None:
+    one = config(models, **changes, optimizer={"epochs": 10})
+    output = train(one, judgements, tmp_path / "teacher")
+    found = artifacts.read_json(output / "metrics.json")
+    losses = [row["loss"] for row in found["curve"]]
+    assert losses[-1] < losses[0]
+    assert found["dev"]["teacher"] > found["dev"]["random"]
+    assert json.loads((output / "quality.json").read_text())["calibration"]["method"] in ("platt", "isotonic")
+
+
+def test_raters_weigh(models: Path, judgements: Path, tmp_path: Path) -> None:
+    table = schemas.read(judgements / "train.parquet", schemas.JUDGED)
+    raters = pa.array(np.where(np.arange(table.num_rows) % 2, 1, 2), pa.int32())
+    other = tmp_path / "judgements"
+    artifacts.copy_tree(judgements, other)
+    schemas.write(
+        table.set_column(table.column_names.index("raters"), "raters", raters), other / "train.parquet", schemas.JUDGED
+    )
+    artifacts.seal(other)
+    equal, weighed = (
+        digest(train(config(models, weighting=weighting), other, tmp_path / weighting))["model.safetensors"]
+        for weighting in ("equal", "raters")
+    )
+    assert equal != weighed
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"lift_over_bm25": 0.9}, r"expected a lift above 0\.9 before labeling"),
+        ({"max_ece": 0.0}, r"calibration error \(ECE\) 0\.\d+ on dev, expected at most 0 before labeling"),
+    ],
+)
+def test_a_teacher_that_misses_its_minima_stops_the_run_before_labeling(
+    models: Path, judgements: Path, tmp_path: Path, changes: dict, message: str
+) -> None:
+    with pytest.raises(RunStopped, match=message):
+        train(config(models, **changes), judgements, tmp_path / "teacher")
+    assert not (tmp_path / "teacher" / artifacts.SEAL).exists()
+
+
+def test_a_teacher_whose_scores_are_alike_stops_the_run(models: Path, judgements: Path, tmp_path: Path, monkeypatch):
+    def flatten(current: loop.Logits) -> None:
+        torch.nn.init.zeros_(current.model.base_model.model.score.modules_to_save["default"].weight)
+
+    monkeypatch.setattr(loop, "fit", lambda logits, epochs, **_: flatten(logits) or loop.Outcome())
+    with pytest.raises(RunStopped, match=r"teacher: .*; give it more judgements"):
+        train(config(models, min_deviation=0.01), judgements, tmp_path / "teacher")
