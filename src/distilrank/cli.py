@@ -26,8 +26,10 @@ from distilrank import __version__, config
 from distilrank.config import reference
 from distilrank.core import artifacts, hardware, progress, volume
 from distilrank.core.errors import InputError, RunStopped
-from distilrank.core.terminal import AsJson, console, figure, new_table, print_json
+from distilrank.core.terminal import AsJson, console, new_table, print_json
 from distilrank.registry import commands as registry_commands
+from distilrank.rendering.formatting import format_plain, format_plain_interval
+from distilrank.rendering.labels import metric_label
 from distilrank.serving import settings as serving
 
 HELP = """Distil an LLM's sense of product relevance into a small, fast ranker.
@@ -251,17 +253,23 @@ def _print_measures(metrics: dict[str, Any], models: Sequence[str]) -> None:
     out, protocol = console(), metrics["protocol"]
     systems = metrics["systems"]
     counts = f"{protocol['ranked_queries']:,} ranked of {protocol['queries']:,} queries, {protocol['pairs']:,} pairs"
-    table = new_table("measure", *systems, title=counts)
+    table = new_table("metric", *systems, title=counts)
     for metric in next(iter(systems.values())):
-        table.add_row(metric, *(figure(values[metric]) for values in systems.values()))
+        table.add_row(metric_label(metric), *(format_plain(values[metric]) for values in systems.values()))
     out.print(table)
     level = f"{protocol['confidence']:.0%}"
-    table = new_table("system", "against", "measure", "difference", f"{level} interval", "p", "wins, ties, losses")
+    table = new_table("system", "against", "metric", "difference", f"{level} CI", "p", "wins, ties, losses")
     for one in metrics["comparisons"]:
-        interval = f"{figure(one['ci_low'], '+')} to {figure(one['ci_high'], '+')}"
+        interval = format_plain_interval(one["ci_low"], one["ci_high"])
         counted = ", ".join(f"{one[key]:,}" for key in ("wins", "ties", "losses") if key in one) or "-"
-        row = (one["system"], one["baseline"], one["metric"], figure(one["delta"], "+"), interval)
-        table.add_row(*row, f"{one['p_value']:.4f}", counted)
+        row = (
+            one["system"],
+            one["baseline"],
+            metric_label(one["metric"]),
+            format_plain(one["delta"], sign="+"),
+            interval,
+        )
+        table.add_row(*row, format_plain(one["p_value"]), counted)
     out.print(table)
     slices = metrics["slices"]
     worse = [
@@ -272,16 +280,16 @@ def _print_measures(metrics: dict[str, Any], models: Sequence[str]) -> None:
     ]
     for name, one in worse:
         out.print(
-            f"worse: {one['system']} than {one['baseline']} on {name} by {one['metric']}, "
-            f"{one['delta']:+.4f} (p {one['p_holm']:.4f}, adjusted)"
+            f"worse: {one['system']} than {one['baseline']} on {name} by {metric_label(one['metric'])}, "
+            f"{format_plain(one['delta'], sign='+')} (p {format_plain(one['p_holm'])}, adjusted)"
         )
     if not worse:
         out.print(f"no student is significantly worse on any of {len(slices['rows'])} slices")
     if metrics["stability"]:
-        table = new_table("measure", "mean", "sd", "lowest", "highest", title=f"{len(models)} students")
+        table = new_table("metric", "mean", "sd", "lowest", "highest", title=f"{len(models)} students")
         for metric, values in metrics["stability"]["measures"].items():
             keys = ("mean", "standard_deviation", "lowest", "highest")
-            table.add_row(metric, *(figure(values[key]) for key in keys))
+            table.add_row(metric_label(metric), *(format_plain(values[key]) for key in keys))
         out.print(table)
 
 
