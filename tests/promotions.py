@@ -57,7 +57,7 @@ def stages(
         artifacts.write_text(folders["drift"] / page, "<p>drift</p>")
     artifacts.write_text(folders["report"] / "report.html", f"<p>report on {weights}</p>")
     artifacts.write_json(folders["teacher"] / "distilrank.json", {"base": "wheel:large"})
-    check = {"name": "lift_over_bm25", "passed": True, "value": 0.07, "bound": 0, "detail": "interval [+.071, +.108]"}
+    check = {"name": "lift_over_bm25", "passed": True, "value": 0.07, "bound": 0, "detail": "95 % CI [0.071, 0.108]"}
     late = {"name": "latency", "passed": override is None, "value": 9.0, "bound": 8.0, "detail": "p99 is 9 ms"}
     verdict = {
         "outcome": "overridden" if override else "promoted" if champion else "cold_start",

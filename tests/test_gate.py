@@ -270,7 +270,7 @@ def test_the_chosen_metric_decides() -> None:
     systems = {name: values | {"mrr": 0.5} for name, values in metrics()["systems"].items()}
     verdict = decide(Gate(metric="mrr"), comparisons=rows, systems=systems)
     assert verdict.promoted
-    assert "student MRR .500 beats" in detail(verdict, "lift_over_bm25")
+    assert "student MRR 0.500 beats" in detail(verdict, "lift_over_bm25")
     assert "3 slices by nDCG@10" in detail(verdict, "slices")  # by MRR they are not compared
     assert not decide(Gate(metric="pair_accuracy")).promoted
 
@@ -278,17 +278,17 @@ def test_the_chosen_metric_decides() -> None:
 def test_details_are_sentences_with_the_numbers() -> None:
     verdict = decide()
     assert detail(verdict, "lift_over_bm25") == (
-        "student nDCG@10 .931 beats BM25 .842 by +.089, 95 % interval [+.071, +.108] on 148 queries; "
+        "student nDCG@10 0.931 beats BM25 0.842 by 0.089, 95 % CI [0.071, 0.108] on 148 queries; "
         "the lower end must exceed 0"
     )
     assert detail(verdict, "teacher_margin") == (
-        "student nDCG@10 .931 trails its teacher .940 by .009, 95 % interval [-.020, +.003] on 148 queries; "
-        "the lower end must not be below -.1"
+        "student nDCG@10 0.931 trails its teacher 0.940 by 0.009, 95 % CI [-0.020, 0.003] on 148 queries; "
+        "the lower end must not be below -0.1"
     )
     assert detail(verdict, "drift") == (
         "25 % of the columns (bm25) have drifted from training window to newest traffic; at most 25 % may"
     )
-    assert detail(verdict, "calibration") == "student calibration error (ECE) is .031; it may be .2 at most"
+    assert detail(verdict, "calibration") == "student calibration error (ECE) is 0.031; it may be 0.2 at most"
     assert detail(verdict, "enough_judgements") == (
         "4,800 pairs are judged in train, dev and test together; it takes 100"
     )
@@ -297,12 +297,12 @@ def test_details_are_sentences_with_the_numbers() -> None:
         "p95 of a request is 20.0 ms, 1.11 times the champion's 18.0 ms; at most 2 times"
     )
     worse = decide(comparisons=with_comparison("champion", -0.02, -0.03, -0.01))
-    assert detail(worse, "not_inferior_to_champion").endswith("the lower end must not be below -.005, but is")
+    assert detail(worse, "not_inferior_to_champion").endswith("the lower end must not be below -0.005, but is")
 
 
 def test_a_detail_shows_enough_decimals_to_see_the_side_of_the_bound() -> None:
     close = decide(comparisons=with_comparison("bm25", 0.02, -0.00004, 0.04))
-    assert "[-.00004, +.04000]" in detail(close, "lift_over_bm25")
+    assert "[-0.00004, 0.04000]" in detail(close, "lift_over_bm25")
     assert failed(close) == ["lift_over_bm25"]
 
 
@@ -383,8 +383,8 @@ def test_a_slice_that_became_worse_refuses() -> None:
     assert failed(verdict) == ["slices"]
     assert found(verdict, "slices").value == 2
     assert detail(verdict, "slices") == (
-        "significantly worse than the champion on 2 of 3 slices by nDCG@10 (Holm, 5 %): stratum torso by .040 on 40 "
-        "queries, stratum tail by .031 on 40 queries; none may be; slices of fewer than 20 queries are not tested"
+        "significantly worse than the champion on 2 of 3 slices by nDCG@10 (Holm, 5 %): stratum torso by 0.040 on 40 "
+        "queries, stratum tail by 0.031 on 40 queries; none may be; slices of fewer than 20 queries are not tested"
     )
     # At another confidence, another significance.
     assert failed(decide(slices={"min_queries": 20, "rows": rows[1:]}, protocol=PROTOCOL | {"confidence": 0.99})) == []
@@ -446,8 +446,8 @@ def test_exported_files_must_rank_as_the_student_does() -> None:
     verdict = decide(parity={"files": files})
     assert failed(verdict) == ["onnx_parity"]
     assert detail(verdict, "onnx_parity") == (
-        "model_qint8_avx512_vnni.onnx loses .0031 of dev nDCG@10 to torch, the most of 2 ONNX files; "
-        "at most .002 may be lost"
+        "model_qint8_avx512_vnni.onnx loses 0.0031 of dev nDCG@10 to torch, the most of 2 ONNX files; "
+        "at most 0.002 may be lost"
     )
     assert not failed(decide(Gate(max_onnx_loss=0.004), parity={"files": files}))
     assert not failed(decide(parity={"files": {"model.onnx": {"ndcg_loss": -0.01}}}))

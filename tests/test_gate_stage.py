@@ -101,7 +101,7 @@ def test_it_writes_the_verdict_and_its_record(stage: Stage, capsys: pytest.Captu
     assert (stage.verdict["champion"], stage.verdict["anchor"]) == (None, None)
     assert stage.record["inputs"]["student"] == digest and stage.record["config"]["metric"] == "ndcg_at_10"
     assert stage.record["inputs"]["judgements"] == artifacts.sealed_digest(stage.folder / "judgements")
-    assert "| note | passed | lift_over_bm25 | student nDCG@10 .931 beats" in capsys.readouterr().out
+    assert "| note | passed | lift_over_bm25 | student nDCG@10 0.931 beats" in capsys.readouterr().out
 
 
 def test_it_names_champion_and_anchor_as_the_registry_has_them(stage: Stage) -> None:

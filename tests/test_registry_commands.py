@@ -115,7 +115,7 @@ def test_a_place_without_a_registry_is_told_of_and_left_alone(call: Any, tmp_pat
 
 def test_show_tells_why_and_from_what(call: Any, versions: list[str]) -> None:
     text = call("show").out
-    words = ("interval [+.071, +.108]", "d" * 64, "wheel:mini", "0.9200", "promote", "nightly", IMAGES["train"])
+    words = ("95 % CI [0.071, 0.108]", "d" * 64, "wheel:mini", "0.9200", "promote", "nightly", IMAGES["train"])
     for word in (f"{versions[2]}, champion, created 20", *words):
         assert word in text
     shown = call("show", "anchor", "--json").json()
@@ -149,7 +149,7 @@ def test_diff_tells_what_changed_and_nothing_else(call: Any, versions: list[str]
     assert {"report.html", "student/digest.json", "verdict.json", "metrics.json", "README.md"} <= set(files)
     assert not {"drift.html", "student/distilrank.json", "traffic/reference.parquet"} & set(files)
     text = call("diff", "anchor", "champion").out
-    for pattern in (r"ndcg_at_10 +│ 0\.9000 +│ 0\.9200 +│ \+0\.0200", r"student\.passes +│ 3 +│ 5", "1,000"):
+    for pattern in (r"nDCG@10 +│ 0\.9000 +│ 0\.9200 +│ \+0\.0200", r"student\.passes +│ 3 +│ 5", "1,000"):
         assert re.search(pattern, text), text
     same = call("diff", "champion", versions[2]).out
     assert all(f"{what}: no difference" in same for what in ("Settings", "Origin", "Files"))

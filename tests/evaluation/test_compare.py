@@ -82,7 +82,7 @@ def test_students_are_measured_beside_the_baselines_and_each_other(run, root, tm
 def test_one_student_is_printed_as_tables(run):
     status, out, err = run("--model", "seed-1", "--judgements", "judgements/test.parquet", *SET)
     assert status == 0, err
-    for words in ("ndcg_at_10", "seed-1", "95% interval", "wins, ties, losses", "ranked of 12 queries"):
+    for words in ("nDCG@10", "seed-1", "95% CI", "wins, ties, losses", "ranked of 12 queries"):
         assert words in out
     assert "students" not in out, "one has no spread"
 

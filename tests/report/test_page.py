@@ -17,7 +17,7 @@ from distilrank.core import artifacts, schemas
 from distilrank.core.errors import InputError
 from distilrank.evaluation import score_spread
 from distilrank.rendering import figures, formatting, templating
-from distilrank.report import page as report
+from distilrank.report import comparisons, models, ranking, verdict
 from tests.report_runs import ANCHOR, CHAMPION, VERSION, Page, folders, render
 
 
@@ -30,7 +30,7 @@ def promoted(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str, Page]
 def test_the_verdict_comes_first_in_words(promoted: tuple[dict, str, Page]) -> None:
     _, _, page = promoted
     assert page.text.index("Promoted") < page.text.index("Checks")
-    assert f"This student, {VERSION}, replaces {CHAMPION} as the champion: its nDCG@10 differs" in page.text
+    assert f"The student {VERSION} replaces {CHAMPION} as the champion: its nDCG@10 is 0.028 higher than" in page.text
     assert "Better than BM25" in page.text and "✕ failed" not in page.text
 
 
@@ -48,9 +48,9 @@ def test_figures_are_those_of_the_files(promoted: tuple[dict, str, Page]) -> Non
         for key in ("ndcg_at_10", "pair_accuracy", "roc_auc"):
             assert f"{values[key]:.3f}" in page.text
     delta = deltas(paths)
-    assert f"the student orders {(delta > 1e-9).sum()} of {len(delta)} queries better" in page.text
+    assert f"the student ranks {(delta > 1e-9).sum()} of {len(delta)} queries better" in page.text
     assert "snow shovel 11.8 %, was 0.0 %" in page.text and "mean 6.11, was 6.31" in page.text
-    assert "ROC-AUC of 0.612 (0.581 to 0.643)" in page.text and "snow shovel 84" in page.text
+    assert "ROC-AUC of 0.612 (CI [0.581, 0.643])" in page.text and "snow shovel 84" in page.text
     best = max(values["ndcg_at_10"] for values in metrics["systems"].values())
     assert f'<span class="best">{formatting.format_metric(best)}</span>' in source
     assert "2 min 20 s" in page.text and "6 240 more pairs of 520 queries" in page.text
@@ -67,7 +67,7 @@ def test_examples_show_how_both_systems_rank(promoted: tuple[dict, str, Page]) -
     )
     test = schemas.read(paths["judgements"] / "test.parquet", schemas.JUDGED).to_pandas()
     title = test[(test["query_id"] == best) & (test["product_id"] == top["product_id"])].iloc[0]["title"]
-    assert page.text.count("Student") > page.text.count("Where it wins most") == 1
+    assert page.text.count("Student") > page.text.count("Largest wins") == 1
     example = source[source.index('class="example"') :]
     first = example[example.index("<li>") : example.index("</li>")]
     assert title in first and formatting.format_metric(top["target"], 2) in first
@@ -77,7 +77,7 @@ def test_the_teacher_is_held_against_people(promoted: tuple[dict, str, Page]) ->
     paths, source, page = promoted
     found = json.loads((paths["teacher"] / "quality.json").read_text())
     part = page.text[page.text.index("The teacher and its labels") :]
-    assert f"Held against {found['pairs']} judged pairs of {found['queries']} dev queries" in part
+    assert f"Evaluated on {found['pairs']} judged pairs of {found['queries']} dev queries" in part
     for slice in found["agreement"].values():
         for value in (*slice["ndcg_at_10"].values(), *slice["pair_accuracy"].values()):
             assert formatting.format_metric(value) in part
@@ -85,9 +85,9 @@ def test_the_teacher_is_held_against_people(promoted: tuple[dict, str, Page]) ->
     assert f"Expected calibration error {formatting.format_metric(calibrated['ece'])}" in part
     assert formatting.format_metric(calibrated["chosen_by"]["log_loss"]["platt"], 4) in part
     assert "6 240 pairs of 520 queries, in 2 shards" in part and "84.0 s on cpu" in part
-    assert "402 800 tokens; 1.2 % of the pairs shortened to fit" in part and "Price" not in part
+    assert "402 800 tokens; 1.2 % of the pairs truncated to fit" in part and "Price" not in part
     surest = found["disagreements"]["top"][0]
-    section = source[source.index("Where it contradicts people most surely") :]
+    section = source[source.index("Strongest disagreements with people") :]
     first = section[section.index("<tbody>") : section.index("</tr>", section.index("<tbody>"))]
     values = [formatting.format_metric(surest[key], 2) for key in ("target", "probability")]
     assert all(f">{shown}<" in first for shown in (surest["query"], surest["title"], *values))
@@ -95,16 +95,16 @@ def test_the_teacher_is_held_against_people(promoted: tuple[dict, str, Page]) ->
     assert "often human errors" in part
 
 
-def test_a_thin_stratum_is_said_to_be_thin(tmp_path: Path) -> None:
+def test_a_stratum_of_few_queries_is_marked(tmp_path: Path) -> None:
     paths = folders(tmp_path)
     found = json.loads((paths["teacher"] / "quality.json").read_text())
     found["agreement"]["tail"] |= {"ranked_queries": 0, "ndcg_at_10": dict.fromkeys(found["roc_auc"])}
     artifacts.write_json(paths["teacher"] / "quality.json", found)
     source, page = render(paths)
-    assert "fewer than 20 of them, too few to judge by" in page.text
-    thin = source[source.index('<tr class="thin">') :]
-    assert '<th scope="row">tail</th>' in thin[: thin.index("</tr>")]
-    assert source.count('<tr class="thin') == 1
+    assert "fewer than 20 queries, too few to judge by" in page.text
+    small_row = source[source.index('<tr class="small">') :]
+    assert '<th scope="row">tail</th>' in small_row[: small_row.index("</tr>")]
+    assert source.count('<tr class="small') == 1
 
 
 def test_a_teacher_without_quality_still_has_labels(tmp_path: Path) -> None:
@@ -113,36 +113,36 @@ def test_a_teacher_without_quality_still_has_labels(tmp_path: Path) -> None:
         (paths["teacher"] / name).unlink()
     artifacts.seal(paths["teacher"])
     _, page = render(paths)
-    assert "What the student learned from." in page.text and "6 240 pairs of 520 queries" in page.text
-    assert "Does it agree with people?" not in page.text and "disagreements.csv" not in page.text
+    assert "The labels that the student was trained on." in page.text and "6 240 pairs of 520 queries" in page.text
+    assert "Agreement with people" not in page.text and "disagreements.csv" not in page.text
 
 
 def test_histograms_on_one_grid_add_up() -> None:
     rng = np.random.default_rng(1)
     shards = [rng.normal(mean, 1, 50) for mean in (-3, 0, 4)]
     whole = score_spread.spread(np.concatenate(shards))["histogram"]
-    assert report._histogram_panel([score_spread.spread(shard)["histogram"] for shard in shards]) == whole
+    assert models.sum_histograms([score_spread.spread(shard)["histogram"] for shard in shards]) == whole
 
 
 @pytest.mark.parametrize(
     ("chosen", "said"),
     [
-        ({"method": "none"}, "It was not calibrated"),
+        ({"method": "none"}, "The teacher is not calibrated"),
         ({"method": "isotonic"}, "by a monotone curve (isotonic), as configured."),
         ({"method": "platt", "chosen_by": {"rows": 90, "queries": 12}}, "90 pairs of 12 queries are too few"),
         (
             {"method": "isotonic", "gain": 0.02, "standard_error": 0.004},
-            "a gain of 0.0200 with a standard error of 0.0040",
+            "The gain of 0.0200 exceeds its standard error of 0.0040",
         ),
         ({"method": "platt", "gain": 0.002, "standard_error": 0.004}, "is within its standard error of 0.0040."),
-        ({"method": "platt", "gain": -0.02, "standard_error": 0.004}, "that of a monotone curve (isotonic) 0.4200."),
+        ({"method": "platt", "gain": -0.02, "standard_error": 0.004}, "that of a monotone curve (isotonic) is 0.4200."),
     ],
 )
 def test_the_choice_of_calibration_is_told(chosen: dict, said: str) -> None:
     if "gain" in chosen:
         losses = {"platt": 0.4, "isotonic": 0.4 - chosen["gain"]}
         chosen = {"method": chosen["method"], "chosen_by": {"rows": 900, "queries": 90, "log_loss": losses, **chosen}}
-    assert said in report._calibration_text(chosen)
+    assert said in models.calibration_text(chosen)
 
 
 def test_the_page_stands_alone(promoted: tuple[dict, str, Page]) -> None:
@@ -168,7 +168,7 @@ def test_plots_are_well_formed_with_real_text_and_a_description(promoted: tuple[
     for plot in plots:
         root = ET.fromstring(plot.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
         if root.attrib.get("class", "").startswith("interval "):  # of a table's row, which says the rest
-            assert re.fullmatch(r"interval \S+ to \S+", root.attrib["aria-label"])
+            assert re.fullmatch(r"interval \[\S+, \S+\]", root.attrib["aria-label"])
             continue
         assert all(len(root.findtext(f"{{http://www.w3.org/2000/svg}}{part}") or "") > 9 for part in ("title", "desc"))
         assert root.findall(".//{http://www.w3.org/2000/svg}text")
@@ -180,17 +180,17 @@ def test_text_of_other_people_stays_text(tmp_path: Path) -> None:
     source, page = render(folders(tmp_path, text=attack), Report(title=f"Run {attack}"))
     assert source.count("<script") == 1
     assert page.text.count(attack) >= 6  # title, new query, product type, moved category, a disagreement's two
-    contradicted = page.text[page.text.index("contradicts people") :]
+    contradicted = page.text[page.text.index("disagreements with people") :]
     assert attack in contradicted[: contradicted.index("Training")]
 
 
 def test_a_refusal_says_why(tmp_path: Path) -> None:
     _, page = render(folders(tmp_path, skill=0.1, champion=False))
-    assert f"Refused This student, {VERSION}, is not promoted, because" in page.text
-    assert "So there still is no champion." in page.text
+    assert f"Refused The student {VERSION} was not promoted because" in page.text
+    assert "There is still no champion." in page.text
     assert "✕ failed" in page.text and "so not counted" in page.text
     assert "because it is not clearly better than BM25 (\N{MINUS SIGN}0." in page.text
-    assert "where more than 0 is needed" in page.text
+    assert "must be above 0)" in page.text
     assert "worse than" in page.text
 
 
@@ -198,11 +198,11 @@ def test_an_unchanged_student_is_no_refusal(tmp_path: Path) -> None:
     source, page = render(folders(tmp_path, skill=1.5, unchanged=True, promoted_by="earlier"))
     assert "<title>home-depot: Unchanged</title>" in source and '<div class="verdict good">' in source
     assert (
-        f"Unchanged This student, {VERSION}, is the champion itself, byte for byte, promoted by the run earlier. "
-        "So there is nothing to promote, and it stays the champion."
+        f"Unchanged The student {VERSION} is byte for byte identical to the champion, which was promoted by the run "
+        "earlier. There is nothing to promote, and it remains the champion."
     ) in page.text
     assert "✕ failed" not in page.text and "= unchanged" in page.text and "Refused" not in page.text
-    assert "The student is the champion itself, so no check decides, and none compares the two." in page.text
+    assert "The student is the champion itself, so no check decides and none compares the two." in page.text
     # Its figures are told once: as the student's.
     assert '<tr class="champion">' not in source and "vs Champion" not in source and "Against BM25" in page.text
     assert "Against the champion" not in page.text and f"<td><code>{ANCHOR}</code>" in source
@@ -210,36 +210,42 @@ def test_an_unchanged_student_is_no_refusal(tmp_path: Path) -> None:
 
 
 def test_an_unchanged_student_that_would_fail_today_is_a_warning(tmp_path: Path) -> None:
-    limits = {"min_metrics": {"ndcg_at_10": 0.9999}, "max_drift_share": 0.5, "champion": "superior"}
-    policy = Gate.model_validate(limits)
+    policy = Gate.model_validate(
+        {"min_metrics": {"ndcg_at_10": 0.9999}, "max_drift_share": 0.5, "champion": "superior"}
+    )
     paths = folders(tmp_path, skill=1.5, unchanged=True, promoted_by="home-depot", policy=policy)
     source, page = render(paths)
     assert '<div class="verdict warn">' in source
-    assert f"{VERSION}, is the champion itself, byte for byte, and was promoted by a run of this name. So" in page.text
-    assert "it stays the champion, though today's policy would not promote it: its nDCG@10 is too low (" in page.text
+    assert (
+        f"{VERSION} is byte for byte identical to the champion, which was promoted by a run of the same name."
+        in page.text
+    )
+    assert (
+        "it remains the champion, although today's policy would not promote it: its nDCG@10 is too low (" in page.text
+    )
     assert page.text.count("✕ failed") == 1, "no comparison with itself"
 
 
 @pytest.mark.parametrize(
     ("name", "value", "bound", "reason"),
     [
-        ("lift_over_bm25", -0.01, 0.0, "it is not clearly better than BM25 (−0.01, where more than 0 is needed)"),
+        ("lift_over_bm25", -0.01, 0.0, "it is not clearly better than BM25 (−0.01, must be above 0)"),
         (
             "superior_to_champion",
             0.0,
             0.0,
-            "it is not clearly better than the champion (0, where more than 0 is needed)",
+            "it is not clearly better than the champion (0, must be above 0)",
         ),
-        ("minimum_ndcg_at_10", 0.84999, 0.85, "its nDCG@10 is too low (0.84999, where at least 0.85 is needed)"),
-        ("calibration", 0.1000001, 0.1, "its probabilities are off (0.1000001, where at most 0.1 is allowed)"),
-        ("test_set", 20, 20, "its test set has been looked at too often (20, where fewer than 20 are allowed)"),
-        ("latency", None, 1.2, "not measured: Fast enough"),
+        ("minimum_ndcg_at_10", 0.84999, 0.85, "its nDCG@10 is too low (0.84999, must be at least 0.85)"),
+        ("calibration", 0.1000001, 0.1, "its probabilities are poorly calibrated (0.1000001, must be at most 0.1)"),
+        ("test_set", 20, 20, "its test set has been used too often (20, must be below 20)"),
+        ("latency", None, 1.2, "“Fast enough” could not be checked"),
         ("new", VERSION, None, "there is nothing new to promote"),
     ],
 )
 def test_the_reason_of_a_failed_check_is_its_own(name: str, value: object, bound: object, reason: str) -> None:
-    told = report._check_row({"name": name, "value": value, "bound": bound, "passed": False})
-    assert told["reason"] == reason and (value is None or told["seen"] in reason or name == "new")
+    row = verdict.check_row({"name": name, "value": value, "bound": bound, "passed": False})
+    assert row["reason"] == reason and (value is None or row["shown_value"] in reason or name == "new")
 
 
 def test_relevant_pairs_are_told_by_their_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +258,7 @@ def test_relevant_pairs_are_told_by_their_target(tmp_path: Path, monkeypatch: py
     schemas.write(table, tmp_path / "pair_scores.parquet", schemas.PAIR_SCORES)
     drawn = []
     monkeypatch.setattr(figures, "plot_score_histograms", lambda parts, *_: drawn.append(parts) or "")
-    assert report._calibration(metrics, tmp_path)["scale"] == "raw score"
+    assert models.calibration_section(metrics, tmp_path)["scale"] == "raw score"
     ((relevant, others),) = (part["student"] for part in drawn)
     assert (relevant.tolist(), others.tolist()) == ([4, 3], [2, 1])
 
@@ -264,7 +270,7 @@ def test_the_caption_of_raw_scores_speaks_of_scores(tmp_path: Path) -> None:
     del metrics["reliability"]["student"]
     artifacts.write_json(paths["evaluation"] / "metrics.json", metrics)
     _, page = render(paths)
-    assert "How well the raw score keeps relevant pairs apart" in page.text
+    assert "How well the raw score separates relevant pairs from the others" in page.text
 
 
 def test_a_run_without_champion_or_calibration(tmp_path: Path) -> None:
@@ -279,34 +285,36 @@ def test_a_run_without_champion_or_calibration(tmp_path: Path) -> None:
         del verdict[key]
     artifacts.write_json(paths["verdict"] / "verdict.json", verdict)
     _, page = render(paths)
-    assert "are no probabilities" in page.text
+    assert "they are not probabilities" in page.text
     for absent in (
-        "Has traffic moved away", "requests within", "Kinds of queries", "Beside what is in use", "The test set",
-        "Where it wins most", "The policy that", "tell products apart", "Does the student follow it", "summary.html",
+        "Has traffic moved away", "p95 of a request", "Slices of queries", "Compared with the versions in use",
+        "The test set", "Largest wins", "Promotion policy of this run", "Spread of the scores",
+        "Agreement of student and teacher", "summary.html",
     ):  # fmt: skip
         assert absent not in page.text
 
 
 def test_an_override_and_a_worn_test_set_are_said_first(tmp_path: Path) -> None:
     override = {"by": "maria@shop.example", "reason": "the sale <starts> on Friday", "until": "2026-12-01"}
-    limits = {"min_metrics": {"ndcg_at_10": 0.999}, "warn_after_test_evaluations": 4}
-    strict = Gate.model_validate(limits | {"override": override})
+    strict = Gate.model_validate(
+        {"min_metrics": {"ndcg_at_10": 0.999}, "warn_after_test_evaluations": 4, "override": override}
+    )
     paths = folders(tmp_path, skill=1.5, policy=strict)
     _, page = render(paths)
     top = page.text[: page.text.index("Checks")]
     assert "Promoted by override" in top and "although its nDCG@10 is too low" in top
     assert all(part in top for part in override.values())
-    assert "7 candidates have been held against the same test queries" in top and "comes after 4" in top
-    looser = page.text[page.text.index("Looser than the default:") : page.text.index("The policy that")]
+    assert "7 candidates have been evaluated on the same test queries" in top and "comes after 4" in top
+    looser = page.text[page.text.index("Looser than the default:") : page.text.index("Promotion policy of this run")]
     assert "gate.min_resamples 200 instead of 1 000; evaluate.bootstrap 200 instead of 2 000;" in looser
-    assert "min metrics, ndcg at 10" in page.text[page.text.index("The policy that") :]
+    assert "min metrics, ndcg at 10" in page.text[page.text.index("Promotion policy of this run") :]
 
 
 def test_a_fresh_test_set_raises_no_alarm(promoted: tuple[dict, str, Page]) -> None:
     paths, _, page = promoted
     digest = json.loads((paths["evaluation"] / "metrics.json").read_text())["test_set"]["digest"]
-    assert "Worn test set" not in page.text
-    assert "7 candidates have been held against it" in page.text and digest in page.text
+    assert "Overused test set" not in page.text
+    assert "7 candidates have been evaluated on it" in page.text and digest in page.text
 
 
 def test_slices_are_marked_by_what_holm_leaves(promoted: tuple[dict, str, Page]) -> None:
@@ -317,25 +325,27 @@ def test_slices_are_marked_by_what_holm_leaves(promoted: tuple[dict, str, Page])
     for number, row in enumerate(rows):
         for entry in row["comparisons"]:
             entry |= {"delta": 0.05 if number else -0.05, "p_holm": 0.0499 if number < 2 else 0.0501}
-    found = report._slices(metrics)["forests"][0]
+    found = ranking.slices_section(metrics)["forests"][0]
     assert [row["tone"] for row in found["rows"]] == ["worse", "better", *["level"] * (len(rows) - 2)]
     first = found["rows"][0]
-    named = f"worse than the champion for {first['column'].lower()} {first['value']} (\N{MINUS SIGN}0.050)"
+    named = f"worse than the champion for {first['column'].lower()} = {first['value']} (\N{MINUS SIGN}0.050)"
     assert named in found["sentence"]
-    assert all(0 <= row[f"{end}_at"] <= 100 for row in found["rows"] for end in ("ci_low", "ci_high"))
+    assert all(0 <= row[f"{end}_percent"] <= 100 for row in found["rows"] for end in ("ci_low", "ci_high"))
 
 
 def test_an_anchor_that_is_the_champion_is_told_once(promoted: tuple[dict, str, Page]) -> None:
     paths, source, page = promoted
     assert '<tr class="anchor">' in source and "vs Anchor" in source
-    assert page.text.count("the anchor too") == 1  # in the protocol
+    assert "also the anchor" not in page.text
     metrics = json.loads((paths["evaluation"] / "metrics.json").read_text())
     decided = {"champion": {"id": CHAMPION}, "anchor": {"id": CHAMPION}}
-    told = report._without_twins(metrics, decided)
-    assert "anchor" not in told["systems"].keys() | told["latency"].keys()
-    assert not [entry for entry in told["comparisons"] if entry["baseline"] == "anchor"]
-    assert [(row["label"], row["anchor_too"]) for row in report._rivals(decided, told)] == [("Champion", True)]
-    assert not [part for part in report._slices(told)["forests"] if part["baseline"] == "Anchor"]
+    distinct = comparisons.drop_duplicates(metrics, decided)
+    assert "anchor" not in distinct["systems"].keys() | distinct["latency"].keys()
+    assert not [entry for entry in distinct["comparisons"] if entry["baseline"] == "anchor"]
+    assert [(row["label"], row["is_anchor_too"]) for row in verdict.incumbent_rows(decided, distinct)] == [
+        ("Champion", True)
+    ]
+    assert not [part for part in ranking.slices_section(distinct)["forests"] if part["baseline"] == "Anchor"]
 
 
 def test_plots_use_the_stylesheet_s_colors() -> None:

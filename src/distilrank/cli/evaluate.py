@@ -23,7 +23,9 @@ from distilrank.cli.options import (
 )
 from distilrank.cli.output import progress_counter
 from distilrank.core.errors import InputError
-from distilrank.core.terminal import AsJson, console, figure, new_table, print_json
+from distilrank.core.terminal import AsJson, console, new_table, print_json
+from distilrank.rendering.formatting import format_plain, format_plain_interval
+from distilrank.rendering.labels import metric_label
 
 
 def evaluate(
@@ -94,22 +96,24 @@ def _print_metrics(metrics: dict[str, Any], models: Sequence[str]) -> None:
     counts = f"{protocol['ranked_queries']:,} ranked of {protocol['queries']:,} queries, {protocol['pairs']:,} pairs"
     table = new_table("metric", *systems, title=counts)
     for metric in next(iter(systems.values())):
-        table.add_row(metric, *(figure(values[metric]) for values in systems.values()))
+        table.add_row(metric_label(metric), *(format_plain(values[metric]) for values in systems.values()))
     out.print(table)
     level = f"{protocol['confidence']:.0%}"
-    table = new_table("system", "baseline", "metric", "difference", f"{level} interval", "p", "wins, ties, losses")
+    table = new_table("system", "baseline", "metric", "difference", f"{level} CI", "p", "wins, ties, losses")
     for comparison in metrics["comparisons"]:
-        interval = f"{figure(comparison['ci_low'], '+')} to {figure(comparison['ci_high'], '+')}"
+        interval = format_plain_interval(comparison["ci_low"], comparison["ci_high"])
         counts = ", ".join(f"{comparison[key]:,}" for key in ("wins", "ties", "losses") if key in comparison) or "-"
-        names = (comparison["system"], comparison["baseline"], comparison["metric"])
-        table.add_row(*names, figure(comparison["delta"], "+"), interval, f"{comparison['p_value']:.4f}", counts)
+        names = (comparison["system"], comparison["baseline"], metric_label(comparison["metric"]))
+        table.add_row(
+            *names, format_plain(comparison["delta"], sign="+"), interval, format_plain(comparison["p_value"]), counts
+        )
     out.print(table)
     _print_worse_slices(out, metrics["slices"]["rows"], protocol["confidence"])
     if metrics["stability"]:
         table = new_table("metric", "mean", "sd", "lowest", "highest", title=f"{len(models)} students")
         for metric, values in metrics["stability"]["measures"].items():
             keys = ("mean", "standard_deviation", "lowest", "highest")
-            table.add_row(metric, *(figure(values[key]) for key in keys))
+            table.add_row(metric_label(metric), *(format_plain(values[key]) for key in keys))
         out.print(table)
 
 
@@ -122,8 +126,8 @@ def _print_worse_slices(out: Console, rows: Sequence[dict[str, Any]], confidence
     ]
     for name, comparison in worse:
         out.print(
-            f"worse: {comparison['system']} than {comparison['baseline']} on {name} by {comparison['metric']}, "
-            f"{comparison['delta']:+.4f} (p {comparison['p_holm']:.4f}, adjusted)"
+            f"worse: {comparison['system']} than {comparison['baseline']} on {name} by {metric_label(comparison['metric'])}, "
+            f"{format_plain(comparison['delta'], sign='+')} (p {format_plain(comparison['p_holm'])}, adjusted)"
         )
     if not worse:
         out.print(f"no student is significantly worse on any of {len(rows)} slices")

@@ -52,8 +52,3 @@ def new_table(*headings: str, title: str = "", **options: Any) -> Table:
 def print_json(value: Any) -> None:
     """Print `value` as readable JSON."""
     print(json_text(value, indent=2))
-
-
-def figure(value: float | None, sign: str = "-") -> str:
-    """A measure, or - where a system has none; `sign` "+" shows that of a positive one too."""
-    return "-" if value is None else f"{value:{sign}.4f}"

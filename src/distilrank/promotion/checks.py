@@ -8,7 +8,6 @@ the evidence lacks fails the check that asks for it.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,23 +15,9 @@ from functools import cached_property
 from typing import Any
 
 from distilrank.config import MAX_CONFIDENCE, Gate
+from distilrank.rendering.formatting import format_plain, format_plain_interval
+from distilrank.rendering.labels import BASELINES, metric_label
 
-METRICS = {
-    "ndcg_at_5": "nDCG@5",
-    "ndcg_at_10": "nDCG@10",
-    "mrr": "MRR",
-    "pair_accuracy": "pair accuracy",
-    "roc_auc": "ROC-AUC",
-    "pr_auc": "PR-AUC",
-    "recall_at_precision_95": "recall at 95 % precision",
-}
-BASELINES = {
-    "bm25": "BM25",
-    "random": "random ordering",
-    "teacher": "its teacher",
-    "champion": "the champion",
-    "anchor": "the anchor",
-}
 SLICED = ("ndcg_at_10", "pair_accuracy")
 """The measures by which slices are compared; a policy that decides by another one has them judged by the first."""
 
@@ -144,7 +129,7 @@ def examine(policy: Gate, evidence: Evidence) -> tuple[Check, ...]:
 
 def enough_queries(policy: Gate, evidence: Evidence) -> Found:
     """Queries under the thinnest comparison."""
-    label, bound = METRICS[policy.metric], policy.min_queries
+    label, bound = metric_label(policy.metric), policy.min_queries
     counts = [number(row.get("queries")) for row in evidence.comparisons(policy.metric).values()]
     if not counts:
         detail = f"the evaluation compares the student with nothing by {label}, so no query counts"
@@ -225,12 +210,12 @@ def minimum(policy: Gate, evidence: Evidence) -> Found:
     for metric, bound in policy.min_metrics.model_dump().items():
         if not bound:
             continue
-        name, label, value = f"minimum_{metric}", METRICS[metric], evidence.value("student", metric)
+        name, label, value = f"minimum_{metric}", metric_label(metric), evidence.value("student", metric)
         if value is None:
             detail = f"the evaluation has no {label} of the student, so this cannot pass"
             yield Check(name, False, None, bound, detail)
             continue
-        detail = f"student {label} is {_figure(value, _places(value, bound))}; it must be at least {_limit(bound)}"
+        detail = f"student {label} is {format_plain(value, _places(value, bound))}; it must be at least {bound:g}"
         yield Check(name, value >= bound, value, bound, detail)
 
 
@@ -248,8 +233,8 @@ def above_chance(policy: Gate, evidence: Evidence) -> Found:
     metric = max(known, key=lambda name: known[name])
     seen, bound = random[metric] or 0.0, asked[metric]
     detail = (
-        f"random ordering has {METRICS[metric]} {_figure(seen, _places(seen, bound))}, and the minimum is "
-        f"{_limit(bound)}; one minimum at least must be above what random ordering reaches, or lift_over_bm25, "
+        f"random ordering has {metric_label(metric)} {format_plain(seen, _places(seen, bound))}, and the minimum is "
+        f"{bound:g}; one minimum at least must be above what random ordering reaches, or lift_over_bm25, "
         "lift_over_random or teacher_margin set"
     )
     yield Check("above_chance", known[metric] > 0, known[metric], 0, detail)
@@ -297,7 +282,7 @@ def slices(policy: Gate, evidence: Evidence) -> Found:
     if evidence.rival is None or not policy.slices:
         return
     metric = policy.metric if policy.metric in SLICED else SLICED[0]
-    label, found = METRICS[metric], evidence.metrics.get("slices", {})
+    label, found = metric_label(metric), evidence.metrics.get("slices", {})
     rows = found.get("rows")
     compared = [
         (row, comparison)
@@ -331,7 +316,7 @@ def slices(policy: Gate, evidence: Evidence) -> Found:
     among = f"{len(compared)} slices by {label} (Holm, {100 * alpha:.3g} %)"
     if worse:
         named = ", ".join(
-            f"{row['column']} {row['value']} by {_figure(-one['delta'])} on {row['queries']} queries"
+            f"{row['column']} {row['value']} by {format_plain(-one['delta'], 3)} on {row['queries']} queries"
             for row, one in worse[:SHOWN]
         )
         more = f" and {len(worse) - SHOWN} more" if len(worse) > SHOWN else ""
@@ -357,7 +342,7 @@ def _untested(name: str, found: Mapping[str, Any]) -> str:
 def _difference(policy: Gate, evidence: Evidence, name: str, baseline: str, bound: float, *, strictly: bool) -> Check:
     """Whether the lower end of the interval of student minus baseline is above the bound, or not below it."""
     bound += 0.0  # no negative zero
-    metric, theirs = METRICS[policy.metric], BASELINES[baseline]
+    metric, theirs = metric_label(policy.metric), BASELINES[baseline]
     row = evidence.comparisons(policy.metric).get(baseline, {})
     delta, low, high = (number(row.get(key)) for key in ("delta", "ci_low", "ci_high"))
     if delta is None or low is None or high is None:
@@ -365,16 +350,16 @@ def _difference(policy: Gate, evidence: Evidence, name: str, baseline: str, boun
         return Check(name, False, None, bound, detail)
     passed = low > bound if strictly else low >= bound
     places = _places(low, bound)
-    seen, other = (_shown(evidence.value(system, policy.metric)) for system in ("student", baseline))
+    seen, other = (_value_text(evidence.value(system, policy.metric)) for system in ("student", baseline))
     verb = "beats" if delta > 0 else "trails" if delta < 0 else "equals"
-    by = f" by {_figure(delta, sign='+')}" if delta > 0 else f" by {_figure(-delta)}" if delta < 0 else ""
+    by = f" by {format_plain(delta, 3)}" if delta > 0 else f" by {format_plain(-delta, 3)}" if delta < 0 else ""
     rule, failing = ("must exceed", "but does not") if strictly else ("must not be below", "but is")
     queries = f" on {row['queries']} queries" if "queries" in row else ""
-    interval = "interval" if evidence.confidence is None else f"{100 * evidence.confidence:g} % interval"
+    interval = "interval" if evidence.confidence is None else f"{100 * evidence.confidence:g} % CI"
     detail = (
         f"student {metric}{seen} {verb} {theirs}{other}{by}, {interval} "
-        f"[{_figure(low, places, '+')}, {_figure(high, places, '+')}]{queries}; "
-        f"the lower end {rule} {_limit(bound)}{'' if passed else f', {failing}'}"
+        f"{format_plain_interval(low, high, places)}{queries}; "
+        f"the lower end {rule} {bound:g}{'' if passed else f', {failing}'}"
     )
     return Check(name, passed, low, bound, detail)
 
@@ -385,12 +370,12 @@ def _difference(policy: Gate, evidence: Evidence, name: str, baseline: str, boun
 def calibration(policy: Gate, evidence: Evidence) -> Found:
     """Whether its probabilities mean what they say."""
     value, bound = evidence.value("student", "ece"), policy.max_ece
-    rule = f"it may be {_limit(bound)} at most" if bound < 1 else "no limit is set"
+    rule = f"it may be {bound:g} at most" if bound < 1 else "no limit is set"
     if value is None:
         detail = f"the evaluation has no calibration error (ECE) of the student; {rule}"
         yield Check("calibration", bound == 1, None, bound, detail)
         return
-    detail = f"student calibration error (ECE) is {_figure(value, _places(value, bound))}; {rule}"
+    detail = f"student calibration error (ECE) is {format_plain(value, _places(value, bound))}; {rule}"
     yield Check("calibration", value <= bound, value, bound, detail)
 
 
@@ -416,7 +401,7 @@ def onnx_parity(policy: Gate, evidence: Evidence) -> Found:
         return
     losses = {name: number(found.get("ndcg_loss")) for name, found in evidence.parity.get("files", {}).items()}
     bound = policy.max_onnx_loss
-    rule = f"at most {_limit(bound)} may be lost" if bound < 1 else "no limit is set"
+    rule = f"at most {bound:g} may be lost" if bound < 1 else "no limit is set"
     unknown = [name for name, loss in losses.items() if loss is None]
     if unknown or not losses:
         detail = f"how far {unknown[0] if unknown else 'any ONNX file'} is from torch is not known; {rule}"
@@ -424,7 +409,8 @@ def onnx_parity(policy: Gate, evidence: Evidence) -> Found:
         return
     worst = max(losses, key=lambda name: losses[name] or 0.0)
     loss = losses[worst] or 0.0
-    detail = f"{worst} loses {_figure(loss, 4)} of dev nDCG@10 to torch, the most of {len(losses)} ONNX files; {rule}"
+    lost = f"{format_plain(loss)} of dev nDCG@10"
+    detail = f"{worst} loses {lost} to torch, the most of {len(losses)} ONNX files; {rule}"
     yield Check("onnx_parity", loss <= bound, loss, bound, detail)
 
 
@@ -497,15 +483,15 @@ def embedding_drift(policy: Gate, evidence: Evidence) -> Found:
     part, bound = evidence.drift.get("candidate") or {}, policy.max_embedding_auc
     found = part.get("embedding") or {}
     auc, low, high = (number(found.get(key)) for key in ("auc", "ci_low", "ci_high"))
-    rule = f"the lower end may be {_limit(bound)} at most" if bound < 1 else "no limit is set"
+    rule = f"the lower end may be {bound:g} at most" if bound < 1 else "no limit is set"
     if auc is None or low is None or high is None:
         why = f" ({part['note'].rstrip('.')})" if part.get("note") else ""
         detail = f"how far the newest traffic's embeddings are from the training window's is not known{why}; {rule}"
         yield Check("embedding_drift", bound == 1, None, bound, detail)
         return
     detail = (
-        f"a classifier tells newest traffic from training window by embeddings with a ROC-AUC of {_figure(auc)}, "
-        f"interval [{_figure(low, _places(low, bound))}, {_figure(high, _places(low, bound))}]; {rule}"
+        "a classifier tells newest traffic from training window by embeddings with a ROC-AUC of "
+        f"{format_plain(auc, 3)}, interval {format_plain_interval(low, high, _places(low, bound))}; {rule}"
     )
     yield Check("embedding_drift", low <= bound, low, bound, detail)
 
@@ -570,22 +556,9 @@ def number(value: Any) -> float | None:
     return value if is_number else None
 
 
-def _figure(value: float, places: int = 3, sign: str = "-") -> str:
-    """A number as papers print them: .931, +.089."""
-    return _bare(f"{value:{sign}z.{places}f}")
-
-
-def _limit(value: float) -> str:
-    return _bare(f"{value:g}")
-
-
-def _bare(text: str) -> str:
-    """The number without its leading zero."""
-    return re.sub(r"^([+-]?)0\.", r"\1.", text)
-
-
-def _shown(value: float | None) -> str:
-    return "" if value is None else f" {_figure(value)}"
+def _value_text(value: float | None) -> str:
+    """The value after a space; empty where it is not known."""
+    return "" if value is None else f" {format_plain(value, 3)}"
 
 
 def _places(value: float, bound: float) -> int:

@@ -15,8 +15,10 @@ from distilrank import registry as registries
 from distilrank.config import flatten
 from distilrank.core.errors import InputError
 from distilrank.core.progress import printable
-from distilrank.core.terminal import AsJson, console, figure, new_table, print_json
+from distilrank.core.terminal import AsJson, console, new_table, print_json
 from distilrank.registry.mirror import Mirrored
+from distilrank.rendering.formatting import format_plain
+from distilrank.rendering.labels import METRICS, metric_label
 
 HELP = """Promoted students: what there is, what changed, and which one is in use.
 
@@ -78,7 +80,7 @@ def list_versions(registry: Uri = "", settings: Settings = None, as_json: AsJson
     if not manifests:
         print(f"registry {backend.uri}: no version yet; a run that passes the gate publishes one")
         return
-    headings = ("version", "", "created", "nDCG@10", "ECE", "outcome", "in place of")
+    headings = ("version", "", "created", METRICS["ndcg_at_10"].label, METRICS["ece"].label, "outcome", "in place of")
     table = new_table(*headings, title=f"registry {backend.uri}")
     for manifest in manifests:
         replaced, named = manifest["verdict"]["champion"], _naming(aliases, manifest["id"])
@@ -86,8 +88,8 @@ def list_versions(registry: Uri = "", settings: Settings = None, as_json: AsJson
             manifest["id"],
             ", ".join(named),
             manifest["created"],
-            figure(manifest["metrics"].get("ndcg_at_10")),
-            figure(manifest["metrics"].get("ece")),
+            format_plain(manifest["metrics"].get("ndcg_at_10")),
+            format_plain(manifest["metrics"].get("ece")),
             manifest["verdict"]["outcome"].replace("_", " "),
             replaced["id"] if replaced else "-",
             style="bold" if registries.CHAMPION in named else None,
@@ -112,9 +114,9 @@ def show_version(
         return
     out = console()
     out.print(", ".join([manifest["id"], *named, f"created {manifest['created']}"]), style="bold")
-    measures = new_table("measure", "student", title="On the test queries")
+    measures = new_table("metric", "student", title="On the test queries")
     for name, value in manifest["metrics"].items():
-        measures.add_row(name, figure(value))
+        measures.add_row(metric_label(name), format_plain(value))
     out.print(measures)
     verdict = manifest["verdict"]
     checks = new_table("check", "", "detail", title=f"Verdict: {verdict['outcome'].replace('_', ' ')}")
@@ -155,9 +157,10 @@ def compare(
         print_json(found)
         return
     out, ids = console(), (left["id"], right["id"])
-    measures = new_table("measure", *ids, "difference", title="Measures on the test queries")
+    measures = new_table("metric", *ids, "difference", title="Metrics on the test queries")
     for row in found["measures"]:
-        measures.add_row(row["name"], figure(row["a"]), figure(row["b"]), figure(row["difference"], "+"))
+        values = format_plain(row["a"]), format_plain(row["b"]), format_plain(row["difference"], sign="+")
+        measures.add_row(metric_label(row["name"]), *values)
     out.print(measures)
     for title, rows in (("Settings", found["settings"]), ("Origin", found["origin"])):
         table = new_table(title=f"{title} that differ")

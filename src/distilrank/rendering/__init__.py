@@ -1,1 +1,1 @@
-"""Plots, templates and scripts of the pages."""
+"""How results are shown to people: formatting, labels, figures and page templates."""

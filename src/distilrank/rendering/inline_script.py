@@ -1,4 +1,4 @@
-"""The one script of a page, and the digest by which the page's security policy allows it and no other."""
+"""The only script of a page, and the hash by which the page's Content-Security-Policy allows it and no other."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from markupsafe import Markup
 
 @dataclass(frozen=True)
 class InlineScript:
-    """A script as it stands between the tags."""
+    """A script as it is written between the tags."""
 
     text: Markup
 
     @property
     def source(self) -> str:
-        """What `script-src` of the Content-Security-Policy says of it."""
+        """The source that `script-src` of the Content-Security-Policy allows."""
         return f"sha256-{base64.b64encode(hashlib.sha256(self.text.encode()).digest()).decode()}"
 
 
 def load(environment: jinja2.Environment, *names: str) -> InlineScript:
-    """The templates called `names`, one after the other, as one script."""
+    """The templates of these names, concatenated, as one script."""
     return InlineScript(Markup("".join(environment.get_template(name).render() + "\n" for name in names)))
