@@ -279,7 +279,7 @@ def _print_measures(metrics: dict[str, Any], models: Sequence[str]) -> None:
         out.print(f"no student is significantly worse on any of {len(slices['rows'])} slices")
     if metrics["stability"]:
         table = new_table("measure", "mean", "sd", "lowest", "highest", title=f"{len(models)} students")
-        for metric, values in metrics["stability"]["measures"].items():
+        for metric, values in metrics["stability"]["metrics"].items():
             keys = ("mean", "standard_deviation", "lowest", "highest")
             table.add_row(metric, *(figure(values[key]) for key in keys))
         out.print(table)

@@ -139,7 +139,7 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, model_digest: 
             f"dev nDCG@10 {reached['teacher']:.4f}, BM25 {reached['bm25']:.4f}, random {reached['random']:.4f}; "
             f"calibration error {error:.3f}; saved, its logits are within {difference:.2g} of the trained ones",
         )
-        _refuse(config, reached, error, score_spread.collapsed(logits, config.min_deviation, MIN_DISTINCT))
+        _refuse(config, reached, error, score_spread.describe_collapse(logits, config.min_deviation, MIN_DISTINCT))
         artifacts.seal(output)
         checkpoints.clear()
     return TeacherResult(reached["teacher"], reached["teacher"] - reached["bm25"])
