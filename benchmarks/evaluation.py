@@ -169,7 +169,7 @@ def plain(folder: str, values: dict[str, int]) -> dict[str, Any]:
     for expected in found:
         drawn = np.bincount(generator.integers(queries, size=queries), minlength=queries)
         for name, one in areas.items():
-            clusters = max(clusters, np.abs(np.array(one.measure(drawn)) - expected[name]).max())
+            clusters = max(clusters, np.abs(np.array(one.compute(drawn)) - expected[name]).max())
     return {
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
         "largest_difference": {"paired": float(paired), "areas": float(clusters)},

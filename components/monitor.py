@@ -17,7 +17,7 @@ def watch_champion(
     summary_html: Output[HTML],
     drift_html: Output[HTML],
 ) -> bool:
-    """Hold the newest traffic against the champion's; return whether an alarm is to start `distill`."""
+    """Compare the newest traffic with the champion's; return whether an alarm is to start `distill`."""
     from pathlib import Path
 
     from distilrank.drift import monitor as stage

@@ -12,13 +12,13 @@ def score_newest(
     registry: dict,
     scores: Output[Artifact],
 ):
-    """Score the newest traffic by the champion and, where it is at hand, by its teacher."""
+    """Score the newest traffic with the champion and, if it is configured, with its teacher."""
     from pathlib import Path
 
     from distilrank.drift import champion_scores as stage
     from distilrank.config import Compute, Monitor, Registry
 
-    stage.score(
+    stage.score_newest(
         Monitor(**config),
         Compute(**compute),
         Registry(**registry),

@@ -45,9 +45,9 @@ def traffic(rows: int, seed: int, **changes: object) -> pa.Table:
 
 
 def with_texts(table: pa.Table, queries: list[str], seed: int) -> pa.Table:
-    """Rows of these queries, in random numbers."""
-    picked = np.random.default_rng(seed).integers(0, len(queries), table.num_rows)
-    texts = [queries[place] for place in picked]
+    """Replace the texts of the rows by these queries, drawn at random."""
+    indices = np.random.default_rng(seed).integers(0, len(queries), table.num_rows)
+    texts = [queries[index] for index in indices]
     for name, values in {"query_id": texts, "query": texts, "title": [f"{text} large" for text in texts]}.items():
         table = table.set_column(table.column_names.index(name), name, pa.array(values))
     return table
@@ -59,7 +59,7 @@ def folders(
     current: pa.Table,
     scores: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> dict[str, Path]:
-    """The folders that `measure` reads, sealed."""
+    """Write and seal the folders that `measure_drift` reads; its arguments."""
     rng = np.random.default_rng(5)
     scores = scores or (rng.beta(2, 3, reference.num_rows), rng.beta(2, 3, current.num_rows))
     for name, table, score in zip(("reference", "current"), (reference, current), scores, strict=True):
@@ -73,6 +73,7 @@ def folders(
 
 
 def measure(paths: dict[str, Path], config: Drift | None = None, champion: str = "", uri: str = "") -> dict:
+    """Run the stage and return the content of drift.json."""
     config = config or Drift(embedding_rows=0)
     share = measure_drift(config, Registry(uri=uri or "registry"), champion=champion, **paths)
     result = json.loads((paths["output"] / "drift.json").read_text())
@@ -80,12 +81,13 @@ def measure(paths: dict[str, Path], config: Drift | None = None, champion: str =
     return result
 
 
-def by_name(part: dict) -> dict[str, dict]:
+def columns_by_name(part: dict) -> dict[str, dict]:
+    """The columns of an entry of drift.json, by name."""
     return {column["name"]: column for column in part["columns"]}
 
 
-def champion_of(root: Path, reference: pa.Table, scores: np.ndarray) -> str:
-    """Publish a champion with this reference in `root/registry`; its id."""
+def publish_champion(root: Path, reference: pa.Table, scores: np.ndarray) -> str:
+    """Publish a champion with this reference in `root/registry`, and return its id."""
     version = root / "version"
     artifacts.write_json(version / "student" / "config.json", {"model_type": "llama"})
     champion = registry.version_id(artifacts.seal(version / "student"))
@@ -97,8 +99,8 @@ def champion_of(root: Path, reference: pa.Table, scores: np.ndarray) -> str:
     return champion
 
 
-def champion_scores(paths: dict[str, Path], scores: np.ndarray) -> Path:
-    """Write the champion's scores on the newest traffic."""
+def write_champion_scores(paths: dict[str, Path], scores: np.ndarray) -> Path:
+    """Write the champion's scores on the newest traffic, and return the file."""
     path = paths["evaluation"] / "traffic_scores" / "champion_current.parquet"
     schemas.write(pa.table({"score": scores}), path, schemas.TRAFFIC_SCORES)
     artifacts.seal(paths["evaluation"])

@@ -85,10 +85,10 @@ def drift_pages(root: Path, *, champion: bool, comparable: bool = True) -> dict[
     if not comparable:
         old = old.drop_columns(["query_id"])
     scores = np.linspace(0, 1, 200)
-    version = traffic_samples.champion_of(root, old, scores) if champion else ""
+    version = traffic_samples.publish_champion(root, old, scores) if champion else ""
     paths = traffic_samples.folders(root, new, new)
     if champion:
-        traffic_samples.champion_scores(paths, scores)
+        traffic_samples.write_champion_scores(paths, scores)
     del paths["output"]
     config, registry = {"embedding_rows": 0}, {"uri": str(root / "registry")}
     made = outputs(root / "made", "drift", "summary_html", "drift_html", "champion_html", "metrics")

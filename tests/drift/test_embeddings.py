@@ -1,4 +1,4 @@
-"""Drift of texts: embeddings, and the domain classifier on them."""
+"""Drift of texts by their embeddings."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 from distilrank.config import Drift
 from distilrank.core import artifacts
-from tests.traffic_samples import by_name, folders, measure, traffic, with_texts
+from tests.traffic_samples import columns_by_name, folders, measure, traffic, with_texts
 
 
-def test_embeddings_tell_new_texts_and_not_repeated_ones(tmp_path: Path, models: Path) -> None:
+def test_new_texts_are_drift_and_repeated_ones_are_not(tmp_path: Path, models: Path) -> None:
     old = [f"{color} {thing}" for color in ("red", "blue", "green", "black") for thing in ("sofa", "couch", "chair")]
     new = [f"{thing} {kind}" for thing in ("cordless drill", "phone case") for kind in ("men", "kids", "steel", "wood")]
     reference = with_texts(traffic(300, 1), old, 1)
@@ -21,17 +21,17 @@ def test_embeddings_tell_new_texts_and_not_repeated_ones(tmp_path: Path, models:
         shutil.copytree(models / "encoder", paths["student"])
         artifacts.seal(paths["student"])
         part = measure(paths, config)["candidate"]
-        found = part["embedding"]
-        assert found["drifted"] is drifted and ("embedding" in part["why"]) is drifted, name
-        assert found["ci_low"] <= found["auc"] <= found["ci_high"] and found["rows"] == {
+        embedding = part["embedding"]
+        assert embedding["drifted"] is drifted and ("embedding" in part["why"]) is drifted, name
+        assert embedding["ci_low"] <= embedding["auc"] <= embedding["ci_high"] and embedding["rows"] == {
             "reference": 200,
             "current": 200,
         }
-        assert by_name(part)["embedding"]["value"] == found["auc"]
-    assert {example["query"] for example in found["examples"]} >= set(new)
-    assert found["examples"][0]["query"] in (paths["output"] / "summary.html").read_text()
+        assert columns_by_name(part)["embedding"]["value"] == embedding["auc"]
+    assert {example["query"] for example in embedding["examples"]} >= set(new)
+    assert embedding["examples"][0]["query"] in (paths["output"] / "summary.html").read_text()
 
 
-def test_a_student_that_is_no_bert_is_said_and_stops_nothing(tmp_path: Path) -> None:
+def test_a_student_other_than_bert_is_noted_and_stops_nothing(tmp_path: Path) -> None:
     part = measure(folders(tmp_path, traffic(60, 1), traffic(60, 2)), Drift())["candidate"]
     assert part["embedding"] is None and "Embeddings not compared: " in part["note"]

@@ -14,7 +14,15 @@ from distilrank.config import Drift, Registry
 from distilrank.core import artifacts
 from distilrank.core.errors import InputError
 from distilrank.drift.measure import measure_champion_drift
-from tests.traffic_samples import by_name, champion_of, champion_scores, folders, measure, traffic, with_texts
+from tests.traffic_samples import (
+    columns_by_name,
+    folders,
+    measure,
+    publish_champion,
+    traffic,
+    with_texts,
+    write_champion_scores,
+)
 
 
 def test_equal_traffic_does_not_drift(tmp_path: Path) -> None:
@@ -30,12 +38,12 @@ def test_equal_traffic_does_not_drift(tmp_path: Path) -> None:
 
 def test_what_moved_is_found_and_nothing_else(tmp_path: Path) -> None:
     reference = traffic(1500, 1)
-    kinds = [*reference["product_type"].to_pylist()[:1200], *["snow <shovel>"] * 300]
+    types = [*reference["product_type"].to_pylist()[:1200], *["snow <shovel>"] * 300]
     texts = [*reference["query"].to_pylist()[:1400], *["snow shovel"] * 60, *["ice <melt>"] * 40]
     moved = traffic(
         1500,
         1,
-        product_type=kinds,
+        product_type=types,
         query=texts,
         query_id=texts,
         unseen_words=np.repeat([0.0, 0.5], [1300, 200]),
@@ -43,7 +51,7 @@ def test_what_moved_is_found_and_nothing_else(tmp_path: Path) -> None:
     ).set_column(0, "query_id", pa.array([text.replace("query ", "q") for text in texts]))
     paths = folders(tmp_path, reference, moved)
     part = measure(paths)["candidate"]
-    columns = by_name(part)
+    columns = columns_by_name(part)
     assert {name for name, column in columns.items() if column["drifted"]} == {"product_type", "unseen_words", "bm25"}
     assert part["share"] == pytest.approx(3 / 12)  # no product has a color, so that column does not count
     assert part["alarm"] and part["why"] == ["unseen_words", "bm25", "product_type"]
@@ -66,12 +74,12 @@ def test_what_moved_is_found_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_degenerate_columns_and_a_handful_of_rows(tmp_path: Path) -> None:
-    same = {"brand": ["one brand"] * 12, "title_words": np.full(12, 7), "bm25": np.full(12, np.nan)}
-    constant = traffic(12, 1, **same, query_words=np.full(12, 2))
-    current = traffic(12, 2, **same, query_words=np.full(12, 3), color=["red"] * 12)
+    equal_columns = {"brand": ["one brand"] * 12, "title_words": np.full(12, 7), "bm25": np.full(12, np.nan)}
+    constant = traffic(12, 1, **equal_columns, query_words=np.full(12, 2))
+    current = traffic(12, 2, **equal_columns, query_words=np.full(12, 3), color=["red"] * 12)
     paths = folders(tmp_path, constant, current, (np.full(12, np.nan), np.full(12, 0.4)))
     part = measure(paths)["candidate"]
-    columns = by_name(part)
+    columns = columns_by_name(part)
     assert "only 12 rows" in part["note"]
     assert {name for name, column in columns.items() if column["drifted"]} == {"query_words", "color", "score"}
     assert (columns["brand"]["value"], columns["brand"]["note"]) == (0, "'one brand' throughout")
@@ -83,62 +91,62 @@ def test_degenerate_columns_and_a_handful_of_rows(tmp_path: Path) -> None:
 def test_the_champion_is_compared_with_its_own_reference(tmp_path: Path) -> None:
     old, new = traffic(400, 1), traffic(400, 2, bm25=np.random.default_rng(3).gamma(2, 9, 400))
     scores = np.full(400, 0.9) + np.arange(400) / 1e4
-    champion, uri = champion_of(tmp_path, old, scores), str(tmp_path / "registry")
+    champion, uri = publish_champion(tmp_path, old, scores), str(tmp_path / "registry")
     paths = folders(tmp_path, new, new)
-    path = champion_scores(paths, scores)
+    path = write_champion_scores(paths, scores)
     result = measure(paths, champion=champion, uri=uri)
     assert result["candidate"]["share"] == 0  # the candidate learned from traffic like the newest
-    columns = by_name(result["champion"])
+    columns = columns_by_name(result["champion"])
     assert {name for name, column in columns.items() if column["drifted"]} == {"bm25"}
-    assert columns["score"]["value"] == 0  # the champion's own scores on both sides, never the student's
+    assert columns["score"]["value"] == 0  # the champion's own scores on both samples, never the student's
     assert (result["champion"]["version"], result["champion"]["rows"]["reference"]) == (champion, 400)
     assert champion in (paths["output"] / "champion.html").read_text()
-    alone = measure_champion_drift(
+    part = measure_champion_drift(
         Drift(embedding_rows=0), Registry(uri=uri), traffic=paths["traffic"], scores=path, champion=champion,
-        output=tmp_path / "watched",
+        output=tmp_path / "monitored",
     )  # fmt: skip
-    assert alone == result["champion"] and (tmp_path / "watched" / "snapshot.json").exists()
-    page = (tmp_path / "watched" / "drift.html").read_text()
+    assert part == result["champion"] and (tmp_path / "monitored" / "snapshot.json").exists()
+    page = (tmp_path / "monitored" / "drift.html").read_text()
     assert "raises an alarm" in page and "Only reported" not in page
-    said = (tmp_path / "watched" / "summary.html").read_text()
-    assert "raises an alarm" in said and "drift.html, by" in said
-    assert "Only reported" not in said and "champion.html" not in said
-    said = (paths["output"] / "summary.html").read_text()
-    assert "Only reported" in said and "drift.html and champion.html, by" in said
+    summary = (tmp_path / "monitored" / "summary.html").read_text()
+    assert "raises an alarm" in summary and "drift.html, by" in summary
+    assert "Only reported" not in summary and "champion.html" not in summary
+    summary = (paths["output"] / "summary.html").read_text()
+    assert "Only reported" in summary and "drift.html and champion.html, by" in summary
     measure(paths)
     assert champion not in (paths["output"] / "champion.html").read_text()
 
 
 def test_a_champion_with_an_old_reference_is_compared_as_far_as_it_goes(tmp_path: Path) -> None:
     new = traffic(100, 2)
-    champion = champion_of(tmp_path, traffic(100, 1).drop_columns(["script", "clicked"]), np.linspace(0, 1, 100))
+    champion = publish_champion(tmp_path, traffic(100, 1).drop_columns(["script", "clicked"]), np.linspace(0, 1, 100))
     paths = folders(tmp_path, new, new)
-    champion_scores(paths, np.linspace(0, 1, 100))
+    write_champion_scores(paths, np.linspace(0, 1, 100))
     part = measure(paths, champion=champion, uri=str(tmp_path / "registry"))["champion"]
-    assert part["comparable"] and not {"script", "clicked"} & by_name(part).keys() and "bm25" in by_name(part)
+    names = columns_by_name(part).keys()
+    assert part["comparable"] and not {"script", "clicked"} & names and "bm25" in names
     assert "reference.parquet: no column clicked, script" in part["note"]
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"bm25": ["many"] * 100}, r"reference\.parquet: column 'bm25' is string, expected float"),
         ({"query_id": None}, r"reference\.parquet: .*query_id"),
     ],
 )
 def test_a_champion_whose_reference_does_not_fit_stops_nothing(
-    tmp_path: Path, change: dict[str, list[str] | None], said: str
+    tmp_path: Path, change: dict[str, list[str] | None], message: str
 ) -> None:
     ((name, values),) = change.items()
     new = traffic(100, 2)
-    old = traffic(100, 1)
-    old = traffic(100, 1, **{name: values}) if values else old.drop_columns([name])
-    champion = champion_of(tmp_path, old, np.linspace(0, 1, 100))
+    old = traffic(100, 1, **{name: values}) if values else traffic(100, 1).drop_columns([name])
+    champion = publish_champion(tmp_path, old, np.linspace(0, 1, 100))
     paths = folders(tmp_path, new, new)
-    champion_scores(paths, np.linspace(0, 1, 100))
+    write_champion_scores(paths, np.linspace(0, 1, 100))
     part = measure(paths, champion=champion, uri=str(tmp_path / "registry"))["champion"]
     assert (part["comparable"], part["alarm"], part["columns"]) == (False, False, [])
-    assert re.search(f"not comparable: .*{said}", part["note"])
+    assert re.search(f"not comparable: .*{message}", part["note"])
     for page in ("summary.html", "champion.html"):
         assert "not comparable" in (paths["output"] / page).read_text()
 
@@ -151,9 +159,9 @@ def test_the_page_is_repeatable_needs_no_network_and_runs_no_text(tmp_path: Path
     measure(paths)
     digest = artifacts.sealed_digest(paths["output"])
     page = (paths["output"] / "drift.html").read_text()
-    own = page[: page.index("var global")]  # before the library
-    assert "alert(1)" in own and own.count("<script") == own.count("</script>") + 1 == 2
-    assert "src=" not in own and "<link" not in own and "http" not in own
+    head = page[: page.index("var global")]  # before the library
+    assert "alert(1)" in head and head.count("<script") == head.count("</script>") + 1 == 2
+    assert "src=" not in head and "<link" not in head and "http" not in head
     measure(paths)
     assert artifacts.sealed_digest(paths["output"]) == digest
     summary = (paths["output"] / "summary.html").read_text()

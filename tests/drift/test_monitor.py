@@ -12,13 +12,13 @@ import pytest
 from distilrank.config import Drift, Monitor, Registry
 from distilrank.core import artifacts, progress, schemas
 from distilrank.drift.monitor import monitor_champion
-from tests.traffic_samples import champion_of, folders, traffic
+from tests.traffic_samples import folders, publish_champion, traffic
 
 
-def test_monitoring_says_what_it_found_to_programs_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_outcome_is_logged_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reference, moved = traffic(400, 1), traffic(400, 2, bm25=np.random.default_rng(3).gamma(2, 9, 400))
     scores = np.full(400, 0.9) + np.arange(400) / 1e4
-    champion, where = champion_of(tmp_path, reference, scores), Registry(uri=str(tmp_path / "registry"))
+    champion, store = publish_champion(tmp_path, reference, scores), Registry(uri=str(tmp_path / "registry"))
     schemas.write(pa.table({"score": scores}), tmp_path / "scores" / "scores.parquet", schemas.TRAFFIC_SCORES)
     artifacts.seal(tmp_path / "scores")
     alarm = {"alarm": True, "failed": ["drift"]}
@@ -27,10 +27,10 @@ def test_monitoring_says_what_it_found_to_programs_too(tmp_path: Path, capsys: p
         (moved, "never", alarm | {"retrain": False}),
         (moved, "on_alarm", alarm | {"retrain": True}),
     ):
-        answered = monitor_champion(
+        retrains = monitor_champion(
             Monitor(retrain=retrain),
             Drift(embedding_rows=0),
-            where,
+            store,
             traffic=folders(tmp_path, newest, newest)["traffic"],
             scores=tmp_path / "scores",
             champion=champion,
@@ -39,6 +39,6 @@ def test_monitoring_says_what_it_found_to_programs_too(tmp_path: Path, capsys: p
             output=tmp_path / "monitored",
         )
         events = [event for line in capsys.readouterr().out.splitlines() if (event := progress.parse(line))]
-        (told,) = (event for event in events if event.event == "outcome")
-        assert (told.stage, json.loads(told.text)) == ("monitor", expected)
-        assert answered is expected["retrain"]
+        (outcome,) = (event for event in events if event.event == "outcome")
+        assert (outcome.stage, json.loads(outcome.text)) == ("monitor", expected)
+        assert retrains is expected["retrain"]

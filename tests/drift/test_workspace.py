@@ -20,25 +20,25 @@ from distilrank.drift.workspace import Workspace, check_workspace, push_to_works
 from tests.traffic_samples import folders, measure, traffic
 
 
-def test_an_alarm_by_the_share_is_said_as_one(tmp_path: Path) -> None:
+def test_an_alarm_by_the_share_is_reported_as_one(tmp_path: Path) -> None:
     clicks = traffic(1500, 2, clicked=np.random.default_rng(1).random(1500) < 0.4)
     paths = folders(tmp_path, traffic(1500, 1), clicks)
     part = measure(paths, Drift(embedding_rows=0, alarm=(), share=0.0))["candidate"]
     assert part["alarm"] and part["why"] == []
-    said = (paths["output"] / "summary.html").read_text()
-    assert "Moved: 1 of 12 columns" in said and "Nothing moved" not in said
+    summary = (paths["output"] / "summary.html").read_text()
+    assert "Moved: 1 of 12 columns" in summary and "Nothing moved" not in summary
     config = Drift(workspace=str(tmp_path / "workspace"))
     push_to_workspace(config, Registry(), drift=paths["output"], name="run", newest_end="2026-03-01")
     opened = Workspace.create(config.workspace)
     (project,) = opened.list_projects()
-    (kept,) = (opened.get_run(project.id, one) for one in opened.list_runs(project.id))
-    assert kept.metadata["alarm"] == "1 of 12 columns"
+    (run,) = (opened.get_run(project.id, run_id) for run_id in opened.list_runs(project.id))
+    assert run.metadata["alarm"] == "1 of 12 columns"
 
 
 def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 @contextlib.contextmanager
@@ -66,13 +66,13 @@ def test_a_workspace_gets_each_run_once(tmp_path: Path, service: bool) -> None:
     folder = tmp_path / "workspace"
     with contextlib.ExitStack() as stack:
         address = stack.enter_context(served(folder)) if service else str(folder)
-        config, store = Drift(workspace=address), Registry(uri="registry")
+        config, registry = Drift(workspace=address), Registry(uri="registry")
         check_workspace(config)
         for name, end in (("run-1", "2026-03-01"), ("run-1", "2026-03-01"), ("run-2", "2026-03-08")):
-            push_to_workspace(config, store, drift=paths["output"], name=name, newest_end=end)
+            push_to_workspace(config, registry, drift=paths["output"], name=name, newest_end=end)
     opened = Workspace.create(str(folder))
     (project,) = opened.list_projects()
-    runs = [opened.get_run(project.id, one) for one in opened.list_runs(project.id)]
+    runs = [opened.get_run(project.id, run_id) for run_id in opened.list_runs(project.id)]
     assert sorted((run.name, run.timestamp.isoformat()[:10]) for run in runs) == [
         ("run-1", "2026-03-01"),
         ("run-2", "2026-03-08"),

@@ -24,26 +24,26 @@ def test_agreement_is_that_of_scipy(judged):
     teacher = System(rng.normal(0, 1, len(judged.query)).astype(np.float32))
     score = (teacher.score + rng.normal(0, 1, len(judged.query))).round(1).astype(np.float32)
     student = System(score, rng.random(len(score)).astype(np.float32))
-    found = agreement(judged, teacher, student)
-    assert found["pairs"] == len(judged.query)
-    assert found["pearson"] == pytest.approx(stats.pearsonr(teacher.score, score).statistic)
-    assert found["spearman"] == pytest.approx(stats.spearmanr(teacher.score, score).statistic)
+    result = agreement(judged, teacher, student)
+    assert result["pairs"] == len(judged.query)
+    assert result["pearson"] == pytest.approx(stats.pearsonr(teacher.score, score).statistic)
+    assert result["spearman"] == pytest.approx(stats.spearmanr(teacher.score, score).statistic)
     probability = 1 / (1 + np.exp(-teacher.score.astype(float)))
-    assert found["mean_difference"] == pytest.approx(np.abs(probability - student.probability).mean())
-    same = []
+    assert result["mean_difference"] == pytest.approx(np.abs(probability - student.probability).mean())
+    same_first = []
     for query in range(len(judged.query_ids)):
         rows = np.flatnonzero(judged.query == query)
         if len(rows) > 1:
-            first = [max(rows, key=lambda row: (one.score[row], judged.tie[row])) for one in (teacher, student)]
-            same.append(first[0] == first[1])
-    assert len(same) == 40 and found["top_1"] == pytest.approx(np.mean(same))
+            first = [max(rows, key=lambda row: (system.score[row], judged.tie[row])) for system in (teacher, student)]
+            same_first.append(first[0] == first[1])
+    assert len(same_first) == 40 and result["top_1"] == pytest.approx(np.mean(same_first))
 
 
 def test_a_system_agrees_with_itself_and_not_with_its_opposite(judged):
     score = np.random.default_rng(3).permutation(len(judged.query)).astype(np.float32)
-    same = agreement(judged, System(score), System(score))
-    assert [same[key] for key in ("pearson", "spearman", "kendall", "top_1")] == pytest.approx([1] * 4)
-    assert same["mean_difference"] == 0
+    itself = agreement(judged, System(score), System(score))
+    assert [itself[key] for key in ("pearson", "spearman", "kendall", "top_1")] == pytest.approx([1] * 4)
+    assert itself["mean_difference"] == 0
     turned = agreement(judged, System(score), System(-score))
     assert [turned[key] for key in ("pearson", "spearman", "kendall")] == pytest.approx([-1] * 3)
     flat = agreement(judged, System(score), System(np.zeros_like(score)))

@@ -11,7 +11,7 @@ from distilrank import cli
 from distilrank.config import Text
 from distilrank.core import artifacts, schemas
 from distilrank.evaluation import metrics
-from distilrank.evaluation.compare import spread
+from distilrank.evaluation.compare import summarize_spread
 from distilrank.modeling.scorer import Scorer
 from tests.judged_samples import CPU, judged_table, judgements, some_rows, trained
 from tests.tiny_models import WORDS
@@ -68,14 +68,14 @@ def test_students_are_measured_beside_the_baselines_and_each_other(run, root, tm
         assert results["systems"][name]["ndcg_at_10"] == pytest.approx(metrics.mean_ndcg(*columns, score), abs=1e-6)
         means = per_query[per_query.system == name][list(metrics.PER_QUERY)].mean()
         assert all(means[metric] == pytest.approx(results["systems"][name][metric]) for metric in metrics.PER_QUERY)
-    versus = {(one["system"], one["baseline"]) for one in results["comparisons"]}
+    versus = {(row["system"], row["baseline"]) for row in results["comparisons"]}
     assert versus == {*((name, other) for name in names for other in ("bm25", "random")), tuple(names)}
-    found = results["stability"]["measures"]
+    spread = results["stability"]["metrics"]
     values = [results["systems"][name]["roc_auc"] for name in names]
-    assert found["roc_auc"]["mean"] == pytest.approx(np.mean(values))
-    assert found["roc_auc"]["standard_deviation"] == pytest.approx(abs(values[0] - values[1]) / np.sqrt(2))
+    assert spread["roc_auc"]["mean"] == pytest.approx(np.mean(values))
+    assert spread["roc_auc"]["standard_deviation"] == pytest.approx(abs(values[0] - values[1]) / np.sqrt(2))
     assert results["examples"]["baseline"] == "seed-2" and results["agreement"] is None
-    sliced = {(one["system"], one["baseline"]) for row in results["slices"]["rows"] for one in row["comparisons"]}
+    sliced = {(row["system"], row["baseline"]) for part in results["slices"]["rows"] for row in part["comparisons"]}
     assert sliced == {*((name, "bm25") for name in names), tuple(names)}
 
 
@@ -95,21 +95,21 @@ def test_one_student_is_printed_as_tables(run):
         (["--model", "nowhere"], "--model nowhere: no such folder, and"),
         (["--model", "seed-1", "--set", "gate.min_queries=3"], "--set gate: expected evaluate.KEY=VALUE"),
         (["--model", "seed-1", "--set", "evaluate.bootstrap=3"], "bootstrap"),
-        (["--model", "seed-1", "--set", "evaluate.slices=[hue]"], "evaluate.slices: 'hue' is no column"),
+        (["--model", "seed-1", "--set", "evaluate.slices=[hue]"], "evaluate.slices: 'hue' is not a column"),
         (["--model", "seed-1", "--judgements", "seed-1"], "seed-1/test.parquet: no such file"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(run, tmp_path, arguments, words):
-    given = arguments if "--judgements" in arguments else [*arguments, "--judgements", "judgements"]
-    status, out, err = run(*given, "--output", tmp_path / "out")
+    options = arguments if "--judgements" in arguments else [*arguments, "--judgements", "judgements"]
+    status, out, err = run(*options, "--output", tmp_path / "out")
     assert (status, out) == (2, "") and words in err
     assert len(err.strip().splitlines()) == 1 and not (tmp_path / "out").exists()
 
 
-def test_a_measure_that_a_student_lacks_has_no_spread():
+def test_a_metric_that_a_student_lacks_has_no_spread():
     figures = {"one": {"a": 0.1, "b": None}, "two": {"a": 0.3, "b": 0.5}, "three": {"a": 0.2, "b": 0.5}}
-    found = spread(figures)
-    assert list(found["measures"]) == ["a"] and found["models"] == list(figures)
+    spread = summarize_spread(figures)
+    assert list(spread["metrics"]) == ["a"] and spread["models"] == list(figures)
     expected = {"mean": 0.2, "standard_deviation": 0.1, "lowest": 0.1, "highest": 0.3, "range": 0.2}
-    assert found["measures"]["a"] == pytest.approx(expected)
-    assert spread({"one": {"a": 0.1}}) is None
+    assert spread["metrics"]["a"] == pytest.approx(expected)
+    assert summarize_spread({"one": {"a": 0.1}}) is None

@@ -20,7 +20,7 @@ from tests.judged_samples import CPU, SMALL, judged_table, judgements, some_rows
 from tests.tiny_models import WORDS
 
 
-def a_traffic_table(rng, rows):
+def traffic_table(rng, rows):
     def words(count):
         return [" ".join(rng.choice(WORDS, 3)) for _ in range(count)]
 
@@ -49,7 +49,7 @@ def inputs(tmp_path_factory, models):
     texts["title"] = [" ".join(rng.choice(WORDS, 4)) for _ in rows]
     judgements(root / "judgements", judged_table(rows, **texts))
     for name, size in (("reference", 30), ("current", 20)):
-        schemas.write(a_traffic_table(rng, size), root / "traffic" / f"{name}.parquet", schemas.TRAFFIC)
+        schemas.write(traffic_table(rng, size), root / "traffic" / f"{name}.parquet", schemas.TRAFFIC)
     artifacts.seal(root / "traffic")
     platt = {"method": "platt", "slope": 0.5, "intercept": -0.25}
     trained(models / "decoder", root / "teacher", 1, "decoder", TeacherText(max_tokens=64), platt)
@@ -92,21 +92,21 @@ def test_the_stage_writes_a_sealed_folder_of_everything(inputs, tmp_path):
     assert evaluation.ndcg_at_10 == student["ndcg_at_10"]
     assert evaluation.lift_over_bm25 == pytest.approx(student["ndcg_at_10"] - results["systems"]["bm25"]["ndcg_at_10"])
     assert set(results["latency"]) == {"student"}
-    timed = results["latency"]["student"]
+    student_latency = results["latency"]["student"]
     assert (
-        0 < timed["p50_ms"] <= timed["p95_ms"] <= timed["p99_ms"]
-        and timed["pairs_per_second"] > 0
-        and timed["pairs_per_request"] >= 2
+        0 < student_latency["p50_ms"] <= student_latency["p95_ms"] <= student_latency["p99_ms"]
+        and student_latency["pairs_per_second"] > 0
+        and student_latency["pairs_per_request"] >= 2
     )
 
     pairs = schemas.read(output / "pair_scores.parquet", schemas.PAIR_SCORES).to_pandas()
     scorer = Scorer.load(inputs / "student", CPU)
     test = schemas.read(inputs / "judgements" / "test.parquet", schemas.JUDGED)
     expected = scorer.score(test)
-    mine = pairs[pairs.system == "student"]
-    assert np.allclose(mine.score, expected, atol=1e-5)
-    assert mine.score.nunique() > len(mine) / 2
-    assert np.allclose(mine.probability, scorer.probability(expected), atol=1e-5)
+    student_pairs = pairs[pairs.system == "student"]
+    assert np.allclose(student_pairs.score, expected, atol=1e-5)
+    assert student_pairs.score.nunique() > len(student_pairs) / 2
+    assert np.allclose(student_pairs.probability, scorer.probability(expected), atol=1e-5)
     assert pairs[pairs.system == "bm25"].probability.isna().all()
     per_query = schemas.read(output / "per_query.parquet", schemas.PER_QUERY).to_pandas()
     for name, values in results["systems"].items():
@@ -114,8 +114,8 @@ def test_the_stage_writes_a_sealed_folder_of_everything(inputs, tmp_path):
         assert all(means[metric] == pytest.approx(values[metric]) for metric in metrics.PER_QUERY)
 
     traffic = schemas.read(inputs / "traffic" / "current.parquet", schemas.TRAFFIC)
-    scored = schemas.read(output / "traffic_scores" / "current.parquet", schemas.TRAFFIC_SCORES)
-    assert np.allclose(scored.column("score"), scorer.probability(scorer.score(traffic)), atol=1e-5)
+    traffic_scores = schemas.read(output / "traffic_scores" / "current.parquet", schemas.TRAFFIC_SCORES)
+    assert np.allclose(traffic_scores.column("score"), scorer.probability(scorer.score(traffic)), atol=1e-5)
 
 
 def test_the_stage_repeats_itself_but_for_the_timings(inputs, tmp_path):
@@ -129,15 +129,15 @@ def test_the_stage_repeats_itself_but_for_the_timings(inputs, tmp_path):
 
 
 def publish(inputs, folder, seed=0):
-    """A version in the registry of `folder`; another one with another `seed`."""
-    made = folder / f"version-{seed}"
-    artifacts.copy_tree(inputs / "version", made)
+    """Publish a version in the registry of `folder` and return its id; another `seed` gives another student."""
+    version_folder = folder / f"version-{seed}"
+    artifacts.copy_tree(inputs / "version", version_folder)
     if seed:
-        shutil.rmtree(made / "student")
-        artifacts.copy_tree(inputs / "student", made / "student")
-    artifacts.seal(made)
-    version = "v" + artifacts.sealed_digest(made / "student")[:12]
-    registry.open(str(folder / "registry")).publish(made, version)
+        shutil.rmtree(version_folder / "student")
+        artifacts.copy_tree(inputs / "student", version_folder / "student")
+    artifacts.seal(version_folder)
+    version = "v" + artifacts.sealed_digest(version_folder / "student")[:12]
+    registry.open(str(folder / "registry")).publish(version_folder, version)
     return version
 
 
@@ -155,8 +155,8 @@ def test_the_champion_is_scored_again_on_the_same_rows(inputs, tmp_path):
     test = schemas.read(inputs / "judgements" / "test.parquet", schemas.JUDGED)
     assert np.allclose(pairs[pairs.system == "champion"].score, scorer.score(test), atol=1e-5)
     traffic = schemas.read(inputs / "traffic" / "current.parquet", schemas.TRAFFIC)
-    scored = schemas.read(output / "traffic_scores" / "champion_current.parquet", schemas.TRAFFIC_SCORES)
-    assert np.allclose(scored.column("score"), 1 / (1 + np.exp(-scorer.score(traffic))), atol=1e-5)
+    traffic_scores = schemas.read(output / "traffic_scores" / "champion_current.parquet", schemas.TRAFFIC_SCORES)
+    assert np.allclose(traffic_scores.column("score"), 1 / (1 + np.exp(-scorer.score(traffic))), atol=1e-5)
 
     run_stage(inputs, output)  # into the same folder, without a champion: nothing of it may stay
     assert not {name for name in files(output) if "champion" in name}
@@ -165,38 +165,44 @@ def test_the_champion_is_scored_again_on_the_same_rows(inputs, tmp_path):
 def test_an_anchor_is_a_system_of_its_own_unless_it_is_the_champion(inputs, tmp_path):
     champion, anchor = publish(inputs, tmp_path), publish(inputs, tmp_path, seed=1)
     run_stage(inputs, tmp_path / "two", champion, tmp_path / "registry", anchor)
-    two = artifacts.read_json(tmp_path / "two" / "metrics.json")
-    assert two["systems"]["anchor"] == two["systems"]["student"] != two["systems"]["champion"], "the same weights"
-    assert set(two["latency"]) == {"student", "champion", "anchor"}
+    different = artifacts.read_json(tmp_path / "two" / "metrics.json")
+    assert different["systems"]["anchor"] == different["systems"]["student"] != different["systems"]["champion"], (
+        "the same weights"
+    )
+    assert set(different["latency"]) == {"student", "champion", "anchor"}
     run_stage(inputs, tmp_path / "one", champion, tmp_path / "registry", champion)
-    one = artifacts.read_json(tmp_path / "one" / "metrics.json")
-    assert one["systems"]["anchor"] == one["systems"]["champion"] == two["systems"]["champion"]
-    assert set(one["latency"]) == {"student", "champion", "anchor"}
+    same = artifacts.read_json(tmp_path / "one" / "metrics.json")
+    assert same["systems"]["anchor"] == same["systems"]["champion"] == different["systems"]["champion"]
+    assert set(same["latency"]) == {"student", "champion", "anchor"}
     by_baseline = {
-        name: [entry | {"baseline": ""} for entry in one["comparisons"] if entry["baseline"] == name]
+        name: [entry | {"baseline": ""} for entry in same["comparisons"] if entry["baseline"] == name]
         for name in ("champion", "anchor")
     }
     assert len(by_baseline["anchor"]) == 6
     assert by_baseline["anchor"] == by_baseline["champion"]
-    assert {entry["baseline"] for row in one["slices"]["rows"] for entry in row["comparisons"]} <= {
+    assert {entry["baseline"] for row in same["slices"]["rows"] for entry in row["comparisons"]} <= {
         "bm25",
         "champion",
         "anchor",
     }
 
 
-def test_a_champion_that_cannot_be_loaded_is_named_before_anything_is_scored(inputs, tmp_path, monkeypatch):
+def test_a_champion_that_cannot_be_loaded_is_named_before_anything_is_scored(inputs, tmp_path):
+    root = tmp_path / "inputs"
+    for name in ("traffic", "teacher", "student"):
+        artifacts.copy_tree(inputs / name, root / name)
+    rows = [("q", "a", 0.0), ("q", "b", 1.0)]
+    judgements(root / "judgements", judged_table(rows, query=[" ", " "]))  # no model scores an empty query
+    with pytest.raises(InputError, match="row 1: query is empty"):
+        run_stage(root, tmp_path / "evaluation")
     version = publish(inputs, tmp_path)
-    scored = []
-    monkeypatch.setattr(Scorer, "score", lambda *arguments: scored.append(arguments))
-    found = next((tmp_path / "registry").rglob(f"*{version}*/student/model.safetensors"))
-    found.chmod(0o644)
-    found.write_bytes(found.read_bytes()[:-8] + b"damaged.")
+    weights = next((tmp_path / "registry").rglob(f"*{version}*/student/model.safetensors"))
+    weights.chmod(0o644)
+    weights.write_bytes(weights.read_bytes()[:-8] + b"damaged.")
     with pytest.raises(InputError, match=rf"the champion {version} of registry .* cannot be loaded: .*safetensors"):
-        run_stage(inputs, tmp_path / "evaluation", version, tmp_path / "registry")
+        run_stage(root, tmp_path / "evaluation", version, tmp_path / "registry")
     with pytest.raises(InputError, match=r"the anchor v0123456789ab of registry .* cannot be loaded"):
-        run_stage(inputs, tmp_path / "evaluation", "", tmp_path / "registry", "v0123456789ab")
-    assert not scored
+        run_stage(root, tmp_path / "evaluation", "", tmp_path / "registry", "v0123456789ab")
 
 
 @pytest.mark.parametrize(
@@ -208,11 +214,14 @@ def test_a_champion_that_cannot_be_loaded_is_named_before_anything_is_scored(inp
         ("student", "model.safetensors"),
     ],
 )
-def test_what_was_changed_after_it_was_sealed_is_not_measured(inputs, tmp_path, monkeypatch, part, file):
+def test_what_was_changed_after_it_was_sealed_is_not_measured(inputs, tmp_path, part, file):
+    """The digests are checked before a model is loaded: the folders of the other models hold none."""
     for name in ("judgements", "traffic", "teacher", "student"):
-        (tmp_path / name).symlink_to(inputs / name)
-    (tmp_path / part).unlink()
-    artifacts.copy_tree(inputs / part, tmp_path / part)
+        if name in ("teacher", "student") and name != part:
+            artifacts.write_json(tmp_path / name / "distilrank.json", {})
+            artifacts.seal(tmp_path / name)
+        else:
+            artifacts.copy_tree(inputs / name, tmp_path / name)
     path = tmp_path / part / file
     if part == "judgements":  # as good as the student's order: nDCG would be 1
         table = schemas.read(path, schemas.JUDGED)
@@ -223,16 +232,15 @@ def test_what_was_changed_after_it_was_sealed_is_not_measured(inputs, tmp_path, 
         schemas.write(table, path, schemas.JUDGED)
     else:
         path.write_bytes(path.read_bytes()[:-1])
-    monkeypatch.setattr(Scorer, "load", lambda *_, **__: pytest.fail("a model is loaded"))
     with pytest.raises(InputError, match=rf"input {part}: {path}: digest \w+ differs from the recorded"):
         run_stage(tmp_path, tmp_path / "evaluation")
     assert not (tmp_path / "evaluation").exists()
 
 
-def test_a_slice_column_that_there_is_not_is_named_before_a_model_is_loaded(inputs, tmp_path):
+def test_an_unknown_slice_column_is_named_before_a_model_is_loaded(inputs, tmp_path):
     config = SMALL.model_copy(update={"slices": ("stratum", "hue")})
     with pytest.raises(
-        InputError, match=r"evaluate\.slices: 'hue' is no column .* expected some of query_words, .*color"
+        InputError, match=r"evaluate\.slices: 'hue' is not a column .* expected some of query_words, .*color"
     ):
         run_stage(inputs, tmp_path / "evaluation", champion="v-unknown", config=config)
 

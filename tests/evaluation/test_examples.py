@@ -20,17 +20,17 @@ def judged(tmp_path_factory):
 def test_examples_are_the_largest_gains_and_losses_as_texts(judged):
     systems = with_models(judged, np.random.default_rng(5))
     results, by_query = compare_systems(judged, systems, SMALL)
-    found = results["examples"]
-    assert (found["baseline"], found["metric"]) == ("bm25", "ndcg_at_10")
+    result = results["examples"]
+    assert (result["baseline"], result["metric"]) == ("bm25", "ndcg_at_10")
     deltas = by_query["student"]["ndcg_at_10"] - by_query["bm25"]["ndcg_at_10"]
-    assert [one["delta"] for one in found["best"]] == sorted(deltas, reverse=True)[:5]
-    assert [one["delta"] for one in found["worst"]] == [delta for delta in sorted(deltas)[:5] if delta < 0]
+    assert [example["delta"] for example in result["best"]] == sorted(deltas, reverse=True)[:5]
+    assert [example["delta"] for example in result["worst"]] == [delta for delta in sorted(deltas)[:5] if delta < 0]
     texts = judged.table.to_pylist()
-    for one in [*found["best"], *found["worst"]]:
-        rows = [row for row in range(len(texts)) if texts[row]["query"] == one["query"]]
+    for example in [*result["best"], *result["worst"]]:
+        rows = [row for row in range(len(texts)) if texts[row]["query"] == example["query"]]
         for role, name in (("student", "student"), ("baseline", "bm25")):
             order = sorted(rows, key=lambda row: (-systems[name].score[row], -judged.tie[row]))[:3]
-            assert one[role] == [
+            assert example[role] == [
                 {
                     "title": texts[row]["title"],
                     "target": pytest.approx(texts[row]["target"], abs=1e-6),
@@ -43,5 +43,5 @@ def test_examples_are_the_largest_gains_and_losses_as_texts(judged):
 def test_a_system_against_itself_has_no_example(judged):
     systems = with_models(judged, np.random.default_rng(6))
     _, by_query = compare_systems(judged, systems, SMALL)
-    found = extremes(judged, systems, by_query, "student", "student")
-    assert found["best"] == found["worst"] == []
+    result = extremes(judged, systems, by_query, "student", "student")
+    assert result["best"] == result["worst"] == []

@@ -39,7 +39,7 @@ def test_a_test_set_is_known_by_its_queries_not_by_its_targets(tmp_path):
     assert judged.digest != other.digest and judged.sketch == other.sketch
     # Queries that nothing ranks would thin the overlap out.
     padded = Judged.read(
-        judgements(tmp_path / "three", judged_table([*rows, *((f"r{at}", "p", 0) for at in range(90))]))
+        judgements(tmp_path / "three", judged_table([*rows, *((f"r{number}", "p", 0) for number in range(90))]))
     )
     assert padded.sketch == judged.sketch and len(padded.query_ids) == 120
     results, _ = compare_systems(judged, score_baselines(judged, SMALL), SMALL)
@@ -63,15 +63,15 @@ def test_judgements_without_variance_are_one_clear_line(tmp_path, rows, message)
 
 def test_the_digest_is_of_the_judgements_whatever_their_order_or_titles(tmp_path):
     rows = some_rows(10, np.random.default_rng(7))
-    one = Judged.read(judgements(tmp_path / "one", judged_table(rows)))
+    judged = Judged.read(judgements(tmp_path / "one", judged_table(rows)))
     turned = judged_table(rows[::-1], title=["another"] * len(rows))
-    assert Judged.read(judgements(tmp_path / "two", turned)).digest == one.digest
-    changed = [(query, product, target if at else 0.25) for at, (query, product, target) in enumerate(rows)]
-    assert Judged.read(judgements(tmp_path / "three", judged_table(changed))).digest != one.digest
-    systems = with_models(one, np.random.default_rng(8))
-    found = compare_systems(one, systems, SMALL)[0]["test_set"]
-    expected = {"digest": one.digest, "queries": 10, "pairs": len(rows), "judgements": len(rows), "draw": 0}
-    assert found == expected | {"sketch": found["sketch"]} and len(one.digest) == 64
+    assert Judged.read(judgements(tmp_path / "two", turned)).digest == judged.digest
+    changed = [(query, product, target if number else 0.25) for number, (query, product, target) in enumerate(rows)]
+    assert Judged.read(judgements(tmp_path / "three", judged_table(changed))).digest != judged.digest
+    systems = with_models(judged, np.random.default_rng(8))
+    test_set = compare_systems(judged, systems, SMALL)[0]["test_set"]
+    expected = {"digest": judged.digest, "queries": 10, "pairs": len(rows), "judgements": len(rows), "draw": 0}
+    assert test_set == expected | {"sketch": test_set["sketch"]} and len(judged.digest) == 64
 
 
 def test_judgements_of_all_splits_are_counted(tmp_path):

@@ -39,7 +39,7 @@ def flat(lists):
 
 def in_order(rows):
     """Gains of one list of (gain, score) by descending score, of ties the later row first."""
-    return [gain for _, _, gain in sorted(((-score, -at, gain) for at, (gain, score) in enumerate(rows)))]
+    return [gain for _, _, gain in sorted(((-score, -index, gain) for index, (gain, score) in enumerate(rows)))]
 
 
 @given(LISTS, st.integers(1, 8))
@@ -62,10 +62,10 @@ def test_reciprocal_rank_is_that_of_the_first_relevant_product(lists):
 
 
 @given(LISTS, st.sampled_from([1, 3, 2**21]))
-def test_pair_accuracy_counts_every_pair_whatever_the_block(lists, at_once):
+def test_pair_accuracy_counts_every_pair_whatever_the_block(lists, block_pairs):
     query, gain, score, _ = flat(lists)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "PAIRS_AT_ONCE", at_once)
+        patch.setattr(metrics, "PAIRS_PER_BLOCK", block_pairs)
         accuracy = metrics.pair_accuracy(query, gain, score)
     for rows, value in zip(lists, accuracy, strict=True):
         pairs = [(a, b) if a[0] > b[0] else (b, a) for a, b in itertools.combinations(rows, 2) if a[0] != b[0]]
@@ -93,13 +93,13 @@ ROWS = st.lists(
 
 
 @given(ROWS)
-def test_areas_agree_with_scikit_learn_ties_and_draws_included(rows):
+def test_auc_agrees_with_scikit_learn_including_ties_and_resamples(rows):
     relevant, score, drawn = (np.array(column) for column in zip(*rows, strict=True))
     curve = metrics.ThresholdCurve(relevant, score).counts()
     whole = metrics.roc_auc(*curve), metrics.pr_auc(*curve)
-    areas = metrics.BootstrapAuc(relevant, score, np.arange(len(rows)))
-    assert areas.measure(np.ones(len(rows))) == pytest.approx(whole, nan_ok=True)
-    for weights, (roc, pr) in ((np.ones(len(rows)), whole), (drawn, areas.measure(drawn))):
+    bootstrap = metrics.BootstrapAuc(relevant, score, np.arange(len(rows)))
+    assert bootstrap.compute(np.ones(len(rows))) == pytest.approx(whole, nan_ok=True)
+    for weights, (roc, pr) in ((np.ones(len(rows)), whole), (drawn, bootstrap.compute(drawn))):
         if weights[relevant].sum() and weights[~relevant].sum():
             assert roc == pytest.approx(sklearn.metrics.roc_auc_score(relevant, score, sample_weight=weights))
         else:
@@ -113,16 +113,16 @@ def test_areas_agree_with_scikit_learn_ties_and_draws_included(rows):
 
 
 @given(ROWS, st.sampled_from([0.5, 0.6, 0.95]))
-def test_recall_at_precision_is_the_best_over_all_thresholds(rows, wanted):
+def test_recall_at_precision_is_the_best_over_all_thresholds(rows, precision):
     relevant, score, _ = (np.array(column) for column in zip(*rows, strict=True))
     if not relevant.any():
         return
     recalls = [
         relevant[score >= threshold].sum() / relevant.sum()
         for threshold in set(score)
-        if relevant[score >= threshold].mean() >= wanted
+        if relevant[score >= threshold].mean() >= precision
     ]
-    reached = metrics.recall_at_precision(*metrics.ThresholdCurve(relevant, score).counts(), wanted)
+    reached = metrics.recall_at_precision(*metrics.ThresholdCurve(relevant, score).counts(), precision)
     assert reached == pytest.approx(max(recalls, default=0.0))
 
 
@@ -156,7 +156,7 @@ def test_home_depot_ratings_keep_their_order_as_whole_hundredths():
     assert graded.tolist() == metrics.grades((ratings - 1) / 2).tolist(), "32 or 64 bits, the same grade"
 
 
-def test_dev_ndcg_is_the_figure_of_the_evaluation_in_any_row_order(tmp_path):
+def test_mean_ndcg_is_that_of_the_evaluation_in_any_row_order(tmp_path):
     rng = np.random.default_rng(13)
     rows = some_rows(30, rng)
     judged = Judged.read(judgements(tmp_path, judged_table(rows)))
@@ -169,7 +169,7 @@ def test_dev_ndcg_is_the_figure_of_the_evaluation_in_any_row_order(tmp_path):
             assert value == pytest.approx(results["systems"]["student"][f"ndcg_at_{k}"], abs=1e-12)
 
 
-def test_dev_ndcg_refuses_what_it_cannot_rank():
+def test_mean_ndcg_refuses_pairs_that_cannot_be_ranked():
     with pytest.raises(InputError, match="none of 2 queries"):
         metrics.mean_ndcg(["q", "q", "r"], ["a", "b", "a"], [1, 1, 0], [0.1, 0.2, 0.3])
     with pytest.raises(InputError, match="none of 0 queries"):
@@ -188,8 +188,8 @@ def test_kendall_is_that_of_scipy(lists):
     query = np.repeat(np.arange(len(lists)), [len(rows) for rows in lists])
     first, second = np.array([row for rows in lists for row in rows]).T
     shuffled = np.random.default_rng(len(query)).permutation(len(query))
-    found = metrics.kendall(query[shuffled], first[shuffled], second[shuffled])
-    for number, value in enumerate(found):
+    taus = metrics.kendall(query[shuffled], first[shuffled], second[shuffled])
+    for number, value in enumerate(taus):
         inside = query == number
         expected = stats.kendalltau(first[inside], second[inside]).statistic if inside.sum() > 1 else np.nan
         assert value == pytest.approx(expected, nan_ok=True)

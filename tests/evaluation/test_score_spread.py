@@ -10,12 +10,12 @@ from distilrank.evaluation import score_spread
 
 def test_spread_counts_every_logit_once() -> None:
     logits = np.array([-100, -0.3, -0.25, 0, 0.1, 0.3, 100], np.float32)
-    found = score_spread.spread(logits)
-    histogram = found["histogram"]
+    result = score_spread.spread(logits)
+    histogram = result["histogram"]
     assert sum(histogram["counts"]) == 7 and histogram["low"] == -16 and len(histogram["counts"]) == 128
     assert histogram["counts"][0] == histogram["counts"][-1] == 1
     assert histogram["counts"][62:66] == [1, 1, 2, 1]
-    assert (found["min"], found["max"], found["distinct"]) == (-100, 100, 7)
+    assert (result["min"], result["max"], result["distinct"]) == (-100, 100, 7)
     assert score_spread.spread(np.full(3, 1.3))["histogram"] == {"width": 0.25, "low": 1.25, "counts": [3]}
 
 
@@ -32,5 +32,5 @@ def test_spread_counts_every_logit_once() -> None:
     ],
 )
 def test_a_collapse_is_told_in_words(logits: np.ndarray, reason: str | None) -> None:
-    found = score_spread.collapsed(logits.astype(np.float32), 0.01, 0.05)
-    assert found is None if reason is None else found is not None and found.startswith(reason)
+    result = score_spread.describe_collapse(logits.astype(np.float32), 0.01, 0.05)
+    assert result is None if reason is None else result is not None and result.startswith(reason)

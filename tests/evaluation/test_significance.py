@@ -1,4 +1,4 @@
-"""Intervals and adjusted p-values against the libraries' and against the textbook's."""
+"""Intervals and p-values against SciPy, statsmodels and textbook examples."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ def test_holm_of_the_textbook_and_of_nothing():
 
 def test_holm_keeps_false_findings_of_a_family_rare():
     p_values = np.random.default_rng(1).random((2000, 10))
-    found = [(significance.holm(family) < 0.05).any() for family in p_values]
-    assert 0.03 < np.mean(found) < 0.065
+    has_rejection = [(significance.holm(family) < 0.05).any() for family in p_values]
+    assert 0.03 < np.mean(has_rejection) < 0.065
     assert np.mean((p_values < 0.05).any(axis=1)) > 0.35, "without it, four families in ten would have one"
 
 
 def test_bca_is_that_of_scipy():
-    sure = significance.paired_interval(
+    estimate = significance.paired_interval(
         SKEWED, resamples=9999, confidence=0.9, rng=np.random.default_rng(2), interval="bca"
     )
-    theirs = stats.bootstrap(
+    expected = stats.bootstrap(
         (SKEWED[:, 0],), np.mean, n_resamples=9999, confidence_level=0.9, method="BCa", rng=np.random.default_rng(3)
     ).confidence_interval
-    spread = theirs.high - theirs.low
-    assert (sure.low[0], sure.high[0]) == pytest.approx((theirs.low, theirs.high), abs=0.03 * spread)
+    width = expected.high - expected.low
+    assert (estimate.low[0], estimate.high[0]) == pytest.approx((expected.low, expected.high), abs=0.03 * width)
     percentile = significance.paired_interval(SKEWED, resamples=9999, confidence=0.9, rng=np.random.default_rng(2))
-    assert sure.high[0] - percentile.high[0] > 0.05 * spread, "the long tail is on the right"
-    assert sure.p_value == percentile.p_value
+    assert estimate.high[0] - percentile.high[0] > 0.05 * width, "the long tail is on the right"
+    assert estimate.p_value == percentile.p_value
 
 
 def test_bca_covers_a_skewed_mean_better_than_percentiles_do():
     rng, missed = np.random.default_rng(4), {}
     deltas = rng.exponential(1, (15, 600)) ** 2  # of mean 2
     for interval in ("percentile", "bca"):
-        sure = significance.paired_interval(
+        estimate = significance.paired_interval(
             deltas, resamples=600, confidence=0.9, rng=np.random.default_rng(5), interval=interval
         )
-        missed[interval] = int(((sure.low > 2) | (sure.high < 2)).sum())
+        missed[interval] = int(((estimate.low > 2) | (estimate.high < 2)).sum())
     assert missed["bca"] < missed["percentile"]
     assert 0.1 < missed["percentile"] / 600 < 0.5
 
@@ -64,31 +64,31 @@ def test_bca_covers_a_skewed_mean_better_than_percentiles_do():
 @pytest.mark.parametrize("interval", ["percentile", "bca"])
 def test_differences_that_never_vary_have_an_interval_of_no_width(interval):
     deltas = np.array([[0.0, 0.25]] * 6)
-    sure = significance.paired_interval(
+    estimate = significance.paired_interval(
         deltas, resamples=100, confidence=0.95, rng=np.random.default_rng(6), interval=interval
     )
-    assert sure.low.tolist() == sure.high.tolist() == [0, 0.25]
-    assert sure.p_value[0] == 1
+    assert estimate.low.tolist() == estimate.high.tolist() == [0, 0.25]
+    assert estimate.p_value[0] == 1
 
 
 def test_figures_depend_neither_on_cores_nor_on_memory(monkeypatch):
     deltas = np.random.default_rng(7).normal(0.1, 1, (33, 3))
 
-    def measured():
+    def estimates():
         rng = np.random.default_rng(8)
         return np.stack(significance.paired_interval(deltas, resamples=170, confidence=0.95, rng=rng))
 
-    expected = measured()
-    for cores, at_once in ((1, 2**18), (5, 2**18), (2, 1), (2, 100)):
+    expected = estimates()
+    for cores, block_draws in ((1, 2**18), (5, 2**18), (2, 1), (2, 100)):
         monkeypatch.setattr(significance.hardware, "cores", lambda cores=cores: cores)
-        monkeypatch.setattr(significance, "AT_ONCE", at_once)
-        assert np.allclose(measured(), expected, atol=1e-12)
+        monkeypatch.setattr(significance, "BLOCK_DRAWS", block_draws)
+        assert np.allclose(estimates(), expected, atol=1e-12)
 
 
 def test_the_first_resamples_are_the_same_whatever_their_number():
     drawn = {
-        resamples: significance._grouped(
-            np.random.default_rng(9), resamples, lambda own, count: list(own.integers(100, size=(count, 2)))
+        resamples: significance._draw_in_groups(
+            np.random.default_rng(9), resamples, lambda group_rng, count: list(group_rng.integers(100, size=(count, 2)))
         )
         for resamples in (significance.GROUP, 3 * significance.GROUP)
     }
@@ -98,19 +98,19 @@ def test_the_first_resamples_are_the_same_whatever_their_number():
 
 def test_every_query_is_drawn_and_flipped_as_often_as_it_should():
     rng = np.random.default_rng(10)
-    drawn = np.concatenate(list(significance._multiplicities(rng, 4000, 7)))
-    kept = np.concatenate(list(significance._halves(rng, 4000, 35)))
+    drawn = np.concatenate(list(significance._query_counts(rng, 4000, 7)))
+    is_kept = np.concatenate(list(significance._sign_flips(rng, 4000, 35)))
     assert drawn.shape == (4000, 7) and (drawn.sum(axis=1) == 7).all()
     assert drawn.mean(axis=0) == pytest.approx(np.ones(7), abs=0.08)
-    assert kept.shape == (4000, 35) and set(np.unique(kept)) == {0, 1}
-    assert kept.mean(axis=0) == pytest.approx(np.full(35, 0.5), abs=0.04)
-    assert abs(np.corrcoef(kept.T) - np.eye(35)).max() < 0.08
+    assert is_kept.shape == (4000, 35) and set(np.unique(is_kept)) == {0, 1}
+    assert is_kept.mean(axis=0) == pytest.approx(np.full(35, 0.5), abs=0.04)
+    assert abs(np.corrcoef(is_kept.T) - np.eye(35)).max() < 0.08
 
 
 def test_wins_ties_and_losses_ignore_the_last_bits():
     deltas = np.array([[0.1, 1e-15], [-0.2, -1e-15], [0.3, 0.0]])
-    won, tied, lost = significance.outcomes(deltas)
-    assert (won.tolist(), tied.tolist(), lost.tolist()) == ([2, 0], [0, 3], [1, 0])
+    wins, ties, losses = significance.win_tie_loss(deltas)
+    assert (wins.tolist(), ties.tolist(), losses.tolist()) == ([2, 0], [0, 3], [1, 0])
 
 
 def test_paired_intervals_cover_the_truth_about_as_often_as_they_say():
@@ -118,46 +118,48 @@ def test_paired_intervals_cover_the_truth_about_as_often_as_they_say():
     covered = 0
     for _ in range(10):  # 40 differences share the resamples of one call
         deltas = rng.normal(0.1, 0.5, (60, 40))
-        sure = significance.paired_interval(deltas, resamples=500, confidence=0.9, rng=rng)
-        covered += int(((sure.low <= 0.1) & (sure.high >= 0.1)).sum())
+        estimate = significance.paired_interval(deltas, resamples=500, confidence=0.9, rng=rng)
+        covered += int(((estimate.low <= 0.1) & (estimate.high >= 0.1)).sum())
     assert 0.85 < covered / 400 < 0.94
 
 
 def test_paired_interval_width_is_that_of_the_mean():
     deltas = np.random.default_rng(1).normal(0, 1, (400, 1))
-    sure = significance.paired_interval(deltas, resamples=4000, confidence=0.95, rng=np.random.default_rng(2))
+    estimate = significance.paired_interval(deltas, resamples=4000, confidence=0.95, rng=np.random.default_rng(2))
     half = 1.96 * deltas.std() / 20
-    assert sure.low[0] == pytest.approx(deltas.mean() - half, abs=0.015)
-    assert sure.high[0] == pytest.approx(deltas.mean() + half, abs=0.015)
+    assert estimate.low[0] == pytest.approx(deltas.mean() - half, abs=0.015)
+    assert estimate.high[0] == pytest.approx(deltas.mean() + half, abs=0.015)
 
 
 def test_sign_flips_approach_the_exact_randomization_test():
     deltas = np.array([0.3, -0.1, 0.2, 0.4, 0.05, -0.02, 0.25, 0.1])
     flipped = [abs(np.dot(signs, deltas)) for signs in itertools.product((-1, 1), repeat=len(deltas))]
     exact = np.mean(np.array(flipped) >= abs(deltas.sum()) - 1e-12)
-    sure = significance.paired_interval(
+    estimate = significance.paired_interval(
         deltas[:, None], resamples=20_000, confidence=0.95, rng=np.random.default_rng(3)
     )
-    assert sure.p_value[0] == pytest.approx(exact, abs=0.01)
+    assert estimate.p_value[0] == pytest.approx(exact, abs=0.01)
 
 
 def test_p_values_are_uniform_where_there_is_no_difference():
     rng = np.random.default_rng(4)
-    sure = significance.paired_interval(rng.normal(0, 1, (50, 400)), resamples=500, confidence=0.95, rng=rng)
-    assert 0.02 < (sure.p_value <= 0.05).mean() < 0.09
-    assert 0.42 < (sure.p_value <= 0.5).mean() < 0.58
+    estimate = significance.paired_interval(rng.normal(0, 1, (50, 400)), resamples=500, confidence=0.95, rng=rng)
+    assert 0.02 < (estimate.p_value <= 0.05).mean() < 0.09
+    assert 0.42 < (estimate.p_value <= 0.5).mean() < 0.58
 
 
 def test_no_difference_at_all_is_an_empty_interval_and_p_one():
-    sure = significance.paired_interval(np.zeros((7, 2)), resamples=100, confidence=0.95, rng=np.random.default_rng(5))
-    assert [values.tolist() for values in sure] == [[0, 0], [0, 0], [1, 1]]
+    estimate = significance.paired_interval(
+        np.zeros((7, 2)), resamples=100, confidence=0.95, rng=np.random.default_rng(5)
+    )
+    assert [values.tolist() for values in estimate] == [[0, 0], [0, 0], [1, 1]]
 
 
 def test_resampling_in_blocks_changes_nothing(monkeypatch):
     deltas = np.random.default_rng(6).normal(0, 1, (9, 3))
     results = []
-    for at_once in (2**22, 20, 1):
-        monkeypatch.setattr(significance, "AT_ONCE", at_once)
+    for block_draws in (2**22, 20, 1):
+        monkeypatch.setattr(significance, "BLOCK_DRAWS", block_draws)
         results.append(
             significance.paired_interval(deltas, resamples=100, confidence=0.95, rng=np.random.default_rng(7))
         )
@@ -190,6 +192,8 @@ def test_clustered_bootstrap_leaves_out_resamples_without_a_value():
     def differences(drawn):
         return np.array([np.nan if drawn[0] == 0 else float(drawn[0]), np.nan])
 
-    sure = significance.cluster_interval(differences, 3, resamples=200, confidence=0.95, rng=np.random.default_rng(10))
-    assert sure.low[0] == 1 and sure.high[0] >= 2 and sure.p_value[0] < 0.05
-    assert np.isnan([sure.low[1], sure.high[1], sure.p_value[1]]).all()
+    estimate = significance.cluster_interval(
+        differences, 3, resamples=200, confidence=0.95, rng=np.random.default_rng(10)
+    )
+    assert estimate.low[0] == 1 and estimate.high[0] >= 2 and estimate.p_value[0] < 0.05
+    assert np.isnan([estimate.low[1], estimate.high[1], estimate.p_value[1]]).all()

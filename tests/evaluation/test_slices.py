@@ -44,13 +44,13 @@ def rows_of(metrics, column):
 
 def test_the_slices_of_a_column_make_up_the_whole(measured):
     judged, systems, metrics, _ = measured
-    found = metrics["slices"]
-    assert (found["min_queries"], set(found)) == (5, {"min_queries", "family", "rows", "left_out"})
-    json.dumps(found, allow_nan=False)
+    result = metrics["slices"]
+    assert (result["min_queries"], set(result)) == (5, {"min_queries", "family", "rows", "left_out"})
+    json.dumps(result, allow_nan=False)
     for column in ("stratum", "query_words"):
         rows = rows_of(metrics, column)
-        left_out = [one for one in found["left_out"] if one["column"] == column]
-        assert sum(one["queries"] for one in [*rows, *left_out]) == len(judged.ranked)
+        left_out = [entry for entry in result["left_out"] if entry["column"] == column]
+        assert sum(entry["queries"] for entry in [*rows, *left_out]) == len(judged.ranked)
     rows = rows_of(metrics, "stratum")
     assert [row["value"] for row in rows] == ["head", "tail", "torso"]
     assert sum(row["pairs"] for row in rows) == metrics["protocol"]["ranked_pairs"]
@@ -64,55 +64,64 @@ def test_the_slices_of_a_column_make_up_the_whole(measured):
 def test_a_part_that_became_worse_is_found_and_the_others_are_not(measured):
     _, _, metrics, _ = measured
     worse = {
-        (row["value"], one["metric"])
+        (row["value"], comparison["metric"])
         for row in metrics["slices"]["rows"]
-        for one in row["comparisons"]
-        if row["column"] == "stratum" and one["baseline"] == "champion" and one["delta"] < 0 and one["p_holm"] < 0.05
+        for comparison in row["comparisons"]
+        if row["column"] == "stratum"
+        and comparison["baseline"] == "champion"
+        and comparison["delta"] < 0
+        and comparison["p_holm"] < 0.05
     }
     assert worse == {("tail", "ndcg_at_10"), ("tail", "pair_accuracy")}
     head = next(row for row in rows_of(metrics, "stratum") if row["value"] == "head")
-    same = [one for one in head["comparisons"] if one["baseline"] == "champion"]
-    assert [(one["delta"], one["p_value"], one["p_holm"]) for one in same] == [(0, 1, 1)] * 2
+    champion_rows = [comparison for comparison in head["comparisons"] if comparison["baseline"] == "champion"]
+    assert [(comparison["delta"], comparison["p_value"], comparison["p_holm"]) for comparison in champion_rows] == [
+        (0, 1, 1)
+    ] * 2
 
 
 def test_the_locale_that_became_worse_is_found(measured, tmp_path):
     judged, systems, _, _ = measured
     spanish = judged.query < np.median(judged.query)
     locales = pa.array(np.where(spanish, "es", "us").tolist(), mask=judged.query == judged.ranked[0])
-    place = judged.table.column_names.index("locale")
-    told = Judged.read(judgements(tmp_path, judged.table.set_column(place, "locale", locales)))
+    index = judged.table.column_names.index("locale")
+    localized = Judged.read(judgements(tmp_path, judged.table.set_column(index, "locale", locales)))
     champion = systems["champion"].score
     student = System(np.where(spanish, -champion, champion))
     config = FAST.model_copy(update={"slices": ("locale",)})
-    metrics, _ = compare_systems(told, {"student": student, "champion": systems["champion"]}, config)
-    found = metrics["slices"]
-    assert {row["value"]: [one["p_holm"] < 0.05 for one in row["comparisons"]] for row in found["rows"]} == {
+    metrics, _ = compare_systems(localized, {"student": student, "champion": systems["champion"]}, config)
+    result = metrics["slices"]
+    assert {
+        row["value"]: [comparison["p_holm"] < 0.05 for comparison in row["comparisons"]] for row in result["rows"]
+    } == {
         "es": [True, True],
         "us": [False, False],
     }
-    assert sum(row["queries"] for row in found["rows"]) == len(told.ranked) - 1
-    assert found["left_out"] == [{"column": "locale", "value": slices.NO_VALUE, "queries": 1}]
+    assert sum(row["queries"] for row in result["rows"]) == len(localized.ranked) - 1
+    assert result["left_out"] == [{"column": "locale", "value": slices.NO_VALUE, "queries": 1}]
 
 
 def test_p_values_are_adjusted_over_all_slices_of_one_baseline_and_metric(measured):
     _, _, metrics, _ = measured
     rows = metrics["slices"]["rows"]
-    assert {(one["baseline"], one["metric"]) for row in rows for one in row["comparisons"]} == {
+    assert {(comparison["baseline"], comparison["metric"]) for row in rows for comparison in row["comparisons"]} == {
         (baseline, metric) for baseline in ("bm25", "champion") for metric in slices.METRICS
     }
     for baseline in ("bm25", "champion"):
         for metric in slices.METRICS:
             family = [
-                one
+                comparison
                 for row in rows
-                for one in row["comparisons"]
-                if (one["baseline"], one["metric"]) == (baseline, metric)
+                for comparison in row["comparisons"]
+                if (comparison["baseline"], comparison["metric"]) == (baseline, metric)
             ]
             assert len(family) == len(rows) > 4
-            expected = significance.holm(np.array([one["p_value"] for one in family]))
-            assert [one["p_holm"] for one in family] == expected.tolist()
+            expected = significance.holm(np.array([comparison["p_value"] for comparison in family]))
+            assert [comparison["p_holm"] for comparison in family] == expected.tolist()
             assert all(
-                one["p_holm"] >= one["p_value"] and one["ci_low"] <= one["delta"] <= one["ci_high"] for one in family
+                comparison["p_holm"] >= comparison["p_value"]
+                and comparison["ci_low"] <= comparison["delta"] <= comparison["ci_high"]
+                for comparison in family
             )
 
 
@@ -123,20 +132,26 @@ def test_thin_slices_and_queries_without_a_value_are_named_not_measured(measured
     assert [row["value"] for row in drills] == ["drill"]
     none = {"column": "product_type", "value": slices.NO_VALUE, "queries": ranked - drills[0]["queries"]}
     assert none in metrics["slices"]["left_out"]
-    thin, _ = compare_systems(judged, systems, FAST.model_copy(update={"slice_queries": ranked}))
-    assert [row["column"] for row in thin["slices"]["rows"]] == ["query_words"], "all queries have as many words"
-    assert {one["value"] for one in thin["slices"]["left_out"]} == {"head", "tail", "torso", "drill", slices.NO_VALUE}
+    too_small, _ = compare_systems(judged, systems, FAST.model_copy(update={"slice_queries": ranked}))
+    assert [row["column"] for row in too_small["slices"]["rows"]] == ["query_words"], "all queries have as many words"
+    assert {entry["value"] for entry in too_small["slices"]["left_out"]} == {
+        "head",
+        "tail",
+        "torso",
+        "drill",
+        slices.NO_VALUE,
+    }
 
 
 def test_many_thin_slices_become_one_line():
-    names, counts = np.array([f"type {one:02d}" for one in range(30)]), np.arange(30) + 1
-    found = slices._thin("product_type", names, counts, 0, 29)
-    assert len(found) == slices.THIN_LISTED + 1 and found[0] == {
+    names, counts = np.array([f"type {number:02d}" for number in range(30)]), np.arange(30) + 1
+    result = slices._too_small("product_type", names, counts, 0, 29)
+    assert len(result) == slices.MAX_TOO_SMALL + 1 and result[0] == {
         "column": "product_type",
         "value": "type 27",
         "queries": 28,
     }
-    assert found[-1] == {"column": "product_type", "value": "(8 more)", "queries": sum(range(1, 9))}
+    assert result[-1] == {"column": "product_type", "value": "(8 more)", "queries": sum(range(1, 9))}
 
 
 def test_the_most_frequent_value_of_the_relevant_products_counts(tmp_path):
@@ -151,8 +166,8 @@ def test_the_most_frequent_value_of_the_relevant_products_counts(tmp_path):
     ]
     kinds = ["drill", "drill", "saw", "lamp", "lamp", "saw", "lamp", None, "bulb", "lamp", "lamp", None, "lamp"]
     judged = Judged.read(judgements(tmp_path, judged_table([(q, p, float(t)) for q, p, t in rows], product_type=kinds)))
-    found = dict(zip(judged.query_ids[judged.ranked], slices.values(judged, "product_type"), strict=True))
-    assert found == {"two drills": "drill", "a tie": "lamp", "none relevant": "lamp", "no value": None}
+    result = dict(zip(judged.query_ids[judged.ranked], slices.values(judged, "product_type"), strict=True))
+    assert result == {"two drills": "drill", "a tie": "lamp", "none relevant": "lamp", "no value": None}
     assert set(slices.values(judged, "raters")) == {"3"}
     assert set(slices.values(judged, "locale")) == {None}
 
@@ -180,10 +195,10 @@ def test_columns_that_cannot_be_sliced_by_are_refused_by_name(measured):
     judged, systems, _, _ = measured
     for name in ("hue", "title", "query_id"):
         with pytest.raises(
-            InputError, match=rf"evaluate\.slices: '{name}' is no column .* expected some of"
+            InputError, match=rf"evaluate\.slices: '{name}' is not a column .* expected some of"
         ) as refused:
             compare_systems(judged, systems, FAST.model_copy(update={"slices": (name,)}))
-        assert all(known in str(refused.value) for known in slices.columns())
+        assert all(column in str(refused.value) for column in slices.columns())
     with pytest.raises(ValidationError, match=re.escape("'stratum' is named more than once")):
         Evaluate(slices=("stratum", "script", "stratum"))
 
@@ -195,8 +210,8 @@ def test_no_slices_are_asked_for(measured):
 
 
 def test_one_broken_slice_of_many_is_found(tmp_path):
-    slices_of, queries = 60, 20
-    rows = [(f"q{number:04}", f"p{place}", float(place)) for number in range(slices_of * queries) for place in (0, 1)]
+    slice_count, queries = 60, 20
+    rows = [(f"q{number:04}", f"p{index}", float(index)) for number in range(slice_count * queries) for index in (0, 1)]
     types = [f"type {int(query[1:]) // queries:03}" for query, _, _ in rows]
     judged = Judged.read(judgements(tmp_path, judged_table(rows, product_type=types)))
     champion = judged.target.astype(np.float32)
@@ -207,7 +222,7 @@ def test_one_broken_slice_of_many_is_found(tmp_path):
     worse = [
         row["value"]
         for row in metrics["slices"]["rows"]
-        for one in row["comparisons"]
-        if one["metric"] == "ndcg_at_10" and one["delta"] < 0 and one["p_holm"] < 0.05
+        for comparison in row["comparisons"]
+        if comparison["metric"] == "ndcg_at_10" and comparison["delta"] < 0 and comparison["p_holm"] < 0.05
     ]
-    assert len(metrics["slices"]["rows"]) == slices_of and worse == ["type 007"]
+    assert len(metrics["slices"]["rows"]) == slice_count and worse == ["type 007"]

@@ -53,31 +53,31 @@ def test_metrics_have_the_documented_form_and_finite_values(tmp_path):
     assert set(results["reliability"]) == set(results["scores"]) == {"teacher", "student"}
     assert sum(results["scores"]["student"]["counts"]) == len(judged.query)
 
-    keys = [(one["system"], one["baseline"], one["metric"]) for one in results["comparisons"]]
+    keys = [(row["system"], row["baseline"], row["metric"]) for row in results["comparisons"]]
     assert len(set(keys)) == len(keys) == 5 * 6
-    for one in results["comparisons"]:
-        across = one["metric"] in ("roc_auc", "pr_auc")
+    for row in results["comparisons"]:
+        across = row["metric"] in ("roc_auc", "pr_auc")
         keys = {"system", "baseline", "metric", "delta", "ci_low", "ci_high", "p_value", "queries"}
-        assert set(one) == keys | (set() if across else {"wins", "ties", "losses"})
+        assert set(row) == keys | (set() if across else {"wins", "ties", "losses"})
         if not across:
-            assert one["wins"] + one["ties"] + one["losses"] == one["queries"]
-        figures = (results["systems"][one[role]][one["metric"]] for role in ("system", "baseline"))
-        assert one["delta"] == pytest.approx(next(figures) - next(figures))
-        assert one["ci_low"] <= one["ci_high"] and 0 < one["p_value"] <= 1
-        assert one["queries"] == results["protocol"]["queries" if across else "ranked_queries"]
-        if one["baseline"] == "champion":  # the same scores
-            assert (one["delta"], one["ci_low"], one["ci_high"], one["p_value"]) == (0, 0, 0, 1)
-        if (one["system"], one["baseline"]) == ("student", "random"):
-            assert one["ci_low"] > 0 and one["p_value"] < 0.05
+            assert row["wins"] + row["ties"] + row["losses"] == row["queries"]
+        figures = (results["systems"][row[role]][row["metric"]] for role in ("system", "baseline"))
+        assert row["delta"] == pytest.approx(next(figures) - next(figures))
+        assert row["ci_low"] <= row["ci_high"] and 0 < row["p_value"] <= 1
+        assert row["queries"] == results["protocol"]["queries" if across else "ranked_queries"]
+        if row["baseline"] == "champion":  # the same scores
+            assert (row["delta"], row["ci_low"], row["ci_high"], row["p_value"]) == (0, 0, 0, 1)
+        if (row["system"], row["baseline"]) == ("student", "random"):
+            assert row["ci_low"] > 0 and row["p_value"] < 0.05
 
 
-def test_intervals_of_areas_resample_whole_queries(tmp_path):
+def test_intervals_of_auc_resample_whole_queries(tmp_path):
     rng = np.random.default_rng(15)
     judged = Judged.read(judgements(tmp_path, judged_table(some_rows(30, rng))))
     systems = with_models(judged, rng)
     results, _ = compare_systems(judged, systems, Evaluate(bootstrap=100, cluster_bootstrap=400))
     keys = ("student", "random", "roc_auc")
-    found = next(one for one in results["comparisons"] if (one["system"], one["baseline"], one["metric"]) == keys)
+    row = next(row for row in results["comparisons"] if (row["system"], row["baseline"], row["metric"]) == keys)
     rows = [np.flatnonzero(judged.query == query) for query in range(30)]
     deltas = []
     for _ in range(200):
@@ -86,7 +86,7 @@ def test_intervals_of_areas_resample_whole_queries(tmp_path):
         deltas.append(areas[0] - areas[1])
     low, high = np.quantile(deltas, [0.025, 0.975])
     assert high - low > 0.1
-    assert (found["ci_low"], found["ci_high"]) == pytest.approx((low, high), abs=0.05)
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx((low, high), abs=0.05)
 
 
 def test_a_champion_changes_no_other_comparison(tmp_path):
@@ -95,8 +95,8 @@ def test_a_champion_changes_no_other_comparison(tmp_path):
     systems = with_models(judged, rng)
     without = compare_systems(judged, systems, SMALL)[0]["comparisons"]
     champion = compare_systems(judged, {**systems, "champion": systems["teacher"]}, SMALL)[0]["comparisons"]
-    others = [one for one in champion if one["baseline"] != "champion"]
-    assert without == [pytest.approx(one) for one in others]
+    others = [row for row in champion if row["baseline"] != "champion"]
+    assert without == [pytest.approx(row) for row in others]
 
 
 def test_queries_of_equal_gains_are_counted_and_left_out_of_ranking_only(tmp_path):
@@ -121,26 +121,26 @@ def test_one_query_is_measured_with_an_interval_of_no_width(tmp_path):
     systems = {**score_baselines(judged, SMALL), "student": System(np.array([0, 2, 1], np.float32))}
     results, _ = compare_systems(judged, systems, SMALL)
     assert results["systems"]["student"]["ndcg_at_10"] == 1.0
-    for one in results["comparisons"]:
-        assert one["ci_low"] == pytest.approx(one["delta"]) and one["ci_high"] == pytest.approx(one["delta"])
+    for row in results["comparisons"]:
+        assert row["ci_low"] == pytest.approx(row["delta"]) and row["ci_high"] == pytest.approx(row["delta"])
 
 
-def test_measures_without_meaning_are_null_and_not_compared(tmp_path):
+def test_metrics_without_a_value_are_null_and_not_compared(tmp_path):
     judged = Judged.read(judgements(tmp_path, judged_table([("q", "a", 0.0), ("q", "b", 0.25)]), relevant_from=0.5))
     systems = {**score_baselines(judged, SMALL), "student": System(np.array([0, 1], np.float32))}
     results, _ = compare_systems(judged, systems, SMALL)
     figures = results["systems"]["student"]
     assert figures["roc_auc"] is figures["pr_auc"] is figures["recall_at_precision_95"] is None
     assert figures["mrr"] == 0 and figures["ndcg_at_10"] == 1
-    assert {one["metric"] for one in results["comparisons"]} == set(metrics.PER_QUERY)
+    assert {row["metric"] for row in results["comparisons"]} == set(metrics.PER_QUERY)
 
 
-def test_only_the_measure_without_meaning_is_left_out(tmp_path):
+def test_only_the_metric_without_a_value_is_left_out(tmp_path):
     judged = Judged.read(judgements(tmp_path, judged_table([("q", "a", 0.5), ("q", "b", 1.0)]), relevant_from=0.5))
     systems = {**score_baselines(judged, SMALL), "student": System(np.array([0, 1], np.float32))}
     results, _ = compare_systems(judged, systems, SMALL)
     assert results["systems"]["student"]["roc_auc"] is None and results["systems"]["student"]["pr_auc"] == 1
-    assert {one["metric"] for one in results["comparisons"]} == {*metrics.PER_QUERY, "pr_auc"}
+    assert {row["metric"] for row in results["comparisons"]} == {*metrics.PER_QUERY, "pr_auc"}
 
 
 def test_a_model_that_gives_no_numbers_stops_the_run(tmp_path):

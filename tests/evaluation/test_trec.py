@@ -49,7 +49,7 @@ def test_ir_measures_on_the_files_gives_the_same_figures(tmp_path_factory, seed)
 
     qrels = list(ir_measures.read_trec_qrels(str(folder / "qrels.txt")))
     assert len({row.query_id for row in qrels}) == results["protocol"]["ranked_queries"]
-    wanted = {
+    references = {
         "ndcg_at_5": ir_measures.nDCG @ 5,
         "ndcg_at_10": ir_measures.nDCG @ 10,
         "mrr": ir_measures.RR(rel=results["protocol"]["relevant_grade"]),
@@ -57,9 +57,9 @@ def test_ir_measures_on_the_files_gives_the_same_figures(tmp_path_factory, seed)
     for name in systems:
         run = list(ir_measures.read_trec_run(str(folder / "runs" / f"{name}.run")))
         assert len(run) == len(qrels)
-        theirs = ir_measures.calc_aggregate(list(wanted.values()), qrels, run)
-        for metric, measure in wanted.items():
-            assert results["systems"][name][metric] == pytest.approx(theirs[measure], abs=1e-9), (name, metric)
+        expected = ir_measures.calc_aggregate(list(references.values()), qrels, run)
+        for metric, reference in references.items():
+            assert results["systems"][name][metric] == pytest.approx(expected[reference], abs=1e-9), (name, metric)
             assert by_query[name][metric].mean() == results["systems"][name][metric]
 
 

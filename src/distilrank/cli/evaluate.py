@@ -111,7 +111,7 @@ def _print_metrics(metrics: dict[str, Any], models: Sequence[str]) -> None:
     _print_worse_slices(out, metrics["slices"]["rows"], protocol["confidence"])
     if metrics["stability"]:
         table = new_table("metric", "mean", "sd", "lowest", "highest", title=f"{len(models)} students")
-        for metric, values in metrics["stability"]["measures"].items():
+        for metric, values in metrics["stability"]["metrics"].items():
             keys = ("mean", "standard_deviation", "lowest", "highest")
             table.add_row(metric_label(metric), *(format_plain(values[key]) for key in keys))
         out.print(table)
@@ -125,8 +125,9 @@ def _print_worse_slices(out: Console, rows: Sequence[dict[str, Any]], confidence
         if comparison["delta"] < 0 and comparison["p_holm"] < 1 - confidence
     ]
     for name, comparison in worse:
+        metric = metric_label(comparison["metric"])
         out.print(
-            f"worse: {comparison['system']} than {comparison['baseline']} on {name} by {metric_label(comparison['metric'])}, "
+            f"worse: {comparison['system']} than {comparison['baseline']} on {name} by {metric}, "
             f"{format_plain(comparison['delta'], sign='+')} (p {format_plain(comparison['p_holm'])}, adjusted)"
         )
     if not worse:

@@ -1,6 +1,6 @@
-"""What the champion says of the newest traffic, and where its teacher is at hand, how far the two are apart.
+"""The `score` stage of monitoring: the champion's scores on the newest traffic, and how far its teacher disagrees.
 
-A student is as good as its teacher where it has learned from it; where traffic is new to it, they part.
+A student reproduces its teacher where it has learned from it. Where traffic is new to the student, the two diverge.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import pyarrow as pa
 from distilrank import registry as registries
 from distilrank.config import Compute, Monitor, Registry
 from distilrank.core import artifacts, progress, schemas
+from distilrank.evaluation.significance import cluster_bootstrap, tail_levels
 from distilrank.modeling.scorer import Scorer
 
 SCORES, DISAGREEMENT = "scores.parquet", "disagreement.json"
@@ -21,10 +22,15 @@ RESAMPLES, CONFIDENCE = 2000, 0.95
 EXAMPLES = 10
 
 
-def score(config: Monitor, compute: Compute, registry: Registry, *, traffic: Path, champion: str, output: Path) -> None:
-    """Score the newest traffic by the champion, and a sample of old and new traffic by its teacher.
+def score_newest(
+    config: Monitor, compute: Compute, registry: Registry, *, traffic: Path, champion: str, output: Path
+) -> None:
+    """Score the newest traffic with the champion and, where the teacher is configured, compare the two models.
 
     Args:
+        config: the teacher's folder, the sample size and the seed.
+        compute: device, precision and threads.
+        registry: where the champion is fetched from.
         traffic: folder with `current.parquet`, the sample of the newest traffic.
         champion: version id.
         output: folder for `scores.parquet` and, with a teacher, `disagreement.json`.
@@ -39,67 +45,64 @@ def score(config: Monitor, compute: Compute, registry: Registry, *, traffic: Pat
         version = registries.connect(registry).fetch(champion)
         newest = schemas.read(traffic / "current.parquet", schemas.TRAFFIC, schemas.PAIR_COLUMNS)
         student = Scorer.load(version / "student", compute)
-        scores = _probability(student, newest)
-        schemas.write(pa.table({"score": pa.array(scores)}), output / SCORES, schemas.TRAFFIC_SCORES)
+        probability = _probability(student, newest)
+        schemas.write(pa.table({"score": pa.array(probability)}), output / SCORES, schemas.TRAFFIC_SCORES)
         if config.teacher:
             folder = Path(config.teacher)
-            before = version / "traffic" / "reference.parquet"
+            reference = version / "traffic" / "reference.parquet"
             windows = {
-                "reference": schemas.read(before, schemas.TRAFFIC, schemas.PAIR_COLUMNS),
+                "reference": schemas.read(reference, schemas.TRAFFIC, schemas.PAIR_COLUMNS),
                 "newest": newest,
             }
             record.inputs["teacher"] = artifacts.verify(folder)
-            found = _disagree(config, student, Scorer.load(folder, compute), windows)
-            artifacts.write_json(output / DISAGREEMENT, found)
-            progress.log_event("score", "note", told(found))
+            disagreement = _measure_disagreement(config, student, Scorer.load(folder, compute), windows)
+            artifacts.write_json(output / DISAGREEMENT, disagreement)
+            progress.log_event("score", "note", describe_disagreement(disagreement))
         artifacts.seal(output)
-        record.facts.update(rows=len(scores))
+        record.facts.update(rows=len(probability))
+
+
+def describe_disagreement(disagreement: dict[str, Any]) -> str:
+    """Return the content of `disagreement.json` as one sentence."""
+    newest, reference = disagreement["newest"], disagreement["reference"]
+    return (
+        f"teacher and champion differ by {newest['mean']:.3f} on {newest['pairs']} impressions of the newest traffic "
+        f"and differed by {reference['mean']:.3f} when it was promoted; the rise is {disagreement['rise']:+.3f}, "
+        f"{100 * disagreement['confidence']:g} % CI [{disagreement['ci_low']:+.3f}, {disagreement['ci_high']:+.3f}]"
+    )
 
 
 def _probability(scorer: Scorer, table: pa.Table) -> np.ndarray:
     return scorer.estimate(scorer.score(table)).astype(np.float32)
 
 
-# Teacher and champion ---------------------------------------------------------------------------------------------
-
-
-def _disagree(config: Monitor, student: Scorer, teacher: Scorer, windows: dict[str, pa.Table]) -> dict[str, Any]:
-    """How far both models are apart on a sample of each window, and by how much that rose."""
+def _measure_disagreement(
+    config: Monitor, student: Scorer, teacher: Scorer, windows: dict[str, pa.Table]
+) -> dict[str, Any]:
+    """Mean absolute difference of the models' probabilities on a sample of each window, and how much it rose."""
     rng = np.random.default_rng(config.seed)
-    found: dict[str, Any] = {}
-    draws = {}
+    disagreement: dict[str, Any] = {}
+    resampled = {}
     for name, window in windows.items():
         rows = np.sort(rng.choice(len(window), min(config.pairs, len(window)), replace=False))
-        table = window.take(pa.array(rows))
-        said = {"teacher": _probability(teacher, table), "student": _probability(student, table)}
-        gap = np.abs(said["teacher"] - said["student"]).astype(np.float64)
-        draws[name] = _resampled(table["query_id"].to_pylist(), gap, rng)
-        found[name] = {"pairs": len(rows), "mean": float(gap.mean())}
+        sample = window.take(pa.array(rows))
+        probabilities = {"teacher": _probability(teacher, sample), "student": _probability(student, sample)}
+        gap = np.abs(probabilities["teacher"] - probabilities["student"]).astype(np.float64)
+        resampled[name] = _resampled_means(sample["query_id"].to_pylist(), gap, rng)
+        disagreement[name] = {"pairs": len(rows), "mean": float(gap.mean())}
         if name == "newest":
-            texts = table.select(["query", "title"]).to_pylist()
-            found["examples"] = [
-                {**texts[row], **{model: float(values[row]) for model, values in said.items()}}
+            texts = sample.select(["query", "title"]).to_pylist()
+            disagreement["examples"] = [
+                {**texts[row], **{model: float(values[row]) for model, values in probabilities.items()}}
                 for row in np.argsort(-gap, kind="stable")[:EXAMPLES].tolist()
             ]
-    rise = draws["newest"] - draws["reference"]
-    low, high = np.quantile(rise, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    found["rise"] = found["newest"]["mean"] - found["reference"]["mean"]
-    return found | {"ci_low": float(low), "ci_high": float(high), "confidence": CONFIDENCE}
+    low, high = np.quantile(resampled["newest"] - resampled["reference"], tail_levels(CONFIDENCE))
+    disagreement["rise"] = disagreement["newest"]["mean"] - disagreement["reference"]["mean"]
+    return disagreement | {"ci_low": float(low), "ci_high": float(high), "confidence": CONFIDENCE}
 
 
-def _resampled(query_ids: list[str], gap: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Means of `gap` over resamples of whole queries, shape (RESAMPLES,)."""
+def _resampled_means(query_ids: list[str], gap: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Mean of `gap` in each bootstrap resample of whole queries, shape (RESAMPLES,)."""
     query = np.unique(query_ids, return_inverse=True)[1]
-    sums, counts = np.bincount(query, gap), np.bincount(query)
-    times = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), RESAMPLES)
-    return (times @ sums) / (times @ counts)
-
-
-def told(found: dict[str, Any]) -> str:
-    """The content of `disagreement.json` as a sentence."""
-    newest, reference = found["newest"], found["reference"]
-    return (
-        f"teacher and champion are {newest['mean']:.3f} apart on {newest['pairs']} impressions of the newest traffic, "
-        f"{reference['mean']:.3f} when it was promoted; the difference is {found['rise']:+.3f}, "
-        f"{100 * found['confidence']:g} % interval [{found['ci_low']:+.3f}, {found['ci_high']:+.3f}]"
-    )
+    sums, rows = np.bincount(query, gap), np.bincount(query).astype(np.float64)
+    return cluster_bootstrap(lambda counts: (counts @ sums) / (counts @ rows), len(rows), resamples=RESAMPLES, rng=rng)

@@ -1,7 +1,7 @@
-"""Has traffic moved away from the champion? Asked between runs, of the newest traffic alone; no judgement is needed.
+"""The `monitor` stage: between runs, has traffic moved away from the champion? It needs no judgements.
 
-Two things are held against the champion's promotion: its drift (`distilrank.drift`, scores by the champion on both
-sides) and, where its teacher is at hand, how far teacher and champion are apart (`distilrank.drift.champion_scores`).
+Two checks compare the newest traffic with that of the champion's promotion: drift (`drift.measure`, with the champion's
+scores on both) and, if its teacher is configured, how much teacher and champion disagree (`drift.champion_scores`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 
 from distilrank.config import Drift, Monitor, Registry
 from distilrank.core import artifacts, progress
-from distilrank.drift.champion_scores import DISAGREEMENT, SCORES, told
+from distilrank.drift.champion_scores import DISAGREEMENT, SCORES, describe_disagreement
+from distilrank.drift.compare import drifted_columns
 from distilrank.drift.measure import measure_champion_drift
 from distilrank.drift.workspace import push_to_workspace
 
@@ -34,20 +35,22 @@ def monitor_champion(
     newest_end: str,
     output: Path,
 ) -> bool:
-    """Hold the newest traffic against the champion's reference; write what was found, and tell whether to retrain.
+    """Compare the newest traffic with the champion's reference, and decide whether to retrain.
 
     Args:
+        config: the disagreement that raises an alarm, and what an alarm does.
         limits: when traffic counts as drifted.
+        registry: where the champion is fetched from.
         traffic: folder with `current.parquet`.
-        scores: folder that `newest.score` wrote.
+        scores: folder that `champion_scores.score_newest` wrote.
         champion: version id.
-        name: the run's.
-        newest_end: ISO 8601, the end of the newest traffic.
+        name: the run's name.
+        newest_end: end of the newest traffic, ISO 8601.
         output: folder for `monitor.json`, `metrics.prom` (Prometheus' text format), and `drift.json`, `drift.html`,
-            `summary.html`, `snapshot.json` as the drift stage writes them.
+            `summary.html` and `snapshot.json` as the drift stage writes them.
 
     Returns:
-        Whether there is an alarm that the configuration wants answered by `distill`.
+        Whether an alarm was raised that the configuration answers by `distill`.
 
     Raises:
         InputError: a folder is damaged or incomplete.
@@ -61,40 +64,43 @@ def monitor_champion(
         part = measure_champion_drift(
             limits, registry, traffic=traffic, scores=scores / SCORES, champion=champion, output=output
         )
-        apart = artifacts.read_json(scores / DISAGREEMENT) if (scores / DISAGREEMENT).exists() else None
-        checks = [_drift(limits, part), *([_disagreement(config, apart)] if apart else [])]
-        alarm = not all(check["passed"] for check in checks)
-        found = {
+        checks = [_check_drift(limits, part)]
+        disagreement = artifacts.read_json(scores / DISAGREEMENT) if (scores / DISAGREEMENT).exists() else None
+        if disagreement:
+            checks.append(_check_disagreement(config, disagreement))
+        failed = [check["name"] for check in checks if not check["passed"]]
+        alarm = bool(failed)
+        result = {
             "champion": champion,
             "newest_end": newest_end,
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             "alarm": alarm,
             "checks": checks,
-            "disagreement": apart,
+            "disagreement": disagreement,
         }
-        artifacts.write_json(output / "monitor.json", found)
-        _write_metrics(output / "metrics.prom", found, part)
+        artifacts.write_json(output / "monitor.json", result)
+        _write_metrics(output / "metrics.prom", result, part)
         artifacts.seal(output)
         push_to_workspace(limits, registry, drift=output, name=name, newest_end=newest_end)
         for check in checks:
             progress.log_event(STAGE, "note", "passed" if check["passed"] else "ALARM", check["name"], check["detail"])
         retrain = alarm and config.retrain == "on_alarm"
-        failed = [check["name"] for check in checks if not check["passed"]]
         progress.log_event(STAGE, "outcome", json.dumps({"alarm": alarm, "failed": failed, "retrain": retrain}))
         record.facts.update(alarm=alarm, share=part["share"])
         return retrain
 
 
-# What is found ----------------------------------------------------------------------------------------------------
+# Checks -----------------------------------------------------------------------------------------------------------
 
 
-def _drift(limits: Drift, part: dict[str, Any]) -> dict[str, Any]:
-    drifted = [column["name"] for column in part["columns"] if column["drifted"]]
-    detail = part["note"] if not part["comparable"] else (
-        f"{', '.join(drifted) or 'no column'} drifted since the champion was promoted ({100 * part['share']:.3g} % of "
-        f"the columns; an alarm takes one of {', '.join(limits.alarm) or 'no group'}, or more than "
-        f"{100 * limits.share:g} %)"
-    )  # fmt: skip
+def _check_drift(limits: Drift, part: dict[str, Any]) -> dict[str, Any]:
+    detail = part["note"]
+    if part["comparable"]:
+        detail = (
+            f"{', '.join(drifted_columns(part)) or 'no column'} drifted since the champion was promoted "
+            f"({100 * part['share']:.3g} % of the columns; an alarm takes one of "
+            f"{', '.join(limits.alarm) or 'no group'}, or more than {100 * limits.share:g} %)"
+        )
     return {
         "name": "drift",
         "passed": part["comparable"] and not part["alarm"],
@@ -104,22 +110,22 @@ def _drift(limits: Drift, part: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _disagreement(config: Monitor, found: dict[str, Any]) -> dict[str, Any]:
+def _check_disagreement(config: Monitor, disagreement: dict[str, Any]) -> dict[str, Any]:
     bound = config.max_disagreement
     return {
         "name": "disagreement",
-        "passed": bool(found["ci_low"] < bound or bound == 1),
-        "value": found["ci_low"],
+        "passed": bool(disagreement["ci_low"] < bound or bound == 1),
+        "value": disagreement["ci_low"],
         "bound": bound,
-        "detail": f"{told(found)}; the lower end must be below {bound:g}",
+        "detail": f"{describe_disagreement(disagreement)}; the lower end must be below {bound:g}",
     }
 
 
-def _write_metrics(path: Path, found: dict[str, Any], part: dict[str, Any]) -> None:
-    """The figures for a Prometheus that collects text files."""
+def _write_metrics(path: Path, result: dict[str, Any], part: dict[str, Any]) -> None:
+    """Write the figures for a Prometheus that collects text files."""
     metrics = CollectorRegistry()
     alarm = Gauge("distilrank_monitor_alarm", "1 where the check fails", ["check"], registry=metrics)
-    for check in found["checks"]:
+    for check in result["checks"]:
         alarm.labels(check["name"]).set(not check["passed"])
     comparable = Gauge("distilrank_monitor_comparable", "1 where there was something to compare", registry=metrics)
     comparable.set(part["comparable"])
@@ -130,13 +136,13 @@ def _write_metrics(path: Path, found: dict[str, Any], part: dict[str, Any]) -> N
     for column in part["columns"]:
         if column["value"] is not None:
             distance.labels(column["name"]).set(column["value"])
-    if found["disagreement"]:
-        apart = Gauge(
+    if result["disagreement"]:
+        disagreement = Gauge(
             "distilrank_monitor_disagreement",
             "Mean absolute difference of teacher's and champion's probability",
             registry=metrics,
         )
-        apart.set(found["disagreement"]["newest"]["mean"])
-    at = Gauge("distilrank_monitor_time_seconds", "When this was found, in seconds since 1970", registry=metrics)
-    at.set(datetime.fromisoformat(found["at"]).timestamp())
+        disagreement.set(result["disagreement"]["newest"]["mean"])
+    checked = Gauge("distilrank_monitor_time_seconds", "Time of this check, in seconds since 1970", registry=metrics)
+    checked.set(datetime.fromisoformat(result["at"]).timestamp())
     write_to_textfile(str(path), metrics)

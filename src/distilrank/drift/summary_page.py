@@ -1,4 +1,4 @@
-"""What moved, on one screen: a self-contained page that needs no network and runs no script."""
+"""The page that summarizes drift on one screen: self-contained, without scripts, readable offline."""
 
 from __future__ import annotations
 
@@ -7,17 +7,24 @@ from typing import Any
 
 from distilrank.rendering import templating
 
-WORDS = {"query": "queries", "product": "products shown", "clicks": "clicks", "score": "scores", "embedding": "texts"}
-"""What each group of columns is about."""
+GROUP_LABELS = {
+    "query": "queries",
+    "product": "products shown",
+    "clicks": "clicks",
+    "score": "scores",
+    "embedding": "texts",
+}
+"""What the columns of each group are about."""
 
 
 def render(drift: Mapping[str, Any], consequence: str, pages: Sequence[str], *, task: str) -> str:
-    """The page for the content of `drift.json`.
+    """Render the page.
 
     Args:
-        consequence: what follows where traffic has moved away from the champion.
-        pages: names of Evidently's pages beside it.
-        task: the task on Kubeflow that has each of them as an artifact.
+        drift: content of `drift.json`.
+        consequence: what a drifted champion leads to.
+        pages: file names of Evidently's pages in the same folder.
+        task: the Kubeflow task whose artifacts these pages are.
     """
     parts = []
     if drift["candidate"]:
@@ -31,23 +38,23 @@ def render(drift: Mapping[str, Any], consequence: str, pages: Sequence[str], *, 
 
 
 def render_nothing(reason: str) -> str:
-    """The page in place of Evidently's where nothing can be compared."""
+    """Render the page that replaces Evidently's if nothing can be compared."""
     return templating.environment().get_template("nothing.html.j2").render(reason=reason)
 
 
 def _rows(part: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The columns that have a value, those that moved most first."""
+    """Table rows of the columns that have a distance, the largest shift relative to its limit first."""
     rows = []
     for column in part["columns"]:
         if column["value"] is None:
             continue
         reach = column["value"] / column["threshold"]
-        if column["group"] == "embedding":  # 0.5 is the value of no difference
+        if column["group"] == "embedding":  # an AUC of 0.5 means no difference
             reach = max(column["value"] - 0.5, 0) / max(column["threshold"] - 0.5, 1e-9)
         rows.append(
             {
                 "label": column["name"].replace("_", " "),
-                "about": WORDS[column["group"]],
+                "about": GROUP_LABELS[column["group"]],
                 "shift": column["shift"],
                 "value": f"{column['value']:.3f}",
                 "threshold": f"{column['threshold']:.3f}",

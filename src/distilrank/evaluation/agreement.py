@@ -1,4 +1,4 @@
-"""How far a student says what its teacher says, and how far scores tell products apart at all."""
+"""How closely a student agrees with its teacher, and whether a model's scores separate products at all."""
 
 from __future__ import annotations
 
@@ -14,41 +14,46 @@ from distilrank.modeling import calibration
 
 
 def agreement(judged: Judged, teacher: System, student: System) -> dict[str, Any]:
-    """How alike two systems judge the same rows; a figure that has no value (all scores equal, say) is None.
+    """Compute how closely two systems agree on the same rows. A figure without a value (equal scores) is None.
 
     Returns:
-        pairs; pearson and spearman, correlations of the raw scores over all pairs; mean_difference, the mean absolute
-        difference of the probabilities (of a system without calibration, the logistic function of its scores);
-        kendall, the mean of each query's tau-b (Kendall, Biometrika 33, 1945) over the queries that have one; top_1,
-        share of the queries with two products or more whose first product is the same.
+        pairs: number of rows.
+        pearson, spearman: correlations of the raw scores over all rows.
+        mean_difference: mean absolute difference of the probabilities; for a system without calibration, of the
+            logistic function of its scores.
+        kendall: mean of tau-b over the queries that have one.
+        top_1: share of the queries with two or more products whose first product is the same.
     """
-    first, second = (system.score.astype(np.float64) for system in (teacher, student))
-    gaps = np.abs(_probability(teacher) - _probability(student))
-    taus = metrics.kendall(judged.query, first, second)
-    tops = [metrics.ranks(judged.query, one.score, judged.tie) == 0 for one in (teacher, student)]
-    several = (np.bincount(judged.query) > 1)[judged.query]
-    same = tops[0] & tops[1] & several
+    teacher_score, student_score = (system.score.astype(np.float64) for system in (teacher, student))
+    differences = np.abs(_probability(teacher) - _probability(student))
+    taus = metrics.kendall(judged.query, teacher_score, student_score)
+    teacher_first, student_first = (
+        metrics.ranks(judged.query, system.score, judged.tie) == 0 for system in (teacher, student)
+    )
+    has_several = (np.bincount(judged.query) > 1)[judged.query]
+    same_first = teacher_first & student_first & has_several
     return {
         "pairs": len(judged.query),
-        "pearson": _pearson(first, second),
-        "spearman": _pearson(rankdata(first), rankdata(second)),
-        "mean_difference": float(gaps.mean()),
+        "pearson": _pearson(teacher_score, student_score),
+        "spearman": _pearson(rankdata(teacher_score), rankdata(student_score)),
+        "mean_difference": float(differences.mean()),
         "kendall": float(np.nanmean(taus)) if np.isfinite(taus).any() else None,
-        "top_1": float(same.sum() / (tops[0] & several).sum()) if several.any() else None,
+        "top_1": float(same_first.sum() / (teacher_first & has_several).sum()) if has_several.any() else None,
     }
 
 
 def distribution(judged: Judged, system: System) -> dict[str, Any]:
-    """How far scores spread: a model that collapsed gives all products much the same one.
+    """Compute how far scores spread. A collapsed model gives all products nearly the same score.
 
     Returns:
-        standard_deviation of the raw scores; distinct, share of distinct ones; within_query, the mean standard
-        deviation within the queries of two products or more (None where there is none).
+        standard_deviation: of the raw scores.
+        distinct: share of distinct scores.
+        within_query: mean standard deviation within the queries of two or more products; None if there are none.
     """
     score = system.score.astype(np.float64)
     rows = np.bincount(judged.query)
-    centred = score - (np.bincount(judged.query, score) / rows)[judged.query]
-    deviations = np.sqrt(np.bincount(judged.query, centred**2) / rows)[rows > 1]
+    centered = score - (np.bincount(judged.query, score) / rows)[judged.query]
+    deviations = np.sqrt(np.bincount(judged.query, centered**2) / rows)[rows > 1]
     return {
         "standard_deviation": float(score.std()),
         "distinct": len(np.unique(system.score)) / len(score),

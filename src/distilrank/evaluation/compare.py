@@ -1,7 +1,7 @@
-"""Any number of students on one judged split, beside random order and BM25, and how much they differ between seeds.
+"""Comparison of several students on one judged split, with random order and BM25 as baselines.
 
-Students that differ by their seed alone tell what a difference between two others may be worth: one that is smaller
-than what another seed makes is luck, however many queries it rests on.
+Students that differ only by their seed show how much a difference between two others is worth: a difference smaller
+than what another seed makes is chance, however many queries it rests on.
 """
 
 from __future__ import annotations
@@ -36,42 +36,37 @@ def compare_models(
     backend: str = "auto",
     counter: Callable[[int], progress.Counter] = lambda rows: progress.Counter("evaluate", rows, "pairs"),
 ) -> dict[str, Any]:
-    """Measure students on the same judged rows and compare each with random order, BM25 and every other.
+    """Score the same judged rows with several students, and compare each with the baselines and with every other.
 
     Args:
-        models: folders of students, versions or aliases of the registry; a system is called what it is called here.
+        models: folders of students, or versions or aliases of the registry; these are also the names of the systems.
         judgements: a `judgements` folder of a run, or the Parquet file of one of its splits.
         output: folder for `metrics.json` and `per_query.parquet`; None: nothing is written.
         registry: URI of the registry.
         compute: device, precision, threads.
         config: resamples, confidence, slices and so on, as in a run.
-        backend: as for `Scorer.load`.
-        counter: makes what is told of every batch, of the number of pairs.
+        backend: as in `Scorer.load`.
+        counter: creates the progress counter for a number of pairs.
 
     Returns:
-        What `metrics.json` holds: that of a run, without latency and agreement, with `examples` of the first student
-        against the second (or BM25), and `stability` (`spread` of the students).
+        The content of `metrics.json`: that of a run, without latency and agreement, with `examples` of the first
+        student against the second (or BM25) and with `stability` (see `summarize_spread`).
 
     Raises:
-        InputError: a model, the judgements or a slice is not usable; nothing is written then.
+        InputError: a model, the judgements or a slice cannot be used; then nothing is written.
         RunStopped: a model gives scores that are not numbers.
     """
-    twice = [name for at, name in enumerate(models) if name in models[:at]]
-    if twice or not models:
-        raise InputError(f"--model: {twice[0]!r} is named twice" if twice else "--model: expected at least one student")
-    taken = [name for name in models if name in BASELINES]
-    if taken:
-        raise InputError(f"--model {taken[0]}: this name is that of a baseline, expected a folder or a version")
-    slices.require(config.slices)
+    _require_usable_names(models)
+    slices.require_columns(config.slices)
     judged = Judged.read(judgements)
     folders = {name: score_files.locate(name, registry) for name in models}
     scorers = {name: Scorer.load(folder, compute, backend=backend) for name, folder in folders.items()}
-    told = counter(len(models) * len(judged.query))
+    pair_counter = counter(len(models) * len(judged.query))
     systems = score_baselines(judged, config)
     for name in models:
-        systems[name] = score_judged(scorers.pop(name), judged, told)
+        systems[name] = score_judged(scorers.pop(name), judged, pair_counter)
     pairs = list(combinations(models, 2))
-    metrics, by_query = compare_systems(
+    results, by_query = compare_systems(
         judged,
         systems,
         config,
@@ -79,36 +74,48 @@ def compare_models(
         sliced=[*((name, "bm25") for name in models), *pairs],
     )
     other = models[1] if len(models) > 1 else BASELINES[0]
-    metrics["examples"] = examples.extremes(judged, systems, by_query, models[0], other)
-    metrics["stability"] = spread({name: metrics["systems"][name] for name in models})
+    results["examples"] = examples.extremes(judged, systems, by_query, models[0], other)
+    results["stability"] = summarize_spread({name: results["systems"][name] for name in models})
     if output is not None:
         outputs.write_per_query(output / "per_query.parquet", judged, by_query)
-        artifacts.write_json(output / "metrics.json", metrics)
-    return metrics
+        artifacts.write_json(output / "metrics.json", results)
+    return results
 
 
-def spread(figures: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any] | None:
-    """How much each measure differs between students; None for a single one.
+def summarize_spread(figures: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any] | None:
+    """Summarize how much each metric differs between students; None for a single student.
 
     Args:
-        figures: measures by student; one that a student lacks is left out.
+        figures: metrics by student; a metric that a student lacks is left out.
 
     Returns:
-        models; and by measure its mean, standard_deviation (of a sample: n - 1), lowest, highest and range.
+        models: the names; metrics: by metric its mean, standard_deviation (of a sample: n - 1), lowest, highest, range.
     """
     if len(figures) < 2:
         return None
-    measures: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
     for metric in next(iter(figures.values())):
-        values = [each[metric] for each in figures.values()]
+        values = [student[metric] for student in figures.values()]
         if None in values:
             continue
-        known = np.array(values, np.float64)
-        measures[metric] = {
-            "mean": float(known.mean()),
-            "standard_deviation": float(known.std(ddof=1)),
-            "lowest": float(known.min()),
-            "highest": float(known.max()),
-            "range": float(np.ptp(known)),
+        sample = np.array(values, np.float64)
+        summary[metric] = {
+            "mean": float(sample.mean()),
+            "standard_deviation": float(sample.std(ddof=1)),
+            "lowest": float(sample.min()),
+            "highest": float(sample.max()),
+            "range": float(np.ptp(sample)),
         }
-    return {"models": list(figures), "measures": measures}
+    return {"models": list(figures), "metrics": summary}
+
+
+def _require_usable_names(models: Sequence[str]) -> None:
+    """Check that there are models, each named once and none like a baseline."""
+    if not models:
+        raise InputError("--model: none given, expected at least one student")
+    for index, name in enumerate(models):
+        if name in models[:index]:
+            raise InputError(f"--model: {name!r} is named twice, expected each student once")
+    for name in models:
+        if name in BASELINES:
+            raise InputError(f"--model {name}: this name is that of a baseline, expected a folder or a version")

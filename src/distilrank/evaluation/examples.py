@@ -1,4 +1,4 @@
-"""The queries on which a system gained and lost most, for people to read."""
+"""The queries on which a system gains and loses most against a baseline, for people to read."""
 
 from __future__ import annotations
 
@@ -22,59 +22,54 @@ def extremes(
     system: str,
     baseline: str,
 ) -> dict[str, Any]:
-    """The ranked queries with the largest gain and the largest loss of nDCG@10, and what either system ranks first.
+    """Find the ranked queries with the largest gain and the largest loss of nDCG@10, and what both systems rank first.
 
     Args:
         judged: the test rows.
-        systems: their scores, by name.
-        by_query: per-query measures of the ranked queries, by system.
-        system: the one that gains or loses; its first products stand under `student`.
+        systems: scores by system name.
+        by_query: per-query metrics of the ranked queries, by system.
+        system: the one that gains or loses; its first products are under the key `student`.
         baseline: what it is compared with.
 
     Returns:
-        `examples` of metrics.json: at most QUERIES each, the best and the worst first, ties by query_id.
+        `examples` of metrics.json: at most QUERIES gains and losses, the largest first, ties by query_id.
     """
     deltas = by_query[system][METRIC] - by_query[baseline][METRIC]
-    order = np.argsort(deltas, kind="stable")
-    worst = [at for at in order[:QUERIES] if deltas[at] < -TIE]
-    best = [at for at in np.argsort(-deltas, kind="stable")[:QUERIES] if deltas[at] > TIE]
-    shown = {
-        role: _first_rows(judged, systems[name].score, judged.ranked[[*best, *worst]])
-        for role, name in (("student", system), ("baseline", baseline))
-    }
-    queries = judged.per_query("query")
+    largest, smallest = (np.argsort(keys, kind="stable")[:QUERIES] for keys in (-deltas, deltas))
+    best, worst = largest[deltas[largest] > TIE], smallest[deltas[smallest] < -TIE]
+    chosen = judged.ranked[np.concatenate([best, worst])]
+    roles = {"student": system, "baseline": baseline}
+    first_rows = {role: _first_rows(judged, systems[name].score, chosen) for role, name in roles.items()}
+    query_texts = judged.per_query("query")
 
-    def rows(role: str, name: str, query: int) -> list[dict[str, Any]]:
-        places = shown[role][query]
-        titles = judged.table.column("title").take(places).to_pylist()
+    def describe_rows(role: str, query: int) -> list[dict[str, Any]]:
+        rows = first_rows[role][query]
+        titles = judged.table.column("title").take(rows).to_pylist()
+        scores = systems[roles[role]].score[rows]
         return [
             {"title": title or "", "target": round(float(judged.target[row]), 6), "score": float(score)}
-            for title, row, score in zip(titles, places, systems[name].score[places], strict=True)
+            for title, row, score in zip(titles, rows, scores, strict=True)
         ]
 
-    def described(at: int) -> dict[str, Any]:
-        query = int(judged.ranked[at])
-        return {
-            "query": queries[query],
-            "delta": float(deltas[at]),
-            "student": rows("student", system, query),
-            "baseline": rows("baseline", baseline, query),
-        }
+    def describe_query(index: int) -> dict[str, Any]:
+        query = int(judged.ranked[index])
+        rows = {role: describe_rows(role, query) for role in roles}
+        return {"query": query_texts[query], "delta": float(deltas[index]), **rows}
 
     return {
         "baseline": baseline,
         "metric": METRIC,
-        "best": [described(at) for at in best],
-        "worst": [described(at) for at in worst],
+        "best": [describe_query(index) for index in best],
+        "worst": [describe_query(index) for index in worst],
     }
 
 
 def _first_rows(judged: Judged, score: np.ndarray, queries: np.ndarray) -> dict[int, np.ndarray]:
-    """Places of the first PRODUCTS rows of each of `queries`, in the system's order."""
-    inside = np.flatnonzero(np.isin(judged.query, queries))
-    if not len(inside):
+    """Indices of the first PRODUCTS rows of each of `queries`, in the order of `score`."""
+    rows = np.flatnonzero(np.isin(judged.query, queries))
+    if not len(rows):
         return {}
-    rank = metrics.ranks(judged.query[inside], score[inside], judged.tie[inside])
-    order = np.lexsort((rank, judged.query[inside]))
-    order = order[rank[order] < PRODUCTS]
-    return {int(query): inside[order[judged.query[inside[order]] == query]] for query in queries}
+    rank = metrics.ranks(judged.query[rows], score[rows], judged.tie[rows])
+    order = np.lexsort((rank, judged.query[rows]))
+    first = rows[order[rank[order] < PRODUCTS]]
+    return {int(query): first[judged.query[first] == query] for query in queries}

@@ -1,4 +1,4 @@
-"""The judged pairs that systems are measured on, in the arrays that measures take, and what a system says of them."""
+"""Judged pairs as the arrays that metrics take, and the scores of a system on them."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ SPLITS = ("train", "dev", "test")
 
 @dataclass(frozen=True)
 class System:
-    """What one system says of each row."""
+    """Scores of one system on the judged rows."""
 
     score: np.ndarray
-    """float32, shape (rows,): higher is more relevant."""
+    """Float32, shape (rows,); higher is more relevant."""
 
     probability: np.ndarray | None = None
-    """Calibrated probability of relevance in [0, 1], shape (rows,); None where the system has none."""
+    """Calibrated probability of relevance in [0, 1], shape (rows,); None if the system has none."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Judged rows of one split: of test, as a rule."""
+    """Judged rows of one split, usually the test split."""
 
     table: pa.Table
     query_ids: np.ndarray
-    """Of each query, shape (queries,), sorted."""
+    """Id of each query, shape (queries,), sorted."""
     query: np.ndarray
     """Index of each row's query, shape (rows,)."""
     target: np.ndarray
@@ -45,20 +45,21 @@ class Judged:
     grade: np.ndarray
     """Gain in whole hundredths, shape (rows,)."""
     relevant: np.ndarray
-    """Whether each row counts as relevant, by its soft target."""
+    """Whether each row counts as relevant by its soft target, bool, shape (rows,)."""
     relevant_grade: int
-    """The least grade of a relevant row, above that of any other."""
+    """Smallest grade of a relevant row; it is above that of any other row."""
     ranked: np.ndarray
-    """Indices of the queries whose gains differ, ascending."""
+    """Indices of the queries whose products differ in gain, ascending, shape (ranked,)."""
     protocol: dict[str, Any]
+    """Content of protocol.json."""
     judgements: int
-    """Judged pairs of all splits together."""
+    """Number of judged pairs in all splits together."""
 
     @classmethod
     def read(cls, source: Path) -> Judged:
-        """Read the test split of a `judgements` folder, or the split that is the Parquet file `source` in such a one.
+        """Read the test split of a `judgements` folder, or the split whose Parquet file in such a folder is `source`.
 
-        What is read is checked against the folder's seal, if it has one.
+        The files are checked against the folder's seal, if it has one.
 
         Raises:
             InputError: a file is damaged, or the split is empty, has a pair twice, a target outside [0, 1], or no query
@@ -70,31 +71,33 @@ class Judged:
             artifacts.verify(folder, [path.name, "protocol.json"])
         table = schemas.read(path, schemas.JUDGED)
         protocol = artifacts.read_json(folder / "protocol.json")
-        start = protocol.get("relevant_from")
-        if not isinstance(start, int | float) or not 0 < start <= 1:
-            raise InputError(f"{folder / 'protocol.json'}: relevant_from is {start!r}, expected a number in (0, 1]")
+        relevant_from = protocol.get("relevant_from")
+        if not isinstance(relevant_from, int | float) or not 0 < relevant_from <= 1:
+            raise InputError(
+                f"{folder / 'protocol.json'}: relevant_from is {relevant_from!r}, expected a number in (0, 1]"
+            )
         if not table.num_rows:
             raise InputError(f"{path}: no rows, expected judged pairs; raise prepare.test_share or add judgements")
         target = table.column("target").to_numpy().astype(np.float64)
         outside = np.flatnonzero(~((target >= 0) & (target <= 1)))
         if len(outside):
             raise InputError(f"{path}: row {outside[0] + 1}: target is {target[outside[0]]}, expected 0 to 1")
-        query_ids, query = _codes(table.column("query_id"))
-        products, product = _codes(table.column("product_id"))
+        query_ids, query = _encode(table.column("query_id"))
+        products, product = _encode(table.column("product_id"))
         _, first, count = np.unique(query * len(products) + product, return_index=True, return_counts=True)
         if count.max() > 1:
-            twice = table.slice(int(first[count > 1].min()), 1).to_pylist()[0]
+            repeated = table.slice(int(first[count > 1].min()), 1).to_pylist()[0]
             raise InputError(
-                f"{path}: query {twice['query']!r} and product {twice['product_id']!r} are judged more than once,"
-                " expected one row a pair"
+                f"{path}: query {repeated['query']!r} and product {repeated['product_id']!r} are judged more than once,"
+                " expected one row per pair"
             )
         grade = metrics.grades(table.column("gain").to_numpy())
-        relevant = metrics.grades(target) >= metrics.grades([start])[0]
-        least = int(grade[relevant].min()) if relevant.any() else int(metrics.grades([start])[0])
-        if (grade[~relevant] >= least).any():
+        relevant = metrics.grades(target) >= metrics.grades([relevant_from])[0]
+        min_relevant = int(grade[relevant].min()) if relevant.any() else int(metrics.grades([relevant_from])[0])
+        if (grade[~relevant] >= min_relevant).any():
             raise InputError(
                 f"{path}: a pair that is not relevant gains {grade[~relevant].max() / 100:g}, a relevant one "
-                f"{least / 100:g}, expected relevant pairs to gain more"
+                f"{min_relevant / 100:g}, expected relevant pairs to gain more"
             )
         if len(table) > 1 and grade.min() == grade.max():
             raise InputError(
@@ -103,14 +106,14 @@ class Judged:
             )
         ranked = np.flatnonzero(metrics.rankable(query, grade))
         if not len(ranked):
-            alone = " (each has a single product)" if len(query_ids) == len(table) else ""
+            reason = " (each has a single product)" if len(query_ids) == len(table) else ""
             raise InputError(
-                f"{path}: none of {len(query_ids)} queries has products of different rating{alone}, expected some to"
+                f"{path}: none of {len(query_ids)} queries has products of different rating{reason}, expected some to"
                 " rank"
             )
         splits = [folder / f"{split}.parquet" for split in SPLITS]
-        judgements = sum(pq.read_metadata(one).num_rows for one in splits if one.is_file())
-        return cls(table, query_ids, query, target, grade, relevant, least, ranked, protocol, judgements)
+        judgements = sum(pq.read_metadata(split).num_rows for split in splits if split.is_file())
+        return cls(table, query_ids, query, target, grade, relevant, min_relevant, ranked, protocol, judgements)
 
     @cached_property
     def rows(self) -> np.ndarray:
@@ -119,40 +122,41 @@ class Judged:
 
     @cached_property
     def product_ids(self) -> list[str]:
+        """Product of each row."""
         return self.table.column("product_id").to_pylist()
 
     @cached_property
     def tie(self) -> np.ndarray:
+        """Rank of each row among equal scores, int64, shape (rows,): the larger comes first."""
         return trec.tie_ranks(self.product_ids)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of (query_id, product_id, target) of all rows, in hexadecimal, whatever order they are in."""
+        """SHA-256 (hexadecimal) of query_id, product_id and target of all rows, independent of their order."""
         names = ["query_id", "product_id"]
         content = hashlib.sha256()
-        for piece in (
-            self.table.select([*names, "target"]).sort_by([(name, "ascending") for name in names]).to_batches()
-        ):
-            for row in zip(*(column.to_pylist() for column in piece.columns), strict=True):
+        rows = self.table.select([*names, "target"]).sort_by([(name, "ascending") for name in names])
+        for batch in rows.to_batches():
+            for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                 content.update("{}\0{}\0{:.6f}\n".format(*row).encode())
         return content.hexdigest()
 
     @cached_property
     def sketch(self) -> str:
-        """The ranked queries, in the form by which the registry tells how far two test sets overlap."""
+        """Sketch of the ranked queries, from which the registry estimates how far two test sets overlap."""
         return sketch.of(self.query_ids[self.ranked].tolist())
 
     def per_query(self, column: str) -> np.ndarray:
-        """A column that is the same in all rows of a query, for each query, shape (queries,)."""
+        """Value of each query in a column that is constant within a query, shape (queries,)."""
         first = np.unique(self.query, return_index=True)[1]
         return np.array(self.table.column(column).to_pylist(), object)[first]
 
 
-def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct values of a column of texts, sorted by code point, and the place of each row's among them."""
+def _encode(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct values of a column of texts, sorted by code point, and the index of each row's value among them."""
     encoded = column.combine_chunks().dictionary_encode()
     values = encoded.dictionary
     order = pc.array_sort_indices(values).to_numpy()
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
-    return np.array(values.take(pa.array(order)).to_pylist(), str), place[encoded.indices.to_numpy()]
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    return np.array(values.take(pa.array(order)).to_pylist(), str), rank[encoded.indices.to_numpy()]

@@ -1,4 +1,4 @@
-"""How long systems take to score requests."""
+"""Latency of scoring, measured in turn on the same requests."""
 
 from __future__ import annotations
 
@@ -11,39 +11,33 @@ import pyarrow as pa
 
 from distilrank.evaluation.judged import Judged
 
-REQUEST_PRODUCTS = 32  # most products that one timed request scores
+MAX_PRODUCTS = 32  # largest number of products in a timed request
 
 
 def measure_latency(
-    scores: Mapping[str, Callable[[pa.Table], Any]], judged: Judged, pairs: int
+    scorers: Mapping[str, Callable[[pa.Table], Any]], judged: Judged, pairs: int
 ) -> dict[str, dict[str, float]]:
-    """Time systems on requests of one query's products each, in turn on the same request, each first as often.
+    """Time systems on requests of one query's products each. On each request all take turns, each first equally often.
 
     Args:
-        scores: what scores the rows of a request, by system.
+        scorers: by system, the function that scores the rows of a request.
         judged: where the requests come from.
-        pairs: as many requests as it takes for this many pairs, or all there are.
+        pairs: number of pairs that the requests should contain together; all queries are used if they have fewer.
 
     Returns:
-        By system: pairs_per_second, p50_ms, p95_ms and p99_ms of a request, and pairs_per_request (mean).
+        By system: pairs_per_second; p50_ms, p95_ms and p99_ms of a request; and pairs_per_request (mean).
     """
-    order = np.argsort(judged.query, kind="stable")
-    lists = np.split(order, np.flatnonzero(np.diff(judged.query[order])) + 1)
-    requests: list[pa.Table] = []
-    for rows in lists:
-        if sum(request.num_rows for request in requests) >= pairs:
-            break
-        requests.append(judged.table.take(pa.array(rows[:REQUEST_PRODUCTS])))
-    seconds: dict[str, list[float]] = {name: [] for name in scores}
-    for score in scores.values():
-        for request in requests:  # a new shape costs its first pass extra, so warm up with all of them
+    requests = _make_requests(judged, pairs)
+    for score in scorers.values():
+        for request in requests:  # the first pass of a new shape is slower, so warm up with all of them
             score(request)
-    names = list(scores)
+    seconds: dict[str, list[float]] = {name: [] for name in scorers}
+    names = list(scorers)
     for number, request in enumerate(requests):
-        first = number % len(names)  # whoever comes first finds colder caches
+        first = number % len(names)  # the first system finds colder caches
         for name in names[first:] + names[:first]:
             started = time.perf_counter()
-            scores[name](request)
+            scorers[name](request)
             seconds[name].append(time.perf_counter() - started)
     total = sum(request.num_rows for request in requests)
     return {
@@ -56,3 +50,15 @@ def measure_latency(
         }
         for name, times in seconds.items()
     }
+
+
+def _make_requests(judged: Judged, pairs: int) -> list[pa.Table]:
+    """The rows of one query after another, up to MAX_PRODUCTS each, until there are `pairs` rows."""
+    order = np.argsort(judged.query, kind="stable")
+    rows_by_query = np.split(order, np.flatnonzero(np.diff(judged.query[order])) + 1)
+    requests: list[pa.Table] = []
+    for rows in rows_by_query:
+        if sum(request.num_rows for request in requests) >= pairs:
+            break
+        requests.append(judged.table.take(pa.array(rows[:MAX_PRODUCTS])))
+    return requests

@@ -1,4 +1,4 @@
-"""How far the raw scores of a model spread, and whether it has collapsed."""
+"""How far the raw scores of a model spread, and whether the model has collapsed."""
 
 from __future__ import annotations
 
@@ -7,54 +7,58 @@ from typing import Any
 
 import numpy as np
 
-BIN_WIDTH, REACH = 0.25, 16.0
-"""Bins of the histogram of logits; what is further out counts in the outermost ones."""
+BIN_WIDTH, HISTOGRAM_LIMIT = 0.25, 16.0
+"""Bins of the histogram of logits; logits beyond the limit count in the outermost bins."""
 
-FIRST = 1000
-"""Rows whose distinct logits are counted: bf16 has few values, so their share falls with the rows."""
-FEWEST = 20
-"""Fewer logits than this may well be alike: that shows nothing."""
+MAX_CHECKED = 1000
+"""Logits among which distinct values are counted: bf16 has few values, so their share falls with the number of rows."""
+MIN_LOGITS = 20
+"""Fewer logits may be equal by chance: they never count as a collapse."""
 
 
 def spread(logits: np.ndarray) -> dict[str, Any]:
-    """Mean, deviation, range, distinct values and histogram of logits.
+    """Compute mean, standard deviation, range, number of distinct values and histogram of logits.
 
-    The histogram counts bins of `width` from `low` upwards, on one grid for all, so that those of shards add up.
+    The histogram counts bins of `width` from `low` upwards, on one common grid, so that those of shards can be added.
     """
     logits = np.asarray(logits, np.float64)
-    at = np.floor(np.clip(logits, -REACH, REACH - BIN_WIDTH) / BIN_WIDTH).astype(np.int64)
-    first = int(at.min())
+    bin_index = np.floor(np.clip(logits, -HISTOGRAM_LIMIT, HISTOGRAM_LIMIT - BIN_WIDTH) / BIN_WIDTH).astype(np.int64)
+    lowest = int(bin_index.min())
     return {
         "mean": float(logits.mean()),
         "deviation": float(logits.std()),
         "min": float(logits.min()),
         "max": float(logits.max()),
         "distinct": len(np.unique(logits)),
-        "histogram": {"width": BIN_WIDTH, "low": first * BIN_WIDTH, "counts": np.bincount(at - first).tolist()},
+        "histogram": {
+            "width": BIN_WIDTH,
+            "low": lowest * BIN_WIDTH,
+            "counts": np.bincount(bin_index - lowest).tolist(),
+        },
     }
 
 
-def collapsed(logits: np.ndarray, min_deviation: float, min_distinct: float) -> str | None:
-    """Why a teacher that gives these scores tells products apart no longer, in words; None if it does.
+def describe_collapse(logits: np.ndarray, min_deviation: float, min_distinct: float) -> str | None:
+    """Say why a model with these scores no longer separates products; None if it does.
 
     Args:
-        logits: raw scores, shape (n,); fewer than twenty are never taken for a collapse.
-        min_deviation: least standard deviation.
-        min_distinct: least share of distinct values among the first thousand.
+        logits: raw scores, shape (n,); fewer than MIN_LOGITS finite ones never count as a collapse.
+        min_deviation: smallest standard deviation.
+        min_distinct: smallest share of distinct values among the first MAX_CHECKED.
     """
-    broken = int((~np.isfinite(logits)).sum())
-    if broken:
-        return f"{broken} of {len(logits)} logits are not finite"
-    if len(logits) < FEWEST:
+    not_finite = int((~np.isfinite(logits)).sum())
+    if not_finite:
+        return f"{not_finite} of {len(logits)} logits are not finite"
+    if len(logits) < MIN_LOGITS:
         return None
     deviation = float(np.std(logits, dtype=np.float64))
     if deviation < min_deviation:
         return f"the standard deviation of {len(logits)} logits is {deviation:.3g}, expected {min_deviation:g} or more"
-    first = logits[:FIRST]
-    distinct = len(np.unique(first))
-    if distinct < min_distinct * len(first):
+    checked = logits[:MAX_CHECKED]
+    distinct = len(np.unique(checked))
+    if distinct < min_distinct * len(checked):
         return (
-            f"{distinct} of the first {len(first)} logits are distinct, expected "
-            f"{math.ceil(min_distinct * len(first))} or more"
+            f"{distinct} of the first {len(checked)} logits are distinct, expected "
+            f"{math.ceil(min_distinct * len(checked))} or more"
         )
     return None

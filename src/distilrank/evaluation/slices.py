@@ -1,13 +1,13 @@
-"""Parts of the test queries, each measured and compared by itself: an average can hide a part that became worse.
+"""Slices of the test queries, each measured and compared separately: a mean over all can hide a part that got worse.
 
-A slice is the ranked queries that share a value of a column: of the judged rows, or derived from the query's text.
+A slice is the ranked queries that share a value of a column, either of the judged rows or derived from the query text.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,149 +21,177 @@ from distilrank.evaluation.judged import Judged
 
 METRICS = ("ndcg_at_10", "pair_accuracy")
 NO_VALUE = "(none)"
-THIN_LISTED = 20  # thin slices of a column that are named; the rest become one line
-FINER = 5
-"""The least p-value of a randomization is one in its draws; times the family it must stay this far below the level, or
-Holm could never find the one slice that broke."""
+MAX_TOO_SMALL = 20  # slices of a column that are listed as too small; the others become one line
+RESOLUTION = 5
+"""The smallest p-value of a randomization test is about one over its draws. Times the number of slices, it must stay
+this many times below the level; otherwise Holm's correction could never find a single slice that broke."""
 FAMILY = "all slices of one baseline and metric, Holm"
 
-_MANY_WORDS = 5
-_WIDTH = 10  # characters of a class of query_characters
-_LONG = 40
+_MAX_WORDS = 5
+_CHARACTERS_STEP = 10
+_MAX_CHARACTERS = 40
+_UNSLICEABLE = ("query_id", "query", "product_id", "title", "description", "target", "gain", "bm25")
 
 
-def _words(query: str) -> str:
+def _words_class(query: str) -> str:
     count = len(normalize.words(query))
-    return f"{_MANY_WORDS}+" if count >= _MANY_WORDS else str(count)
+    return f"{_MAX_WORDS}+" if count >= _MAX_WORDS else str(count)
 
 
-def _characters(query: str) -> str:
-    if len(query) > _LONG:
-        return f"{_LONG + 1}+"
-    end = -(-len(query) // _WIDTH) * _WIDTH
-    return f"{end - _WIDTH + 1}-{end}"
+def _characters_class(query: str) -> str:
+    if len(query) > _MAX_CHARACTERS:
+        return f"{_MAX_CHARACTERS + 1}+"
+    end = -(-len(query) // _CHARACTERS_STEP) * _CHARACTERS_STEP
+    return f"{end - _CHARACTERS_STEP + 1}-{end}"
 
 
 DERIVED: Mapping[str, Callable[[str], str]] = {
-    "query_words": _words,
-    "query_characters": _characters,
+    "query_words": _words_class,
+    "query_characters": _characters_class,
     "script": unicode_script.dominant,
 }
-"""Columns that are made of the query's text."""
+"""Columns that are derived from the query text."""
+
+
+class Slice(NamedTuple):
+    """Queries that share a value of a column."""
+
+    column: str
+    value: str
+    indices: np.ndarray
+    """Indices into the ranked queries."""
+    rng: np.random.Generator
+    """Source of the draws for this slice."""
 
 
 def columns() -> list[str]:
-    """The columns that queries can be sliced by."""
-    texts = ("query_id", "query", "product_id", "title", "description", "target", "gain", "bm25")
-    return [*DERIVED, *(name for name in schemas.JUDGED.names if name not in texts)]
+    """Names of the columns that queries can be sliced by."""
+    return [*DERIVED, *(name for name in schemas.JUDGED.names if name not in _UNSLICEABLE)]
 
 
-def require(names: Sequence[str]) -> None:
-    """Refuse what cannot be sliced by.
+def require_columns(names: Sequence[str]) -> None:
+    """Check the configured slice columns.
 
     Raises:
-        InputError: a column is not one of `columns`.
+        InputError: a name is not one of `columns`.
     """
     for name in names:
         if name not in columns():
             raise InputError(
-                f"evaluate.slices: {name!r} is no column of the judged rows, and none is made of that name; expected "
-                f"some of {', '.join(columns())}"
+                f"evaluate.slices: {name!r} is not a column of the judged rows and cannot be derived from the query; "
+                f"expected some of {', '.join(columns())}"
             )
 
 
 def values(judged: Judged, column: str) -> np.ndarray:
-    """Each ranked query's value, str, shape (ranked,); None where it has none.
+    """Value of each ranked query, str, shape (ranked,); None if it has none.
 
-    Where rows of a query differ, the most frequent value of its relevant rows counts (of all, if none is relevant);
-    of equally frequent ones the first by code point.
+    If the rows of a query differ, the most frequent value of its relevant rows counts (of all rows, if none is
+    relevant); among equally frequent values, the first by code point.
     """
     if column in DERIVED:
-        texts = judged.per_query("query")[judged.ranked]
-        return np.array([DERIVED[column](text) for text in texts], object)
+        queries = judged.per_query("query")[judged.ranked]
+        return np.array([DERIVED[column](query) for query in queries], object)
     texts = judged.table.column(column).combine_chunks().cast(pa.string())
-    value = pc.if_else(pc.equal(texts, ""), None, texts)
-    rows = np.flatnonzero(judged.relevant | ~np.isin(judged.query, judged.query[judged.relevant]))
-    found = arrays.mode_by_group(judged.query[rows], value.take(pa.array(rows)), len(judged.query_ids))
-    return found.take(pa.array(judged.ranked)).to_numpy(zero_copy_only=False)
+    non_empty = pc.if_else(pc.equal(texts, ""), None, texts)
+    has_relevant = np.isin(judged.query, judged.query[judged.relevant])
+    rows = np.flatnonzero(judged.relevant | ~has_relevant)
+    modes = arrays.mode_by_group(judged.query[rows], non_empty.take(pa.array(rows)), len(judged.query_ids))
+    return modes.take(pa.array(judged.ranked)).to_numpy(zero_copy_only=False)
 
 
-def measure(
+def compare_slices(
     judged: Judged,
     by_query: Mapping[str, Mapping[str, np.ndarray]],
-    versus: Sequence[tuple[str, str]],
+    comparisons: Sequence[tuple[str, str]],
     config: Evaluate,
 ) -> dict[str, Any]:
-    """Measure systems on each slice and compare them there.
+    """Compute the metrics of systems on each slice and compare the systems there.
 
-    p_holm is the p-value adjusted for all slices, of all columns, of one pair of systems and one metric: the first is
-    worse on a slice where delta < 0 and p_holm < 1 - confidence, and the chance of any such finding where there is none
-    stays below 1 - confidence.
+    `p_holm` is the p-value adjusted for all slices, of all columns, of one pair of systems and one metric. The system
+    is worse on a slice where delta < 0 and p_holm < 1 - confidence; the probability of any such finding without a real
+    difference stays below 1 - confidence.
 
     Args:
         judged: the test rows.
-        by_query: per-query measures of the ranked queries, by system.
-        versus: the pairs to compare, a system and its baseline, all of them in `by_query`.
-        config: columns, least queries, resamples, confidence, seed.
+        by_query: per-query metrics of the ranked queries, by system.
+        comparisons: pairs of a system and its baseline, both in `by_query`.
+        config: slice columns, smallest slice, resamples, confidence, seed.
 
     Returns:
-        `slices` of metrics.json: rows, and what was left out as too thin, values and queries without one.
+        `slices` of metrics.json: the rows; and what was left out, as too small or without a value.
 
     Raises:
-        InputError: a column is not one of `columns`.
+        InputError: a slice column does not exist.
     """
-    require(config.slices)
-    pairs = np.bincount(judged.query)[judged.ranked]
-    keys = [(system, baseline, metric) for system, baseline in versus for metric in METRICS]
+    require_columns(config.slices)
+    slices: list[Slice] = []
+    left_out: list[dict[str, Any]] = []
+    for number, column in enumerate(config.slices):
+        column_slices, column_left_out = _split_by_column(judged, column, number, config)
+        slices += column_slices
+        left_out += column_left_out
+    keys = [(system, baseline, metric) for system, baseline in comparisons for metric in METRICS]
     deltas = np.empty((len(judged.ranked), 0))
     if keys:
-        deltas = np.stack([by_query[one][metric] - by_query[other][metric] for one, other, metric in keys], axis=1)
-    rows: list[dict[str, Any]] = []
-    left_out: list[dict[str, Any]] = []
-    drawn: list[tuple[np.ndarray, np.random.Generator]] = []
-    for at, column in enumerate(config.slices):
-        value = values(judged, column)
-        kept = np.flatnonzero([one is not None for one in value])
-        names, place, counts = np.unique(value[kept].astype(str), return_inverse=True, return_counts=True)
-        left_out += _thin(column, names, counts, len(value) - len(kept), config.slice_queries)
-        order = np.argsort(place, kind="stable")
-        for number, inside in enumerate(np.split(kept[order], np.cumsum(counts)[:-1])):
-            if len(inside) < config.slice_queries:
-                continue
-            rng = np.random.default_rng([config.seed, 3, at, number])
-            rows.append(
-                {
-                    "column": column,
-                    "value": str(names[number]),
-                    "queries": len(inside),
-                    "pairs": int(pairs[inside].sum()),
-                    "systems": {
-                        system: {metric: float(measured[metric][inside].mean()) for metric in METRICS}
-                        for system, measured in by_query.items()
-                    },
-                }
-            )
-            drawn.append((inside, rng))
-    resamples = max(config.bootstrap, math.ceil(FINER * len(rows) / (1 - config.confidence)))
-    for row, (inside, rng) in zip(rows, drawn, strict=True):
-        row["comparisons"] = _compare(keys, deltas[inside], config, resamples, rng)
+        deltas = np.stack(
+            [by_query[system][metric] - by_query[baseline][metric] for system, baseline, metric in keys], axis=1
+        )
+    pairs = np.bincount(judged.query)[judged.ranked]
+    resamples = max(config.bootstrap, math.ceil(RESOLUTION * len(slices) / (1 - config.confidence)))
+    rows: list[dict[str, Any]] = [
+        {
+            "column": each.column,
+            "value": each.value,
+            "queries": len(each.indices),
+            "pairs": int(pairs[each.indices].sum()),
+            "systems": {
+                system: {metric: float(metrics[metric][each.indices].mean()) for metric in METRICS}
+                for system, metrics in by_query.items()
+            },
+            "comparisons": _compare(keys, deltas[each.indices], config, resamples, each.rng),
+        }
+        for each in slices
+    ]
     for number in range(len(keys)):
         family = [row["comparisons"][number] for row in rows]
-        for one, adjusted in zip(family, significance.holm(np.array([one["p_value"] for one in family])), strict=True):
-            one["p_holm"] = float(adjusted)
+        adjusted = significance.holm(np.array([comparison["p_value"] for comparison in family]))
+        for comparison, p_holm in zip(family, adjusted.tolist(), strict=True):
+            comparison["p_holm"] = p_holm
     return {"min_queries": config.slice_queries, "family": FAMILY, "rows": rows, "left_out": left_out}
 
 
-def _thin(column: str, names: np.ndarray, counts: np.ndarray, unknown: int, least: int) -> list[dict[str, Any]]:
-    thin = np.flatnonzero(counts < least)
-    thin = thin[np.argsort(-counts[thin], kind="stable")]
-    found = [{"column": column, "value": str(names[one]), "queries": int(counts[one])} for one in thin[:THIN_LISTED]]
-    rest = thin[THIN_LISTED:]
+def _split_by_column(
+    judged: Judged, column: str, number: int, config: Evaluate
+) -> tuple[list[Slice], list[dict[str, Any]]]:
+    """The slices of a column that are large enough, and the entries of `left_out` for the others."""
+    value = values(judged, column)
+    with_value = np.flatnonzero([text is not None for text in value])
+    names, codes, counts = np.unique(value[with_value].astype(str), return_inverse=True, return_counts=True)
+    order = np.argsort(codes, kind="stable")
+    slices = [
+        Slice(column, str(names[index]), indices, np.random.default_rng([config.seed, 3, number, index]))
+        for index, indices in enumerate(np.split(with_value[order], np.cumsum(counts)[:-1]))
+        if len(indices) >= config.slice_queries
+    ]
+    return slices, _too_small(column, names, counts, len(value) - len(with_value), config.slice_queries)
+
+
+def _too_small(
+    column: str, names: np.ndarray, counts: np.ndarray, without_value: int, min_queries: int
+) -> list[dict[str, Any]]:
+    """Entries of `left_out` of a column: the largest of the slices that are too small, the rest, and no value."""
+    small = np.flatnonzero(counts < min_queries)
+    small = small[np.argsort(-counts[small], kind="stable")]
+    entries = [
+        {"column": column, "value": str(names[index]), "queries": int(counts[index])} for index in small[:MAX_TOO_SMALL]
+    ]
+    rest = small[MAX_TOO_SMALL:]
     if len(rest):
-        found.append({"column": column, "value": f"({len(rest)} more)", "queries": int(counts[rest].sum())})
-    if unknown:
-        found.append({"column": column, "value": NO_VALUE, "queries": unknown})
-    return found
+        entries.append({"column": column, "value": f"({len(rest)} more)", "queries": int(counts[rest].sum())})
+    if without_value:
+        entries.append({"column": column, "value": NO_VALUE, "queries": without_value})
+    return entries
 
 
 def _compare(
@@ -175,7 +203,7 @@ def _compare(
 ) -> list[dict[str, Any]]:
     if not keys:
         return []
-    certainty = significance.paired_interval(
+    intervals = significance.paired_interval(
         deltas, resamples=resamples, confidence=config.confidence, rng=rng, interval=config.interval
     )
     return [
@@ -189,6 +217,6 @@ def _compare(
             "p_value": float(p_value),
         }
         for (system, baseline, metric), delta, low, high, p_value in zip(
-            keys, deltas.mean(axis=0), *certainty, strict=True
+            keys, deltas.mean(axis=0), *intervals, strict=True
         )
     ]

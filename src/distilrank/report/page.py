@@ -45,7 +45,7 @@ def render(config: Report, folders: RunFolders, *, name: str, output: Path) -> N
         drifted = artifacts.read_json(folders.drift / "drift.json")
         trained = {
             "teacher": artifacts.read_json(folders.teacher / "metrics.json"),
-            "student": artifacts.read_json(student / "metrics.json"),
+            "student": artifacts.read_json(folders.student / "metrics.json"),
         }
         environment = templating.environment()
         stages = [

@@ -278,7 +278,7 @@ def _refuse_broken(name: str, rows: pa.Table, logits: np.ndarray) -> None:
 
 
 def _refuse_collapsed(name: str, logits: np.ndarray, config: Label) -> None:
-    found = score_spread.collapsed(logits, config.min_deviation, config.min_distinct)
+    found = score_spread.describe_collapse(logits, config.min_deviation, config.min_distinct)
     if found:
         raise RunStopped(f"{name}: {found} (label.min_deviation, label.min_distinct); the teacher has collapsed")
 
@@ -338,7 +338,7 @@ def label_rows(
             logits[done:ended], done = found[0], ended
             spent += found[1]
             counter.estimate = f"{device.format(spent.scaled(len(logits)))} in all"
-            if not trusted and done >= score_spread.FEWEST:  # of many hours, the first minute
+            if not trusted and done >= score_spread.MIN_LOGITS:  # of many hours, the first minute
                 _refuse_collapsed(shard.stem, logits[:done], config)
                 trusted = True
     _refuse_collapsed(shard.stem, logits, config)

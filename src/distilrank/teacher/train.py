@@ -136,7 +136,9 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, model_digest: 
             f"dev nDCG@10 {dev_ndcg['teacher']:.4f}, BM25 {dev_ndcg['bm25']:.4f}, random {dev_ndcg['random']:.4f}; "
             f"calibration error {ece:.3f}; saved, its logits are within {difference:.2g} of the trained ones",
         )
-        _require_quality(config, dev_ndcg, ece, score_spread.collapsed(logits, config.min_deviation, MIN_DISTINCT))
+        _require_quality(
+            config, dev_ndcg, ece, score_spread.describe_collapse(logits, config.min_deviation, MIN_DISTINCT)
+        )
         artifacts.seal(output)
         checkpoints.clear()
     return TeacherResult(dev_ndcg["teacher"], dev_ndcg["teacher"] - dev_ndcg["bm25"])
