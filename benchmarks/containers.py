@@ -45,7 +45,7 @@ def engine() -> Iterator[str]:
         Failed: there is none, and this user cannot have one.
     """
     if _answers():
-        yield build.client()
+        yield build.find_client()
         return
     if os.environ.get("DOCKER_HOST") or os.getuid():
         raise Failed("no Docker engine answers; start it, or run this as root on Debian")
@@ -71,7 +71,7 @@ def engine() -> Iterator[str]:
                     log.seek(0)
                     raise Failed(f"dockerd does not start: {log.read().decode()[-500:]}")
                 time.sleep(0.5)
-            yield build.client()
+            yield build.find_client()
         finally:
             daemon.terminate()
             daemon.wait()
@@ -267,7 +267,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         result = measure(options.base, options.helm)
-    except (Failed, build.Unusable) as error:
+    except (Failed, build.SetupError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     print(json.dumps(result))

@@ -1,5 +1,5 @@
 #!/bin/sh
-# A stand-in for the base image where no registry can be reached: Debian with its own Python, by debootstrap. Needs root.
+# Build a stand-in for the base image without a container registry: Debian with its own Python, by debootstrap. Needs root.
 # Usage: base.sh DOCKER IMAGE
 set -eu
 
@@ -10,7 +10,7 @@ trap 'rm -rf --one-file-system "$folder"' EXIT
 
 debootstrap --variant=minbase --include=python3,python3-pip,ca-certificates bookworm "$folder" \
 	"${DEBIAN_MIRROR:-http://deb.debian.org/debian}" >&2
-# What only installing needed, and what no container reads.
+# Without files that only the installation needs, and documentation.
 tar -C "$folder" --one-file-system --exclude='./proc/*' --exclude='./sys/*' --exclude='./dev/*' \
 	--exclude='./var/cache/apt/*' --exclude='./var/lib/apt/lists/*' --exclude='./usr/share/doc/*' --exclude='./usr/share/man/*' \
 	--exclude='./usr/share/locale/*' --exclude='./var/log/*' -c . |

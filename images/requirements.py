@@ -1,4 +1,4 @@
-"""Print what pyproject.toml requires with one of its extras, a requirement a line: `requirements.py EXTRA`."""
+"""Print the requirements of pyproject.toml with one of its extras, one per line: `requirements.py EXTRA`."""
 
 import sys
 import tomllib

@@ -1,7 +1,7 @@
-"""Remove from this environment what no stage, service or command of ours reads: a third of the image `ops`.
+"""Remove files from this environment that no stage, service or command reads: a third of the image `ops`.
 
-Packages ship their tests, the sources of what they compiled, and notebooks. Python's compiled code stays: a container
-with a read-only file system could not keep what it compiles again, and each start would take seconds longer.
+Packages ship tests, sources of compiled code, and notebooks. Python's bytecode is kept: a container with a read-only
+file system could not cache it, so each start would take seconds longer.
 """
 
 import shutil
@@ -12,18 +12,18 @@ from pathlib import Path
 SOURCES = "*.pyx *.pxd *.pyi *.pxi *.c *.cc *.cpp *.h *.hpp *.cuh *.ipynb *.f *.f90 *.cmake *.a".split()
 UNUSED = [
     "jupyterlab_plotly",
-    "setuptools*",  # of torch, to build extensions
+    "setuptools*",  # torch needs it only to build extensions
     "_distutils_hack",
     "distutils-precedence.pth",
-    "phonenumbers/geodata",  # where a number is registered
+    "phonenumbers/geodata",  # places of registration
     "phonenumbers/carrierdata",
     "phonenumbers/tzdata",
-    "plotly/graph_objs/**/__pycache__",  # some are loaded, of thousands
+    "plotly/graph_objs/**/__pycache__",  # thousands of files, of which few are loaded
     "plotly/validators/**/__pycache__",
-    "pyarrow/*flight*",  # a server of tables
-    "pyarrow/*s3*",  # another cloud's storage
+    "pyarrow/*flight*",  # a table server
+    "pyarrow/*s3*",  # storage of another cloud
     "pyarrow/include",
-    "pyarrow/libarrow_python*.so",  # under the name that is loaded, and two more
+    "pyarrow/libarrow_python*.so",  # loaded under another name
     "pyarrow/libarrow_python*.so.*.*.*",
     "evidently/legacy/ui/assets",
     "matplotlib/mpl-data/sample_data",
@@ -37,9 +37,9 @@ UNUSED = [
 ]
 
 packages = Path(sysconfig.get_path("purelib"))
-assert packages.is_relative_to(sys.prefix) and sys.prefix != sys.base_prefix, "expected the Python of an environment"
+assert packages.is_relative_to(sys.prefix) and sys.prefix != sys.base_prefix, "expected to run in a virtual environment"
 unused = [path for pattern in UNUSED for path in packages.glob(pattern)]
-# numpy.testing, which others import, takes something from there; Evidently's tests are those of data.
+# numpy.testing, which other packages import, needs the former; Evidently's "tests" are tests of data.
 needed = (packages / "numpy" / "_core" / "tests", packages / "evidently")
 unused += [
     path

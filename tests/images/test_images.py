@@ -117,7 +117,7 @@ def test_a_stage_sees_what_the_configuration_names_and_no_more(tmp_path: Path, m
     }
     blob = tmp_path / "blobs" / "weights"
     assert shown.readable == {tmp_path / "judgements.csv", tmp_path / "catalogue.csv", tmp_path / "encoder", blob}
-    described = {mount["Target"]: mount for mount in shown.described()}
+    described = {mount["Target"]: mount for mount in shown.to_docker()}
     assert (
         described[str(tmp_path / "judgements.csv")]["ReadOnly"]
         and not described[str(tmp_path / "registry")]["ReadOnly"]
@@ -165,16 +165,16 @@ def test_images_are_not_built_without_an_engine(options: list[str], tmp_path: Pa
     docker.chmod(0o755)
     result = run([sys.executable, "images/build.py", *options], PATH=f"{tmp_path}:{os.environ['PATH']}", **NOWHERE)
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1, result.stderr
-    assert "no Docker engine answers" in result.stderr
+    assert "no Docker engine responds" in result.stderr
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["server"], "server: no such image, expected some of ops, train, serve"),
+        (["server"], "server: no such image, expected one of ops, train, serve"),
         (["--ca", "/nowhere/ca.crt"], "--ca /nowhere/ca.crt: no such file"),
         (["--wheels", "/nowhere"], "--wheels /nowhere: no such folder"),
-        (["--version", "a/b"], "--version a/b: no tag"),
+        (["--version", "a/b"], "--version a/b: not a tag"),
         (["--repository", "example.org/Search"], "--repository example.org/Search: expected"),
     ],
 )
@@ -194,7 +194,7 @@ def test_offered_wheels_are_there_during_the_build_alone(tmp_path: Path, monkeyp
         for name in names:
             (folder / name).touch()
     monkeypatch.setattr(build, "WHEELS", kept)
-    with pytest.raises(KeyboardInterrupt), build._offered(str(offered)) as found:
+    with pytest.raises(KeyboardInterrupt), build._offering_wheels(str(offered)) as found:
         assert found == ["numpy-1-any.whl", "torch-2-any.whl"]  # what the constraints do not name stays away
         raise KeyboardInterrupt
     assert [path.name for path in kept.iterdir()] == ["numpy-1-any.whl"]
