@@ -1,6 +1,6 @@
-"""End to end: build the images, run a small configuration in them and as processes, and hold one against the other.
+"""End to end: build the images, run a small configuration in them and as processes, and compare the results.
 
-`make e2e` runs it. Needs a Docker engine; where there is none, root on Debian gets one for as long as this takes.
+`make e2e` runs it. Needs a Docker engine; without one, root on Debian gets a temporary engine.
 """
 
 from __future__ import annotations

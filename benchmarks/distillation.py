@@ -1,13 +1,13 @@
-"""What distillation over a log is worth: students of growing logs against their teacher and people's labels alone.
+"""The value of distillation: students of growing logs, compared with their teacher and with a student of human labels.
 
     python -m benchmarks.distillation --folder runs/.distillation
 
 On Home Depot's real judgements: 4,000 judged pairs are the labeled budget, the ratings of all other training pairs are
 hidden, and those pairs are the log, with products from the catalogue beside them. Test queries are never trained on.
 
-Everything that is done stays in the folder under a name that follows from its settings and from what it was made of
-(not from the code), and a killed training goes on from its checkpoint, so that the command can be given again until it
-is through: hours on two cores. `--only` does a part.
+Finished models stay in the folder under a name derived from their settings and inputs (not from the code), and a killed
+training resumes from its checkpoint, so the command can be repeated until it completes: hours on two cores. `--only`
+runs a part.
 """
 
 from __future__ import annotations
@@ -397,7 +397,7 @@ def main() -> None:
         wanted = ["4x", "1x", "4x, labels only"] if options.only is None else options.only
     else:
         study, wanted = Study(options.folder, options.threads, []), list(ARMS) if options.only is None else options.only
-    with machine.aside():
+    with machine.output_to_stderr():
         study.prepare()
         taught = study.teach("teacher", TEACHER)
         done = {"teacher": taught, "human labels only": study.teach("human labels only", HUMAN_ONLY)}

@@ -1,10 +1,10 @@
-"""How often drift is found where there is none, and where there is; and the time and memory of a million rows.
+"""Drift detection: false alarms, detection rates, and time and memory for a million rows.
 
 `python -m benchmarks.drift [--quick] [--resamples N] [--only alarms|size]`; see docs/drift.md. A period of real
-features (the demo shop's log without drift; Home Depot's judged pairs, where they are at hand) stands for one
-unchanging population of queries: both windows are drawn from it, whole queries with replacement, and then sampled as
-preparation samples traffic. Shifts are put into the second window. All of it goes through `distilrank.drift.compare`
-with the default configuration; a bi-encoder's cosine stands in for the student's score.
+features (the demo shop's log without drift; Home Depot's judged pairs, if available) represents an unchanging population
+of queries. Both windows are drawn from it, whole queries with replacement, and sampled as preparation samples traffic.
+Shifts are added to the second window. Both go through `distilrank.drift.compare` with the default configuration; a
+bi-encoder's cosine stands in for the student's score.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchmarks import machine
-from benchmarks.result import at_least, at_most, clopper_pearson, say, tell
+from benchmarks.result import at_least, at_most, clopper_pearson, report, say
 from distilrank import config
 from distilrank.core import artifacts, normalize, schemas, unicode_script
 from distilrank.core.arrays import systematic_sample
@@ -408,7 +408,7 @@ def main() -> int:
     }  # fmt: skip
     bars: list[dict[str, Any]] = []
     sources = {"demo_shop": demo_shop} | ({"home_depot": home_depot} if HOME_DEPOT.exists() else {})
-    with tempfile.TemporaryDirectory(prefix="benchmark-drift-") as temporary, machine.aside():
+    with tempfile.TemporaryDirectory(prefix="benchmark-drift-") as temporary, machine.output_to_stderr():
         folder, encoder = Path(temporary), Known(ENCODER)
         for name, load in sources.items():
             if options.only in (None, name):
@@ -420,7 +420,7 @@ def main() -> int:
         if options.only in (None, "size"):
             figures["size"], held = measure_size(scale, folder)
             bars += held
-    tell("drift", described, figures, bars)
+    report("drift", described, figures, bars)
     return 0
 
 

@@ -1,8 +1,8 @@
-"""The evaluation of a large test set, timed, beside the plain loops that it stands for.
+"""Time and memory of the evaluation of a large test set, compared with straightforward loops.
 
-`python -m benchmarks.evaluation [--quick] [--work DIR]`; see README.md. Judgements and scores are generated, seeded:
-what is measured does not depend on what a model says. The plain version draws its resamples one by one with numpy, and
-takes the areas from scikit-learn; it makes few of them, with the very same draws, and its seconds are scaled to all.
+`python -m benchmarks.evaluation [--quick] [--work DIR]`; see README.md. Judgements and scores are generated from a
+seed. The baseline draws resamples one by one with numpy, and computes areas by scikit-learn. It makes fewer of them, from
+the same draws, and its time is scaled up.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pyarrow as pa
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from benchmarks import machine
-from benchmarks.result import bar, say, tell
+from benchmarks.result import bar, report, say
 from distilrank.config import Evaluate
 from distilrank.core import artifacts, schemas
 from distilrank.evaluation import metrics, outputs, significance
@@ -249,12 +249,12 @@ def main() -> int:
     options = parser.parse_args()
     scale = QUICK if options.quick else Scale()
     described = machine.describe(("numpy", "scipy", "scikit-learn", "pyarrow"))
-    with tempfile.TemporaryDirectory(prefix="benchmark-evaluation-") as scratch, machine.aside():
+    with tempfile.TemporaryDirectory(prefix="benchmark-evaluation-") as scratch, machine.output_to_stderr():
         folder = options.work or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         figures, bars = run(scale, folder)
     figures |= {"quick": options.quick}
-    tell("evaluation", described, figures, bars)
+    report("evaluation", described, figures, bars)
     return 0
 
 

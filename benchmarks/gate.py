@@ -1,12 +1,11 @@
-"""How often the gate promotes by luck, and how small a gain or loss it can see.
+"""False promotions of the gate, and the smallest difference that it detects.
 
     python -m benchmarks.gate --figure docs/gate.svg
 
-Real differences: nDCG@10 of BM25 minus that of plain word overlap, query by query, on all judged queries of Home Depot.
-Centred, they are a world in which two systems are equally good and differ as real ones do. A gating draws a test set
-of some queries from it, adds a true difference, and asks the gate, with the project's own interval and decision, to
-promote. Of equal systems it should promote few under `superior`; of systems that are worse by just the margin, few
-under `not_inferior`.
+The data are real per-query differences: nDCG@10 of BM25 minus that of word overlap, on all judged queries of Home Depot.
+Centered, they represent two equally good systems that differ as real ones do. A simulated gating draws a test set of
+some queries, adds a true difference, and applies the gate's interval and decision. The gate should rarely promote equal
+systems under `superior`, and rarely systems that are worse by just the margin under `not_inferior`.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from matplotlib.ticker import MultipleLocator
 from scipy.stats import norm
 
 from benchmarks import machine
-from benchmarks.result import at_most, clopper_pearson, tell
+from benchmarks.result import at_most, clopper_pearson, report
 from distilrank.config import Config, Evaluate, Gate, Prepare, load
 from distilrank.core import normalize
 from distilrank.core.problems import Problems
@@ -191,7 +190,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few queries and gatings: does it run?")
     options = parser.parse_args()
     sizes, gatings = (SIZES[:2], 200) if options.quick else (SIZES, options.gatings)
-    with machine.aside():
+    with machine.output_to_stderr():
         pool, means = differences(load(BASE, ["data.queries=1500"] if options.quick else None))
         found = simulate(pool, sizes, gatings)
     if options.figure:
@@ -214,7 +213,7 @@ def main() -> None:
         for rule, true in (("superior", 0.0), ("not_inferior", -margin))
         for queries, curve in found[rule].items()
     ]
-    tell("gate", machine.describe(("numpy", "scipy", "bm25s")), figures, bars)
+    report("gate", machine.describe(("numpy", "scipy", "bm25s")), figures, bars)
 
 
 if __name__ == "__main__":

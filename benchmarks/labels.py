@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from benchmarks import damage, kills, machine
 from benchmarks.machine import Failed, measure
-from benchmarks.result import bar, say, tell
+from benchmarks.result import bar, report, say
 from distilrank.config import Compute, DemoShop, HomeDepot, Label, Lora, Optimizer, Student, Teacher
 from distilrank.core import artifacts, progress, schemas
 from distilrank.core.problems import Problems
@@ -60,7 +60,7 @@ class Scale:
     """Changed bytes in checkpoints per victim; a fifth of it per sealed file."""
 
 
-QUICK = Scale(candidates=20_000, pairs=24, part_rows=8, kills=10, boundaries=4, changed_bytes=2)
+QUICK = Scale(candidates=20_000, pairs=24, part_rows=8, kills=10, boundaries=2, changed_bytes=1)
 
 
 # Candidates -------------------------------------------------------------------------------------------------------
@@ -485,7 +485,7 @@ def main() -> int:
                 return 1
             say(f"{name}: {json.dumps(figures[name])}")
             bars += held
-    tell("labels", described, figures, bars)
+    report("labels", described, figures, bars)
     return 0
 
 

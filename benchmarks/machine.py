@@ -1,4 +1,4 @@
-"""What a figure was measured on, and how a process is measured."""
+"""Describe the machine, and measure a function in a separate process."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ import psutil
 
 from distilrank.core import hardware
 
-_INTERVAL = 0.1  # seconds between two looks at memory
+_INTERVAL = 0.1  # seconds between samples of memory
 _WARM_BYTES = 1 << 24
 
 
 def describe(packages: Iterable[str]) -> dict[str, Any]:
-    """The machine, the load that it had before, and the versions of `packages`."""
+    """Return the machine's hardware, its current load, and the versions of `packages`."""
     return {
         "processor": _processor(),
         "cores": hardware.cores(),
@@ -43,40 +43,40 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
 
 
 @contextlib.contextmanager
-def aside() -> Iterator[None]:
-    """What the body prints goes to standard error: standard output is for the one line of JSON."""
+def output_to_stderr() -> Iterator[None]:
+    """Redirect output to standard error; standard output is reserved for the line of JSON."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A function that ran in a process of its own."""
+    """Measurements of a function that ran in a separate process."""
 
     result: Any
-    """What it returned, as JSON values."""
+    """Return value of the function, as JSON values."""
     began: float
-    """Seconds since the epoch when the function began, after the imports."""
+    """Start of the function after the imports, in seconds since the epoch."""
     seconds: float
     cpu_seconds: float
     peak_bytes: int
-    """Largest resident memory of the process and its children, imports and file mappings included."""
+    """Peak resident memory of the process and its children, including imports and file mappings."""
     samples: list[tuple[float, int]]
-    """Times since the epoch, and the resident memory then."""
+    """Samples: seconds since the epoch, and resident memory in bytes."""
 
     def peak_between(self, start: float, end: float) -> int:
-        """Largest memory that was seen from `start` to `end`, seconds since `began`; 0 if nobody looked."""
+        """Return the largest sample from `start` to `end` (seconds since `began`); 0 without samples."""
         inside = [size for at, size in self.samples if start <= at - self.began <= end]
         return max(inside, default=0)
 
 
 class Failed(Exception):
-    """The measured process did not end well; its standard error says why."""
+    """A measurement failed; for a process, its standard error has the reason."""
 
 
 def measure(
@@ -86,16 +86,17 @@ def measure(
     imports: Iterable[str] = (),
     warm: Iterable[Path] = (),
 ) -> Measured:
-    """Run `function(*arguments)` in a fresh interpreter and watch its memory.
+    """Run `function(*arguments)` in a new interpreter, and sample its memory.
 
     Args:
-        function: of a module's top level; what it prints goes to standard error, what it returns must be JSON.
+        function: top-level function of a module. Its output goes to standard error; its return value must be JSON.
+        arguments: positional arguments of the function.
         scratch: folder for the result.
-        imports: modules that are imported before the clock starts.
-        warm: files that are read first, so that no run pays for a cold disk.
+        imports: modules to import before the clock starts.
+        warm: files to read beforehand, so that the disk cache is warm.
 
     Raises:
-        Failed: it raised, or was killed.
+        Failed: the function raised an exception, or the process was killed.
     """
     for path in warm:
         with path.open("rb") as handle:
@@ -118,32 +119,32 @@ def measure(
         process.join()
     if process.exitcode or not outcome.exists():
         raise Failed(f"{function.__name__}: ended with {process.exitcode}")
-    found = json.loads(outcome.read_text(encoding="utf-8"))
+    outcome_values = json.loads(outcome.read_text(encoding="utf-8"))
     outcome.unlink()
-    peak = max([found.pop("own_peak"), *(size for _, size in samples)])
-    return Measured(**found, peak_bytes=peak, samples=samples)
+    peak = max([outcome_values.pop("own_peak"), *(size for _, size in samples)])
+    return Measured(**outcome_values, peak_bytes=peak, samples=samples)
 
 
 def _call(outcome: Path, imports: tuple[str, ...], function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # standard output is for the one line of JSON
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # standard output is reserved for the line of JSON
     for name in imports:
         importlib.import_module(name)
     began, used = time.time(), time.process_time()
     start = time.perf_counter()
     result = function(*arguments)
-    found = {
+    outcome_values = {
         "result": result,
         "began": began,
         "seconds": time.perf_counter() - start,
         "cpu_seconds": time.process_time() - used,
         "own_peak": _own_peak(),
     }
-    outcome.write_text(json.dumps(found), encoding="utf-8")
+    outcome.write_text(json.dumps(outcome_values), encoding="utf-8")
 
 
 def _own_peak() -> int:
-    """Largest resident memory of this process, bytes."""
-    try:  # unlike ru_maxrss, this does not begin with what the parent had when it forked
+    """Return the peak resident memory of this process in bytes."""
+    try:  # unlike ru_maxrss, VmHWM does not start from the parent's memory at the fork
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     except (OSError, StopIteration):
@@ -152,7 +153,7 @@ def _own_peak() -> int:
 
 
 def _resident(pid: int | None) -> int:
-    """Resident memory of a process and all below it now, bytes; 0 once it is gone."""
+    """Return the resident memory of a process and its descendants in bytes; 0 if it has ended."""
     try:
         process = psutil.Process(pid)
         return sum(each.memory_info().rss for each in [process, *process.children(recursive=True)])

@@ -1,7 +1,7 @@
-"""The pods of the Helm chart, each started in its image as Kubernetes would start it, against the real thing.
+"""Start each pod of the Helm chart in its image as Kubernetes would, against real counterparts.
 
-Commands, environment, security context and mounts are those of the rendered objects; a volume is a folder, an emptyDir
-a tmpfs, a Secret a file. Kubeflow Pipelines is the tests' stub, which holds every request to the published document.
+Commands, environment, security context and mounts are those of the rendered objects. A folder stands in for a volume, a
+tmpfs for an emptyDir, a file for a Secret, and the tests' stub, which validates requests, for Kubeflow Pipelines.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Preparation at the size of a shop: time, memory, and what one more day of log costs.
+"""Preparation at the scale of a shop: time, memory, and the cost of one more day of log.
 
 `python -m benchmarks.prepare [--quick] [--only ubi|esci|scrub] [--events N ...] [--work DIR]`; see README.md.
 """
@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from benchmarks import machine
 from benchmarks.machine import Failed, Measured, measure
-from benchmarks.result import at_most, bar, say, tell
+from benchmarks.result import at_most, bar, report, say
 from distilrank import config
 from distilrank.core import artifacts, normalize
 from distilrank.data import splits
@@ -942,7 +942,7 @@ def main() -> int:
                 return 1
             bars += held
     _table(figures)
-    tell("prepare", described, figures, bars)
+    report("prepare", described, figures, bars)
     return 0
 
 

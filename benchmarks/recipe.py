@@ -1,9 +1,9 @@
-"""How the teacher's recipe decides its worth: one thing changed at a time, on real judgements.
+"""Ablation of the teacher's training recipe: one setting changed at a time, on real judgements.
 
     python -m benchmarks.recipe --pairs 2500 --folder runs/.recipe
 
-A teacher a row: trained on the same judged pairs of Home Depot, measured on the same test queries. Each is kept in
-the folder when it is done, and a killed one goes on from its checkpoint, so that the command can be given again.
+One teacher per row, trained on the same judged pairs of Home Depot and measured on the same test queries. Finished ones
+stay in the folder, and a killed training resumes from its checkpoint, so the command can be repeated.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ ARMS = {
 def measure(config: Config, compute: Compute, data: Path, output: Path) -> dict[str, Any]:
     """Train one teacher and measure it on the test queries."""
     started = time.monotonic()
-    with machine.aside():
+    with machine.output_to_stderr():
         teacher.train(config.teacher, compute, judgements=data / "judgements", model_digest="", output=output)
     seconds = time.monotonic() - started
     test = schemas.read(data / "judgements" / "test.parquet", schemas.JUDGED)

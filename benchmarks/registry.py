@@ -33,7 +33,7 @@ from google.cloud import storage
 
 from benchmarks import kills, machine
 from benchmarks.machine import Failed
-from benchmarks.result import bar, say, tell
+from benchmarks.result import bar, report, say
 from distilrank import registry as registries
 from distilrank.config import Registry
 from distilrank.core import artifacts
@@ -377,6 +377,8 @@ def kill_at_boundaries(make: Callable[[str], Place], scratch: Path, limit: int) 
         version = make_version(folder / "second", f"second {name}")
         return place, lambda _: promote(place.config, folder / "second", version, champion), version
 
+    _, promote_second, _ = begin("first")
+    promote_second(scratch)  # creates the shared cache, which later runs find
     _, promote_second, _ = begin("unbroken")
     changes = kills.count_boundaries(promote_second, scratch)
     killed, broken = 0, []
@@ -507,14 +509,14 @@ def main() -> int:
     options = parser.parse_args()
     described = machine.describe(PACKAGES)
     figures: dict[str, Any] = {"quick": options.quick}
-    with tempfile.TemporaryDirectory(prefix="benchmark-registry-") as temporary, machine.aside():
+    with tempfile.TemporaryDirectory(prefix="benchmark-registry-") as temporary, machine.output_to_stderr():
         try:
             parts = [options.only] if options.only else list(PARTS)
             results, bars = measure(QUICK if options.quick else Scale(), parts, Path(temporary))
         except Failed as error:
             say(f"{error}")
             return 1
-    tell("registry", described, figures | results, bars)
+    report("registry", described, figures | results, bars)
     return 0
 
 

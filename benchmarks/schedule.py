@@ -1,8 +1,8 @@
-"""`schedule apply` under random declared states, faults and kills, against a server that holds to KFP's own document.
+"""`schedule apply` under random declarations, faults and kills, against a server that validates by KFP's API document.
 
-A sequence is a few declared states, one after the other. Each is applied while requests fail before or after they have
-had their effect, connections drop, somebody pauses, resumes or doubles recurring runs by hand, and the process dies
-between two requests; then once in peace, and once more.
+A sequence is a few declarations. Each is applied while requests fail before or after their effect, connections drop,
+recurring runs are paused, resumed or duplicated by hand, and the process dies between two requests; then once
+undisturbed, and once more.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from unittest import mock
 from zoneinfo import ZoneInfo
 
 from benchmarks import machine
-from benchmarks.result import at_least, at_most, say, tell
+from benchmarks.result import at_least, at_most, report, say
 from distilrank.config import load
 from distilrank.core.errors import InputError
 from pipelines import kubeflow
@@ -312,12 +312,12 @@ def main() -> int:
     described = machine.describe(PACKAGES)
     sequences = QUICK_SEQUENCES if options.quick else SEQUENCES
     kills = QUICK_PROCESS_KILLS if options.quick else PROCESS_KILLS
-    with machine.aside(), tempfile.TemporaryDirectory() as home, mock.patch.dict(os.environ, {"HOME": home}):
+    with machine.output_to_stderr(), tempfile.TemporaryDirectory() as home, mock.patch.dict(os.environ, {"HOME": home}):
         counts = measure(sequences, kills)
     bars = [at_least("sequences", sequences, SEQUENCES)]
     broken = sorted(name for name in counts if name.startswith("broken: "))
     bars += [at_most(name.removeprefix("broken: "), counts[name], 0) for name in broken]
-    tell("schedule", described, {"quick": options.quick, **counts}, bars)
+    report("schedule", described, {"quick": options.quick, **counts}, bars)
     return 0
 
 

@@ -1,5 +1,4 @@
-"""The service under load: does it lose or mix an answer while the champion changes, how fast does it answer, and does
-it keep what it has accepted while three times as much is asked for?
+"""The scoring service under load: lost or mixed responses while the champion changes, latency, and overload behavior.
 
 `python -m benchmarks.serving [--quick] [--backend onnx|onnx-int8]`; see README.md.
 """
@@ -29,7 +28,7 @@ import pyarrow as pa
 
 from benchmarks import machine
 from benchmarks.machine import Failed, measure
-from benchmarks.result import at_least, at_most, bar, say, tell
+from benchmarks.result import at_least, at_most, bar, report, say
 from distilrank import registry
 from distilrank.config import Compute, DemoShop, HomeDepot, Student, Text
 from distilrank.core import artifacts, schemas
@@ -626,7 +625,7 @@ def main() -> int:
             return 1
     figures |= found
     say(json.dumps(found, indent=2))
-    tell("serving", described, figures, bars)
+    report("serving", described, figures, bars)
     return 0
 
 

@@ -1,9 +1,9 @@
-"""Training and scoring of the student beside sentence-transformers, in one process and on the same rows.
+"""Training and scoring of the student, compared with sentence-transformers in the same process on the same rows.
 
-`python -m benchmarks.student [--quick] [--rounds N]`; see README.md. The peer is sentence-transformers as its
-documentation has it: CrossEncoderTrainer with MarginMSELoss, eight products of a query a row, eight rows a batch, bf16
-where the machine has it; and CrossEncoder.predict with its defaults. Both learn the same margins at the same rate, with
-as many tokens a step. Peer and ours take turns, so that a busy machine slows both.
+`python -m benchmarks.student [--quick] [--rounds N]`; see README.md. The baseline is sentence-transformers as
+documented: CrossEncoderTrainer with MarginMSELoss, eight products of a query per row, eight rows per batch, bf16 if
+available; and CrossEncoder.predict with its defaults. Both learn the same margins at the same learning rate, with as many
+tokens per step. The two alternate, so that load on the machine slows both.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncode
 from sentence_transformers.cross_encoder.losses import MarginMSELoss
 
 from benchmarks import machine
-from benchmarks.result import bar, say, tell
+from benchmarks.result import bar, report, say
 from distilrank.config import Compute, Config, DemoShop, HomeDepot, StudentOptimizer, Text
 from distilrank.config import Student as Settings
 from distilrank.core import schemas
@@ -374,10 +374,10 @@ def main() -> int:
     scale = QUICK if options.quick else Scale(rounds=options.rounds or Scale().rounds)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     described = machine.describe(("torch", "transformers", "sentence-transformers", "onnxruntime"))
-    with tempfile.TemporaryDirectory(prefix="benchmark-student-") as folder, machine.aside():
+    with tempfile.TemporaryDirectory(prefix="benchmark-student-") as folder, machine.output_to_stderr():
         figures, bars = run(scale, Path(folder))
     figures |= {"quick": options.quick}
-    tell("student", described, figures, bars)
+    report("student", described, figures, bars)
     return 0
 
 

@@ -1,8 +1,8 @@
-"""Training and scoring of the teacher, beside the straightforward loop, in one process and on the same rows.
+"""Training and scoring of the teacher, compared with a straightforward loop in the same process on the same rows.
 
-`python -m benchmarks.teacher [--quick] [--rounds N]`; see README.md. The straightforward loop is transformers and peft
-as their documentation has them: LoRA of rank 16 on all linear layers, adapters unmerged, batches of 32 in the order of
-arrival, padded to their longest, under bf16 autocast. Base and ours take turns, so that a busy machine slows both.
+`python -m benchmarks.teacher [--quick] [--rounds N]`; see README.md. The baseline is transformers and peft as
+documented: LoRA of rank 16 on all linear layers, adapters unmerged, batches of 32 in input order, padded to the longest,
+under bf16 autocast. The two alternate, so that load on the machine slows both.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import AutoModelForSequenceClassification
 
 from benchmarks import machine
-from benchmarks.result import bar, say, tell
+from benchmarks.result import bar, report, say
 from distilrank.config import Compute, Config, DemoShop, HomeDepot, Optimizer, Teacher, TeacherText
 from distilrank.core import schemas
 from distilrank.data import prepare
@@ -365,10 +365,10 @@ def main() -> int:
     options = parser.parse_args()
     scale = QUICK if options.quick else Scale(rounds=options.rounds or Scale().rounds)
     described = machine.describe(("torch", "transformers", "peft", "accelerate"))
-    with tempfile.TemporaryDirectory(prefix="benchmark-teacher-") as folder, machine.aside():
+    with tempfile.TemporaryDirectory(prefix="benchmark-teacher-") as folder, machine.output_to_stderr():
         figures, bars = run(scale, Path(folder))
     figures |= {"quick": options.quick}
-    tell("teacher", described, figures, bars)
+    report("teacher", described, figures, bars)
     return 0
 
 

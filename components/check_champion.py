@@ -19,7 +19,7 @@ def check_champion(
     registry: dict,
     resolved: Output[Artifact],
 ) -> NamedTuple(  # type: ignore[valid-type]
-    "Watched",
+    "MonitorInputs",
     [
         ("data_digest", str),
         ("reference_start", str),
@@ -29,7 +29,7 @@ def check_champion(
         ("cache_since", str),
     ],
 ):
-    """Find the champion and the newest traffic, and fail early if either is missing."""
+    """Resolve the champion and the window of the newest traffic, and fail early if either is missing."""
     from pathlib import Path
 
     from distilrank import config, preflight as stage

@@ -37,7 +37,7 @@ def check_inputs(
         ("cache_since", str),
     ],
 ):
-    """Resolve the log window, digest every outside input, and fail early if anything is missing."""
+    """Resolve the log window, digest all external inputs, and fail early if one is missing or invalid."""
     from pathlib import Path
 
     from distilrank import config, preflight as stage

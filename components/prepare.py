@@ -20,9 +20,9 @@ def prepare_data(
     profile: Output[Artifact],
     profile_html: Output[HTML],
 ) -> List[str]:
-    """Split judgements by query, mine candidates from the logs, shard and profile them; return the shards' names.
+    """Split judgements by query, mine candidates from the logs, shard and profile them; return the names of the shards.
 
-    `cache_since` is there for the cache's key alone: results of another period are not taken over.
+    `cache_since` is only part of the cache key: results of an earlier cache period are not reused.
     """
     from pathlib import Path
 

@@ -13,7 +13,7 @@ def probe_pod(
     registry: dict,
     written: Output[Artifact],
 ):
-    """Report what a pod of this cluster is given, and write an artifact."""
+    """Report volumes, Secrets, user and clock of a pod, and write an artifact."""
     from pathlib import Path
 
     from distilrank import probe as stage

@@ -5,7 +5,7 @@ from components.stage import ops_stage
 
 @ops_stage
 def probe_artifact(written: Input[Artifact], token: str):
-    """Report whether an artifact arrives from the object store."""
+    """Report whether an artifact can be read back from the object store."""
     from pathlib import Path
 
     from distilrank import probe as stage

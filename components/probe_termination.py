@@ -3,7 +3,7 @@ from components.stage import ops_stage
 
 @ops_stage
 def probe_termination(how: str, seconds: float):
-    """End with an error or by a signal, or wait for somebody to end the pod."""
+    """Exit with an error, kill the process, or wait for the pod to be terminated."""
     from distilrank import probe as stage
 
     stage.end(how, seconds)

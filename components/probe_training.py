@@ -3,7 +3,7 @@ from components.stage import train_stage
 
 @train_stage
 def probe_training():
-    """Report what the training image has."""
+    """Report versions and devices in the training image."""
     from distilrank import probe as stage
 
     stage.report_training()

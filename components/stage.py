@@ -1,7 +1,7 @@
-"""The two kinds of stage and the images they run in; the only place that names images.
+"""Decorators of the two kinds of stage, `ops_stage` and `train_stage`, with their images.
 
-A component is lightweight and installs nothing: its image brings the library, and locally so does the environment.
-Tags are immutable, since Kubeflow's cache keys hold an image's name and not its content.
+No other module names images. A component installs nothing: the library is in its image, and for local runs in the
+environment. Tags are immutable, since Kubeflow's cache keys contain an image's name and not its content.
 """
 
 from functools import partial
