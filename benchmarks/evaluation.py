@@ -1,8 +1,8 @@
 """Time and memory of the evaluation of a large test set, compared with straightforward loops.
 
 `python -m benchmarks.evaluation [--quick] [--work DIR]`; see README.md. Judgements and scores are generated from a
-seed. The baseline draws resamples one by one with numpy, and computes areas by scikit-learn. It makes fewer of them, from
-the same draws, and its time is scaled up.
+seed. The baseline draws resamples one by one with numpy, and computes areas by scikit-learn. It makes fewer of them,
+from the same draws, and its time is scaled up.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python -m benchmarks.gate --figure docs/gate.svg
 
-The data are real per-query differences: nDCG@10 of BM25 minus that of word overlap, on all judged queries of Home Depot.
+The data are real per-query differences: nDCG@10 of BM25 minus that of word overlap, on Home Depot's judged queries.
 Centered, they represent two equally good systems that differ as real ones do. A simulated gating draws a test set of
 some queries, adds a true difference, and applies the gate's interval and decision. The gate should rarely promote equal
 systems under `superior`, and rarely systems that are worse by just the margin under `not_inferior`.

@@ -2,8 +2,8 @@
 
 `python -m benchmarks.student [--quick] [--rounds N]`; see README.md. The baseline is sentence-transformers as
 documented: CrossEncoderTrainer with MarginMSELoss, eight products of a query per row, eight rows per batch, bf16 if
-available; and CrossEncoder.predict with its defaults. Both learn the same margins at the same learning rate, with as many
-tokens per step. The two alternate, so that load on the machine slows both.
+available; and CrossEncoder.predict with its defaults. Both learn the same margins at the same learning rate, with
+as many tokens per step. The two alternate, so that load on the machine slows both.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Training and scoring of the teacher, compared with a straightforward loop in the same process on the same rows.
 
 `python -m benchmarks.teacher [--quick] [--rounds N]`; see README.md. The baseline is transformers and peft as
-documented: LoRA of rank 16 on all linear layers, adapters unmerged, batches of 32 in input order, padded to the longest,
-under bf16 autocast. The two alternate, so that load on the machine slows both.
+documented: LoRA of rank 16 on all linear layers, adapters unmerged, batches of 32 in input order, padded to the
+longest, under bf16 autocast. The two alternate, so that load on the machine slows both.
 """
 
 from __future__ import annotations
