@@ -2,9 +2,9 @@
 
 `python -m benchmarks.drift [--quick] [--resamples N] [--only alarms|size]`; see docs/drift.md. A period of real
 features (the demo shop's log without drift; Home Depot's judged pairs, if available) represents an unchanging
-population of queries. Both windows are drawn from it, whole queries with replacement, and sampled as preparation samples
-traffic. Shifts are added to the second window. Both go through `distilrank.drift.compare` with the default configuration; a
-bi-encoder's cosine stands in for the student's score.
+population of queries. Both windows are drawn from it, whole queries with replacement, and sampled as preparation
+samples traffic. Shifts are added to the second window. Both go through `distilrank.drift.compare` with the default
+configuration; a bi-encoder's cosine stands in for the student's score.
 """
 
 from __future__ import annotations
