@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from distilrank.config import Compute, Config, DemoShop, Label, Lora, Optimizer, Teacher, parameters
+from distilrank.config import Compute, Label, Lora, Optimizer, Teacher
 from distilrank.core import artifacts, schemas
 from distilrank.modeling import encoding, scorer
 from distilrank.teacher import estimate
-from pipelines.distill import distill
-from pipelines.estimate import estimate as pipeline
 from tests.small_pairs import pairs
 
 
@@ -65,12 +63,3 @@ def test_nothing_has_a_price_that_is_not_known(prepared: Path, models: Path, mon
         Teacher(model=str(models / "decoder")), Label(), compute, **folders, output=prepared / "spend"
     )
     assert found["training"]["price"] is None and found["labeling"]["price"] is None
-
-
-def test_a_run_takes_over_what_the_estimate_prepared() -> None:
-    ours, theirs = (one.pipeline_spec for one in (pipeline, distill))
-    for task in ("check-inputs", "prepare-data"):
-        one, other = (spec.root.dag.tasks[task] for spec in (ours, theirs))
-        assert one.inputs == other.inputs, "the cache goes by a stage's inputs"
-    settings = parameters(Config(data=DemoShop(source="demo_shop")))
-    assert set(pipeline.component_spec.inputs) - {"schedule_time"} <= set(settings)

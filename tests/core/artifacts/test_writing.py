@@ -30,7 +30,7 @@ from distilrank.core.artifacts import writing
 from distilrank.core.errors import InputError
 from distilrank.data import log_store
 from distilrank.modeling import references as model_references
-from pipelines import local
+from pipelines import run_folder
 from tests.test_registry import killed_at
 
 WRITERS = 8
@@ -69,7 +69,7 @@ def _write_files(barrier: Barrier, number: int, root: Path) -> None:
         assert len(artifacts.read_json(root / "shared.json")["content"]) == 20_000
         schemas.write(LABELS, root / "labels.parquet", schemas.LABELS)
         assert schemas.read(root / "labels.parquet", schemas.LABELS).num_rows == 500
-        local._point(root / "latest", root / f"run-{number}")
+        run_folder.replace_link(root / "latest", root / f"run-{number}")
         assert os.readlink(root / "latest").startswith("run-")
         key = log_store.LogStore(root / f"store-{turn}")._key
         assert key == (root / f"store-{turn}" / "salt").read_bytes() and len(key) == 64
