@@ -41,7 +41,7 @@ TOGETHER = 20
 """Gatings whose intervals share resampling draws (never queries), for speed: it hardly makes them dependent."""
 SIZES = (100, 250, 500, 1000, 2000)
 TOLERATED = 0.05
-"""Share of promotions by luck. The lower end of a 95 % interval is a test at 2.5 %, so there is room."""
+"""Tolerated share of false promotions; the lower end of a 95 % interval is tested at 2.5 %, so there is a margin."""
 SURE = 0.95
 STEPS = np.arange(-6, 13) / 400
 """True differences of the power curves."""
@@ -209,7 +209,7 @@ def main() -> None:
         "promotions": found,
     }
     bars = [
-        at_most(f"promoted by luck, {rule}, {queries} queries, ci_low", curve[f"{true:g}"]["low"], TOLERATED)
+        at_most(f"false promotions, {rule}, {queries} queries, ci_low", curve[f"{true:g}"]["low"], TOLERATED)
         for rule, true in (("superior", 0.0), ("not_inferior", -margin))
         for queries, curve in found[rule].items()
     ]

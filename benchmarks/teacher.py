@@ -272,7 +272,7 @@ def run(scale: Scale, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]
                 "pairs_per_second": round(count / sum(taken), 2),
                 "times_plain": round(sum(trained["plain"]) / sum(taken), 2),
                 "by_turn": [round(theirs / ours, 2) for theirs, ours in zip(trained["plain"], taken, strict=True)],
-                "utilisation": round(4 * size * tokens / sum(taken) / peak, 3),
+                "utilization": round(4 * size * tokens / sum(taken) / peak, 3),
             }
             for name, taken in trained.items()
         },
@@ -306,7 +306,7 @@ def run(scale: Scale, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]
             "pairs_per_second": round(count / sum(taken), 2),
             "times_plain": round(sum(scored["plain"]) / sum(taken), 2),
             "by_turn": [round(theirs / mine, 2) for theirs, mine in zip(scored["plain"], taken, strict=True)],
-            "utilisation": round(2 * size * tokens / sum(taken) / peak, 3),
+            "utilization": round(2 * size * tokens / sum(taken) / peak, 3),
             "largest_difference": float(differences[name].max()),
             "mean_difference": float(differences[name].mean()),
         }
@@ -344,8 +344,8 @@ def _bars(figures: dict[str, Any]) -> list[dict[str, Any]]:
         ("training_without_compilation_times_plain", train["ours, whole queries"]["times_plain"], 2.5, True),
         ("scoring_times_plain", score["ours"]["times_plain"], 3.0, True),
         ("scoring_compiled_times_plain", score["ours, compiled"]["times_plain"], 3.5, True),
-        ("training_utilisation", best["utilisation"], 0.30, True),
-        ("scoring_utilisation", max(one["utilisation"] for one in score.values()), 0.45, True),
+        ("training_utilization", best["utilization"], 0.30, True),
+        ("scoring_utilization", max(one["utilization"] for one in score.values()), 0.45, True),
         ("loss_difference", apart, 1e-2, False),
         ("probability_difference_bf16", score["ours"]["largest_difference"], 1e-2, False),
         ("probability_difference_fp32", figures["fp32_difference"], 1e-4, False),
