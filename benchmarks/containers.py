@@ -82,14 +82,14 @@ def _answers() -> bool:
     return bool(docker) and subprocess.run([docker, "info"], capture_output=True).returncode == 0
 
 
-def _base(docker: str, wanted: str) -> str:
+def _base(docker: str, requested: str) -> str:
     """`wanted` if it is here or can be pulled, else a stand-in for it."""
-    for image in (wanted, build.STAND_IN):
+    for image in (requested, build.STAND_IN):
         if subprocess.run([docker, "image", "inspect", image], capture_output=True).returncode == 0:
             return image
-    if subprocess.run([docker, "pull", wanted], capture_output=True).returncode == 0:
-        return wanted
-    print(f"{wanted} cannot be pulled: making a stand-in by debootstrap", file=sys.stderr)
+    if subprocess.run([docker, "pull", requested], capture_output=True).returncode == 0:
+        return requested
+    print(f"{requested} cannot be pulled: making a stand-in by debootstrap", file=sys.stderr)
     subprocess.run([sys.executable, ROOT / "images" / "build.py", "--base-image"], check=True, stdout=sys.stderr)
     return build.STAND_IN
 
@@ -117,9 +117,9 @@ def _rebuild(docker: str, base: str) -> float:
 
 
 def _left_out(folder: Path, names: list[str]) -> set[str]:
-    kept = {"src", "images", "components", "pipelines", "configs", "pyproject.toml", "constraints.txt"}
-    kept |= {"README.md", "LICENSE", ".dockerignore"}
-    return {name for name in names if name == "__pycache__" or (folder == ROOT and name not in kept)}
+    included = {"src", "images", "components", "pipelines", "configs", "pyproject.toml", "constraints.txt"}
+    included |= {"README.md", "LICENSE", ".dockerignore"}
+    return {name for name in names if name == "__pycache__" or (folder == ROOT and name not in included)}
 
 
 def _run(folder: Path, name: str, *options: str) -> dict[str, Any]:
@@ -152,12 +152,12 @@ def _apart(run: dict[str, Any]) -> float:
     return run["seconds"] - (sum(run["own"].values()) - sum(labels) + max(labels))
 
 
-def _differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+def _differences(first: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """What the two runs do not agree on: outcome, checks, and every check's value but those of time."""
     found = []
-    if one["verdict"]["outcome"] != other["verdict"]["outcome"]:
-        found.append(f"outcome: {one['verdict']['outcome']} and {other['verdict']['outcome']}")
-    checks, others = ({check["name"]: check for check in run["verdict"]["checks"]} for run in (one, other))
+    if first["verdict"]["outcome"] != other["verdict"]["outcome"]:
+        found.append(f"outcome: {first['verdict']['outcome']} and {other['verdict']['outcome']}")
+    checks, others = ({check["name"]: check for check in run["verdict"]["checks"]} for run in (first, other))
     if set(checks) != set(others):
         found.append(f"checks: {sorted(set(checks) ^ set(others))} in one of them only")
     for name in sorted(set(checks) & set(others)):
@@ -165,16 +165,16 @@ def _differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
             values = checks[name][key], others[name][key]
             if not name.startswith(("latency", "p95")) and values[0] != values[1]:
                 found.append(f"{name}.{key}: {values[0]} and {values[1]}")
-    if one["metrics"]["systems"] != other["metrics"]["systems"]:
+    if first["metrics"]["systems"] != other["metrics"]["systems"]:
         found.append("metrics.json: systems")
     return found
 
 
 def _pods(docker: str, helm: Path | None, registry: Path, scratch: Path) -> dict[str, str]:
     """What is wrong with the chart's pods; nothing is said of them where they cannot be tried."""
-    taken = [port for port in pods.PORTS if not _is_free(port)]
-    if helm is None or not DOCUMENT.exists() or taken:
-        lacking = "no helm" if helm is None else f"port {taken[0]} is taken" if taken else f"no {DOCUMENT}"
+    busy = [port for port in pods.PORTS if not _is_free(port)]
+    if helm is None or not DOCUMENT.exists() or busy:
+        lacking = "no helm" if helm is None else f"port {busy[0]} is taken" if busy else f"no {DOCUMENT}"
         print(f"the chart's pods were not tried: {lacking}", file=sys.stderr)
         return {}
     scratch.mkdir()

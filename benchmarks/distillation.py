@@ -196,11 +196,11 @@ class Study:
         logits, each in standard deviations; both keep the teacher's own mean and deviation, for its calibration.
         """
         own, members = self.label(taught, shards), self.committee(who, taught)
-        folder = self.folder / _named(f"labels-{who}", [one.name for one in members], own[0].parts[-2])
-        outputs = [folder / one.name for one in own]
+        folder = self.folder / _named(f"labels-{who}", [row.name for row in members], own[0].parts[-2])
+        outputs = [folder / row.name for row in own]
         if all((output / artifacts.SEAL).exists() for output in outputs):
             return outputs
-        tables = [schemas.read(one / labeling.LABELS, schemas.LABELS) for one in own]
+        tables = [schemas.read(row / labeling.LABELS, schemas.LABELS) for row in own]
         logits = np.concatenate([table["logit"].to_numpy() for table in tables])
         if who == "noisy teacher":
             changed = _noisy(logits)
@@ -209,15 +209,15 @@ class Study:
                 schemas.read(self.log(shards) / f"shard-{number:05d}.parquet", schemas.CANDIDATES)
                 for number in range(shards)
             )
-            said = [Scorer.load(one, self.compute).score(rows) for one in members]
+            said = [Scorer.load(row, self.compute).score(rows) for row in members]
             changed = _together([logits, *said])
         places = np.cumsum([len(table) for table in tables])[:-1]
-        for one, output, table, part in zip(own, outputs, tables, np.split(changed, places), strict=True):
+        for row, output, table, part in zip(own, outputs, tables, np.split(changed, places), strict=True):
             output.mkdir(parents=True, exist_ok=True)
             column = table.schema.get_field_index("logit")
             table = table.set_column(column, schemas.LABELS.field("logit"), pa.array(part, pa.float32()))
             schemas.write(table, output / labeling.LABELS, schemas.LABELS)
-            manifest = label_manifest.read(one) | {"labels": artifacts.digest_file(output / labeling.LABELS)}
+            manifest = label_manifest.read(row) | {"labels": artifacts.digest_file(output / labeling.LABELS)}
             label_manifest.write(output, manifest)
             artifacts.seal(output)
         return outputs
@@ -300,10 +300,10 @@ class Study:
         systems = score_baselines(judged, config) | {"MiniLM cosine": System(self.cosine().astype(np.float32))}
         for name, model in done.items():
             if self.scores(model).exists():
-                kept = artifacts.read_json(self.scores(model))
-                probability = kept["probability"]
+                stored = artifacts.read_json(self.scores(model))
+                probability = stored["probability"]
                 systems[name] = System(
-                    np.array(kept["score"], np.float32), None if probability is None else np.array(probability)
+                    np.array(stored["score"], np.float32), None if probability is None else np.array(probability)
                 )
         systems["noisy teacher"] = System(_noisy(systems["teacher"].score).astype(np.float32))
         if all(name in systems for name in MEMBERS):
@@ -337,13 +337,13 @@ def _together(members: list[np.ndarray]) -> np.ndarray:
     return members[0].mean() + members[0].std() * mean / mean.std()
 
 
-def draw(found: dict[str, Any], path: Path) -> None:
+def draw(results: dict[str, Any], path: Path) -> None:
     """The curve: how far each student is above people's labels alone, with its paired interval, by size of the log."""
     baseline = "human labels only"
     rows = {
-        (one["system"], one["metric"]): one
-        for one in found["comparisons"]
-        if one["baseline"] == baseline and one["system"] not in ("random", "bm25")
+        (row["system"], row["metric"]): row
+        for row in results["comparisons"]
+        if row["baseline"] == baseline and row["system"] not in ("random", "bm25")
     }
     panels = {"ndcg_at_10": "nDCG@10", "pair_accuracy": "Pair accuracy", "roc_auc": "ROC-AUC"}
     with matplotlib.rc_context({**figures.STYLE, "figure.facecolor": "white", "savefig.facecolor": "white"}):
@@ -354,16 +354,16 @@ def draw(found: dict[str, Any], path: Path) -> None:
             ax.axhspan(taught["ci_low"], taught["ci_high"], color=figures.COLORS["teacher"], alpha=0.12, linewidth=0)
             ax.axhline(taught["delta"], color=figures.COLORS["teacher"], label="teacher")
             curve = [
-                (pairs, rows[name, metric]) for name, pairs in found["log_pairs"].items() if (name, metric) in rows
+                (pairs, rows[name, metric]) for name, pairs in results["log_pairs"].items() if (name, metric) in rows
             ]
             blue = figures.COLORS["student"]
-            ax.plot([x for x, _ in curve], [one["delta"] for _, one in curve], color=blue, label="student")
+            ax.plot([x for x, _ in curve], [row["delta"] for _, row in curve], color=blue, label="student")
             for arm in ARMS:
                 size = arm.split(",")[0]
                 if (arm, metric) in rows and (arm == size or "seed" in arm):
-                    one, x = rows[arm, metric], found["log_pairs"][size]
-                    ax.plot([x, x], [one["ci_low"], one["ci_high"]], color=blue, linewidth=2.4, alpha=0.35)
-                    ax.plot(x, one["delta"], "o", color=blue, markersize=5)
+                    row, x = rows[arm, metric], results["log_pairs"][size]
+                    ax.plot([x, x], [row["ci_low"], row["ci_high"]], color=blue, linewidth=2.4, alpha=0.35)
+                    ax.plot(x, row["delta"], "o", color=blue, markersize=5)
             ax.set_xscale("log", base=2)
             ax.set_xticks([x for x, _ in curve], [f"{x / 1000:.0f}k" for x, _ in curve])
             ax.minorticks_off()
@@ -376,7 +376,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 def _named(name: str, *made_of: Any) -> str:
     """A folder's name for something, with a digest of what it is made of: other settings never meet its results."""
-    plain = [one.model_dump(mode="json") if isinstance(one, BaseModel) else one for one in made_of]
+    plain = [row.model_dump(mode="json") if isinstance(row, BaseModel) else row for row in made_of]
     return f"{re.sub('[^a-z0-9]+', '-', name.lower())}-{artifacts.digest_json(plain)[:8]}"
 
 
@@ -394,37 +394,40 @@ def main() -> None:
         parser.error(f"--only {unknown[0]!r}, expected some of {', '.join(ARMS)}")
     if options.quick:
         study = Study(options.folder / "quick", options.threads, QUICK)
-        wanted = ["4x", "1x", "4x, labels only"] if options.only is None else options.only
+        selected = ["4x", "1x", "4x, labels only"] if options.only is None else options.only
     else:
-        study, wanted = Study(options.folder, options.threads, []), list(ARMS) if options.only is None else options.only
+        study, selected = (
+            Study(options.folder, options.threads, []),
+            list(ARMS) if options.only is None else options.only,
+        )
     with machine.output_to_stderr():
         study.prepare()
         taught = study.teach("teacher", TEACHER)
         done = {"teacher": taught, "human labels only": study.teach("human labels only", HUMAN_ONLY)}
         for name, arm in ARMS.items():
             whose = done.get(arm.teacher, taught)
-            if name in wanted:
+            if name in selected:
                 study.distil(name, arm, whose)
                 print(f"{name}: done", file=sys.stderr)
             done[name] = study.student(name, arm, whose)
-        found = study.report(done)
+        results = study.report(done)
         if options.figure:
-            draw(found, options.figure)
+            draw(results, options.figure)
     print(
         json.dumps(
             {
                 "benchmark": "distillation",
                 "machine": machine.describe(("torch", "transformers", "peft")),
-                "figures": found,
-                "bars": bars(found),
+                "figures": results,
+                "bars": bars(results),
             }
         )
     )
 
 
-def bars(found: dict[str, Any]) -> list[dict[str, Any]]:
+def bars(results: dict[str, Any]) -> list[dict[str, Any]]:
     """Whether the students of the largest log beat their teacher and people's labels alone; None: not done yet."""
-    lows = {(one["system"], one["baseline"], one["metric"]): one["ci_low"] for one in found["comparisons"]}
+    lows = {(row["system"], row["baseline"], row["metric"]): row["ci_low"] for row in results["comparisons"]}
     asked = [
         (name, baseline, metric)
         for name in ("16x", "16x, seed 2", "16x, seed 3")

@@ -179,7 +179,7 @@ def _foreign(words: Sequence[str]) -> Shift:
         chosen = _some_queries(queries, 0.1, draw)
         texts = {query: " ".join(draw.choice(words, draw.integers(1, 4))) for query in sorted(set(queries[chosen]))}
         tokens = dict(zip(texts, period.tokens.count(list(texts.values())), strict=True))
-        made = {
+        features = {
             query: {
                 "query_id": normalize.query_id(text),
                 "query": text,
@@ -193,10 +193,10 @@ def _foreign(words: Sequence[str]) -> Shift:
             for query, text in texts.items()
         }
         columns = {}
-        for name in next(iter(made.values())):
+        for name in next(iter(features.values())):
             values = table[name].to_pylist()
             for row in np.flatnonzero(chosen):
-                values[row] = made[queries[row]][name]
+                values[row] = features[queries[row]][name]
             columns[name] = values
         return _set(table, **columns)
 
@@ -279,10 +279,10 @@ def measure_alarms(
     }
     bars = [at_most(f"{name}_false_alarms_ci_low", figures["false_alarms"]["ci_low"], FALSE_ALARMS)]
     for shift, (change, column) in SHIFTS.items():
-        found = _detected(change, column, period, encoder, scale, knobs, size)
-        figures["shifts"][shift] = found
-        bars.append(at_least(f"{name}_{shift}_alarm", found["alarm"], DETECTED))
-        say(f"{name} | {shift}: {json.dumps(found)}")
+        detected = _detected(change, column, period, encoder, scale, knobs, size)
+        figures["shifts"][shift] = detected
+        bars.append(at_least(f"{name}_{shift}_alarm", detected["alarm"], DETECTED))
+        say(f"{name} | {shift}: {json.dumps(detected)}")
     return figures, bars
 
 
@@ -290,13 +290,13 @@ def _detected(
     change: Shift, column: str, period: Period, encoder: Known, scale: Scale, knobs: config.Drift, size: int
 ) -> dict[str, Any]:
     draw = np.random.default_rng([SEED, 1])
-    found: Counter[str] = Counter()
+    detected: Counter[str] = Counter()
     values, alarms, shares, aucs = [], 0, [], []
     for _ in range(scale.shifted):
         reference, current = period.window(draw, size), change(period.window(draw, size), period, draw)
         part = compare_windows(knobs, reference, current, encoder).part
         entries = {entry["name"]: entry for entry in part["columns"]}
-        found.update(entry["name"] for entry in entries.values() if entry["drifted"])
+        detected.update(entry["name"] for entry in entries.values() if entry["drifted"])
         values.append(entries[column]["value"] / entries[column]["threshold"])
         alarms += part["alarm"]
         shares.append(part["share"])
@@ -304,15 +304,15 @@ def _detected(
     auc, low = np.median(aucs, axis=0)
     return {
         "column": column,
-        "found": round(found[column] / scale.shifted, 4),
+        "found": round(detected[column] / scale.shifted, 4),
         "of_limit": round(float(np.median(values)), 2),
         "alarm": round(alarms / scale.shifted, 4),
         "share": round(float(np.median(shares)), 3),
         "share_above_limit": round(float(np.mean(np.array(shares) > knobs.share)), 4),
         "embedding": {
-            "found": round(found["embedding"] / scale.shifted, 4), "auc": round(auc, 4), "ci_low": round(low, 4)
+            "found": round(detected["embedding"] / scale.shifted, 4), "auc": round(auc, 4), "ci_low": round(low, 4)
         },
-        "columns": {name: round(count / scale.shifted, 3) for name, count in found.most_common()},
+        "columns": {name: round(count / scale.shifted, 3) for name, count in detected.most_common()},
     }  # fmt: skip
 
 
@@ -414,12 +414,12 @@ def main() -> int:
             if options.only in (None, name):
                 began = time.perf_counter()
                 table = load(scale.period, folder / name)
-                figures[name], held = measure_alarms(name, table, encoder, scale, knobs, options.window)
+                figures[name], part_bars = measure_alarms(name, table, encoder, scale, knobs, options.window)
                 figures[name]["seconds"] = round(time.perf_counter() - began)
-                bars += held
+                bars += part_bars
         if options.only in (None, "size"):
-            figures["size"], held = measure_size(scale, folder)
-            bars += held
+            figures["size"], part_bars = measure_size(scale, folder)
+            bars += part_bars
     report("drift", described, figures, bars)
     return 0
 

@@ -71,12 +71,12 @@ def write(folder: Path, scale: Scale) -> None:
     types = np.minimum(rng.zipf(1.5, scale.queries), TYPES)
     type_of = np.where(rng.random(scale.pairs) < 0.8, types[query], rng.integers(1, TYPES + 1, scale.pairs))
     columns: dict[str, Any] = {
-        "query_id": [f"{one:016x}" for one in query],
+        "query_id": [f"{item:016x}" for item in query],
         "query": np.array(texts, object)[query],
-        "product_id": [f"p{one % (scale.pairs // 2):07d}" for one in product],
+        "product_id": [f"p{item % (scale.pairs // 2):07d}" for item in product],
         **dict.fromkeys(schemas.PRODUCT_FIELDS, pa.nulls(scale.pairs, pa.string())),
         "title": np.array([f"{' '.join(rng.choice(WORDS, 4))}" for _ in range(1000)], object)[product % 1000],
-        "product_type": [f"type {one}" for one in type_of],
+        "product_type": [f"type {item}" for item in type_of],
         "target": target,
         "gain": target,
         "raters": np.ones(scale.pairs, np.int32),
@@ -129,12 +129,12 @@ def plain(folder: str, values: dict[str, int]) -> dict[str, Any]:
     rows = judged.rows
     query = np.searchsorted(judged.ranked, judged.query[rows])
     by_query = {
-        name: metrics.per_query(query, judged.grade[rows], judged.relevant[rows], one.score[rows], judged.tie[rows])
-        for name, one in systems.items()
+        name: metrics.per_query(query, judged.grade[rows], judged.relevant[rows], item.score[rows], judged.tie[rows])
+        for name, item in systems.items()
     }
     versus = [pair for pair in COMPARISONS if set(pair) <= set(systems)]
     deltas = np.stack(
-        [by_query[one][metric] - by_query[other][metric] for one, other in versus for metric in metrics.PER_QUERY],
+        [by_query[item][metric] - by_query[other][metric] for item, other in versus for metric in metrics.PER_QUERY],
         axis=1,
     )
     seconds: dict[str, float] = {}
@@ -147,7 +147,7 @@ def plain(folder: str, values: dict[str, int]) -> dict[str, Any]:
     )
     paired = max(np.abs(mine - theirs).max() for mine, theirs in zip(sure, (low, high, p_value), strict=True))
 
-    areas = {name: metrics.BootstrapAuc(judged.relevant, one.score, judged.query) for name, one in systems.items()}
+    areas = {name: metrics.BootstrapAuc(judged.relevant, item.score, judged.query) for name, item in systems.items()}
     queries, clusters = len(judged.query_ids), 0.0
     generator = np.random.default_rng([config.seed, 2])
     began = time.perf_counter()
@@ -158,18 +158,18 @@ def plain(folder: str, values: dict[str, int]) -> dict[str, Any]:
         found.append(
             {
                 name: [
-                    area(judged.relevant, one.score, sample_weight=weight)
+                    area(judged.relevant, item.score, sample_weight=weight)
                     for area in (roc_auc_score, average_precision_score)
                 ]
-                for name, one in systems.items()
+                for name, item in systems.items()
             }
         )
     seconds["clustered"] = time.perf_counter() - began
     generator = np.random.default_rng([config.seed, 2])
     for expected in found:
         drawn = np.bincount(generator.integers(queries, size=queries), minlength=queries)
-        for name, one in areas.items():
-            clusters = max(clusters, np.abs(np.array(one.compute(drawn)) - expected[name]).max())
+        for name, item in areas.items():
+            clusters = max(clusters, np.abs(np.array(item.compute(drawn)) - expected[name]).max())
     return {
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
         "largest_difference": {"paired": float(paired), "areas": float(clusters)},
@@ -211,27 +211,30 @@ def run(scale: Scale, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]
     imports = ("distilrank.evaluation.evaluate", "sklearn.metrics")
     warm = (folder / "test.parquet", folder / "scores.npy")
     say(f"ours: {scale.bootstrap:,} resamples, {scale.cluster_bootstrap:,} of areas")
-    made = machine.measure(ours, str(folder), asdict(scale), scratch=folder, imports=imports, warm=warm)
-    say(f"ours took {made.seconds:.1f} s; plain: {scale.plain_resamples:,} resamples, {scale.plain_clusters} of areas")
+    measured = machine.measure(ours, str(folder), asdict(scale), scratch=folder, imports=imports, warm=warm)
+    say(
+        f"ours took {measured.seconds:.1f} s; baseline: {scale.plain_resamples:,} resamples, "
+        f"{scale.plain_clusters} of areas"
+    )
     other = machine.measure(plain, str(folder), asdict(scale), scratch=folder, imports=imports, warm=warm)
-    took = other.result["seconds"]
-    paired = (took["bootstrap"] + took["sign_flip"]) * scale.bootstrap / scale.plain_resamples
-    clustered = took["clustered"] * scale.cluster_bootstrap / scale.plain_clusters
+    seconds_by_part = other.result["seconds"]
+    paired = (seconds_by_part["bootstrap"] + seconds_by_part["sign_flip"]) * scale.bootstrap / scale.plain_resamples
+    clustered = seconds_by_part["clustered"] * scale.cluster_bootstrap / scale.plain_clusters
     figures = {
         "scale": asdict(scale),
         "ours": {
-            **made.result,
-            "total_seconds": round(made.seconds, 2),
-            "cpu_seconds": round(made.cpu_seconds, 2),
-            "peak_gib": round(made.peak_bytes / 2**30, 3),
+            **measured.result,
+            "total_seconds": round(measured.seconds, 2),
+            "cpu_seconds": round(measured.cpu_seconds, 2),
+            "peak_gib": round(measured.peak_bytes / 2**30, 3),
         },
         "plain": {**other.result, "scaled_seconds": {"paired": round(paired, 1), "clustered": round(clustered, 1)}},
-        "times_plain": round((paired + clustered) / made.result["seconds"]["compare"], 1),
+        "times_plain": round((paired + clustered) / measured.result["seconds"]["compare"], 1),
     }
     difference = max(other.result["largest_difference"].values())
     bars = [
-        bar("evaluation_seconds", round(made.seconds, 1), 90, made.seconds <= 90),
-        bar("evaluation_memory_gib", round(made.peak_bytes / 2**30, 2), 2, made.peak_bytes <= 2 * 2**30),
+        bar("evaluation_seconds", round(measured.seconds, 1), 90, measured.seconds <= 90),
+        bar("evaluation_memory_gib", round(measured.peak_bytes / 2**30, 2), 2, measured.peak_bytes <= 2 * 2**30),
         bar("figures_differ", difference, EQUAL, difference <= EQUAL),
     ]
     return figures, bars

@@ -86,30 +86,30 @@ def differences(config: Config) -> tuple[np.ndarray, dict[str, float]]:
     }
     ranked = metrics.rankable(judged.query, gain)
     tie = trec.tie_ranks([product_ids[product] for product in judged.product])
-    found = {name: metrics.ndcg(judged.query, gain, score, 10, tie)[ranked] for name, score in systems.items()}
-    return found["bm25"] - found["overlap"], {name: float(values.mean()) for name, values in found.items()}
+    results = {name: metrics.ndcg(judged.query, gain, score, 10, tie)[ranked] for name, score in systems.items()}
+    return results["bm25"] - results["overlap"], {name: float(values.mean()) for name, values in results.items()}
 
 
 def intervals(pool: np.ndarray, queries: int, gatings: int, config: Evaluate, seed: int) -> np.ndarray:
     """Observed difference and both ends of its interval of many test sets drawn from `pool`, shape (gatings, 3)."""
-    found = []
+    results = []
     for rng in np.random.default_rng([seed, queries]).spawn(-(-gatings // TOGETHER)):
         drawn = rng.choice(pool, (queries, TOGETHER))
         sure = significance.paired_interval(
             drawn, resamples=RESAMPLES, confidence=config.confidence, rng=rng, interval=config.interval
         )
-        found.append(np.stack([drawn.mean(axis=0), sure.low, sure.high], axis=1))
-    return np.concatenate(found)[:gatings]
+        results.append(np.stack([drawn.mean(axis=0), sure.low, sure.high], axis=1))
+    return np.concatenate(results)[:gatings]
 
 
-def promotions(policy: Gate, found: np.ndarray, queries: int, true: float, config: Evaluate) -> int:
+def promotions(policy: Gate, results: np.ndarray, queries: int, true: float, config: Evaluate) -> int:
     """How many gatings promote if the candidate is better by `true`.
 
     To add a constant to every query's difference moves the mean and its interval by that constant.
     """
     won = {"system": "student", "baseline": "bm25", "metric": policy.metric, "delta": 1, "ci_low": 1, "ci_high": 1}
     promoted = 0
-    for delta, low, high in (found + true).tolist():
+    for delta, low, high in (results + true).tolist():
         champion = won | {"baseline": "champion", "delta": delta, "ci_low": low, "ci_high": high}
         evidence = Evidence(
             metrics={
@@ -134,16 +134,16 @@ def simulate(pool: np.ndarray, sizes: tuple[int, ...], gatings: int) -> dict[str
     """Promotions by rule, number of test queries and true difference."""
     config = Evaluate()
     centred = pool - pool.mean()
-    found: dict[str, Any] = {rule: {} for rule in RULES}
+    results: dict[str, Any] = {rule: {} for rule in RULES}
     for queries in sizes:
         began = time.monotonic()
         for seed, (rule, policy) in enumerate(RULES.items()):
             drawn = intervals(centred, queries, gatings, config, seed)
-            found[rule][queries] = {
+            results[rule][queries] = {
                 f"{true:g}": share(promotions(policy, drawn, queries, float(true), config), gatings) for true in STEPS
             }
         print(f"{queries} queries: {time.monotonic() - began:.0f} s", file=sys.stderr)
-    return found
+    return results
 
 
 def needed(standard_deviation: float, difference: float, power: float = 0.8) -> int:
@@ -155,7 +155,7 @@ def needed(standard_deviation: float, difference: float, power: float = 0.8) -> 
     return int(np.ceil((reach * standard_deviation / difference) ** 2))
 
 
-def draw(found: dict[str, Any], path: Path) -> None:
+def draw(results: dict[str, Any], path: Path) -> None:
     """The power curves: share of promotions by true difference, a line for each number of test queries."""
     margin = RULES["not_inferior"].champion_margin
     titles = {"superior": "superior", "not_inferior": f"not_inferior, margin {margin:g}".replace("0.", ".")}
@@ -165,12 +165,12 @@ def draw(found: dict[str, Any], path: Path) -> None:
         {**figures.STYLE, "figure.facecolor": "white", "savefig.facecolor": "white", "svg.hashsalt": "gate"}
     ):
         figure = Figure(figsize=(9.6, 3.8), layout="constrained")
-        for ax, (rule, curves) in zip(figure.subplots(1, 2, sharey=True), found.items(), strict=True):
+        for ax, (rule, curves) in zip(figure.subplots(1, 2, sharey=True), results.items(), strict=True):
             ax.axvspan(STEPS[0], forbidden[rule], color=figures.FAINT, linewidth=0)
             ax.axhline(TOLERATED, color=figures.WORSE, linewidth=1, linestyle=(0, (4, 3)))
             for at, (queries, curve) in enumerate(curves.items()):
                 ax.plot(
-                    STEPS, [one["share"] for one in curve.values()],
+                    STEPS, [item["share"] for item in curve.values()],
                     color=palette(0.12 + 0.85 * at / max(len(curves) - 1, 1)), label=f"{queries:,} queries",
                 )  # fmt: skip
             ax.set(title=f"champion: {titles[rule]}", xlabel="true difference of nDCG@10", xlim=(STEPS[0], STEPS[-1]))
@@ -192,9 +192,9 @@ def main() -> None:
     sizes, gatings = (SIZES[:2], 200) if options.quick else (SIZES, options.gatings)
     with machine.output_to_stderr():
         pool, means = differences(load(BASE, ["data.queries=1500"] if options.quick else None))
-        found = simulate(pool, sizes, gatings)
+        results = simulate(pool, sizes, gatings)
     if options.figure:
-        draw(found, options.figure)
+        draw(results, options.figure)
     deviation = float(pool.std(ddof=1))
     margin = RULES["not_inferior"].champion_margin
     figures = {
@@ -205,13 +205,13 @@ def main() -> None:
         "ties": float((np.abs(pool) < 1e-12).mean()),
         "gatings": gatings,
         "resamples": RESAMPLES,
-        "needed": {f"{one:g}": needed(deviation, one) for one in (0.003, 0.005, 0.01, 0.02, 0.03)},
-        "promotions": found,
+        "needed": {f"{item:g}": needed(deviation, item) for item in (0.003, 0.005, 0.01, 0.02, 0.03)},
+        "promotions": results,
     }
     bars = [
         at_most(f"false promotions, {rule}, {queries} queries, ci_low", curve[f"{true:g}"]["low"], TOLERATED)
         for rule, true in (("superior", 0.0), ("not_inferior", -margin))
-        for queries, curve in found[rule].items()
+        for queries, curve in results[rule].items()
     ]
     report("gate", machine.describe(("numpy", "scipy", "bm25s")), figures, bars)
 

@@ -267,16 +267,16 @@ def measure_overhead(scale: Scale, work: Path, shared: Path) -> tuple[dict[str, 
             imports=IMPORTS,
             warm=warm,
         )
-    took = run.result
-    overhead = (run.seconds - took["loading"] - took["scoring"]) / took["scoring"]
+    timings = run.result
+    overhead = (run.seconds - timings["loading"] - timings["scoring"]) / timings["scoring"]
     figures = {
-        "pairs": took["pairs"],
-        "parts": -(-took["pairs"] // scale.part_rows),
-        "tokens": took["tokens"],
-        "pairs_per_second": round(took["pairs"] / took["scoring"], 1),
+        "pairs": timings["pairs"],
+        "parts": -(-timings["pairs"] // scale.part_rows),
+        "tokens": timings["tokens"],
+        "pairs_per_second": round(timings["pairs"] / timings["scoring"], 1),
         "seconds": round(run.seconds, 2),
-        "scoring_seconds": round(took["scoring"], 2),
-        "loading_seconds": round(took["loading"], 2),
+        "scoring_seconds": round(timings["scoring"], 2),
+        "loading_seconds": round(timings["loading"], 2),
     }
     return figures, [bar("overhead", overhead, 0.02, overhead < 0.02)]
 
@@ -479,12 +479,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="benchmark-labels-", dir=options.work) as temporary:
         for name in [options.only] if options.only else PARTS:
             try:
-                figures[name], held = PARTS[name](scale, options.work or Path(temporary), ROOT.parent / "shared")
+                figures[name], part_bars = PARTS[name](scale, options.work or Path(temporary), ROOT.parent / "shared")
             except Failed as error:
                 say(f"{name}: {error}")
                 return 1
             say(f"{name}: {json.dumps(figures[name])}")
-            bars += held
+            bars += part_bars
     report("labels", described, figures, bars)
     return 0
 

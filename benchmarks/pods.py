@@ -53,7 +53,7 @@ def check(docker: str, helm: Path, registry: Path, scratch: Path) -> dict[str, s
     shutil.copytree(registry, volume / "registry")
     (volume / "evidently").mkdir()
     pods = _Pods(docker, objects, scratch, volume)
-    found = {
+    results = {
         "serving": _tried(lambda: _serves(pods)),
         "ui": _tried(lambda: _shows(pods)),
         "collection": _tried(lambda: pods.run("CronJob", "collection")),
@@ -61,7 +61,7 @@ def check(docker: str, helm: Path, registry: Path, scratch: Path) -> dict[str, s
         "hooks": _tried(lambda: _schedules(pods, server)),
     }
     server.shutdown()
-    return found
+    return results
 
 
 def _rendered(helm: Path, host: str) -> list[dict[str, Any]]:
@@ -76,8 +76,8 @@ def _tried(what: Callable[[], object]) -> str:
     try:
         what()
     except (AssertionError, OSError, subprocess.CalledProcessError) as error:
-        said = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
-        return f"{error} {said}".strip()
+        message = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
+        return f"{error} {message}".strip()
     return ""
 
 

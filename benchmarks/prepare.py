@@ -87,8 +87,8 @@ class Words:
         while len(words) < count:
             lengths = draw.integers(2, 4, count)
             picked = syllables[draw.integers(0, len(syllables), (count, 3))]
-            made = ("".join(row[:length]) for row, length in zip(picked.tolist(), lengths.tolist(), strict=True))
-            words |= dict.fromkeys(word.translate(_ACCENTED) if style == "accented" else word for word in made)
+            generated = ("".join(row[:length]) for row, length in zip(picked.tolist(), lengths.tolist(), strict=True))
+            words |= dict.fromkeys(word.translate(_ACCENTED) if style == "accented" else word for word in generated)
         plain = np.array(list(words)[:count], object)
         draw.shuffle(plain)
         marked = [mark.format(word) for word, mark in zip(plain, np.resize(_MARKUP, count), strict=True)]
@@ -273,8 +273,8 @@ class Shop:
 
     def shown(self, query: np.ndarray, slot: np.ndarray) -> np.ndarray:
         """Number of the product that stands at `slot` of the results of a query; from `scale.products` on: sold out."""
-        known = np.uint64(self.scale.products * (1 + _STRANGERS))
-        return (_mixed(query * 256 + slot) % known).astype(int)
+        product_count = np.uint64(self.scale.products * (1 + _STRANGERS))
+        return (_mixed(query * 256 + slot) % product_count).astype(int)
 
     def write_tables(self, folder: Path) -> None:
         """Write catalogue.parquet and judgements.parquet."""
@@ -331,8 +331,8 @@ def write_log(shop: Shop, folder: Path, events: int, clients: int, day: int) -> 
 
     query = shop.draw_queries(draw, count)
     start = np.datetime64(_day(day), "ms")
-    at = start + np.sort(draw.integers(0, 86_400_000, count)).astype("timedelta64[ms]")
-    later = (at[search] + (2_000 + draw.integers(0, 60_000, len(search))) * click).astype("datetime64[ms]")
+    times = start + np.sort(draw.integers(0, 86_400_000, count)).astype("timedelta64[ms]")
+    later = (times[search] + (2_000 + draw.integers(0, 60_000, len(search))) * click).astype("datetime64[ms]")
     stamps = np.minimum(later, start + np.timedelta64(86_399_999, "ms"))
     product = shop.shown(query[search], place + draw.integers(0, 4, count)[search])
     ids, sessions = _uuids(draw, count), _uuids(draw, count)
@@ -349,7 +349,7 @@ def write_log(shop: Shop, folder: Path, events: int, clients: int, day: int) -> 
     lines = {
         "queries": _joined(
             '{"application":"shop","query_id":"', ids, '","client_id":"', people, '","user_query":"', texts,
-            '","query_attributes":{},"timestamp":"', _times(at), '","query_response_id":"', _uuids(draw, count),
+            '","query_attributes":{},"timestamp":"', _times(times), '","query_response_id":"', _uuids(draw, count),
             '","query_response_hit_ids":["', pc.binary_join(hits, '","'), '"]}\n',
         ),
         "events": _joined(
@@ -412,16 +412,16 @@ def write_esci(folder: str, scale: Scale) -> None:
 
 
 def _write_groups(path: Path, tables: Iterator[pa.Table]) -> None:
-    writer, held = None, []
+    writer, buffered = None, []
     for table in tables:
         writer = writer or pq.ParquetWriter(path, table.schema)
-        held.append(table)
-        if sum(map(len, held)) + len(table) > _ROW_GROUP:
-            writer.write_table(pa.concat_tables(held), row_group_size=_ROW_GROUP)
-            held = []
+        buffered.append(table)
+        if sum(map(len, buffered)) + len(table) > _ROW_GROUP:
+            writer.write_table(pa.concat_tables(buffered), row_group_size=_ROW_GROUP)
+            buffered = []
     if writer:
-        if held:
-            writer.write_table(pa.concat_tables(held), row_group_size=_ROW_GROUP)
+        if buffered:
+            writer.write_table(pa.concat_tables(buffered), row_group_size=_ROW_GROUP)
         writer.close()
 
 
@@ -466,8 +466,8 @@ def _esci_examples(scale: Scale, words: dict[str, Words]) -> Iterator[pa.Table]:
     sizes = _esci_sizes(scale)
     locales = np.array(list(sizes))
     locale = np.searchsorted(np.cumsum(list(_LOCALES.values()))[:-1], draw.random(scale.esci_queries), side="right")
-    made = [words[name].texts(draw, draw.integers(2, 7, scale.esci_queries)) for name in locales]
-    queries = pc.choose(pa.array(locale), *made)
+    texts = [words[name].texts(draw, draw.integers(2, 7, scale.esci_queries)) for name in locales]
+    queries = pc.choose(pa.array(locale), *texts)
     again = np.ones(scale.esci_queries, bool)
     again[np.unique(np.array(queries.to_pylist()), return_index=True)[1]] = False
     # The same query twice could contradict itself.
@@ -475,19 +475,19 @@ def _esci_examples(scale: Scale, words: dict[str, Words]) -> Iterator[pa.Table]:
     queries = pc.if_else(pa.array(again), numbered, queries)
     bounds = np.linspace(0, scale.esci_examples, scale.esci_queries + 1).astype(int)
     first = _mixed(np.arange(scale.esci_queries) + 2**32)
-    known = np.array(list(sizes.values()))
+    product_counts = np.array(list(sizes.values()))
     for start in range(0, scale.esci_queries, _CHUNK):
-        some = np.arange(start, min(start + _CHUNK, scale.esci_queries))
-        query = np.repeat(some, np.diff(bounds)[some])
-        slot = np.arange(bounds[some[0]], bounds[some[-1] + 1]) - bounds[query]
+        query_numbers = np.arange(start, min(start + _CHUNK, scale.esci_queries))
+        query = np.repeat(query_numbers, np.diff(bounds)[query_numbers])
+        slot = np.arange(bounds[query_numbers[0]], bounds[query_numbers[-1] + 1]) - bounds[query]
         of = locale[query]
-        product = (first[query] % known[of].astype(np.uint64)).astype(int) + _STRIDE * slot
+        product = (first[query] % product_counts[of].astype(np.uint64)).astype(int) + _STRIDE * slot
         yield pa.table(
             {
-                "example_id": np.arange(bounds[some[0]], bounds[some[-1] + 1]),
+                "example_id": np.arange(bounds[query_numbers[0]], bounds[query_numbers[-1] + 1]),
                 "query": queries.take(pa.array(query)),
                 "query_id": query,
-                "product_id": _esci_ids(product % known[of]),
+                "product_id": _esci_ids(product % product_counts[of]),
                 "product_locale": pa.array(locales[of]),
                 "esci_label": pa.array(draw.choice(list(_LABELS), len(query), p=list(_LABELS.values()))),
                 "small_version": (_mixed(query) % np.uint64(100) < 43).astype(int),
@@ -539,11 +539,11 @@ def run_stage(data: dict[str, Any], knobs: dict[str, Any], window: tuple[str, st
 
 def _phase_peaks(measured: Measured) -> dict[str, int]:
     """Largest memory seen in each phase; they follow one another in the order in which they are recorded."""
-    peaks, at = {}, 0.0
+    peaks, elapsed = {}, 0.0
     for name, seconds in measured.result["phases"].items():
         if not name.startswith("candidates_"):  # a part of the phase of that name
-            peaks[name] = measured.peak_between(at, at + seconds)
-            at += seconds
+            peaks[name] = measured.peak_between(elapsed, elapsed + seconds)
+            elapsed += seconds
     return {name: peak for name, peak in peaks.items() if peak}  # none of a phase too short to be looked at
 
 
@@ -672,8 +672,8 @@ _STAGE_IMPORTS = ("distilrank.data.prepare", "distilrank.data.sources.esci", "di
 def _generated(work: Path, name: str, scale: Scale, write: Callable[..., None], *arguments: Any) -> Path:
     """The folder of data that `write` makes, from an earlier run if it is there."""
     folder, marker = work / "data" / name, work / "data" / name / "complete.json"
-    made = {"generation": GENERATION, "seed": SEED, "scale": asdict(scale) | {"events": None}}
-    if marker.exists() and json.loads(marker.read_text()) == made:
+    description = {"generation": GENERATION, "seed": SEED, "scale": asdict(scale) | {"events": None}}
+    if marker.exists() and json.loads(marker.read_text()) == description:
         say(f"{name}: reusing {folder}")
         return folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -681,7 +681,7 @@ def _generated(work: Path, name: str, scale: Scale, write: Callable[..., None], 
     measured = measure(write, str(folder), *arguments, scale, scratch=work)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     say(f"{name}: generated {_gib(size)} GiB in {measured.seconds:.0f} s")
-    marker.write_text(json.dumps(made))
+    marker.write_text(json.dumps(description))
     return folder
 
 

@@ -53,13 +53,13 @@ def measure(config: Config, compute: Compute, data: Path, output: Path) -> dict[
         teacher.train(config.teacher, compute, judgements=data / "judgements", model_digest="", output=output)
     seconds = time.monotonic() - started
     test = schemas.read(data / "judgements" / "test.parquet", schemas.JUDGED)
-    found = quality.assess(
+    results = quality.assess(
         test,
         Scorer.load(output, compute).score(test),
         artifacts.read_json(output / DESCRIPTION)["calibration"],
         relevant_from=artifacts.read_json(data / "judgements" / "protocol.json")["relevant_from"],
     ).figures
-    every = found["agreement"]["all"]
+    every = results["agreement"]["all"]
     record = artifacts.read_record(output)
     return {
         "seconds": seconds,
@@ -68,7 +68,7 @@ def measure(config: Config, compute: Compute, data: Path, output: Path) -> dict[
         "queries": every["ranked_queries"],
         "ndcg_at_10": every["ndcg_at_10"],
         "pair_accuracy": every["pair_accuracy"],
-        "roc_auc": found["roc_auc"],
+        "roc_auc": results["roc_auc"],
     }
 
 
@@ -84,12 +84,12 @@ def main() -> None:
     base = Path("configs/home-depot.yaml")
     pairs, arms = (100, 2) if options.quick else (options.pairs, options.arms)
     queries = (10, 20) if options.quick else (100, 250)
-    kept = [
+    settings_of_run = [
         f"prepare.judged_pairs={pairs}",
         f"prepare.dev_queries={queries[0]}",
         f"prepare.test_queries={queries[1]}",
     ]
-    config = load(base, [*kept, "prepare.log_queries=20"] if options.quick else kept)
+    config = load(base, [*settings_of_run, "prepare.log_queries=20"] if options.quick else settings_of_run)
     folder = options.folder / str(pairs)
     data = folder / "data"
     if not (data / "judgements" / artifacts.SEAL).exists():
@@ -105,20 +105,20 @@ def main() -> None:
     compute = Compute(
         threads=options.threads, checkpoint_dir=str(folder / "progress"), compile="off" if options.quick else "on"
     )
-    found = {}
+    results = {}
     for name, changes in list(ARMS.items())[:arms]:
-        settings = load(base, kept + COMMON + changes)
+        settings = load(base, settings_of_run + COMMON + changes)
         done = folder / f"{artifacts.digest_json(settings.teacher.model_dump(mode='json'))[:12]}.json"
         if not done.exists():
             artifacts.write_json(done, measure(settings, compute, data, folder / "teacher"))
-        found[name] = artifacts.read_json(done)
-        print(f"{name}: {found[name]}", file=sys.stderr)
+        results[name] = artifacts.read_json(done)
+        print(f"{name}: {results[name]}", file=sys.stderr)
     print(
         json.dumps(
             {
                 "benchmark": "recipe",
                 "machine": machine.describe(("torch", "transformers", "peft")),
-                "figures": found,
+                "figures": results,
                 "bars": [],
             }
         )

@@ -228,7 +228,7 @@ def race(place: Place, scratch: Path, promoters: int, rounds: int) -> dict[str, 
                 ours.send((version, champion))
             outcomes = [_receive(ours) for ours, _ in pipes]
             problems += [outcome for outcome in outcomes if outcome not in ("won", "lost")]
-            won = [version for version, one in zip(versions[number % 2], outcomes, strict=True) if one == "won"]
+            won = [version for version, outcome in zip(versions[number % 2], outcomes, strict=True) if outcome == "won"]
             winners[len(won)] += 1
             champion = backend.alias(registries.CHAMPION)
             disagreed += won != [champion]

@@ -182,61 +182,61 @@ def _interfere(store: Any, draw: random.Random, counts: Counter[str]) -> None:
     ours = list(_of(store, lambda owner: owner == OWNER).values())
     if not ours or draw.random() < 0.6:
         return
-    one = store.recurring[draw.choice(ours)["recurring_run_id"]]
-    twins = [each for each in ours if each["display_name"] == one["display_name"]]
+    row = store.recurring[draw.choice(ours)["recurring_run_id"]]
+    twins = [each for each in ours if each["display_name"] == row["display_name"]]
     what = draw.choice(["pause", "resume", "double", "delete", "break"])
     if what == "double":
         number = str(uuid.uuid4())
-        store.recurring[number] = copy.deepcopy(one) | {"recurring_run_id": number, "mode": "DISABLE"}
+        store.recurring[number] = copy.deepcopy(row) | {"recurring_run_id": number, "mode": "DISABLE"}
     elif what == "break":
-        store.versions.pop(one["pipeline_version_reference"]["pipeline_version_id"], None)
+        store.versions.pop(row["pipeline_version_reference"]["pipeline_version_id"], None)
     elif what == "delete":
-        del store.recurring[one["recurring_run_id"]]
+        del store.recurring[row["recurring_run_id"]]
     elif what == "pause" or len(twins) == 1:
-        one["mode"] = "ENABLE" if what == "resume" else "DISABLE"
+        row["mode"] = "ENABLE" if what == "resume" else "DISABLE"
     counts["interferences"] += 1
 
 
 def _of(store: Any, whose: Callable[[str], bool]) -> dict[str, dict[str, Any]]:
-    found = {}
-    for number, one in store.recurring.items():
-        mark = reconcile.MARK.search(one.get("description", ""))
+    matching = {}
+    for number, row in store.recurring.items():
+        mark = reconcile.MARK.search(row.get("description", ""))
         if whose(mark["owner"] if mark else ""):
-            found[number] = copy.deepcopy(one)
-    return found
+            matching[number] = copy.deepcopy(row)
+    return matching
 
 
 def _as_declared(store: Any, state: list[DesiredRun]) -> bool:
     """Whether the server holds what is declared: judged by what it was sent, not by our digests."""
-    there = sorted(_told(one, store) for one in _of(store, lambda owner: owner == OWNER).values())
-    wanted = sorted(
+    existing = sorted(_told(row, store) for row in _of(store, lambda owner: owner == OWNER).values())
+    expected = sorted(
         (
-            one.name,
-            one.schedule.cron,
-            str(one.schedule.concurrency),
-            not one.schedule.catch_up,
-            "DISABLE" if one.schedule.paused else "ENABLE",
-            one.experiment,
-            one.service_account,
-            one.package.content,
+            row.name,
+            row.schedule.cron,
+            str(row.schedule.concurrency),
+            not row.schedule.catch_up,
+            "DISABLE" if row.schedule.paused else "ENABLE",
+            row.experiment,
+            row.service_account,
+            row.package.content,
             True,
         )
-        for one in state
+        for row in state
     )
-    return there == wanted
+    return existing == expected
 
 
-def _told(one: dict[str, Any], store: Any) -> tuple[Any, ...]:
+def _told(row: dict[str, Any], store: Any) -> tuple[Any, ...]:
     return (
-        one["display_name"],
-        one["trigger"]["cron_schedule"]["cron"],
-        one["max_concurrency"],
-        one["no_catchup"],
-        one["mode"],
-        store.experiments[one["experiment_id"]]["display_name"],
-        one.get("service_account", ""),
-        store.contents[one["pipeline_version_reference"]["pipeline_version_id"]],
-        one["pipeline_version_reference"]["pipeline_version_id"] in store.versions,
+        row["display_name"],
+        row["trigger"]["cron_schedule"]["cron"],
+        row["max_concurrency"],
+        row["no_catchup"],
+        row["mode"],
+        store.experiments[row["experiment_id"]]["display_name"],
+        row.get("service_account", ""),
+        store.contents[row["pipeline_version_reference"]["pipeline_version_id"]],
+        row["pipeline_version_reference"]["pipeline_version_id"] in store.versions,
     )
 
 

@@ -126,7 +126,7 @@ def make_student(base: Path, seed: int, pairs: pa.Table, folder: Path, backend: 
     # Labels decide nothing here, but that a file in 8 bits loses no nDCG on them.
     gain = np.random.default_rng(seed).integers(0, 3, len(pairs)) / 2
     judged = pairs.append_column("query_id", pairs.column("query")).append_column("gain", pa.array(gain))
-    judged = judged.append_column("product_id", pa.array([f"p{at}" for at in range(len(pairs))]))
+    judged = judged.append_column("product_id", pa.array([f"p{position}" for position in range(len(pairs))]))
     export.export(folder, judged, variants=VARIANTS[backend], max_ndcg_loss=1)
     artifacts.seal(folder)
 
@@ -152,10 +152,10 @@ def publish(student: Path, uri: str, pairs: pa.Table, work: Path) -> str:
     trained = Scorer.load(student, Compute(device="cpu", precision="fp32"), backend="torch")
     scores = pa.table({"score": pa.array(trained.probability(trained.score(pairs)), pa.float32())})
     traffic = pairs
-    for one in schemas.TRAFFIC:
-        if one.name not in traffic.column_names:
-            empty = pa.repeat(pa.scalar("" if one.type == pa.string() else 0), len(pairs))
-            traffic = traffic.append_column(one.name, empty)
+    for item in schemas.TRAFFIC:
+        if item.name not in traffic.column_names:
+            empty = pa.repeat(pa.scalar("" if item.type == pa.string() else 0), len(pairs))
+            traffic = traffic.append_column(item.name, empty)
     schemas.write(traffic, folder / "traffic/reference.parquet", schemas.TRAFFIC)
     schemas.write(scores, folder / "traffic/reference_scores.parquet", schemas.TRAFFIC_SCORES)
     manifest = {
@@ -186,9 +186,9 @@ class Service:
             Failed: it ended, or was not ready in time.
         """
         command = [sys.executable, "-c", SERVE, "--registry", uri, "--port", "0", *options]
-        known = {**os.environ, "PYTHONPATH": str(ROOT / "src"), **(environment or {})}
+        environment_variables = {**os.environ, "PYTHONPATH": str(ROOT / "src"), **(environment or {})}
         self.process = subprocess.Popen(
-            command, env=known, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            command, env=environment_variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
         self.lines: list[str] = []
         """What it has said so far."""
@@ -217,10 +217,10 @@ class Service:
     def _listen(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            found = re.search(r"listening on (http://[\w.:\[\]]+)", line)
+            match = re.search(r"listening on (http://[\w.:\[\]]+)", line)
             with self._said:
                 self.lines.append(line.rstrip())
-                self._url = found[1] if found else self._url
+                self._url = match[1] if match else self._url
                 self._said.notify_all()
         self.process.wait()
         with self._said:
@@ -254,23 +254,23 @@ def make_requests(shared: Path, count: int, size: int) -> list[dict[str, Any]]:
     queries = source.judgements(problems).column("query").unique().to_pylist()
     fields = [name for name in schemas.PRODUCT_FIELDS if name != "description"]
     products = pa.Table.from_batches(source.products(problems)).select(fields).to_pylist()
-    products = [{name: text for name, text in one.items() if text} for one in products]
+    products = [{name: text for name, text in item.items() if text} for item in products]
     draw = np.random.default_rng(SEED)
     return [
         {
-            "query": queries[at],
-            "products": [products[one] for one in draw.choice(len(products), size, replace=False)],
+            "query": queries[position],
+            "products": [products[item] for item in draw.choice(len(products), size, replace=False)],
         }
-        for at in draw.choice(len(queries), count, replace=False)
+        for position in draw.choice(len(queries), count, replace=False)
     ]
 
 
 def as_pairs(requests: Sequence[dict[str, Any]], rows: int) -> pa.Table:
     """The first product of each request, and the second, and so on: `rows` pairs in one table."""
-    chosen = [requests[at % len(requests)] for at in range(rows)]
-    products = [one["products"][at // len(requests)] for at, one in enumerate(chosen)]
-    columns = {name: pa.array([one.get(name) for one in products], pa.string()) for name in schemas.PRODUCT_FIELDS}
-    return pa.table({"query": [one["query"] for one in chosen], **columns})
+    chosen = [requests[position % len(requests)] for position in range(rows)]
+    products = [item["products"][position // len(requests)] for position, item in enumerate(chosen)]
+    columns = {name: pa.array([item.get(name) for item in products], pa.string()) for name in schemas.PRODUCT_FIELDS}
+    return pa.table({"query": [item["query"] for item in chosen], **columns})
 
 
 def score_by_library(student: str, backend: str, path: str, calls: int) -> dict[str, Any]:
@@ -279,12 +279,12 @@ def score_by_library(student: str, backend: str, path: str, calls: int) -> dict[
 
     requests = json.loads(Path(path).read_text(encoding="utf-8"))
     scorer = Scorer.load(Path(student), Compute(), backend=backend)
-    scores = [scorer.score_lists([one["query"]], [one["products"]])[0].tolist() for one in requests]
+    scores = [scorer.score_lists([item["query"]], [item["products"]])[0].tolist() for item in requests]
     seconds = []
-    for at in range(calls):
-        one = requests[at % len(requests)]
+    for position in range(calls):
+        item = requests[position % len(requests)]
         began = time.perf_counter()
-        scorer.score_lists([one["query"]], [one["products"]])
+        scorer.score_lists([item["query"]], [item["products"]])
         seconds.append(time.perf_counter() - began)
     return {"scores": scores, "seconds": seconds, "backend": scorer.backend.describe()}
 
@@ -320,7 +320,7 @@ class Client:
         may_refuse: bool = False,
     ) -> None:
         self.url, self.expected, self.tolerance, self.may_refuse = url, expected, tolerance, may_refuse
-        self.bodies = [json.dumps(one).encode() for one in requests]
+        self.bodies = [json.dumps(item).encode() for item in requests]
         self.http = httpx.AsyncClient(
             base_url=url,
             timeout=60,
@@ -328,51 +328,55 @@ class Client:
             headers={"content-type": "application/json"},
         )
 
-    async def ask(self, number: int, due: float, seen: Seen) -> None:
+    async def ask(self, number: int, due: float, outcomes: Seen) -> None:
         """Send one request, which was due at `due`, and note what comes of it."""
-        at = number % len(self.bodies)
-        seen.late.append(time.perf_counter() - due)
+        position = number % len(self.bodies)
+        outcomes.late.append(time.perf_counter() - due)
         try:
-            answer = await self.http.post("/v1/score", content=self.bodies[at])
+            answer = await self.http.post("/v1/score", content=self.bodies[position])
         except httpx.HTTPError as error:
-            seen.failed.append(f"request {number}: {type(error).__name__} {error}")
+            outcomes.failed.append(f"request {number}: {type(error).__name__} {error}")
             return
         if self.may_refuse and answer.status_code == 503 and int(answer.headers.get("retry-after", 0)) > 0:
-            seen.refused.append(time.perf_counter() - due)
+            outcomes.refused.append(time.perf_counter() - due)
             return
-        seen.seconds.append(time.perf_counter() - due)
+        outcomes.seconds.append(time.perf_counter() - due)
         if answer.status_code != 200:
-            seen.failed.append(f"request {number}: {answer.status_code} {answer.text[:200]}")
+            outcomes.failed.append(f"request {number}: {answer.status_code} {answer.text[:200]}")
             return
         content = answer.json()
         version, scores = content["version"], np.array(content["scores"])
-        seen.versions.append(version)
-        wanted = self.expected.get(version)
-        if wanted is None or scores.shape != wanted[at].shape or np.abs(scores - wanted[at]).max() > self.tolerance:
-            seen.mixed.append(f"request {number}: scores are not all those of {version}")
+        outcomes.versions.append(version)
+        expected_scores = self.expected.get(version)
+        if (
+            expected_scores is None
+            or scores.shape != expected_scores[position].shape
+            or np.abs(scores - expected_scores[position]).max() > self.tolerance
+        ):
+            outcomes.mixed.append(f"request {number}: scores are not all those of {version}")
 
     async def saturate(self, seconds: float, clients: int) -> tuple[float, Seen]:
         """Ask without a pause, `clients` at a time; returns requests a second, and what was seen."""
-        seen, began, numbers = Seen(), time.perf_counter(), iter(range(10**9))
+        outcomes, began, numbers = Seen(), time.perf_counter(), iter(range(10**9))
 
-        async def one() -> None:
+        async def item() -> None:
             while time.perf_counter() - began < seconds:
-                await self.ask(next(numbers), time.perf_counter(), seen)
+                await self.ask(next(numbers), time.perf_counter(), outcomes)
 
-        await asyncio.gather(*(one() for _ in range(clients)))
-        return len(seen.seconds) / (time.perf_counter() - began), seen
+        await asyncio.gather(*(item() for _ in range(clients)))
+        return len(outcomes.seconds) / (time.perf_counter() - began), outcomes
 
     async def load(self, seconds: float, rate: float, seed: int = SEED) -> Seen:
         """Ask `rate` times a second at random moments (Poisson), however long the answers take."""
-        seen, draw = Seen(), np.random.default_rng(seed)
+        outcomes, draw = Seen(), np.random.default_rng(seed)
         due = np.cumsum(draw.exponential(1 / rate, int(rate * seconds * 2) + 10))
         began, tasks = time.perf_counter(), []
         for number, moment in enumerate(due[due < seconds].tolist()):
             await asyncio.sleep(max(began + moment - time.perf_counter(), 0))
             # The clock starts when the request is due, so that a service that stalls is not spared any waiting.
-            tasks.append(asyncio.create_task(self.ask(number, began + moment, seen)))
+            tasks.append(asyncio.create_task(self.ask(number, began + moment, outcomes)))
         await asyncio.gather(*tasks)
-        return seen
+        return outcomes
 
 
 async def swap(client: Client, uri: str, versions: Sequence[str], seconds: float, swaps: int) -> list[float]:
@@ -382,7 +386,7 @@ async def swap(client: Client, uri: str, versions: Sequence[str], seconds: float
         Seconds of each move until the service served the new champion.
     """
     backend, began = registry.open(uri), time.perf_counter()
-    took: list[float] = []
+    swap_seconds: list[float] = []
     for number in range(swaps):
         due = began + seconds * (number + 1) / (swaps + 1)
         await asyncio.sleep(max(due - time.perf_counter(), 0))
@@ -391,10 +395,10 @@ async def swap(client: Client, uri: str, versions: Sequence[str], seconds: float
         moved = time.perf_counter()
         while (await client.http.get("/readyz")).json()["version"] != after:
             if time.perf_counter() - began > seconds:
-                return took
+                return swap_seconds
             await asyncio.sleep(0.05)
-        took.append(time.perf_counter() - moved)
-    return took
+        swap_seconds.append(time.perf_counter() - moved)
+    return swap_seconds
 
 
 @dataclass
@@ -431,12 +435,12 @@ async def take_turns(url: str, bodies: Sequence[bytes]) -> Turns:
 
 def make_large(requests: Sequence[dict[str, Any]], size: int) -> list[bytes]:
     """LARGE_CLIENTS bodies of `size` products each, of those of `requests`."""
-    products = [product for one in requests for product in one["products"]]
+    products = [product for item in requests for product in item["products"]]
     return [
         json.dumps(
             {
                 "query": requests[number % len(requests)]["query"],
-                "products": [products[(number + at) % len(products)] for at in range(size)],
+                "products": [products[(number + position) % len(products)] for position in range(size)],
             }
         ).encode()
         for number in range(LARGE_CLIENTS)
@@ -466,35 +470,37 @@ def measure_overload(
 
         async def drive() -> tuple[Seen, Turns]:
             say(f"{OVERLOAD} times {rate:.2f} requests/s")
-            seen = Seen()
+            outcomes = Seen()
 
             async def generate(seed: int, asking: Client) -> None:
                 async with asking.http:
                     part = await asking.load(scale.overload_seconds, OVERLOAD * rate / GENERATORS, seed)
                 for name, values in vars(part).items():
-                    getattr(seen, name).extend(values)
+                    getattr(outcomes, name).extend(values)
 
             # Made before any of them begins, for each takes a while.
             clients = [Client(service.url, requests, **client, may_refuse=True) for _ in range(GENERATORS)]
             await asyncio.gather(*map(generate, range(GENERATORS), clients))
             say(f"{LARGE_CLIENTS} clients with {scale.large} products each")
-            return seen, await take_turns(service.url, make_large(requests, scale.large))
+            return outcomes, await take_turns(service.url, make_large(requests, scale.large))
 
-        seen, turns = asyncio.run(drive())
-    if not seen.seconds or not seen.refused or not turns.seconds:
-        raise Failed(f"{len(seen.seconds)} answers, {len(seen.refused)} refusals, {len(turns.seconds)} large answers")
-    for line in (*seen.failed[:3], *turns.failed[:3]):
+        outcomes, turns = asyncio.run(drive())
+    if not outcomes.seconds or not outcomes.refused or not turns.seconds:
+        raise Failed(
+            f"{len(outcomes.seconds)} answers, {len(outcomes.refused)} refusals, {len(turns.seconds)} large answers"
+        )
+    for line in (*outcomes.failed[:3], *turns.failed[:3]):
         say(line)
-    kept = (len(seen.seconds) - len(seen.failed)) / scale.overload_seconds / rate
+    accepted_share = (len(outcomes.seconds) - len(outcomes.failed)) / scale.overload_seconds / rate
     figures = {
         "deadline_seconds": scale.deadline,
         "times_saturation": OVERLOAD,
-        "sent_late_milliseconds": milliseconds(seen.late),
-        "accepted": len(seen.seconds),
-        "accepted_milliseconds": milliseconds(seen.seconds),
-        "refused": len(seen.refused),
-        "refused_milliseconds": milliseconds(seen.refused),
-        "answers_over_saturated": round(kept, 3),
+        "sent_late_milliseconds": milliseconds(outcomes.late),
+        "accepted": len(outcomes.seconds),
+        "accepted_milliseconds": milliseconds(outcomes.seconds),
+        "refused": len(outcomes.refused),
+        "refused_milliseconds": milliseconds(outcomes.refused),
+        "answers_over_saturated": round(accepted_share, 3),
         "turns": {
             "clients": LARGE_CLIENTS,
             "products": scale.large,
@@ -503,17 +509,21 @@ def measure_overload(
         },
     }
     return figures, [
-        bar("overload_failed", len(seen.failed) + len(seen.mixed), 0, not seen.failed and not seen.mixed),
-        at_most("overload_seconds_p99", float(np.percentile(seen.seconds, 99)), scale.deadline),
-        at_most("overload_refusal_seconds_p99", float(np.percentile(seen.refused, 99)), 0.5),
-        at_least("overload_answers_over_saturated", kept, 0.9),
+        bar(
+            "overload_failed", len(outcomes.failed) + len(outcomes.mixed), 0, not outcomes.failed and not outcomes.mixed
+        ),
+        at_most("overload_seconds_p99", float(np.percentile(outcomes.seconds, 99)), scale.deadline),
+        at_most("overload_refusal_seconds_p99", float(np.percentile(outcomes.refused, 99)), 0.5),
+        at_least("overload_answers_over_saturated", accepted_share, 0.9),
         bar("turns_failed", len(turns.failed), 0, not turns.failed),
     ]
 
 
 def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
     """Quantiles of `seconds` in milliseconds."""
-    return {f"p{at:g}": round(float(np.percentile(seconds, at)) * 1000, 1) for at in (50, 95, 99)}
+    return {
+        f"p{percentile:g}": round(float(np.percentile(seconds, percentile)) * 1000, 1) for percentile in (50, 95, 99)
+    }
 
 
 def measure_service(
@@ -546,13 +556,13 @@ def measure_service(
                 rate, full = await client.saturate(scale.saturation_seconds, CLIENTS)
                 say(f"saturated at {rate:.2f} requests/s, p50 {milliseconds(full.seconds)['p50']} ms")
                 used = time.process_time()
-                loaded, took = await asyncio.gather(
+                loaded, swap_seconds = await asyncio.gather(
                     client.load(scale.load_seconds, rate / 2),
                     swap(client, uri, versions, scale.load_seconds, scale.swaps),
                 )
-                return rate, full, loaded, took, time.process_time() - used
+                return rate, full, loaded, swap_seconds, time.process_time() - used
 
-        rate, full, loaded, took, used = asyncio.run(drive())
+        rate, full, loaded, swap_seconds, used = asyncio.run(drive())
         status = service.stop()
     if not full.seconds or not loaded.seconds:
         raise Failed("the service answered nothing")
@@ -577,7 +587,7 @@ def measure_service(
             "sent_late_milliseconds": milliseconds(loaded.late),
             "generator_cores": round(used / scale.load_seconds, 3),
             "answers": {version: loaded.versions.count(version) for version in versions},
-            "seconds_from_move_to_new_version": [round(one, 2) for one in took],
+            "seconds_from_move_to_new_version": [round(item, 2) for item in swap_seconds],
         },
         "library_call_milliseconds": milliseconds(library[versions[0]]["seconds"]),
         "exit_status": status,
@@ -588,7 +598,7 @@ def measure_service(
     return figures, [
         bar("failed", failed, 0, failed == 0),
         bar("mixed", mixed, 0, mixed == 0),
-        bar("swaps", len(took), scale.swaps, len(took) == scale.swaps),
+        bar("swaps", len(swap_seconds), scale.swaps, len(swap_seconds) == scale.swaps),
         *bars,
     ]
 
@@ -619,12 +629,12 @@ def main() -> int:
     figures: dict[str, Any] = {"quick": options.quick}
     with tempfile.TemporaryDirectory(prefix="benchmark-serving-") as temporary:
         try:
-            found, bars = measure_service(scale, options.backend, Path(temporary), ROOT.parent / "shared")
+            match, bars = measure_service(scale, options.backend, Path(temporary), ROOT.parent / "shared")
         except Failed as error:
             say(f"{error}")
             return 1
-    figures |= found
-    say(json.dumps(found, indent=2))
+    figures |= match
+    say(json.dumps(match, indent=2))
     report("serving", described, figures, bars)
     return 0
 

@@ -91,9 +91,9 @@ def rows(folder: Path, queries: int) -> tuple[pa.Table, pa.Table]:
     places: dict[str, list[int]] = {}
     for place, query in enumerate(train.column("query_id").to_pylist()):
         places.setdefault(query, []).append(place)
-    lists = [one[:PRODUCTS] for one in places.values() if len(one) >= PRODUCTS]
+    lists = [seconds_of_turn[:PRODUCTS] for seconds_of_turn in places.values() if len(seconds_of_turn) >= PRODUCTS]
     order = np.random.default_rng(SEED).permutation(len(lists))
-    return train.take(list(itertools.chain.from_iterable(lists[one] for one in order))), dev
+    return train.take(list(itertools.chain.from_iterable(lists[seconds_of_turn] for seconds_of_turn in order))), dev
 
 
 def _ndcg(dev: pa.Table, scores: np.ndarray) -> float:
@@ -118,7 +118,9 @@ class Peer:
         labels = table.column("target").to_numpy().reshape(-1, PRODUCTS)
         names = ["query", "positive", *(f"negative_{number}" for number in range(1, PRODUCTS))]
         columns = dict(
-            zip(names, [queries[::PRODUCTS], *(products[at::PRODUCTS] for at in range(PRODUCTS))], strict=True)
+            zip(
+                names, [queries[::PRODUCTS], *(products[offsets::PRODUCTS] for offsets in range(PRODUCTS))], strict=True
+            )
         )
         arguments = CrossEncoderTrainingArguments(
             output_dir=str(self.folder),
@@ -175,8 +177,8 @@ class Ours:
                 epochs[-1] = epochs[-1][: len(epochs[-1]) - (sum(map(len, epochs)) - steps)]
 
             def loss(current: torch.nn.Module, batch: np.ndarray) -> torch.Tensor:
-                at = lists.rows(np.sort(batch))
-                return losses.margin_loss(current(lists.tokens, at), labels[at], query[at])
+                offsets = lists.rows(np.sort(batch))
+                return losses.margin_loss(current(lists.tokens, offsets), labels[offsets], query[offsets])
 
             loop.fit(
                 loop.Logits(self.model, self.runtime.device),
@@ -222,8 +224,8 @@ def measure_training(
         for number in range(scale.rounds)
     ]
     peer, ours = Peer(base, folder, runtime.bf16, rendered), Ours(base, folder, runtime)
-    for one in (peer, ours):
-        one.train(train.slice(0, ROWS * PRODUCTS))
+    for seconds_of_turn in (peer, ours):
+        seconds_of_turn.train(train.slice(0, ROWS * PRODUCTS))
     seconds: dict[str, list[float]] = {"peer": [], "ours": []}
     steps = 0
     for number, turn in enumerate(turns, start=1):
@@ -231,8 +233,8 @@ def measure_training(
         began = time.perf_counter()
         steps += ours.train(turn)
         seconds["ours"].append(time.perf_counter() - began)
-        told = ", ".join(f"{name} {turn.num_rows / taken[-1]:.1f} pairs/s" for name, taken in seconds.items())
-        say(f"training {number}/{len(turns)}: {told}")
+        speeds = ", ".join(f"{name} {turn.num_rows / durations[-1]:.1f} pairs/s" for name, durations in seconds.items())
+        say(f"training {number}/{len(turns)}: {speeds}")
     pairs = sum(turn.num_rows for turn in turns)
     margins = {"peer": pairs // PRODUCTS * (PRODUCTS - 1), "ours": pairs // PRODUCTS * PRODUCTS * (PRODUCTS - 1) // 2}
     figures: dict[str, Any] = {
@@ -241,11 +243,14 @@ def measure_training(
         "tokens_per_pair": round(float(encoding.encode_table(encoder, turns[0], TEXT).lengths.mean()), 1),
         **{
             name: {
-                "pairs_per_second": round(pairs / sum(taken), 2),
-                "margins_per_second": round(margins[name] / sum(taken), 2),
-                "by_turn": [round(turn.num_rows / one, 2) for turn, one in zip(turns, taken, strict=True)],
+                "pairs_per_second": round(pairs / sum(durations), 2),
+                "margins_per_second": round(margins[name] / sum(durations), 2),
+                "by_turn": [
+                    round(turn.num_rows / seconds_of_turn, 2)
+                    for turn, seconds_of_turn in zip(turns, durations, strict=True)
+                ],
             }
-            for name, taken in seconds.items()
+            for name, durations in seconds.items()
         },
     }
     figures["times_peer"] = round(sum(seconds["peer"]) / sum(seconds["ours"]), 2)
@@ -277,8 +282,8 @@ def _percentiles(seconds: list[float]) -> dict[str, float]:
 def measure_scoring(scale: Scale, student: Path, train: pa.Table, dev: pa.Table) -> dict[str, Any]:
     """Pairs a second and nDCG@10 of each backend beside the peer's, and the latency of one query's products."""
     peer = CrossEncoder(str(student), device="cpu", trust_remote_code=False)
-    there = [name for name, file in FILES.items() if (student / file).exists()]
-    scorers = {name: Scorer.load(student, Compute(device="cpu"), backend=name) for name in ("torch", *there)}
+    backends = [name for name, file in FILES.items() if (student / file).exists()]
+    scorers = {name: Scorer.load(student, Compute(device="cpu"), backend=name) for name in ("torch", *backends)}
     any_scorer = scorers["torch"]
 
     def pairs(table: pa.Table) -> list[tuple[str, str]]:
@@ -289,7 +294,7 @@ def measure_scoring(scale: Scale, student: Path, train: pa.Table, dev: pa.Table)
 
     contenders: dict[str, Callable[[pa.Table], np.ndarray]] = {
         "peer": by_peer,
-        **{name: one.score for name, one in scorers.items()},
+        **{name: seconds_of_turn.score for name, seconds_of_turn in scorers.items()},
     }
     turns = [train.slice(number * scale.scored % train.num_rows, scale.scored) for number in range(scale.rounds)]
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -298,18 +303,18 @@ def measure_scoring(scale: Scale, student: Path, train: pa.Table, dev: pa.Table)
     for number, turn in enumerate(turns, start=1):
         for name, score in contenders.items():
             seconds[name].append(_timed(lambda score=score, turn=turn: score(turn)))
-        told = ", ".join(f"{name} {turn.num_rows / taken[-1]:.0f} pairs/s" for name, taken in seconds.items())
-        say(f"scoring {number}/{len(turns)}: {told}")
+        speeds = ", ".join(f"{name} {turn.num_rows / durations[-1]:.0f} pairs/s" for name, durations in seconds.items())
+        say(f"scoring {number}/{len(turns)}: {speeds}")
     count = sum(turn.num_rows for turn in turns)
-    found = {name: score(dev) for name, score in contenders.items()}
+    scores_by_name = {name: score(dev) for name, score in contenders.items()}
     figures: dict[str, Any] = {
         name: {
-            "pairs_per_second": round(count / sum(taken), 1),
-            "times_peer": round(sum(seconds["peer"]) / sum(taken), 2),
-            "dev_ndcg_at_10": _ndcg(dev, found[name]),
-            "largest_difference": float(np.abs(found[name] - found["peer"]).max()),
+            "pairs_per_second": round(count / sum(durations), 1),
+            "times_peer": round(sum(seconds["peer"]) / sum(durations), 2),
+            "dev_ndcg_at_10": _ndcg(dev, scores_by_name[name]),
+            "largest_difference": float(np.abs(scores_by_name[name] - scores_by_name["peer"]).max()),
         }
-        for name, taken in seconds.items()
+        for name, durations in seconds.items()
     }
     best = max(scorers, key=lambda name: figures[name]["times_peer"])
     figures["best"] = best
@@ -325,16 +330,16 @@ def _latency(
     seconds: dict[str, list[float]] = {"peer": [], "ours, cold": [], "ours, warm": []}
     names = [name for name in schemas.PRODUCT_FIELDS if name in TEXT.fields]
     for _ in range(scale.lists + 1):
-        some = train.take(rng.choice(train.num_rows, min(LIST, train.num_rows), replace=False))
-        query = some.column("query")[0].as_py()
-        asked = some.set_column(some.column_names.index("query"), "query", pa.array([query] * some.num_rows))
-        products = [some.select(names).to_pylist()]
+        sample = train.take(rng.choice(train.num_rows, min(LIST, train.num_rows), replace=False))
+        query = sample.column("query")[0].as_py()
+        asked = sample.set_column(sample.column_names.index("query"), "query", pa.array([query] * sample.num_rows))
+        products = [sample.select(names).to_pylist()]
         scorer.products = Cache(scorer.products.size)
         seconds["peer"].append(_timed(lambda asked=asked: by_peer(asked)))
         for name in ("ours, cold", "ours, warm"):
-            taken = _timed(lambda query=query, products=products: scorer.score_lists([query], products))
-            seconds[name].append(taken)
-    return {name: _percentiles(taken[1:]) for name, taken in seconds.items()}  # the first one warms up
+            durations = _timed(lambda query=query, products=products: scorer.score_lists([query], products))
+            seconds[name].append(durations)
+    return {name: _percentiles(durations[1:]) for name, durations in seconds.items()}  # the first one warms up
 
 
 def run(scale: Scale, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -346,7 +351,7 @@ def run(scale: Scale, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]
     trained, ours = measure_training(scale, base, folder, train, dev)
     ours.save(folder / "student", dev)
     scored = measure_scoring(scale, folder / "student", train, dev)
-    reached, took = (trained["same_time"][name] for name in ("dev_ndcg_at_10", "seconds"))
+    reached, durations_by_name = (trained["same_time"][name] for name in ("dev_ndcg_at_10", "seconds"))
     best = scored[scored["best"]]
     lost = abs(best["dev_ndcg_at_10"] - scored["peer"]["dev_ndcg_at_10"])
     bars = [
@@ -355,7 +360,7 @@ def run(scale: Scale, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]
             "dev_ndcg_over_peer_in_same_time",
             reached["ours"] - reached["peer"],
             0.0,
-            reached["ours"] > reached["peer"] and took["ours"] <= 1.05 * took["peer"],
+            reached["ours"] > reached["peer"] and durations_by_name["ours"] <= 1.05 * durations_by_name["peer"],
         ),
         bar("scoring_times_peer", best["times_peer"], 3.0, best["times_peer"] >= 3.0),
         bar("scoring_ndcg_difference", lost, 0.002, lost <= 0.002),

@@ -124,22 +124,22 @@ class Plain:
         self.optimizer = torch.optim.AdamW(trained, lr=RATE)
         self.pad, self.device, self.mixed = pad, device, dtype == torch.bfloat16
 
-    def logits(self, tokens: encoding.Tokens, at: np.ndarray) -> torch.Tensor:
+    def logits(self, tokens: encoding.Tokens, rows_at: np.ndarray) -> torch.Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
-            return self.model(**torch_backend.collate(tokens, at, self.pad, self.device)).logits[:, 0].float()
+            return self.model(**torch_backend.collate(tokens, rows_at, self.pad, self.device)).logits[:, 0].float()
 
-    def train(self, tokens: encoding.Tokens, target: torch.Tensor, at: np.ndarray) -> None:
+    def train(self, tokens: encoding.Tokens, target: torch.Tensor, rows_at: np.ndarray) -> None:
         self.model.train()
-        for start in range(0, len(at), BATCH):
-            batch = at[start : start + BATCH]
+        for start in range(0, len(rows_at), BATCH):
+            batch = rows_at[start : start + BATCH]
             binary_cross_entropy_with_logits(self.logits(tokens, batch), target[batch]).backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
 
-    def score(self, tokens: encoding.Tokens, at: np.ndarray) -> np.ndarray:
+    def score(self, tokens: encoding.Tokens, rows_at: np.ndarray) -> np.ndarray:
         self.model.eval()
         with torch.inference_mode():
-            parts = [self.logits(tokens, at[start : start + BATCH]) for start in range(0, len(at), BATCH)]
+            parts = [self.logits(tokens, rows_at[start : start + BATCH]) for start in range(0, len(rows_at), BATCH)]
         return torch.cat(parts).cpu().numpy()
 
 
@@ -157,18 +157,18 @@ class Ours:
         self.runtime, self.whole_queries = runtime, whole_queries
         self.model: torch.nn.Module = self.adapted.model
 
-    def train(self, tokens: encoding.Tokens, target: torch.Tensor, at: np.ndarray) -> None:
-        mine = tokens.take(at)
-        groups = mine.queries if self.whole_queries else None
+    def train(self, tokens: encoding.Tokens, target: torch.Tensor, rows_at: np.ndarray) -> None:
+        selected = tokens.take(rows_at)
+        groups = selected.queries if self.whole_queries else None
         optimizer = Optimizer(evaluations=1, learning_rate=RATE)
-        batches = batching.random_batches(mine.lengths, optimizer.batch_tokens, np.random.default_rng(SEED), groups)
-        goal = target[at]
+        batches = batching.random_batches(selected.lengths, optimizer.batch_tokens, np.random.default_rng(SEED), groups)
+        goal = target[rows_at]
         loop.fit(
             loop.Logits(self.adapted.model, self.runtime.device),
             [batches],
             options=loop.FitOptions("teacher", optimizer, self.runtime, autocast=not self.adapted.folds),
             hooks=loop.FitHooks(
-                loss=lambda current, rows: losses.soft_cross_entropy(current(mine, rows), goal[rows]),
+                loss=lambda current, rows: losses.soft_cross_entropy(current(selected, rows), goal[rows]),
                 evaluate=lambda current: 0.0,
                 name_rows=str,
                 after_step=self.adapted.fold,
@@ -185,9 +185,9 @@ class Ours:
         self.adapted.fold()
         self.model = self.adapted.merged(None)
 
-    def score(self, tokens: encoding.Tokens, at: np.ndarray) -> np.ndarray:
-        mine = tokens.take(at)
-        return torch_backend.score_encoded(self.model, mine, self.runtime.device, Teacher().score_tokens)
+    def score(self, tokens: encoding.Tokens, rows_at: np.ndarray) -> np.ndarray:
+        selected = tokens.take(rows_at)
+        return torch_backend.score_encoded(self.model, selected, self.runtime.device, Teacher().score_tokens)
 
 
 # Measuring --------------------------------------------------------------------------------------------------------
@@ -197,12 +197,12 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-logits))
 
 
-def _distinct(tokens: encoding.Tokens, at: np.ndarray) -> int:
+def _distinct(tokens: encoding.Tokens, rows_at: np.ndarray) -> int:
     """Tokens that our forward pass computes."""
-    mine = tokens.take(at)
-    order = np.argsort(mine.queries, kind="stable")
-    batches = batching.sequential_batches(order, mine.lengths, Teacher().score_tokens)
-    return sum(packing.pack_decoder_batch(mine, batch).ids.numel() for batch in batches)
+    selected = tokens.take(rows_at)
+    order = np.argsort(selected.queries, kind="stable")
+    batches = batching.sequential_batches(order, selected.lengths, Teacher().score_tokens)
+    return sum(packing.pack_decoder_batch(selected, batch).ids.numel() for batch in batches)
 
 
 def _alternate(
@@ -210,11 +210,13 @@ def _alternate(
 ) -> dict[str, list[float]]:
     """Seconds of each contender for each turn's rows."""
     seconds: dict[str, list[float]] = {contender: [] for contender in contenders}
-    for number, at in enumerate(turns, start=1):
+    for number, rows_at in enumerate(turns, start=1):
         for contender, function in contenders.items():
-            seconds[contender].append(_timed(lambda function=function, at=at: function(at), device))
-        told = ", ".join(f"{contender} {len(at) / taken[-1]:.1f} pairs/s" for contender, taken in seconds.items())
-        say(f"{name} {number}/{len(turns)}: {told}")
+            seconds[contender].append(_timed(lambda function=function, rows=rows_at: function(rows), device))
+        speeds = ", ".join(
+            f"{contender} {len(rows_at) / durations[-1]:.1f} pairs/s" for contender, durations in seconds.items()
+        )
+        say(f"{name} {number}/{len(turns)}: {speeds}")
     return seconds
 
 
@@ -236,8 +238,8 @@ def run(scale: Scale, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]
     turns = [np.arange(scale.trained) + number * scale.trained for number in range(scale.rounds + 1)]
     held_out = np.arange(len(to_train) - 128, len(to_train))
 
-    def error(one: Plain | Ours) -> float:
-        logits = torch.from_numpy(one.score(to_train, held_out)).to(device)
+    def error(item: Plain | Ours) -> float:
+        logits = torch.from_numpy(item.score(to_train, held_out)).to(device)
         return float(losses.soft_cross_entropy(logits, target[held_out]))
 
     before = {"plain": error(plain), "ours": error(pairs)}
@@ -247,21 +249,21 @@ def run(scale: Scale, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]
     compilation.compile_layers("benchmark", fused.adapted.model, compiled, runtime, 0.0)
     fused.train(to_train, target, turns[-1])
     seconds["compile_training"] += time.perf_counter()
-    for one in (plain, pairs, queries):
-        one.train(to_train, target, turns[-1][:BATCH])
+    for item in (plain, pairs, queries):
+        item.train(to_train, target, turns[-1][:BATCH])
     trained = _alternate(
         {
-            "plain": lambda at: plain.train(to_train, target, at),
-            "ours": lambda at: pairs.train(to_train, target, at),
-            "ours, whole queries": lambda at: queries.train(to_train, target, at),
-            "ours, whole queries, compiled": lambda at: fused.train(to_train, target, at),
+            "plain": lambda rows_at: plain.train(to_train, target, rows_at),
+            "ours": lambda rows_at: pairs.train(to_train, target, rows_at),
+            "ours, whole queries": lambda rows_at: queries.train(to_train, target, rows_at),
+            "ours, whole queries, compiled": lambda rows_at: fused.train(to_train, target, rows_at),
         },
         turns[:-1],
         device,
         "training",
     )
     after = {"plain": error(plain), "ours": error(pairs), "ours, whole queries": error(queries)}
-    tokens = sum(int(to_train.lengths[at].sum()) for at in turns[:-1])
+    tokens = sum(int(to_train.lengths[rows_at].sum()) for rows_at in turns[:-1])
     count = scale.trained * scale.rounds
     figures: dict[str, Any] = {
         "runtime": runtime.describe(),
@@ -269,48 +271,50 @@ def run(scale: Scale, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]
         "peak_tflops": round(peak / 1e12, 3),
         "training": {
             name: {
-                "pairs_per_second": round(count / sum(taken), 2),
-                "times_plain": round(sum(trained["plain"]) / sum(taken), 2),
-                "by_turn": [round(theirs / ours, 2) for theirs, ours in zip(trained["plain"], taken, strict=True)],
-                "utilization": round(4 * size * tokens / sum(taken) / peak, 3),
+                "pairs_per_second": round(count / sum(durations), 2),
+                "times_plain": round(sum(trained["plain"]) / sum(durations), 2),
+                "by_turn": [round(theirs / ours, 2) for theirs, ours in zip(trained["plain"], durations, strict=True)],
+                "utilization": round(4 * size * tokens / sum(durations) / peak, 3),
             }
-            for name, taken in trained.items()
+            for name, durations in trained.items()
         },
         "held_out_loss": {"before": before, "after": after},
     }
 
     ours, ours_fused = (Ours(base, pad, runtime, False) for _ in range(2))
-    for one in (ours, ours_fused):
-        one.take_over(plain)
+    for item in (ours, ours_fused):
+        item.take_over(plain)
     turns = [np.arange(scale.scored) + number * scale.scored for number in range(scale.rounds + 1)]
     seconds["compile_scoring"] = -time.perf_counter()
     compilation.compile_layers("benchmark", ours_fused.model, compiled, runtime, 0.0)
     ours_fused.score(to_score, turns[-1])
     seconds["compile_scoring"] += time.perf_counter()
-    found: dict[str, list[np.ndarray]] = {}
+    logits_by_name: dict[str, list[np.ndarray]] = {}
 
-    def scoring(name: str, one: Plain | Ours) -> Callable[[np.ndarray], None]:
-        return lambda at: found.setdefault(name, []).append(one.score(to_score, at))
+    def scoring(name: str, item: Plain | Ours) -> Callable[[np.ndarray], None]:
+        return lambda rows_at: logits_by_name.setdefault(name, []).append(item.score(to_score, rows_at))
 
-    for one in (plain, ours):
-        one.score(to_score, turns[-1][:BATCH])
+    for item in (plain, ours):
+        item.score(to_score, turns[-1][:BATCH])
     contenders = {"plain": plain, "ours": ours, "ours, compiled": ours_fused}
-    scored = _alternate({name: scoring(name, one) for name, one in contenders.items()}, turns[:-1], device, "scoring")
-    tokens = sum(int(to_score.lengths[at].sum()) for at in turns[:-1])
-    distinct = sum(_distinct(to_score, at) for at in turns[:-1])
-    probabilities = {name: _sigmoid(np.concatenate(logits)) for name, logits in found.items()}
+    scored = _alternate({name: scoring(name, item) for name, item in contenders.items()}, turns[:-1], device, "scoring")
+    tokens = sum(int(to_score.lengths[rows_at].sum()) for rows_at in turns[:-1])
+    distinct = sum(_distinct(to_score, rows_at) for rows_at in turns[:-1])
+    probabilities = {name: _sigmoid(np.concatenate(logits)) for name, logits in logits_by_name.items()}
     differences = {name: np.abs(values - probabilities["plain"]) for name, values in probabilities.items()}
     count = scale.scored * scale.rounds
     figures["scoring"] = {
         name: {
-            "pairs_per_second": round(count / sum(taken), 2),
-            "times_plain": round(sum(scored["plain"]) / sum(taken), 2),
-            "by_turn": [round(theirs / mine, 2) for theirs, mine in zip(scored["plain"], taken, strict=True)],
-            "utilization": round(2 * size * tokens / sum(taken) / peak, 3),
+            "pairs_per_second": round(count / sum(durations), 2),
+            "times_plain": round(sum(scored["plain"]) / sum(durations), 2),
+            "by_turn": [
+                round(theirs / selected, 2) for theirs, selected in zip(scored["plain"], durations, strict=True)
+            ],
+            "utilization": round(2 * size * tokens / sum(durations) / peak, 3),
             "largest_difference": float(differences[name].max()),
             "mean_difference": float(differences[name].mean()),
         }
-        for name, taken in scored.items()
+        for name, durations in scored.items()
     }
     figures["tokens_per_pair"] = {"all": round(tokens / count, 1), "computed": round(distinct / count, 1)}
     figures["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
@@ -330,13 +334,13 @@ def _in_fp32(
     plain, ours = Plain(base, pad, device, torch.float32), Ours(base, pad, runtime, False)
     plain.model.load_state_dict({name: value.float() for name, value in trained.model.state_dict().items()})
     ours.take_over(plain)
-    exact, found = (_sigmoid(one.score(tokens, np.arange(EXACT_PAIRS))) for one in (plain, ours))
-    return exact, float(np.abs(exact - found).max())
+    exact, logits_by_name = (_sigmoid(item.score(tokens, np.arange(EXACT_PAIRS))) for item in (plain, ours))
+    return exact, float(np.abs(exact - logits_by_name).max())
 
 
 def _bars(figures: dict[str, Any]) -> list[dict[str, Any]]:
     train, score = figures["training"], figures["scoring"]
-    best = max(train.values(), key=lambda one: one["times_plain"])
+    best = max(train.values(), key=lambda item: item["times_plain"])
     loss = figures["held_out_loss"]["before"]
     apart = abs(loss["plain"] - loss["ours"])
     values = [
@@ -345,7 +349,7 @@ def _bars(figures: dict[str, Any]) -> list[dict[str, Any]]:
         ("scoring_times_plain", score["ours"]["times_plain"], 3.0, True),
         ("scoring_compiled_times_plain", score["ours, compiled"]["times_plain"], 3.5, True),
         ("training_utilization", best["utilization"], 0.30, True),
-        ("scoring_utilization", max(one["utilization"] for one in score.values()), 0.45, True),
+        ("scoring_utilization", max(item["utilization"] for item in score.values()), 0.45, True),
         ("loss_difference", apart, 1e-2, False),
         ("probability_difference_bf16", score["ours"]["largest_difference"], 1e-2, False),
         ("probability_difference_fp32", figures["fp32_difference"], 1e-4, False),
