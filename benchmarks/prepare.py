@@ -480,15 +480,15 @@ def _esci_examples(scale: Scale, words: dict[str, Words]) -> Iterator[pa.Table]:
         query_numbers = np.arange(start, min(start + _CHUNK, scale.esci_queries))
         query = np.repeat(query_numbers, np.diff(bounds)[query_numbers])
         slot = np.arange(bounds[query_numbers[0]], bounds[query_numbers[-1] + 1]) - bounds[query]
-        of = locale[query]
-        product = (first[query] % product_counts[of].astype(np.uint64)).astype(int) + _STRIDE * slot
+        locale_of_query = locale[query]
+        product = (first[query] % product_counts[locale_of_query].astype(np.uint64)).astype(int) + _STRIDE * slot
         yield pa.table(
             {
                 "example_id": np.arange(bounds[query_numbers[0]], bounds[query_numbers[-1] + 1]),
                 "query": queries.take(pa.array(query)),
                 "query_id": query,
-                "product_id": _esci_ids(product % product_counts[of]),
-                "product_locale": pa.array(locales[of]),
+                "product_id": _esci_ids(product % product_counts[locale_of_query]),
+                "product_locale": pa.array(locales[locale_of_query]),
                 "esci_label": pa.array(draw.choice(list(_LABELS), len(query), p=list(_LABELS.values()))),
                 "small_version": (_mixed(query) % np.uint64(100) < 43).astype(int),
                 "large_version": np.ones(len(query), int),
