@@ -3,39 +3,24 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import threading
 from collections import Counter
-from datetime import UTC, datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
-import yaml
 
-from distilrank.config import load
 from distilrank.core.errors import InputError
-from pipelines import packages
 from pipelines.kubeflow import Kubeflow
-from pipelines.recurring_runs import cron, reconcile, spec
-from tests.clusters import CONFIG, REGISTRY, Run, document_is_here, run, server
+from pipelines.recurring_runs import reconcile
+from tests.clusters import Run, document_is_here, run, server
 from tests.kfp_server import DOCUMENT, Fault, Server
+from tests.schedule_files import DAILY, WEEKLY, declare
 
 if DOCUMENT.exists():
     from benchmarks import schedule as benchmark
 
 __all__ = ["run", "server"]
-ROOT = Path(__file__).parents[3]
-WEEKLY = {"name": "distill-weekly", "pipeline": "distill", "cron": "0 3 * * 1"}
-DAILY = {"name": "monitor-daily", "pipeline": "monitor", "cron": "30 5 * * *"}
-
-
-def declare(folder: Path, *entries: dict, **top: object) -> Path:
-    path = folder / "schedules.yaml"
-    own = {"config": str(CONFIG), "set": {"registry.uri": "/registry"}}
-    path.write_text(yaml.safe_dump({"owner": "shop"} | top | {"schedules": [own | entry for entry in entries]}))
-    return path
 
 
 def shown(server: Server) -> dict[str, str]:
@@ -43,130 +28,6 @@ def shown(server: Server) -> dict[str, str]:
     found = Counter(one["display_name"] for one in server.store.recurring.values())
     assert set(found.values()) <= {1}, found
     return {one["display_name"]: one["mode"] for one in server.store.recurring.values()}
-
-
-# Cron -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("given", "completed"),
-    [
-        ("0 3 * * 1", "0 0 3 * * 1"),
-        ("15 0 3 * * 1", "15 0 3 * * 1"),
-        ("*/10 * * * MON-fri", "0 */10 * * * MON-fri"),
-        ("0 0 1,15 jan/3 ?", "0 0 0 1,15 jan/3 ?"),
-    ],
-)
-def test_five_fields_get_a_second(given: str, completed: str) -> None:
-    assert cron.complete(given) == completed
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ("@daily", "'@daily' has 1 fields, expected five (minute, hour, day, month, weekday), or six with"),
-        ("0 0 3 * * 1 2027", "has 7 fields"),
-        ("60 3 * * 1", "minute '60', expected 0-59"),
-        ("0 24 * * *", "hour '24', expected 0-23"),
-        ("0 3 0 * *", "day of the month '0', expected 1-31"),
-        ("0 3 * * 7", "day of the week '7', expected 0-6 or sun-sat"),
-        ("0 3 L * *", "day of the month 'L', expected 1-31"),
-        ("0 3 15W * *", "day of the month '15W', expected 1-31"),
-        ("0 3 * * 1#2", "day of the week '1#2', expected 0-6 or sun-sat"),
-        ("0 3 * january *", "month 'january', expected 1-12 or jan-dec"),
-        ("0 3 * * fri-mon", "day of the week 'fri-mon', expected a range that begins before its end"),
-        ("*/0 3 * * *", "minute '*/0', expected a step of at least 1"),
-        ("1--3 3 * * *", "minute '-3', expected 0-59"),
-        ("1, 3 * * *", "minute '', expected 0-59"),
-        ("0 0 31 2 *", "'0 0 31 2 *' never matches"),
-    ],
-)
-def test_what_kubeflow_would_refuse_or_misread_is_refused(given: str, said: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(said)):
-        cron.complete(given)
-
-
-@pytest.mark.parametrize(
-    ("expression", "expected"),
-    [
-        ("0 0 13 * fri", "2026-11-27 2026-12-04 2026-12-11 2026-12-13"),  # either day
-        ("0 0 */10 * fri", "2026-12-11 2027-01-01 2027-05-21 2027-06-11"),  # both days: one has a star
-        ("0 0 * * 5/1", "2026-11-27 2026-11-28 2026-12-04 2026-12-05"),  # to the end, which is Saturday
-        ("0 0 1,*/15 * wed", "2026-12-16 2027-03-31 2027-06-16 2027-09-01"),  # a star in a list
-    ],
-)
-def test_ticks_are_those_of_kubeflow(expression: str, expected: str) -> None:
-    found = cron.ticks(cron.complete(expression), datetime(2026, 11, 24, tzinfo=UTC))
-    assert " ".join(f"{next(found):%Y-%m-%d}" for _ in range(4)) == expected
-
-
-def test_ticks_follow_the_clusters_clock() -> None:
-    berlin = ZoneInfo("Europe/Berlin")
-    ticks = cron.ticks(cron.complete("0 3 * * *"), datetime(2026, 10, 24, tzinfo=berlin))
-    hours = [next(ticks).astimezone(UTC).hour for _ in range(3)]
-    assert hours == [1, 2, 2]  # summer time ends on the 25th
-
-
-# The file --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("entries", "top", "said"),
-    [
-        ([WEEKLY, WEEKLY], {}, "2 schedules are called 'distill-weekly', expected unique names"),
-        (
-            [WEEKLY | {"crom": 1}],
-            {},
-            "schedules.yaml: schedule distill-weekly: unknown key 'crom'; did you mean 'cron'?",
-        ),
-        ([WEEKLY], {"ownr": "x"}, "unknown key 'ownr'; did you mean 'owner'?"),
-        ([WEEKLY | {"cron": "0 25 * * *"}], {}, "schedule distill-weekly: cron: hour '25', expected 0-23"),
-        ([WEEKLY | {"concurrency": 11}], {}, "concurrency: Input should be less than or equal to 10 (got 11)"),
-        ([WEEKLY | {"start": "2026-12-01T00:00:00"}], {}, "start: Input should have timezone info"),
-        (
-            [WEEKLY | {"start": "2026-12-02T00:00:00Z", "end": "2026-12-01T00:00:00Z"}],
-            {},
-            "end is 2026-12-01T00:00:00+00:00, expected one after start",
-        ),
-        ([WEEKLY | {"pipeline": "estimate"}], {}, "pipeline: Input should be 'distill' or 'monitor' (got 'estimate')"),
-        ([WEEKLY], {"timezone": "Berlin"}, "timezone: 'Berlin' is not a time zone, expected e.g. UTC"),
-        ([WEEKLY], {"owner": "my shop"}, "owner: String should match pattern"),
-        ([WEEKLY], {"owner": "o" * 120}, "owner: String should have at most 119 characters (got 'ooo"),
-    ],
-)
-def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, entries: list, top: dict, said: str) -> None:
-    with pytest.raises(InputError, match=re.escape(said)):
-        spec.read(declare(tmp_path, *entries, **top))
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"config": "none.yaml"}, "schedule distill-weekly: {folder}/none.yaml: no such configuration file"),
-        ({"set": {"gate.max_eze": 1}}, "unknown key 'gate.max_eze'; did you mean 'max_ece'?"),
-        (
-            {"set": {"registry.uri": "/r", "cluster.images.ops": "shop/ops:latest"}},
-            "{config} with cpu_overrides: cluster.images.ops: the tag 'latest' moves, expected a tag that is never",
-        ),
-    ],
-)
-def test_a_schedules_configuration_is_blamed_by_its_name(tmp_path: Path, changes: dict, said: str) -> None:
-    path = declare(tmp_path, WEEKLY | changes)
-    with pytest.raises(InputError, match=re.escape(said.format(folder=tmp_path, config=CONFIG))):
-        list(spec.compiled(spec.read(path), path, experiment="e"))
-
-
-def test_compiling_elsewhere_gives_the_same_digest() -> None:
-    code = (
-        "import sys; from pathlib import Path; from distilrank.config import load;"
-        "from pipelines import packages;"
-        "print(packages.compile_package('distill', load(Path(sys.argv[1]), [sys.argv[2]]), scheduled=True).digest)"
-    )
-    elsewhere = subprocess.run(
-        [sys.executable, "-c", code, str(CONFIG), REGISTRY], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    here = packages.compile_package("distill", load(CONFIG, [REGISTRY]), scheduled=True)
-    assert elsewhere.stdout.strip() == here.digest
 
 
 # Applying --------------------------------------------------------------------------------------------------------
