@@ -60,7 +60,7 @@ def score(
         raise InputError(f"{output}: expected a .csv or .parquet file to write")
     with artifacts.replacing(output) as handle:  # first, so that an output that cannot be written shows at once
         total, schema = _check(input, output)
-        scorer = Scorer.load(locate(model, registry), compute, backend=backend)
+        scorer = Scorer.load(registries.locate(model, registry), compute, backend=backend)
         if probability and scorer.probability(np.empty(0, np.float32)) is None:
             raise InputError(f"{model}: is not calibrated, so its scores have no probability")
         added = [SCORE, PROBABILITY] if probability else [SCORE]
@@ -85,27 +85,6 @@ def _writer(handle: BinaryIO, output: Path, schema: pa.Schema) -> pyarrow.csv.CS
     if output.suffix == ".csv":
         return pyarrow.csv.CSVWriter(handle, schema)
     return pq.ParquetWriter(handle, schema, compression="zstd")
-
-
-def locate(model: str, registry: str) -> Path:
-    """The student's folder that `model` names: a folder, or an alias or a version of the registry.
-
-    A folder of no stage, which has no seal, may be complete or not: nothing tells, so a line says that.
-
-    Raises:
-        InputError: there is no such folder, and the registry has no such student.
-    """
-    folder = Path(model)
-    if folder.is_dir():
-        if not artifacts.is_sealed(folder):
-            unchecked = f"{folder}: has no {artifacts.SEAL}, so its files are taken as they are, unchecked"
-            progress.log_event("model", "note", unchecked)
-        return folder
-    backend = registries.open(registry)
-    try:
-        return backend.fetch(registries.resolve(backend, model)) / "student"
-    except InputError as error:
-        raise InputError(f"--model {model}: no such folder, and {error}") from None
 
 
 def _check(input: Path, output: Path) -> tuple[int, pa.Schema]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from distilrank import score_files
+from distilrank import registry as registries
 from distilrank.config import Compute, Evaluate
 from distilrank.core import artifacts, progress
 from distilrank.core.errors import InputError
@@ -59,7 +59,7 @@ def compare_models(
     _require_usable_names(models)
     slices.require_columns(config.slices)
     judged = Judged.read(judgements)
-    folders = {name: score_files.locate(name, registry) for name in models}
+    folders = {name: registries.locate(name, registry) for name in models}
     scorers = {name: Scorer.load(folder, compute, backend=backend) for name, folder in folders.items()}
     pair_counter = counter(len(models) * len(judged.query))
     systems = score_baselines(judged, config)

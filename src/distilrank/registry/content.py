@@ -8,7 +8,7 @@ from typing import Any
 
 from distilrank.core import artifacts
 from distilrank.core.errors import InputError
-from distilrank.registry import version_id
+from distilrank.registry.base import version_id
 
 MANIFEST = "manifest.json"
 

@@ -44,7 +44,8 @@ from requests.exceptions import RequestException
 from distilrank.config import Registry
 from distilrank.core import artifacts, volume
 from distilrank.core.errors import InputError
-from distilrank.registry import CHAMPION, Backend, content, is_version_id, ledger
+from distilrank.registry import content, ledger
+from distilrank.registry.base import CHAMPION, Backend, is_version_id
 
 VIEWER, CREATOR, USER = "roles/storage.objectViewer", "roles/storage.objectCreator", "roles/storage.objectUser"
 IMPERSONATOR = "roles/iam.serviceAccountTokenCreator"
@@ -86,7 +87,7 @@ class Bucket(ledger.Ledger):
         self.uri = f"gs://{bucket}/{prefix}" if prefix else f"gs://{bucket}"
 
     def exists(self) -> bool:
-        return bool(self._blobs("", max_results=1))
+        return bool(self._list("", max_results=1)[0])
 
     # Versions -----------------------------------------------------------------------------------------------------
 
@@ -197,9 +198,8 @@ class Bucket(ledger.Ledger):
 
     def _names(self, folder: str) -> list[str]:
         prefix = self._name(f"{folder}/")
-        with self._asking(VIEWER):
-            found = self._listing(f"{folder}/", delimiter="/")
-            names = {blob.name for blob in found} | set(found.prefixes)
+        blobs, folders = self._list(f"{folder}/", delimiter="/")
+        names = {blob.name for blob in blobs} | folders
         return sorted(name.removeprefix(prefix).rstrip("/") for name in names)
 
     def _changing(self) -> contextlib.AbstractContextManager[None]:
@@ -215,7 +215,7 @@ class Bucket(ledger.Ledger):
     def _ages(self) -> dict[str, tuple[float, Any]]:
         prefix = self._name("versions/")
         found = {}
-        for blob in self._blobs("versions/", delimiter="/"):
+        for blob in self._list("versions/", delimiter="/")[0]:
             name = blob.name.removeprefix(prefix).removesuffix(".json")
             if is_version_id(name):
                 found[name] = time.time() - blob.time_created.timestamp(), blob.generation
@@ -231,7 +231,7 @@ class Bucket(ledger.Ledger):
     def _sweep(self) -> None:
         prefix = self._name("versions/")
         newest: dict[str, float] = {}
-        for blob in self._blobs("versions/"):
+        for blob in self._list("versions/")[0]:
             version, *rest = blob.name.removeprefix(prefix).split("/")
             if len(rest) > 1 and is_version_id(version):
                 folder = f"versions/{version}/{rest[0]}"
@@ -324,15 +324,14 @@ class Bucket(ledger.Ledger):
             return True
 
     def _delete_below(self, folder: str) -> None:
-        for blob in self._blobs(f"{folder}/"):
+        for blob in self._list(f"{folder}/")[0]:
             self._delete(blob.name.removeprefix(self._name("")), blob.generation)
 
-    def _blobs(self, start: str, **options: Any) -> list[Any]:
+    def _list(self, start: str, **options: Any) -> tuple[list[Any], set[str]]:
+        """The objects whose names begin with `start`, and the folders among them where `options` has a delimiter."""
         with self._asking(VIEWER):
-            return list(self._listing(start, **options))
-
-    def _listing(self, start: str, **options: Any) -> Any:
-        return self._reader.list_blobs(self.bucket, prefix=self._name(start), retry=RETRY, **options)
+            pages = self._reader.list_blobs(self.bucket, prefix=self._name(start), retry=RETRY, **options)
+            return list(pages), set(pages.prefixes)
 
     def _name(self, name: str) -> str:
         return f"{self.prefix}/{name}" if self.prefix else name

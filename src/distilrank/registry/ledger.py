@@ -28,7 +28,8 @@ from typing import Any, cast
 from distilrank.core import artifacts
 from distilrank.core import sketch as sketches
 from distilrank.core.errors import InputError, RunStopped
-from distilrank.registry import CHAMPION, Backend, content, is_alias, is_version_id, require_champion
+from distilrank.registry import content
+from distilrank.registry.base import CHAMPION, Backend, is_alias, is_version_id, require_champion
 
 MINIMUM_AGE = 24 * 3600.0
 """Seconds for which a published version is kept although no alias names it; from publishing to moving takes minutes."""

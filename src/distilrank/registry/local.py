@@ -21,7 +21,8 @@ from typing import Any
 from distilrank.config import Registry
 from distilrank.core import artifacts, volume
 from distilrank.core.errors import InputError
-from distilrank.registry import CHAMPION, Backend, content, is_version_id
+from distilrank.registry import content
+from distilrank.registry.base import CHAMPION, Backend, is_version_id
 from distilrank.registry.ledger import TEST_EVALUATIONS, Ledger
 
 FOLDERS = "versions", "aliases", "history", TEST_EVALUATIONS

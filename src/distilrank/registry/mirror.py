@@ -13,7 +13,7 @@ from typing import Any, cast
 from distilrank.config import Registry
 from distilrank.core import progress
 from distilrank.core.errors import InputError
-from distilrank.registry import CHAMPION, Backend
+from distilrank.registry.base import CHAMPION, Backend
 
 
 def open(backend: Backend, config: Registry) -> Backend:
@@ -58,7 +58,7 @@ class Mirror:
             InputError: the mirror does not answer, refuses, or shows another registry under this name.
         """
         self.check()
-        return _client().sync(self, backend)
+        return _client().sync(backend, self.url, self.name, token=self.token(), ca_file=self.ca_file)
 
 
 class Mirrored:

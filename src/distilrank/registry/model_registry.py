@@ -30,8 +30,7 @@ from mr_openapi import ApiClient, ArtifactState, Configuration, ModelRegistrySer
 from mr_openapi.exceptions import ApiException, NotFoundException
 
 from distilrank.core.errors import InputError
-from distilrank.registry import Backend
-from distilrank.registry.mirror import Mirror
+from distilrank.registry.base import Backend
 
 SECONDS = 30.0
 """Longest that a mirror may take, since a promotion waits for it."""
@@ -70,15 +69,24 @@ class Client(ModelRegistryAPIClient):
         yield ModelRegistryServiceApi(self.connection)
 
 
-def sync(mirror: Mirror, backend: Backend) -> list[str]:
-    """See mirror.Mirror.sync."""
-    token = mirror.token()
-    host = mirror.url.rstrip("/")
+def sync(backend: Backend, url: str, name: str, *, token: str, ca_file: str) -> list[str]:
+    """Write what a Model Registry lacks of `backend`, and return the changes in words; empty: it was up to date.
+
+    Args:
+        url: address of the Model Registry.
+        name: of the registered model.
+        token: bearer token; empty: none.
+        ca_file: certificates in PEM form that the server's is checked with; empty: the system's.
+
+    Raises:
+        InputError: the Model Registry does not answer, refuses, or shows another registry under this name.
+    """
+    host = url.rstrip("/")
     # ModelRegistry of the same package patches the event loop, waits five minutes and takes tokens that nobody named.
-    server = Configuration(host=host, access_token=token or None, ssl_ca_cert=mirror.ca_file or None)
+    server = Configuration(host=host, access_token=token or None, ssl_ca_cert=ca_file or None)
     try:
         with ThreadPoolExecutor(1) as pool:  # a notebook has a loop of its own in this thread
-            shown = asyncio.wait_for(_sync(server, mirror.name, backend), SECONDS)
+            shown = asyncio.wait_for(_sync(server, name, backend), SECONDS)
             return pool.submit(asyncio.run, shown).result()
     except TimeoutError:
         raise InputError(f"registry.mirror {host}: no answer within {SECONDS:g} s") from None
