@@ -13,6 +13,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,9 +24,10 @@ from distilrank.core import artifacts, hardware, normalize, progress
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
 from distilrank.data import sources
-from distilrank.data.corpus import least_clients
 from distilrank.data.log_store import LogStore, make_scrubber
-from distilrank.data.window import days_of, parse_time, resolve_window
+from distilrank.data.log_tables import required_clients
+from distilrank.data.sources.base import Source
+from distilrank.data.window import LogWindow, count_rows_by_day, parse_time, resolve_window
 from distilrank.modeling import encoding, references, weights
 from distilrank.training import trainjob
 
@@ -95,7 +97,7 @@ def check(
         source.check(Problems())
         log = source.log()
         if log is not None:
-            least_clients(log, config.prepare)
+            required_clients(log, config.prepare)
             make_scrubber(config.prepare.privacy)
         champion, anchor = (backend.alias(alias) for alias in (registry.CHAMPION, registry.ANCHOR))
         registry.require_champion(backend)
@@ -113,13 +115,15 @@ def check(
             if _is_local(config.prepare.retriever.model):
                 bi_encoder.check(config.prepare.retriever.model)
         _check_embedded(config)
-        bounds, data_digest = _pin(config, schedule_time, output, source, bases[config.prepare.retriever.model])
+        window = _pin(config, schedule_time, output, source, bases[config.prepare.retriever.model])
         resolved = Resolved(
-            data_digest,
+            window.data_digest,
             artifacts.code_digest(),
             bases[config.teacher.model],
             bases[config.student.model],
-            *bounds,
+            window.reference_start,
+            window.newest_start,
+            window.newest_end,
             champion,
             anchor,
             cache_since(config.preflight, datetime.now(UTC)),
@@ -139,8 +143,8 @@ def check(
         artifacts.write_json(output / "preflight.json", found)
         artifacts.seal(output)
         record.facts.update(resolved._asdict())
-        window = f"window {bounds[0]} to {bounds[2]}" if bounds[2] else "no times"
-        progress.log_event(STAGE, "note", f"data {data_digest[:12]}, {window}, champion {champion or 'none'}")
+        times = f"window {window.reference_start} to {window.newest_end}" if window.is_timed else "no times"
+        progress.log_event(STAGE, "note", f"data {window.data_digest[:12]}, {times}, champion {champion or 'none'}")
         return resolved
 
 
@@ -165,19 +169,23 @@ def check_monitor(
         log = source.log()
         if log is None or not log.timed:
             raise InputError("data: the log has no times, expected some: without them no traffic is the newest")
-        least_clients(log, config.prepare)
+        required_clients(log, config.prepare)
         make_scrubber(config.prepare.privacy)
         reference = config.prepare.retriever.model
-        bounds, data_digest = _pin(config, schedule_time, output, source, references.digest(reference))
+        window = _pin(config, schedule_time, output, source, references.digest(reference))
         since = cache_since(config.preflight, datetime.now(UTC))
-        watched = MonitorInputs(data_digest, *bounds, champion, since)
+        watched = MonitorInputs(
+            window.data_digest, window.reference_start, window.newest_start, window.newest_end, champion, since
+        )
         artifacts.write_json(
             output / "preflight.json",
             watched._asdict() | {"name": name, "schedule_time": schedule_time, "registry": config.registry.uri},
         )
         artifacts.seal(output)
         record.facts.update(watched._asdict())
-        progress.log_event(STAGE, "note", f"newest traffic {bounds[1]} to {bounds[2]}, champion {champion}")
+        progress.log_event(
+            STAGE, "note", f"newest traffic {window.newest_start} to {window.newest_end}, champion {champion}"
+        )
         return watched
 
 
@@ -192,25 +200,23 @@ def cache_since(preflight: Preflight, now: datetime) -> str:
     return date.fromordinal(now.toordinal() // preflight.cache_days * preflight.cache_days).isoformat()
 
 
-def _pin(
-    config: Config, schedule_time: str, output: Path, source: sources.Source, retriever: str
-) -> tuple[tuple[str, str, str], str]:
-    """The bounds of the log's windows, and the digest of all outside data within them.
+def _pin(config: Config, schedule_time: str, output: Path, source: Source, retriever: str) -> LogWindow:
+    """The windows of the log, with the digest of all outside data within them.
 
     `retriever` is the digest of the model whose tokens and vectors preparation uses.
     """
-    log, bounds = source.log(), ("", "", "")
+    log, window = source.log(), LogWindow()
     with progress.timed(STAGE, "digested the data"), _store(config.prepare, output) as store:
         if log is not None and log.timed:
-            bounds = resolve_window(config.window, schedule_time, days_of(store, log))
+            window = resolve_window(config.window, schedule_time, count_rows_by_day(store, log))
         elif config.window.end != "latest":
             progress.log_event(STAGE, "note", f"window.end {config.window.end} has no effect: the log has no time")
         content = {
             "source": source.digest(),
-            "log": [log.settings, store.digests(log, bounds[0][:10], bounds[2][:10])] if log else None,
+            "log": [log.settings, store.digests(log, window.first_day, window.end_day)] if log else None,
             "retriever": retriever,
         }
-        return bounds, artifacts.digest_json(content)
+        return replace(window, data_digest=artifacts.digest_json(content))
 
 
 def _check_workspace(config: Config) -> None:
