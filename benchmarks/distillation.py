@@ -31,6 +31,7 @@ from benchmarks import machine
 from distilrank.config import Compute, Config, Evaluate, load
 from distilrank.core import artifacts, schemas
 from distilrank.data import prepare
+from distilrank.data.window import LogWindow
 from distilrank.evaluation.judged import Judged, System
 from distilrank.evaluation.systems import compare_systems, score_baselines
 from distilrank.modeling.bi_encoder import Retriever
@@ -162,10 +163,8 @@ class Study:
         if not (self.data / "judgements" / artifacts.SEAL).exists():
             names = ("judgements", "candidates", "traffic", "profile")
             config = self.config([])
-            prepare.prepare(
-                config.prepare, config.data, reference_start="", newest_start="", newest_end="", data_digest="",
-                **{name: self.data / name for name in names},
-            )  # fmt: skip
+            folders = {name: self.data / name for name in names}
+            prepare.prepare(config.prepare, config.data, LogWindow(), **folders)
 
     def teach(self, name: str, changes: list[str]) -> Path:
         """A teacher trained on the labeled budget, and its scores of the test rows."""

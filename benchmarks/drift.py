@@ -30,6 +30,7 @@ from distilrank import config
 from distilrank.core import artifacts, normalize, schemas, unicode_script
 from distilrank.core.arrays import systematic_sample
 from distilrank.data import bm25, prepare
+from distilrank.data.window import LogWindow
 from distilrank.drift.compare import compare_windows
 from distilrank.drift.embeddings import MAX_TOKENS
 from distilrank.drift.measure import measure_drift
@@ -129,20 +130,19 @@ class Period:
 
 def demo_shop(rows: int, folder: Path) -> pa.Table:
     """Impressions of the demo shop's log, which does not drift, with five times its queries."""
-    window = {"reference_start": "2025-10-27", "newest_start": "2025-11-24", "newest_end": "2025-12-01"}
+    window = LogWindow("2025-10-27", "2025-11-24", "2025-12-01")
     return _prepared(config.DemoShop(source="demo_shop", queries=3000, searches=24_000), window, rows, folder)
 
 
 def home_depot(rows: int, folder: Path) -> pa.Table:
     """Judged pairs of Home Depot, each once."""
-    window = dict.fromkeys(("reference_start", "newest_start", "newest_end"), "")
-    return _prepared(config.HomeDepot(source="home_depot", path=str(HOME_DEPOT)), window, rows, folder)
+    return _prepared(config.HomeDepot(source="home_depot", path=str(HOME_DEPOT)), LogWindow(), rows, folder)
 
 
-def _prepared(data: Any, window: dict[str, str], rows: int, folder: Path) -> pa.Table:
+def _prepared(data: Any, window: LogWindow, rows: int, folder: Path) -> pa.Table:
     parts = {name: folder / name for name in ("judgements", "candidates", "traffic", "profile")}
     knobs = config.Prepare(traffic_sample=rows, log_queries=50, from_bm25=1, dev_queries=20, test_queries=20)
-    prepare.prepare(knobs, data, data_digest="", **window, **parts)
+    prepare.prepare(knobs, data, window, **parts)
     return schemas.read(parts["traffic"] / "reference.parquet", schemas.TRAFFIC)
 
 

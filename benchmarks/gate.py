@@ -29,6 +29,7 @@ from distilrank.config import Config, Evaluate, Gate, Prepare, load
 from distilrank.core import normalize
 from distilrank.core.problems import Problems
 from distilrank.data import bm25, corpus, log_store, sources
+from distilrank.data.window import LogWindow
 from distilrank.evaluation import metrics, significance, trec
 from distilrank.promotion import gate
 from distilrank.promotion.checks import Evidence
@@ -68,7 +69,7 @@ def differences(config: Config) -> tuple[np.ndarray, dict[str, float]]:
     """nDCG@10 of BM25 minus that of word overlap, shape (queries,), and the mean of each and of random order."""
     with tempfile.TemporaryDirectory() as folder, log_store.connect(Path(folder)) as connection:
         read = corpus.read(
-            sources.open(config.data), Prepare(), "", "", "",
+            sources.open(config.data), Prepare(), LogWindow(),
             connection=connection, scratch=Path(folder), problems=Problems(),
         )  # fmt: skip
         titles = list(read.catalogue.texts(np.arange(len(read.catalogue))))

@@ -503,6 +503,7 @@ def _esci_examples(scale: Scale, words: dict[str, Words]) -> Iterator[pa.Table]:
 def run_stage(data: dict[str, Any], knobs: dict[str, Any], window: tuple[str, str, str], folder: str) -> dict[str, Any]:
     """Prepare `data` into `folder`; the profile, the seconds by phase, and what the store had to read."""
     from distilrank.data import log_store, prepare
+    from distilrank.data.window import LogWindow
 
     store = log_store.LogStore
     ingest, seconds = store.ingest, [0.0]
@@ -520,10 +521,7 @@ def run_stage(data: dict[str, Any], knobs: dict[str, Any], window: tuple[str, st
     prepare.prepare(
         config.Prepare(**knobs),
         config.parse({"data": data}, "benchmark").data,
-        reference_start=window[0],
-        newest_start=window[1],
-        newest_end=window[2],
-        data_digest="",
+        LogWindow(*window),
         **outputs,
     )
     parts = list(Path(knobs["log_cache_dir"]).glob("parts/*/part.json")) if knobs.get("log_cache_dir") else []

@@ -19,6 +19,7 @@ from benchmarks import machine
 from distilrank.config import Compute, Config, load
 from distilrank.core import artifacts, schemas
 from distilrank.data import prepare
+from distilrank.data.window import LogWindow
 from distilrank.modeling.scorer import DESCRIPTION, Scorer
 from distilrank.teacher import quality
 from distilrank.teacher import train as teacher
@@ -96,10 +97,7 @@ def main() -> None:
         prepare.prepare(
             config.prepare,
             config.data,
-            reference_start="",
-            newest_start="",
-            newest_end="",
-            data_digest="",
+            LogWindow(),
             **{name: data / name for name in ("judgements", "candidates", "traffic", "profile")},
         )
     compute = Compute(

@@ -33,6 +33,7 @@ from distilrank.config import Compute, Config, DemoShop, HomeDepot, StudentOptim
 from distilrank.config import Student as Settings
 from distilrank.core import schemas
 from distilrank.data import prepare
+from distilrank.data.window import LogWindow
 from distilrank.evaluation import metrics
 from distilrank.modeling import encoding, packing, references, torch_backend
 from distilrank.modeling.cache import Cache
@@ -85,8 +86,7 @@ def rows(folder: Path, queries: int) -> tuple[pa.Table, pa.Table]:
     config = Config(data=data)
     folders = {name: folder / name for name in ("judgements", "candidates", "traffic", "profile")}
     settings = config.prepare.model_copy(update={"log_queries": 20, "shards": 1})
-    bounds = dict.fromkeys(("reference_start", "newest_start", "newest_end", "data_digest"), "")
-    prepare.prepare(settings, config.data, **bounds, **folders)
+    prepare.prepare(settings, config.data, LogWindow(), **folders)
     train, dev = (schemas.read(folders["judgements"] / f"{name}.parquet", schemas.JUDGED) for name in ("train", "dev"))
     places: dict[str, list[int]] = {}
     for place, query in enumerate(train.column("query_id").to_pylist()):

@@ -28,6 +28,7 @@ from benchmarks.result import bar, report, say
 from distilrank.config import Compute, Config, DemoShop, HomeDepot, Optimizer, Teacher, TeacherText
 from distilrank.core import schemas
 from distilrank.data import prepare
+from distilrank.data.window import LogWindow
 from distilrank.modeling import (
     adapters,
     batching,
@@ -96,8 +97,7 @@ def rows(folder: Path) -> tuple[pa.Table, pa.Table]:
     config = Config(data=data)
     folders = {name: folder / name for name in ("judgements", "candidates", "traffic", "profile")}
     settings = config.prepare.model_copy(update={"judged_pairs": 3000, "log_queries": 400, "shards": 1})
-    bounds = dict.fromkeys(("reference_start", "newest_start", "newest_end", "data_digest"), "")
-    prepare.prepare(settings, config.data, **bounds, **folders)
+    prepare.prepare(settings, config.data, LogWindow(), **folders)
     judged = schemas.read(folders["judgements"] / "train.parquet", schemas.JUDGED)
     judged = judged.take(np.random.default_rng(SEED).permutation(judged.num_rows))
     return judged, schemas.read(folders["candidates"] / "shard-00000.parquet", schemas.CANDIDATES)

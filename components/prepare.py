@@ -29,18 +29,16 @@ def prepare_data(
     from distilrank.data import prepare as stage
     from distilrank.core import artifacts
     from distilrank.config import Config, Prepare
+    from distilrank.data.window import LogWindow
 
     shards = stage.prepare(
         Prepare(**config),
         Config(data=data).data,
-        reference_start=reference_start,
-        newest_start=newest_start,
-        newest_end=newest_end,
-        data_digest=data_digest,
+        LogWindow(reference_start, newest_start, newest_end, data_digest),
         judgements=Path(judgements.path),
         candidates=Path(candidates.path),
         traffic=Path(traffic.path),
-        profile_folder=Path(profile.path),
+        profile=Path(profile.path),
     )
     artifacts.copy_files(Path(profile.path), {"profile.html": profile_html.path})
     return shards

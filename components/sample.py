@@ -19,13 +19,11 @@ def sample_newest(
 
     from distilrank.data import prepare as stage
     from distilrank.config import Config, Prepare
+    from distilrank.data.window import LogWindow
 
     return stage.sample_newest(
         Prepare(**config),
         Config(data=data).data,
-        reference_start=reference_start,
-        newest_start=newest_start,
-        newest_end=newest_end,
-        data_digest=data_digest,
+        LogWindow(reference_start, newest_start, newest_end, data_digest),
         traffic=Path(traffic.path),
     )

@@ -12,6 +12,7 @@ from distilrank.config import DemoShop, Prepare, parse
 from distilrank.core import artifacts, normalize, schemas
 from distilrank.core.errors import InputError, RunStopped
 from distilrank.data import prepare, splits
+from distilrank.data.window import LogWindow
 from distilrank.preflight.promotion import check_split
 
 POSITION = np.array([splits.hash_position(f"{number:016x}", "salt") for number in range(20_000)])
@@ -59,10 +60,7 @@ def test_a_run_trains_on_what_it_tested_before_and_tests_what_it_trained_on(tmp_
         prepare.prepare(
             Prepare(test_fold=draw, shards=1),
             shop,
-            reference_start="",
-            newest_start="",
-            newest_end="",
-            data_digest="d",
+            LogWindow(data_digest="d"),
             **{name: folder / name for name in ("judgements", "candidates", "traffic", "profile")},
         )
         queries[draw] = {

@@ -11,7 +11,7 @@ from distilrank.config import Prepare
 from distilrank.core import normalize, schemas
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
-from distilrank.data import bm25, candidates, corpus, impressions, log_store, sources, splits
+from distilrank.data import bm25, candidates, corpus, impressions, log_store, shards, sources, splits
 from distilrank.modeling.bi_encoder import Retriever
 from distilrank.modeling.neighbors import Neighbors
 from tests.data.test_prepare import NO_WINDOW, START, WINDOW, Prepared, Shop, by_query
@@ -132,7 +132,7 @@ def test_new_days_do_not_reshuffle_a_querys_draw(shop: Shop, tmp_path: Path) -> 
 
 
 def test_shards_are_shared_out_by_tokens() -> None:
-    balance = candidates.ShardBalancer(2)
+    balance = shards.ShardBalancer(2)
     query = np.array([3, 3, 5, 7, 7, 9])
     assert balance.assign(query, np.array([10, 10, 5, 5, 5, 1])).tolist() == [0, 0, 1, 1, 1, 1]
     assert balance.assign(np.array([11]), np.array([4])).tolist() == [1]
@@ -210,11 +210,8 @@ def test_the_clicks_of_few_people_change_nothing_that_is_used(shop: Shop, tmp_pa
             shop.log["click"][at] = shop.log["who"][at] in people
         shop.data()
         with log_store.connect(tmp_path) as connection:
-            window = (WINDOW["reference_start"], WINDOW["newest_start"], WINDOW["newest_end"])
             scratch, config = tmp_path / f"run{len(impressions)}", Prepare(privacy={"min_clients": 3})
-            corpus.read(
-                sources.open(data), config, *window, connection=connection, scratch=scratch, problems=Problems()
-            )
+            corpus.read(sources.open(data), config, WINDOW, connection=connection, scratch=scratch, problems=Problems())
             impressions.append(connection.sql("FROM impressions ORDER BY ALL").fetchall())
     assert impressions[0] == impressions[1]
     assert sum(clicked for _, _, _, _, clicked, _ in impressions[0]), "what enough people click counts"
@@ -230,7 +227,7 @@ def test_judged_queries_are_scrubbed_where_asked(shop: Shop, tmp_path: Path, scr
     problems, config = Problems(), Prepare(privacy={"min_clients": 1, "scrub_judgements": scrub})
     with log_store.connect(tmp_path) as connection:
         read = corpus.read(
-            sources.open(shop.data(logs=False)), config, "", "", "",
+            sources.open(shop.data(logs=False)), config, NO_WINDOW,
             connection=connection, scratch=tmp_path, problems=problems,
         )  # fmt: skip
     assert read.privacy["judged"] == {"email": 1, "phone": 1} and read.privacy["scrub_judgements"] is scrub

@@ -63,12 +63,12 @@ def log(*parts: Rows) -> Log:
 
 def ingest(
     folder: Path, *parts: Rows, start: str = "2026-10-01", end: str = "2026-12-01", **privacy
-) -> tuple[list[log_store.Kept], Problems]:
+) -> tuple[list[log_store.PartAggregates], Problems]:
     problems = Problems()
     return log_store.LogStore(folder).ingest(log(*parts), Privacy(**privacy), start, end, problems), problems
 
 
-def content(kept: list[log_store.Kept], table: str, start: str = "", end: str = "") -> list[dict]:
+def content(kept: list[log_store.PartAggregates], table: str, start: str = "", end: str = "") -> list[dict]:
     files = [path for part in kept for path in part.files(table, start, end)]
     if not files:
         return []
@@ -454,7 +454,7 @@ def numbered(number: int, day: int = 0, row_id: str | None = None) -> tuple:
     return (moment + timedelta(seconds=number), *rest, row_id)
 
 
-def total(kept: list[log_store.Kept]) -> int:
+def total(kept: list[log_store.PartAggregates]) -> int:
     return sum(row["shown"] for row in content(kept, "pairs"))
 
 
@@ -486,7 +486,7 @@ def test_rows_that_were_delivered_twice_are_noted(tmp_path: Path) -> None:
 
 
 def test_a_row_with_the_id_of_an_earlier_one_counts_once(tmp_path: Path) -> None:
-    def deliver(folder: str, *parts: Rows) -> tuple[list[log_store.Kept], list[tuple[str, int]]]:
+    def deliver(folder: str, *parts: Rows) -> tuple[list[log_store.PartAggregates], list[tuple[str, int]]]:
         problems = Problems()
         numbered_log = replace(log(*parts), row_ids=True)
         kept = log_store.LogStore(tmp_path / folder).ingest(

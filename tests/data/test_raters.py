@@ -17,6 +17,7 @@ from distilrank.core import schemas
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
 from distilrank.data import corpus, log_store, raters, sources
+from distilrank.data.window import LogWindow
 
 CHORUS = Path(__file__).parents[2].parent / "shared" / "data" / "chorus"
 NAMES = ("Ada Quist", "Bo Rask", "Cy Tamm")
@@ -25,7 +26,7 @@ NAMES = ("Ada Quist", "Bo Rask", "Cy Tamm")
 def read(folder: Path, data: Tables) -> corpus.Corpus:
     with log_store.connect(folder) as connection:
         return corpus.read(
-            sources.open(data), Prepare(), "", "", "", connection=connection, scratch=folder, problems=Problems()
+            sources.open(data), Prepare(), LogWindow(), connection=connection, scratch=folder, problems=Problems()
         )
 
 

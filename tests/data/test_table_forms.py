@@ -18,10 +18,11 @@ import pytest
 from distilrank.config import Columns, Csv, Prepare, Privacy, Tables
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
-from distilrank.data import corpus, log_store, prepare, sources, sql, window
+from distilrank.data import corpus, log_store, sources, sql, traffic, window
 from distilrank.data.sources import reading, storage
 from distilrank.data.sources.storage import LocalFile
 from distilrank.data.sources.tables import SUFFIXES, LogFile
+from distilrank.data.window import LogWindow
 from tests.data.test_sources import CATALOGUE, JUDGEMENTS, LOG_COLUMNS, events, judgements, load, products, told
 
 DAY = date(2026, 3, 1)
@@ -150,7 +151,7 @@ def test_the_path_of_a_project_has_no_say_in_what_is_read(make, tmp_path: Path) 
     with log_store.connect(folder) as connection:
         read = corpus.read(
             make(), Prepare(privacy=Privacy(min_clients=1), log_cache_dir=str(folder / "store")),
-            "2026-02-01T00:00:00+00:00", "2026-03-01T00:00:00+00:00", "2026-03-02T00:00:00+00:00",
+            LogWindow.of_days(date(2026, 2, 1), date(2026, 3, 1), date(2026, 3, 2)),
             connection=connection, scratch=folder, problems=Problems(),
         )  # fmt: skip
         assert read.log.totals(True) == (1, 1) and read.log.totals(False) == (0, 0)
@@ -376,9 +377,9 @@ def test_what_the_folder_of_a_log_holds_besides_is_told_in_a_run(make, tmp_path:
     assert [problem.rows for problem in problems] == [1] and "notes.txt" in log_problem.examples
     with log_store.connect(tmp_path / "work") as connection:
         found = Problems()
-        bounds = [f"{day}T00:00:00+00:00" for day in ("2026-02-01", "2026-03-01", "2026-03-02")]
+        days = LogWindow.of_days(date(2026, 2, 1), date(2026, 3, 1), date(2026, 3, 2))
         privacy = Prepare(privacy=Privacy(min_clients=1))
-        corpus.read(source, privacy, *bounds, connection=connection, scratch=tmp_path / "work", problems=found)
+        corpus.read(source, privacy, days, connection=connection, scratch=tmp_path / "work", problems=found)
     assert log_problem in list(found)
 
 
@@ -439,11 +440,11 @@ def test_paths_of_other_programs_are_told_what_is_expected(
 )  # fmt: skip
 def test_a_run_without_impressions_says_what_became_of_them(make, tmp_path: Path, row: str, message: str) -> None:
     source = make(log=LOG.splitlines(keepends=True)[0] + "".join(row.format(number) for number in range(3)))
-    bounds = [f"{day}T00:00:00+00:00" for day in ("2026-02-01", "2026-03-02", "2026-03-03")]
+    days = LogWindow.of_days(date(2026, 2, 1), date(2026, 3, 2), date(2026, 3, 3))
     settings = Prepare(privacy=Privacy(min_clients=2))
     with log_store.connect(tmp_path) as connection, pytest.raises(InputError, match=f"log: {message}"):
-        prepare._sample_traffic(
-            corpus.read(source, settings, *bounds, connection=connection, scratch=tmp_path, problems=Problems()),
+        traffic.sample(
+            corpus.read(source, settings, days, connection=connection, scratch=tmp_path, problems=Problems()),
             settings,
         )
 
@@ -453,4 +454,4 @@ def test_a_log_whose_times_cannot_be_read_shows_one(make, tmp_path: Path) -> Non
     with pytest.raises(
         InputError, match=r"none of its 1 files has a row with a time.*row 1: when is '01\.03\.2026', left"
     ):
-        window.days_of(log_store.LogStore(tmp_path / "store"), log)
+        window.count_rows_by_day(log_store.LogStore(tmp_path / "store"), log)

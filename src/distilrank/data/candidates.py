@@ -241,25 +241,3 @@ def _mix(values: np.ndarray, seed: int) -> np.ndarray:
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))
-
-
-class ShardBalancer:
-    """Shares queries out over shards: each to the one with the fewest tokens so far."""
-
-    def __init__(self, shards: int) -> None:
-        self.tokens = np.zeros(shards, np.int64)
-
-    def assign(self, query: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """The shard of each row; rows of one query stand together and stay together.
-
-        Args:
-            query: of each row, grouped.
-            tokens: of each row.
-        """
-        starts = np.flatnonzero(np.diff(query, prepend=-1))
-        totals = np.add.reduceat(tokens, starts) if len(starts) else tokens
-        shard = np.empty(len(starts), np.int64)
-        for row, total in enumerate(totals):
-            shard[row] = self.tokens.argmin()
-            self.tokens[shard[row]] += total
-        return np.repeat(shard, np.diff(np.append(starts, len(query))))

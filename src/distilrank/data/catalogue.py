@@ -164,6 +164,14 @@ class Catalogue:
         joined = pc.binary_join_element_wise(*columns, " ", null_handling="replace", null_replacement="")
         return [" ".join(text.split()) for text in joined.to_pylist()]
 
+    def hint_at_altered_ids(self, unknown: pa.Array) -> str:
+        """How many unknown ids would match without leading zeros or as whole numbers, to be appended to a message."""
+        bare = pa.array(set(bare_ids(self.keys).to_pylist()), pa.string())
+        alike = pc.sum(pc.is_in(bare_ids(unknown), value_set=bare)).as_py() or 0
+        if not alike:
+            return ""
+        return f"; {alike} of {len(unknown)} differ from one by leading zeros or type alone: keep ids as text"
+
     def _merge(self, problems: Problems) -> None:
         """Make one of rows that say the same; note rows that describe one product differently."""
         keys = self._table["product_id"]

@@ -130,7 +130,7 @@ def create_events(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 @dataclass(frozen=True)
-class Kept:
+class PartAggregates:
     """The aggregates of one part."""
 
     folder: Path
@@ -224,7 +224,7 @@ class LogStore:
 
     # Reading ------------------------------------------------------------------------------------------------------
 
-    def ingest(self, log: Log, privacy: Privacy, start: str, end: str, problems: Problems) -> list[Kept]:
+    def ingest(self, log: Log, privacy: Privacy, start: str, end: str, problems: Problems) -> list[PartAggregates]:
         """Read the parts of `log` that matter to the window and that the store does not have yet; return them all.
 
         Those of the day before the window are read too, for the searches that its first clicks belong to. Parts with
@@ -260,11 +260,11 @@ class LogStore:
             key = artifacts.digest_json([*content, [earlier.key for earlier in before]] if before else content)[:32]
             readings[digest] = _Reading(part, key, found["days"], near, before)
         scrubber = make_scrubber(privacy) if privacy.scrub else None
-        kept: list[Kept] = []
-        twins: dict[tuple[str, str], Kept] = {}
+        kept: list[PartAggregates] = []
+        twins: dict[tuple[str, str], PartAggregates] = {}
         with scratch_folder() as scratch, _Workers(scratch, len(readings)) as workers:
 
-            def read(reading: _Reading) -> tuple[Kept, Problems]:
+            def read(reading: _Reading) -> tuple[PartAggregates, Problems]:
                 known = self._find(reading)
                 if known:
                     reading.searches.set_result(known.facts["searches"])
@@ -297,7 +297,7 @@ class LogStore:
         scrubber: Scrubber | None,
         connection: duckdb.DuckDBPyConnection,
         found: Problems,
-    ) -> Kept:
+    ) -> PartAggregates:
         part, target = reading.part, self.folder / "parts" / reading.key
         if _open(target):  # another run may be looking at it
             target = target.with_name(f"{reading.key}-{artifacts.digest_json(reading.names())[:8]}")
@@ -322,9 +322,9 @@ class LogStore:
             finally:
                 for table in _TABLES:
                     connection.execute(f"DROP TABLE IF EXISTS {table}")
-        return Kept(target, part.name, reading.days, facts, list(found))
+        return PartAggregates(target, part.name, reading.days, facts, list(found))
 
-    def _find(self, reading: _Reading) -> Kept | None:
+    def _find(self, reading: _Reading) -> PartAggregates | None:
         """What is kept of a part, unless searches that were unknown may be told by parts that were not there then."""
         for folder in sorted((self.folder / "parts").glob(f"{reading.key}*")):
             known = _open(folder)
@@ -342,7 +342,7 @@ class _Reading:
         self.part, self.key, self.days, self.near, self.before = part, key, days, near, before
         self.searches: Future[int] = Future()
         """How many searches the part tells of; known long before the part is done."""
-        self.done: Future[tuple[Kept, Problems]]
+        self.done: Future[tuple[PartAggregates, Problems]]
 
     def names(self) -> list[str]:
         """The earlier parts around the same days."""
@@ -359,7 +359,9 @@ class _Reading:
         return [str(file) for file in files if file.exists()]
 
 
-def _settle(reading: _Reading, read: Callable[[_Reading], tuple[Kept, Problems]]) -> tuple[Kept, Problems]:
+def _settle(
+    reading: _Reading, read: Callable[[_Reading], tuple[PartAggregates, Problems]]
+) -> tuple[PartAggregates, Problems]:
     """Read a part, and let nobody wait for its searches if that fails."""
     try:
         return read(reading)
@@ -402,7 +404,7 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
-def _open(folder: Path) -> Kept | None:
+def _open(folder: Path) -> PartAggregates | None:
     """What `folder` keeps of a part; None if it is not there as it was written."""
     if not (folder / "part.json").exists():
         return None
@@ -410,7 +412,7 @@ def _open(folder: Path) -> Kept | None:
     if found.keys() != {"name", "days", "facts", "problems", "files"} or found["files"] != _sizes(folder):
         return None
     listed = [Problem(**value | {"examples": tuple(value["examples"])}) for value in found["problems"]]
-    return Kept(folder, found["name"], found["days"], found["facts"], listed)
+    return PartAggregates(folder, found["name"], found["days"], found["facts"], listed)
 
 
 def make_scrubber(privacy: Privacy) -> Scrubber:

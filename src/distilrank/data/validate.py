@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import date, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from distilrank.core.errors import InputError, RunStopped
 from distilrank.core.problems import Problems
 from distilrank.core.schemas import SIDES
 from distilrank.core.scratch import scratch_folder
-from distilrank.data import log_store, sources, splits, window
+from distilrank.data import log_store, sources, splits
 from distilrank.data.corpus import Corpus, read
-from distilrank.data.sources import base
+from distilrank.data.sources.base import Log, Source
+from distilrank.data.window import LogWindow, count_rows_by_day, resolve_window
 
 SAMPLE = 100_000
 """Products that a check of a sample reads."""
@@ -44,7 +45,7 @@ class _Part:
         most: products; 0: all.
     """
 
-    def __init__(self, source: base.Source, log: base.Log | None, most: int) -> None:
+    def __init__(self, source: Source, log: Log | None, most: int) -> None:
         self._source, self._log, self._most = source, log, most
         self.seen: set[str] | None = None
         """The products that were read, if not all were."""
@@ -52,7 +53,7 @@ class _Part:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)
 
-    def log(self) -> base.Log | None:
+    def log(self) -> Log | None:
         return self._log
 
     def products(self, problems: Problems) -> Iterator[pa.RecordBatch]:
@@ -72,14 +73,14 @@ class _Part:
         return table.filter(known)
 
 
-def _newest(log: base.Log, data: Any) -> base.Log:
+def _newest(log: Log, data: Any) -> Log:
     """The last files of each place that the configuration names: files are named by day as a rule."""
     places = [place for name in ("queries", "events", "logs") if (place := getattr(data, name, ""))]
     chosen = [part for place in places for part in [part for part in log.parts if part.name.startswith(place)][-1:]]
     return replace(log, parts=chosen or log.parts[-1:])
 
 
-def _readable(log: base.Log, store: log_store.LogStore, problems: Problems) -> base.Log:
+def _readable(log: Log, store: log_store.LogStore, problems: Problems) -> Log:
     """The log without the files that cannot be read, which become problems."""
     good = []
     for part in log.parts:
@@ -120,7 +121,7 @@ def _check(
     if problems.fatal:
         return  # a file or a column is missing: nothing that could be read would tell more
     prepare = config.prepare
-    bounds = "", "", ""
+    log_window = LogWindow()
     log = source.log()
     whole_log = log is None or full or len(log.parts) <= FEW
     not_read: list[str] = []
@@ -135,16 +136,16 @@ def _check(
         if not log.parts:
             log = None
     if log is not None and log.timed:
-        days = window.days_of(store, log)
+        days = count_rows_by_day(store, log)
         first, last = min(days), max(days)
         facts["log_days"] = {"first": str(first), "last": str(last), "days": len(days), "rows": sum(days.values())}
         if whole_log:
-            bounds = window.resolve_window(config.window, schedule_time, days)
+            log_window = resolve_window(config.window, schedule_time, days)
         else:  # the days of these files are all that there is to see
-            bounds = _midnight(first), _midnight(last), _midnight(last + timedelta(days=1))
+            log_window = LogWindow.of_days(first, last, last + timedelta(days=1))
     source = _Part(source, log, 0 if full else SAMPLE)
     with log_store.connect(folder) as connection:
-        corpus = read(source, prepare, *bounds, connection=connection, scratch=folder, problems=problems)
+        corpus = read(source, prepare, log_window, connection=connection, scratch=folder, problems=problems)
         _describe(corpus, config, facts)
         if source.seen is not None:
             not_read.append(f"products after the first {len(source.seen)}, and with them judgements of such products")
@@ -158,10 +159,6 @@ def _check(
         facts["splits"] = {use: len(places) for use, places in split.queries.items()}
         texts = {side: corpus.queries.take(pa.array(split.queries[side])).to_pylist() for side in SIDES}
         splits.check_leaks(texts, prepare)
-
-
-def _midnight(day: date) -> str:
-    return f"{day}T00:00:00+00:00"
 
 
 def _describe(corpus: Corpus, config: Config, facts: dict[str, Any]) -> None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from distilrank.config import Config, Prepare
 from distilrank.core import artifacts, progress
 from distilrank.core.problems import Problems
 from distilrank.data import sources
-from distilrank.data.corpus import least_clients
 from distilrank.data.log_store import LogStore, make_scrubber
+from distilrank.data.log_tables import required_clients
 from distilrank.data.sources import base
-from distilrank.data.window import days_of, resolve_window
+from distilrank.data.window import LogWindow, count_rows_by_day, resolve_window
 
 
 def open_source(config: Config) -> tuple[base.Source, base.Log | None]:
@@ -23,7 +24,7 @@ def open_source(config: Config) -> tuple[base.Source, base.Log | None]:
     source.check(Problems())
     log = source.log()
     if log is not None:
-        least_clients(log, config.prepare)
+        required_clients(log, config.prepare)
         make_scrubber(config.prepare.privacy)
     return source, log
 
@@ -37,7 +38,7 @@ def pin_data(
     schedule_time: str,
     retriever_digest: str,
     output: Path,
-) -> tuple[tuple[str, str, str], str]:
+) -> LogWindow:
     """Resolve the log window, and digest the data within it.
 
     Args:
@@ -50,20 +51,20 @@ def pin_data(
         output: folder for a temporary log cache, if none is configured.
 
     Returns:
-        Reference start, newest start and newest end (ISO 8601, empty where the log has no times), and the digest.
+        The windows, without times where the log has none, and the digest.
     """
-    bounds = ("", "", "")
+    window = LogWindow()
     with progress.timed(stage, "digested the data"), _log_store(config.prepare, output) as store:
         if log is not None and log.timed:
-            bounds = resolve_window(config.window, schedule_time, days_of(store, log))
+            window = resolve_window(config.window, schedule_time, count_rows_by_day(store, log))
         elif config.window.end != "latest":
             progress.log_event(stage, "note", f"window.end {config.window.end} has no effect: the log has no time")
         content = {
             "source": source.digest(),
-            "log": [log.settings, store.digests(log, bounds[0][:10], bounds[2][:10])] if log else None,
+            "log": [log.settings, store.digests(log, window.first_day, window.end_day)] if log else None,
             "retriever": retriever_digest,
         }
-        return bounds, artifacts.digest_json(content)
+        return replace(window, data_digest=artifacts.digest_json(content))
 
 
 @contextlib.contextmanager

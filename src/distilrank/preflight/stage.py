@@ -90,7 +90,7 @@ def check(
         check_models(config)
         check_retriever(config)
         check_drift_encoder(config)
-        bounds, data_digest = pin_data(
+        window = pin_data(
             config,
             source,
             log,
@@ -100,11 +100,13 @@ def check(
             output=output,
         )
         resolved = Resolved(
-            data_digest,
+            window.data_digest,
             artifacts.code_digest(),
             digests[config.teacher.model],
             digests[config.student.model],
-            *bounds,
+            window.reference_start,
+            window.newest_start,
+            window.newest_end,
             champion,
             anchor,
             cache_since(config.preflight, datetime.now(UTC)),
@@ -123,8 +125,8 @@ def check(
         artifacts.write_json(output / "preflight.json", facts)
         artifacts.seal(output)
         record.facts.update(resolved._asdict())
-        window = f"window {bounds[0]} to {bounds[2]}" if bounds[2] else "no times"
-        progress.log_event(STAGE, "note", f"data {data_digest[:12]}, {window}, champion {champion or 'none'}")
+        times = f"window {window.reference_start} to {window.newest_end}" if window.is_timed else "no times"
+        progress.log_event(STAGE, "note", f"data {window.data_digest[:12]}, {times}, champion {champion or 'none'}")
         return resolved
 
 
@@ -147,7 +149,7 @@ def check_monitor(
         source, log = open_source(config)
         if log is None or not log.timed:
             raise InputError("data: the log has no times, expected some: without them no traffic is the newest")
-        bounds, data_digest = pin_data(
+        window = pin_data(
             config,
             source,
             log,
@@ -156,14 +158,18 @@ def check_monitor(
             retriever_digest=references.digest(config.prepare.retriever.model),
             output=output,
         )
-        inputs = MonitorInputs(data_digest, *bounds, champion, cache_since(config.preflight, datetime.now(UTC)))
+        since = cache_since(config.preflight, datetime.now(UTC))
+        inputs = MonitorInputs(
+            window.data_digest, window.reference_start, window.newest_start, window.newest_end, champion, since
+        )
         artifacts.write_json(
             output / "preflight.json",
             inputs._asdict() | {"name": name, "schedule_time": schedule_time, "registry": config.registry.uri},
         )
         artifacts.seal(output)
         record.facts.update(inputs._asdict())
-        progress.log_event(STAGE, "note", f"newest traffic {bounds[1]} to {bounds[2]}, champion {champion}")
+        times = f"{window.newest_start} to {window.newest_end}"
+        progress.log_event(STAGE, "note", f"newest traffic {times}, champion {champion}")
         return inputs
 
 
