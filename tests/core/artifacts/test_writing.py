@@ -31,7 +31,7 @@ from distilrank.core.errors import InputError
 from distilrank.data import log_store
 from distilrank.modeling import references as model_references
 from pipelines import run_folder
-from tests.test_registry import killed_at
+from tests.registry.test_registry import killed_at
 
 WRITERS = 8
 ROUNDS = 100

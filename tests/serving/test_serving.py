@@ -45,7 +45,7 @@ from distilrank.serving.metrics import Metrics
 from distilrank.serving.settings import TOKEN_VARIABLE, Serving, load
 from distilrank.serving.state import State
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-of-24-characters"
 WORDS = "red blue green black white leather cotton sofa couch chair table lamp phone case cordless drill".split()
 CLOSE = 1e-4

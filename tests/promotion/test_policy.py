@@ -12,7 +12,7 @@ from distilrank import config
 from distilrank.config import Gate, load, parameters, parse
 from distilrank.core.errors import InputError
 
-POLICIES = sorted((Path(__file__).parent.parent / "configs" / "policies").glob("*.yaml"))
+POLICIES = sorted((Path(__file__).parents[2] / "configs" / "policies").glob("*.yaml"))
 SHOP = "data: {source: demo_shop}\n"
 
 

@@ -16,7 +16,7 @@ from distilrank.core import artifacts, progress, sketch
 from distilrank.core.errors import InputError
 from distilrank.core.run_folders import RunFolders
 from distilrank.promotion import gate
-from tests.test_gate import DRIFT, metrics
+from tests.promotion.test_checks import DRIFT, metrics
 
 FOLDERS = ("evaluation", "drift", "student", "judgements")
 

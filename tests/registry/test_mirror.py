@@ -23,7 +23,7 @@ pytest.importorskip("model_registry")
 from distilrank.registry import ledger, model_registry
 from distilrank.registry.mirror import Mirror
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT.parent / "shared" / "api" / "kubeflow-model-registry.openapi.yaml"
 pytestmark = pytest.mark.skipif(not DOCUMENT.exists(), reason=f"{DOCUMENT} is not here")
 
