@@ -20,7 +20,7 @@ from kfp import local
 
 from distilrank.config import Config, parameters
 from distilrank.core import artifacts, hardware
-from distilrank.core.errors import InputError
+from distilrank.core.errors import InputError, one_line
 from distilrank.modeling import references
 
 HOME = "/home/distilrank"
@@ -274,7 +274,7 @@ class Engine:
                 with contextlib.suppress(docker.errors.APIError, requests.RequestException):
                     container.remove(force=True)
         except (docker.errors.DockerException, requests.RequestException) as error:
-            print(f"DockerError: {' '.join(str(error).split())}")
+            print(f"DockerError: {one_line(error, None)}")
             return 1
 
     def _follow(self, container: Any) -> int:
@@ -324,7 +324,7 @@ def _client() -> Any:
         return docker.from_env(timeout=TIMEOUT_SECONDS)
     except docker.errors.DockerException as error:
         where = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
-        reason = " ".join(str(error).split())[:150]
+        reason = one_line(error, 150)
         raise InputError(
             f"--containers: no Docker engine responds at {where} ({reason}); start it, or set DOCKER_HOST to another"
         ) from None

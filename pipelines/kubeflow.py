@@ -24,7 +24,7 @@ import urllib3
 from kfp.client import KF_PIPELINES_SA_TOKEN_ENV, KF_PIPELINES_SA_TOKEN_PATH
 from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentials
 
-from distilrank.core.errors import InputError
+from distilrank.core.errors import InputError, one_line
 from distilrank.workflow import Node, RunEnd, attempts, from_manifest
 from distilrank.workflow import read as read_workflow
 from pipelines.options import Pipeline
@@ -137,7 +137,7 @@ class _Client(api.ApiClient):
         except ValueError:
             is_object = False
         if not is_object:
-            raise _UnexpectedBody(" ".join(str(response.data).split())[:60])
+            raise _UnexpectedBody(one_line(response.data, 60))
         return super().deserialize(response, response_type)
 
 
@@ -668,7 +668,7 @@ def _pause(state: tenacity.RetryCallState) -> float:
 
 def _short(error: Exception) -> str:
     """Shorten a connection error to its message, without the leading repr of the connection."""
-    return re.sub(r"^(\w+\(.*?\): |SSLError )", "", " ".join(str(error).split()))[:160]
+    return re.sub(r"^(\w+\(.*?\): |SSLError )", "", one_line(error, None))[:160]
 
 
 def _contains(error: api.ApiException, parts: Iterable[str]) -> bool:
@@ -703,6 +703,6 @@ def _full_message(error: api.ApiException) -> str:
     """Return the server's error message from its JSON body; empty if the body is not JSON, e.g. an HTML page."""
     try:
         body = json.loads(error.body or "")
-        return " ".join(str(body.get("message") or body.get("error") or "").split())
+        return one_line(body.get("message") or body.get("error") or "", None)
     except (ValueError, AttributeError):
         return ""

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from distilrank.config import Config, parameters
 from distilrank.core import artifacts, hardware
-from distilrank.core.errors import InputError, RunStopped
+from distilrank.core.errors import InputError, RunStopped, one_line
 from pipelines import compiling, processes, run_folder
 from pipelines.console import RunDisplay
 from pipelines.containers import Engine
@@ -125,7 +125,7 @@ def _read_pipeline(path: Path) -> Any:
         loaded = components.load_component_from_file(str(path))
     except Exception as error:  # KFP and its YAML parser raise many types
         raise InputError(
-            f"--pipeline {path}: not a compiled pipeline ({' '.join(str(error).split())[:150]}); `python -m pipelines "
+            f"--pipeline {path}: not a compiled pipeline ({one_line(error, 150)}); `python -m pipelines "
             "compile` writes one"
         ) from None
     if loaded.name != "distill":

@@ -17,7 +17,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from distilrank.config import Config, Image
-from distilrank.core.errors import InputError, RunStopped
+from distilrank.core.errors import InputError, RunStopped, one_line
 from distilrank.workflow import FAILED, STOPPED, SUCCEEDED, Cause, Failure, RunEnd, nodes
 from pipelines import compiling
 from pipelines.kubeflow import Kubeflow
@@ -47,7 +47,7 @@ def read_package(path: Path) -> Package:
     except FileNotFoundError:
         raise InputError(f"--pipeline {path}: no such file; `python -m pipelines compile` writes one") from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"--pipeline {path}: not readable as YAML ({' '.join(str(error).split())[:200]})") from None
+        raise InputError(f"--pipeline {path}: not readable as YAML ({one_line(error)})") from None
     try:
         specification = documents[0]
         name = specification["pipelineInfo"]["name"]

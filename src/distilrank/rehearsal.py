@@ -23,7 +23,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
 from distilrank.config import Compute, Label, Student, Teacher
 from distilrank.core import artifacts, progress, schemas
-from distilrank.core.errors import InputError, RunStopped
+from distilrank.core.errors import InputError, RunStopped, one_line
 from distilrank.modeling import adapters, encoding, pretrained, references
 from distilrank.modeling import weights as weight_files
 from distilrank.modeling.scorer import Scorer
@@ -215,8 +215,8 @@ def _naming(what: str, scratch: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in progress.STORAGE_ERRORS:
             raise  # the disk's fault; transformers raises the same for files that it does not find
         kind = "" if isinstance(error, InputError | RunStopped) else f"{type(error).__name__}: "
-        message = " ".join(str(error).replace(f"{scratch}/", "").split())
-        raise InputError(f"{what}: {kind}{message[:400]}") from error
+        message = one_line(str(error).replace(f"{scratch}/", ""), 400)
+        raise InputError(f"{what}: {kind}{message}") from error
 
 
 # Models -------------------------------------------------------------------------------------------------------------

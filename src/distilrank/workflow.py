@@ -19,6 +19,7 @@ from enum import StrEnum
 from typing import Any
 
 from distilrank.core import progress
+from distilrank.core.errors import one_line
 
 SUCCEEDED, FAILED, RUNNING, STOPPED, UNKNOWN = "SUCCEEDED", "FAILED", "RUNNING", "CANCELLED", "UNKNOWN"
 """States of a run. Kubeflow calls a terminated run FAILED too; its workflow tells the difference."""
@@ -296,7 +297,7 @@ def _node(status: Mapping[str, Any], workflow: str) -> Node | None:
         task=path[-1].removesuffix(DRIVER) if is_driver else path[-2],
         pod=pod_name(workflow, status.get("templateName", ""), status.get("name", "")),
         phase=status.get("phase", ""),
-        message=" ".join(str(status.get("message") or "").split()),
+        message=one_line(status.get("message") or "", None),
         is_driver=is_driver,
     )
 
@@ -391,7 +392,7 @@ def _tail(text: str) -> tuple[str, ...]:
 
 
 def _short(text: str) -> str:
-    return " ".join(text.split())[:TEXT_LENGTH]
+    return one_line(text, TEXT_LENGTH)
 
 
 def _decisions(pods: list[Node], log: Callable[[Node], str]) -> dict[str, Any]:

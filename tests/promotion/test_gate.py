@@ -189,7 +189,7 @@ def test_each_candidate_counts_once_per_test_set(stage: Stage, capsys: pytest.Ca
     assert not stage.decide(policy) and stage.record["facts"]["failed"] == ["test_set"]
     # The same queries with another target are the same test set.
     found = metrics()
-    sketched = found["test_set"] | {"sketch": sketch.of(f"q{number}" for number in range(60))}
+    sketched = found["test_set"] | {"sketch": sketch.from_ids(f"q{number}" for number in range(60))}
     stage.measured(found | {"test_set": sketched})
     assert not stage.decide(policy) and stage.verdict["test_set"]["test_evaluations"] == 3
     stage.measured(found | {"test_set": sketched | {"digest": "f" * 64}})

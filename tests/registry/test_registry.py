@@ -672,7 +672,7 @@ def test_evaluations_on_a_test_set_with_many_of_the_same_queries_count_too(place
     names = [f"v{number:012x}" for number in range(5)]
 
     def evaluate(test_set: str, candidate: str, chosen: list[str]) -> int:
-        return backend.record_test_evaluation(test_set * 32, candidate, sketch.of(chosen))
+        return backend.record_test_evaluation(test_set * 32, candidate, sketch.from_ids(chosen))
 
     assert backend.record_test_evaluation("0a" * 32, names[0]) == 1  # as earlier releases recorded it
     assert evaluate("0a", names[1], queries) == 2  # and its candidates count once the set's queries are known
@@ -689,14 +689,16 @@ def test_evaluations_on_a_test_set_with_many_of_the_same_queries_count_too(place
 
 def test_overlaps_are_told_from_samples() -> None:
     queries = [f"{number:016x}" for number in range(12_000)]
-    large = sketch.of(queries[:8000])
+    large = sketch.from_ids(queries[:8000])
     assert len(large) == sketch.SIZE * sketch.DIGITS
-    assert sketch.shared(sketch.of(queries[4000:]), large) == pytest.approx(0.5, abs=0.06)
-    assert sketch.shared(large, sketch.of(queries[7000:7400])) == pytest.approx(0.05, abs=0.03)
-    assert sketch.shared(sketch.of(queries[7000:7400]), large) == 1
-    assert sketch.shared(sketch.of(queries[8000:8400]), large) == 0
-    assert sketch.shared(sketch.of(queries[:5]), sketch.of(queries[4:9])) == 0.2  # small ones are compared exactly
-    assert sketch.shared(sketch.of(queries[8000:8005]), large) == 1  # too few of them to tell
+    assert sketch.shared(sketch.from_ids(queries[4000:]), large) == pytest.approx(0.5, abs=0.06)
+    assert sketch.shared(large, sketch.from_ids(queries[7000:7400])) == pytest.approx(0.05, abs=0.03)
+    assert sketch.shared(sketch.from_ids(queries[7000:7400]), large) == 1
+    assert sketch.shared(sketch.from_ids(queries[8000:8400]), large) == 0
+    assert (
+        sketch.shared(sketch.from_ids(queries[:5]), sketch.from_ids(queries[4:9])) == 0.2
+    )  # small ones are compared exactly
+    assert sketch.shared(sketch.from_ids(queries[8000:8005]), large) == 1  # too few of them to tell
 
 
 def test_what_nothing_needs_is_collected_once_it_is_a_day_old(place: Place, tmp_path: Path, monkeypatch: Any) -> None:

@@ -128,7 +128,7 @@ def read_yaml(path: Path, kind: str, content: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such {kind} file") from None
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:  # ValueError: a day or bytes that are none
-        raise InputError(f"{path}: not readable as YAML ({one_line(error)})") from None
+        raise InputError(f"{path}: not readable as YAML ({one_line(error, None)})") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a mapping of {content}, got {type(values).__name__}")
     return values

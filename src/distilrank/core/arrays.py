@@ -8,21 +8,21 @@ import pyarrow.compute as pc
 
 
 def mode_by_group(group: np.ndarray, value: pa.Array | pa.ChunkedArray, groups: int) -> pa.StringArray:
-    """Each group's most frequent value, null where it has none; of equally frequent ones the first by code point.
+    """Return each group's most frequent value, null for a group without values; ties go to the first by code point.
 
     Args:
         group: number of each row's group, 0 to groups - 1, shape (rows,).
-        value: texts, a row each; null: none.
-        groups: how many there are.
+        value: one text per row; null: no value.
+        groups: number of groups.
     """
     rows = pa.table({"group": group, "value": value}).filter(pc.is_valid(value))
     counts = rows.group_by(["group", "value"]).aggregate([([], "count_all")])
     order = [("group", "ascending"), ("count_all", "descending"), ("value", "ascending")]
     counts = counts.sort_by(order).combine_chunks()
-    known, first = np.unique(counts["group"].to_numpy(), return_index=True)
-    found = np.full(groups, -1)
-    found[known] = first
-    return counts["value"].combine_chunks().take(pa.array(found, mask=found < 0))
+    present, first = np.unique(counts["group"].to_numpy(), return_index=True)
+    indices = np.full(groups, -1)
+    indices[present] = first
+    return counts["value"].combine_chunks().take(pa.array(indices, mask=indices < 0))
 
 
 def systematic_sample(total: int, size: int, generator: np.random.Generator) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What this machine computes well, told without torch so that the orchestrating process can ask too."""
+"""Hardware of this machine (bf16 units, GPUs, cores), found without torch, which orchestration lacks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 @cache
 def cpu_bf16() -> str:
-    """The processor's bf16 unit: `amx`, `avx512_bf16`, or `` where there is none (or none that we can tell)."""
+    """Return the CPU's bf16 unit: `amx` or `avx512_bf16`; empty if there is none or it is unknown."""
     try:
         flags = next(
             line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")
@@ -24,25 +24,25 @@ def cpu_bf16() -> str:
 
 
 def has_gpu() -> bool:
-    """Whether an NVIDIA GPU is visible, by its driver's tool."""
+    """Whether an NVIDIA GPU is visible to its driver."""
     return shutil.which("nvidia-smi") is not None and Path("/proc/driver/nvidia/gpus").is_dir()
 
 
 def fast_bf16() -> bool:
-    """Whether bf16 is the fast way to compute here."""
+    """Whether bf16 is fast on this machine."""
     return has_gpu() or bool(cpu_bf16())
 
 
 def cores() -> int:
-    """Processor cores that this process may use: those it is bound to, and no more than its container's limit."""
+    """Return the number of CPU cores that this process may use, by its affinity and its container's limit."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(bound, _limit(CGROUP) or bound)
 
 
 def _limit(group: Path) -> int:
-    """Cores that a control group (version 2 or 1) may use at a time, rounded up; 0: no limit.
+    """Return the CPU limit of a control group (version 2 or 1) in cores, rounded up; 0: no limit.
 
-    A container sees all cores of its node, and a thread for each of them would have the few it may use fight for them.
+    A container sees all cores of its node; a thread for each of them would overload the few that it may use.
     """
     try:
         if (group / "cpu.max").exists():

@@ -1,4 +1,4 @@
-"""The connection to the Kubernetes API: that of this pod, else of the kubeconfig."""
+"""Connection to the Kubernetes API, by the service account of this pod or by the kubeconfig."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ if TYPE_CHECKING:
     from kubernetes.client import ApiClient
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-"""Where a pod finds its namespace, its token and the certificates to trust."""
+"""Folder of a pod with its namespace, its token and the CA certificates."""
 
 
 def connect() -> tuple[ApiClient, str]:
-    """A client, and the namespace in which this process runs or that the kubeconfig's context names.
+    """Return a client, and the namespace of this pod or of the kubeconfig's context.
 
     Raises:
         ImportError: the package kubernetes is not installed.
-        kubernetes.config.ConfigException: this is no pod with a service account, and there is no kubeconfig.
+        kubernetes.config.ConfigException: this is not a pod with a service account, and there is no kubeconfig.
     """
     import kubernetes
 
     configuration = kubernetes.client.Configuration()
-    configuration.retries = False  # retries are the caller's, with pauses between them
+    configuration.retries = False  # callers retry themselves, with pauses
     namespace = "default"
     try:
         kubernetes.config.load_incluster_config(client_configuration=configuration)
@@ -39,7 +39,7 @@ def connect() -> tuple[ApiClient, str]:
 
 
 def own_namespace() -> str:
-    """The namespace of this pod; empty: this is none."""
+    """Return the namespace of this pod; empty if this is not a pod."""
     try:
         return (SERVICE_ACCOUNT / "namespace").read_text(encoding="utf-8").strip()
     except OSError:

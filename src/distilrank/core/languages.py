@@ -1,4 +1,4 @@
-"""Languages of shops: which one a locale means, and which stemmer a word of it takes."""
+"""Languages of shops: the language of a locale, and the stemmer of a word."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DEFAULT = "en"
 
 
 class Language(NamedTuple):
-    """The script that a language is written in, as `scripts.dominant` has it, and its Snowball stemmer, if any."""
+    """Script of a language, as `unicode_script.dominant` names it, and its Snowball stemmer, if any."""
 
     script: str
     stemmer: str = ""
@@ -65,7 +65,7 @@ LANGUAGES = {
     "vi": Language("latin"),
     "zh": Language("han"),
 }
-"""By ISO 639-1 code."""
+"""Languages by ISO 639-1 code."""
 
 _OTHER_CODES = {
     **dict.fromkeys(("au", "gb", "ie", "nz", "us"), "en"),
@@ -74,7 +74,7 @@ _OTHER_CODES = {
     **{"at": "de", "br": "pt", "cz": "cs", "dk": "da", "gr": "el", "iw": "he", "jp": "ja", "kr": "ko", "mx": "es"},
     **{"se": "sv", "ua": "uk"},
 }
-"""Countries by which shops are named (ESCI's us and jp) and that are no code of a language above; older codes."""
+"""Language codes by country codes that shops use as locales (ESCI's us and jp), and by older language codes."""
 
 _STEMMERS = {
     "latin": "english",
@@ -85,12 +85,12 @@ _STEMMERS = {
     "greek": "greek",
     "tamil": "tamil",
 }
-"""Of words in another script than that of the language: an English word in a Japanese title, a Russian one in an
-English shop."""
+"""Stemmers by script, for words in another script than that of the language, such as an English word in a Japanese
+title."""
 
 
 def of_locale(locale: str) -> str | None:
-    """The language of a locale, as an ISO 639-1 code; None where it is not known.
+    """Return the language of a locale as an ISO 639-1 code; None if it is unknown.
 
     Args:
         locale: `de`, `de-DE`, `pt_BR`, or a country that has one language: `us`, `jp`.
@@ -101,7 +101,7 @@ def of_locale(locale: str) -> str | None:
 
 
 def stemmer(word: str, language: str) -> str:
-    """Snowball's stemmer for `word` in a text in `language`; empty where there is none."""
+    """Return the Snowball stemmer for `word` in a text in `language`; empty if there is none."""
     script = "latin" if word.isascii() else unicode_script.dominant(word)
-    known = LANGUAGES[language]
-    return known.stemmer if script == known.script else _STEMMERS.get(script, "")
+    properties = LANGUAGES[language]
+    return properties.stemmer if script == properties.script else _STEMMERS.get(script, "")

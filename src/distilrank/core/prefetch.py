@@ -1,4 +1,4 @@
-"""Work that is done beside other work, one step ahead."""
+"""Prefetch: compute the next item in a background thread."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ Item = TypeVar("Item")
 
 
 def prefetch(items: Iterator[Item]) -> Iterator[Item]:
-    """`items` (none of them None), the next one made in another thread while the caller works on this one."""
+    """Yield the items, and compute the next one in a thread while the caller works on the current one.
+
+    No item may be None.
+    """
     with ThreadPoolExecutor(1) as pool:
         following = pool.submit(next, items, None)
         while (item := following.result()) is not None:

@@ -1,4 +1,4 @@
-"""What is wrong with outside data: every kind of problem once, with how often it occurs and where it was first seen.
+"""Problems of outside data: each kind once, with its number of rows and its first examples.
 
 A run stops at the first fatal problem; `distilrank data check` collects them all.
 """
@@ -12,7 +12,7 @@ from typing import Any
 from distilrank.core.errors import InputError
 
 EXAMPLES = 5
-"""Examples that are kept of each problem."""
+"""Most examples of a problem."""
 
 
 @dataclass(frozen=True)
@@ -22,45 +22,45 @@ class Problem:
     where: str
     """File, folder or table."""
     what: str
-    """In words, with what was expected."""
+    """Description, with what was expected."""
     rows: int
-    """How many rows have it."""
+    """Number of rows that have the problem."""
     examples: tuple[str, ...]
-    """The first of them: `row 7: rating is 'abc'`; at most EXAMPLES."""
+    """First examples, such as `row 7: rating is 'abc'`; at most EXAMPLES."""
     fatal: bool
-    """Whether a run stops at it; if not, the rows are left out and counted."""
+    """Whether a run stops at the problem; otherwise the rows are left out and counted."""
 
     def line(self) -> str:
-        """The problem as the one line of an InputError."""
+        """Return the problem as the one line of an InputError."""
         first = f"{self.examples[0]}, " if self.examples else ""
         more = f" ({self.rows} rows)" if self.rows > 1 else ""
         return f"{self.where}: {first}{self.what}{more}"
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values; `Problem(**value)` undoes it but for the examples being a list."""
+        """Return the fields as JSON values."""
         return asdict(self) | {"examples": list(self.examples)}
 
 
 class Problems:
-    """The problems found so far, in order of appearance; the same problem in the same place adds up.
+    """Problems in order of appearance; repetitions of a problem in one place are added up.
 
     Args:
-        collect: go on after a fatal problem instead of raising it.
+        collect: continue after a fatal problem instead of raising it.
     """
 
     def __init__(self, *, collect: bool = False) -> None:
         self.collect = collect
-        self._found: dict[tuple[str, str], Problem] = {}
+        self._problems: dict[tuple[str, str], Problem] = {}
 
     def __iter__(self):
-        return iter(self._found.values())
+        return iter(self._problems.values())
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._problems)
 
     @property
     def fatal(self) -> bool:
-        """Whether a run would stop."""
+        """Whether a run would stop at one of the problems."""
         return any(problem.fatal for problem in self)
 
     def add(
@@ -73,31 +73,36 @@ class Problems:
         fatal: bool = True,
         once: bool = False,
     ) -> None:
-        """Note that `rows` rows of `where` have a problem; none if `rows` is 0.
+        """Record that `rows` rows of `where` have a problem; 0 rows record nothing.
 
         Args:
-            once: the same problem does not add up, since each look at `where` finds it again.
+            where: file, folder or table.
+            what: description, with what was expected.
+            rows: number of rows.
+            examples: first rows, in words.
+            fatal: whether a run stops at the problem.
+            once: do not add up repetitions, for a check that finds the same rows each time.
 
         Raises:
             InputError: the problem is fatal, and problems are not collected.
         """
-        if not rows or (once and (where, what) in self._found):
+        if not rows or (once and (where, what) in self._problems):
             return
-        before = self._found.get((where, what))
-        kept = (*(before.examples if before else ()), *examples)[:EXAMPLES]
-        problem = Problem(where, what, rows + (before.rows if before else 0), kept, fatal)
-        self._found[where, what] = problem
+        before = self._problems.get((where, what))
+        first_examples = (*(before.examples if before else ()), *examples)[:EXAMPLES]
+        problem = Problem(where, what, rows + (before.rows if before else 0), first_examples, fatal)
+        self._problems[where, what] = problem
         if fatal and not self.collect:
             raise InputError(problem.line())
 
     def discard(self, where: str, what: str) -> None:
-        """Forget the problems of `where` that begin with `what`: in a sample, they say nothing of the whole."""
-        self._found = {
-            key: problem for key, problem in self._found.items() if not (key[0] == where and key[1].startswith(what))
+        """Drop the problems of `where` whose description begins with `what`, such as those of a mere sample."""
+        self._problems = {
+            key: problem for key, problem in self._problems.items() if not (key[0] == where and key[1].startswith(what))
         }
 
     def extend(self, problems: Iterable[Problem], *, once: bool = False) -> None:
-        """Add each of `problems`, as `add` does."""
+        """Add each of `problems` as `add` does."""
         for problem in problems:
             self.add(
                 problem.where,

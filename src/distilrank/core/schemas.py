@@ -1,7 +1,6 @@
-"""The Arrow schemas of every table, and their Parquet reading and writing.
+"""Arrow schemas of every table that crosses a stage boundary, and Parquet files that are checked against them.
 
-No other module spells a column name in a schema: tables that cross a stage boundary are declared here, written
-with `write` and read with `read`, which check them against the declaration.
+Only this module declares such tables; `write` and `read` check them against the declaration.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distilrank.core import artifacts
-from distilrank.core.errors import InputError
+from distilrank.core.errors import InputError, one_line
 
-# What a source gives ----------------------------------------------------------------------------------------------
+# Tables of a data source ----------------------------------------------------------------------------------------------
 
 PRODUCT_FIELDS = ("title", "product_type", "brand", "color", "gender", "description")
 """The product fields that a model may be shown, in the paper's order (arXiv 2505.07105)."""
@@ -68,7 +67,7 @@ SIDES = ("train", "dev", "test")
 STRATA = ("head", "torso", "tail")
 """How often a query is searched: the first, second and last third of all impressions (`data.splits.CUT`)."""
 
-# What preparation makes of it -------------------------------------------------------------------------------------
+# Tables of preparation -------------------------------------------------------------------------------------
 
 PAIR = [
     pa.field("query_id", pa.string(), nullable=False),
@@ -130,7 +129,7 @@ TRAFFIC_NUMERIC = {
 TRAFFIC_CATEGORICAL = {"script": "query", "product_type": "product", "brand": "product", "color": "product"}
 """The columns of TRAFFIC that drift is measured on, and the group that each belongs to."""
 
-# What models say --------------------------------------------------------------------------------------------------
+# Tables of models --------------------------------------------------------------------------------------------------
 
 LABELS = pa.schema(
     [
@@ -200,15 +199,15 @@ def conform(table: pa.Table, schema: pa.Schema, origin: str) -> pa.Table:
 
 
 def write(table: pa.Table, path: Path, schema: pa.Schema) -> None:
-    """Write `table` as `schema` to `path`, under a temporary name first, so that a reader never sees half a file."""
+    """Write a table to `path` atomically, after checking it against `schema`."""
     with Writer(path, schema) as writer:
         writer.write(table)
 
 
 class Writer:
-    """Writes a table piece by piece, so that memory does not follow its rows; the file appears when it is complete.
+    """Writes a table in parts, so that memory does not grow with its rows; the file appears when it is complete.
 
-    Use as a context manager: what was written is discarded if the body fails.
+    Use it as a context manager; the file is discarded if the body fails.
     """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
@@ -222,7 +221,7 @@ class Writer:
         return self
 
     def write(self, table: pa.Table) -> None:
-        """Append rows; checked against the schema as by `conform`."""
+        """Append rows after checking them by `conform`."""
         self._writer.write_table(conform(table, self.schema, str(self.path)))
         self.rows += table.num_rows
 
@@ -231,17 +230,17 @@ class Writer:
 
 
 def read(path: Path, schema: pa.Schema, columns: Iterable[str] | None = None) -> pa.Table:
-    """Read `path` and check it against `schema`; with `columns`, only those of it.
+    """Read `path`, or only some of its columns, and check it against `schema`.
 
     Raises:
         InputError: the file is missing, is not Parquet, is damaged, or does not fit.
     """
-    wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+    expected = schema if columns is None else pa.schema([schema.field(name) for name in columns])
     try:
-        table = pq.read_table(path, columns=wanted.names)
+        table = pq.read_table(path, columns=expected.names)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file, expected a Parquet table with {', '.join(wanted.names)}") from None
+        raise InputError(f"{path}: no such file, expected a Parquet table with {', '.join(expected.names)}") from None
     except (pa.ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = one_line(error)
         raise InputError(f"{path}: corrupt or not Parquet ({reason})") from None
-    return conform(table, wanted, str(path))
+    return conform(table, expected, str(path))

@@ -1,4 +1,4 @@
-"""How commands print: tables for people, JSON for machines."""
+"""Output of commands: tables for people, JSON for machines."""
 
 from __future__ import annotations
 
@@ -13,34 +13,37 @@ from rich.text import Text
 from distilrank.core.progress import json_text, printable
 
 UNLIMITED = 100_000
-"""Columns of an output that has no width: tables are as wide as their content."""
+"""Width of an output without one, such as a pipe: tables are as wide as their content."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 
 class _Console(Console):
-    """A console on which control characters within texts are shown instead of obeyed."""
+    """A console that shows control characters instead of executing them."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)
 
 
 def console(*, markup: bool = False) -> Console:
-    """Standard output as it is now, for text and tables; nothing in them is taken for markup unless asked for.
+    """Return a console for standard output.
 
-    Digests, paths and versions are there to be copied. A pipe or a file has no width, so nothing is wrapped there.
+    Nothing is wrapped in a pipe or a file, so that digests, paths and versions can be copied.
+
+    Args:
+        markup: whether to interpret rich's markup in texts.
     """
     width = None if sys.stdout.isatty() else UNLIMITED
     return _Console(file=sys.stdout, width=width, markup=markup, highlight=False, emoji=False)
 
 
 def new_table(*headings: str, title: str = "", **options: Any) -> Table:
-    """A table that shows its cells whole: on a terminal long words continue on the next line, elsewhere columns fit.
+    """Return a table that never cuts a cell: a terminal wraps long words, elsewhere columns are as wide as needed.
 
     Args:
-        headings: of the columns.
-        title: printed above.
-        options: further ones of `rich.table.Table`.
+        headings: headings of the columns.
+        title: printed above the table.
+        options: further options of `rich.table.Table`.
     """
     whole: dict[str, Any] = {"overflow": "fold"} if sys.stdout.isatty() else {"overflow": "ignore", "no_wrap": True}
     columns = [Column(heading, overflow="fold") for heading in headings]

@@ -1,4 +1,4 @@
-"""Which script a text is written in: what tells a query in another language before any model has seen it."""
+"""The Unicode script of a text, which reveals a query in another language without a model."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _NAMES = {"cjk": "han", "fullwidth": "latin", "halfwidth": "katakana", "katakana
 
 
 def dominant(text: str) -> str:
-    """The script of most letters of `text`: latin, cyrillic, han, hiragana...; `none` where it has no letter.
+    """Return the script of most letters: latin, cyrillic, han, hiragana...; `none` for a text without letters.
 
-    Of scripts with as many letters, the one that comes first.
+    Ties go to the script that occurs first.
     """
     letters = Counter(script for script in map(_script, text) if script)
     return letters.most_common(1)[0][0] if letters else NONE
@@ -21,7 +21,7 @@ def dominant(text: str) -> str:
 
 @cache
 def _script(character: str) -> str:
-    """The first word of a letter's Unicode name, which is its script; empty for what is not a letter."""
+    """Return a letter's script, the first word of its Unicode name; empty for other characters."""
     if not character.isalpha():
         return ""
     word = unicodedata.name(character, "").partition(" ")[0].lower()

@@ -1,4 +1,4 @@
-"""The volume that outlives runs: make its folders, and check that a pod can write them.
+"""The volume that outlives runs: creates its folders, and checks that a pod can write to them.
 
 Kubeflow's pods have no `fsGroup`, so whether user 10001 can write a volume depends on the volume. `prepare` runs in a
 pod with one, `check` in a pod without, and neither needs root.
@@ -15,21 +15,21 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from distilrank.core.errors import InputError
+from distilrank.core.errors import InputError, one_line
 
 MODE = 0o2775
-"""Of the folders: what is made in them belongs to their group, whose members may write."""
+"""Mode of the folders: new files in them belong to their group, whose members may write."""
 
 
 def prepare(root: Path, folders: Sequence[str]) -> None:
-    """Make the folders, writable for the volume's group, and check them; may be repeated.
+    """Create the folders, writable for the volume's group, and check them; repeatable.
 
     Args:
         root: where the volume is mounted.
         folders: their paths, relative to `root`.
 
     Raises:
-        InputError: a folder cannot be made or used; the line says what an administrator has to do.
+        InputError: a folder cannot be created or used; the message says what an administrator has to do.
     """
     for folder in _paths(root, folders):
         with _explaining_failures(root, folder):
@@ -40,14 +40,14 @@ def prepare(root: Path, folders: Sequence[str]) -> None:
 
 
 def check(root: Path, folders: Sequence[str]) -> None:
-    """Do in each folder what runs do, as `write_through` does.
+    """Check that this process can use each folder as runs do, by `write_through`.
 
     Args:
         root: where the volume is mounted.
         folders: their paths, relative to `root`.
 
     Raises:
-        InputError: one of them cannot be used so; the line says what an administrator has to do.
+        InputError: a folder cannot be used; the message says what an administrator has to do.
     """
     for folder in _paths(root, folders):
         with _explaining_failures(root, folder):
@@ -56,14 +56,16 @@ def check(root: Path, folders: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of the file `path`, which is made if it is missing, against all other processes and threads.
+    """Hold an exclusive lock against all other processes and threads.
 
     Args:
-        wait: until nobody else holds it.
+        path: file to lock; created if missing.
+        wait: whether to wait until nobody else holds the lock.
 
     Raises:
         InputError: the file system grants a lock twice.
-        OSError: it has none, the file cannot be opened, or, BlockingIOError, someone else holds it.
+        BlockingIOError: another process or thread holds the lock.
+        OSError: the file system has no locks, or the file cannot be opened.
     """
     # flock, not lockf: it also keeps threads of one process apart, and closing another handle does not drop it.
     with path.open("a") as handle, path.open("a") as other:
@@ -83,8 +85,8 @@ def write_through(folder: Path) -> None:
     """Write a file in `folder`, flush it, lock it, rename it, read it, remove it.
 
     Raises:
-        OSError: the file system refuses one of them.
-        InputError: the file reads otherwise than it was written.
+        OSError: the file system refuses one of these.
+        InputError: the file does not read as it was written.
     """
     partial = folder / f".{uuid.uuid4().hex[:8]}.partial"
     renamed = partial.with_suffix(".written")
@@ -97,7 +99,7 @@ def write_through(folder: Path) -> None:
             pass
         partial.rename(renamed)
         if renamed.read_bytes() != b"written\n":
-            raise InputError(f"{folder}: a file that was written reads otherwise: expected a sound file system")
+            raise InputError(f"{folder}: a file does not read as it was written: expected a sound file system")
     finally:
         for path in (partial, renamed):
             with contextlib.suppress(OSError):
@@ -124,9 +126,9 @@ def _explaining_failures(root: Path, folder: Path) -> Iterator[None]:
 
 
 def _explain(root: Path, folder: Path, error: OSError) -> str:
-    """Why the folder cannot be used, and what to do about it."""
+    """Return why the folder cannot be used, and what to do about it."""
     user, group = os.geteuid(), os.getegid()
-    reason = error.strerror or " ".join(str(error).split())
+    reason = error.strerror or one_line(error)
     if error.errno not in (errno.EACCES, errno.EPERM):
         hint = "expected a file system with rename, fsync and locks" if error.errno != errno.ENOSPC else "enlarge it"
         return f"{folder}: cannot be used by user {user}, group {group} ({reason}): {hint}"

@@ -16,7 +16,7 @@ from evidently.ui.workspace import Project, RemoteWorkspace, Workspace
 
 from distilrank.config import Drift, Registry
 from distilrank.core import artifacts, progress
-from distilrank.core.errors import InputError
+from distilrank.core.errors import InputError, one_line
 
 SECRET = "EVIDENTLY_SECRET"  # the environment variable that Evidently's own service reads
 _RUN_TAG = "run:"  # prefix of the tag that identifies a snapshot that was already added
@@ -40,7 +40,7 @@ def push_to_workspace(config: Drift, registry: Registry, *, drift: Path, name: s
     """
     if not config.workspace:
         return
-    with artifacts.announcing("snapshot"):
+    with artifacts.logging_failure("snapshot"):
         artifacts.require({"drift": drift})
     content = artifacts.read_json(drift / "drift.json")
     part = content["candidate"] or content["champion"]
@@ -142,7 +142,7 @@ def _describe_alarm(part: dict[str, Any]) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return one_line(error)
 
 
 def _open(workspace: str) -> Workspace | RemoteWorkspace:

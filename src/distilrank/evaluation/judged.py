@@ -144,7 +144,7 @@ class Judged:
     @cached_property
     def sketch(self) -> str:
         """Sketch of the ranked queries, from which the registry estimates how far two test sets overlap."""
-        return sketch.of(self.query_ids[self.ranked].tolist())
+        return sketch.from_ids(self.query_ids[self.ranked].tolist())
 
     def per_query(self, column: str) -> np.ndarray:
         """Value of each query in a column that is constant within a query, shape (queries,)."""

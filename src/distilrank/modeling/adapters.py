@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from distilrank.config import Lora
 from distilrank.core import artifacts
-from distilrank.core.errors import InputError
+from distilrank.core.errors import InputError, one_line
 from distilrank.modeling.pretrained import POOLER, is_head
 
 ADAPTER = "default"  # peft's name for the only adapter
@@ -114,7 +114,7 @@ class Adapted:
         try:
             self.model = get_peft_model(model, config)
         except ValueError as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             raise InputError(f"teacher.lora.targets {lora.targets!r}: peft cannot adapt them ({reason})") from error
         for parameter in self.model.parameters():
             if parameter.requires_grad:

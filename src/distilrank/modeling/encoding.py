@@ -22,7 +22,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from distilrank.config import ProductField, TeacherText, Text
 from distilrank.core import artifacts
-from distilrank.core.errors import InputError
+from distilrank.core.errors import InputError, one_line
 
 NESTED_POSITIONS = 8192
 """Tokens that a model with a nested configuration takes where that leaves them out, as it may: all take more."""
@@ -208,7 +208,7 @@ def load_tokenizer(folder: Path, special_tokens: Iterable[str] = ()) -> Tokenize
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises no narrower one
-        raise InputError(f"{path}: not a tokenizer ({' '.join(str(error).split())[:200]})") from None
+        raise InputError(f"{path}: not a tokenizer ({one_line(error)})") from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}

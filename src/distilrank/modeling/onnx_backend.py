@@ -10,7 +10,7 @@ import onnxruntime
 
 from distilrank.config import Compute
 from distilrank.core import artifacts, hardware, progress
-from distilrank.core.errors import InputError
+from distilrank.core.errors import InputError, one_line
 from distilrank.modeling import batching
 from distilrank.modeling.encoding import INPUTS, Tokens
 
@@ -53,7 +53,7 @@ class OnnxBackend:
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own exceptions have no common base but this
-            raise InputError(f"{path}: not a readable ONNX model ({' '.join(str(error).split())[:200]})") from None
+            raise InputError(f"{path}: not a readable ONNX model ({one_line(error)})") from None
         self._inputs = [one.name for one in self._session.get_inputs()]
         outputs = self._session.get_outputs()
         if not {"input_ids", "attention_mask"} <= set(self._inputs) <= set(INPUTS) or len(outputs[0].shape) != 2:

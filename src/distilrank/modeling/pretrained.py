@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from distilrank.core import progress
-from distilrank.core.errors import InputError
+from distilrank.core.errors import InputError, one_line
 from distilrank.modeling import encoding, references, weights
 
 # Its bars and its report of a head that we train anew tell our users nothing.
@@ -70,7 +70,7 @@ def keep_layers(config: PreTrainedConfig, layers: Sequence[int]) -> None:
 
 
 def _not_loadable(folder: Path, error: Exception) -> InputError:
-    return InputError(f"{folder}: not a model that can be loaded ({' '.join(str(error).split())[:200]})")
+    return InputError(f"{folder}: not a model that can be loaded ({one_line(error)})")
 
 
 def is_head(model: PreTrainedModel, name: str) -> bool:

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from distilrank.core import artifacts
-from distilrank.core.errors import InputError
+from distilrank.core.errors import InputError, one_line
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md")
@@ -291,7 +291,7 @@ def _blobs(reference: str) -> list:
     try:
         blobs = list(storage.Client().list_blobs(bucket, prefix=prefix.rstrip("/") + "/"))
     except (GoogleAPIError, GoogleAuthError, OSError) as error:
-        raise InputError(f"model {reference!r}: cannot be listed ({' '.join(str(error).split())[:200]})") from None
+        raise InputError(f"model {reference!r}: cannot be listed ({one_line(error)})") from None
     if not blobs:
         raise InputError(f"model {reference!r}: no objects there")
     return blobs
@@ -356,7 +356,7 @@ def _fetch_gs(reference: str, wanted: Sequence[str]) -> Path:
                         f"model {reference!r}: {name} was replaced or deleted since it was listed; start again"
                     ) from None
                 except (GoogleAPIError, GoogleAuthError, DataCorruption, RequestException) as error:
-                    reason = " ".join(str(error).split())[:200]
+                    reason = one_line(error)
                     raise InputError(f"model {reference!r}: {name} cannot be downloaded ({reason})") from None
                 if path.stat().st_size != blob.size:
                     raise InputError(

@@ -15,7 +15,7 @@ import safetensors
 from safetensors import SafetensorError
 
 from distilrank.core import artifacts
-from distilrank.core.errors import InputError
+from distilrank.core.errors import InputError, one_line
 
 INSIDE = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What torch.compile, FSDP and activation checkpointing add wherever they wrap a module."""
@@ -83,7 +83,7 @@ def headers(folder: Path, base_prefix: str) -> dict[str, Header]:
                         raise InputError(f"{folder}: the tensors {tensors[name].name} and {stored} are both {name}")
                     tensors[name] = Header(path, stored, tuple(part.get_shape()), part.get_dtype())
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{path}: not readable as safetensors ({' '.join(str(error).split())[:200]})") from None
+            raise InputError(f"{path}: not readable as safetensors ({one_line(error)})") from None
     return tensors
 
 

@@ -43,7 +43,7 @@ from requests.exceptions import RequestException
 
 from distilrank.config import Registry
 from distilrank.core import artifacts, volume
-from distilrank.core.errors import InputError
+from distilrank.core.errors import InputError, one_line
 from distilrank.registry import content, ledger
 from distilrank.registry.base import CHAMPION, Backend, is_version_id
 
@@ -356,7 +356,7 @@ class Bucket(ledger.Ledger):
         try:
             yield
         except OSError as error:
-            reason = error.strerror or " ".join(str(error).split())[:200]
+            reason = error.strerror or one_line(error)
             raise InputError(f"registry.cache_dir {self.cache}: cannot be used ({reason})") from error
 
     @contextlib.contextmanager
@@ -403,4 +403,4 @@ def _folder(root: dict[str, Any]) -> str:
 
 
 def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return one_line(error)

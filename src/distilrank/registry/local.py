@@ -20,7 +20,7 @@ from typing import Any
 
 from distilrank.config import Registry
 from distilrank.core import artifacts, volume
-from distilrank.core.errors import InputError
+from distilrank.core.errors import InputError, one_line
 from distilrank.registry import content
 from distilrank.registry.base import CHAMPION, Backend, is_version_id
 from distilrank.registry.ledger import TEST_EVALUATIONS, Ledger
@@ -201,7 +201,7 @@ class Local(Ledger):
         try:
             yield
         except OSError as error:
-            place, reason = error.filename or self.root, error.strerror or " ".join(str(error).split())[:200]
+            place, reason = error.filename or self.root, error.strerror or one_line(error)
             raise InputError(f"registry {self.root}: cannot use {place} ({reason})") from error
 
 

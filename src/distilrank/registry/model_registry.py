@@ -29,7 +29,7 @@ from model_registry.types import ListOptions, ModelArtifact, ModelVersion, Regis
 from mr_openapi import ApiClient, ArtifactState, Configuration, ModelRegistryServiceApi, ModelVersionState
 from mr_openapi.exceptions import ApiException, NotFoundException
 
-from distilrank.core.errors import InputError
+from distilrank.core.errors import InputError, one_line
 from distilrank.registry.base import Backend
 
 SECONDS = 30.0
@@ -214,4 +214,4 @@ def _uri(folder: str) -> str:
 
 
 def _brief(error: object) -> str:
-    return " ".join(str(error or "").split())[:200]
+    return one_line(error or "")

@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from distilrank.config import Count, Positive, Registry, Section, parse
-from distilrank.core.errors import InputError
+from distilrank.core.errors import InputError, one_line
 from distilrank.registry import CHAMPION
 
 TOKEN_VARIABLE = "DISTILRANK_TOKEN"
@@ -96,7 +96,7 @@ def load(path: Path | None, options: dict[str, Any]) -> Serving:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
-        raise InputError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from None
+        raise InputError(f"{path}: not readable as YAML ({one_line(error, None)})") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
     parse(values, str(path), Serving)  # so that what is wrong in the file is told of the file

@@ -239,7 +239,7 @@ def train(
     }  # fmt: skip
     read = {"teacher": [DESCRIPTION, *([quality.QUALITY] if config.confidence else [])]}
     if launch.is_distributed(compute):
-        with artifacts.announcing("student"):
+        with artifacts.logging_failure("student"):
             artifacts.require(inputs, read)
             result = launch.run(
                 "student",

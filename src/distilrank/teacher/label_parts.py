@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from distilrank.config import Label
 from distilrank.core import artifacts, progress, schemas
-from distilrank.core.errors import InputError, RunStopped
+from distilrank.core.errors import InputError, RunStopped, one_line
 from distilrank.core.prefetch import prefetch
 from distilrank.evaluation import score_spread
 
@@ -136,7 +136,7 @@ def windows(shard: Path, columns: Sequence[str], rows: int) -> Iterator[pa.Table
                 )
                 start += batch.num_rows
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{shard}: corrupt or not Parquet ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{shard}: corrupt or not Parquet ({one_line(error)})") from None
 
 
 def check_shard(shard: Path) -> int:
@@ -149,7 +149,7 @@ def check_shard(shard: Path) -> int:
         with pq.ParquetFile(shard) as file:
             names, rows = file.schema_arrow.names, file.metadata.num_rows
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{shard}: corrupt or not Parquet ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{shard}: corrupt or not Parquet ({one_line(error)})") from None
     for kind, found in (
         ("unknown", [name for name in names if name not in schemas.CANDIDATES.names]),
         ("missing", [name for name in schemas.CANDIDATES.names if name not in names]),

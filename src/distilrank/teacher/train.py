@@ -52,7 +52,7 @@ def train(config: Teacher, compute: Compute, *, judgements: Path, model_digest: 
     """
     inputs = {"judgements": judgements}
     if launch.is_distributed(compute):
-        with artifacts.announcing("teacher"):
+        with artifacts.logging_failure("teacher"):
             artifacts.require(inputs)
             result = launch.run(
                 "teacher",

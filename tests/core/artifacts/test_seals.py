@@ -139,8 +139,8 @@ def test_judgements_that_were_changed_after_they_were_sealed_are_not_read(tmp_pa
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (DEEP, "brackets within brackets, too deep"),
-        ('{"a":' * 200_000, "brackets within brackets, too deep"),
+        (DEEP, "nested too deeply"),
+        ('{"a":' * 200_000, "nested too deeply"),
         ('{"a": ' + "1" * 5000 + "}", "not JSON"),
         ("[1, 2]", r"holds \[1, 2\], expected a JSON object"),
     ],

@@ -11,7 +11,7 @@ from distilrank.core.errors import InputError
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as readable JSON, atomically; floats must be finite."""
+    """Write `value` as indented JSON, atomically; floats must be finite."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -28,11 +28,13 @@ def read_json(path: Path, kind: type[dict | list] = dict) -> Any:
     return parse_json(data, str(path), kind)
 
 
-def parse_json(data: str | bytes, place: str, kind: type[dict | list] = dict) -> Any:
+def parse_json(data: str | bytes, origin: str, kind: type[dict | list] = dict) -> Any:
     """Parse a JSON text (UTF-8) that holds an object or, with `kind`, an array.
 
     Args:
-        place: the file or the answer that the text is from, for messages.
+        data: the text.
+        origin: file or response that the text is from, for messages.
+        kind: dict for an object, list for an array.
 
     Raises:
         InputError: the text is not JSON, holds something else, or is nested deeper than Python reads.
@@ -40,11 +42,11 @@ def parse_json(data: str | bytes, place: str, kind: type[dict | list] = dict) ->
     try:
         value = json.loads(data)
     except ValueError as error:  # not UTF-8 and a number of too many digits included
-        raise InputError(f"{place}: not JSON ({error})") from None
+        raise InputError(f"{origin}: not JSON ({error})") from None
     except RecursionError:
-        raise InputError(f"{place}: not JSON that can be read (brackets within brackets, too deep)") from None
+        raise InputError(f"{origin}: not JSON that can be read (nested too deeply)") from None
     if not isinstance(value, kind):
         expected = "object" if kind is dict else "array"
         seen = data if isinstance(data, str) else data.decode(errors="replace")
-        raise InputError(f"{place}: holds {seen.strip()[:60]}, expected a JSON {expected}")
+        raise InputError(f"{origin}: holds {seen.strip()[:60]}, expected a JSON {expected}")
     return value

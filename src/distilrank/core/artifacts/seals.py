@@ -15,27 +15,28 @@ from distilrank.core.artifacts.writing import PARTIAL
 from distilrank.core.errors import InputError
 
 SEAL = "digest.json"
-
+"""Digests of all files of a folder; written last."""
 RECORD = "stage.json"
+"""Record of the stage that wrote a folder."""
 MANIFEST = "manifest.json"
-"""What a shard of labels says of itself."""
+"""Description of a shard of labels."""
 
 Inputs = Mapping[str, Path | Sequence[Path]]
-"""The folders that a stage reads, by name; of labels one a shard."""
+"""Folders that a stage reads, by name; several for labels, one per shard."""
 
 POD_NAME = "KFP_POD_NAME"
-"""A variable of every pod of a run, and of nothing else (kubeflow/pipelines 2.17.0, argocompiler/container.go)."""
+"""Environment variable that only pods of a run have (kubeflow/pipelines 2.17.0, argocompiler/container.go)."""
 
 SETTLED_SECONDS = 2.0
-"""A file that was changed less than this ago is hashed each time, as Git does: a further change in the same tick of the
-file system's clock (2 s on FAT, 1 s on some network volumes) would not show in its times."""
+"""Age from which the digest of a file may be remembered. As in Git, newer files are hashed each time, since another
+change in the same tick of the file system's clock (2 s on FAT, 1 s on some network volumes) would not be visible."""
 
 _digests: dict[tuple[int, ...], str] = {}
-"""Digests of the files that this process has verified, by device, inode, size and the times of their last change."""
+"""Digests of files that this process has verified, by device, inode, size and the times of their last change."""
 
 
 def seal(folder: Path, only: Sequence[str] | None = None) -> str:
-    """Write the digests of all files in `folder` (or of those named by `only`) and return the digest of them all."""
+    """Write the digests of all files in `folder`, or of those named by `only`, and return the digest of them all."""
     files = {name: digest_file(folder / name) for name in (_names(folder) if only is None else only)}
     digest = digest_json(files)
     write_json(folder / SEAL, {"digest": digest, "files": files})
@@ -43,24 +44,26 @@ def seal(folder: Path, only: Sequence[str] | None = None) -> str:
 
 
 def is_sealed(folder: Path) -> bool:
-    """Whether a folder has a seal; one that a person put together has none."""
+    """Whether a folder has a seal, which a folder made by hand lacks."""
     return (folder / SEAL).is_file()
 
 
 def sealed_digest(folder: Path) -> str:
-    """The digest with which `folder` was sealed, to tell it from another; no byte of its files is read.
+    """Return the digest with which `folder` was sealed, without reading its files.
 
-    Whatever reads the files, or vouches for them, calls `verify`.
+    Code that reads the files, or relies on them, calls `verify`.
     """
     return _seal(folder)["digest"]
 
 
 def verify(folder: Path, only: Sequence[str] | None = None, *, again: bool = False) -> str:
-    """Check the bytes of a sealed folder (or of the files named by `only`) and return its digest.
+    """Check the bytes of a sealed folder, or of the files named by `only`, and return its digest.
 
     Args:
-        only: the files that the caller reads, where it does not read all of a large folder.
-        again: hash what this process has hashed before too: a disk may damage a file without changing its times.
+        folder: the sealed folder.
+        only: the files that the caller reads, if it does not read all of a large folder.
+        again: hash files that this process has hashed before too, since a disk may damage a file without changing its
+            times.
 
     Raises:
         InputError: a file is missing, unexpected or differs from its digest.
@@ -86,19 +89,19 @@ def verify(folder: Path, only: Sequence[str] | None = None, *, again: bool = Fal
 def require(inputs: Inputs, only: Mapping[str, Sequence[str]] | None = None) -> None:
     """Refuse inputs of a stage whose files did not all arrive as they were sealed.
 
-    Caches go by what a result was made of, and never look whether it still exists, or is still the same: Kubeflow
-    offers what a lifecycle rule has deleted, and the launcher downloads nothing without an error.
+    A cache knows what a result was made of, not whether its files still exist unchanged: Kubeflow offers results that
+    a lifecycle rule has deleted, and its launcher downloads nothing without an error.
 
     Args:
-        inputs: the sealed folder of each input by its name in the pipeline; several where a loop made them.
-        only: the files that the stage reads of an input, where it does not read all of it; the others must be there.
+        inputs: the sealed folder of each input by its name in the pipeline; several for the tasks of a loop.
+        only: the files of an input that the stage reads, if it does not read all; the others must exist.
 
     Raises:
         InputError: a folder is missing or empty, or lacks its seal or a file that the seal lists; or a file differs
             from its digest.
     """
     folders = [
-        (name, folder) for name, given in inputs.items() for folder in ([given] if isinstance(given, Path) else given)
+        (name, folder) for name, value in inputs.items() for folder in ([value] if isinstance(value, Path) else value)
     ]
     for name, folder in folders:
         lacking = _lacking(folder)
@@ -111,25 +114,25 @@ def require(inputs: Inputs, only: Mapping[str, Sequence[str]] | None = None) -> 
             raise InputError(f"input {name}: {error}; make it again with --no-cache") from None
 
 
-def check_member(name: str, place: str) -> None:
-    """Check the name that a bucket, a hub or a list gives to a file before anything is read or written under it.
+def check_member(name: str, origin: str) -> None:
+    """Check a file name from a bucket, a hub or a list before it is used as a path.
 
     Args:
-        name: relative to the folder that the file belongs to, with slashes.
-        place: what names it, for the message.
+        name: path relative to its folder, with slashes.
+        origin: source of the name, for the message.
 
     Raises:
-        InputError: it is absolute or leads out of that folder, or file systems disagree on what it names.
+        InputError: the name is absolute, leads out of its folder, or means different files on different systems.
     """
     if "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
         raise InputError(
-            f"{place}: lists {name!r}, expected files inside it, with relative names that have no empty part, no part "
+            f"{origin}: lists {name!r}, expected files inside it, with relative names that have no empty part, no part "
             "'.' or '..', no backslash and no NUL"
         )
 
 
 def _names(folder: Path) -> list[str]:
-    """Names of the files that a seal of `folder` covers, sorted; not the record of its stage, which has timings."""
+    """Return the sorted names of the files that a seal covers; not the stage record, which holds timings."""
     names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
     content = (name for name in names if not any(fnmatch.fnmatchcase(part, PARTIAL) for part in name.parts))
     return [name.as_posix() for name in content if str(name) not in (SEAL, RECORD)]
@@ -148,7 +151,7 @@ def _seal(folder: Path) -> dict[str, Any]:
 
 
 def _digest_once(path: Path, again: bool) -> str:
-    """`digest_file`, once in a process while the file stays as it is."""
+    """Return the digest of a file, which is computed once per process while the file does not change."""
     status = path.stat()
     key = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
     settled = time.time() - status.st_ctime > SETTLED_SECONDS
@@ -161,7 +164,7 @@ def _digest_once(path: Path, again: bool) -> str:
 
 
 def _lacking(folder: Path) -> str:
-    """What a sealed folder lacks, in words; empty: nothing."""
+    """Return what a sealed folder lacks, in words; empty if it is complete."""
     if not folder.is_dir() or not any(path.is_file() for path in folder.rglob("*")):
         return "arrived empty"
     if not is_sealed(folder):
@@ -172,7 +175,7 @@ def _lacking(folder: Path) -> str:
 
 
 def _cause() -> str:
-    """Why files of an input are missing, and what to do about it, here."""
+    """Return why files of an input are missing on this system, and what to do about it."""
     if POD_NAME in os.environ:
         return (
             "the object store no longer has its files (expired by a lifecycle rule?), but Kubeflow's cache still "

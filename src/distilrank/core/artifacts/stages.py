@@ -19,21 +19,21 @@ from distilrank.core.artifacts.seals import RECORD, SEAL, Inputs, is_sealed, req
 from distilrank.core.errors import InputError, RunStopped
 
 TERMINATION_LOG = "DISTILRANK_TERMINATION_LOG", "/dev/termination-log"
-"""The variable that names it, and where Kubernetes puts it: the last message of a container, which Argo then reports
-as the reason of the pod's failure. An exit status cannot tell bad input from a crash: KFP's launcher ends with 1."""
+"""Environment variable and default path of the file for a container's last message, which Argo reports as the reason of
+the pod's failure. An exit status cannot distinguish bad input from a crash, since KFP's launcher always ends with 1."""
 
 TERMINATION_CHARACTERS = 1000
-"""Of that message at most: Kubernetes keeps 4,096 bytes, and Argo's status of a whole run has 1 MiB."""
+"""Longest such message: Kubernetes keeps 4,096 bytes, and Argo's status of a whole run has 1 MiB."""
 
 
 @dataclass
 class Record:
-    """What a stage remembers of itself."""
+    """Inputs and facts that a stage records beside its results."""
 
     inputs: dict[str, str] = field(default_factory=dict)
-    """Digest of each input, by name."""
+    """Digests of the inputs by name."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What else is worth keeping: row counts, the precision that was used."""
+    """Further facts, such as row counts or the precision that was used."""
 
 
 @contextlib.contextmanager
@@ -45,32 +45,32 @@ def stage(
     inputs: Inputs | None = None,
     only: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[Record]:
-    """Run the body as stage `name`: announce it, time it, and record it in `output/stage.json`, written last.
+    """Run the body as a stage: verify its inputs, log and time it, and write its record `output/stage.json` last.
 
-    The bytes of the inputs are verified first, and an earlier attempt's seal of `output` is removed.
+    An earlier attempt's record and seal of `output` are removed first.
 
     Args:
-        name: the stage, with its shard if it has one (`label-00003`).
-        output: the folder that the stage writes; made if missing.
-        config: pydantic model with the knobs that the stage was given.
-        inputs: the folders that the stage reads, as `require` takes them.
-        only: likewise.
+        name: name of the stage, with its shard if it has one (`label-00003`).
+        output: folder that the stage writes; created if missing.
+        config: pydantic model with the settings of the stage.
+        inputs: folders that the stage reads, as for `require`.
+        only: files of the inputs that the stage reads, as for `require`.
 
     Yields:
         The record to fill in.
 
     Raises:
-        InputError: the storage refuses; and whatever the body raises, after one line that says so.
+        InputError: an input is incomplete, or the storage refuses. Errors of the body are logged and raised again.
     """
     started = time.time()
     record = Record()
     progress.log_event(name, "started")
-    with announcing(name):
+    with logging_failure(name):
         try:
             require(inputs or {}, only)
             output.mkdir(parents=True, exist_ok=True)
-            for left in (RECORD, SEAL):
-                (output / left).unlink(missing_ok=True)
+            for stale in (RECORD, SEAL):
+                (output / stale).unlink(missing_ok=True)
             yield record
             seconds, peak = round(time.time() - started, 3), round(peak_memory_mib(), 1)
             write_record(
@@ -95,8 +95,8 @@ def stage(
 
 
 @contextlib.contextmanager
-def announcing(name: str) -> Iterator[None]:
-    """Tell of bad input and of a stopped run that the body raises, in one line of stage `name`."""
+def logging_failure(name: str) -> Iterator[None]:
+    """Log an error of the body in one line of stage `name`, and raise it again."""
     try:
         yield
     except Exception as error:
@@ -105,16 +105,16 @@ def announcing(name: str) -> Iterator[None]:
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write what a stage records of itself beside its results, with their digest and that of the record."""
-    bound = {**record, "sealed": sealed_digest(folder) if is_sealed(folder) else ""}
-    write_json(folder / RECORD, bound | {"digest": digest_json(bound)})
+    """Write the record of a stage into its folder, with the digest of the results and of the record itself."""
+    sealed_record = {**record, "sealed": sealed_digest(folder) if is_sealed(folder) else ""}
+    write_json(folder / RECORD, sealed_record | {"digest": digest_json(sealed_record)})
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What the stage that made `folder` recorded of itself: `stage`, `config`, `inputs`, `facts`, and what it took.
+    """Read the record of the stage that wrote `folder`: `stage`, `config`, `inputs`, `facts`, times and memory.
 
     Raises:
-        InputError: the record is missing, is not as it was written, or is that of another folder.
+        InputError: the record is missing, was changed, or belongs to other results.
     """
     path = folder / RECORD
     if not path.is_file():
@@ -130,15 +130,15 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def check_made_of(folder: Path, expected: Mapping[str, str], verb: str = "made") -> None:
-    """Refuse results that a stage made of something else than what they are taken for.
+    """Refuse results that were made from other inputs than expected.
 
     Args:
         folder: the results, with the record of their stage.
-        expected: digest or id of inputs of that stage, by name.
-        verb: what the stage did with them.
+        expected: digests or ids of inputs of that stage by name.
+        verb: what the stage did, for the message.
 
     Raises:
-        InputError: as `read_record`, or the record names another input, or does not tell.
+        InputError: as `read_record`, or the record names another input, or none.
     """
     inputs = read_record(folder)["inputs"]
     for name, value in expected.items():
@@ -148,7 +148,7 @@ def check_made_of(folder: Path, expected: Mapping[str, str], verb: str = "made")
 
 
 def _report_failure(name: str, error: Exception) -> None:
-    """Print why stage `name` fails, and leave the same line where Kubernetes looks for a container's last message."""
+    """Log why a stage fails, and write the same line to the container's termination log."""
     if isinstance(error, InputError | RunStopped):
         event, text = "bad input" if isinstance(error, InputError) else "stopped", str(error)
     else:
@@ -157,14 +157,14 @@ def _report_failure(name: str, error: Exception) -> None:
     variable, default = TERMINATION_LOG
     path = Path(os.environ.get(variable, default))
     if path.exists():
-        with contextlib.suppress(OSError):  # the line is in the log all the same
+        with contextlib.suppress(OSError):  # the line is in the log too
             path.write_text(progress.line(name, event, text)[:TERMINATION_CHARACTERS], encoding="utf-8")
 
 
 def peak_memory_mib() -> float:
-    """Peak resident memory of this process so far, in MiB."""
+    """Return the peak resident memory of this process so far, in MiB."""
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage's figure survives an exec: it may be that of the parent
+    if status.exists():  # after an exec, getrusage may return the parent's peak
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -18,25 +18,25 @@ from typing import BinaryIO
 from distilrank.core.errors import InputError
 
 PARTIAL = ".*.partial"
-"""Pattern of the temporary names under which files and folders are written: no content of the folder around them."""
+"""Pattern of temporary names of files and folders that are being written; they are not content of their folder."""
 
 STALE_SECONDS = 24 * 3600
-"""Age from which a temporary file or folder counts as left by a killed process; writing takes hours at most."""
+"""Age from which a temporary file or folder counts as left by a killed process; no write takes as long."""
 
 
 def temporary_name(path: Path) -> Path:
-    """A hidden sibling of `path` that no other process uses: process ids are equal in pods that share a volume."""
+    """Return a hidden sibling of `path` that no other process uses, not even in a pod with equal process ids."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
 
 
 @contextlib.contextmanager
 def replacing(path: Path, *, mode: int = 0o666, keep_existing: bool = False) -> Iterator[BinaryIO]:
-    """A file to write that takes the name `path` once it is complete and on the disk.
+    """Open a temporary file to write, which is renamed to `path` once it is complete and on the disk.
 
     Args:
-        path: its folder is made if missing.
-        mode: permissions of the file, less those that the umask takes away.
-        keep_existing: whether a file that has the name by then stays, instead of being replaced.
+        path: final name; its folder is created if missing.
+        mode: permissions of the file, before the umask.
+        keep_existing: keep a file that has the final name by then, instead of replacing it.
 
     Raises:
         FileNotFoundError: the folder was removed meanwhile.
@@ -46,7 +46,7 @@ def replacing(path: Path, *, mode: int = 0o666, keep_existing: bool = False) -> 
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:  # it was there, and mkdir looked what it is when it was gone
+        except FileExistsError:  # it existed, and was removed before mkdir checked what it is
             if not path.parent.exists():
                 raise FileNotFoundError(path.parent) from None
             raise
@@ -61,7 +61,7 @@ def replacing(path: Path, *, mode: int = 0o666, keep_existing: bool = False) -> 
             partial.replace(path)
     except FileNotFoundError:
         raise
-    except OSError as error:  # write(2) does not know the file's name
+    except OSError as error:  # errors of write(2) do not name the file
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         with contextlib.suppress(OSError):
@@ -69,19 +69,19 @@ def replacing(path: Path, *, mode: int = 0o666, keep_existing: bool = False) -> 
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` under a temporary name, then rename: readers see the old file or the new one."""
+    """Write `text` to `path` atomically: readers see the old file or the new one."""
     with replacing(path) as handle:
         handle.write(text.encode())
 
 
 @contextlib.contextmanager
 def replacing_folder(path: Path, *, keep: Callable[[], bool] | None = None) -> Iterator[Path]:
-    """A new folder to fill that takes the name `path` once the body is done and all of it is on the disk.
+    """Create a temporary folder to fill, which is renamed to `path` once the body is done and all is on the disk.
 
     Args:
-        path: the folder around it is made if missing. What has the name already is deleted once it is replaced.
-        keep: whether what has the name by then stays, and the new folder is deleted instead; None: never. An empty
-            folder is always replaced.
+        path: final name; its parent is created if missing. An existing file or folder is replaced and deleted.
+        keep: returns whether to keep an existing folder and delete the new one instead; None: always replace it. An
+            empty folder is always replaced.
     """
     with folder_beside(path) as folder:
         yield folder
@@ -91,9 +91,9 @@ def replacing_folder(path: Path, *, keep: Callable[[], bool] | None = None) -> I
 
 @contextlib.contextmanager
 def folder_beside(path: Path) -> Iterator[Path]:
-    """A new folder on the file system of `path`, deleted afterwards unless it was moved.
+    """Create a temporary folder on the file system of `path`, which is deleted afterwards unless it was moved.
 
-    It lies in a hidden folder, whose age is that of the attempt: a copy takes over the age of its source.
+    It lies in a hidden folder whose age is that of the attempt, since a copied folder keeps the age of its source.
     """
     remove_stale(path.parent, path.name)
     partial = temporary_name(path)
@@ -105,9 +105,9 @@ def folder_beside(path: Path) -> Iterator[Path]:
 
 
 def move_into_place(folder: Path, path: Path, *, keep: Callable[[], bool] | None = None) -> None:
-    """Rename a folder that `folder_beside` made to `path`; what is replaced is deleted at the end of its body.
+    """Rename a folder of `folder_beside` to `path`; a replaced folder is deleted at the end of its body.
 
-    Where the system can exchange two names, there is always a folder of the name `path`; elsewhere it is missing
+    Where the system can exchange two names, a folder of the name `path` exists at all times; elsewhere it is missing
     for a moment.
 
     Args:
@@ -130,7 +130,7 @@ def move_into_place(folder: Path, path: Path, *, keep: Callable[[], bool] | None
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap the names of two files or folders in one step, as Linux can on its own file systems; whether it was done."""
+    """Exchange the names of two files or folders in one step, which only Linux can; return whether it was done."""
     try:
         rename = ctypes.CDLL(None).renameat2
     except (OSError, AttributeError):
@@ -140,8 +140,8 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def settle(folder: Path) -> None:
-    """Give a complete folder and all below it the permissions of new files, and make sure that they are on the disk."""
-    folder.chmod(folder.stat().st_mode | stat.S_IRWXU)  # it may be a copy of one that is read only
+    """Give a complete folder and its content the permissions of new files, and flush them to the disk."""
+    folder.chmod(folder.stat().st_mode | stat.S_IRWXU)  # it may be a copy of a read-only folder
     permissions = _permissions(folder)
     _permit(folder, permissions)
     follow_umask(folder)
@@ -151,14 +151,14 @@ def settle(folder: Path) -> None:
 
 
 def follow_umask(folder: Path) -> None:
-    """Give all that is below `folder` the permissions of new files: libraries write weights for their owner alone."""
+    """Give the content of `folder` the permissions of new files; libraries write weights for the owner only."""
     permissions = _permissions(folder)
     for path in folder.rglob("*"):
         _permit(path, permissions)
 
 
 def _permissions(folder: Path) -> int:
-    """Permissions of a new folder below `folder`; the umask itself cannot be read without changing it."""
+    """Return the permissions of a new folder in `folder`; the umask itself cannot be read without changing it."""
     probe = temporary_name(folder / "umask")
     probe.mkdir()
     try:
@@ -173,33 +173,33 @@ def _permit(path: Path, permissions: int) -> None:
     mode = stat.S_IMODE(path.stat().st_mode)
     expected = (mode & ~0o777) | (permissions if path.is_dir() else permissions & 0o666)
     if mode != expected:
-        with contextlib.suppress(OSError):  # a file system without permissions, or somebody else's file
+        with contextlib.suppress(OSError):  # a file system without permissions, or another user's file
             path.chmod(expected)
 
 
 def sync(path: Path) -> None:
-    """Make sure that a file, or the names in a folder, are on the disk."""
+    """Flush a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # a file system that has no such call
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # a file system without fsync
             raise
     finally:
         os.close(handle)
 
 
 def remove_stale(folder: Path, name: str | None = None) -> None:
-    """Remove what killed processes left in `folder` under temporary names of `name`, or of any name."""
+    """Remove what killed processes left in `folder` under temporary names, of `name` only or of any name."""
     pattern = PARTIAL if name is None else f".{glob.escape(name)}.*.partial"
-    for left in folder.glob(pattern):
+    for path in folder.glob(pattern):
         with contextlib.suppress(OSError):  # another process may be removing it too
-            if time.time() - left.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def copy_tree(source: Path, target: Path) -> None:
-    """Copy a folder to `target` under a temporary name, then rename; an existing `target` is replaced.
+    """Copy a folder to `target` atomically; an existing `target` is replaced.
 
     Raises:
         InputError: a file cannot be read, or the storage refuses.
@@ -209,23 +209,24 @@ def copy_tree(source: Path, target: Path) -> None:
 
 
 def copy_into(source: Path, folder: Path) -> None:
-    """Copy what a folder holds to another that exists; what is being written there is no part of it.
+    """Copy the content of a folder into an existing folder, without files that are still being written.
 
     Raises:
         InputError: a file cannot be read, or the storage refuses.
     """
     try:
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns(PARTIAL), dirs_exist_ok=True)
-    except shutil.Error as error:  # it holds a reason for each file, and no error number
+    except shutil.Error as error:  # it lists a reason per file, and has no error number
         path, copy, reason = error.args[0][0]
         raise InputError(f"{path}: cannot be copied to {copy} ({reason})") from error
 
 
 def copy_files(folder: Path, targets: Mapping[str, str]) -> None:
-    """Copy files of `folder` to paths of their own, as Kubeflow shows only a page that is an artifact by itself.
+    """Copy files of `folder` to separate paths, since Kubeflow shows only pages that are artifacts themselves.
 
     Args:
-        targets: path of each copy, by the file's name in `folder`; its parent must exist.
+        folder: folder of the files.
+        targets: path of each copy by the name of the file in `folder`; its parent must exist.
     """
     for name, target in targets.items():
         shutil.copyfile(folder / name, target)

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
 
 from distilrank.core import artifacts
-from distilrank.core.errors import InputError
+from distilrank.core.errors import InputError, one_line
 from distilrank.core.problems import Problems
 from distilrank.core.scratch import scratch_folder
 
@@ -284,7 +284,7 @@ def _reachable(name: str, done: str) -> Iterator[None]:
     except (NotFound, PreconditionFailed):
         raise InputError(f"{name}: replaced or deleted since it was listed; start again") from None
     except (GoogleAPIError, GoogleAuthError, ConnectionError) as error:
-        raise InputError(f"{name}: cannot be {done} ({' '.join(str(error).split())[:200]})") from None
+        raise InputError(f"{name}: cannot be {done} ({one_line(error)})") from None
 
 
 def _objects(reference: str, suffixes: Sequence[str]) -> tuple[list[StoredFile], list[str]]:
@@ -307,7 +307,7 @@ def _objects(reference: str, suffixes: Sequence[str]) -> tuple[list[StoredFile],
             return [StoredObject(reference, itself)], []
         blobs = list(client.list_blobs(bucket, prefix=folder))
     except (GoogleAPIError, GoogleAuthError, OSError) as error:
-        raise _NotThere(f"cannot be listed ({' '.join(str(error).split())[:200]})") from None
+        raise _NotThere(f"cannot be listed ({one_line(error)})") from None
     # Consoles make an empty object, its name ending in a slash, for each folder.
     inside = {blob.name.removeprefix(folder): blob for blob in blobs if not blob.name.endswith("/")}
     if not inside:
