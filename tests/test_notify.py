@@ -150,7 +150,7 @@ ENDS: list[tuple[dict[str, tuple[str, str]], dict[str, str], dict[str, Any]]] = 
         {
             "state": "FAILED",
             "error": f"evaluate: evicted: {DISK_FULL}",
-            "hint": "the node was short of memory or disk; `kubectl describe node` says of which",
+            "hint": "the node was short of memory or disk; `kubectl describe node` says which",
         },
     ),
     (
@@ -235,7 +235,10 @@ def test_no_redirect_is_followed(
         tell(Notify(webhook=listener.url), tmp_path)
         assert elsewhere.requests == [] and listener.requests == ["POST /hook"]
     log = capsys.readouterr().out
-    assert f"nobody was told: the webhook redirects to {origin} ({status}), expected the final URL" in log
+    assert (
+        f"the notification was not delivered: the webhook redirects to {origin} ({status}), expected the final URL"
+        in log
+    )
     assert "secret" not in log
 
 
@@ -246,8 +249,8 @@ def test_no_redirect_is_followed(
         ("", "another path of the same server"),
         ("https://user:secret@example.com/secret", "https://example.com "),
         ("//example.com:8443/secret", "http://example.com:8443 "),
-        ("http://[secret", "what is no URL"),
-        ("http://example.com:secret/", "what is no URL"),
+        ("http://[secret", "an invalid URL"),
+        ("http://example.com:secret/", "an invalid URL"),
     ],
 )
 def test_of_a_redirect_only_the_origin_is_shown(
@@ -279,7 +282,7 @@ def test_a_server_that_sends_a_byte_at_a_time_ends_at_the_time_limit(
     began = time.monotonic()
     tell(Notify(webhook=listener.url), tmp_path)
     assert time.monotonic() - began < 1.8 and len(listener.posts) == 1
-    assert "nobody was told: the webhook did not answer within 1 s" in capsys.readouterr().out
+    assert "the notification was not delivered: the webhook did not answer within 1 s" in capsys.readouterr().out
 
 
 def test_a_wait_beyond_the_time_limit_is_not_begun(
@@ -289,7 +292,7 @@ def test_a_wait_beyond_the_time_limit_is_not_begun(
     began = time.monotonic()
     tell(Notify(webhook=listener.url), tmp_path)
     assert time.monotonic() - began < 5 and len(listener.posts) == 1
-    assert "nobody was told: the webhook failed (HTTPError, 429)" in capsys.readouterr().out
+    assert "the notification was not delivered: the webhook failed (HTTPError, 429)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -310,7 +313,7 @@ def test_an_endless_answer_is_not_read(
     began = time.monotonic()
     tell(Notify(webhook=listener.url), tmp_path)
     assert time.monotonic() - began < 5 and len(listener.posts) == 1
-    assert ("nobody was told" not in capsys.readouterr().out) == told
+    assert ("the notification was not delivered" not in capsys.readouterr().out) == told
     assert sum(sent) < 2**25  # what the sockets' buffers hold
 
 
@@ -330,7 +333,9 @@ def test_the_url_of_a_secret_is_read_and_never_printed(
     listener.statuses = [404]
     tell(Notify(secret="chat"), tmp_path)
     said = capsys.readouterr().out
-    assert len(listener.posts) == 1 and "nobody was told: the webhook failed (HTTPError, 404)" in said
+    assert (
+        len(listener.posts) == 1 and "the notification was not delivered: the webhook failed (HTTPError, 404)" in said
+    )
     assert listener.url not in said and "127.0.0.1" not in said
 
 
@@ -349,4 +354,4 @@ def test_a_secret_that_cannot_be_used_is_named(
     if content:
         (tmp_path / "url").write_text(content)
     tell(Notify(secret="chat"), tmp_path)
-    assert f"nobody was told: cluster.notify: {message}" in capsys.readouterr().out
+    assert f"the notification was not delivered: cluster.notify: {message}" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Tells somebody how a run ended: one HTTP POST, whose payload docs/operations.md describes."""
+"""Notification of how a run ended: one HTTP POST, whose payload docs/operations.md describes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from distilrank.workflow import SUCCEEDED, UNKNOWN, Cause, Failure, Node, RunEnd
 
 STAGE = "notify"
 VERSION = 1
-"""Of the payload: it changes when a key changes its meaning or goes."""
+"""Version of the payload; it changes when a key changes its meaning or is removed."""
 TIMEOUT = (5, 20)  # seconds to connect, and to wait for the next bytes of an answer
 TIME_LIMIT = 60.0
-"""Seconds for the whole exchange with the webhook: all attempts, the pauses between them, and slow answers."""
+"""Seconds for the whole exchange with the webhook: all attempts, the pauses between them, and slow responses."""
 PAUSES = (0, 2, 4, 8)
-"""Seconds before each repeated attempt; a number in the answer's Retry-After comes first."""
+"""Seconds before each repeated attempt; a number in the response's Retry-After takes precedence."""
 BUSY = (429, 500, 502, 503, 504)
-"""Statuses after which the message is posted again."""
+"""HTTP statuses after which the message is posted again."""
 ENDS = {
     "SUCCEEDED": "SUCCEEDED",
     "COMPLETE": "SUCCEEDED",
@@ -35,11 +35,11 @@ ENDS = {
     "CANCELLED": "CANCELLED",
     "CANCELED": "CANCELLED",
 }
-"""What we call an end, by what Kubeflow's backends and its local runner call it."""
+"""States of a run by the names that Kubeflow's backends and its local runner use."""
 
 
 def payload(name: str, run: str, end: RunEnd, promoted: str) -> dict[str, Any]:
-    """What is posted; `text` is the line that chat services show."""
+    """Return the payload; `text` is the line that chat services show."""
     text = end.summary if not promoted or end.version else f"{end.summary}, promoted {promoted}"
     return {
         "version": VERSION,
@@ -63,37 +63,41 @@ def notify(
     state: str | None,
     error: str | None,
 ) -> None:
-    """Post the outcome; a message that cannot be delivered is told in the log, and does not fail a run that succeeded.
+    """Post how a run ended. A failed delivery is only logged, so that it does not fail a successful run.
 
     Args:
-        config: to whom; the URL of a Secret lies in the file `WEBHOOK_FOLDER`/`config.key`.
-        registry_config: where a promoted student would be.
-        name: the run, as its promotion has it.
-        run: Kubeflow's name of it, that of its Argo workflow, if it has one.
-        state: how it ended, in Kubeflow's words, which count only where the workflow cannot be read.
-        error: Kubeflow's message, if there is one.
+        config: the recipient; the URL of a Secret is in the file `WEBHOOK_FOLDER`/`config.key`.
+        registry_config: registry of a promoted student.
+        name: name of the run, which its promoted version carries.
+        run: name of the Argo workflow, if the run has one.
+        state: Kubeflow's final state; it counts only if the workflow cannot be read.
+        error: Kubeflow's error message, if there is one.
     """
     progress.log_event(STAGE, "started")
     end = _from_cluster(run or "") or _from_status(state or "", error or "")
     if config.when == "failure" and end.state == SUCCEEDED:
-        progress.log_event(STAGE, "finished", "the run succeeded: nobody is told")
+        progress.log_event(STAGE, "finished", "the run succeeded: no notification is sent")
         return
     try:
         url = _url(config)
         promoted = _promoted(registry_config, name) if end.state in (SUCCEEDED, UNKNOWN) and not end.decisions else ""
         _deliver(url, payload(name, run or "", end, promoted))
     except InputError as problem:
-        progress.log_event(STAGE, "note", f"nobody was told: {problem}")
+        progress.log_event(STAGE, "note", f"the notification was not delivered: {problem}")
     except requests.RequestException as problem:  # its text holds the URL, which may be a secret
         status = problem.response.status_code if problem.response is not None else "no answer"
-        progress.log_event(STAGE, "note", f"nobody was told: the webhook failed ({type(problem).__name__}, {status})")
+        progress.log_event(
+            STAGE,
+            "note",
+            f"the notification was not delivered: the webhook failed ({type(problem).__name__}, {status})",
+        )
     progress.log_event(STAGE, "finished", end.summary)
 
 
 class _Session(requests.Session):
-    """Follows no redirect: most turn a POST into a GET without the content, and 307 reposts it to any server.
+    """A session that follows no redirect: most turn a POST into a GET without content, and 307 reposts to any server.
 
-    `allow_redirects=False` would not do: requests then still reads the answer's whole body and parses the target.
+    `allow_redirects=False` is not enough: requests would still read the whole body and parse the target.
     """
 
     def get_redirect_target(self, resp: requests.Response) -> None:
@@ -101,14 +105,14 @@ class _Session(requests.Session):
 
 
 def _deliver(url: str, content: dict[str, Any]) -> None:
-    """Post `content` to `url`, in `TIME_LIMIT` seconds at most, and follow no redirect.
+    """Post `content` to `url` within `TIME_LIMIT` seconds, and follow no redirect.
 
-    The limits of `requests` hold for single reads: a server that sends a byte a second would never reach them, nor does
-    a name lookup. So the exchange is done in a thread, which is abandoned when the time is up.
+    The timeouts of `requests` apply to single reads, so neither a server that sends a byte per second nor a name lookup
+    exceeds them. The exchange runs in a thread, which is abandoned when the time is up.
 
     Raises:
         InputError: the webhook redirects, or the time is up.
-        requests.RequestException: it cannot be reached, or refuses.
+        requests.RequestException: the webhook is unreachable, or refuses.
     """
     problems: list[Exception] = []
 
@@ -128,7 +132,7 @@ def _deliver(url: str, content: dict[str, Any]) -> None:
 
 
 def _post(url: str, content: dict[str, Any], deadline: float) -> None:
-    """Post until the webhook takes it, refuses it or the pauses are used up; no body of an answer is read."""
+    """Post until the webhook accepts or refuses, or the attempts are used up; no body of a response is read."""
     for pause in (*PAUSES, None):
         try:
             with _Session() as session, session.post(url, json=content, timeout=TIMEOUT, stream=True) as answer:
@@ -151,27 +155,27 @@ def _post(url: str, content: dict[str, Any], deadline: float) -> None:
 
 
 def _describe_target(url: str, location: str) -> str:
-    """The scheme and host that a redirect leads to: what follows them may be a secret, as in the URL itself."""
+    """Return scheme and host of a redirect; the path may be a secret, as in the URL itself."""
     try:
         source, target = urlsplit(url), urlsplit(urljoin(url, location))
         port = f":{target.port}" if target.port else ""
     except ValueError:
-        return "what is no URL"
+        return "an invalid URL"
     host = target.hostname or ""
     if not location or (target.scheme, target.netloc) == (source.scheme, source.netloc):
         return "another path of the same server"
     origin = f"{target.scheme}://{host}{port}"
-    return origin if origin.isprintable() and len(origin) < 200 else "what is no URL"
+    return origin if origin.isprintable() and len(origin) < 200 else "an invalid URL"
 
 
 def _from_status(state: str, error: str) -> RunEnd:
-    """How the run ended by Kubeflow's final status, which says FAILED at most of a first stage, and never why."""
+    """Derive how the run ended from Kubeflow's final status, which is FAILED only for a first stage."""
     failures = (Failure("", Cause.CRASHED, error),) if error else ()
     return RunEnd(ENDS.get(state, UNKNOWN), failures)
 
 
 def _from_cluster(run: str) -> RunEnd | None:
-    """How the run ended by its Argo workflow and the logs of its pods; None: they cannot be read from here.
+    """Read how the run ended from its Argo workflow and the logs of its pods; None if they cannot be read.
 
     Kubeflow's own role for the pods of runs allows both (kubeflow/pipelines 2.17.0, pipeline-runner-role.yaml).
     """
@@ -185,7 +189,7 @@ def _from_cluster(run: str) -> RunEnd | None:
             "argoproj.io", "v1alpha1", namespace, "workflows", run, _request_timeout=TIMEOUT
         )
         core = CoreV1Api(client)
-    except Exception as problem:  # of many libraries; whatever it is, the message must go out
+    except Exception as problem:  # of many libraries; the notification must be sent in any case
         progress.log_event(STAGE, "note", f"the run's workflow cannot be read: {_brief(problem)}")
         return None
 
@@ -215,16 +219,16 @@ def _url(config: Notify) -> str:
     except (OSError, UnicodeDecodeError):
         raise InputError(f"cluster.notify: the secret {config.secret} is missing, or has no key {config.key}") from None
     if not url.startswith(("http://", "https://")):
-        raise InputError(f"cluster.notify: key {config.key} of the secret {config.secret} is no URL of http or https")
+        raise InputError(f"cluster.notify: key {config.key} of the secret {config.secret} is not an http or https URL")
     return url
 
 
 def _promoted(config: Registry, name: str) -> str:
-    """The champion's version if this run made it, else nothing."""
+    """Return the champion's version if this run promoted it, otherwise an empty text."""
     try:
         backend = registry.connect(config)
         version = backend.alias(registry.CHAMPION)
         return version if version and backend.manifest(version).get("lineage", {}).get("name") == name else ""
     except InputError as problem:
-        progress.log_event(STAGE, "note", f"whether it was promoted is not known: {problem}")
+        progress.log_event(STAGE, "note", f"it is unknown whether the student was promoted: {problem}")
         return ""

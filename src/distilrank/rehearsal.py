@@ -1,8 +1,8 @@
-"""Rehearsal: the stages that train, label, save and export run once on invented pairs, before anything is paid for.
+"""Rehearsal: runs training, labeling, saving and export once on a few invented pairs, before any expensive work.
 
-The models are of the configured architectures with their own tokenizers, and everything is set as it will be; only
-their weights are random and their layers narrow, so that seven billion weights take no longer than a hundred million.
-What fails here would fail after hours of training, or after labels were paid for.
+The models have the configured architectures, tokenizers and settings. Only their weights are random and their layers
+narrow, so that seven billion weights take no longer than a hundred million. A failure here would otherwise occur after
+hours of training or labeling.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ STAGE = "rehearse"
 DIGEST = "rehearsal"
 NOUNS, COLORS = ("sofa", "lamp"), ("red", "blue")
 WIDTH = 64
-"""Width of a narrow model whose heads have a width of their own; the others keep two of their heads."""
+"""Width of a narrow model whose head width is independent of its width; other models keep two of their heads."""
 MAX_WEIGHTS = 1_000_000_000
-"""Of a model that is rehearsed in its own width, where it fails in a narrow one."""
+"""Largest model to rehearse at full width after it failed when narrow."""
 MAX_DIFFERENCE = 0.02
-"""Largest difference of a score from that of the same pair in other company, in standard deviations of the scores."""
+"""Largest difference between scores of one pair in two batches, in standard deviations of the scores."""
 ONCE = {"epochs": 1, "evaluations": 1, "patience": 0}
 
 
 class _Sections(BaseModel):
-    """What the record of this stage says that it was given."""
+    """Settings in the record of this stage."""
 
     teacher: Teacher
     student: Student
@@ -59,15 +59,15 @@ def run(
     student_digest: str,
     output: Path,
 ) -> None:
-    """Rehearse as a stage of the pipeline, which the teacher waits for.
+    """Rehearse as a stage of the pipeline, before the teacher is trained.
 
     Args:
         teacher_config: the section `teacher`.
         student_config: the section `student`.
-        compute: where the models will train.
-        teacher_digest: of the pretrained model that it names, as preflight resolved it.
-        student_digest: likewise.
-        output: gets the record of the stage, and nothing else.
+        compute: the section `compute`.
+        teacher_digest: digest of the pretrained teacher, as resolved by preflight.
+        student_digest: digest of the pretrained student, as resolved by preflight.
+        output: folder for the record of the stage.
 
     Raises:
         InputError: as `rehearse`.
@@ -80,16 +80,16 @@ def run(
 
 
 def rehearse(teacher_config: Teacher, student_config: Student, compute: Compute) -> None:
-    """Take a few pairs through teacher, labels, student and export.
+    """Run teacher, labeling, student and export on a few pairs.
 
-    Weights are only read where they are on this machine, and then their names and shapes alone.
+    Of weights on this machine, only names and shapes are read; other weights are not downloaded.
 
     Raises:
-        InputError: naming the model and what would have failed.
+        InputError: names the model and what would have failed.
     """
     compute = compute.model_copy(update={"nodes": 1, "processes": 1, "checkpoint_dir": "", "compile": "off"})
     if compute.device == "cuda" and not torch.cuda.is_available():
-        compute = compute.model_copy(update={"device": "cpu"})  # this process need not run where the training will
+        compute = compute.model_copy(update={"device": "cpu"})  # the training may run on another machine
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as name:
         scratch = Path(name)
         write_data(scratch, max(teacher_config.text.max_tokens, student_config.text.max_tokens))
@@ -111,7 +111,7 @@ def rehearse_teacher(config: Teacher, compute: Compute, scratch: Path) -> None:
         if weight_files.are_in(folder):
             model = pretrained.load(folder, device_map="meta", num_labels=1)
             if config.lora.targets != "all-linear":
-                adapters.Adapted(model, config.lora)  # refuses targets that are not there
+                adapters.Adapted(model, config.lora)  # refuses targets that the model lacks
 
     def run(cut: Path) -> None:
         output = scratch / "teacher"
@@ -139,7 +139,7 @@ def rehearse_teacher(config: Teacher, compute: Compute, scratch: Path) -> None:
             output=scratch / "labels",
         )
 
-    # a pattern of lora.targets may name layers by their number
+    # a pattern of lora.targets may name layers by number
     _run(run, what, folder, scratch, deep=config.lora.targets != "all-linear")
 
 
@@ -161,7 +161,9 @@ def rehearse_student(config: Student, compute: Compute, scratch: Path) -> None:
         short = {
             "model": str(cut),
             "optimizer": config.optimizer.model_copy(update=ONCE),
-            "export": config.export.model_copy(update={"variants": ()}),  # one that fails is left out, and no fault
+            "export": config.export.model_copy(
+                update={"variants": ()}
+            ),  # a variant that fails is left out, which is no error
         }
         student.train(
             config.model_copy(update=short),
@@ -179,14 +181,14 @@ def rehearse_student(config: Student, compute: Compute, scratch: Path) -> None:
 
 
 def _run(run: Callable[[Path], None], what: str, folder: Path, scratch: Path, *, deep: bool) -> None:
-    """Run a stage on a narrow model; where that fails, on one of the model's own width, which is to be believed.
+    """Run a stage on a narrow model and, if that fails, on a model of full width, whose result counts.
 
     Args:
-        run: called with the folder of the model.
+        run: runs the stage on the folder of a model.
         what: the model, for messages.
-        folder: its files.
-        scratch: where to write.
-        deep: the narrow model has as many layers as the model itself.
+        folder: files of the model.
+        scratch: folder to write to.
+        deep: whether the narrow model keeps all layers.
     """
     narrow, full = pretrained.read_config(folder), pretrained.read_config(folder)
     if not deep:
@@ -208,12 +210,12 @@ def _run(run: Callable[[Path], None], what: str, folder: Path, scratch: Path, *,
 
 @contextlib.contextmanager
 def _naming(what: str, scratch: Path) -> Iterator[None]:
-    """Name the model in whatever goes wrong with it."""
+    """Name the model in every error."""
     try:
         yield
     except Exception as error:
         if isinstance(error, OSError) and error.errno in progress.STORAGE_ERRORS:
-            raise  # the disk's fault; transformers raises the same for files that it does not find
+            raise  # caused by the disk; transformers raises other OSErrors for missing files
         kind = "" if isinstance(error, InputError | RunStopped) else f"{type(error).__name__}: "
         message = one_line(str(error).replace(f"{scratch}/", ""), 400)
         raise InputError(f"{what}: {kind}{message}") from error
@@ -223,28 +225,28 @@ def _naming(what: str, scratch: Path) -> Iterator[None]:
 
 
 def _shorten(config: PreTrainedConfig) -> None:
-    """Keep one layer of each kind, two at least."""
+    """Keep one layer of each kind, and at least two layers."""
     depth = getattr(config, "num_hidden_layers", None)
     if not isinstance(depth, int) or depth <= 2:
         return
     kinds = zip(*pretrained.values_by_layer(config).values(), strict=True)
     first = list({kind: layer for layer, kind in reversed(list(enumerate(map(tuple, kinds))))}.values())
-    with contextlib.suppress(NotImplementedError):  # of some the number of layers follows from something else
+    with contextlib.suppress(NotImplementedError):  # some models derive the number of layers from another setting
         pretrained.keep_layers(config, sorted(first) if len(first) > 1 else [0, depth - 1])
 
 
 def _narrow(config: PreTrainedConfig) -> None:
-    """Leave one or two attention heads of their width, one key head where heads share them, a small inner layer."""
+    """Keep one or two attention heads, one key head if heads share keys, and a small feed-forward layer."""
     width, heads = (getattr(config, name, None) for name in ("hidden_size", "num_attention_heads"))
     if not isinstance(width, int) or not isinstance(heads, int) or width <= WIDTH:
         return
-    left = 1 if heads % 2 else 2
-    own = isinstance(config.to_dict().get("head_dim"), int)
-    narrow = WIDTH if own else width // heads * left
+    kept_heads = 1 if heads % 2 else 2
+    has_head_width = isinstance(config.to_dict().get("head_dim"), int)
+    narrow = WIDTH if has_head_width else width // heads * kept_heads
     key_heads = getattr(config, "num_key_value_heads", None)
     if isinstance(key_heads, int):
-        config.num_key_value_heads = 1 if key_heads < heads else left
-    config.num_attention_heads = left
+        config.num_key_value_heads = 1 if key_heads < heads else kept_heads
+    config.num_attention_heads = kept_heads
     for name, value in config.to_dict().items():
         if name.endswith(("hidden_size", "embedding_size")) and value == width:
             setattr(config, name, narrow)
@@ -260,14 +262,14 @@ def _count_weights(config: PreTrainedConfig) -> int:
 
 
 def _write_model(config: PreTrainedConfig, folder: Path, target: Path) -> None:
-    """Write a model of random weights to `target`, with the tokenizer of `folder`."""
+    """Write a model with random weights and the tokenizer of `folder` to `target`."""
     config.num_labels = 1
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, trust_remote_code=False)
     with torch.no_grad():
         for weight in model.parameters():
             if weight.dim() > 1:
-                weight.mul_(4)  # fresh weights are so small that hardly anything tells two pairs apart
+                weight.mul_(4)  # initial weights are so small that scores of different pairs hardly differ
     model.save_pretrained(target)
     for pattern in references.WANTED:
         for path in folder.glob(pattern):
@@ -279,12 +281,12 @@ def _write_model(config: PreTrainedConfig, folder: Path, target: Path) -> None:
 
 
 def _pairs(tokens: int) -> pa.Table:
-    """Rows with the columns of judgements and candidates; a product has more than `tokens` tokens."""
+    """Return rows with the columns of judgements and candidates; one product has more than `tokens` tokens."""
     rows = []
     items = list(itertools.product(COLORS, NOUNS))
     for query, product in itertools.product(items, items):
-        same = [mine == other for mine, other in zip(query, product, strict=True)]
-        gain = 1.0 if all(same) else 0.5 if same[1] else 0.0
+        has_same = [left == right for left, right in zip(query, product, strict=True)]  # color, noun
+        gain = 1.0 if all(has_same) else 0.5 if has_same[1] else 0.0
         title = " ".join(product)
         row = {
             **dict.fromkeys(schemas.PRODUCT_FIELDS),
@@ -309,7 +311,7 @@ def _pairs(tokens: int) -> pa.Table:
 
 
 def write_data(scratch: Path, tokens: int) -> None:
-    """Write what the stages read, as preparation leaves it; a product has more than `tokens` tokens."""
+    """Write the inputs of the stages as preparation does; one product has more than `tokens` tokens."""
     for split in ("train", "dev"):
         schemas.write(_pairs(tokens), scratch / "judgements" / f"{split}.parquet", schemas.JUDGED)
     artifacts.write_json(scratch / "judgements" / "protocol.json", {"relevant_from": 0.75})
@@ -319,9 +321,9 @@ def write_data(scratch: Path, tokens: int) -> None:
 
 
 def _require_same_scores(folder: Path, scratch: Path, compute: Compute) -> None:
-    """Refuse a model whose score of a pair depends on what else is in its batch: padding would be part of it.
+    """Refuse a model whose score of a pair depends on the other pairs of its batch, since it would score padding.
 
-    In fp32, since another batch rounds bf16 in another way.
+    The scores are compared in fp32, since bf16 rounds differently in another batch.
     """
     compute = compute.model_copy(update={"precision": "fp32"})
     pairs = schemas.read(scratch / "judgements" / "dev.parquet", schemas.JUDGED).slice(0, 4)

@@ -1,4 +1,4 @@
-"""Files of (query, product) rows, scored piece by piece: memory does not follow their size."""
+"""Scores files of (query, product) rows in batches, so that memory does not grow with their size."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def score(
     """Score the rows of `input` and write them with a column `score` to `output`, in the same order.
 
     Columns, types and empty values of all rows are checked before the first is scored. The output appears when it is
-    complete: whoever kills this leaves the file that was there before, or none.
+    complete; a killed process leaves the previous file or none.
 
     Args:
-        model: a folder, or `champion` or a version of the registry.
+        model: a student's folder, `champion`, or a version id of the registry.
         input: CSV (plain or gzip) or Parquet with `query`, `title` and other fields of products.
         output: .csv or .parquet.
         registry: URI of the registry.
         compute: device, precision, threads.
         backend: as for `Scorer.load`.
         probability: add a column `probability`, the calibrated probability of relevance.
-        counter: makes what is told of every batch, of the number of rows.
+        counter: returns a progress counter for a number of rows.
 
     Returns:
         The number of rows.
@@ -58,25 +58,25 @@ def score(
     """
     if not output.name.endswith((".csv", ".parquet")):
         raise InputError(f"{output}: expected a .csv or .parquet file to write")
-    with artifacts.replacing(output) as handle:  # first, so that an output that cannot be written shows at once
+    with artifacts.replacing(output) as handle:  # first, so that an output that cannot be written is reported at once
         total, schema = _check(input, output)
         scorer = Scorer.load(registries.locate(model, registry), compute, backend=backend)
         if probability and scorer.probability(np.empty(0, np.float32)) is None:
             raise InputError(f"{model}: is not calibrated, so its scores have no probability")
-        added = [SCORE, PROBABILITY] if probability else [SCORE]
-        kept = [field for field in schema if field.name not in (SCORE, PROBABILITY)]  # of an earlier model
-        schema = pa.schema([*kept, *(pa.field(name, pa.float32()) for name in added)])
-        told, done = counter(total), 0
+        score_columns = [SCORE, PROBABILITY] if probability else [SCORE]
+        input_fields = [field for field in schema if field.name not in (SCORE, PROBABILITY)]  # of an earlier model
+        schema = pa.schema([*input_fields, *(pa.field(name, pa.float32()) for name in score_columns)])
+        progress_counter, done = counter(total), 0
         with _writer(handle, output, schema) as writer:
-            for table, shown in prefetch(_pieces(input)):
+            for table, pairs in prefetch(_batches(input)):
                 try:
-                    logits = scorer.score(shown, told)
+                    logits = scorer.score(pairs, progress_counter)
                 except (InputError, RunStopped) as error:
                     raise type(error)(f"{input}, of the rows from {done + 1}: {error}") from None
                 done += table.num_rows
                 values = {SCORE: logits, PROBABILITY: scorer.probability(logits)}
-                columns = [table.column(field.name) for field in kept]
-                columns += [pa.array(values[name], pa.float32()) for name in added]
+                columns = [table.column(field.name) for field in input_fields]
+                columns += [pa.array(values[name], pa.float32()) for name in score_columns]
                 writer.write_table(pa.table(columns, schema=schema))
     return total
 
@@ -88,9 +88,9 @@ def _writer(handle: BinaryIO, output: Path, schema: pa.Schema) -> pyarrow.csv.CS
 
 
 def _check(input: Path, output: Path) -> tuple[int, pa.Schema]:
-    """The number of rows of `input`, and their schema, after all of them were looked at."""
+    """Read all rows of `input`, and return their number and their schema."""
     rows, schema = 0, None
-    for table, _ in _pieces(input):
+    for table, _ in _batches(input):
         rows, schema = rows + table.num_rows, table.schema
     if schema is None:
         raise InputError(f"{input}: no rows after the header")
@@ -100,13 +100,13 @@ def _check(input: Path, output: Path) -> tuple[int, pa.Schema]:
     return rows, schema
 
 
-def _pieces(path: Path) -> Iterator[tuple[pa.Table, pa.Table]]:
-    """Rows of `path`: all columns as they are, and those that the model is shown, `query` and the product fields."""
+def _batches(path: Path) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """Yield batches of rows: all columns, and the pairs that the model scores (`query` and product fields)."""
     File(path, {"query": "query", "title": "title"}).check()
     names = File(path, {}).names()
     for rows in File(path, {name: name for name in names}).batches(Problems()):
         if len(rows):
             table = pa.table(rows.columns)
-            shown = {"query": rows.query("query"), "title": rows.key("title")}
-            shown |= {name: rows.text(name) for name in schemas.PRODUCT_FIELDS if name in names and name != "title"}
-            yield table, pa.table(shown)
+            pairs = {"query": rows.query("query"), "title": rows.key("title")}
+            pairs |= {name: rows.text(name) for name in schemas.PRODUCT_FIELDS if name in names and name != "title"}
+            yield table, pa.table(pairs)

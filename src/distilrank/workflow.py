@@ -1,9 +1,9 @@
-"""What the Argo workflow of a Kubeflow run says: which stages ended how, and why.
+"""Reads from the Argo workflow of a Kubeflow run how its stages ended, and why.
 
-Kubeflow's own API has neither: a failed run and its tasks have no error, and a run's final status is UNKNOWN to its
-exit handler unless the first stage failed. The workflow has the phase of every pod with a message, which begins with
+Kubeflow's API has neither: a failed run and its tasks have no error, and a run's final status is UNKNOWN to its exit
+handler unless the first stage failed. The workflow has the phase of every pod with a message. The message begins with
 the container's exit status (argo-workflows 4.0.5, workflow/controller/operator.go, `inferFailedReason`) and ends with
-what the stage left for it (`artifacts.TERMINATION_LOG`). What is missing there is read from the logs of the stages.
+the stage's termination message (`artifacts.TERMINATION_LOG`). The rest is read from the logs of the stages.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ SUCCEEDED, FAILED, RUNNING, STOPPED, UNKNOWN = "SUCCEEDED", "FAILED", "RUNNING",
 """States of a run. Kubeflow calls a terminated run FAILED too; its workflow tells the difference."""
 ARGO_STATES = {"Succeeded": SUCCEEDED, "Failed": FAILED, "Error": FAILED, "Running": RUNNING, "Pending": RUNNING}
 EXECUTOR = "executor"
-"""What KFP's compiler calls the pod that runs a component (kubeflow/pipelines 2.17.0, argocompiler/container.go)."""
+"""KFP's name for the pod that runs a component (kubeflow/pipelines 2.17.0, argocompiler/container.go)."""
 DRIVER = "-driver"
-"""How it ends the name of the pod that comes before each."""
+"""Suffix of KFP's name for the driver pod, which runs before each component."""
 FNV_OFFSET, FNV_PRIME = 0x811C9DC5, 0x01000193
-"""Of the 32-bit FNV-1a hash, by which Argo names pods."""
+"""Constants of the 32-bit FNV-1a hash, which Argo puts into pod names."""
 MAX_POD_PREFIX = 252 - 10
 TAIL_LINES = 5
-"""Lines of a stage's log that are shown where it left no reason."""
+"""Last lines of a stage's log to show where the stage left no reason."""
 TEXT_LENGTH = 500
-"""Characters of a reason at most."""
+"""Most characters of a reason."""
 
 EXIT = re.compile(r"(?P<container>\w+): (?P<reason>\w*) ?\(exit code (?P<code>\d+)\)(?:: (?P<text>.*))?", re.DOTALL)
 NOT_CREATED = re.compile(r"is invalid:|admission webhook|forbidden:|exceeded quota|must not|cannot create")
@@ -42,18 +42,18 @@ NOT_STARTED = re.compile(r"ErrImagePull|ImagePullBackOff|InvalidImageName|Create
 TIMED_OUT = re.compile(r"longer than the specified deadline|exceeded its deadline|step exceeded|DeadlineExceeded")
 POD_LOST = re.compile(
     r"pod deleted|node shutdown|NodeLost|node was lost|[Pp]reempt|TaintManager|not ready"
-    r"|^pod failed: |^can't find failed message for pod "  # `inferFailedReason`, where no container tells its end
+    r"|^pod failed: |^can't find failed message for pod "  # `inferFailedReason`, where no container has terminated
 )
 EVICTED = re.compile(r"[Ee]vict|low on resource|ephemeral.local storage usage exceeds|exceeds the total limit")
 STORAGE = re.compile(r"failed to (?:up|down)load (?:in|out)put artifact|failed to publish execution")
-"""What KFP's launcher prints when the object store or the metadata store was away (2.17.0, v2/component)."""
+"""Output of KFP's launcher when the object store or the metadata store is unreachable (2.17.0, v2/component)."""
 CHILD_KILLED = re.compile(r"failed to execute successfully: signal: killed")
-"""What it prints when the kernel killed the stage and not the launcher: in a container, for want of memory."""
+"""Output of the launcher when the kernel killed the stage but not the launcher, for lack of memory."""
 EXCEPTION = re.compile(r"^[\w.]*(?:Error|Exception|Interrupt|Exit)\b.*")
 
 
 class Cause(StrEnum):
-    """Why a pod of a stage ended without having done its work."""
+    """Why the pod of a stage failed."""
 
     BAD_INPUT = "bad input"
     STOPPED = "stopped"
@@ -68,8 +68,8 @@ class Cause(StrEnum):
     OUTSIDE = "failed outside of the stage"
 
 
-PASSING = {Cause.EVICTED, Cause.POD_LOST, Cause.KILLED, Cause.STORAGE_LOST, Cause.OUTSIDE}
-"""Causes that may be gone the next time, whatever the stage was given."""
+TRANSIENT = {Cause.EVICTED, Cause.POD_LOST, Cause.KILLED, Cause.STORAGE_LOST, Cause.OUTSIDE}
+"""Causes that may not recur when the stage runs again with the same inputs."""
 STAGES = {
     "check-inputs": "preflight",
     "check-champion": "preflight",
@@ -89,21 +89,21 @@ STAGES = {
     "watch-champion": "monitor",
     "report-outcome": "notify",
 }
-"""Stage by KFP's name of its task, which is all that a workflow has; a test compares it with the pipelines."""
+"""Stages by KFP's task names, since a workflow has only these; a test compares them with the pipelines."""
 DECIDING = ("gate", "promote", "monitor")
-"""The stages that print what they decided."""
+"""Stages that print a decision."""
 EVENTS = {"bad input": Cause.BAD_INPUT, "stopped": Cause.STOPPED, "failed": Cause.CRASHED}
 OWN_ERRORS = {"distilrank.core.errors.InputError": Cause.BAD_INPUT, "distilrank.core.errors.RunStopped": Cause.STOPPED}
-"""How tracebacks call what a component raised before its stage began, which no line of the stage tells of."""
+"""Causes by exception names in tracebacks, for errors of a component before its stage logs anything."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A pod of the workflow: one attempt at a task."""
+    """A pod of the workflow, which is one attempt at a task."""
 
     id: str
     task: str
-    """KFP's name of the task, e.g. `check-inputs`."""
+    """KFP's name of the task, such as `check-inputs`."""
     pod: str
     phase: str
     """Pending, Running, Succeeded, Failed or Error; empty where the pod does not exist yet."""
@@ -112,12 +112,12 @@ class Node:
 
     @property
     def stage(self) -> str:
-        """The stage that it belongs to; KFP's own name for another's task."""
+        """Stage of the task; KFP's task name if it is not one of our stages."""
         return STAGES.get(self.task, self.task)
 
     @property
     def has_failed(self) -> bool:
-        """Whether it ended without success."""
+        """Whether the pod failed."""
         return self.phase in ("Failed", "Error")
 
 
@@ -128,9 +128,9 @@ class Failure:
     stage: str
     cause: Cause
     reason: str
-    """One line; may be empty."""
+    """Reason in one line; may be empty."""
     log_tail: tuple[str, ...] = ()
-    """The log's last lines, where the stage left no reason of its own."""
+    """Last lines of the log, where the stage left no reason."""
 
     def __str__(self) -> str:
         reason = self.reason or (self.log_tail[-1] if self.log_tail else "")
@@ -138,54 +138,54 @@ class Failure:
 
     @property
     def hint(self) -> str:
-        """What to do about it; empty where the reason says it."""
+        """What to do about the failure; empty where the reason says it."""
         return {
             Cause.OUT_OF_MEMORY: f"raise cluster.stages.{self.stage}.memory if it happens again",
-            Cause.EVICTED: "the node was short of memory or disk; `kubectl describe node` says of which",
+            Cause.EVICTED: "the node was short of memory or disk; `kubectl describe node` says which",
             Cause.TIMED_OUT: f"raise cluster.stages.{self.stage}.timeout_minutes; checkpoints are resumed",
         }.get(self.cause, "")
 
 
 @dataclass(frozen=True)
 class RunEnd:
-    """How a run ended, or how it stands."""
+    """How a run ended, or its present state."""
 
     state: str
     """SUCCEEDED, FAILED, CANCELLED, RUNNING or UNKNOWN."""
     failures: tuple[Failure, ...] = ()
     decisions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """By stage, as far as it ran: what `gate` decided (`outcome`, `failed`, `candidate`, `champion`), what `promote`
-    made champion (`version`), and whether `monitor` raised an `alarm` (`failed`)."""
+    """Decisions by stage: the verdict of `gate` (`outcome`, `failed`, `candidate`, `champion`), the new champion of
+    `promote` (`version`), and the alarm of `monitor` (`alarm`, `failed`). Stages that did not run are missing."""
 
     @property
     def error(self) -> str:
-        """The failures in one line."""
-        return "; ".join(dict.fromkeys(map(str, self.failures)))  # shards tend to fail alike
+        """All failures in one line."""
+        return "; ".join(dict.fromkeys(map(str, self.failures)))  # shards often fail alike
 
     @property
     def outcome(self) -> str:
-        """The gate's decision: promoted, cold_start, overridden, refused or unchanged; empty: it did not decide."""
+        """Decision of the gate: promoted, cold_start, overridden, refused or unchanged; empty if it did not decide."""
         return self.decisions.get("gate", {}).get("outcome", "")
 
     @property
     def version(self) -> str:
-        """The version that the run promoted, if it did."""
+        """Version that the run promoted; empty if there is none."""
         return self.decisions.get("promote", {}).get("version", "")
 
     @property
     def may_pass(self) -> bool:
-        """Whether running again what failed can succeed with the same inputs."""
-        causes = {one.cause for one in self.failures}
-        return self.state == FAILED and bool(causes) and causes <= PASSING | {Cause.OUT_OF_MEMORY}
+        """Whether a retry of the failed stages may succeed with the same inputs."""
+        causes = {failure.cause for failure in self.failures}
+        return self.state == FAILED and bool(causes) and causes <= TRANSIENT | {Cause.OUT_OF_MEMORY}
 
     @property
     def is_out_of_memory(self) -> bool:
-        """Whether a pod was killed for its memory."""
-        return any(one.cause == Cause.OUT_OF_MEMORY for one in self.failures)
+        """Whether a pod was killed for exceeding its memory limit."""
+        return any(failure.cause == Cause.OUT_OF_MEMORY for failure in self.failures)
 
     @property
     def summary(self) -> str:
-        """What a person wants to know of the run, in one line."""
+        """Summary of the run in one line."""
         if self.state == STOPPED:
             return "stopped by a person"
         if self.state == FAILED:
@@ -215,10 +215,10 @@ class RunEnd:
 
 
 def from_manifest(text: str) -> dict[str, Any]:
-    """An Argo Workflow from JSON, `unpacked`.
+    """Parse an Argo Workflow from JSON, as `unpacked`.
 
     Raises:
-        ValueError: it is no JSON object.
+        ValueError: the text is not a JSON object.
     """
     manifest = json.loads(text)
     if not isinstance(manifest, dict):
@@ -227,7 +227,7 @@ def from_manifest(text: str) -> dict[str, Any]:
 
 
 def unpacked(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The workflow with its nodes, which Argo compresses where they are many."""
+    """Return the workflow with its nodes decompressed; Argo compresses large numbers of them."""
     status = manifest.setdefault("status", {})
     if status.get("compressedNodes") and not status.get("nodes"):
         status["nodes"] = json.loads(gzip.decompress(base64.b64decode(status["compressedNodes"])))
@@ -235,19 +235,19 @@ def unpacked(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def nodes(manifest: Mapping[str, Any]) -> list[Node]:
-    """The pods of a workflow that run components or their drivers, of each task the last attempt, in order of time."""
+    """Return the pods that run components or their drivers: the last attempt of each task, in order of time."""
     statuses = _statuses(manifest)
     superseded = _superseded(statuses)
     return [node for node in _pods(manifest) if not _is_within(statuses[node.id]["name"], superseded)]
 
 
 def attempts(manifest: Mapping[str, Any], task: str) -> list[Node]:
-    """All pods that have run a task's component, the first attempt first."""
+    """Return all pods that have run a task's component, in order of time."""
     return [node for node in _pods(manifest) if node.task == task and not node.is_driver]
 
 
 def message(manifest: Mapping[str, Any], task: str) -> str:
-    """The last message of a task's pods or of its driver's; empty: there is none."""
+    """Return the last message of a task's pods, including its drivers; empty if there is none."""
     messages = [node.message for node in _pods(manifest) if node.task == task and node.message]
     return messages[-1] if messages else ""
 
@@ -266,11 +266,11 @@ def _pods(manifest: Mapping[str, Any]) -> list[Node]:
 
 
 def _superseded(statuses: Mapping[str, Any]) -> set[str]:
-    """Names of the attempts, of pods and of whole DAGs, that another one followed.
+    """Return the names of attempts, of pods and of whole DAGs, that were followed by another attempt.
 
-    With Kubeflow's manifests DAGs are tried again too: one whose pod is still an Error after its own retries is an
-    Error itself (argo-workflows 4.0.5, workflow/controller/dag.go, assessDAGPhase). A Retry node's other children are
-    hooks, the exit handler among them.
+    With Kubeflow's manifests, DAGs are retried too: a DAG whose pod still has the phase Error after its retries has the
+    phase Error itself (argo-workflows 4.0.5, workflow/controller/dag.go, assessDAGPhase). The other children of a Retry
+    node are hooks, such as the exit handler.
     """
     names: set[str] = set()
     for status in statuses.values():
@@ -281,7 +281,7 @@ def _superseded(statuses: Mapping[str, Any]) -> set[str]:
 
 
 def _is_within(name: str, attempts: set[str]) -> bool:
-    """Whether a node is one of the attempts, or belongs to one."""
+    """Whether a node is one of the attempts or belongs to one."""
     parts = name.split(".")
     return any(".".join(parts[: length + 1]) in attempts for length in range(len(parts)))
 
@@ -303,27 +303,27 @@ def _node(status: Mapping[str, Any], workflow: str) -> Node | None:
 
 
 def pod_name(workflow: str, template: str, node: str) -> str:
-    """The pod of a node (argo-workflows 4.0.5, workflow/util/pod_name.go, version 2)."""
-    hashed = FNV_OFFSET
+    """Return the name of a node's pod (argo-workflows 4.0.5, workflow/util/pod_name.go, version 2)."""
+    digest = FNV_OFFSET
     for byte in node.encode():
-        hashed = (hashed ^ byte) * FNV_PRIME & 0xFFFFFFFF
+        digest = (digest ^ byte) * FNV_PRIME & 0xFFFFFFFF
     prefix = f"{workflow}-{template}" if template else workflow
-    return f"{prefix[:MAX_POD_PREFIX]}-{hashed}"
+    return f"{prefix[:MAX_POD_PREFIX]}-{digest}"
 
 
 def is_terminated(manifest: Mapping[str, Any]) -> bool:
-    """Whether somebody stopped the run: Kubeflow then sets the workflow's deadline to 0, and nothing else does."""
+    """Whether a person stopped the run; only then does Kubeflow set the workflow's deadline to 0."""
     spec = manifest.get("spec") or {}
     return spec.get("activeDeadlineSeconds") == 0 or spec.get("shutdown") in ("Stop", "Terminate")
 
 
 def read(manifest: Mapping[str, Any], log: Callable[[Node], str], *, has_ended: bool = False) -> RunEnd:
-    """How a run stands.
+    """Return how a run ended, or its present state.
 
     Args:
-        manifest: its workflow.
-        log: gives the log of a node's pod; empty where it cannot be read.
-        has_ended: whether all stages are at their end, though the workflow's exit handler is still running.
+        manifest: workflow of the run.
+        log: returns the log of a node's pod; empty if it cannot be read.
+        has_ended: whether all stages have ended although the workflow's exit handler is still running.
     """
     pods = nodes(manifest)
     failures = tuple(failure(node, log) for node in pods if node.has_failed)
@@ -336,18 +336,18 @@ def read(manifest: Mapping[str, Any], log: Callable[[Node], str], *, has_ended: 
 
 
 def failure(node: Node, log: Callable[[Node], str]) -> Failure:
-    """Why a pod failed: from its node's message, and where that does not say, from its log."""
+    """Return why a pod failed, from its node's message or, where that does not say, from its log."""
     stage = node.stage
     if node.is_driver:
         return Failure(stage, Cause.OUTSIDE, _short(node.message), _tail(log(node)))
-    exited = EXIT.match(node.message)
-    if exited is None:
+    exit_status = EXIT.match(node.message)
+    if exit_status is None:
         return Failure(stage, _cause_without_exit(node.message), _short(node.message))
-    if exited["reason"] == "OOMKilled":
+    if exit_status["reason"] == "OOMKilled":
         return Failure(stage, Cause.OUT_OF_MEMORY, _short(node.message))
-    if exited["container"] != "main":
+    if exit_status["container"] != "main":
         return Failure(stage, Cause.OUTSIDE, _short(node.message))
-    event = progress.parse(exited["text"] or "")
+    event = progress.parse(exit_status["text"] or "")
     text = "" if event else log(node)
     event = event or _last_failure(text)
     if event:
@@ -356,7 +356,7 @@ def failure(node: Node, log: Callable[[Node], str]) -> Failure:
         return Failure(stage, Cause.STORAGE_LOST, _short(uploads[-1]), _tail(text))
     if killed := CHILD_KILLED.search(text):
         return Failure(stage, Cause.OUT_OF_MEMORY, killed[0], _tail(text))
-    if exited["code"] in ("137", "143"):
+    if exit_status["code"] in ("137", "143"):
         return Failure(stage, Cause.KILLED, _short(node.message), _tail(text))
     exception = _last_exception(text)
     name, _, words = exception.partition(": ")
@@ -366,7 +366,7 @@ def failure(node: Node, log: Callable[[Node], str]) -> Failure:
 
 
 def _cause_without_exit(message: str) -> Cause:
-    """The cause of what did not end by itself."""
+    """Return the cause of a failure whose container has no exit status."""
     patterns = {
         TIMED_OUT: Cause.TIMED_OUT,
         EVICTED: Cause.EVICTED,
@@ -396,12 +396,12 @@ def _short(text: str) -> str:
 
 
 def _decisions(pods: list[Node], log: Callable[[Node], str]) -> dict[str, Any]:
-    """What the deciding stages decided, from their logs."""
+    """Return the decisions of the deciding stages, from their logs."""
     decisions: dict[str, Any] = {}
     for node in pods:
         if node.stage in DECIDING and node.phase == "Succeeded" and not node.is_driver:
             for event in filter(None, map(progress.parse, log(node).splitlines())):
                 if event.event == "outcome":
-                    with contextlib.suppress(ValueError):  # a line that was cut
+                    with contextlib.suppress(ValueError):  # a truncated line
                         decisions[event.stage] = json.loads(event.text)
     return decisions

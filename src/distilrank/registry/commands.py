@@ -342,7 +342,7 @@ def _differing(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[dict[s
 
 
 def _settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Every knob that the version was made with, by its key in a configuration file."""
+    """Return every setting that the version was made with, by its key in a configuration file."""
     stages = {name: stage["config"] for name, stage in manifest["lineage"]["stages"].items()}
     return flatten(stages.pop("preflight") | stages)
 

@@ -1,4 +1,4 @@
-"""Every knob of the service, and the tokens that open it."""
+"""Every setting of the service, and the tokens that grant access to it."""
 
 from __future__ import annotations
 

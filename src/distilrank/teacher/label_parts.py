@@ -173,7 +173,7 @@ class LabelCheckpoints:
 
     Args:
         folder: made if missing; anybody may remove it when nobody works on the shard.
-        inputs: all that decides the logits, by name; digests and knobs, as JSON values.
+        inputs: all that decides the logits, by name; digests and settings, as JSON values.
 
     Raises:
         InputError: the folder belongs to other inputs.
