@@ -138,7 +138,7 @@ def test_so_does_one_that_trains_elsewhere(name: str, key: str, compute: dict[st
 
 def test_the_stages_that_read_are_all_here() -> None:
     readers = {name for name, _ in READ}
-    assert set(COMPONENTS) - readers == {"notify", "preflight", "prepare", "rehearse", "sample", "watched"}
+    assert set(COMPONENTS) - readers == {"check_champion", "notify", "preflight", "prepare", "rehearse", "sample"}
 
 
 def test_a_folder_with_all_its_files_is_not_refused(tmp_path: Path) -> None:
