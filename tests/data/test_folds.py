@@ -88,9 +88,9 @@ def test_another_draw_is_allowed_and_told(
     tmp_path: Path, before: int, now: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check_split(Prepare(test_fold=now), "champion v1", champion(tmp_path, draw=before), stage="preflight")
-    assert f"test draw {now}, the champion v1 was trained with {before}" in capsys.readouterr().out
+    assert f"test fold {now}, the champion v1 was trained with {before}" in capsys.readouterr().out
     check_split(Prepare(test_fold=now), "champion v1", champion(tmp_path, draw=now), stage="preflight")
-    assert "test draw" not in capsys.readouterr().out
+    assert "test fold" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
