@@ -45,13 +45,19 @@ from distilrank.core import artifacts, hardware, normalize, progress, schemas
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problem, Problems
 from distilrank.core.scratch import scratch_folder
-from distilrank.data import privacy as privacy_module
+from distilrank.data import privacy as scrubbing
 from distilrank.data import sql
 from distilrank.data.privacy import Scrubber
 from distilrank.data.sources.base import Log, Part
 
 FORMAT = 3
 """Goes up with any change of what is kept of the same part, scrubbing included."""
+
+READING_CODE = (
+    Path(str(normalize.__file__)),
+    *sorted(Path(str(scrubbing.__file__)).parent.glob("*.py")),
+)
+"""The files whose code decides what is kept of a query: a change of their bytes reads every part again."""
 
 UNTIMED = "none"
 """The day of rows without a time."""
@@ -242,8 +248,8 @@ class LogStore:
             if _matters(found["days"], start, end)
         ]
         counter = progress.Counter("prepare", sum(sum(found["days"].values()) for _, found in wanted), "log rows")
-        reading_code = [duckdb.__version__]  # whose hashes tell rows apart
-        reading_code += [artifacts.digest_file(Path(module.__file__ or "")) for module in (normalize, privacy_module)]
+        reading_code = [duckdb.__version__]  # its hashes tell rows apart
+        reading_code += map(artifacts.digest_file, READING_CODE)
         least = privacy.min_clients if log.people and log.clients else 1
         options = [least, privacy.scrub, *privacy.phone_regions, self.language]
         readings: dict[str, _Reading] = {}
