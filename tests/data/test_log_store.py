@@ -26,6 +26,7 @@ from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
 from distilrank.core.scratch import PREFIX, scratch_folder
 from distilrank.data import log_store
+from distilrank.data.log_aggregates import PartAggregates
 from distilrank.data.sources.base import Log
 
 DAY = datetime(2026, 11, 1, 10)
@@ -65,12 +66,12 @@ def log(*parts: Rows) -> Log:
 
 def ingest(
     folder: Path, *parts: Rows, start: str = "2026-10-01", end: str = "2026-12-01", **privacy
-) -> tuple[list[log_store.PartAggregates], Problems]:
+) -> tuple[list[PartAggregates], Problems]:
     problems = Problems()
     return log_store.LogStore(folder).ingest(log(*parts), Privacy(**privacy), start, end, problems), problems
 
 
-def content(kept: list[log_store.PartAggregates], table: str, start: str = "", end: str = "") -> list[dict]:
+def content(kept: list[PartAggregates], table: str, start: str = "", end: str = "") -> list[dict]:
     files = [path for part in kept for path in part.files(table, start, end)]
     if not files:
         return []
@@ -330,14 +331,14 @@ SLOWLY = """
     from pathlib import Path
     from distilrank.data import log_store
     from tests.data.test_log_store import Rows, ingest, shown
-    aggregate = log_store._aggregate
+    aggregate = log_store.aggregate
     def slow(connection, *arguments):
         done = aggregate(connection, *arguments)
         connection.execute("CHECKPOINT")
         print("aggregated", flush=True)
         time.sleep(600)
         return done
-    log_store._aggregate = slow
+    log_store.aggregate = slow
     ingest(Path(sys.argv[1]), Rows("a", [shown("sofa bob@example.com", "p1", "client-55")]))
 """
 
@@ -490,7 +491,7 @@ def numbered(number: int, day: int = 0, row_id: str | None = None) -> tuple:
     return (moment + timedelta(seconds=number), *rest, row_id)
 
 
-def total(kept: list[log_store.PartAggregates]) -> int:
+def total(kept: list[PartAggregates]) -> int:
     return sum(row["shown"] for row in content(kept, "pairs"))
 
 
@@ -522,7 +523,7 @@ def test_rows_that_were_delivered_twice_are_noted(tmp_path: Path) -> None:
 
 
 def test_a_row_with_the_id_of_an_earlier_one_counts_once(tmp_path: Path) -> None:
-    def deliver(folder: str, *parts: Rows) -> tuple[list[log_store.PartAggregates], list[tuple[str, int]]]:
+    def deliver(folder: str, *parts: Rows) -> tuple[list[PartAggregates], list[tuple[str, int]]]:
         problems = Problems()
         numbered_log = replace(log(*parts), row_ids=True)
         kept = log_store.LogStore(tmp_path / folder).ingest(
