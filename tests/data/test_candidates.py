@@ -11,7 +11,7 @@ from distilrank.config import Prepare
 from distilrank.core import normalize, schemas
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
-from distilrank.data import bm25, candidates, corpus, impressions, log_store, shards, sources, splits
+from distilrank.data import bm25, candidates, corpus, impressions, log_store, sources, splits
 from distilrank.modeling.bi_encoder import Retriever
 from distilrank.modeling.neighbors import Neighbors
 from tests.data.test_prepare import NO_WINDOW, START, WINDOW, Prepared, Shop, by_query
@@ -129,15 +129,6 @@ def test_new_days_do_not_reshuffle_a_querys_draw(shop: Shop, tmp_path: Path) -> 
     after = Prepared(tmp_path / "two", shop.data(), WINDOW, from_impressions=4)
     first, second = (by_query(out.candidates)["red sofa"] for out in (before, after))
     assert of_kind(first, "impression") == of_kind(second, "impression")
-
-
-def test_shards_are_shared_out_by_tokens() -> None:
-    balance = shards.ShardBalancer(2)
-    query = np.array([3, 3, 5, 7, 7, 9])
-    assert balance.assign(query, np.array([10, 10, 5, 5, 5, 1])).tolist() == [0, 0, 1, 1, 1, 1]
-    assert balance.assign(np.array([11]), np.array([4])).tolist() == [1]
-    assert balance.tokens.tolist() == [20, 20]
-    assert balance.assign(np.zeros(0, np.int64), np.zeros(0, np.int64)).tolist() == []
 
 
 def test_no_candidate_at_all_says_what_to_raise(shop: Shop, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which products the teacher will score for which queries."""
+"""Candidate mining: which products the teacher will score for which queries."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Miner:
     Each quota takes such products as are not among the candidates yet, never more than the catalogue has:
 
     * impressions: drawn without replacement, a product's chance following its impressions as they would be if every
-      rank were seen alike (`Pool.prepare`); hidden judgements count as impressions of unknown rank;
+      rank were seen alike (`ImpressionStore.prepare`); hidden judgements count as impressions of unknown rank;
     * BM25: its best;
     * disagreement: the best of BM25 that the embedding retriever does not have in its first `retriever.depth`, and
       the other way round, by turns, beginning with the embedding retriever's;
@@ -158,23 +158,23 @@ class Miner:
             if config.per_query:
                 for name in ("bm25", "random"):
                     pick(name, config.per_query - len(seen), offers[name][0])
-            both = [product for name in PROVENANCES for product in picked[name]][: config.per_query or None]
-            lengths = np.minimum(np.cumsum([len(picked[name]) for name in PROVENANCES]), len(both))
+            products = [product for name in PROVENANCES for product in picked[name]][: config.per_query or None]
+            lengths = np.minimum(np.cumsum([len(picked[name]) for name in PROVENANCES]), len(products))
             sizes[row] = np.diff(lengths, prepend=0)
-            parts.append(np.array(both, np.int64))
+            parts.append(np.array(products, np.int64))
             counter.add(1)
 
-        of, what = np.repeat(queries, sizes.sum(axis=1)), np.concatenate([np.zeros(0, np.int64), *parts])
+        query, product = np.repeat(queries, sizes.sum(axis=1)), np.concatenate([np.zeros(0, np.int64), *parts])
         pair = shown.query * np.int64(count) + shown.product
-        key = of * np.int64(count) + what
-        spot = np.searchsorted(pair, key)
-        hit = np.append(pair, -1)[spot] == key
+        key = query * np.int64(count) + product
+        row_of_shown = np.searchsorted(pair, key)
+        was_shown = np.append(pair, -1)[row_of_shown] == key
         return Mined(
-            query=of,
-            product=what,
+            query=query,
+            product=product,
             provenance=np.repeat(np.tile(np.arange(len(PROVENANCES)), len(queries)), sizes.ravel()),
-            impressions=np.append(shown.impressions, 0)[spot] * hit,
-            clicks=np.append(shown.clicks, 0)[spot] * hit,
+            impressions=np.append(shown.impressions, 0)[row_of_shown] * was_shown,
+            clicks=np.append(shown.clicks, 0)[row_of_shown] * was_shown,
         )
 
     def _neighbors(self, texts: list[str]) -> np.ndarray | None:
@@ -199,16 +199,17 @@ class Miner:
 
 
 def _most(config: Prepare) -> int:
-    """How many candidates a query can have, filling up aside."""
+    """How many candidates a query can have before `per_query` fills it up."""
     return sum(getattr(config, name) for name in Prepare.model_fields if name.startswith("from_"))
 
 
 def _alternate(near: np.ndarray, hits: np.ndarray, depth: int) -> np.ndarray:
-    """What one of two rankings has in its first `depth` and the other has not, by turns, best first."""
+    """The products that only one of two rankings has in its first `depth`, in turn, best first."""
     hits = hits[:depth]
-    new, old = near[~np.isin(near, hits)], hits[~np.isin(hits, near)]
-    both = min(len(new), len(old))
-    return np.concatenate([np.column_stack([new[:both], old[:both]]).ravel(), new[both:], old[both:]])
+    only_near, only_hits = near[~np.isin(near, hits)], hits[~np.isin(hits, near)]
+    shared = min(len(only_near), len(only_hits))
+    in_turn = np.column_stack([only_near[:shared], only_hits[:shared]]).ravel()
+    return np.concatenate([in_turn, only_near[shared:], only_hits[shared:]])
 
 
 def _popular(corpus: Corpus) -> tuple[dict[int, np.ndarray], np.ndarray]:

@@ -20,7 +20,8 @@ from distilrank.data import judgements, log_tables
 from distilrank.data.bm25 import Index
 from distilrank.data.catalogue import Catalogue
 from distilrank.data.impressions import ImpressionStore, Pairs
-from distilrank.data.log_store import LogStore, PartAggregates
+from distilrank.data.log_aggregates import PartAggregates
+from distilrank.data.log_store import LogStore
 from distilrank.data.sources.base import NO_IMPRESSIONS, Log, Source
 from distilrank.data.splits import TAIL, hash_position, sides, strata
 from distilrank.data.window import LogWindow

@@ -1,4 +1,7 @@
-"""What a log showed for its queries in the two windows, by place, in DuckDB: memory does not follow the log."""
+"""Impression counts per (query, product) in the training and newest windows.
+
+They are kept in DuckDB, so that memory does not grow with the log.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import pyarrow as pa
 from distilrank.core.arrays import systematic_sample
 
 CHUNK = 4096
-"""Queries that are looked at together."""
+"""Queries that are read at a time."""
 
 _UNIT = 1000  # weights are whole numbers, so that their sums do not depend on the order of adding
 _LARGEST = 100 * _UNIT  # a rank that a hundredth of the lists reaches; rarer ones would drown out the others
@@ -37,7 +40,7 @@ class Shown(Pairs):
     impressions: np.ndarray
     clicks: np.ndarray
     weight: np.ndarray
-    """Impressions as they would be if every rank were seen alike (`Pool.prepare`)."""
+    """Impressions as they would be if every rank were seen alike (`ImpressionStore.prepare`)."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,10 @@ class ImpressionStore:
         self._connection = connection
 
     def _column(self, statement: str, size: int) -> np.ndarray:
-        """A sum by place, int64, shape (size,), from a statement that gives places and sums."""
-        found = self._connection.execute(statement).fetchnumpy()
-        place, value = found.values()
+        """A sum by index, int64, shape (size,), from a statement that selects indices and sums."""
+        index, value = self._connection.execute(statement).fetchnumpy().values()
         column = np.zeros(size, np.int64)
-        column[np.asarray(place, np.int64)] = np.asarray(value, np.int64)
+        column[np.asarray(index, np.int64)] = np.asarray(value, np.int64)
         return column
 
     def by_query(self, newest: bool, queries: int) -> np.ndarray:
@@ -83,7 +85,7 @@ class ImpressionStore:
         return int(shown), int(clicked)
 
     def prepare(self, train: np.ndarray, hidden: Pairs) -> None:
-        """Make ready what candidates may come from: the training window of some queries, and hidden judgements.
+        """Create the pool that candidates are drawn from: the training window of some queries, and hidden judgements.
 
         An impression at a rank weighs as many times more as that rank is shown less often than the most shown one
         (inverse propensity, at most 100): a product on the second page counts as if all had turned it. Unknown ranks
@@ -116,22 +118,22 @@ class ImpressionStore:
         self._connection.execute("SET preserve_insertion_order = false")
 
     def queries(self) -> np.ndarray:
-        """Places of the queries in the pool, ascending."""
-        found = self._connection.execute("SELECT DISTINCT query FROM pool ORDER BY query").fetchnumpy()
-        return np.asarray(found["query"], np.int64)
+        """The queries of the pool, ascending."""
+        columns = self._connection.execute("SELECT DISTINCT query FROM pool ORDER BY query").fetchnumpy()
+        return np.asarray(columns["query"], np.int64)
 
-    def chunks(self, chosen: np.ndarray) -> Iterator[tuple[np.ndarray, Shown]]:
-        """Go through `chosen` (places, ascending) CHUNK at a time, each time with what was shown for these queries."""
-        for start in range(0, len(chosen), CHUNK):
-            some = chosen[start : start + CHUNK]
-            self._connection.register("wanted", pa.table({"query": some.astype(np.int32)}))
-            found = self._connection.execute(
-                """SELECT query, product, shown, clicked, weight FROM pool SEMI JOIN wanted USING (query)
+    def chunks(self, queries: np.ndarray) -> Iterator[tuple[np.ndarray, Shown]]:
+        """Go through `queries` (ascending), CHUNK at a time, each time with what was shown for them."""
+        for start in range(0, len(queries), CHUNK):
+            chunk = queries[start : start + CHUNK]
+            self._connection.register("chunk", pa.table({"query": chunk.astype(np.int32)}))
+            columns = self._connection.execute(
+                """SELECT query, product, shown, clicked, weight FROM pool SEMI JOIN chunk USING (query)
                 WHERE query BETWEEN ? AND ? ORDER BY query, product""",  # the bounds spare it most of the table
-                [int(some[0]), int(some[-1])],
+                [int(chunk[0]), int(chunk[-1])],
             ).fetchnumpy()
-            query, product, shown, clicks, weight = (np.asarray(column, np.int64) for column in found.values())
-            yield some, Shown(query, product, shown, clicks, weight / _UNIT)
+            query, product, shown, clicks, weight = (np.asarray(column, np.int64) for column in columns.values())
+            yield chunk, Shown(query, product, shown, clicks, weight / _UNIT)
 
     def popularity(self, products: int) -> tuple[np.ndarray, np.ndarray]:
         """Clicks and impressions of each product in the pool, int64, shape (products,) each."""
@@ -142,7 +144,7 @@ class ImpressionStore:
         self,
         newest: bool | None,
         size: int,
-        draw: np.random.Generator,
+        generator: np.random.Generator,
         stratum: np.ndarray,
         queries: np.ndarray | None = None,
     ) -> Impressions:
@@ -151,14 +153,16 @@ class ImpressionStore:
         Finer than any day: of impressions that agree in all four, it does not matter which ones are drawn.
 
         Args:
-            newest: of which window; None: of both.
+            newest: whether from the newest traffic or the training window; None: from both.
+            size: how many to draw.
+            generator: gives the start of the sample.
             stratum: of each query.
-            queries: places of the queries that count; None: all.
+            queries: those to sample from; None: all.
         """
         where = "true" if newest is None else f"newest = {newest}"
-        chosen = np.arange(len(stratum)) if queries is None else queries
+        queries = np.arange(len(stratum)) if queries is None else queries
         self._connection.register(
-            "chosen", pa.table({"query": chosen.astype(np.int32), "stratum": stratum[chosen].astype(np.int8)})
+            "chosen", pa.table({"query": queries.astype(np.int32), "stratum": stratum[queries].astype(np.int8)})
         )
         self._connection.execute(
             f"""CREATE OR REPLACE TEMP TABLE sampled AS SELECT c.stratum, query, product, position,
@@ -166,8 +170,8 @@ class ImpressionStore:
             FROM impressions JOIN chosen c USING (query) WHERE {where} GROUP BY ALL"""
         )
         (total,) = self._connection.execute("SELECT coalesce(sum(shown), 0)::BIGINT FROM sampled").fetchall()[0]
-        drawn = systematic_sample(total, size, draw)
-        found: list[list[np.ndarray]] = [[np.empty(0, np.int64)] * 2 + [np.empty(0, np.float32)] * 2]
+        sampled = systematic_sample(total, size, generator)
+        batches: list[list[np.ndarray]] = [[np.empty(0, np.int64)] * 2 + [np.empty(0, np.float32)] * 2]
         before = 0
         reader = self._connection.sql(
             """SELECT query, product, position::FLOAT AS position, shown, clicked FROM sampled
@@ -178,10 +182,12 @@ class ImpressionStore:
                 column.to_numpy(zero_copy_only=False) for column in batch.columns
             )
             ends = before + np.cumsum(shown)
-            here = drawn[(drawn >= before) & (drawn < ends[-1])]
-            rows = np.searchsorted(ends, here, side="right")
-            clicks = here - (ends - shown)[rows] < clicked[rows]  # the first impressions of a cell stand for its clicks
-            found.append(
+            in_batch = sampled[(sampled >= before) & (sampled < ends[-1])]
+            rows = np.searchsorted(ends, in_batch, side="right")
+            clicks = (
+                in_batch - (ends - shown)[rows] < clicked[rows]
+            )  # the first impressions of a cell stand for its clicks
+            batches.append(
                 [
                     query[rows].astype(np.int64),
                     product[rows].astype(np.int64),
@@ -190,4 +196,4 @@ class ImpressionStore:
                 ]
             )
             before = ends[-1]
-        return Impressions(*(np.concatenate(columns) for columns in zip(*found, strict=True)))
+        return Impressions(*(np.concatenate(columns) for columns in zip(*batches, strict=True)))

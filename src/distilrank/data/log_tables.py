@@ -18,7 +18,7 @@ from distilrank.core.errors import InputError
 from distilrank.core.problems import EXAMPLES, Problems
 from distilrank.data import sql
 from distilrank.data.catalogue import Catalogue
-from distilrank.data.log_store import PartAggregates
+from distilrank.data.log_aggregates import PartAggregates
 from distilrank.data.sources.base import Log
 from distilrank.data.window import LogWindow
 

@@ -1,4 +1,4 @@
-"""What the data looks like, for the report and for whoever asks why a run came out as it did."""
+"""The data profile: counts and distributions of what preparation read and wrote."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from distilrank.data.corpus import Corpus
 from distilrank.data.splits import CUT, Split
 from distilrank.modeling.bi_encoder import TokenCounter
 
-_LOOKED_AT = 5_000  # texts whose tokens are counted, drawn at random: enough for the percentiles that are shown
+_SAMPLED_TEXTS = 5_000  # texts whose tokens are counted, drawn at random: enough for the percentiles that are shown
 
 
 class CandidateStats:
@@ -49,29 +49,29 @@ def describe(
     corpus: Corpus,
     split: Split,
     index: bm25.Index,
-    tally: CandidateStats,
+    stats: CandidateStats,
     tokens: TokenCounter,
     problems: Problems,
     config: Prepare,
 ) -> dict[str, Any]:
-    """Counts and spreads of everything that goes in and comes out, as JSON values."""
+    """The profile, as JSON values."""
     catalogue = corpus.catalogue
-    everyone = np.arange(len(corpus.query_ids))
+    queries = np.arange(len(corpus.query_ids))
     judged = np.unique(corpus.judged.query)
     logged, newest = np.flatnonzero(corpus.impressions), np.flatnonzero(corpus.newest)
-    per_query, mined = (np.concatenate(parts) for parts in (tally.per_query, tally.queries))
+    per_query, mined = (np.concatenate(parts) for parts in (stats.per_query, stats.queries))
     ratings, counts = np.unique(corpus.ratings, return_counts=True)
-    draw = np.random.default_rng(config.seed)
-    some = np.sort(draw.choice(len(catalogue), min(_LOOKED_AT, len(catalogue)), replace=False))
-    texts = catalogue.take(some)
-    some_queries = corpus.queries.take(
-        pa.array(np.sort(draw.choice(len(everyone), min(_LOOKED_AT, len(everyone)), replace=False)))
+    generator = np.random.default_rng(config.seed)
+    sample = np.sort(generator.choice(len(catalogue), min(_SAMPLED_TEXTS, len(catalogue)), replace=False))
+    texts = catalogue.take(sample)
+    sampled_queries = corpus.queries.take(
+        pa.array(np.sort(generator.choice(len(queries), min(_SAMPLED_TEXTS, len(queries)), replace=False)))
     ).to_pylist()
-    (shown, clicks), (shown_newest, _) = (corpus.log.totals(which) for which in (False, True))
+    (shown, clicks), (shown_newest, _) = (corpus.log.totals(is_newest) for is_newest in (False, True))
     return {
         "rows": corpus.rows,
         "queries": {
-            "distinct": len(everyone),
+            "distinct": len(queries),
             "judged": len(judged),
             "training_window": len(logged),
             "newest_traffic": len(newest),
@@ -106,20 +106,20 @@ def describe(
         },
         "candidates": {
             "queries": len(mined),
-            "pairs": tally.pairs,
-            "products": int(tally.products.sum()),
-            "provenance": dict(zip(PROVENANCES, tally.provenance.tolist(), strict=True)),
+            "pairs": stats.pairs,
+            "products": int(stats.products.sum()),
+            "provenance": dict(zip(PROVENANCES, stats.provenance.tolist(), strict=True)),
             "per_query": _spread(per_query),
             "strata": _tally(corpus.stratum[mined], STRATA),
             "also_judged": int(np.isin(mined, split.queries["train"]).sum()),
         },
         "lengths": {
-            "query_words": _spread(_words(some_queries)),
-            "query_tokens": _spread(tokens.count(some_queries)),
+            "query_words": _spread(_words(sampled_queries)),
+            "query_tokens": _spread(tokens.count(sampled_queries)),
             **{
                 f"{name}_tokens": _spread(tokens.count(texts[name].drop_null().to_pylist()))
                 for name in schemas.PRODUCT_FIELDS
-                if texts[name].null_count < len(some)
+                if texts[name].null_count < len(sample)
             },
         },
         "missing_fields": {
@@ -137,15 +137,15 @@ def _words(texts: Sequence[str]) -> np.ndarray:
 
 
 def _curve(impressions: np.ndarray) -> list[dict[str, float]]:
-    """How often the query of each rank was seen, and the share of impressions down to it, at ranks 1, 2, 5, 10..."""
-    seen = np.sort(impressions[impressions > 0])[::-1]
-    if not len(seen):
+    """Impressions of the query at ranks 1, 2, 5, 10..., and the share of all impressions down to that rank."""
+    counts = np.sort(impressions[impressions > 0])[::-1]
+    if not len(counts):
         return []
-    share = np.cumsum(seen) / seen.sum()
-    ranks = [base * 10**power for power in range(len(str(len(seen)))) for base in (1, 2, 5)]
+    share = np.cumsum(counts) / counts.sum()
+    ranks = [base * 10**power for power in range(len(str(len(counts)))) for base in (1, 2, 5)]
     return [
-        {"rank": rank, "impressions": int(seen[rank - 1]), "share": round(float(share[rank - 1]), 4)}
-        for rank in dict.fromkeys([*(rank for rank in ranks if rank <= len(seen)), len(seen)])
+        {"rank": rank, "impressions": int(counts[rank - 1]), "share": round(float(share[rank - 1]), 4)}
+        for rank in dict.fromkeys([*(rank for rank in ranks if rank <= len(counts)), len(counts)])
     ]
 
 

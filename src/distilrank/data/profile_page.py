@@ -1,4 +1,4 @@
-"""The data profile as one self-contained page that needs no network and reads fully without its only script."""
+"""The data profile as one self-contained HTML page that needs no network, and no script to be read."""
 
 from __future__ import annotations
 
@@ -60,15 +60,15 @@ MERGED = {
     "ratings_averaged_over_spellings": "of the pairs so made, those with several ratings: their mean counts",
     "repeated_by_a_rater": "further ratings of a pair by a rater who had rated it: a rater counts once",
 }
-"""What became one of several, by what the profile calls it."""
+"""Reasons why rows became one, by their keys in the profile."""
 
 RULES = {"refuse": "mean", "mean": "mean", "median": "median", "majority": "most frequent rating"}
-"""What the rating of a pair is of its raters' ratings, by `data.rating_conflicts`."""
+"""How a pair's rating follows from those of its raters, by `data.rating_conflicts`."""
 
 RELIABLE, TENTATIVE = 0.8, 0.667
-"""Alphas from which on ratings are reliable, and may support tentative conclusions (Krippendorff, Content Analysis)."""
+"""Lowest alpha of reliable ratings, and of tentative conclusions (Krippendorff, Content Analysis)."""
 
-SAMPLES = {"reference": "what drift is measured from", "current": "what is held against it"}
+SAMPLES = {"reference": "what drift is measured from", "current": "what is compared with it"}
 """The samples of traffic, by name."""
 
 
@@ -112,7 +112,7 @@ def render(summary: Mapping[str, Any]) -> str:
 
 
 def share_text(part: float, whole: float) -> str:
-    """A part of a whole as a percentage that is 0 or 100 % only if it is exactly that; a dash if there is no whole."""
+    """A part of a whole as a percentage, 0 % and 100 % only where exact; a dash if the whole is 0."""
     if not whole:
         return DASH
     share = part / whole
@@ -121,9 +121,6 @@ def share_text(part: float, whole: float) -> str:
     if 0.9995 <= share < 1:
         return ">\u202f99.9\u00a0%"
     return format_percent(share)
-
-
-# The parts of the page --------------------------------------------------------------------------------------------
 
 
 def _tiles(summary: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -169,8 +166,9 @@ def _windows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         return []
     days = [date.fromisoformat(bound) for bound in bounds]
     parts = []
-    for at, (key, label) in enumerate((("training_window", "training window"), ("newest_traffic", "newest traffic"))):
-        begin, end = days[at], days[at + 1]
+    windows = (("training_window", "training window"), ("newest_traffic", "newest traffic"))
+    for number, (key, label) in enumerate(windows):
+        begin, end = days[number], days[number + 1]
         parts.append(
             {
                 "name": key,
@@ -186,7 +184,7 @@ def _windows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _notices(summary: Mapping[str, Any], logged: bool) -> list[dict[str, str]]:
-    """What a reader should know first: a line each, with its tone and the section that has more."""
+    """The most important findings: a line each, with its tone and the section that has more."""
     notices = []
 
     def note(tone: str, section: str, text: str) -> None:
@@ -278,7 +276,7 @@ def _privacy(privacy: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _judged_privacy(privacy: Mapping[str, Any]) -> str:
-    """What was found in judged queries, in a sentence or two."""
+    """Personal data in judged queries, in a sentence or two."""
     counts = [f"{KINDS.get(kind, kind)} ({format_value(count)})" for kind, count in privacy["judged"].items()]
     found = join_words(counts) if counts else ""
     if privacy["scrub_judgements"]:
@@ -288,8 +286,8 @@ def _judged_privacy(privacy: Mapping[str, Any]) -> str:
             f"Judged queries stay as they were judged; some hold what looks like personal data: {found}. "
             "prepare.privacy.scrub_judgements takes it out."
         )
-    looked = ", and none holds what looks like personal data" if privacy["scrub"] else ""
-    return f"Judged queries stay as they were judged{looked}."
+    inspected = ", and none holds what looks like personal data" if privacy["scrub"] else ""
+    return f"Judged queries stay as they were judged{inspected}."
 
 
 def _judgements(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -323,7 +321,7 @@ def _judgements(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _agreement_text(agreement: Mapping[str, Any] | None) -> str:
-    """How far the raters agree, in sentences; empty where pairs have one rating."""
+    """The agreement of the raters, in sentences; empty where pairs have one rating."""
     if agreement is None:
         return ""
     several, people = agreement["pairs"], agreement["raters"]
@@ -382,7 +380,7 @@ def _splits(summary: Mapping[str, Any], logged: bool) -> dict[str, Any]:
 
 
 def _stack(counts: Mapping[str, int]) -> dict[str, Any]:
-    """A stacked bar of the strata: the parts, those that are wide enough with their share."""
+    """A stacked bar of the strata; parts that are wide enough have their share written on them."""
     total = sum(counts.values())
     return {
         "parts": [
@@ -399,9 +397,9 @@ def _stack(counts: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _near_duplicates(summary: Mapping[str, Any]) -> dict[str, Any]:
-    found, splits = summary["near_duplicates"], summary["splits"]
+    near_duplicates, splits = summary["near_duplicates"], summary["splits"]
     rows = []
-    for uses, count in found["pairs"].items():
+    for uses, count in near_duplicates["pairs"].items():
         use, _, other = uses.partition(" and ")
         rows.append(
             {
@@ -410,7 +408,7 @@ def _near_duplicates(summary: Mapping[str, Any]) -> dict[str, Any]:
                 "count": count,
                 "queries": splits[use]["queries"],
                 "share": share_text(count, splits[use]["queries"]),
-                "examples": [(row[use], row[other]) for row in found["examples"] if row["uses"] == uses],
+                "examples": [(row[use], row[other]) for row in near_duplicates["examples"] if row["uses"] == uses],
             }
         )
     return {"rows": rows, "any": any(row["count"] for row in rows)}
@@ -481,25 +479,25 @@ def _shards(shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _reach(part: float, largest: float) -> float:
-    """Length of a bar in percent; what is not nothing can be seen."""
+    """Length of a bar in percent; any amount above 0 is visible."""
     return max(round(100 * part / largest, 2), 0.5) if part and largest else 0
 
 
 def _spreads(rows: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
-    """Spreads with the places, in percent, at which to draw them on a scale that they share: log(1 + value)."""
+    """Spreads with the positions, in percent, at which to draw them on a shared scale: log(1 + value)."""
     largest = max(spread["max"] for spread in rows.values())
 
-    def place(value: float) -> float:
+    def position(value: float) -> float:
         return round(100 * math.log1p(value) / math.log1p(largest), 2) if largest > 0 else 0
 
     return [
         {
             "label": label,
             **spread,
-            "from": place(spread["min"]),
-            "to": place(spread["max"]),
-            "median": place(spread["p50"]),
-            "high": place(spread["p95"]),
+            "from": position(spread["min"]),
+            "to": position(spread["max"]),
+            "median": position(spread["p50"]),
+            "high": position(spread["p95"]),
         }
         for label, spread in rows.items()
     ]

@@ -1,4 +1,7 @@
-"""Which query is for what: a function of the query and a salt, so it survives new judgements and new logs."""
+"""The split of queries into train, dev and test, and into strata of frequency.
+
+A query's side is a function of its text and a salt alone, so new judgements and new logs move no query.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ CUT = (
 
 
 def hash_position(query_id: str, salt: str) -> float:
-    """Place of a query in hash order, in [0, 1): uniform over queries, a function of the query and the salt alone."""
+    """Position of a query in hash order, uniform in [0, 1): a function of the query and the salt alone."""
     digest = hashlib.sha256(f"{salt}:{query_id}".encode()).digest()
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
 
@@ -43,7 +46,7 @@ def sides(position: np.ndarray, config: Prepare) -> np.ndarray:
 
 
 def strata(impressions: np.ndarray) -> np.ndarray:
-    """Place in STRATA of each query, from how often it was seen.
+    """Index in STRATA of each query, from how often it was searched.
 
     What counts is the share of impressions that goes to more frequent queries: less than a third, than two thirds, or
     more. Queries seen equally often share a stratum; on average, half of the others among them come first.
@@ -69,7 +72,7 @@ class Split:
 
 
 def split(pair_query: np.ndarray, position: np.ndarray, config: Prepare) -> Split:
-    """Share out the judged pairs, query by query and in hash order.
+    """Assign the judged pairs to their uses, query by query and in hash order.
 
     Args:
         pair_query: place of each judged pair's query.
@@ -83,10 +86,10 @@ def split(pair_query: np.ndarray, position: np.ndarray, config: Prepare) -> Spli
     order = np.argsort(position[judged], kind="stable")
     judged, pairs = judged[order], pairs[order]
     side = sides(position[judged], config)
-    of = {name: side == code for code, name in enumerate(SIDES)}
-    wanted = {"train": 1.0, "dev": config.dev_share, "test": config.test_share}
-    for name, mask in of.items():
-        if wanted[name] and not mask.any():
+    masks = {name: side == code for code, name in enumerate(SIDES)}
+    shares = {"train": 1.0, "dev": config.dev_share, "test": config.test_share}
+    for name, mask in masks.items():
+        if shares[name] and not mask.any():
             remedy = {
                 "train": f"lower prepare.dev_share ({config.dev_share}) or prepare.test_share ({config.test_share})",
                 "dev": f"raise prepare.dev_share ({config.dev_share})",
@@ -95,10 +98,10 @@ def split(pair_query: np.ndarray, position: np.ndarray, config: Prepare) -> Spli
             raise InputError(
                 f"none of the {len(judged)} judged queries falls into {name}; {remedy[name]} or bring more judgements"
             )
-    queries = {name: judged[mask] for name, mask in of.items()}
+    queries = {name: judged[mask] for name, mask in masks.items()}
     budget = config.judged_pairs
-    kept = max(int((pairs[of["train"]].cumsum() <= budget).sum()), 1) if budget else len(queries["train"])
-    queries["train"], queries["hidden"] = np.split(queries["train"], [kept])
+    in_budget = max(int((pairs[masks["train"]].cumsum() <= budget).sum()), 1) if budget else len(queries["train"])
+    queries["train"], queries["hidden"] = np.split(queries["train"], [in_budget])
     queries["dev"], dev_rest = np.split(queries["dev"], [config.dev_queries or len(queries["dev"])])
     queries["test"], test_rest = np.split(queries["test"], [config.test_queries or len(queries["test"])])
     queries["over_cap"] = np.concatenate([dev_rest, test_rest])
@@ -107,7 +110,7 @@ def split(pair_query: np.ndarray, position: np.ndarray, config: Prepare) -> Spli
 
 
 def near_duplicates(texts: Mapping[str, Sequence[str]], stem: Callable[[str], str]) -> dict[str, Any]:
-    """Queries on different sides that say the same in another order, number or spacing.
+    """Queries on different sides that differ in word order, number or spacing alone.
 
     Two queries are near duplicates if their words have the same set of stems, or the same letters and digits
     in the same order. They are reported and left where they are: moving them would move queries from run to run.
@@ -135,14 +138,14 @@ def near_duplicates(texts: Mapping[str, Sequence[str]], stem: Callable[[str], st
     ):
         if not {use, other} <= set(texts):
             continue
-        found = [
+        twins = [
             (query, forms[other][form])
             for query in texts[use]
             for form in [next((form for form in _forms(query, stem) if form in forms[other]), None)]
             if form is not None
         ]
-        pairs[f"{use} and {other}"] = len(found)
-        examples += [{"uses": f"{use} and {other}", use: query, other: twin} for query, twin in found[:5]]
+        pairs[f"{use} and {other}"] = len(twins)
+        examples += [{"uses": f"{use} and {other}", use: query, other: twin} for query, twin in twins[:5]]
     return {"pairs": pairs, "examples": examples}
 
 
@@ -154,7 +157,7 @@ def _forms(query: str, stem: Callable[[str], str]) -> tuple[str, str]:
 
 
 def check_leaks(queries: Mapping[str, Iterable[str]], config: Prepare) -> None:
-    """Hold what is about to be written against the split, told anew from the queries' texts.
+    """Recompute each query's side from its text and check it before anything is written.
 
     Args:
         queries: texts by use: train, dev, test, candidates.

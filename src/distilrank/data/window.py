@@ -12,7 +12,8 @@ from distilrank.core import progress
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
 from distilrank.data import log_store
-from distilrank.data.log_store import UNTIMED, LogStore
+from distilrank.data.log_aggregates import UNTIMED
+from distilrank.data.log_store import LogStore
 from distilrank.data.sources.base import Log
 
 _NAMED_DAYS = 5
