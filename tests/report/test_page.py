@@ -228,7 +228,7 @@ def test_a_run_without_champion_or_calibration(tmp_path: Path) -> None:
         assert absent not in page.text
 
 
-def test_an_override_and_a_worn_test_set_are_said_first(tmp_path: Path) -> None:
+def test_an_override_and_an_overused_test_set_are_named_first(tmp_path: Path) -> None:
     override = {"by": "maria@shop.example", "reason": "the sale <starts> on Friday", "until": "2026-12-01"}
     strict = Gate.model_validate(
         {"min_metrics": {"ndcg_at_10": 0.999}, "warn_after_test_evaluations": 4, "override": override}
