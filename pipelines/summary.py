@@ -8,16 +8,11 @@ from rich.console import Console
 
 from distilrank.core import artifacts, hardware, terminal
 from distilrank.promotion import checks
+from distilrank.rendering.formatting import format_plain
+from distilrank.rendering.labels import metric_label
 
-METRICS = {
-    "ndcg_at_10": "nDCG@10",
-    "mrr": "MRR",
-    "pair_accuracy": "pair accuracy",
-    "roc_auc": "ROC-AUC",
-    "recall_at_precision_95": "recall at precision 0.95",
-    "ece": "ECE",
-}
-"""Metrics in the summary of a run, with their labels; the report has all metrics."""
+METRICS = ("ndcg_at_10", "mrr", "pair_accuracy", "roc_auc", "recall_at_precision_95", "ece")
+"""Metrics in the summary of a run; the report has all metrics."""
 
 
 def describe_machine(fast_bf16: bool) -> str:
@@ -66,9 +61,9 @@ def show_run(console: Console, folder: Path, verdict: dict) -> None:
         verdict: content of verdict.json.
     """
     metrics = artifacts.read_json(folder / "metrics.json")
-    table = terminal.new_table("system", *METRICS.values(), box=None, header_style="bold")
+    table = terminal.new_table("system", *map(metric_label, METRICS), box=None, header_style="bold")
     for system, values in metrics["systems"].items():
-        table.add_row(system, *("-" if values[name] is None else f"{values[name]:.4f}" for name in METRICS))
+        table.add_row(system, *(format_plain(values[name]) for name in METRICS))
     console.print()
     console.print(table)
     console.print()

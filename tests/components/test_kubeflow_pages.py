@@ -217,7 +217,7 @@ def test_the_artifacts_have_the_bytes_of_the_folders(pages: dict[tuple[str, str]
         ("drift", "champion_html", ["Has traffic moved away from the champion", "Dataset Drift is NOT", "brand"]),
         ("monitor", "summary_html", ["Has traffic moved away from it?", "raises an alarm", "product type"]),
         ("monitor", "drift_html", ["Has traffic moved away from the champion", "Dataset Drift is NOT", "brand"]),
-        ("report", "report_html", ["home-depot", "Checks", "Does what the candidate learned from represent"]),
+        ("report", "report_html", ["home-depot", "Checks", "Does the candidate's training data represent"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -129,7 +129,7 @@ def test_the_summary_of_a_run_is_whole(deep: Path, monkeypatch: pytest.MonkeyPat
         summary.show_run(console, deep, {"outcome": "refused", "checks": []})
     output = printed.getvalue()
     assert f"distill {name}: " in output and str(deep / "report.html") in output
-    assert "student" * 20 + "  0.5000" in output and "recall at precision 0.95" in output and "…" not in output
+    assert "student" * 20 + "  0.5000" in output and "recall at 95 % precision" in output and "…" not in output
 
 
 CONTROLS = "\x00\x07\b\r\x1b[2J\x7f\x9b31m"

@@ -324,10 +324,10 @@ def test_a_log_of_unknown_clients_is_a_warning() -> None:
 
 def test_judgements_alone_read_well(sparse: Page) -> None:
     assert "There is no log" in sparse.of("privacy") and "There is no log" in sparse.of("queries")
-    assert "all count as tail" in sparse.of("splits")
+    assert "all queries count as tail" in sparse.of("splits")
     assert "All 24 judged pairs are rated 3. Every rating is the mean of 1 rater." in sparse.of("judgements")
     assert "there is nothing to learn from them" in sparse.of("")
-    assert "None: no product was told twice" in sparse.of("judgements")
+    assert "None: no product was listed twice" in sparse.of("judgements")
     assert "No dev or test query nearly repeats" in sparse.of("")
     assert "Every query has 6 candidates." in sparse.of("candidates")
     assert "1 of the queries has judgements" in sparse.of("candidates")

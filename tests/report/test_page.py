@@ -7,17 +7,15 @@ import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
 
 from distilrank.config import Gate, Report
 from distilrank.core import artifacts, schemas
 from distilrank.core.errors import InputError
-from distilrank.evaluation import score_spread
-from distilrank.rendering import figures, formatting, templating
-from distilrank.report import comparisons, models, ranking, verdict
+from distilrank.rendering import formatting
+from distilrank.rendering.labels import METRICS
+from distilrank.report import comparisons, ranking, verdict
 from tests.report_runs import ANCHOR, CHAMPION, VERSION, Page, folders, render
 
 
@@ -44,6 +42,7 @@ def deltas(paths: dict) -> pd.Series:
 def test_figures_are_those_of_the_files(promoted: tuple[dict, str, Page]) -> None:
     paths, source, page = promoted
     metrics = json.loads((paths["evaluation"] / "metrics.json").read_text())
+    assert set(metrics["systems"]["student"]) == set(METRICS)
     for values in metrics["systems"].values():
         for key in ("ndcg_at_10", "pair_accuracy", "roc_auc"):
             assert f"{values[key]:.3f}" in page.text
@@ -115,34 +114,6 @@ def test_a_teacher_without_quality_still_has_labels(tmp_path: Path) -> None:
     _, page = render(paths)
     assert "The labels that the student was trained on." in page.text and "6 240 pairs of 520 queries" in page.text
     assert "Agreement with people" not in page.text and "disagreements.csv" not in page.text
-
-
-def test_histograms_on_one_grid_add_up() -> None:
-    rng = np.random.default_rng(1)
-    shards = [rng.normal(mean, 1, 50) for mean in (-3, 0, 4)]
-    whole = score_spread.spread(np.concatenate(shards))["histogram"]
-    assert models.sum_histograms([score_spread.spread(shard)["histogram"] for shard in shards]) == whole
-
-
-@pytest.mark.parametrize(
-    ("chosen", "said"),
-    [
-        ({"method": "none"}, "The teacher is not calibrated"),
-        ({"method": "isotonic"}, "by a monotone curve (isotonic), as configured."),
-        ({"method": "platt", "chosen_by": {"rows": 90, "queries": 12}}, "90 pairs of 12 queries are too few"),
-        (
-            {"method": "isotonic", "gain": 0.02, "standard_error": 0.004},
-            "The gain of 0.0200 exceeds its standard error of 0.0040",
-        ),
-        ({"method": "platt", "gain": 0.002, "standard_error": 0.004}, "is within its standard error of 0.0040."),
-        ({"method": "platt", "gain": -0.02, "standard_error": 0.004}, "that of a monotone curve (isotonic) is 0.4200."),
-    ],
-)
-def test_the_choice_of_calibration_is_told(chosen: dict, said: str) -> None:
-    if "gain" in chosen:
-        losses = {"platt": 0.4, "isotonic": 0.4 - chosen["gain"]}
-        chosen = {"method": chosen["method"], "chosen_by": {"rows": 900, "queries": 90, "log_loss": losses, **chosen}}
-    assert said in models.calibration_text(chosen)
 
 
 def test_the_page_stands_alone(promoted: tuple[dict, str, Page]) -> None:
@@ -226,43 +197,6 @@ def test_an_unchanged_student_that_would_fail_today_is_a_warning(tmp_path: Path)
     assert page.text.count("✕ failed") == 1, "no comparison with itself"
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "bound", "reason"),
-    [
-        ("lift_over_bm25", -0.01, 0.0, "it is not clearly better than BM25 (−0.01, must be above 0)"),
-        (
-            "superior_to_champion",
-            0.0,
-            0.0,
-            "it is not clearly better than the champion (0, must be above 0)",
-        ),
-        ("minimum_ndcg_at_10", 0.84999, 0.85, "its nDCG@10 is too low (0.84999, must be at least 0.85)"),
-        ("calibration", 0.1000001, 0.1, "its probabilities are poorly calibrated (0.1000001, must be at most 0.1)"),
-        ("test_set", 20, 20, "its test set has been used too often (20, must be below 20)"),
-        ("latency", None, 1.2, "“Fast enough” could not be checked"),
-        ("new", VERSION, None, "there is nothing new to promote"),
-    ],
-)
-def test_the_reason_of_a_failed_check_is_its_own(name: str, value: object, bound: object, reason: str) -> None:
-    row = verdict.check_row({"name": name, "value": value, "bound": bound, "passed": False})
-    assert row["reason"] == reason and (value is None or row["shown_value"] in reason or name == "new")
-
-
-def test_relevant_pairs_are_told_by_their_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gains need not be targets: those of ESCI are 1, .1, .01 and 0 for targets of 1, .5, .25 and 0."""
-    metrics = {"systems": {"student": {"ece": None}}, "protocol": {"relevant_grade": 10, "relevant_from": 0.5}}
-    metrics["reliability"] = {"teacher": []}
-    rows = [{"system": "student", "query_id": "q", "product_id": f"p{place}", "target": target, "score": score}
-            for place, (target, score) in enumerate([(1.0, 4.0), (0.5, 3.0), (0.25, 2.0), (0.0, 1.0)])]  # fmt: skip
-    table = pa.Table.from_pylist([{**row, "probability": None} for row in rows], schema=schemas.PAIR_SCORES)
-    schemas.write(table, tmp_path / "pair_scores.parquet", schemas.PAIR_SCORES)
-    drawn = []
-    monkeypatch.setattr(figures, "plot_score_histograms", lambda parts, *_: drawn.append(parts) or "")
-    assert models.calibration_section(metrics, tmp_path)["scale"] == "raw score"
-    ((relevant, others),) = (part["student"] for part in drawn)
-    assert (relevant.tolist(), others.tolist()) == ([4, 3], [2, 1])
-
-
 def test_the_caption_of_raw_scores_speaks_of_scores(tmp_path: Path) -> None:
     """A student without probabilities beside a champion that has them."""
     paths = folders(tmp_path)
@@ -294,7 +228,7 @@ def test_a_run_without_champion_or_calibration(tmp_path: Path) -> None:
         assert absent not in page.text
 
 
-def test_an_override_and_a_worn_test_set_are_said_first(tmp_path: Path) -> None:
+def test_an_override_and_an_overused_test_set_are_named_first(tmp_path: Path) -> None:
     override = {"by": "maria@shop.example", "reason": "the sale <starts> on Friday", "until": "2026-12-01"}
     strict = Gate.model_validate(
         {"min_metrics": {"ndcg_at_10": 0.999}, "warn_after_test_evaluations": 4, "override": override}
@@ -348,16 +282,6 @@ def test_an_anchor_that_is_the_champion_is_told_once(promoted: tuple[dict, str, 
     assert not [part for part in ranking.slices_section(distinct)["forests"] if part["baseline"] == "Anchor"]
 
 
-def test_plots_use_the_stylesheet_s_colors() -> None:
-    style = (templating.TEMPLATES / "style.css.j2").read_text()
-    light, dark = (dict(re.findall(r"(--[a-z0-9-]+): (#[0-9a-f]{6});", part)) for part in style.split("@media", 2)[:2])
-    assert {name: light[name] for name in figures.VARIABLES.values()} == {
-        name: color for color, name in figures.VARIABLES.items()
-    }
-    assert light.keys() == dark.keys() and set(figures.COLORS.values()) <= figures.VARIABLES.keys()
-    assert all(light[name] != dark[name] for name in light)
-
-
 def test_the_same_run_gives_the_same_page(promoted: tuple[dict, str, Page]) -> None:
     paths, source, _ = promoted
     assert render(paths)[0] == source
@@ -370,28 +294,3 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         InputError, match=r"input drift \(.*\): lacks 1 of its 1 files, drift\.json for one; its files were deleted"
     ):
         render(paths, changed=False)
-
-
-@pytest.mark.parametrize(
-    ("shown", "expected"),
-    [
-        (formatting.format_metric(0.93149), "0.931"),
-        (formatting.format_metric(1.0), "1.000"),
-        (formatting.format_metric(None), formatting.DASH),
-        (formatting.format_delta(0.01312), "+0.0131"),
-        (formatting.format_delta(-0.01312), "\N{MINUS SIGN}0.0131"),
-        (formatting.format_delta(-0.000001), "+0.0000"),
-        (formatting.format_value(1234567), "1\u202f234\u202f567"),
-        (formatting.format_value(0.123456), "0.1235"),
-        (formatting.format_value(True), "yes"),
-        (formatting.format_value(-0.05), "\N{MINUS SIGN}0.05"),
-        (formatting.format_percent(0.118), "11.8\u00a0%"),
-        (formatting.format_percent(1.0), "100\u00a0%"),
-        (formatting.format_value("2026-11-20T08:15:00+00:00"), "2026-11-20 08:15 UTC"),
-        (formatting.format_duration(4.21), "4.2 s"),
-        (formatting.format_duration(200), "3 min 20 s"),
-        (formatting.format_duration(3900), "1 h 5 min"),
-    ],
-)
-def test_numbers_for_people(shown: str, expected: str) -> None:
-    assert shown == expected

@@ -16,6 +16,7 @@ from distilrank.config import Compute, Monitor, Registry
 from distilrank.core import artifacts, progress, schemas
 from distilrank.evaluation.significance import cluster_bootstrap, tail_levels
 from distilrank.modeling.scorer import Scorer
+from distilrank.rendering.formatting import format_plain_interval
 
 SCORES, DISAGREEMENT = "scores.parquet", "disagreement.json"
 RESAMPLES, CONFIDENCE = 2000, 0.95
@@ -68,7 +69,8 @@ def describe_disagreement(disagreement: dict[str, Any]) -> str:
     return (
         f"teacher and champion differ by {newest['mean']:.3f} on {newest['pairs']} impressions of the newest traffic "
         f"and differed by {reference['mean']:.3f} when it was promoted; the rise is {disagreement['rise']:+.3f}, "
-        f"{100 * disagreement['confidence']:g} % CI [{disagreement['ci_low']:+.3f}, {disagreement['ci_high']:+.3f}]"
+        f"{100 * disagreement['confidence']:g} % CI "
+        f"{format_plain_interval(disagreement['ci_low'], disagreement['ci_high'], 3)}"
     )
 
 

@@ -164,12 +164,7 @@ def check_row(check: Mapping[str, Any]) -> dict[str, str]:
     if value is None:
         reason = f"“{label}” could not be checked"
     elif isinstance(value, int | float) and isinstance(bound, int | float):
-        if name == "test_set":
-            relation = "below"
-        elif name in STRICT_CHECKS:
-            relation = "above"
-        else:
-            relation = "at most" if value > bound else "at least"
+        relation = "above" if name in STRICT_CHECKS else "at most" if value > bound else "at least"
         reason += f" ({shown_value}, must be {relation} {shown_bound})"
     return {"label": label, "reason": reason, "shown_value": shown_value, "shown_bound": shown_bound}
 
@@ -257,4 +252,4 @@ def test_set_section(metrics: Mapping[str, Any], verdict: Mapping[str, Any]) -> 
         return None
     evaluations, limit = facts.get("test_evaluations"), facts.get("warn_after")
     keys = ("digest", "queries", "pairs", "judgements", "draw", "test_evaluations", "warn_after")
-    return {**dict.fromkeys(keys), **facts, "is_overused": bool(evaluations and limit and evaluations >= limit)}
+    return {**dict.fromkeys(keys), **facts, "is_overused": bool(evaluations and limit and evaluations > limit)}
