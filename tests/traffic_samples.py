@@ -72,7 +72,7 @@ def folders(
     return {name: root / name for name in ("traffic", "evaluation", "student")} | {"output": root / "drift"}
 
 
-def measure(paths: dict[str, Path], config: Drift | None = None, champion: str = "", uri: str = "") -> dict:
+def run_stage(paths: dict[str, Path], config: Drift | None = None, champion: str = "", uri: str = "") -> dict:
     """Run the stage and return the content of drift.json."""
     config = config or Drift(embedding_rows=0)
     share = measure_drift(config, Registry(uri=uri or "registry"), champion=champion, **paths)

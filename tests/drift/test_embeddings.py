@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distilrank.config import Drift
 from distilrank.core import artifacts
-from tests.traffic_samples import columns_by_name, folders, measure, traffic, with_texts
+from tests.traffic_samples import columns_by_name, folders, run_stage, traffic, with_texts
 
 
 def test_new_texts_are_drift_and_repeated_ones_are_not(tmp_path: Path, models: Path) -> None:
@@ -20,7 +20,7 @@ def test_new_texts_are_drift_and_repeated_ones_are_not(tmp_path: Path, models: P
         shutil.rmtree(paths["student"])
         shutil.copytree(models / "encoder", paths["student"])
         artifacts.seal(paths["student"])
-        part = measure(paths, config)["candidate"]
+        part = run_stage(paths, config)["candidate"]
         embedding = part["embedding"]
         assert embedding["drifted"] is drifted and ("embedding" in part["why"]) is drifted, name
         assert embedding["ci_low"] <= embedding["auc"] <= embedding["ci_high"] and embedding["rows"] == {
@@ -33,5 +33,5 @@ def test_new_texts_are_drift_and_repeated_ones_are_not(tmp_path: Path, models: P
 
 
 def test_a_student_other_than_bert_is_noted_and_stops_nothing(tmp_path: Path) -> None:
-    part = measure(folders(tmp_path, traffic(60, 1), traffic(60, 2)), Drift())["candidate"]
+    part = run_stage(folders(tmp_path, traffic(60, 1), traffic(60, 2)), Drift())["candidate"]
     assert part["embedding"] is None and "Embeddings not compared: " in part["note"]

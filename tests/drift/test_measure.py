@@ -17,8 +17,8 @@ from distilrank.drift.measure import measure_champion_drift
 from tests.traffic_samples import (
     columns_by_name,
     folders,
-    measure,
     publish_champion,
+    run_stage,
     traffic,
     with_texts,
     write_champion_scores,
@@ -26,7 +26,7 @@ from tests.traffic_samples import (
 
 
 def test_equal_traffic_does_not_drift(tmp_path: Path) -> None:
-    result = measure(folders(tmp_path, traffic(1500, 1), traffic(1500, 2)))
+    result = run_stage(folders(tmp_path, traffic(1500, 1), traffic(1500, 2)))
     part = result["candidate"]
     assert (part["share"], part["drifted"], result["champion"]) == (0, False, None)
     assert result["limits"] == {"numeric": 0.15, "categorical": 0.15, "score": 0.15, "chance": 0.05}
@@ -50,7 +50,7 @@ def test_what_moved_is_found_and_nothing_else(tmp_path: Path) -> None:
         bm25=np.asarray(reference["bm25"]) * 0.5,
     ).set_column(0, "query_id", pa.array([text.replace("query ", "q") for text in texts]))
     paths = folders(tmp_path, reference, moved)
-    part = measure(paths)["candidate"]
+    part = run_stage(paths)["candidate"]
     columns = columns_by_name(part)
     assert {name for name, column in columns.items() if column["drifted"]} == {"product_type", "unseen_words", "bm25"}
     assert part["share"] == pytest.approx(3 / 12)  # no product has a color, so that column does not count
@@ -78,7 +78,7 @@ def test_degenerate_columns_and_a_handful_of_rows(tmp_path: Path) -> None:
     constant = traffic(12, 1, **equal_columns, query_words=np.full(12, 2))
     current = traffic(12, 2, **equal_columns, query_words=np.full(12, 3), color=["red"] * 12)
     paths = folders(tmp_path, constant, current, (np.full(12, np.nan), np.full(12, 0.4)))
-    part = measure(paths)["candidate"]
+    part = run_stage(paths)["candidate"]
     columns = columns_by_name(part)
     assert "only 12 rows" in part["note"]
     assert {name for name, column in columns.items() if column["drifted"]} == {"query_words", "color", "score"}
@@ -94,7 +94,7 @@ def test_the_champion_is_compared_with_its_own_reference(tmp_path: Path) -> None
     champion, uri = publish_champion(tmp_path, old, scores), str(tmp_path / "registry")
     paths = folders(tmp_path, new, new)
     path = write_champion_scores(paths, scores)
-    result = measure(paths, champion=champion, uri=uri)
+    result = run_stage(paths, champion=champion, uri=uri)
     assert result["candidate"]["share"] == 0  # the candidate learned from traffic like the newest
     columns = columns_by_name(result["champion"])
     assert {name for name, column in columns.items() if column["drifted"]} == {"bm25"}
@@ -113,7 +113,7 @@ def test_the_champion_is_compared_with_its_own_reference(tmp_path: Path) -> None
     assert "Only reported" not in summary and "champion.html" not in summary
     summary = (paths["output"] / "summary.html").read_text()
     assert "Only reported" in summary and "drift.html and champion.html, by" in summary
-    measure(paths)
+    run_stage(paths)
     assert champion not in (paths["output"] / "champion.html").read_text()
 
 
@@ -122,7 +122,7 @@ def test_a_champion_with_an_old_reference_is_compared_as_far_as_it_goes(tmp_path
     champion = publish_champion(tmp_path, traffic(100, 1).drop_columns(["script", "clicked"]), np.linspace(0, 1, 100))
     paths = folders(tmp_path, new, new)
     write_champion_scores(paths, np.linspace(0, 1, 100))
-    part = measure(paths, champion=champion, uri=str(tmp_path / "registry"))["champion"]
+    part = run_stage(paths, champion=champion, uri=str(tmp_path / "registry"))["champion"]
     names = columns_by_name(part).keys()
     assert part["comparable"] and not {"script", "clicked"} & names and "bm25" in names
     assert "reference.parquet: no column clicked, script" in part["note"]
@@ -144,7 +144,7 @@ def test_a_champion_whose_reference_does_not_fit_stops_nothing(
     champion = publish_champion(tmp_path, old, np.linspace(0, 1, 100))
     paths = folders(tmp_path, new, new)
     write_champion_scores(paths, np.linspace(0, 1, 100))
-    part = measure(paths, champion=champion, uri=str(tmp_path / "registry"))["champion"]
+    part = run_stage(paths, champion=champion, uri=str(tmp_path / "registry"))["champion"]
     assert (part["comparable"], part["alarm"], part["columns"]) == (False, False, [])
     assert re.search(f"not comparable: .*{message}", part["note"])
     for page in ("summary.html", "champion.html"):
@@ -156,13 +156,13 @@ def test_the_page_is_repeatable_needs_no_network_and_runs_no_text(tmp_path: Path
     reference, current = (traffic(60, seed, brand=[attack] * 30 + ["b"] * 30) for seed in (1, 2))
     current = with_texts(current, [attack], 1)
     paths = folders(tmp_path, reference, current)
-    measure(paths)
+    run_stage(paths)
     digest = artifacts.sealed_digest(paths["output"])
     page = (paths["output"] / "drift.html").read_text()
     head = page[: page.index("var global")]  # before the library
     assert "alert(1)" in head and head.count("<script") == head.count("</script>") + 1 == 2
     assert "src=" not in head and "<link" not in head and "http" not in head
-    measure(paths)
+    run_stage(paths)
     assert artifacts.sealed_digest(paths["output"]) == digest
     summary = (paths["output"] / "summary.html").read_text()
     assert "alert(1)" in summary
@@ -172,10 +172,10 @@ def test_the_page_is_repeatable_needs_no_network_and_runs_no_text(tmp_path: Path
 def test_bad_input_is_named(tmp_path: Path) -> None:
     paths = folders(tmp_path / "a", traffic(40, 1), traffic(40, 2), (np.zeros(40), np.zeros(39)))
     with pytest.raises(InputError, match=r"current\.parquet: 39 scores, expected one for each of the 40 traffic rows"):
-        measure(paths)
+        run_stage(paths)
     paths = folders(tmp_path / "b", traffic(0, 1), traffic(40, 2))
     with pytest.raises(InputError, match=r"reference\.parquet: no rows"):
-        measure(paths)
+        run_stage(paths)
     (paths["traffic"] / "current.parquet").write_bytes(b"half a file")
     with pytest.raises(InputError, match=r"current\.parquet: .* the file is corrupt"):
-        measure(paths)
+        run_stage(paths)

@@ -17,13 +17,13 @@ import pytest
 from distilrank.config import Drift, Registry
 from distilrank.core.errors import InputError
 from distilrank.drift.workspace import Workspace, check_workspace, push_to_workspace
-from tests.traffic_samples import folders, measure, traffic
+from tests.traffic_samples import folders, run_stage, traffic
 
 
 def test_an_alarm_by_the_share_is_reported_as_one(tmp_path: Path) -> None:
     clicks = traffic(1500, 2, clicked=np.random.default_rng(1).random(1500) < 0.4)
     paths = folders(tmp_path, traffic(1500, 1), clicks)
-    part = measure(paths, Drift(embedding_rows=0, alarm=(), share=0.0))["candidate"]
+    part = run_stage(paths, Drift(embedding_rows=0, alarm=(), share=0.0))["candidate"]
     assert part["alarm"] and part["why"] == []
     summary = (paths["output"] / "summary.html").read_text()
     assert "Moved: 1 of 12 columns" in summary and "Nothing moved" not in summary
@@ -62,7 +62,7 @@ def served(folder: Path) -> Iterator[str]:
 @pytest.mark.parametrize("service", [False, True])
 def test_a_workspace_gets_each_run_once(tmp_path: Path, service: bool) -> None:
     paths = folders(tmp_path, traffic(60, 1), traffic(60, 2))
-    measure(paths)
+    run_stage(paths)
     folder = tmp_path / "workspace"
     with contextlib.ExitStack() as stack:
         address = stack.enter_context(served(folder)) if service else str(folder)
@@ -84,7 +84,7 @@ def test_an_unreachable_workspace_is_found_early_and_loses_no_verdict(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = folders(tmp_path, traffic(40, 1), traffic(40, 2))
-    measure(paths)
+    run_stage(paths)
     (tmp_path / "file").write_text("")
     for address in (f"http://127.0.0.1:{free_port()}", str(tmp_path / "file")):
         config = Drift(workspace=address)

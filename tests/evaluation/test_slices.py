@@ -1,4 +1,4 @@
-"""Slices of the test queries: how queries get their values, and what is said of each slice."""
+"""Slices of the test queries: how queries get their values, and how slices are compared."""
 
 from __future__ import annotations
 

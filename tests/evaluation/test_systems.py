@@ -82,8 +82,8 @@ def test_intervals_of_auc_resample_whole_queries(tmp_path):
     deltas = []
     for _ in range(200):
         drawn = np.concatenate([rows[query] for query in rng.integers(30, size=30)])
-        areas = [sklearn.metrics.roc_auc_score(judged.relevant[drawn], systems[name].score[drawn]) for name in keys[:2]]
-        deltas.append(areas[0] - areas[1])
+        auc = [sklearn.metrics.roc_auc_score(judged.relevant[drawn], systems[name].score[drawn]) for name in keys[:2]]
+        deltas.append(auc[0] - auc[1])
     low, high = np.quantile(deltas, [0.025, 0.975])
     assert high - low > 0.1
     assert (row["ci_low"], row["ci_high"]) == pytest.approx((low, high), abs=0.05)
