@@ -54,7 +54,7 @@ class OnnxBackend:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own exceptions have no common base but this
             raise InputError(f"{path}: not a readable ONNX model ({' '.join(str(error).split())[:200]})") from None
-        self._inputs = [one.name for one in self._session.get_inputs()]
+        self._inputs = [item.name for item in self._session.get_inputs()]
         outputs = self._session.get_outputs()
         if not {"input_ids", "attention_mask"} <= set(self._inputs) <= set(INPUTS) or len(outputs[0].shape) != 2:
             raise InputError(f"{path}: inputs {', '.join(self._inputs)}, expected {', '.join(INPUTS)} and one logit")

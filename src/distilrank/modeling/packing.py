@@ -57,8 +57,8 @@ class Packed:
         """The batch on `device`; from pinned memory where that is a GPU, so that the copy runs beside the model."""
         if device.type == "cpu":
             return self
-        there = {name: value for name, value in vars(self).items() if value is not None}
-        pinned = {name: value.pin_memory() if device.type == "cuda" else value for name, value in there.items()}
+        tensors = {name: value for name, value in vars(self).items() if value is not None}
+        pinned = {name: value.pin_memory() if device.type == "cuda" else value for name, value in tensors.items()}
         return Packed(**{name: value.to(device, non_blocking=True) for name, value in pinned.items()})
 
 
@@ -70,15 +70,15 @@ def pack_encoder_batch(tokens: Tokens, rows: np.ndarray) -> Packed:
     pair = np.repeat(np.arange(len(rows)), lengths)
     inside = np.arange(offset[-1]) - offset[pair]
     source = begins[pair] + inside
-    place = np.arange(longest)[None]
-    at = torch.from_numpy(offset[:-1, None] + np.minimum(place, lengths[:, None] - 1))
-    seen = np.where(place < lengths[:, None], np.float32(0), -np.float32(np.inf))
+    column = np.arange(longest)[None]
+    token = torch.from_numpy(offset[:-1, None] + np.minimum(column, lengths[:, None] - 1))
+    mask = np.where(column < lengths[:, None], np.float32(0), -np.float32(np.inf))
     return Packed(
         ids=torch.from_numpy(tokens.ids[source].astype(np.int64))[None],
         positions=torch.from_numpy(inside)[None],
-        queries=at,
-        keys=at,
-        mask=torch.from_numpy(seen)[:, None, None],
+        queries=token,
+        keys=token,
+        mask=torch.from_numpy(mask)[:, None, None],
         places=torch.from_numpy(pair * longest + inside),
         read=torch.from_numpy(offset[:-1]),
         types=None if tokens.types is None else torch.from_numpy(tokens.types[source].astype(np.int64))[None],
@@ -93,7 +93,7 @@ def pack_decoder_batch(tokens: Tokens, rows: np.ndarray) -> Packed:
     order = np.argsort(tokens.queries[rows], kind="stable")
     begins, lengths = tokens.starts[rows][order], tokens.lengths[rows][order]
     shared = _shared_prefixes(tokens, rows[order])
-    heads = np.flatnonzero(shared.first & (shared.length > 0))  # a segment of its own for what the others share
+    heads = np.flatnonzero(shared.first & (shared.length > 0))  # a separate segment for what the others share
 
     # segments: first all shared beginnings, then the rest of each pair
     parent = np.where(shared.length > 0, np.searchsorted(heads, shared.leader), -1)
@@ -107,12 +107,12 @@ def pack_decoder_batch(tokens: Tokens, rows: np.ndarray) -> Packed:
     segment = np.repeat(np.arange(len(length)), length)
     inside = np.arange(offset[-1]) - offset[segment]
     longest, widest = int(length.max()), int((before + length).max())
-    place, key = np.arange(longest)[None], np.arange(widest)[None]
-    queries = offset[:-1, None] + np.minimum(place, length[:, None] - 1)
+    column, key = np.arange(longest)[None], np.arange(widest)[None]
+    queries = offset[:-1, None] + np.minimum(column, length[:, None] - 1)
     own = np.clip(key - before[:, None], 0, length[:, None] - 1)
     keys = np.where(key < before[:, None], offset[parent][:, None] + key, offset[:-1, None] + own)
     # places beyond a segment's end see what its last token sees: their results are never read
-    seen = before[:, None] + np.minimum(place, length[:, None] - 1)
+    visible = before[:, None] + np.minimum(column, length[:, None] - 1)
     last = np.empty(len(rows), np.int64)
     last[order] = (offset[1:] - 1)[len(heads) :]
     return Packed(
@@ -120,7 +120,7 @@ def pack_decoder_batch(tokens: Tokens, rows: np.ndarray) -> Packed:
         positions=torch.from_numpy(position[segment] + inside)[None],
         queries=torch.from_numpy(queries),
         keys=torch.from_numpy(keys),
-        mask=torch.from_numpy(np.where(key[None] <= seen[:, :, None], np.float32(0), -np.float32(np.inf)))[:, None],
+        mask=torch.from_numpy(np.where(key[None] <= visible[:, :, None], np.float32(0), -np.float32(np.inf)))[:, None],
         places=torch.from_numpy(segment * longest + inside),
         read=torch.from_numpy(last),
     )
@@ -196,10 +196,10 @@ def attend(
     return flat.index_select(0, kwargs["places"])[None], None
 
 
-def _take(states: Tensor, at: Tensor) -> Tensor:
+def _take(states: Tensor, token: Tensor) -> Tensor:
     """States of shape (1, heads, tokens, width) at tokens of shape (segments, places), in the shape of `at` and on."""
     # index_select's backward adds whole rows, that of plain indexing sorts every index first
-    return states[0].transpose(0, 1).index_select(0, at.flatten()).unflatten(0, at.shape)
+    return states[0].transpose(0, 1).index_select(0, token.flatten()).unflatten(0, token.shape)
 
 
 AttentionInterface.register(ATTENTION, attend)

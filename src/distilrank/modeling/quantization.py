@@ -36,7 +36,9 @@ def quantize(model: onnx.ModelProto, *, signed: bool = True) -> None:
             bits first, which is slower.
     """
     graph = model.graph
-    weights = {one.name: one for one in graph.initializer if len(one.dims) == 2 and one.data_type == TensorProto.FLOAT}
+    weights = {
+        item.name: item for item in graph.initializer if len(item.dims) == 2 and item.data_type == TensorProto.FLOAT
+    }
     constants: dict[str, onnx.TensorProto] = {}
     nodes: list[onnx.NodeProto] = []
 
@@ -70,18 +72,18 @@ def quantize(model: onnx.ModelProto, *, signed: bool = True) -> None:
         whole = whole.astype(np.int8) if signed else (whole + ZERO).astype(np.uint8)
         return constant(f"{name}_bytes", whole), constant(f"{name}_units", units)
 
-    for one in graph.node:
-        if one.op_type != "MatMul" or one.input[1] not in weights:
-            nodes.append(one)
+    for item in graph.node:
+        if item.op_type != "MatMul" or item.input[1] not in weights:
+            nodes.append(item)
             continue
-        activations, unit = rounded(one.input[0])
-        matrix, units = columns(one.input[1])
+        activations, unit = rounded(item.input[0])
+        matrix, units = columns(item.input[1])
         scale, zero = constant("bytes_one", np.float32(1)), constant("bytes_zero", np.uint8(ZERO))
         inputs = (activations, matrix, scale, units, zero, *(() if signed else (zero,)))
-        product = node("MatMulIntegerToFloat", f"{one.output[0]}_of_bytes", *inputs, domain=CONTRIBUTED)
-        node("Mul", one.output[0], product, unit)
-    used = {name for one in nodes for name in one.input}
-    initializers = [*(one for one in graph.initializer if one.name in used), *constants.values()]
+        product = node("MatMulIntegerToFloat", f"{item.output[0]}_of_bytes", *inputs, domain=CONTRIBUTED)
+        node("Mul", item.output[0], product, unit)
+    used = {name for item in nodes for name in item.input}
+    initializers = [*(item for item in graph.initializer if item.name in used), *constants.values()]
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
     graph.initializer.extend(initializers)

@@ -74,7 +74,7 @@ def export(
 
     Args:
         folder: what the student stage saved, `distilrank.json` included.
-        judged: pairs to compare on, as records.JUDGED; dev, say.
+        judged: pairs to compare on, as schemas.JUDGED, for example dev.
         variants: what to write beside `model.onnx`, by sentence-transformers' names.
         max_difference: largest difference of a raw logit from torch, for the files in fp32.
         max_ndcg_loss: largest loss of nDCG@10, for the others.
@@ -106,16 +106,16 @@ def export(
             in_fp32 = variant in (None, "O2")
             measure, bound = ("max_difference", max_difference) if in_fp32 else ("ndcg_loss", max_ndcg_loss)
             try:
-                found = reference.compare(path)
-                told = f"{measure} {found[measure]:.2g} from torch in fp32, expected at most {bound:g}"
-                if found[measure] <= bound:
-                    files[path.name] = {"bytes": sum(map(_size, _parts(path))), "fused": _fused(path), **found}
+                figures = reference.compare(path)
+                reason = f"{measure} {figures[measure]:.2g} from torch in fp32, expected at most {bound:g}"
+                if figures[measure] <= bound:
+                    files[path.name] = {"bytes": sum(map(_size, _parts(path))), "fused": _fused(path), **figures}
                     continue
             except (InputError, RunStopped) as error:  # not readable, or scores that are not finite
-                told = f"{network.config.model_type} does not survive it ({error})"
+                reason = f"{network.config.model_type} does not survive it ({error})"
             if not variant:
-                raise RunStopped(f"{folder / FOLDER / MODEL}: {told}")
-            left_out[path.name] = told
+                raise RunStopped(f"{folder / FOLDER / MODEL}: {reason}")
+            left_out[path.name] = reason
             for part in _parts(path):
                 part.unlink()
         parity = {
@@ -139,9 +139,9 @@ def _whole_queries(judged: pa.Table, pairs: int) -> pa.Table:
     if judged.num_rows <= pairs:
         return judged
     _, query, sizes = np.unique(judged.column("query_id").to_pylist(), return_inverse=True, return_counts=True)
-    kept = np.cumsum(sizes) <= pairs
-    kept[0] = True
-    return judged.filter(pa.array(kept[query]))
+    is_kept = np.cumsum(sizes) <= pairs
+    is_kept[0] = True
+    return judged.filter(pa.array(is_kept[query]))
 
 
 class _Reference:
@@ -220,7 +220,7 @@ class _Network(torch.nn.Module):
 
 
 class _FirstToken(torch.nn.Module):
-    """A model's last layer for its first token alone, which is all that the head reads; the others it attends to.
+    """A model's last layer for its first token alone, the only one that the head reads; it attends to the others.
 
     Args:
         layer: of one of `LIKE_BERT`.
@@ -234,8 +234,8 @@ class _FirstToken(torch.nn.Module):
         """The first token's state, shape (batch, 1, width)."""
         own, first = self.layer.attention.self, states[:, :1]
         query, key, value = (
-            project(of).unflatten(-1, (-1, own.attention_head_size)).transpose(1, 2)
-            for project, of in ((own.query, first), (own.key, states), (own.value, states))
+            project(inputs).unflatten(-1, (-1, own.attention_head_size)).transpose(1, 2)
+            for project, inputs in ((own.query, first), (own.key, states), (own.value, states))
         )
         context, _weights = _attention(own, query, key, value, attention_mask)
         attended = self.layer.attention.output(context.flatten(2), first)
@@ -285,7 +285,7 @@ def _trace(model: PreTrainedModel, has_types: bool) -> onnx.ModelProto:
 
 def _split_mask(graph: onnx.GraphProto) -> None:
     """Give the mask its two dimensions one by one, as the optimizer expects them; the exporter merges the two steps."""
-    for at, node in enumerate(graph.node):
+    for index, node in enumerate(graph.node):
         if node.op_type == "Unsqueeze" and list(node.input)[:1] == ["attention_mask"]:
             axes = [numpy_helper.from_array(np.array([axis]), f"axis_{axis}") for axis in (1, 2)]
             graph.initializer.extend(axes)
@@ -293,10 +293,12 @@ def _split_mask(graph: onnx.GraphProto) -> None:
                 helper.make_node("Unsqueeze", ["attention_mask", axes[0].name], ["mask_of_rows"], "mask_of_rows"),
                 helper.make_node("Unsqueeze", ["mask_of_rows", axes[1].name], node.output, "mask_of_heads"),
             ]
-            kept = [*graph.node[:at], *steps, *graph.node[at + 1 :]]
-            graph.initializer.remove(next(one for one in graph.initializer if one.name == node.input[1]))
+            nodes = [*graph.node[:index], *steps, *graph.node[index + 1 :]]
+            graph.initializer.remove(
+                next(initializer for initializer in graph.initializer if initializer.name == node.input[1])
+            )
             del graph.node[:]
-            graph.node.extend(kept)
+            graph.node.extend(nodes)
             return
 
 
@@ -317,7 +319,7 @@ def _fuse(source: Path, target: Path, config: PretrainedConfig, half: bool = Fal
         if half:
             fused.convert_float_to_float16(keep_io_types=True)
     fused.topological_sort()
-    if not any(one.domain == CONTRIBUTED for one in fused.model.opset_import):
+    if not any(opset.domain == CONTRIBUTED for opset in fused.model.opset_import):
         fused.model.opset_import.append(helper.make_opsetid(CONTRIBUTED, 1))
     _save(fused.model, target)
 
@@ -356,7 +358,7 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
     for part in (*graph.node, *graph.input, *graph.output, *graph.initializer):
         part.ClearField("metadata_props")
     model.producer_name, model.producer_version = "distilrank", __version__
-    large = sum(len(one.raw_data) for one in graph.initializer) > LARGEST
+    large = sum(len(initializer.raw_data) for initializer in graph.initializer) > LARGEST
     beside = f"{path.name}_data" if large else None
     onnx.save_model(model, path, save_as_external_data=large, location=beside, size_threshold=1024)
 
@@ -373,5 +375,5 @@ def _size(path: Path) -> int:
 def _fused(path: Path) -> dict[str, int]:
     """How many of each of onnxruntime's own operators the graph has."""
     nodes = onnx.load(path, load_external_data=False).graph.node
-    found = collections.Counter(node.op_type for node in nodes if node.domain == CONTRIBUTED)
-    return dict(sorted(found.items()))
+    counts = collections.Counter(node.op_type for node in nodes if node.domain == CONTRIBUTED)
+    return dict(sorted(counts.items()))
