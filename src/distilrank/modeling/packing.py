@@ -1,13 +1,13 @@
-"""Forward passes without padding: the pairs of a batch stand in one row, and what pairs of a query share stands once.
+"""Forward passes without padding: the pairs of a batch form one row, with the common prefix of a query's prompts once.
 
-All that works token by token (nine tenths of a model) then sees no padding at all. A prompt begins with its query, so
-the prompts of a query's products begin with the same tokens, and a causal model gives those the same states: they are
-computed once, and each pair's own tokens attend to them and to themselves. An encoder looks both ways, so its pairs
-share nothing. Attention is computed for one segment (a shared beginning, the rest of a pair, or a whole one) a row,
-padded to the longest of the batch; it is a few per cent of the work.
+Everything that works token by token (nine tenths of a model) then sees no padding. A prompt begins with its query, so
+the prompts of a query's products share their first tokens, and a causal model computes the same states for them: they
+are computed once, and each pair's remaining tokens attend to them and to themselves. An encoder attends in both
+directions, so its pairs share nothing. Attention is computed with one segment per row (a shared prefix, the rest of a
+pair, or a whole pair), padded to the longest of the batch; it is a few per cent of the work.
 
-The result is that of a padded batch, to rounding. It holds for models that leave attention to transformers' attention
-interface and add nothing to it; DECODERS and ENCODERS are those that the tests hold to it. Other models are padded.
+The result equals that of a padded batch up to rounding, for models that leave attention to transformers' attention
+interface and add nothing to it. The tests verify it for DECODERS and ENCODERS. Other models are padded.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class Packed:
     positions: Tensor
     """Position of each token in its own pair, int64, shape (1, tokens)."""
     queries: Tensor
-    """Token of each place of a segment, int64, shape (segments, longest)."""
+    """Index of the token at each position of a segment, int64, shape (segments, longest)."""
     keys: Tensor
-    """Tokens that a segment attends to, those that it shares first: int64, shape (segments, longest with shared)."""
+    """Index of each token that a segment attends to, shared first: int64, shape (segments, longest with shared)."""
     mask: Tensor
     """0 where a token may see a key, else -inf: float32, shape (segments, 1, longest, longest with shared), or with 1
     for longest where all tokens of a segment see the same."""
     places: Tensor
-    """Where each token stands among the places of all segments, int64, shape (tokens,)."""
+    """Index of each token among the positions of all segments, int64, shape (tokens,)."""
     read: Tensor
     """The token of each pair whose state is its result, the last one of a decoder and the first one of an encoder:
     int64, shape (pairs,), in the order of the rows that were asked for."""
@@ -54,7 +54,7 @@ class Packed:
     """Segment of each token in the tokenizer's sense, int64, shape (1, tokens), for models that have them."""
 
     def to(self, device: torch.device) -> Packed:
-        """The batch on `device`; from pinned memory where that is a GPU, so that the copy runs beside the model."""
+        """The batch on `device`; from pinned memory to a GPU, so that the copy overlaps with computation."""
         if device.type == "cpu":
             return self
         tensors = {name: value for name, value in vars(self).items() if value is not None}
@@ -63,7 +63,7 @@ class Packed:
 
 
 def pack_encoder_batch(tokens: Tokens, rows: np.ndarray) -> Packed:
-    """Lay the pairs `rows` out without padding, for a model that looks both ways."""
+    """Concatenate the pairs `rows` without padding, for a model that attends in both directions."""
     begins, lengths = tokens.starts[rows], tokens.lengths[rows]
     offset = np.concatenate([[0], np.cumsum(lengths)])
     longest = int(lengths.max())
@@ -86,7 +86,7 @@ def pack_encoder_batch(tokens: Tokens, rows: np.ndarray) -> Packed:
 
 
 def pack_decoder_batch(tokens: Tokens, rows: np.ndarray) -> Packed:
-    """Lay the pairs `rows` out without padding, those of a query beside each other with their common beginning once.
+    """Concatenate the pairs `rows` without padding, those of a query adjacent and their common prefix once.
 
     For a causal model.
     """
