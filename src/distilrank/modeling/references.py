@@ -328,13 +328,13 @@ def _checksum(blob: Any) -> str:
     return blob.md5_hash or blob.crc32c  # composed and very large objects have no MD5
 
 
-def _fetch_gs(reference: str, wanted: Sequence[str]) -> Path:
+def _fetch_gs(reference: str, accepted: Sequence[str]) -> Path:
     from google.api_core.exceptions import GoogleAPIError, NotFound, PreconditionFailed
     from google.auth.exceptions import GoogleAuthError
     from google.cloud.storage.exceptions import DataCorruption
     from requests import RequestException
 
-    members = {name: blob for name, blob in _members(reference).items() if _matches(name, wanted)}
+    members = {name: blob for name, blob in _members(reference).items() if _matches(name, accepted)}
     listing = sorted((blob.name, _checksum(blob)) for blob in members.values())
     key = hashlib.sha256(repr(listing).encode()).hexdigest()[:16]
     target = cache_folder() / f"gs-{key}"

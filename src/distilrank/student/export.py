@@ -67,25 +67,25 @@ def export(
     max_ndcg_loss: float = 0.002,
     pairs: int = 5000,
 ) -> dict[str, Any]:
-    """Write the folder `onnx` into the student's, all of it or nothing; what was there before is replaced.
+    """Export the student in `folder` to ONNX: replace its subfolder `onnx`, completely or not at all.
 
-    `model.onnx` is always written and must be right. A variant that is further from torch than its bound, or that the
-    student's architecture does not have, is left out, and `parity.json` says why.
+    `model.onnx` is always written and must agree with torch. A variant that exceeds its bound, or that the student's
+    architecture does not support, is left out, and `parity.json` says why.
 
     Args:
-        folder: what the student stage saved, `distilrank.json` included.
+        folder: folder that the student stage saved, with `distilrank.json`.
         judged: pairs to compare on, as schemas.JUDGED, for example dev.
-        variants: what to write beside `model.onnx`, by sentence-transformers' names.
-        max_difference: largest difference of a raw logit from torch, for the files in fp32.
-        max_ndcg_loss: largest loss of nDCG@10, for the others.
-        pairs: how many pairs to compare on at most, whole queries.
+        variants: files to write besides `model.onnx`, by sentence-transformers' names.
+        max_difference: largest allowed difference of a raw logit from torch, for files in fp32.
+        max_ndcg_loss: largest allowed loss of nDCG@10, for the other files.
+        pairs: most pairs to compare on; queries are not split.
 
     Returns:
-        What `parity.json` holds.
+        Content of `parity.json`.
 
     Raises:
         InputError: `folder` is not one of ours, or no query of `judged` has products of different rating.
-        RunStopped: the network cannot be exported, or `model.onnx` is not what torch computes.
+        RunStopped: the network cannot be exported, or `model.onnx` disagrees with torch.
     """
     reference = _Reference(folder, _whole_queries(judged, pairs))
     files: dict[str, dict[str, Any]] = {}
@@ -135,7 +135,7 @@ def export(
 
 
 def _whole_queries(judged: pa.Table, pairs: int) -> pa.Table:
-    """At most `pairs` rows, those of a query together; one query at least."""
+    """At most `pairs` rows of complete queries, but at least one query."""
     if judged.num_rows <= pairs:
         return judged
     _, query, sizes = np.unique(judged.column("query_id").to_pylist(), return_inverse=True, return_counts=True)
@@ -145,7 +145,7 @@ def _whole_queries(judged: pa.Table, pairs: int) -> pa.Table:
 
 
 class _Reference:
-    """The scores of the network in torch, in fp32, that files are held to."""
+    """The scores of the network in torch, in fp32, with which files are compared."""
 
     def __init__(self, folder: Path, judged: pa.Table) -> None:
         scorer = Scorer.load(folder, Compute(device="cpu", precision="fp32"), backend="torch")
@@ -160,7 +160,7 @@ class _Reference:
         return metrics.mean_ndcg(query, product, gain, logits)
 
     def compare(self, path: Path) -> dict[str, Any]:
-        """How the scores of the file at `path` differ; its rank correlation is null where all scores are equal."""
+        """Differences of the scores of the file at `path`; the rank correlation is None if all scores are equal."""
         logits = OnnxBackend(path, path.name, self._pad_token, hardware.cores()).score(self._tokens, self._budget)
         difference = np.abs(logits.astype(np.float64) - self._logits)
         ndcg = self._measure(logits)
@@ -284,7 +284,7 @@ def _trace(model: PreTrainedModel, has_types: bool) -> onnx.ModelProto:
 
 
 def _split_mask(graph: onnx.GraphProto) -> None:
-    """Give the mask its two dimensions one by one, as the optimizer expects them; the exporter merges the two steps."""
+    """Split the mask's Unsqueeze into two nodes, as the optimizer expects it; the exporter merges them."""
     for index, node in enumerate(graph.node):
         if node.op_type == "Unsqueeze" and list(node.input)[:1] == ["attention_mask"]:
             axes = [numpy_helper.from_array(np.array([axis]), f"axis_{axis}") for axis in (1, 2)]
@@ -333,7 +333,7 @@ def _quantize(source: Path, target: Path, signed: bool) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the libraries' remarks on their own insides."""
+    """Suppress log messages and warnings of the libraries."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -364,7 +364,7 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _parts(path: Path) -> list[Path]:
-    """The file and that of its weights, if it has one."""
+    """The file, and the file of its weights if it is separate."""
     return [part for part in (path, path.with_name(f"{path.name}_data")) if part.exists()]
 
 
@@ -373,7 +373,7 @@ def _size(path: Path) -> int:
 
 
 def _fused(path: Path) -> dict[str, int]:
-    """How many of each of onnxruntime's own operators the graph has."""
+    """Number of nodes of each of onnxruntime's contributed operators in the graph."""
     nodes = onnx.load(path, load_external_data=False).graph.node
     counts = collections.Counter(node.op_type for node in nodes if node.domain == CONTRIBUTED)
     return dict(sorted(counts.items()))
