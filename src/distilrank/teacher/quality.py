@@ -157,7 +157,9 @@ def agreement(dev: pa.Table, systems: dict[str, np.ndarray], probability: np.nda
             "queries": int(inside.sum()),
             "ranked_queries": int(counted.sum()),
             **{
-                metric: {name: float(one[counted].mean()) if counted.any() else None for name, one in values.items()}
+                metric: {
+                    name: float(scores[counted].mean()) if counted.any() else None for name, scores in values.items()
+                }
                 for metric, values in by_query.items()
             },
             "mean_probability": float(probability[rows].mean()),
@@ -167,9 +169,9 @@ def agreement(dev: pa.Table, systems: dict[str, np.ndarray], probability: np.nda
 
 
 def disagreements(dev: pa.Table, probability: np.ndarray, count: int, curve: dict[str, Any]) -> pa.Table:
-    """The judgements that the teacher contradicts most surely, surest first: often people's errors, worth a review.
+    """The judgements that the teacher contradicts most confidently, in that order: often human errors, worth a review.
 
-    The order is that of |probability - target| over the root of the error that is usual at that probability: where the
+    They are sorted by |probability - target| over the root of the error expected at that probability: where the
     teacher is mostly right, a gap is worth more.
 
     Args:
@@ -189,15 +191,15 @@ def disagreements(dev: pa.Table, probability: np.ndarray, count: int, curve: dic
     order = np.lexsort((-tie, query, -surprise))
     within = metrics.ranks(query, surprise, tie)
     rows = order[(np.abs(gap[order]) >= LEAST_GAP) & (within[order] < PER_QUERY)][:count]
-    rows_of_dev = dev.take(pa.array(rows))
+    selected = dev.take(pa.array(rows))
     return pa.table(
         {
-            **{name: rows_of_dev.column(name) for name in ("query", "product_id", "title")},
+            **{name: selected.column(name) for name in ("query", "product_id", "title")},
             "target": pa.array(target[rows].round(4)),
-            "raters": rows_of_dev.column("raters"),
+            "raters": selected.column("raters"),
             "probability": pa.array(probability[rows].round(4)),
             "gap": pa.array(gap[rows].round(4)),
-            "stratum": rows_of_dev.column("stratum"),
+            "stratum": selected.column("stratum"),
         }
     )
 
