@@ -8,7 +8,10 @@ import importlib
 import pytest
 
 MODULES = (
+    "distilrank.modeling.batching",
+    "distilrank.modeling.calibration",
     "distilrank.modeling.cache",
+    "distilrank.modeling.encoding",
     "distilrank.modeling.neighbors",
     "distilrank.student.dataset",
     "distilrank.training.losses",

@@ -37,6 +37,11 @@ def sequential_batches(order: np.ndarray, lengths: np.ndarray, budget: int) -> l
     Args:
         order: indices of units, shape (n,).
         lengths: tokens of each unit.
+        budget: most tokens of a batch.
+
+    Example:
+        >>> [batch.tolist() for batch in sequential_batches(np.arange(3), np.array([2, 3, 4]), budget=5)]
+        [[0, 1], [2]]
     """
     ends = np.cumsum(lengths[order])
     cuts = [0]

@@ -67,7 +67,12 @@ def out_of_fold(method: str, logits: np.ndarray, targets: np.ndarray, groups: np
 
 
 def probability(calibration: dict[str, Any], logits: np.ndarray) -> np.ndarray:
-    """Calibrated probabilities in [0, 1], float64, of raw logits of any shape."""
+    """Calibrated probabilities in [0, 1], float64, of raw logits of any shape.
+
+    Example:
+        >>> probability({"method": "platt", "slope": 2.0, "intercept": -1.0}, np.array([0.5])).tolist()
+        [0.5]
+    """
     logits = np.asarray(logits, np.float64)
     if calibration["method"] == "isotonic":
         return np.interp(logits, calibration["x"], calibration["y"])

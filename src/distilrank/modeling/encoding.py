@@ -258,7 +258,12 @@ def special_tokens(tokenizer: Tokenizer) -> re.Pattern[str]:
 
 
 def neutralize(text: str, special: re.Pattern[str]) -> str:
-    """`text` with a blank within each special token, so that the tokenizer reads it as ordinary characters."""
+    """`text` with a blank within each special token, so that the tokenizer reads it as ordinary characters.
+
+    Example:
+        >>> neutralize("sofa [SEP] red", re.compile(re.escape("[SEP]")))
+        'sofa [ SEP] red'
+    """
     previous = None
     while previous != text:  # a blank may have brought another token together, in theory
         previous, text = text, special.sub(lambda match: match[0][0] + " " + match[0][1:], text)
