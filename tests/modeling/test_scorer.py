@@ -370,7 +370,7 @@ def test_scoring_needs_neither_torch_nor_transformers(student: Path, tmp_path: P
 
 def test_without_torch_the_backend_is_onnx(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Scorer.load(student, CPU).backend.name == "torch"
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "torch", None)  # as where it is not installed
     assert Scorer.load(student, CPU).backend.name == "onnx"
     with pytest.raises(InputError, match="torch is not installed here, expected the backend onnx"):
         Scorer.load(student, CPU, backend="torch")

@@ -203,7 +203,7 @@ def test_parts_of_other_inputs_are_refused(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda table: table.append_column("color", table["color"]), r"unknown column 'color', expected query_id, "),
+        (lambda table: table.append_column("colour", table["color"]), r"unknown column 'colour', expected query_id, "),
         (lambda table: table.drop_columns(["clicks", "title"]), r"missing column 'title', 'clicks', expected query_id"),
         (lambda table: table.slice(0, 0), "no rows, expected at least one candidate"),
         (

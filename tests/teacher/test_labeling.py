@@ -82,15 +82,15 @@ def copied(labeled: list[Path], tmp_path: Path) -> list[Path]:
 LABEL_SLOWLY = """
     import sys, time
     from pathlib import Path
-    from distilrank.teacher import label_parts, labels
+    from distilrank.teacher import label_parts, labeling
     from distilrank.config import Compute, Label
-    keep = label_parts.Parts.keep
+    keep = label_parts.LabelCheckpoints.keep
     def slow(*arguments):
         keep(*arguments)
         time.sleep(0.3)
-    label_parts.Parts.keep = slow
+    label_parts.LabelCheckpoints.keep = slow
     candidates, teacher, folder, output = map(Path, sys.argv[1:])
-    labels.label(Label(part_rows=10), Compute(device="cpu", precision="fp32", threads=1, checkpoint_dir=str(folder)),
+    labeling.label(Label(part_rows=10), Compute(device="cpu", precision="fp32", threads=1, checkpoint_dir=str(folder)),
                  shard="shard-00000", candidates=candidates, teacher=teacher, output=output)
 """
 

@@ -1,4 +1,4 @@
-"""Low-rank adapters that cost a training step next to nothing: folded into the weights once a step.
+"""Low-rank adapters that are folded into the weights once per step, so that they hardly slow a training step.
 
 peft makes, saves and loads the adapters; only the arithmetic of its layers is replaced. A plain LoRA layer computes
 x W^T + s (x A^T) B^T: three matrix products and two additions, the small ones far from what the hardware can do. Here
@@ -151,7 +151,7 @@ class Adapted:
     def merged(self, adapter: Path | None) -> PreTrainedModel:
         """The plain model with its adapters in its weights; they are saved to `adapter` first, as peft loads them.
 
-        What was folded is taken over as it is, so that the merged model is the one that trained, to the last bit. The
+        Folded weights are used as they are, so that the merged model is the one that trained, to the last bit. The
         object must not be used after it.
         """
         if not isinstance(self.model, PeftModel):

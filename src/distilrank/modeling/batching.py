@@ -1,4 +1,4 @@
-"""Batches by token budget: units of similar length go together, so that little is spent on padding."""
+"""Batches by token budget; units of similar length share a batch, so that there is little padding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def pack_by_tokens(order: np.ndarray, lengths: np.ndarray, rows: np.ndarray, bud
         order: indices of units (pairs, or whole queries), shape (n,).
         lengths: tokens of the longest row of each unit.
         rows: rows of each unit.
-        budget: most tokens of a batch; a unit beyond it makes a batch of its own.
+        budget: most tokens of a batch; a unit beyond it makes a separate batch.
     """
     batches: list[np.ndarray] = []
     start = longest = count = 0
@@ -32,11 +32,16 @@ def pack_by_tokens(order: np.ndarray, lengths: np.ndarray, rows: np.ndarray, bud
 
 
 def sequential_batches(order: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Cut `order` into batches of at most `budget` tokens without padding; a longer unit makes a batch of its own.
+    """Cut `order` into batches of at most `budget` tokens without padding; a longer unit makes a separate batch.
 
     Args:
         order: indices of units, shape (n,).
         lengths: tokens of each unit.
+        budget: most tokens of a batch.
+
+    Example:
+        >>> [batch.tolist() for batch in sequential_batches(np.arange(3), np.array([2, 3, 4]), budget=5)]
+        [[0, 1], [2]]
     """
     ends = np.cumsum(lengths[order])
     cuts = [0]
@@ -54,7 +59,7 @@ def random_batches(
     Args:
         lengths: tokens of each row, shape (n,).
         budget: most tokens of a batch.
-        groups: rows of the same number stay together, shape (n,); None: each row is drawn by itself.
+        groups: rows of the same number stay together, shape (n,); None: each row is drawn separately.
     """
     order = rng.permutation(len(lengths))
     if groups is not None and len(order):

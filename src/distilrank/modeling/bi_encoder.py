@@ -43,12 +43,12 @@ class TokenCounter:
         """Tokens of each text, without the special tokens that a model adds; int64, shape (n,)."""
         counts = np.empty(len(texts), np.int64)
         for start, encoded in _encode(self._tokenizer, texts, special=False):
-            counts[start : start + len(encoded)] = [len(one) for one in encoded]
+            counts[start : start + len(encoded)] = [len(item) for item in encoded]
         return counts
 
 
 class Retriever:
-    """A BERT bi-encoder: mean (or [CLS], where the folder says so) of the last layer, L2-normalized.
+    """A BERT bi-encoder: mean (or [CLS], if the folder says so) of the last layer, L2-normalized.
 
     Args:
         reference: model, as in `distilrank.modeling.references`: config.json, tokenizer.json and safetensors (F32,
@@ -91,7 +91,7 @@ class Retriever:
         self._session = onnxruntime.InferenceSession(
             network if isinstance(network, bytes) else str(network), options, providers=["CPUExecutionProvider"]
         )
-        self._inputs = [one.name for one in self._session.get_inputs()]
+        self._inputs = [model_input.name for model_input in self._session.get_inputs()]
         self._output = self._session.get_outputs()[0].name
         if not set(self._inputs) <= set(INPUTS) or len(self._session.get_outputs()[0].shape) != 3:
             raise InputError(f"{exported}: inputs {self._inputs}, expected some of {INPUTS}, and a vector per token")
@@ -110,7 +110,7 @@ class Retriever:
         Args:
             texts: any number of them.
             progress: called after each batch with its number of texts.
-            out: where to write and what to return instead (a memory-mapped file, say; float16 will do), same shape.
+            out: array to fill and return, of the same shape; float16 or a memory-mapped file is possible.
 
         Raises:
             ValueError: `out` has another shape.
@@ -120,7 +120,7 @@ class Retriever:
         if vectors.shape != shape:
             raise ValueError(f"out has shape {vectors.shape}, expected {shape}")
         for start, encoded in _encode(self._tokenizer, texts, special=True):
-            lengths = np.array([len(one) for one in encoded], np.int64)
+            lengths = np.array([len(tokens) for tokens in encoded], np.int64)
             for rows in batching.by_length(lengths, BATCH_TOKENS):
                 vectors[start + rows] = self._embed([encoded[row] for row in rows])
                 if progress:
@@ -130,9 +130,9 @@ class Retriever:
     def _embed(self, encoded: Sequence[Encoding]) -> np.ndarray:
         ids = np.zeros((len(encoded), max(map(len, encoded))), np.int64)
         mask = np.zeros_like(ids)
-        for row, one in enumerate(encoded):
-            ids[row, : len(one)] = one.ids
-            mask[row, : len(one)] = 1
+        for row, tokens in enumerate(encoded):
+            ids[row, : len(tokens)] = tokens.ids
+            mask[row, : len(tokens)] = 1
         values = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
         (hidden,) = self._session.run([self._output], {name: values[name] for name in self._inputs})
         # The length is normalized away, so that a sum does for a mean.

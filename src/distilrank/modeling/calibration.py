@@ -32,7 +32,7 @@ def fit(method: str, logits: np.ndarray, targets: np.ndarray, groups: np.ndarray
             or `none`.
         logits: raw scores, shape (n,).
         targets: soft targets in [0, 1], shape (n,).
-        groups: what is left out together, shape (n,): the query of each row; None: each row by itself.
+        groups: what is left out together, shape (n,): the query of each row; None: each row separately.
     """
     if method == "none":
         return {"method": "none"}
@@ -47,25 +47,32 @@ def fit(method: str, logits: np.ndarray, targets: np.ndarray, groups: np.ndarray
 def out_of_fold(method: str, logits: np.ndarray, targets: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
     """Probabilities of rows by calibrations that were fitted without their query, float64, shape (n,).
 
-    Measured on the rows of its own fit a calibration flatters itself, the more so the more freely it bends. Five folds
-    by the digest of the group, so the same groups fall together in any row order; a single group has nothing to be
-    left out for, and is told by its own fit.
+    Measured on the rows that it was fitted on, a calibration looks too good, a flexible one most of all. The five folds
+    follow from the digest of the group, so they do not depend on the row order. A single group cannot be left out, and
+    is predicted by its own fit.
 
     Args: as for `fit`.
     """
     logits, targets = np.asarray(logits, np.float64), np.asarray(targets, np.float64)
     groups = _groups(groups, len(logits))
-    fold = _folds(groups)
+    fold_of_row = _folds(groups)
     held_out = np.empty(len(logits))
-    for one in np.unique(fold):
-        out = fold == one
-        seen = ~out if not out.all() else out
-        held_out[out] = probability(fit(method, logits[seen], targets[seen], groups[seen]), logits[out])
+    for index in np.unique(fold_of_row):
+        is_held_out = fold_of_row == index
+        is_fitted = ~is_held_out if not is_held_out.all() else is_held_out
+        held_out[is_held_out] = probability(
+            fit(method, logits[is_fitted], targets[is_fitted], groups[is_fitted]), logits[is_held_out]
+        )
     return held_out
 
 
 def probability(calibration: dict[str, Any], logits: np.ndarray) -> np.ndarray:
-    """Calibrated probabilities in [0, 1], float64, of raw logits of any shape."""
+    """Calibrated probabilities in [0, 1], float64, of raw logits of any shape.
+
+    Example:
+        >>> probability({"method": "platt", "slope": 2.0, "intercept": -1.0}, np.array([0.5])).tolist()
+        [0.5]
+    """
     logits = np.asarray(logits, np.float64)
     if calibration["method"] == "isotonic":
         return np.interp(logits, calibration["x"], calibration["y"])
@@ -111,8 +118,8 @@ def _isotonic(logits: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
     """
     from scipy.optimize import isotonic_regression
 
-    values, at = np.unique(logits, return_inverse=True)
-    weight, total = np.bincount(at).astype(np.float64), np.bincount(at, targets)
+    values, position = np.unique(logits, return_inverse=True)
+    weight, total = np.bincount(position).astype(np.float64), np.bincount(position, targets)
     weight[[0, -1]] += 0.5
     total[0] += 0.5
     pooled = isotonic_regression(total / weight, weights=weight)
@@ -151,16 +158,16 @@ def _compare(logits: np.ndarray, targets: np.ndarray, groups: np.ndarray | None)
         return facts
     held_out = {method: out_of_fold(method, logits, targets, groups) for method in ("platt", "isotonic")}
     losses = {}
-    for method, given in held_out.items():
-        given = np.clip(given, EDGE, 1 - EDGE)  # as a student is shown them
-        losses[method] = -targets * np.log(given) - (1 - targets) * np.log(1 - given)
+    for method, estimate in held_out.items():
+        estimate = np.clip(estimate, EDGE, 1 - EDGE)  # as a student is shown them
+        losses[method] = -targets * np.log(estimate) - (1 - targets) * np.log(1 - estimate)
     gains = losses["platt"] - losses["isotonic"]
     by_query = np.bincount(query, gains - gains.mean())  # rows of one query are not independent draws
     return {
         **facts,
         "folds": FOLDS,
         "log_loss": {method: float(loss.mean()) for method, loss in losses.items()},
-        "brier": {method: float(np.mean((given - targets) ** 2)) for method, given in held_out.items()},
+        "brier": {method: float(np.mean((estimate - targets) ** 2)) for method, estimate in held_out.items()},
         "gain": float(gains.mean()),
         "standard_error": float(np.sqrt(np.sum(by_query**2)) / len(gains)),
     }

@@ -1,8 +1,8 @@
-"""Fused layers by torch.compile, where the work is long enough to pay for the compilation.
+"""Compilation of a model's layers by torch.compile, if the work is long enough to pay for it.
 
-Only a model's layers are compiled: they share one program, so that 30 of them cost no more than one. It takes about a
-minute on two cores and saves a quarter of a training, and as it is told from the amount of work alone, a task that is
-killed and started again computes the same bits.
+Only the layers are compiled: they share one program, so 30 of them cost no more than one. Compilation takes about a
+minute on two cores and saves a quarter of a training. The amount of work alone decides, so a task that is killed and
+restarted computes the same bits.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from distilrank.modeling import packing
 from distilrank.modeling.runtime import Runtime
 
 PAYS_FROM = {"cpu": 1.5e14, "cuda": 1.5e17}
-"""Operations from which compiling pays: about ten minutes of two AVX512-BF16 cores, or of one large GPU."""
+"""Number of operations from which compilation pays: about ten minutes of two AVX512-BF16 cores, or of a large GPU."""
 
 
 def weights(model: nn.Module) -> int:
-    """Weights that every token meets: all but the embeddings and the head, adapters not counted."""
+    """Number of weights that every token is multiplied with: without embeddings, head and adapters."""
     classifier = packing.plain(model)
     counted = {
         id(parameter): parameter.numel()
@@ -35,18 +35,18 @@ def weights(model: nn.Module) -> int:
 
 
 def compile_layers(stage: str, model: nn.Module, compute: Compute, runtime: Runtime, operations: float) -> bool:
-    """Compile the layers of `model` if the configuration and `operations` say so; whether it was done.
+    """Compile the layers of `model` if the configuration and `operations` say so; return whether it did.
 
     Args:
-        stage: names the progress line.
-        model: one that takes packed batches; others stay as they are unless asked for.
-        compute: `compile` decides.
+        stage: name that the progress line begins with.
+        model: only models that take packed batches are compiled.
+        compute: its setting `compile` decides.
         runtime: device.
-        operations: floating-point operations that lie ahead: 2 a weight and token to score, 4 to train adapters,
-            6 to train all weights.
+        operations: floating-point operations of the task: per weight and token 2 to score, 4 to train adapters, 6 to
+            train all weights.
 
     Raises:
-        InputError: `compile: on` where it cannot be done.
+        InputError: `compile: on`, but it is not possible.
     """
     missing = "" if packing.is_packed(model) else f"not for models of type {model.config.model_type}"
     if runtime.device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):

@@ -28,7 +28,7 @@ NESTED_POSITIONS = 8192
 """Tokens that a model with a nested configuration takes where that leaves them out, as it may: all take more."""
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 """Names of a model's inputs, the last one for models with segments only."""
-MIN_PRODUCT_TOKENS = 8  # what is left of a product beside a query that fills `max_tokens` by itself
+MIN_PRODUCT_TOKENS = 8  # kept of a product if its query alone fills `max_tokens`
 CHARACTERS_PER_TOKEN = 32
 """Most characters of a text that are tokenized for each token that the model may read of it.
 
@@ -59,7 +59,7 @@ class Tokens:
     ids: np.ndarray
     """int32, shape (tokens,)"""
     starts: np.ndarray
-    """Where each pair begins, and the end of the last one: int64, shape (pairs + 1,)."""
+    """Index of the first token of each pair, and the end of the last pair: int64, shape (pairs + 1,)."""
     queries: np.ndarray
     """A number for each pair's query, the same for pairs of one query: int64, shape (pairs,)."""
     types: np.ndarray | None = None
@@ -99,9 +99,9 @@ class Tokens:
 
     def take(self, pairs: np.ndarray) -> Tokens:
         """The tokens of some pairs, in the order of `pairs`."""
-        starts, at = _gathered(self.starts[pairs], self.lengths[pairs])
-        types = None if self.types is None else self.types[at]
-        return Tokens(self.ids[at], starts, self.queries[pairs], types)
+        starts, source = _gathered(self.starts[pairs], self.lengths[pairs])
+        types = None if self.types is None else self.types[source]
+        return Tokens(self.ids[source], starts, self.queries[pairs], types)
 
     def padded(self, pairs: np.ndarray, pad_token: int) -> dict[str, np.ndarray]:
         """The pairs padded on the right to their longest, under the names that models know.
@@ -113,25 +113,27 @@ class Tokens:
         lengths = self.lengths[pairs]
         column = np.arange(lengths.max())[None]
         real = column < lengths[:, None]
-        at = self.starts[pairs][:, None] + np.minimum(column, lengths[:, None] - 1)
+        source = self.starts[pairs][:, None] + np.minimum(column, lengths[:, None] - 1)
         batch = {
-            "input_ids": np.where(real, self.ids[at], pad_token).astype(np.int64),
+            "input_ids": np.where(real, self.ids[source], pad_token).astype(np.int64),
             "attention_mask": real.astype(np.int64),
         }
         if self.types is not None:
-            batch["token_type_ids"] = np.where(real, self.types[at], 0).astype(np.int64)
+            batch["token_type_ids"] = np.where(real, self.types[source], 0).astype(np.int64)
         return batch
 
 
 def distinct(values: Sequence[Any]) -> tuple[list[Any], np.ndarray]:
-    """The different values in order of appearance, and the place of each value among them: int64, shape (n,)."""
-    places: dict[Any, int] = {}
-    of = np.fromiter((places.setdefault(value, len(places)) for value in values), np.int64, len(values))
-    return list(places), of
+    """The distinct values in order of appearance, and the index of each value among them: int64, shape (n,)."""
+    position_of_value: dict[Any, int] = {}
+    positions = np.fromiter(
+        (position_of_value.setdefault(value, len(position_of_value)) for value in values), np.int64, len(values)
+    )
+    return list(position_of_value), positions
 
 
 def _gathered(begins: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Runs of a flat array laid one after the other: where each begins then, with the end, and what to take."""
+    """Concatenate runs of a flat array: the start of each run in the result, with the end, and the source indices."""
     starts = np.concatenate([[0], np.cumsum(lengths)])
     return starts, np.arange(starts[-1]) + np.repeat(begins - starts[:-1], lengths)
 
@@ -174,7 +176,7 @@ class Inputs:
     special_tokens: Mapping[str, str]
     """The tokenizer's special tokens by role, one of ROLES."""
     names: tuple[str, ...] | None = None
-    """Names of the arrays that the model gets; None: all that it knows."""
+    """Names of the arrays that the model gets; None: all that it takes."""
 
     @classmethod
     def read(cls, folder: Path) -> Inputs:
@@ -211,8 +213,8 @@ def load_tokenizer(folder: Path, special_tokens: Iterable[str] = ()) -> Tokenize
         raise InputError(f"{path}: not a tokenizer ({one_line(error)})") from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    known = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
-    missing = [token for token in dict.fromkeys(special_tokens) if token not in known]
+    existing = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    missing = [token for token in dict.fromkeys(special_tokens) if token not in existing]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in missing])
     return tokenizer
 
@@ -220,26 +222,28 @@ def load_tokenizer(folder: Path, special_tokens: Iterable[str] = ()) -> Tokenize
 def _pad_token_id(folder: Path, tokenizer: Tokenizer, inputs: Inputs) -> int:
     """What to pad with: the pad token, or the end token where there is none."""
     token = inputs.special_tokens.get("pad_token", inputs.special_tokens.get("eos_token"))
-    found = inputs.config.get("pad_token_id") if token is None else tokenizer.token_to_id(token)
-    if not isinstance(found, int) or found < 0 or tokenizer.id_to_token(found) is None:
+    token_id = inputs.config.get("pad_token_id") if token is None else tokenizer.token_to_id(token)
+    if not isinstance(token_id, int) or token_id < 0 or tokenizer.id_to_token(token_id) is None:
         raise InputError(f"{folder}: its tokenizer has neither a pad token nor an end token, expected one to pad with")
-    return found
+    return token_id
 
 
 def text_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What config.json says of the text model, which a model that reads images too has in a section of its own."""
+    """Settings of the text model, which models that also read images have in a separate section of config.json."""
     nested = config.get("text_config")
     return {**config, "max_position_embeddings": NESTED_POSITIONS, **nested} if isinstance(nested, dict) else {**config}
 
 
 def _positions(path: Path, config: Mapping[str, Any]) -> int:
     """Most tokens that the model of `config` takes."""
-    found = config.get("max_position_embeddings", config.get("n_positions"))
-    if not isinstance(found, int) or found < 1:
-        raise InputError(f"{path}: max_position_embeddings is {found!r}, expected the most tokens that the model takes")
+    positions = config.get("max_position_embeddings", config.get("n_positions"))
+    if not isinstance(positions, int) or positions < 1:
+        raise InputError(
+            f"{path}: max_position_embeddings is {positions!r}, expected the most tokens that the model takes"
+        )
     if config.get("model_type") in OFFSET_POSITIONS:
-        found -= (config["pad_token_id"] if isinstance(config.get("pad_token_id"), int) else 1) + 1
-    return found
+        positions -= (config["pad_token_id"] if isinstance(config.get("pad_token_id"), int) else 1) + 1
+    return positions
 
 
 # Text -------------------------------------------------------------------------------------------------------------
@@ -254,7 +258,12 @@ def special_tokens(tokenizer: Tokenizer) -> re.Pattern[str]:
 
 
 def neutralize(text: str, special: re.Pattern[str]) -> str:
-    """`text` with a blank within each special token, so that the tokenizer reads it as ordinary characters."""
+    """`text` with a blank within each special token, so that the tokenizer reads it as ordinary characters.
+
+    Example:
+        >>> neutralize("sofa [SEP] red", re.compile(re.escape("[SEP]")))
+        'sofa [ SEP] red'
+    """
     previous = None
     while previous != text:  # a blank may have brought another token together, in theory
         previous, text = text, special.sub(lambda match: match[0][0] + " " + match[0][1:], text)
@@ -341,12 +350,12 @@ class Encoder(ABC):
     def _within(self, values: list[str], budget: int) -> list[str]:
         """Each text cut after its first `budget` tokens."""
         long = [row for row, value in enumerate(values) if len(value) > budget]  # no token is shorter than a character
-        kept = list(values)
-        found = self.tokenizer.encode_batch([values[row] for row in long], add_special_tokens=False)
-        for row, encoding in zip(long, found, strict=True):
+        shortened = list(values)
+        encodings = self.tokenizer.encode_batch([values[row] for row in long], add_special_tokens=False)
+        for row, encoding in zip(long, encodings, strict=True):
             offsets = encoding.offsets[:budget]
-            kept[row] = values[row][: offsets[-1][1]].rstrip() if offsets else ""
-        return kept
+            shortened[row] = values[row][: offsets[-1][1]].rstrip() if offsets else ""
+        return shortened
 
     @property
     def pad_token(self) -> str:
@@ -386,10 +395,10 @@ class PairEncoder(Encoder):
         """The special tokens before, between and after the segments; and the types of those and of the segments."""
         path = self.folder / "tokenizer.json"
         probe = self.tokenizer.encode("red sofa", "blue lamp")
-        segment = [-1 if of is None else of for of in probe.sequence_ids]
+        segment = [-1 if index is None else index for index in probe.sequence_ids]
         if 0 not in segment or 1 not in segment:
             raise InputError(f"{path}: gives no tokens for 'red sofa' and 'blue lamp', expected some for each")
-        ends = [end for of in (0, 1) for end in (segment.index(of), len(segment) - segment[::-1].index(of))]
+        ends = [end for index in (0, 1) for end in (segment.index(index), len(segment) - segment[::-1].index(index))]
         if ends != sorted(ends):
             raise InputError(f"{path}: puts the product before the query, expected a pair in its order")
         ids = np.split(np.array(probe.ids, np.int32), ends)
@@ -405,7 +414,7 @@ class PairEncoder(Encoder):
             end = int(np.searchsorted(ends, (ends[first - 1] if first else 0) + TOKENIZED_CHARACTERS, side="right"))
             part = list(texts[first : max(end, first + 1)])
             encoded = self.tokenizer.encode_batch_fast(part, add_special_tokens=False)
-            ids += [np.array(one.ids, np.int32) for one in encoded]
+            ids += [np.array(encoding.ids, np.int32) for encoding in encoded]
         return ids
 
     def encode(self, queries: Sequence[str], products: Sequence[str]) -> Tokens:
@@ -418,10 +427,10 @@ class PairEncoder(Encoder):
         """Tokens of pairs whose products are tokenized.
 
         Args:
-            queries: different queries, neutralized.
-            query_of: place of each pair's query among them, int64, shape (n,).
-            products: token ids of different products.
-            product_of: place of each pair's product among them, int64, shape (n,).
+            queries: distinct queries, neutralized.
+            query_of: index of each pair's query among them, int64, shape (n,).
+            products: token ids of distinct products.
+            product_of: index of each pair's product among them, int64, shape (n,).
 
         Raises:
             InputError: a query is longer than what the model takes.
@@ -433,22 +442,22 @@ class PairEncoder(Encoder):
         before, between, after = (np.full(pairs, piece) for piece in range(3))
         parts = np.stack([before, 3 + query_of, between, 3 + len(queries) + product_of, after], axis=1)
         lengths = sizes[parts]
-        whole = lengths[:, 3].copy()
+        product_lengths = lengths[:, 3].copy()
         excess = lengths.sum(axis=1) - self.max_tokens
-        shortest = np.minimum(whole, MIN_PRODUCT_TOKENS)
-        lengths[:, 3] = np.where(excess > 0, np.maximum(whole - excess, shortest), whole)
+        shortest = np.minimum(product_lengths, MIN_PRODUCT_TOKENS)
+        lengths[:, 3] = np.where(excess > 0, np.maximum(product_lengths - excess, shortest), product_lengths)
         for row in np.flatnonzero(lengths.sum(axis=1) > self.limit):
             self._refuse_long(queries[query_of[row]], int(lengths[row].sum()))
-        _, at = _gathered(begins[parts].ravel(), lengths.ravel())
+        _, source = _gathered(begins[parts].ravel(), lengths.ravel())
         types = None
         if self.has_types:
             first, query, middle, product, last = self._types
             of_text = np.repeat([query[0], product[0]], [len(queries), len(products)])
             of_pool = np.concatenate([first, middle, last, np.repeat(of_text, sizes[3:])])
-            types = of_pool[at]
+            types = of_pool[source]
         starts = np.concatenate([[0], np.cumsum(lengths.sum(axis=1))])
-        truncated = int((lengths[:, 3] < whole).sum())
-        return Tokens(np.concatenate(pool)[at], starts, query_of, types, truncated)
+        truncated = int((lengths[:, 3] < product_lengths).sum())
+        return Tokens(np.concatenate(pool)[source], starts, query_of, types, truncated)
 
 
 class PromptEncoder(Encoder):
@@ -463,7 +472,7 @@ class PromptEncoder(Encoder):
         self._require_embeddings([*prompt, self.pad_token_id])
 
     def _padding(self) -> int:
-        """What to pad with: transformers reads the last token that is not it, so that no prompt may end in it."""
+        """Id to pad with: transformers reads the last token that differs from it, so no prompt may end in it."""
         (prompt,) = self._tokenize([self._prompt("red sofa", "blue lamp")])
         special = [number for number, token in self.tokenizer.get_added_tokens_decoder().items() if token.special]
         for number in (self.pad_token_id, *special):
@@ -472,7 +481,7 @@ class PromptEncoder(Encoder):
                 return number
         raise InputError(
             f"{self.folder}: its prompts end in {self.pad_token!r}, which it pads with, and it has no other special "
-            "token; expected a tokenizer with a pad token of its own"
+            "token; expected a tokenizer with a separate pad token"
         )
 
     def _prompt(self, query: str, product: str) -> str:
@@ -509,9 +518,9 @@ def encode_table(encoder: Encoder, table: pa.Table, text: Text) -> Tokens:
     Raises:
         InputError: a query is longer than what the model takes.
     """
-    queries, of = distinct(table.column("query").to_pylist())
+    queries, query_of = distinct(table.column("query").to_pylist())
     queries = [neutralize(query, encoder.special) for query in queries]
-    return encoder.encode([queries[place] for place in of], encoder.render(columns(table, text)))
+    return encoder.encode([queries[index] for index in query_of], encoder.render(columns(table, text)))
 
 
 def columns(table: pa.Table, text: Text) -> dict[str, list[str | None]]:

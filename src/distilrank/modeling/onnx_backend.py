@@ -18,7 +18,7 @@ FILES = {"onnx": "onnx/model.onnx", "onnx-int8": "onnx/model_qint8_avx512_vnni.o
 """What each backend reads of a student's folder, by sentence-transformers' names. onnxruntime fuses operators itself
 when it loads a graph; one that was fused beforehand is no faster on processors."""
 BATCH_TOKENS = 512
-"""Most tokens of a batch: what all layers make of them fits into a core's cache, so that more would be slower."""
+"""Most tokens of a batch: the activations of a layer then fit into a core's cache; larger batches are slower."""
 MIN_BATCH_TOKENS = 128
 """Batches are not cut below this to give each thread one: reading the weights would cost more than it gains."""
 
@@ -26,14 +26,14 @@ MIN_BATCH_TOKENS = 128
 class OnnxBackend:
     """An ONNX model as one of the backends of `scorer.Scorer`.
 
-    Batches run side by side, each in one thread, so that none waits for another within an operator, spinning where the
-    processor has others to serve. May be used from several threads.
+    Batches run concurrently, one thread each, so that no thread spins while it waits for another within an operator.
+    Safe between threads.
 
     Args:
         path: the model.
-        name: the backend's.
-        pad_token: what the model was trained to see beyond a pair's end.
-        threads: batches at a time.
+        name: name of the backend, one of scorer.BACKENDS.
+        pad_token: id that the model was trained to see after a pair's end.
+        threads: number of batches that run concurrently.
 
     Raises:
         InputError: no such file, not a readable ONNX model, or its inputs or outputs are not those of a cross-encoder.
@@ -42,9 +42,9 @@ class OnnxBackend:
     def __init__(self, path: Path, name: str, pad_token: int, threads: int) -> None:
         self.path, self.name, self.pad_token, self.threads = path, name, pad_token, threads
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors alone: they are raised, too
+        options.log_severity_level = 3  # errors only, which are raised anyway
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.enable_mem_pattern = False  # one would be kept for every shape that ever came
+        options.enable_mem_pattern = False  # otherwise one is kept for every shape that occurs
         if not path.is_file():
             raise InputError(
                 f"{path}: no such file, which the backend {name} reads; the student stage exports it, and "
@@ -54,7 +54,7 @@ class OnnxBackend:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own exceptions have no common base but this
             raise InputError(f"{path}: not a readable ONNX model ({one_line(error)})") from None
-        self._inputs = [one.name for one in self._session.get_inputs()]
+        self._inputs = [item.name for item in self._session.get_inputs()]
         outputs = self._session.get_outputs()
         if not {"input_ids", "attention_mask"} <= set(self._inputs) <= set(INPUTS) or len(outputs[0].shape) != 2:
             raise InputError(f"{path}: inputs {', '.join(self._inputs)}, expected {', '.join(INPUTS)} and one logit")

@@ -1,13 +1,13 @@
-"""Forward passes without padding: the pairs of a batch stand in one row, and what pairs of a query share stands once.
+"""Forward passes without padding: the pairs of a batch form one row, with the common prefix of a query's prompts once.
 
-All that works token by token (nine tenths of a model) then sees no padding at all. A prompt begins with its query, so
-the prompts of a query's products begin with the same tokens, and a causal model gives those the same states: they are
-computed once, and each pair's own tokens attend to them and to themselves. An encoder looks both ways, so its pairs
-share nothing. Attention is computed for one segment (a shared beginning, the rest of a pair, or a whole one) a row,
-padded to the longest of the batch; it is a few per cent of the work.
+Everything that works token by token (nine tenths of a model) then sees no padding. A prompt begins with its query, so
+the prompts of a query's products share their first tokens, and a causal model computes the same states for them: they
+are computed once, and each pair's remaining tokens attend to them and to themselves. An encoder attends in both
+directions, so its pairs share nothing. Attention is computed with one segment per row (a shared prefix, the rest of a
+pair, or a whole pair), padded to the longest of the batch; it is a few per cent of the work.
 
-The result is that of a padded batch, to rounding. It holds for models that leave attention to transformers' attention
-interface and add nothing to it; DECODERS and ENCODERS are those that the tests hold to it. Other models are padded.
+The result equals that of a padded batch up to rounding, for models that leave attention to transformers' attention
+interface and add nothing to it. The tests verify it for DECODERS and ENCODERS. Other models are padded.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class Packed:
     positions: Tensor
     """Position of each token in its own pair, int64, shape (1, tokens)."""
     queries: Tensor
-    """Token of each place of a segment, int64, shape (segments, longest)."""
+    """Index of the token at each position of a segment, int64, shape (segments, longest)."""
     keys: Tensor
-    """Tokens that a segment attends to, those that it shares first: int64, shape (segments, longest with shared)."""
+    """Index of each token that a segment attends to, shared first: int64, shape (segments, longest with shared)."""
     mask: Tensor
     """0 where a token may see a key, else -inf: float32, shape (segments, 1, longest, longest with shared), or with 1
     for longest where all tokens of a segment see the same."""
     places: Tensor
-    """Where each token stands among the places of all segments, int64, shape (tokens,)."""
+    """Index of each token among the positions of all segments, int64, shape (tokens,)."""
     read: Tensor
     """The token of each pair whose state is its result, the last one of a decoder and the first one of an encoder:
     int64, shape (pairs,), in the order of the rows that were asked for."""
@@ -54,31 +54,31 @@ class Packed:
     """Segment of each token in the tokenizer's sense, int64, shape (1, tokens), for models that have them."""
 
     def to(self, device: torch.device) -> Packed:
-        """The batch on `device`; from pinned memory where that is a GPU, so that the copy runs beside the model."""
+        """The batch on `device`; from pinned memory to a GPU, so that the copy overlaps with computation."""
         if device.type == "cpu":
             return self
-        there = {name: value for name, value in vars(self).items() if value is not None}
-        pinned = {name: value.pin_memory() if device.type == "cuda" else value for name, value in there.items()}
+        tensors = {name: value for name, value in vars(self).items() if value is not None}
+        pinned = {name: value.pin_memory() if device.type == "cuda" else value for name, value in tensors.items()}
         return Packed(**{name: value.to(device, non_blocking=True) for name, value in pinned.items()})
 
 
 def pack_encoder_batch(tokens: Tokens, rows: np.ndarray) -> Packed:
-    """Lay the pairs `rows` out without padding, for a model that looks both ways."""
+    """Concatenate the pairs `rows` without padding, for a model that attends in both directions."""
     begins, lengths = tokens.starts[rows], tokens.lengths[rows]
     offset = np.concatenate([[0], np.cumsum(lengths)])
     longest = int(lengths.max())
     pair = np.repeat(np.arange(len(rows)), lengths)
     inside = np.arange(offset[-1]) - offset[pair]
     source = begins[pair] + inside
-    place = np.arange(longest)[None]
-    at = torch.from_numpy(offset[:-1, None] + np.minimum(place, lengths[:, None] - 1))
-    seen = np.where(place < lengths[:, None], np.float32(0), -np.float32(np.inf))
+    column = np.arange(longest)[None]
+    token = torch.from_numpy(offset[:-1, None] + np.minimum(column, lengths[:, None] - 1))
+    mask = np.where(column < lengths[:, None], np.float32(0), -np.float32(np.inf))
     return Packed(
         ids=torch.from_numpy(tokens.ids[source].astype(np.int64))[None],
         positions=torch.from_numpy(inside)[None],
-        queries=at,
-        keys=at,
-        mask=torch.from_numpy(seen)[:, None, None],
+        queries=token,
+        keys=token,
+        mask=torch.from_numpy(mask)[:, None, None],
         places=torch.from_numpy(pair * longest + inside),
         read=torch.from_numpy(offset[:-1]),
         types=None if tokens.types is None else torch.from_numpy(tokens.types[source].astype(np.int64))[None],
@@ -86,14 +86,14 @@ def pack_encoder_batch(tokens: Tokens, rows: np.ndarray) -> Packed:
 
 
 def pack_decoder_batch(tokens: Tokens, rows: np.ndarray) -> Packed:
-    """Lay the pairs `rows` out without padding, those of a query beside each other with their common beginning once.
+    """Concatenate the pairs `rows` without padding, those of a query adjacent and their common prefix once.
 
     For a causal model.
     """
     order = np.argsort(tokens.queries[rows], kind="stable")
     begins, lengths = tokens.starts[rows][order], tokens.lengths[rows][order]
     shared = _shared_prefixes(tokens, rows[order])
-    heads = np.flatnonzero(shared.first & (shared.length > 0))  # a segment of its own for what the others share
+    heads = np.flatnonzero(shared.first & (shared.length > 0))  # a separate segment for what the others share
 
     # segments: first all shared beginnings, then the rest of each pair
     parent = np.where(shared.length > 0, np.searchsorted(heads, shared.leader), -1)
@@ -107,12 +107,12 @@ def pack_decoder_batch(tokens: Tokens, rows: np.ndarray) -> Packed:
     segment = np.repeat(np.arange(len(length)), length)
     inside = np.arange(offset[-1]) - offset[segment]
     longest, widest = int(length.max()), int((before + length).max())
-    place, key = np.arange(longest)[None], np.arange(widest)[None]
-    queries = offset[:-1, None] + np.minimum(place, length[:, None] - 1)
+    column, key = np.arange(longest)[None], np.arange(widest)[None]
+    queries = offset[:-1, None] + np.minimum(column, length[:, None] - 1)
     own = np.clip(key - before[:, None], 0, length[:, None] - 1)
     keys = np.where(key < before[:, None], offset[parent][:, None] + key, offset[:-1, None] + own)
     # places beyond a segment's end see what its last token sees: their results are never read
-    seen = before[:, None] + np.minimum(place, length[:, None] - 1)
+    visible = before[:, None] + np.minimum(column, length[:, None] - 1)
     last = np.empty(len(rows), np.int64)
     last[order] = (offset[1:] - 1)[len(heads) :]
     return Packed(
@@ -120,7 +120,7 @@ def pack_decoder_batch(tokens: Tokens, rows: np.ndarray) -> Packed:
         positions=torch.from_numpy(position[segment] + inside)[None],
         queries=torch.from_numpy(queries),
         keys=torch.from_numpy(keys),
-        mask=torch.from_numpy(np.where(key[None] <= seen[:, :, None], np.float32(0), -np.float32(np.inf)))[:, None],
+        mask=torch.from_numpy(np.where(key[None] <= visible[:, :, None], np.float32(0), -np.float32(np.inf)))[:, None],
         places=torch.from_numpy(segment * longest + inside),
         read=torch.from_numpy(last),
     )
@@ -196,10 +196,10 @@ def attend(
     return flat.index_select(0, kwargs["places"])[None], None
 
 
-def _take(states: Tensor, at: Tensor) -> Tensor:
+def _take(states: Tensor, token: Tensor) -> Tensor:
     """States of shape (1, heads, tokens, width) at tokens of shape (segments, places), in the shape of `at` and on."""
     # index_select's backward adds whole rows, that of plain indexing sorts every index first
-    return states[0].transpose(0, 1).index_select(0, at.flatten()).unflatten(0, at.shape)
+    return states[0].transpose(0, 1).index_select(0, token.flatten()).unflatten(0, token.shape)
 
 
 AttentionInterface.register(ATTENTION, attend)

@@ -59,7 +59,7 @@ def sample(encoder: PairEncoder, dev: pa.Table) -> pa.Table:
     rows = dev.slice(0, DEV_PAIRS).select(["query", *fields]).to_pylist()
     for number, text in enumerate(texts):
         values = [text, "", None, texts[number - 1].upper()]
-        product = {str(name): values[(number + place) % len(values)] for place, name in enumerate(fields)}
+        product = {str(name): values[(number + position) % len(values)] for position, name in enumerate(fields)}
         rows += [product | {"query": "sofa", fields[0]: text}, product | {"query": text[:60]}]
     table = pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in ("query", *fields)]))
     room = encoder.max_tokens - SPECIAL_TOKENS
@@ -69,7 +69,7 @@ def sample(encoder: PairEncoder, dev: pa.Table) -> pa.Table:
 
 
 def check(encoder: PairEncoder, model: PreTrainedModel, dev: pa.Table) -> None:
-    """Check, before a training, what of the agreement can be told by then.
+    """Check, before a training, the part of the agreement that does not depend on it.
 
     Transformers has to read from the tokenizer, as it will be saved, the tokens that `encoder` gives; and in fp32 the
     score of a pair must not depend on what else is in its batch, as it does where a model looks at padding.
@@ -85,20 +85,20 @@ def check(encoder: PairEncoder, model: PreTrainedModel, dev: pa.Table) -> None:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     read = tokenizer(*map(list, zip(*pairs, strict=True)), truncation=True)
     for row, pair in enumerate(pairs):
-        one = tokens.take(np.array([row]))
-        if one.ids.tolist() != read["input_ids"][row] or (
-            one.types is not None and one.types.tolist() != read["token_type_ids"][row]
+        expected = tokens.take(np.array([row]))
+        if expected.ids.tolist() != read["input_ids"][row] or (
+            expected.types is not None and expected.types.tolist() != read["token_type_ids"][row]
         ):
             raise InputError(
                 f"{encoder.folder}: transformers reads the pair {_shown(pair)} as "
                 f"{' '.join(tokenizer.convert_ids_to_tokens(read['input_ids'][row])[:12])} ..., tokenizer.json as "
-                f"{' '.join(map(str, map(encoder.tokenizer.id_to_token, one.ids[:12])))} ...; expected a tokenizer "
-                "that is read alike everywhere"
+                f"{' '.join(map(str, map(encoder.tokenizer.id_to_token, expected.ids[:12])))} ...; expected a "
+                "tokenizer that all libraries read alike"
             )
     if model.dtype != torch.float32:
         return
-    few = tokens.take(np.argsort(tokens.lengths)[:: -(-len(tokens) // 8)])
-    alone, together = (score_encoded(model, few, model.device, budget) for budget in (1, 2**20))
+    subset = tokens.take(np.argsort(tokens.lengths)[:: -(-len(tokens) // 8)])
+    alone, together = (score_encoded(model, subset, model.device, budget) for budget in (1, 2**20))
     worst = int(np.abs(alone - together).argmax())
     if not np.abs(alone - together)[worst] <= BOUND * max(abs(alone[worst]), 1):
         raise InputError(
@@ -137,8 +137,13 @@ def prove(
     }
     if (folder / "onnx").is_dir():
         ways["scorer, onnx"] = lambda: Scorer.load(folder, compute, backend="onnx").score(table)
-    found = {way: _differ(folder, way, score(), trained, pairs) for way, score in ways.items()}
-    parity = {"reference": "the trained network, fp32", "pairs": len(pairs), "bound": BOUND, "max_difference": found}
+    differences = {way: _differ(folder, way, score(), trained, pairs) for way, score in ways.items()}
+    parity = {
+        "reference": "the trained network, fp32",
+        "pairs": len(pairs),
+        "bound": BOUND,
+        "max_difference": differences,
+    }
     artifacts.write_json(folder / FILE, parity)
     return parity
 

@@ -37,7 +37,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
     """The configuration of the model in `folder`; of one that reads images too, that of its text model.
 
     Raises:
-        InputError: it has code of its own, or no architecture that transformers knows.
+        InputError: it brings its own code, or no architecture that transformers knows.
     """
     references.refuse_code(str(folder), folder)
     try:
@@ -52,7 +52,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
 
 
 def values_by_layer(config: PreTrainedConfig) -> dict[str, list]:
-    """What a configuration lists by layer, by key: whether attention is local, say."""
+    """Settings that a configuration lists by layer, by key, for example whether attention is local."""
     lists = {name: value for name, value in config.to_dict().items() if isinstance(value, list | tuple)}
     return {name: list(value) for name, value in lists.items() if len(value) == config.num_hidden_layers}
 
@@ -83,7 +83,7 @@ def inputs(folder: Path, model: PreTrainedModel) -> encoding.Inputs:
     """What `Encoder` needs to know of the base model in `folder`, with transformers' defaults for what its JSON omits.
 
     Raises:
-        InputError: the model brings code of its own, or its tokenizer.json is missing or unreadable.
+        InputError: the model brings its own code, or its tokenizer.json is missing or unreadable.
     """
     references.refuse_code(str(folder), folder)
     read, tokenizer = encoding.Inputs.read(folder), encoding.load_tokenizer(folder)
@@ -92,8 +92,8 @@ def inputs(folder: Path, model: PreTrainedModel) -> encoding.Inputs:
     except Exception:  # a class that cannot read this tokenizer.json, which is what counts, knows no roles either
         default = {}
     default = {role: token for role, token in default.items() if role in encoding.ROLES}
-    known = {role: token for role, token in default.items() if tokenizer.token_to_id(token) is not None}
-    return encoding.Inputs(model.config.to_dict(), {**known, **read.special_tokens}, read.names)
+    special_tokens = {role: token for role, token in default.items() if tokenizer.token_to_id(token) is not None}
+    return encoding.Inputs(model.config.to_dict(), {**special_tokens, **read.special_tokens}, read.names)
 
 
 def load(folder: Path, *, whole: bool = False, num_labels: int | None = None, **settings: Any) -> PreTrainedModel:
@@ -105,11 +105,11 @@ def load(folder: Path, *, whole: bool = False, num_labels: int | None = None, **
     Args:
         folder: a model folder.
         whole: not even the head may be missing, as in a folder that a stage of ours saved.
-        num_labels: outputs of the head; a head with another number of them is dropped, and made anew. None: as stored.
+        num_labels: outputs of the head; a head with another number of them is replaced by a new one. None: as stored.
         settings: further arguments of transformers' `from_pretrained`.
 
     Raises:
-        InputError: no model of a known architecture, one with code of its own, or weights that are not all there.
+        InputError: no model of a known architecture, one with its own code, or weights that are not all there.
     """
     config = read_config(folder)
     if num_labels is not None:

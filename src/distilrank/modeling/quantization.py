@@ -24,10 +24,11 @@ SMALLEST = np.float32(1e-12)  # unit of what is zero throughout
 
 
 def quantize(model: onnx.ModelProto, *, signed: bool = True) -> None:
-    """Turn the products of activations with constant matrices into products of bytes, in place.
+    """Replace products of activations with constant matrices by 8-bit products, in place.
 
-    Such is `MatMul` by a float32 initializer of two dimensions: the linear layers of a network, but neither the
-    products within attention nor `Gemm`, which is a head's single row. Activations become unsigned bytes, 0 at 128.
+    These are `MatMul` nodes whose second input is a two-dimensional float32 initializer: the linear layers, but neither
+    the products within attention nor `Gemm`, the head's single row. Activations become unsigned bytes with zero point
+    128, scaled token by token.
 
     Args:
         model: of opset 18 or later.
@@ -36,7 +37,9 @@ def quantize(model: onnx.ModelProto, *, signed: bool = True) -> None:
             bits first, which is slower.
     """
     graph = model.graph
-    weights = {one.name: one for one in graph.initializer if len(one.dims) == 2 and one.data_type == TensorProto.FLOAT}
+    weights = {
+        item.name: item for item in graph.initializer if len(item.dims) == 2 and item.data_type == TensorProto.FLOAT
+    }
     constants: dict[str, onnx.TensorProto] = {}
     nodes: list[onnx.NodeProto] = []
 
@@ -50,19 +53,21 @@ def quantize(model: onnx.ModelProto, *, signed: bool = True) -> None:
 
     @cache  # query, key and value share their input
     def rounded(values: str) -> tuple[str, str]:
-        """A token's values in bytes, and their unit."""
+        """The values of each token in bytes, and the scale of each token."""
         size = node("Abs", f"{values}_size", values)
         largest = node("ReduceMax", f"{values}_largest", size, constant("bytes_last_axis", np.array([-1])))
         unit = node("Mul", f"{values}_share", largest, constant("bytes_step", np.float32(1 / STEPS)))
         unit = node("Max", f"{values}_unit", unit, constant("bytes_smallest_unit", SMALLEST))
-        inverse = node("Reciprocal", f"{values}_inverse", unit)  # of one number a token: cheaper than to divide all
+        inverse = node(
+            "Reciprocal", f"{values}_inverse", unit
+        )  # one number per token: cheaper than dividing all values
         scaled = node("Mul", f"{values}_scaled", values, inverse)
         shifted = node("Add", f"{values}_shifted", scaled, constant("bytes_zero_and_half", np.float32(ZERO + 0.5)))
-        return node("Cast", f"{values}_bytes", shifted, to=TensorProto.UINT8), unit  # which cuts the fraction off
+        return node("Cast", f"{values}_bytes", shifted, to=TensorProto.UINT8), unit  # the cast truncates
 
     @cache
     def columns(name: str) -> tuple[str, str]:
-        """The bytes of a matrix, and the units of its columns."""
+        """The bytes of a matrix, and the scales of its columns."""
         matrix = numpy_helper.to_array(weights[name])
         steps = SIGNED_STEPS if signed else STEPS
         units = np.maximum(np.abs(matrix).max(axis=0) / np.float32(steps), SMALLEST)
@@ -70,18 +75,18 @@ def quantize(model: onnx.ModelProto, *, signed: bool = True) -> None:
         whole = whole.astype(np.int8) if signed else (whole + ZERO).astype(np.uint8)
         return constant(f"{name}_bytes", whole), constant(f"{name}_units", units)
 
-    for one in graph.node:
-        if one.op_type != "MatMul" or one.input[1] not in weights:
-            nodes.append(one)
+    for item in graph.node:
+        if item.op_type != "MatMul" or item.input[1] not in weights:
+            nodes.append(item)
             continue
-        activations, unit = rounded(one.input[0])
-        matrix, units = columns(one.input[1])
+        activations, unit = rounded(item.input[0])
+        matrix, units = columns(item.input[1])
         scale, zero = constant("bytes_one", np.float32(1)), constant("bytes_zero", np.uint8(ZERO))
         inputs = (activations, matrix, scale, units, zero, *(() if signed else (zero,)))
-        product = node("MatMulIntegerToFloat", f"{one.output[0]}_of_bytes", *inputs, domain=CONTRIBUTED)
-        node("Mul", one.output[0], product, unit)
-    used = {name for one in nodes for name in one.input}
-    initializers = [*(one for one in graph.initializer if one.name in used), *constants.values()]
+        product = node("MatMulIntegerToFloat", f"{item.output[0]}_of_bytes", *inputs, domain=CONTRIBUTED)
+        node("Mul", item.output[0], product, unit)
+    used = {name for item in nodes for name in item.input}
+    initializers = [*(item for item in graph.initializer if item.name in used), *constants.values()]
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
     graph.initializer.extend(initializers)

@@ -89,7 +89,7 @@ def resolve(reference: str) -> Path:
 def resolve_settings(reference: str) -> Path:
     """A local folder of the files of `reference` other than weights: configuration, tokenizer and so on.
 
-    Weights are among them where they are at hand: in a local folder, or in the cache.
+    Weights are among them if they are available: in a local folder, or in the cache.
 
     Raises:
         InputError: as `check` does.
@@ -115,7 +115,7 @@ def _resolve(reference: str, patterns: Sequence[str]) -> Path:
 
 
 def refuse_code(model: str, folder: Path) -> None:
-    """Refuse a model that brings code of its own, which transformers would offer to run, or quantized weights.
+    """Refuse a model that brings its own code, which transformers would offer to run, or quantized weights.
 
     Args:
         model: the reference or folder, for the message.
@@ -210,7 +210,7 @@ def _hub_parts(reference: str) -> tuple[str, str]:
 
 
 def _check_hub(reference: str) -> list[str] | None:
-    """Check a model of the hub; return the names of its files, None where only what was downloaded is at hand."""
+    """Check a model of the hub; return the names of its files, None if only downloaded files are available."""
     import httpx2  # what huggingface_hub talks with, and whose errors it lets through
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
@@ -259,13 +259,13 @@ def _hub_commit(reference: str) -> str:
         return folder.name if folder else revision
 
 
-def _fetch_hub(reference: str, names: list[str] | None, wanted: Sequence[str]) -> Path:
+def _fetch_hub(reference: str, names: list[str] | None, accepted: Sequence[str]) -> Path:
     """Download the files of a model that are wanted; of those that were checked by name, since a list may change."""
     import huggingface_hub
     from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
 
     repository, revision = _hub_parts(reference)
-    patterns = list(wanted) if names is None else [glob.escape(name) for name in names if _matches(name, wanted)]
+    patterns = list(accepted) if names is None else [glob.escape(name) for name in names if _matches(name, accepted)]
     try:
         folder = huggingface_hub.snapshot_download(
             repository, revision=revision, allow_patterns=patterns, local_files_only=names is None
@@ -328,13 +328,13 @@ def _checksum(blob: Any) -> str:
     return blob.md5_hash or blob.crc32c  # composed and very large objects have no MD5
 
 
-def _fetch_gs(reference: str, wanted: Sequence[str]) -> Path:
+def _fetch_gs(reference: str, accepted: Sequence[str]) -> Path:
     from google.api_core.exceptions import GoogleAPIError, NotFound, PreconditionFailed
     from google.auth.exceptions import GoogleAuthError
     from google.cloud.storage.exceptions import DataCorruption
     from requests import RequestException
 
-    members = {name: blob for name, blob in _members(reference).items() if _matches(name, wanted)}
+    members = {name: blob for name, blob in _members(reference).items() if _matches(name, accepted)}
     listing = sorted((blob.name, _checksum(blob)) for blob in members.values())
     key = hashlib.sha256(repr(listing).encode()).hexdigest()[:16]
     target = cache_folder() / f"gs-{key}"

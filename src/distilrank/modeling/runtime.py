@@ -42,7 +42,8 @@ def setup_runtime(compute: Compute) -> Runtime:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    name = next(name for name, there in available.items() if there) if compute.device == "auto" else compute.device
+    best = next(name for name, is_available in available.items() if is_available)
+    name = best if compute.device == "auto" else compute.device
     if name == "cuda" and available["cuda"]:  # of the processes that train together, each has a GPU
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not available[name]:

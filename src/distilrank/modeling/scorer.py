@@ -1,4 +1,4 @@
-"""Scoring of (query, product) pairs with the folder that the teacher or the student stage wrote.
+"""Scores (query, product) pairs with a model folder that the teacher or the student stage wrote.
 
 Neither torch nor transformers is imported here: the one module that a backend needs is, when it is loaded.
 """
@@ -148,18 +148,18 @@ class Scorer:
         """Raw logits, float32, in row order.
 
         Args:
-            table: columns `query` and those of records.PRODUCT_FIELDS that the model was trained with; an absent or
+            table: columns `query` and those of schemas.PRODUCT_FIELDS that the model was trained with; an absent or
                 null field is left out.
-            counter: told of every batch.
+            counter: is advanced after every batch.
 
         Raises:
             InputError: a query is empty, or longer than what the model takes.
             RunStopped: a logit is not finite.
         """
         queries = table.column("query")
-        seen = pc.fill_null(pc.match_substring_regex(queries, normalize.SEEN), False)
-        doubtful = pc.unique(queries.filter(pc.invert(seen))).to_pylist()
-        blank = [text for text in doubtful if text is None or normalize.is_blank(text)]
+        is_visible = pc.fill_null(pc.match_substring_regex(queries, normalize.SEEN), False)
+        suspects = pc.unique(queries.filter(pc.invert(is_visible))).to_pylist()
+        blank = [text for text in suspects if text is None or normalize.is_blank(text)]
         if blank:
             row = pc.index(pc.is_in(queries, value_set=pa.array(blank, queries.type)), True).as_py() + 1
             raise InputError(f"row {row}: query is empty, expected a text")
@@ -182,7 +182,7 @@ class Scorer:
 
         Args:
             queries: shape (n,).
-            products: of each query, its products: those of records.PRODUCT_FIELDS that the model was trained with;
+            products: of each query, its products: those of schemas.PRODUCT_FIELDS that the model was trained with;
                 an absent or null field is left out.
 
         Raises:
@@ -191,25 +191,31 @@ class Scorer:
         """
         if not queries:
             return []
-        for place, query in enumerate(queries):
+        for position, query in enumerate(queries):
             if normalize.is_blank(query):
-                raise InputError(f"query {place + 1} of {len(queries)} is empty, expected a text")
-        sizes = [len(one) for one in products]
+                raise InputError(f"query {position + 1} of {len(queries)} is empty, expected a text")
+        sizes = [len(product_list) for product_list in products]
         texts, list_of = encoding.distinct([encoding.neutralize(query, self.encoder.special) for query in queries])
         query_of = np.repeat(list_of, sizes)
-        shown = [tuple(product.get(name) for name in self.text.fields) for one in products for product in one]
-        keys, product_of = encoding.distinct(shown)
+        field_values = [
+            tuple(product.get(name) for name in self.text.fields)
+            for product_list in products
+            for product in product_list
+        ]
+        keys, product_of = encoding.distinct(field_values)
         if isinstance(self.encoder, encoding.PairEncoder):
             tokens = self.encoder.join(texts, query_of, self._tokens_of(keys), product_of)
         else:
             rendered = self._render(keys)
-            tokens = self.encoder.encode([texts[at] for at in query_of], [rendered[at] for at in product_of])
+            tokens = self.encoder.encode(
+                [texts[index] for index in query_of], [rendered[index] for index in product_of]
+            )
         logits = self.backend.score(tokens, self.tokens)
         ends = np.cumsum(sizes)
 
         def name(row: int) -> str:
-            place = int(np.searchsorted(ends, row, side="right"))
-            return f"product {row - ends[place] + sizes[place] + 1} of query {queries[place]!r}"
+            position = int(np.searchsorted(ends, row, side="right"))
+            return f"product {row - ends[position] + sizes[position] + 1} of query {queries[position]!r}"
 
         _require_finite(logits, name)
         return np.split(logits, ends[:-1])
@@ -224,14 +230,18 @@ class Scorer:
         sizes = [sum(len((product.get(name) or "").encode()) for name in self.text.fields) for product in products]
         return sum(min(shared + size // BYTES_PER_TOKEN, self.encoder.max_tokens) for size in sizes)
 
-    def _render(self, shown: Sequence[tuple[str | None, ...]]) -> list[str]:
-        return self.encoder.render(dict(zip(self.text.fields, zip(*shown, strict=True), strict=True))) if shown else []
+    def _render(self, field_values: Sequence[tuple[str | None, ...]]) -> list[str]:
+        if not field_values:
+            return []
+        return self.encoder.render(dict(zip(self.text.fields, zip(*field_values, strict=True), strict=True)))
 
-    def _tokens_of(self, shown: Sequence[tuple[str | None, ...]]) -> list[np.ndarray]:
+    def _tokens_of(self, distinct_values: Sequence[tuple[str | None, ...]]) -> list[np.ndarray]:
         """Tokens of different products, kept or new."""
         encoder = cast(encoding.PairEncoder, self.encoder)
         # Kept by digest: a text may be a thousand times as large as the tokens that the model takes of it.
-        by_digest = {hashlib.blake2b(repr(one).encode(), digest_size=16).digest(): one for one in shown}
+        by_digest = {
+            hashlib.blake2b(repr(values).encode(), digest_size=16).digest(): values for values in distinct_values
+        }
 
         def tokenize(missing: list[bytes]) -> list[np.ndarray]:
             texts = self._render([by_digest[digest] for digest in missing])

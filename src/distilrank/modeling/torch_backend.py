@@ -38,13 +38,13 @@ def forward(model: torch.nn.Module, tokens: Tokens, rows: np.ndarray, device: to
 def load_model(
     folder: Path, runtime: Runtime, dtype: torch.dtype | None = None, *, whole: bool = False
 ) -> PreTrainedModel:
-    """Load a one-logit classifier from safetensors; a missing head is made anew from the current torch seed.
+    """Load a one-logit classifier from safetensors; a missing head is initialized from the current torch seed.
 
     Args:
         folder: a pretrained model, or one that the teacher or student stage saved.
         runtime: device and precision.
         dtype: of the weights; None: the runtime's.
-        whole: not even the head may be missing.
+        whole: whether a missing head is an error, too.
 
     Raises:
         InputError: as `pretrained.load` does.

@@ -143,10 +143,10 @@ def refuse(
     if unexpected:
         faults.append(f"{len(unexpected)} tensors are unknown to config.json's architecture ({_names(unexpected)})")
     if reshaped:
-        name, (stored, wanted) = min(reshaped.items())
+        name, (stored, expected_shape) = min(reshaped.items())
         faults.append(
             f"{len(reshaped)} of {expected} tensors have another shape ({name} is {list(stored)}, expected "
-            f"{list(wanted)})"
+            f"{list(expected_shape)})"
         )
     if faults:
         allowed = "every tensor" if whole else "every tensor but those of a head and a pooler"

@@ -67,25 +67,25 @@ def export(
     max_ndcg_loss: float = 0.002,
     pairs: int = 5000,
 ) -> dict[str, Any]:
-    """Write the folder `onnx` into the student's, all of it or nothing; what was there before is replaced.
+    """Export the student in `folder` to ONNX: replace its subfolder `onnx`, completely or not at all.
 
-    `model.onnx` is always written and must be right. A variant that is further from torch than its bound, or that the
-    student's architecture does not have, is left out, and `parity.json` says why.
+    `model.onnx` is always written and must agree with torch. A variant that exceeds its bound, or that the student's
+    architecture does not support, is left out, and `parity.json` says why.
 
     Args:
-        folder: what the student stage saved, `distilrank.json` included.
-        judged: pairs to compare on, as records.JUDGED; dev, say.
-        variants: what to write beside `model.onnx`, by sentence-transformers' names.
-        max_difference: largest difference of a raw logit from torch, for the files in fp32.
-        max_ndcg_loss: largest loss of nDCG@10, for the others.
-        pairs: how many pairs to compare on at most, whole queries.
+        folder: folder that the student stage saved, with `distilrank.json`.
+        judged: pairs to compare on, as schemas.JUDGED, for example dev.
+        variants: files to write besides `model.onnx`, by sentence-transformers' names.
+        max_difference: largest allowed difference of a raw logit from torch, for files in fp32.
+        max_ndcg_loss: largest allowed loss of nDCG@10, for the other files.
+        pairs: most pairs to compare on; queries are not split.
 
     Returns:
-        What `parity.json` holds.
+        Content of `parity.json`.
 
     Raises:
         InputError: `folder` is not one of ours, or no query of `judged` has products of different rating.
-        RunStopped: the network cannot be exported, or `model.onnx` is not what torch computes.
+        RunStopped: the network cannot be exported, or `model.onnx` disagrees with torch.
     """
     reference = _Reference(folder, _whole_queries(judged, pairs))
     files: dict[str, dict[str, Any]] = {}
@@ -106,16 +106,16 @@ def export(
             in_fp32 = variant in (None, "O2")
             measure, bound = ("max_difference", max_difference) if in_fp32 else ("ndcg_loss", max_ndcg_loss)
             try:
-                found = reference.compare(path)
-                told = f"{measure} {found[measure]:.2g} from torch in fp32, expected at most {bound:g}"
-                if found[measure] <= bound:
-                    files[path.name] = {"bytes": sum(map(_size, _parts(path))), "fused": _fused(path), **found}
+                figures = reference.compare(path)
+                reason = f"{measure} {figures[measure]:.2g} from torch in fp32, expected at most {bound:g}"
+                if figures[measure] <= bound:
+                    files[path.name] = {"bytes": sum(map(_size, _parts(path))), "fused": _fused(path), **figures}
                     continue
             except (InputError, RunStopped) as error:  # not readable, or scores that are not finite
-                told = f"{network.config.model_type} does not survive it ({error})"
+                reason = f"{network.config.model_type} does not survive it ({error})"
             if not variant:
-                raise RunStopped(f"{folder / FOLDER / MODEL}: {told}")
-            left_out[path.name] = told
+                raise RunStopped(f"{folder / FOLDER / MODEL}: {reason}")
+            left_out[path.name] = reason
             for part in _parts(path):
                 part.unlink()
         parity = {
@@ -135,17 +135,17 @@ def export(
 
 
 def _whole_queries(judged: pa.Table, pairs: int) -> pa.Table:
-    """At most `pairs` rows, those of a query together; one query at least."""
+    """At most `pairs` rows of complete queries, but at least one query."""
     if judged.num_rows <= pairs:
         return judged
     _, query, sizes = np.unique(judged.column("query_id").to_pylist(), return_inverse=True, return_counts=True)
-    kept = np.cumsum(sizes) <= pairs
-    kept[0] = True
-    return judged.filter(pa.array(kept[query]))
+    is_kept = np.cumsum(sizes) <= pairs
+    is_kept[0] = True
+    return judged.filter(pa.array(is_kept[query]))
 
 
 class _Reference:
-    """The scores of the network in torch, in fp32, that files are held to."""
+    """The scores of the network in torch, in fp32, with which files are compared."""
 
     def __init__(self, folder: Path, judged: pa.Table) -> None:
         scorer = Scorer.load(folder, Compute(device="cpu", precision="fp32"), backend="torch")
@@ -160,7 +160,7 @@ class _Reference:
         return metrics.mean_ndcg(query, product, gain, logits)
 
     def compare(self, path: Path) -> dict[str, Any]:
-        """How the scores of the file at `path` differ; its rank correlation is null where all scores are equal."""
+        """Differences of the scores of the file at `path`; the rank correlation is None if all scores are equal."""
         logits = OnnxBackend(path, path.name, self._pad_token, hardware.cores()).score(self._tokens, self._budget)
         difference = np.abs(logits.astype(np.float64) - self._logits)
         ndcg = self._measure(logits)
@@ -220,7 +220,7 @@ class _Network(torch.nn.Module):
 
 
 class _FirstToken(torch.nn.Module):
-    """A model's last layer for its first token alone, which is all that the head reads; the others it attends to.
+    """A model's last layer for its first token alone, the only one that the head reads; it attends to the others.
 
     Args:
         layer: of one of `LIKE_BERT`.
@@ -234,8 +234,8 @@ class _FirstToken(torch.nn.Module):
         """The first token's state, shape (batch, 1, width)."""
         own, first = self.layer.attention.self, states[:, :1]
         query, key, value = (
-            project(of).unflatten(-1, (-1, own.attention_head_size)).transpose(1, 2)
-            for project, of in ((own.query, first), (own.key, states), (own.value, states))
+            project(inputs).unflatten(-1, (-1, own.attention_head_size)).transpose(1, 2)
+            for project, inputs in ((own.query, first), (own.key, states), (own.value, states))
         )
         context, _weights = _attention(own, query, key, value, attention_mask)
         attended = self.layer.attention.output(context.flatten(2), first)
@@ -284,8 +284,8 @@ def _trace(model: PreTrainedModel, has_types: bool) -> onnx.ModelProto:
 
 
 def _split_mask(graph: onnx.GraphProto) -> None:
-    """Give the mask its two dimensions one by one, as the optimizer expects them; the exporter merges the two steps."""
-    for at, node in enumerate(graph.node):
+    """Split the mask's Unsqueeze into two nodes, as the optimizer expects it; the exporter merges them."""
+    for index, node in enumerate(graph.node):
         if node.op_type == "Unsqueeze" and list(node.input)[:1] == ["attention_mask"]:
             axes = [numpy_helper.from_array(np.array([axis]), f"axis_{axis}") for axis in (1, 2)]
             graph.initializer.extend(axes)
@@ -293,10 +293,12 @@ def _split_mask(graph: onnx.GraphProto) -> None:
                 helper.make_node("Unsqueeze", ["attention_mask", axes[0].name], ["mask_of_rows"], "mask_of_rows"),
                 helper.make_node("Unsqueeze", ["mask_of_rows", axes[1].name], node.output, "mask_of_heads"),
             ]
-            kept = [*graph.node[:at], *steps, *graph.node[at + 1 :]]
-            graph.initializer.remove(next(one for one in graph.initializer if one.name == node.input[1]))
+            nodes = [*graph.node[:index], *steps, *graph.node[index + 1 :]]
+            graph.initializer.remove(
+                next(initializer for initializer in graph.initializer if initializer.name == node.input[1])
+            )
             del graph.node[:]
-            graph.node.extend(kept)
+            graph.node.extend(nodes)
             return
 
 
@@ -317,7 +319,7 @@ def _fuse(source: Path, target: Path, config: PretrainedConfig, half: bool = Fal
         if half:
             fused.convert_float_to_float16(keep_io_types=True)
     fused.topological_sort()
-    if not any(one.domain == CONTRIBUTED for one in fused.model.opset_import):
+    if not any(opset.domain == CONTRIBUTED for opset in fused.model.opset_import):
         fused.model.opset_import.append(helper.make_opsetid(CONTRIBUTED, 1))
     _save(fused.model, target)
 
@@ -331,7 +333,7 @@ def _quantize(source: Path, target: Path, signed: bool) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the libraries' remarks on their own insides."""
+    """Suppress log messages and warnings of the libraries."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -356,13 +358,13 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
     for part in (*graph.node, *graph.input, *graph.output, *graph.initializer):
         part.ClearField("metadata_props")
     model.producer_name, model.producer_version = "distilrank", __version__
-    large = sum(len(one.raw_data) for one in graph.initializer) > LARGEST
+    large = sum(len(initializer.raw_data) for initializer in graph.initializer) > LARGEST
     beside = f"{path.name}_data" if large else None
     onnx.save_model(model, path, save_as_external_data=large, location=beside, size_threshold=1024)
 
 
 def _parts(path: Path) -> list[Path]:
-    """The file and that of its weights, if it has one."""
+    """The file, and the file of its weights if it is separate."""
     return [part for part in (path, path.with_name(f"{path.name}_data")) if part.exists()]
 
 
@@ -371,7 +373,7 @@ def _size(path: Path) -> int:
 
 
 def _fused(path: Path) -> dict[str, int]:
-    """How many of each of onnxruntime's own operators the graph has."""
+    """Number of nodes of each of onnxruntime's contributed operators in the graph."""
     nodes = onnx.load(path, load_external_data=False).graph.node
-    found = collections.Counter(node.op_type for node in nodes if node.domain == CONTRIBUTED)
-    return dict(sorted(found.items()))
+    counts = collections.Counter(node.op_type for node in nodes if node.domain == CONTRIBUTED)
+    return dict(sorted(counts.items()))

@@ -1,4 +1,4 @@
-"""What teaching and labeling will take and cost, told from real rows and a short timed sample of real work."""
+"""Estimate time and cost of teacher training and labeling from real rows and a short timed sample of real work."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from distilrank.training import loop, losses
 ESTIMATE = "estimate.json"
 STAGE = "estimate"
 SAMPLE_ROWS = 2000
-"""Candidates whose tokens are counted; the others are taken to be as long. And most rows of a timed sample."""
+"""Candidates whose tokens are counted, as a sample of all; and most rows of a timed sample."""
 SECONDS = 20.0
-"""How long each of training and scoring is timed, after a batch that warms up."""
+"""Time for which training and scoring are each measured, after a warm-up batch."""
 
 
 def estimate(
     teacher: Teacher, label: Label, compute: Compute, *, judgements: Path, candidates: Path, output: Path
 ) -> dict[str, Any]:
-    """Time the teacher's model, untrained, on real rows; nothing is kept of it.
+    """Time the untrained teacher model on real rows; the model is discarded.
 
     Args:
         judgements: sealed folder of the prepare stage.
-        candidates: likewise.
+        candidates: sealed folder of the prepare stage.
         output: gets `estimate.json`.
 
     Returns:
@@ -46,13 +46,13 @@ def estimate(
     with artifacts.stage(STAGE, output, config=teacher, inputs=inputs) as record:
         record.inputs |= {"judgements": artifacts.verify(judgements), "candidates": artifacts.verify(candidates)}
         runtime = setup_runtime(compute)
-        fitting = schemas.read(judgements / "train.parquet", schemas.JUDGED)
+        judged = schemas.read(judgements / "train.parquet", schemas.JUDGED)
         dev = schemas.read(judgements / "dev.parquet", schemas.JUDGED)
         folder = references.resolve(teacher.model)
         loop.seed_everything(teacher.optimizer.seed)
         base = load_model(folder, runtime)
         encoder = load_encoder(folder, teacher.text, teacher.kind, pretrained.inputs(folder, base))
-        encoded, dev_encoded = (encoding.encode_table(encoder, table, teacher.text) for table in (fitting, dev))
+        encoded, dev_encoded = (encoding.encode_table(encoder, table, teacher.text) for table in (judged, dev))
         shards = sorted(candidates.glob("shard-*.parquet"))
         rows = sum(pq.read_metadata(shard).num_rows for shard in shards)
         with pq.ParquetFile(shards[0]) as file:
@@ -61,24 +61,32 @@ def estimate(
 
         base.config.pad_token_id = encoder.pad_token_id
         with progress.timed(STAGE, "timed scoring"):
-            scoring = _rate(
+            scoring_rate = _rate(
                 lambda part: score_encoded(base, part, runtime.device, label.score_tokens), sample, label.score_tokens
             )
-        learn = _learner(teacher, runtime, adapters.Adapted(base, teacher.lora), fitting.column("target").to_numpy())
+        train_batch = _learner(
+            teacher, runtime, adapters.Adapted(base, teacher.lora), judged.column("target").to_numpy()
+        )
         with progress.timed(STAGE, "timed training"):
-            learning = _rate(learn, encoded, teacher.optimizer.batch_tokens)
+            training_rate = _rate(train_batch, encoded, teacher.optimizer.batch_tokens)
 
-        looks = teacher.optimizer.evaluations * len(dev_encoded.ids)
+        evaluation_tokens = teacher.optimizer.evaluations * len(dev_encoded.ids)
         tokens = round(rows * len(sample.ids) / max(len(sample), 1))
-        trained = len(encoded.ids) * teacher.optimizer.epochs
-        found = {
+        training_tokens = len(encoded.ids) * teacher.optimizer.epochs
+        result = {
             "runtime": runtime.describe(),
-            "training": _bill(len(encoded), trained, learning, trained / learning + looks / scoring, compute),
-            "labeling": _bill(rows, tokens, scoring, tokens / scoring, compute) | {"shards": len(shards)},
+            "training": _bill(
+                len(encoded),
+                training_tokens,
+                training_rate,
+                training_tokens / training_rate + evaluation_tokens / scoring_rate,
+                compute,
+            ),
+            "labeling": _bill(rows, tokens, scoring_rate, tokens / scoring_rate, compute) | {"shards": len(shards)},
         }
-        artifacts.write_json(output / ESTIMATE, found)
+        artifacts.write_json(output / ESTIMATE, result)
         artifacts.seal(output)
-    return found
+    return result
 
 
 def _rate(work: Callable[[encoding.Tokens], object], tokens: encoding.Tokens, budget: int) -> float:

@@ -14,7 +14,7 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 
 def write(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest of one shard's labels, with the digest of its own content."""
+    """Write the manifest of one shard's labels, with the digest of its content."""
     artifacts.write_json(folder / artifacts.MANIFEST, manifest | {"digest": _digest(manifest)})
 
 
@@ -33,14 +33,14 @@ def read(folder: Path) -> dict[str, Any]:
 
 def _read_all(folders: list[Path]) -> list[dict[str, Any]]:
     """The manifests of all shards, in order, of one teacher and of one folder each."""
-    shards = sorted((read(folder) for folder in folders), key=lambda one: one["shard"])
+    shards = sorted((read(folder) for folder in folders), key=lambda manifest: manifest["shard"])
     if not shards:
         raise InputError("labels of no shard, expected at least one")
-    names = [one["shard"] for one in shards]
+    names = [manifest["shard"] for manifest in shards]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"labels of {', '.join(twice)} in more than one folder, expected each shard once")
-    teachers = {one["teacher"] for one in shards}
+    teachers = {manifest["teacher"] for manifest in shards}
     if len(teachers) != 1:
         raise InputError(f"labels of {len(teachers)} different teachers ({', '.join(sorted(teachers))}), expected one")
     return shards
@@ -53,17 +53,20 @@ def combine(folders: list[Path]) -> dict[str, Any]:
         InputError: a manifest that was changed, a shard twice, or shards that were labeled by different teachers.
     """
     shards = _read_all(folders)
-    works = [one["work"] for one in shards]
-    work = {key: sum(one[key] for one in works) for key in ("pairs", "tokens", "truncated", "seconds", "device_hours")}
-    prices = [one["price"] for one in works]
+    work_items = [manifest["work"] for manifest in shards]
+    work = {
+        key: sum(manifest[key] for manifest in work_items)
+        for key in ("pairs", "tokens", "truncated", "seconds", "device_hours")
+    }
+    prices = [manifest["price"] for manifest in work_items]
     return {
         "teacher": shards[0]["teacher"],
-        "rows": sum(one["rows"] for one in shards),
-        "queries": sum(one["queries"] for one in shards),
+        "rows": sum(manifest["rows"] for manifest in shards),
+        "queries": sum(manifest["queries"] for manifest in shards),
         "work": {
             **work,
             "rows_per_second": round(work["pairs"] / work["seconds"], 1) if work["seconds"] else None,
-            "device": ", ".join(sorted({one["device"] for one in works})),
+            "device": ", ".join(sorted({manifest["device"] for manifest in work_items})),
             "price": None if None in prices else round(sum(prices), 4),
         },
         "shards": shards,
@@ -76,5 +79,5 @@ def identity(folders: list[Path]) -> str:
     Raises:
         InputError: as `combine` does.
     """
-    kept = ("shard", "teacher", "candidates", "rows", "labels")
-    return artifacts.digest_json([{key: one[key] for key in kept} for one in _read_all(folders)])
+    keys = ("shard", "teacher", "candidates", "rows", "labels")
+    return artifacts.digest_json([{key: manifest[key] for key in keys} for manifest in _read_all(folders)])

@@ -1,4 +1,4 @@
-"""Labeling, part by part: whatever is killed and when, no row is lost, doubled, or scored under other inputs.
+"""Labeling in parts: after any kill, no row is lost, doubled, or scored with other inputs.
 
 A shard is cut into windows of so many rows, wherever its row groups end. The logits of a window are a part: a file of
 its own that appears complete or not at all, says what it was made from, and is never changed. Needs no torch.
@@ -37,7 +37,7 @@ EXAMPLES = 3  # rows that are named when logits are broken
 
 @dataclass(frozen=True)
 class Scored:
-    """What a scorer made of a window."""
+    """The logits of a window."""
 
     logits: np.ndarray
     """Raw, float32, in the order of the rows."""
@@ -47,18 +47,18 @@ class Scored:
 
 
 class Teacher(Protocol):
-    """What scores the rows of a window."""
+    """Scores the rows of a window."""
 
     def encode(self, rows: pa.Table) -> Any:
         """What `score` takes; called in another thread, while earlier rows are scored."""
 
     def score(self, encoded: Any, counter: progress.Counter) -> Scored:
-        """Logits of those rows; `counter` is told of each batch."""
+        """Logits of those rows; `counter` is advanced after each batch."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What rows took to score, in whichever attempt."""
+    """Work that scoring took, summed over attempts."""
 
     pairs: int = 0
     tokens: int = 0
@@ -69,14 +69,14 @@ class Work:
         return Work(*map(operator.add, astuple(self), astuple(other)))
 
     def scaled(self, rows: int) -> Work:
-        """What so many rows take if they are like these."""
+        """The work of `rows` rows, extrapolated from these."""
         factor = rows / max(self.pairs, 1)
         return Work(rows, round(self.tokens * factor), round(self.truncated * factor), self.seconds * factor)
 
 
 @dataclass(frozen=True)
 class Device:
-    """What is paid for by the hour."""
+    """The device that labels, and its price."""
 
     name: str
     price_per_hour: float = 0.0
@@ -104,7 +104,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Labeled:
-    """A shard, all of it."""
+    """A shard that is labeled completely."""
 
     logits: np.ndarray
     queries: int
@@ -121,7 +121,7 @@ class Labeled:
 
 
 def windows(shard: Path, columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
-    """The shard in order, so many rows at a time (fewer only at its end), with these columns of records.CANDIDATES.
+    """The shard in order, so many rows at a time (fewer only at its end), with these columns of schemas.CANDIDATES.
 
     Raises:
         InputError: the file is damaged, or a column does not fit.
@@ -140,7 +140,7 @@ def windows(shard: Path, columns: Sequence[str], rows: int) -> Iterator[pa.Table
 
 
 def check_shard(shard: Path) -> int:
-    """Rows of a shard whose columns are those of records.CANDIDATES.
+    """Rows of a shard whose columns are those of schemas.CANDIDATES.
 
     Raises:
         InputError: the file is damaged, a column is unknown or missing, or there are no rows.
@@ -150,30 +150,31 @@ def check_shard(shard: Path) -> int:
             names, rows = file.schema_arrow.names, file.metadata.num_rows
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{shard}: corrupt or not Parquet ({one_line(error)})") from None
-    for kind, found in (
+    for kind, columns in (
         ("unknown", [name for name in names if name not in schemas.CANDIDATES.names]),
         ("missing", [name for name in schemas.CANDIDATES.names if name not in names]),
     ):
-        if found:
+        if columns:
             raise InputError(
-                f"{shard}: {kind} column {', '.join(map(repr, found))}, expected {', '.join(schemas.CANDIDATES.names)}"
+                f"{shard}: {kind} column {', '.join(map(repr, columns))}, "
+                f"expected {', '.join(schemas.CANDIDATES.names)}"
             )
     if not rows:
         raise InputError(f"{shard}: no rows, expected at least one candidate")
     return rows
 
 
-def _digest(part: pa.Table, account: dict[str, Any]) -> str:
+def _digest(part: pa.Table, metadata: dict[str, Any]) -> str:
     logits = part.column("logit").to_numpy().tobytes().hex()
-    return artifacts.digest_json([*(part.column(name).to_pylist() for name in IDS), logits, account])
+    return artifacts.digest_json([*(part.column(name).to_pylist() for name in IDS), logits, metadata])
 
 
 class LabelCheckpoints:
-    """The finished windows of a shard, in a folder that attempts share, one after the other or at once.
+    """The finished windows of a shard, in a folder that successive or concurrent attempts share.
 
     Args:
-        folder: made if missing; anybody may remove it when nobody works on the shard.
-        inputs: all that decides the logits, by name; digests and settings, as JSON values.
+        folder: created if missing; may be removed when nobody works on the shard.
+        inputs: everything that determines the logits, by name: digests and settings, as JSON values.
 
     Raises:
         InputError: the folder belongs to other inputs.
@@ -182,30 +183,32 @@ class LabelCheckpoints:
     def __init__(self, folder: Path, inputs: dict[str, Any]) -> None:
         self.folder, self.inputs = folder, artifacts.digest_json(inputs)
         path = folder / INPUTS
-        there = None
+        existing = None
         if path.exists():
             try:
-                there = artifacts.read_json(path)
+                existing = artifacts.read_json(path)
             except InputError as error:  # each part says what it was made from
                 progress.log_event("label", "note", f"{error}; writing it again")
-        if there is not None:
-            self._refuse_others(path, there, inputs)
+        if existing is not None:
+            self._refuse_others(path, existing, inputs)
         else:
             self._write(path, lambda handle: handle.write(json.dumps(inputs, indent=2).encode()))
 
     @staticmethod
-    def _refuse_others(path: Path, there: dict[str, Any], inputs: dict[str, Any]) -> None:
-        if there == inputs:
+    def _refuse_others(path: Path, existing: dict[str, Any], inputs: dict[str, Any]) -> None:
+        if existing == inputs:
             return
-        name = next((name for name in inputs if there.get(name) != inputs[name]), next(iter(there.keys() - inputs), ""))
+        name = next(
+            (name for name in inputs if existing.get(name) != inputs[name]), next(iter(existing.keys() - inputs), "")
+        )
         raise InputError(
-            f"{path}: these parts were made from other inputs ({name} {str(there.get(name))[:12]}, expected "
+            f"{path}: these parts were made from other inputs ({name} {str(existing.get(name))[:12]}, expected "
             f"{str(inputs.get(name))[:12]}) and cannot be mixed with new ones; remove the folder"
         )
 
     @staticmethod
     def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
-        # The folder goes when another attempt has come to its end; what this one has scored it remembers.
+        # Another attempt removes the folder when it has finished; this one still has its logits in memory.
         with contextlib.suppress(FileNotFoundError), artifacts.replacing(path) as handle:
             write(handle)
 
@@ -213,7 +216,7 @@ class LabelCheckpoints:
         return self.folder / f"part-{number:05d}.parquet"
 
     def take(self, number: int, rows: pa.Table) -> tuple[np.ndarray, Work] | None:
-        """Logits of these rows as an attempt has left them, and what they took; None: not there, or damaged, and named.
+        """Saved logits of these rows and the work that they took; None if missing, or damaged, which is reported.
 
         Raises:
             InputError: the part was made from other inputs.
@@ -221,15 +224,15 @@ class LabelCheckpoints:
         path = self._path(number)
         try:
             with pq.ParquetFile(path) as file:
-                account = artifacts.parse_json(file.schema_arrow.metadata[METADATA], str(path))
+                metadata = artifacts.parse_json(file.schema_arrow.metadata[METADATA], str(path))
                 part = schemas.conform(file.read(), schemas.LABELS, str(path))
-            digest, inputs, work = account.pop("digest"), account["inputs"], Work(**account["work"])
-            whole = digest == _digest(part, account)  # of ids that may be no text any more
+            digest, inputs, work = metadata.pop("digest"), metadata["inputs"], Work(**metadata["work"])
+            is_whole = digest == _digest(part, metadata)  # of ids that may be no text any more
         except FileNotFoundError:
             return None
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
-            whole = False
-        if not whole or not all(part.column(name).equals(rows.column(name)) for name in IDS):
+            is_whole = False
+        if not is_whole or not all(part.column(name).equals(rows.column(name)) for name in IDS):
             progress.log_event("label", "note", f"{path} is damaged, or of other rows: scoring its rows again")
             return None
         if inputs != self.inputs:
@@ -246,9 +249,9 @@ class LabelCheckpoints:
             InputError: the storage refuses.
         """
         part = pa.table([*(rows.column(name) for name in IDS), pa.array(logits)], schema=schemas.LABELS)
-        account: dict[str, Any] = {"inputs": self.inputs, "work": asdict(work)}
-        account["digest"] = _digest(part, account)
-        table = part.replace_schema_metadata({METADATA: json.dumps(account)})
+        metadata: dict[str, Any] = {"inputs": self.inputs, "work": asdict(work)}
+        metadata["digest"] = _digest(part, metadata)
+        table = part.replace_schema_metadata({METADATA: json.dumps(metadata)})
         self._write(self._path(number), lambda handle: pq.write_table(table, handle, compression="zstd"))
 
 
@@ -256,7 +259,7 @@ class LabelCheckpoints:
 
 
 class _Counter(progress.Counter):
-    """Tells, with speed and time left, what the whole shard comes to."""
+    """A counter that also shows the estimated cost of the whole shard."""
 
     estimate = ""
 
@@ -269,8 +272,8 @@ def _refuse_broken(name: str, rows: pa.Table, logits: np.ndarray) -> None:
     if len(broken):
         first = rows.select(["query", "product_id"]).take(broken[:EXAMPLES]).to_pylist()
         examples = ", ".join(
-            f"query {row['query']!r} with product {row['product_id']} ({logits[at]})"
-            for at, row in zip(broken, first, strict=False)
+            f"query {row['query']!r} with product {row['product_id']} ({logits[row_index]})"
+            for row_index, row in zip(broken, first, strict=False)
         )
         raise RunStopped(
             f"{name}: {len(broken)} of {len(logits)} logits are not finite: {examples}; the teacher is broken"
@@ -278,9 +281,9 @@ def _refuse_broken(name: str, rows: pa.Table, logits: np.ndarray) -> None:
 
 
 def _refuse_collapsed(name: str, logits: np.ndarray, config: Label) -> None:
-    found = score_spread.describe_collapse(logits, config.min_deviation, config.min_distinct)
-    if found:
-        raise RunStopped(f"{name}: {found} (label.min_deviation, label.min_distinct); the teacher has collapsed")
+    reason = score_spread.describe_collapse(logits, config.min_deviation, config.min_distinct)
+    if reason:
+        raise RunStopped(f"{name}: {reason} (label.min_deviation, label.min_distinct); the teacher has collapsed")
 
 
 def label_rows(
@@ -300,7 +303,7 @@ def label_rows(
         name: the stage, for the log.
         fields: product fields that the teacher is shown beside the query.
         load: makes the teacher; called once, if any row is left to score.
-        output: gets records.LABELS in the shard's order, with the same bytes however often labeling was killed.
+        output: gets schemas.LABELS in the shard's order, with the same bytes however often labeling was killed.
 
     Raises:
         InputError: a damaged shard or parts of other inputs; the storage refuses (finished parts stay).
@@ -309,40 +312,40 @@ def label_rows(
     logits = np.empty(check_shard(shard), np.float32)
     teacher = functools.cache(load)
 
-    def prepared() -> Iterator[tuple[int, pa.Table, tuple[np.ndarray, Work] | None, Any]]:
+    def prepare_windows() -> Iterator[tuple[int, pa.Table, tuple[np.ndarray, Work] | None, Any]]:
         for number, rows in enumerate(windows(shard, [*IDS, "query", *fields], config.part_rows)):
-            found = parts.take(number, rows)
-            yield number, rows, found, None if found else teacher().encode(rows)
+            finished = parts.take(number, rows)
+            yield number, rows, finished, None if finished else teacher().encode(rows)
 
     counter = _Counter(name, len(logits), "pairs")
-    spent, done, trusted = Work(), 0, False
+    total_work, end_of_previous, is_checked = Work(), 0, False
     # While a window is scored, the next one is read and encoded, and the one before is written: volumes that pods share
     # are slow to say that they have it.
     with ThreadPoolExecutor(1) as writer:
         written: Future[None] | None = None
-        for number, rows, found, encoded in prefetch(prepared()):
-            if found:
+        for number, rows, finished, encoded in prefetch(prepare_windows()):
+            if finished:
                 counter.skip(rows.num_rows)
             else:
                 if written is None:
                     counter.started = time.monotonic()  # neither resuming nor loading is scoring
-                began = time.perf_counter()
+                started = time.perf_counter()
                 scored = teacher().score(encoded, counter)
-                work = Work(rows.num_rows, scored.tokens, scored.truncated, time.perf_counter() - began)
+                work = Work(rows.num_rows, scored.tokens, scored.truncated, time.perf_counter() - started)
                 _refuse_broken(shard.stem, rows, scored.logits)
                 if written:
                     written.result()
                 written = writer.submit(parts.keep, number, rows, scored.logits, work)
-                found = scored.logits, work
-            ended = done + rows.num_rows
-            logits[done:ended], done = found[0], ended
-            spent += found[1]
-            counter.estimate = f"{device.format(spent.scaled(len(logits)))} in all"
-            if not trusted and done >= score_spread.MIN_LOGITS:  # of many hours, the first minute
-                _refuse_collapsed(shard.stem, logits[:done], config)
-                trusted = True
+                finished = scored.logits, work
+            end = end_of_previous + rows.num_rows
+            logits[end_of_previous:end], end_of_previous = finished[0], end
+            total_work += finished[1]
+            counter.estimate = f"{device.format(total_work.scaled(len(logits)))} in all"
+            if not is_checked and end_of_previous >= score_spread.MIN_LOGITS:  # of many hours, the first minute
+                _refuse_collapsed(shard.stem, logits[:end_of_previous], config)
+                is_checked = True
     _refuse_collapsed(shard.stem, logits, config)
-    return Labeled(logits, _write(shard, logits, output), spent, counter.resumed)
+    return Labeled(logits, _write(shard, logits, output), total_work, counter.resumed)
 
 
 def _write(shard: Path, logits: np.ndarray, output: Path) -> int:

@@ -1,4 +1,4 @@
-"""Label stage: every candidate of a shard is scored once by the teacher; a killed task goes on where it was."""
+"""The label stage: the teacher scores every candidate of a shard once; a killed task resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LABELS = "labels.parquet"
 
 
 def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teacher: Path, output: Path) -> int:
-    """Score the candidates of `shard` and return how many rows there are.
+    """Score the candidates of `shard` and return the number of its rows.
 
     Args:
         shard: name of the shard, `shard-00000`.
@@ -39,7 +39,7 @@ def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teac
         output: gets `labels.parquet` (raw logits, in the shard's order) and `manifest.json`, and is sealed last.
 
     Parts of `config.part_rows` rows are kept in `compute.checkpoint_dir` under a key of all that decides the logits, so
-    that a later attempt takes them over and other inputs never mix with them; they go when the shard is complete.
+    that a later attempt reuses them and other inputs never mix with them. They are removed when the shard is complete.
 
     Raises:
         InputError: a shard or teacher whose bytes do not match their digest; columns that are not those of candidates;
@@ -57,7 +57,7 @@ def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teac
         runtime = setup_runtime(compute)
         shard_path = candidates / f"{shard}.parquet"
         shard_digest = artifacts.read_json(candidates / artifacts.SEAL)["files"][f"{shard}.parquet"]
-        decides = {
+        key = {
             "shard": shard_digest,
             "teacher": record.inputs["teacher"],
             "part_rows": config.part_rows,
@@ -68,7 +68,7 @@ def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teac
             "versions": [artifacts.code_digest(), torch.__version__, transformers.__version__],
         }
         folder = (
-            Path(compute.checkpoint_dir) / f"{shard}-{artifacts.digest_json(decides)[:16]}"
+            Path(compute.checkpoint_dir) / f"{shard}-{artifacts.digest_json(key)[:16]}"
             if compute.checkpoint_dir
             else output / "parts"
         )
@@ -79,7 +79,7 @@ def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teac
             name=name,
             shard=shard_path,
             fields=artifacts.read_json(teacher / DESCRIPTION)["text"]["fields"],
-            parts=LabelCheckpoints(folder, decides),
+            parts=LabelCheckpoints(folder, key),
             load=lambda: _load(name, teacher, config, compute, pq.read_metadata(shard_path).num_rows),
             device=device,
             output=output / LABELS,
@@ -100,14 +100,14 @@ def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teac
         artifacts.seal(output, only=[LABELS, artifacts.MANIFEST])  # not the parts, which go
         record.facts |= {"runtime": runtime.describe(), "pairs": labeled.rows, "resumed": labeled.resumed}
         progress.log_event(name, "note", f"{labeled.rows} pairs took {device.format(labeled.work)}")
-    # Last, so that a kill before costs nothing; another attempt may be quicker.
+    # Last, so that a kill before this line costs nothing.
     shutil.rmtree(folder, ignore_errors=True)
     return labeled.rows
 
 
 @dataclass(frozen=True)
 class _Teacher:
-    """Encodes and scores apart from each other, so that neither waits for the other."""
+    """Encodes and scores in separate calls, so that one can run while the other does."""
 
     scorer: Scorer
     network: TorchBackend
@@ -122,7 +122,7 @@ class _Teacher:
 
 
 def _load(name: str, teacher: Path, config: Label, compute: Compute, pairs: int) -> _Teacher:
-    """The teacher, fused if the shard as a whole is worth it: what is left of it must not decide, or bits would."""
+    """The teacher, compiled if the whole shard is worth it: the bits must not depend on how many rows remain."""
     scorer = Scorer.load(teacher, compute, backend="torch", tokens=config.score_tokens)
     network = cast(TorchBackend, scorer.backend)
     tokens = pairs * artifacts.read_json(teacher / METRICS)["tokens_per_pair"]
@@ -133,7 +133,7 @@ def _load(name: str, teacher: Path, config: Label, compute: Compute, pairs: int)
 
 
 def read(folders: list[Path], candidates: Path, teacher: Path, rows: int = CHUNK_ROWS) -> Iterator[pa.Table]:
-    """Candidates with the teacher's logits, at most `rows` at a time: records.CANDIDATES and a column `logit`.
+    """Candidates with the teacher's logits, at most `rows` at a time: schemas.CANDIDATES and a column `logit`.
 
     Every digest is checked before the first table comes.
 
@@ -171,17 +171,17 @@ def read(folders: list[Path], candidates: Path, teacher: Path, rows: int = CHUNK
 
 def _read_shard(shard: Path, labeled: Path, rows: int) -> Iterator[pa.Table]:
     labels = schemas.read(labeled, schemas.LABELS)
-    done = 0
+    start = 0
     for batch in pq.ParquetFile(shard).iter_batches(rows):
         table = schemas.conform(pa.Table.from_batches([batch]), schemas.CANDIDATES, str(shard))
-        those = labels.slice(done, len(table))
-        if not all(table.column(name).equals(those.column(name)) for name in IDS):
+        shard_labels = labels.slice(start, len(table))
+        if not all(table.column(name).equals(shard_labels.column(name)) for name in IDS):
             raise InputError(f"{labeled}: not the rows of {shard} in their order")
-        logits = those.column("logit").to_numpy()
+        logits = shard_labels.column("logit").to_numpy()
         if not np.isfinite(logits).all():
-            row = done + int(np.flatnonzero(~np.isfinite(logits))[0])
+            row = start + int(np.flatnonzero(~np.isfinite(logits))[0])
             raise InputError(f"{labeled}: row {row + 1}, logit {labels['logit'][row].as_py()}, expected a finite one")
-        yield table.append_column(schemas.LABELS.field("logit"), those.column("logit"))
-        done += len(table)
-    if done != len(labels):
-        raise InputError(f"{labeled}: {len(labels)} rows, expected the {done} of {shard}")
+        yield table.append_column(schemas.LABELS.field("logit"), shard_labels.column("logit"))
+        start += len(table)
+    if start != len(labels):
+        raise InputError(f"{labeled}: {len(labels)} rows, expected the {start} of {shard}")

@@ -1,4 +1,4 @@
-"""How far a teacher's labels can be trusted, by what held-out judgements say of it."""
+"""Quality of a teacher on held-out judgements: how far its labels can be trusted."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from distilrank.evaluation import metrics, score_spread, trec
 from distilrank.modeling import calibration
 
 QUALITY = "quality.json"
-"""What `assess` leaves in the teacher's folder."""
+"""File that `assess` writes to the teacher's folder."""
 
 MIN_SUPPORT = 20
-"""Ranked queries below which a mean over them says little; such strata are shown, and said to be thin."""
+"""Ranked queries below which a mean over them says little; such strata are shown as too small."""
 
 CURVE_BINS, BIN_ROWS, PRIOR_ROWS = 10, 50, 50
 """Of the curve of expected errors: most bins, fewest rows of a bin (roughly), and rows of average error in each."""
@@ -33,13 +33,13 @@ PER_QUERY = 3
 LEAST_GAP = 1 / 3
 """Smallest disagreement: on three levels, the nearest one to the teacher's probability is another."""
 TOP = 8
-"""Disagreements that go on the report's page."""
+"""Disagreements shown on the report's page."""
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 class Quality(NamedTuple):
-    """What `assess` found."""
+    """Result of `assess`."""
 
     figures: dict[str, Any]
     """JSON value, as the report reads it."""
@@ -69,7 +69,7 @@ def assess(
     are the sigmoid of the logits.
 
     Args:
-        dev: records.JUDGED, held out.
+        dev: schemas.JUDGED, held out.
         logits: the teacher's raw scores of those rows, finite.
         calibrated: what `calibration.fit` gave for them.
         relevant_from: soft target from which a pair is relevant, for ROC-AUC.
@@ -89,7 +89,7 @@ def assess(
     }
     relevant = metrics.grades(target) >= metrics.grades([relevant_from])[0]
     curve = confidence(probability, target)
-    found = disagreements(dev, probability, count, curve)
+    disagreeing = disagreements(dev, probability, count, curve)
     figures = {
         "pairs": dev.num_rows,
         "queries": len(set(queries)),
@@ -97,10 +97,10 @@ def assess(
         "relevant_from": relevant_from,
         "agreement": agreement(dev, systems, probability),
         "roc_auc": {
-            name: _known(metrics.roc_auc(*metrics.ThresholdCurve(relevant, score).counts()))
+            name: _none_if_nan(metrics.roc_auc(*metrics.ThresholdCurve(relevant, score).counts()))
             for name, score in systems.items()
         },
-        "rank_correlation": {name: _known(_spearman(score, target)) for name, score in systems.items()},
+        "rank_correlation": {name: _none_if_nan(_spearman(score, target)) for name, score in systems.items()},
         "calibration": {
             **calibrated,
             "ece": metrics.ece(diagram),
@@ -109,12 +109,12 @@ def assess(
         },
         "logits": score_spread.spread(logits),
         "confidence": curve,
-        "disagreements": {"count": found.num_rows, "top": found.slice(0, TOP).to_pylist()},
+        "disagreements": {"count": disagreeing.num_rows, "top": disagreeing.slice(0, TOP).to_pylist()},
     }
-    return Quality(figures, found)
+    return Quality(figures, disagreeing)
 
 
-def _known(value: float) -> float | None:
+def _none_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
@@ -130,7 +130,7 @@ def agreement(dev: pa.Table, systems: dict[str, np.ndarray], probability: np.nda
     """How well systems order each query's products, over all queries and by stratum.
 
     Args:
-        dev: records.JUDGED.
+        dev: schemas.JUDGED.
         systems: scores of the rows, by name.
         probability: the teacher's, of the rows.
 
@@ -157,7 +157,9 @@ def agreement(dev: pa.Table, systems: dict[str, np.ndarray], probability: np.nda
             "queries": int(inside.sum()),
             "ranked_queries": int(counted.sum()),
             **{
-                metric: {name: float(one[counted].mean()) if counted.any() else None for name, one in values.items()}
+                metric: {
+                    name: float(scores[counted].mean()) if counted.any() else None for name, scores in values.items()
+                }
                 for metric, values in by_query.items()
             },
             "mean_probability": float(probability[rows].mean()),
@@ -167,13 +169,13 @@ def agreement(dev: pa.Table, systems: dict[str, np.ndarray], probability: np.nda
 
 
 def disagreements(dev: pa.Table, probability: np.ndarray, count: int, curve: dict[str, Any]) -> pa.Table:
-    """The judgements that the teacher contradicts most surely, surest first: often people's errors, worth a review.
+    """The judgements that the teacher contradicts most confidently, in that order: often human errors, worth a review.
 
-    The order is that of |probability - target| over the root of the error that is usual at that probability: where the
+    They are sorted by |probability - target| over the root of the error expected at that probability: where the
     teacher is mostly right, a gap is worth more.
 
     Args:
-        dev: records.JUDGED.
+        dev: schemas.JUDGED.
         probability: the teacher's, out of fold, shape (rows,).
         count: most rows to return; a query gives three at most, and gaps below a third of the scale none.
         curve: of `confidence`.
@@ -189,15 +191,15 @@ def disagreements(dev: pa.Table, probability: np.ndarray, count: int, curve: dic
     order = np.lexsort((-tie, query, -surprise))
     within = metrics.ranks(query, surprise, tie)
     rows = order[(np.abs(gap[order]) >= LEAST_GAP) & (within[order] < PER_QUERY)][:count]
-    found = dev.take(pa.array(rows))
+    selected = dev.take(pa.array(rows))
     return pa.table(
         {
-            **{name: found.column(name) for name in ("query", "product_id", "title")},
+            **{name: selected.column(name) for name in ("query", "product_id", "title")},
             "target": pa.array(target[rows].round(4)),
-            "raters": found.column("raters"),
+            "raters": selected.column("raters"),
             "probability": pa.array(probability[rows].round(4)),
             "gap": pa.array(gap[rows].round(4)),
-            "stratum": found.column("stratum"),
+            "stratum": selected.column("stratum"),
         }
     )
 
@@ -222,7 +224,7 @@ def write_csv(table: pa.Table, path: Path) -> None:
 
 
 def confidence(probability: np.ndarray, target: np.ndarray) -> dict[str, Any]:
-    """How far from people's judgements the teacher is wont to be where it gives a probability, as a JSON value.
+    """Expected squared error of the teacher as a function of its probability, as a JSON value.
 
     The squared error of out-of-fold probabilities, averaged in quantile bins, shrunk towards the mean of all as if 50
     rows of that error were in each bin, and smoothed over neighbors (weights 1, 2, 1).
@@ -237,14 +239,14 @@ def confidence(probability: np.ndarray, target: np.ndarray) -> dict[str, Any]:
     squares = (probability - target) ** 2
     bins = int(np.clip(len(squares) // BIN_ROWS, 1, CURVE_BINS))
     edges = np.unique(np.quantile(probability, np.arange(1, bins) / bins))
-    at = np.searchsorted(edges, probability, side="right")
-    _, at = np.unique(at, return_inverse=True)  # ties may leave a bin empty
-    rows = np.bincount(at).astype(np.float64)
-    error = (np.bincount(at, squares) + PRIOR_ROWS * squares.mean()) / (rows + PRIOR_ROWS)
+    bin_of_row = np.searchsorted(edges, probability, side="right")
+    _, bin_of_row = np.unique(bin_of_row, return_inverse=True)  # ties may leave a bin empty
+    rows = np.bincount(bin_of_row).astype(np.float64)
+    error = (np.bincount(bin_of_row, squares) + PRIOR_ROWS * squares.mean()) / (rows + PRIOR_ROWS)
     kernel = [1, 2, 1]
     smooth = (np.convolve(rows * error, kernel) / np.convolve(rows, kernel))[1:-1]
     curve = {
-        "probability": (np.bincount(at, probability) / rows).tolist(),
+        "probability": (np.bincount(bin_of_row, probability) / rows).tolist(),
         "error": np.maximum(smooth, 1e-6).tolist(),
     }
     return {

@@ -1,7 +1,7 @@
-"""State of a training on disk: written whole or not at all, verified and read without running code, the last two kept.
+"""Checkpoints of a training: written atomically, verified, read without running code; the last two are kept.
 
-The name of a checkpoint has the SHA-256 of its bytes, `step-00000120-DIGEST.pt`: what torch reads has no checksum that
-it looks at, and most damaged files would load as another state.
+The name of a checkpoint contains the SHA-256 of its bytes, `step-00000120-DIGEST.pt`. torch verifies no checksum, so
+most damaged files would load as another state.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from distilrank.core import artifacts, progress
 
-KEPT = 2  # if the machine lost power while the newest was written, the one before it is whole
+KEPT = 2  # if power fails while the newest is written, the previous one is intact
 
 
 class Checkpoints:
@@ -26,17 +26,17 @@ class Checkpoints:
     def __init__(self, folder: Path | None) -> None:
         """
         Args:
-            folder: where they are; made at the first save. Other inputs must have another folder. None: nothing is
-                kept, for tasks that have nothing which outlives them.
+            folder: created at the first save; other inputs need another folder. None: nothing is saved, for tasks
+                without storage that outlives them.
         """
         self.folder = folder
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Keep `state` (tensors, numbers, texts, lists and dicts of them) as that of `step`, and drop older ones."""
+        """Save `state` (tensors, numbers, strings, lists and dicts of them) as that of `step`; remove older ones."""
         if self.folder is None:
             return
         path = self.folder / f"step-{step:08d}.new"
-        # another attempt that came to its end has removed the folder: this one can do without
+        # another attempt has finished and removed the folder: this one needs no checkpoint
         with contextlib.suppress(FileNotFoundError):
             with artifacts.replacing(path) as handle:
                 writer = _DigestingWriter(handle)
@@ -51,9 +51,9 @@ class Checkpoints:
             old.unlink(missing_ok=True)
 
     def load(self, stage: str) -> dict[str, Any] | None:
-        """The newest state whose bytes are those that were saved, on the CPU; None where there is none.
+        """The newest undamaged state, on the CPU; None if there is none.
 
-        A checkpoint that is damaged is named in a line of `stage` and removed.
+        A damaged checkpoint is reported in a line of `stage` and removed.
         """
         if self.folder is not None:
             for pattern in (".step-*.partial", "step-*.new"):
@@ -63,10 +63,10 @@ class Checkpoints:
         for path in reversed(saved):
             expected = path.stem.rpartition("-")[2]
             try:
-                if (seen := artifacts.digest_file(path)) == expected:
+                if (digest := artifacts.digest_file(path)) == expected:
                     return torch.load(path, map_location="cpu", weights_only=True)
-                problem = f"digest {seen[:12]} differs from the {expected[:12]} of its name"
-            except FileNotFoundError:  # another process that trains along has removed it
+                problem = f"digest {digest[:12]} differs from the {expected[:12]} of its name"
+            except FileNotFoundError:  # another process of this training has removed it
                 continue
             except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
                 problem = str(error)
@@ -77,7 +77,7 @@ class Checkpoints:
         return None
 
     def clear(self) -> None:
-        """Remove them all, once what they lead to is safe."""
+        """Remove all checkpoints, once the result of the training is saved."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -86,7 +86,7 @@ class Checkpoints:
 
 
 class _DigestingWriter:
-    """A file that digests what is written to it."""
+    """A file object that computes the digest of what is written to it."""
 
     def __init__(self, handle: BinaryIO) -> None:
         self.sha256 = hashlib.sha256()

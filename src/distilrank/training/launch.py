@@ -1,4 +1,4 @@
-"""Training in several processes: torchrun on this machine, or a TrainJob over several; in each of them the stage runs.
+"""Training in several processes: by torchrun on this machine, or by a TrainJob on several; each runs the stage.
 
     torchrun --nproc-per-node 4 -m distilrank.training.launch TASK.json
 
@@ -53,7 +53,7 @@ def _gpus() -> int:
 def die_with_parent(parent: int) -> None:
     """Have the kernel end this process by SIGTERM when `parent`, which has just forked it, is gone; Linux alone can.
 
-    Runs between fork and exec, where other threads' locks are held for ever: it loads no library.
+    Runs between fork and exec, where other threads' locks may never be released: it loads no library.
     """
     with contextlib.suppress(AttributeError):
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -95,29 +95,28 @@ def run(
     """
     if compute.nodes > 1:
         manifest.check(compute)
-        contents = {name: [_content(folder) for folder in _several(given)] for name, given in folders.items()}
+        contents = {name: [_content(folder) for folder in _several(paths)] for name, paths in folders.items()}
         settings = compute.model_dump(
             mode="json", exclude={"checkpoint_dir", "trainjob", "price_per_hour", "checkpoint_seconds"}
         )
         decides = [stage, config.model_dump(mode="json"), contents, values, settings, artifacts.code_digest()]
         key = artifacts.digest_json(decides)[:16]
-        workspace = (
-            Path(compute.checkpoint_dir) / f"{stage}-nodes-{key}"
-        )  # pods see nothing of one another but the volume
-        folders = {name: _copied(given, workspace / name) for name, given in folders.items()}
+        # pods share nothing but the volume
+        workspace = Path(compute.checkpoint_dir) / f"{stage}-nodes-{key}"
+        folders = {name: _copied(paths, workspace / name) for name, paths in folders.items()}
         task = _Task(stage, config, compute, folders, values, output=workspace / "output", folder=workspace)
-        if not task.is_done():  # an attempt before this one may have seen it through
+        if not task.is_done():  # an earlier attempt may have finished it
             command = ["torchrun", "-m", "distilrank.training.launch", str(task.write())]
             try:
                 runner.run(manifest.job_name(stage, key), command, compute, stage, heartbeat=workspace / HEARTBEAT)
             except RunStopped:
-                if task.outcome.exists():  # what the stage itself says, rather than that a pod has failed
+                if task.outcome.exists():  # the stage's own error says more than that a pod has failed
                     task.result()
                 raise
         result = task.result()
         artifacts.copy_tree(workspace / "output", output)
         artifacts.verify(output)  # before the only other copy goes
-        shutil.rmtree(workspace, ignore_errors=True)  # network volumes keep what somebody has open
+        shutil.rmtree(workspace, ignore_errors=True)  # network volumes keep files that are open
         return result
     count = processes(compute)
     if compute.device != "cpu" and 0 < _gpus() < count:
@@ -127,7 +126,7 @@ def run(
     with tempfile.TemporaryDirectory() as scratch:
         task = _Task(stage, config, compute, folders, values, output=output, folder=Path(scratch))
         command = [*torchrun, "-m", "distilrank.training.launch", str(task.write())]
-        # Two trainings in one folder would do harm.
+        # Two trainings must not write to one folder.
         die = functools.partial(die_with_parent, os.getpid())
         subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=False, preexec_fn=die)
         return task.result()
@@ -135,7 +134,7 @@ def run(
 
 @dataclass(frozen=True)
 class _Task:
-    """What the processes are told, and what they tell, in two files."""
+    """A stage to run in several processes: its arguments in task.json, its result or error in outcome.json."""
 
     stage: str
     config: Section
@@ -152,8 +151,8 @@ class _Task:
     def write(self) -> Path:
         self.outcome.unlink(missing_ok=True)
         paths = {
-            name: [str(folder) for folder in given] if isinstance(given, list) else str(given)
-            for name, given in self.folders.items()
+            name: [str(folder) for folder in paths] if isinstance(paths, list) else str(paths)
+            for name, paths in self.folders.items()
         }
         path = self.folder / "task.json"
         artifacts.write_json(
@@ -178,14 +177,14 @@ class _Task:
             raise RuntimeError(
                 f"{self.stage}: the processes that trained together ended without a result; their output tells"
             )
-        found = artifacts.read_json(self.outcome)
-        if found["error"]:
-            raise ENDS.get(found["error"], RuntimeError)(found["message"])
-        return found["result"]
+        outcome = artifacts.read_json(self.outcome)
+        if outcome["error"]:
+            raise ENDS.get(outcome["error"], RuntimeError)(outcome["message"])
+        return outcome["result"]
 
 
-def _several(given: Folders) -> list[Path]:
-    return given if isinstance(given, list) else [given]
+def _several(folders: Folders) -> list[Path]:
+    return folders if isinstance(folders, list) else [folders]
 
 
 def _content(folder: Path) -> str:
@@ -194,14 +193,14 @@ def _content(folder: Path) -> str:
     return artifacts.digest_file(sealed if sealed.exists() else folder / artifacts.MANIFEST)
 
 
-def _copied(given: Folders, target: Path) -> Folders:
-    if not isinstance(given, list):
+def _copied(folders: Folders, target: Path) -> Folders:
+    if not isinstance(folders, list):
         if not target.exists():  # copies appear whole
-            artifacts.copy_tree(given, target)
+            artifacts.copy_tree(folders, target)
         return target
-    for number, folder in enumerate(given):
+    for number, folder in enumerate(folders):
         _copied(folder, target / f"{number:05d}")
-    return [target / f"{number:05d}" for number in range(len(given))]
+    return [target / f"{number:05d}" for number in range(len(folders))]
 
 
 def work(path: Path) -> None:
@@ -214,35 +213,35 @@ def work(path: Path) -> None:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         compute = compute.model_copy(update={"threads": max(hardware.cores() // local, 1)})
     folders: dict[str, Folders] = {
-        name: [Path(folder) for folder in given] if isinstance(given, list) else Path(given)
-        for name, given in task["folders"].items()
+        name: [Path(folder) for folder in paths] if isinstance(paths, list) else Path(paths)
+        for name, paths in task["folders"].items()
     }
     if compute.nodes > 1 and is_main():
         heartbeat.end_when_orphaned(path.parent / HEARTBEAT, compute.trainjob.orphan_minutes, task["stage"])
-    found: dict[str, Any] = {"error": "", "message": "", "result": {}}
+    report: dict[str, Any] = {"error": "", "message": "", "result": {}}
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(task["output"]) if is_main() else Path(scratch)
         if not is_main():
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what all say alike is said once
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - all processes print the same lines
         try:
             result = stage.train(section(**task["config"]), compute, **folders, **task["values"], output=output)
-            found["result"] = result._asdict()
+            report["result"] = result._asdict()
         except Exception as error:
-            found |= {"error": type(error).__name__, "message": str(error)}
+            report |= {"error": type(error).__name__, "message": str(error)}
             print(
                 f"process {os.environ.get('RANK', '0')}: {type(error).__name__}: {error}", file=sys.stderr, flush=True
             )
             raise
         finally:
             outcome = Path(task["outcome"])
-            cause = found["error"] in ENDS  # rather than the broken connections that follow from it elsewhere
+            cause = report["error"] in ENDS  # rather than the broken connections that follow from it elsewhere
             if (is_main() or cause) and (cause or not outcome.exists()):
                 with artifacts.replacing(outcome) as handle:
-                    handle.write(json.dumps(found).encode())
+                    handle.write(json.dumps(report).encode())
 
 
 def main() -> None:
-    """Run a task; a stage's own ways of ending are told by its outcome, not by a traceback."""
+    """Run a task; a stage that stops itself reports it by its outcome, not by a traceback."""
     try:
         work(Path(sys.argv[1]))
     except (InputError, RunStopped):

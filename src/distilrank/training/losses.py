@@ -1,4 +1,4 @@
-"""Losses over a flat batch of whole queries: one row a product, `query` says which rows belong together.
+"""Losses over a flat batch of whole queries: one row per product; `query` says which rows belong together.
 
 | loss | what the student learns | teacher | student | of a query |
 | --- | --- | --- | --- | --- |
@@ -51,10 +51,15 @@ def margin_loss(student: Tensor, teacher: Tensor, query: Tensor, weight: Tensor 
         student: scores, shape (rows,), any float type.
         teacher: scores on the same scale, shape (rows,).
         query: integer that rows of one query share, shape (rows,), in any order; negative: padding.
-        weight: of each row; queries count alike, whatever their weights add up to.
+        weight: weight of each row; queries count alike, whatever their weights add up to.
 
     Returns:
         Scalar in fp32; 0 where no query has two products.
+
+    Example:
+        >>> student, teacher = torch.tensor([1.0, 0.0, 5.0]), torch.tensor([3.0, 1.0, 2.0])
+        >>> float(margin_loss(student, teacher, query=torch.tensor([0, 0, 1])))  # ((3 - 1) - (1 - 0))^2
+        1.0
     """
     residual, weight, query, queries = _residuals(student, teacher, query, weight)
     total = _sum_by_query(weight, query, queries)
@@ -67,9 +72,14 @@ def margin_loss(student: Tensor, teacher: Tensor, query: Tensor, weight: Tensor 
 
 
 def pointwise_loss(student: Tensor, teacher: Tensor, query: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean over queries of the mean squared residual: it anchors the level that margins leave open (arXiv 2411.04539).
+    """Mean over queries of the mean squared residual; it fixes the level that margins leave open (arXiv 2411.04539).
 
     Arguments as in `margin_loss`; queries with one product count too. 0 where there are no rows.
+
+    Example:
+        >>> student, teacher = torch.tensor([1.0, 0.0]), torch.tensor([3.0, 1.0])
+        >>> float(pointwise_loss(student, teacher, query=torch.tensor([0, 0])))  # (2^2 + 1^2) / 2
+        2.5
     """
     residual, weight, query, queries = _residuals(student, teacher, query, weight)
     total = _sum_by_query(weight, query, queries)
@@ -85,6 +95,11 @@ def pointwise_cross_entropy(student: Tensor, teacher: Tensor, query: Tensor, wei
         teacher: probabilities in [0, 1], shape (rows,).
         query: as in `margin_loss`.
         weight: as in `margin_loss`.
+
+    Example:
+        >>> loss = pointwise_cross_entropy(torch.zeros(2), torch.tensor([1.0, 0.0]), query=torch.tensor([0, 0]))
+        >>> round(float(loss), 4)  # log 2
+        0.6931
     """
     real = query >= 0
     _, query = torch.unique(query[real], return_inverse=True)
@@ -96,14 +111,14 @@ def pointwise_cross_entropy(student: Tensor, teacher: Tensor, query: Tensor, wei
 
 
 def _as_lists(query: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of each query, int64, shape (queries, longest), and which of these places hold one, bool, same shape."""
+    """Row indices by query, int64, shape (queries, longest), and which entries are real, bool, of the same shape."""
     rows = torch.nonzero(query >= 0)[:, 0]
     if not len(rows):
         return rows.view(0, 0), rows.view(0, 0).bool()
     _, number, sizes = torch.unique(query[rows], return_inverse=True, return_counts=True)
-    place = torch.arange(int(sizes.max()), device=query.device)[None]
-    at = (sizes.cumsum(0) - sizes)[:, None] + place
-    return rows[torch.argsort(number, stable=True)][at.clamp(max=len(rows) - 1)], place < sizes[:, None]
+    column = torch.arange(int(sizes.max()), device=query.device)[None]
+    index = (sizes.cumsum(0) - sizes)[:, None] + column
+    return rows[torch.argsort(number, stable=True)][index.clamp(max=len(rows) - 1)], column < sizes[:, None]
 
 
 def ranknet_loss(
@@ -125,6 +140,12 @@ def ranknet_loss(
         teacher: what `preference` takes, shape (rows,).
         query: as in `margin_loss`.
         weight: as in `margin_loss`.
+
+    Example:
+        >>> student, teacher = torch.zeros(2), torch.tensor([1.0, 0.0])
+        >>> loss = ranknet_loss(student, prefer_by_probability, teacher, query=torch.tensor([0, 0]))
+        >>> round(float(loss), 4)  # log 2: the student has no preference
+        0.6931
     """
     rows, held = _as_lists(query)
     s, t = student.float()[rows], teacher.float()[rows]
@@ -159,7 +180,12 @@ def listwise_loss(
         teacher: scores on the same scale, shape (rows,).
         query: as in `margin_loss`.
         weight: a row counts as so many copies of it, in both distributions.
-        temperature: T; higher looks further down the list.
+        temperature: T; a higher one weighs the lower ranks more.
+
+    Example:
+        >>> scores = torch.tensor([2.0, 1.0])
+        >>> float(listwise_loss(scores + 5, scores, query=torch.tensor([0, 0])))  # a shift per query costs nothing
+        0.0
     """
     rows, held = _as_lists(query)
     held = held & (torch.ones_like(held) if weight is None else weight[rows] > 0)
@@ -182,15 +208,24 @@ def _mean(loss: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def soft_cross_entropy(logit: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean binary cross-entropy of logits, shape (rows,), against soft targets in [0, 1], shape (rows,)."""
+    """Mean binary cross-entropy of logits, shape (rows,), against soft targets in [0, 1], shape (rows,).
+
+    Example:
+        >>> round(float(soft_cross_entropy(torch.zeros(2), torch.tensor([0.5, 1.0]))), 4)  # log 2
+        0.6931
+    """
     return _mean(binary_cross_entropy_with_logits(logit.float(), target.float(), reduction="none"), weight)
 
 
 class Thresholds(nn.Module):
-    """Where on the scale of the logit each level of a rating ends: fp32, shape (levels - 1,), always ascending.
+    """Trainable thresholds between the levels of a rating, on the scale of the logit: fp32, shape (levels - 1,).
 
-    Kept as the first threshold and the gaps to the next (through a softplus, so that no step can bring two out of
-    order). At first a logit of 0 makes all levels equally likely, which is symmetric around 0.
+    They are always ascending: the parameters are the first threshold and, through a softplus, the gaps to the next.
+    Initially a logit of 0 makes all levels equally likely, which is symmetric around 0.
+
+    Example:
+        >>> Thresholds(levels=2)().tolist()  # one threshold, between two equally likely levels
+        [0.0]
     """
 
     def __init__(self, levels: int) -> None:
@@ -219,10 +254,16 @@ def ordinal_cross_entropy(logit: Tensor, target: Tensor, thresholds: Tensor, wei
         logit: the ranking score, shape (rows,).
         target: soft targets in [0, 1], shape (rows,).
         thresholds: ascending, shape (L - 1,), as `Thresholds` gives them.
-        weight: of each row.
+        weight: weight of each row.
+
+    Example:
+        >>> logit, target = torch.tensor([0.3, -1.2]), torch.tensor([1.0, 0.0])
+        >>> two_levels = ordinal_cross_entropy(logit, target, thresholds=torch.zeros(1))
+        >>> bool(torch.isclose(two_levels, soft_cross_entropy(logit, target)))
+        True
     """
     steps = len(thresholds)
     above = target.float()[:, None] * steps - torch.arange(steps, device=target.device)
-    given = logit.float()[:, None] - thresholds.float()
-    loss = binary_cross_entropy_with_logits(given, above.clamp(0, 1), reduction="none")
+    step_logits = logit.float()[:, None] - thresholds.float()
+    loss = binary_cross_entropy_with_logits(step_logits, above.clamp(0, 1), reduction="none")
     return _mean(loss.mean(dim=1), weight)
