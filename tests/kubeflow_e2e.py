@@ -499,18 +499,18 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add(
         "--namespace",
         default=os.environ.get("KFP_NAMESPACE", ""),
-        help="Namespace of your profile, in multi-user mode.",
+        help="Namespace, in multi-user mode that of your profile.",
     )
     add(
         "--token-file",
         type=Path,
         default=os.environ.get("KFP_TOKEN_FILE"),
-        help="File with a bearer token for the API.",
+        help="File with a bearer token.",
     )
     add(
         "--kubeconfig",
         default=os.environ.get("KUBECONFIG", ""),
-        help="Kubeconfig for checks that need Kubernetes itself.",
+        help="Kubeconfig for checks that need Kubernetes.",
     )
     add("--cluster-host", default="http://ml-pipeline:8888", help="URL of the API from pods.")
     add("--runs-namespace", default="kubeflow", help="Namespace of the runs' pods.")
@@ -527,7 +527,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="Override a setting in every configuration. Repeatable.",
+        help="Override a setting. Repeatable.",
     )
     add("--only", action="append", default=[], choices=[check.__name__ for check, _ in CHECKS], metavar="CHECK")
     add("--keep", action="store_true", help="Keep the working folder.")
