@@ -139,7 +139,7 @@ def no_gpu(store: ClusterStore, settings: dict) -> None:
     [
         (forbid, "may list runs", "no", "no permission to list runs"),
         (age, "version", "no", "2.4.1"),
-        (silence, "version", "unknown", "the server does not say"),
+        (silence, "version", "unknown", "the server does not report it"),
         (relative_registry, "registry is shared", "no", "registry.uri registry: relative"),
         (private_registry, "registry is shared", "no", "on no volume"),
         (relative_data, "data locations", "no", "data.path data/train.csv"),
