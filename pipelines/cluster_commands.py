@@ -262,7 +262,7 @@ def doctor(
     Takes seconds, with --run about a minute: volumes, Secrets, images and the object store can only be checked from a
     pod. The last rows describe how pods end on the cluster; there, "no" is not a problem.
 
-    Exit status: 0 no problems, 1 problems, 2 bad input.
+    Exit status: 0 without problems, 1 with problems, 2 bad input.
     """
     from pipelines import doctor as examination
     from pipelines.recurring_runs import spec
@@ -288,6 +288,6 @@ def doctor(
     except (InputError, RuntimeError) as error:
         show([examination.Finding("may submit runs" if findings else "host responds", "no", str(error))])
     problems = sum(finding.is_problem for finding in findings)
-    console.print(f"{problems} problem{'s' if problems > 1 else ''}" if problems else "no problems")
+    console.print(f"{problems} problem{'' if problems == 1 else 's'}")
     if problems:
         raise typer.Exit(1)

@@ -380,7 +380,7 @@ CHECKS: tuple[tuple[Callable[[Session], None], float], ...] = (
     (an_expired_artifact_is_named, 45),
     (chart_goes_out, 15),
 )
-"""Each with the minutes that it may take."""
+"""Checks in order, each with its time limit in minutes."""
 
 
 def _settings(session: Session) -> list[str]:
@@ -495,23 +495,42 @@ def run(session: Session, only: list[str]) -> int:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--host", default=os.environ.get("KFP_HOST", ""), help="Kubeflow Pipelines' API; empty: the stub.")
-    add("--namespace", default=os.environ.get("KFP_NAMESPACE", ""), help="That of your profile, in multi-user mode.")
-    add("--token-file", type=Path, default=os.environ.get("KFP_TOKEN_FILE"), help="Holds a bearer token for the API.")
-    add("--kubeconfig", default=os.environ.get("KUBECONFIG", ""), help="For what only Kubernetes itself can do.")
-    add("--cluster-host", default="http://ml-pipeline:8888", help="The API as pods reach it.")
-    add("--runs-namespace", default="kubeflow", help="Where the pods of runs are.")
-    add("--claim", default="", help="A claim that pods can write; empty: the one that the chart makes.")
-    add("--access-mode", default="ReadWriteOnce", help="Of the chart's claim.")
-    add("--listen", default="", metavar="ADDRESS", help="An address of this machine that pods reach.")
-    add("--time-zone", default="UTC", help="The cluster's, by which it reads schedules.")
-    add("--s3-endpoint", default="", metavar="HOST:PORT", help="The object store.")
+    add("--host", default=os.environ.get("KFP_HOST", ""), help="URL of Kubeflow Pipelines; empty: the stub.")
+    add(
+        "--namespace",
+        default=os.environ.get("KFP_NAMESPACE", ""),
+        help="Namespace, in multi-user mode that of your profile.",
+    )
+    add(
+        "--token-file",
+        type=Path,
+        default=os.environ.get("KFP_TOKEN_FILE"),
+        help="File with a bearer token.",
+    )
+    add(
+        "--kubeconfig",
+        default=os.environ.get("KUBECONFIG", ""),
+        help="Kubeconfig for checks that need Kubernetes.",
+    )
+    add("--cluster-host", default="http://ml-pipeline:8888", help="URL of the API from pods.")
+    add("--runs-namespace", default="kubeflow", help="Namespace of the runs' pods.")
+    add("--claim", default="", help="PersistentVolumeClaim that pods can write to; empty: the chart's.")
+    add("--access-mode", default="ReadWriteOnce", help="Access mode of the chart's claim.")
+    add("--listen", default="", metavar="ADDRESS", help="Address of this machine that pods can reach.")
+    add("--time-zone", default="UTC", help="Time zone in which the cluster evaluates schedules.")
+    add("--s3-endpoint", default="", metavar="HOST:PORT", help="Object store.")
     add("--s3-access-key", default="minio")
     add("--s3-secret-key", default="minio123")
-    add("--s3-root", default="mlpipeline/v2/artifacts", help="Bucket and prefix of the artifacts.")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="A setting of every configuration. Repeatable.")
+    add("--s3-root", default="mlpipeline/v2/artifacts", help="Bucket and prefix of artifacts.")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="Override a setting. Repeatable.",
+    )
     add("--only", action="append", default=[], choices=[check.__name__ for check, _ in CHECKS], metavar="CHECK")
-    add("--keep", action="store_true", help="Keep the folder of what was written here.")
+    add("--keep", action="store_true", help="Keep the working folder.")
     return parser.parse_args(arguments)
 
 
@@ -526,7 +545,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if not options.host and not DOCUMENT.exists():
         print(
-            f"e2e-kubeflow: the stub holds requests to {DOCUMENT}, which is not here; expected KFP_HOST",
+            f"e2e-kubeflow: the stub validates requests by {DOCUMENT}, which does not exist; expected KFP_HOST",
             file=sys.stderr,
         )
         return 2

@@ -622,8 +622,8 @@ PLANS = json.dumps([{"name": "weekly", "pipeline": "distill", "config": "sample"
         (["hooks.retrys=1"], "at '/hooks': additional properties 'retrys' not allowed"),
         (["hooks.retries=two"], "at '/hooks/retries': got string, want integer"),
         (
-            ["configurations.sample.student.optimizer.epochs=3"],
-            "at '/configurations/sample/student': additional properties 'optimizer' not allowed",
+            ["configurations.sample.student.optimiser.epochs=3"],
+            "at '/configurations/sample/student': additional properties 'optimiser' not allowed",
         ),
         (
             ["configurations.sample.cpu_overrides.teacher.epochs=3"],

@@ -99,7 +99,7 @@ def diagnose(
 
 def test_a_good_cluster_has_all_that_requests_can_tell(cluster: ClusterServer, diagnose: Doctor) -> None:
     status, rows, shown = diagnose()
-    assert status == 0 and shown.endswith("no problems\n")
+    assert status == 0 and shown.endswith("0 problems\n")
     assert {condition for condition, (verdict, _) in rows.items() if verdict != "yes"} == {"images"}
     assert rows["version"] == ("yes", "Kubeflow Pipelines 2.17.0")
     assert rows["experiment"] == ("yes", "distilrank does not exist; the first run creates it")
@@ -139,7 +139,7 @@ def no_gpu(store: ClusterStore, settings: dict) -> None:
     [
         (forbid, "may list runs", "no", "no permission to list runs"),
         (age, "version", "no", "2.4.1"),
-        (silence, "version", "unknown", "the server does not say"),
+        (silence, "version", "unknown", "the server does not report it"),
         (relative_registry, "registry is shared", "no", "registry.uri registry: relative"),
         (private_registry, "registry is shared", "no", "on no volume"),
         (relative_data, "data locations", "no", "data.path data/train.csv"),

@@ -524,7 +524,7 @@ def test_a_run_is_retried_by_name_or_id(server: Server, run: Run) -> None:
     )
     assert run("retry", run_id.replace("-", "0"))[0] == 2
     assert run("retry")[2] == "error: retry: expected either RUN or --failed-since AGE\n"
-    assert run("retry", "--failed-since", "6h", "--force")[2] == "error: --force: only with RUN\n"
+    assert run("retry", "--failed-since", "6h", "--force")[2] == "error: --force: expected RUN, not --failed-since\n"
 
 
 def test_bad_input_is_retried_by_force_only(server: Server, run: Run) -> None:

@@ -114,7 +114,7 @@ def test_what_is_not_declared_goes_and_what_is_others_stays(tmp_path: Path, serv
         "error: weekly: no such recurring run of shop, expected one of monitor-daily\n"
     )
     assert run("schedule", "delete", "--file", file)[:2] == (0, "monitor-daily: deleted\n")
-    assert run("schedule", "delete", "--file", file)[:2] == (0, "shop has nothing to delete\n")
+    assert run("schedule", "delete", "--file", file)[:2] == (0, "shop has no recurring runs\n")
     assert list(server.store.recurring) == [foreign]
 
 
