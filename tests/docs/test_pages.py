@@ -201,3 +201,10 @@ def test_the_site_is_built_from_every_page() -> None:
 def test_the_library_says_that_it_is_typed() -> None:
     spec = importlib.util.find_spec("distilrank")
     assert spec is not None and spec.origin is not None and (Path(spec.origin).parent / "py.typed").exists()
+
+
+def test_decisions_are_numbered_and_dated() -> None:
+    page = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8")
+    entries = re.findall(r"^## (\d+)\. [^\n]+\n\n\*(\d{4}-\d\d-\d\d)\.\*", page, re.MULTILINE)
+    assert [int(number) for number, _ in entries] == list(range(1, page.count("\n## ") + 1))
+    assert [date for _, date in entries] == sorted(date for _, date in entries)
