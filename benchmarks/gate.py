@@ -159,7 +159,7 @@ def needed(standard_deviation: float, difference: float, power: float = 0.8) -> 
 def draw(results: dict[str, Any], path: Path) -> None:
     """The power curves: share of promotions by true difference, a line for each number of test queries."""
     margin = RULES["not_inferior"].champion_margin
-    titles = {"superior": "superior", "not_inferior": f"not_inferior, margin {margin:g}".replace("0.", ".")}
+    titles = {"superior": "superior", "not_inferior": f"not_inferior, margin {margin:g}"}
     forbidden = {"superior": 0.0, "not_inferior": -margin}
     palette = matplotlib.colormaps["viridis_r"]
     with matplotlib.rc_context(
@@ -176,7 +176,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
                 )  # fmt: skip
             ax.set(title=f"champion: {titles[rule]}", xlabel="true difference of nDCG@10", xlim=(STEPS[0], STEPS[-1]))
             ax.xaxis.set_major_locator(MultipleLocator(0.01))
-            ax.xaxis.set_major_formatter(lambda value, _: f"{value:+.2f}".replace("0.", ".") if value else "0")
+            ax.xaxis.set_major_formatter(lambda value, _: f"{value:+.2f}" if value else "0")
             ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         figure.axes[0].set_ylabel("promoted")
         figure.axes[1].legend(loc="lower right")
