@@ -83,7 +83,7 @@ def test_module_runs_as_the_command_and_errors_have_no_traceback(tmp_path: Path)
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
-    assert module("--version").stdout.strip() == "0.1.0"
+    assert module("--version").stdout.strip() == "0.2.0"
     failed = module("registry", "list", "--registry", "s3://shop/models")
     assert (failed.returncode, failed.stdout) == (2, "")
     assert failed.stderr == (

@@ -1,4 +1,4 @@
-"""What the pages name exists: files, modules, settings, commands, tests. And the README's example runs."""
+"""What the pages name exists: files, modules, settings, commands, tests."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ import pytest
 import typer
 
 from distilrank import cli
-from distilrank.config import Text
 from pipelines import __main__ as pipelines_cli
-from tests.students import BERT, write_student
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
@@ -175,22 +173,6 @@ def test_targets_of_make_exist(page: Path) -> None:
     assert named <= targets, f"{page.name} names targets of make that do not exist: {sorted(named - targets)}"
 
 
-def test_the_example_of_the_readme_runs(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (example,) = [code for language, code in BLOCK.findall((ROOT / "README.md").read_text()) if language == "python"]
-    assert len([line for line in example.splitlines() if line and "import" not in line]) <= 5
-    text = Text(fields=("title", "brand"), max_tokens=64)
-    student = write_student(
-        tmp_path / "runs" / "latest" / "student", models, text, tokens=4096, **BERT, max_position_embeddings=64
-    )
-    monkeypatch.chdir(tmp_path)
-    assert student.is_dir()
-    exec(compile(example, "README.md", "exec"), {})
-    printed = capsys.readouterr().out
-    assert len(re.findall(r"-?\d+\.\d+", printed)) == 2, printed
-
-
 def test_the_site_is_built_from_every_page() -> None:
     """`make docs` refuses a page without an entry; here it is known before the site is built."""
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
@@ -201,3 +183,10 @@ def test_the_site_is_built_from_every_page() -> None:
 def test_the_library_says_that_it_is_typed() -> None:
     spec = importlib.util.find_spec("distilrank")
     assert spec is not None and spec.origin is not None and (Path(spec.origin).parent / "py.typed").exists()
+
+
+def test_decisions_are_numbered_and_dated() -> None:
+    page = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8")
+    entries = re.findall(r"^## (\d+)\. [^\n]+\n\n\*(\d{4}-\d\d-\d\d)\.\*", page, re.MULTILINE)
+    assert [int(number) for number, _ in entries] == list(range(1, page.count("\n## ") + 1))
+    assert [date for _, date in entries] == sorted(date for _, date in entries)
