@@ -73,7 +73,10 @@ def _standing_text(metrics: Mapping[str, Any]) -> str:
             standing = "better than" if is_better else "worse than" if is_worse else "on par with"
             standings.setdefault(standing, []).append(label)
     clauses = [f"{standing} {join_words(labels)}" for standing, labels in standings.items()]
-    return f"By nDCG@10, the student is {', '.join(clauses)}." if clauses else ""
+    if not clauses:
+        return ""
+    *others, last = clauses
+    return f"By nDCG@10, the student is {', '.join(others)}{', and ' if others else ''}{last}."
 
 
 # Slices of queries ------------------------------------------------------------------------------------------------
