@@ -134,7 +134,7 @@ class _Client(api.ApiClient):
     def deserialize(self, response: Any, response_type: Any) -> Any:
         try:
             is_object = isinstance(json.loads(response.data), dict)
-        except ValueError:
+        except (ValueError, RecursionError):
             is_object = False
         if not is_object:
             raise _UnexpectedBody(one_line(response.data, 60))
@@ -393,7 +393,7 @@ class Kubeflow:
         try:
             detail = json.loads(self._read(f"/apis/v1beta1/runs/{quote(run_id)}"))
             return from_manifest(detail["pipeline_runtime"]["workflow_manifest"])
-        except (*REQUEST_ERRORS, ValueError, KeyError, TypeError):
+        except (*REQUEST_ERRORS, ValueError, RecursionError, KeyError, TypeError):
             return {}
 
     def log(self, run_id: str, node: Node) -> str:
@@ -406,7 +406,7 @@ class Kubeflow:
         try:
             archived = json.loads(self._read(f"/apis/v2beta1/{run}/{quote(node.id)}/artifacts/main-logs:read"))
             return base64.b64decode(archived["data"]).decode("utf-8", "replace")
-        except (*REQUEST_ERRORS, ValueError, KeyError, TypeError):
+        except (*REQUEST_ERRORS, ValueError, RecursionError, KeyError, TypeError):
             pass
         try:
             text = self._read(f"/apis/v1alpha1/{run}/{quote(node.pod)}/log").decode("utf-8", "replace")
@@ -704,5 +704,5 @@ def _full_message(error: api.ApiException) -> str:
     try:
         body = json.loads(error.body or "")
         return one_line(body.get("message") or body.get("error") or "", None)
-    except (ValueError, AttributeError):
+    except (ValueError, RecursionError, AttributeError):
         return ""

@@ -263,10 +263,11 @@ def test_of_a_redirect_only_the_origin_is_shown(
     assert listener.requests == ["POST /hook"]
 
 
-def drip(text: bytes, seconds: float) -> Iterator[bytes]:
+def drip(text: bytes, seconds: float, sent: list[bytes]) -> Iterator[bytes]:
     for byte in text:
         time.sleep(seconds)
-        yield bytes([byte])
+        sent.append(bytes([byte]))
+        yield sent[-1]
 
 
 @pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\nX-Endless: "])
@@ -278,10 +279,11 @@ def test_a_server_that_sends_a_byte_at_a_time_ends_at_the_time_limit(
     start: bytes,
 ) -> None:
     monkeypatch.setattr(notify, "TIME_LIMIT", 1.0)
-    listener.raw = itertools.chain([start] if start else [], drip(b"HTTP/1.1 200 OK\r\n", 0.15))
-    began = time.monotonic()
+    answer = b"HTTP/1.1 200 OK\r\n" + b"X-Padding: " + b"x" * 500
+    sent: list[bytes] = []
+    listener.raw = itertools.chain([start] if start else [], drip(answer, 0.15, sent))
     tell(Notify(webhook=listener.url), tmp_path)
-    assert time.monotonic() - began < 1.8 and len(listener.posts) == 1
+    assert len(sent) < len(answer) and len(listener.posts) == 1
     assert "the notification was not delivered: the webhook did not answer within 1 s" in capsys.readouterr().out
 
 
@@ -289,9 +291,8 @@ def test_a_wait_beyond_the_time_limit_is_not_begun(
     listener: Listener, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     listener.statuses, listener.headers = [429], {"Retry-After": "3600"}
-    began = time.monotonic()
-    tell(Notify(webhook=listener.url), tmp_path)
-    assert time.monotonic() - began < 5 and len(listener.posts) == 1
+    tell(Notify(webhook=listener.url), tmp_path)  # or it would still wait
+    assert len(listener.posts) == 1
     assert "the notification was not delivered: the webhook failed (HTTPError, 429)" in capsys.readouterr().out
 
 
@@ -310,9 +311,8 @@ def test_an_endless_answer_is_not_read(
             sent.append(2**16)
 
     listener.raw = endless()
-    began = time.monotonic()
     tell(Notify(webhook=listener.url), tmp_path)
-    assert time.monotonic() - began < 5 and len(listener.posts) == 1
+    assert len(listener.posts) == 1
     assert ("the notification was not delivered" not in capsys.readouterr().out) == told
     assert sum(sent) < 2**25  # what the sockets' buffers hold
 

@@ -239,3 +239,8 @@ def test_every_task_of_the_pipelines_has_its_stage() -> None:
                 if specification.components[task.component_ref.name].executor_label:
                     stages[key] = task.task_info.name
     assert {**stages, "report-outcome": "notify"} == workflow.STAGES
+
+
+def test_a_manifest_that_is_nested_too_deep_is_a_value_error() -> None:
+    with pytest.raises(ValueError, match="not nested thousands of levels deep"):
+        workflow.from_manifest("[" * 100_000)

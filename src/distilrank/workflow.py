@@ -218,9 +218,12 @@ def from_manifest(text: str) -> dict[str, Any]:
     """Parse an Argo Workflow from JSON, as `unpacked`.
 
     Raises:
-        ValueError: the text is not a JSON object.
+        ValueError: the text is not a JSON object, or is nested deeper than Python reads.
     """
-    manifest = json.loads(text)
+    try:
+        manifest = json.loads(text)
+    except RecursionError:
+        raise ValueError("an Argo Workflow is a JSON object, not nested thousands of levels deep") from None
     if not isinstance(manifest, dict):
         raise ValueError("an Argo Workflow is a JSON object")
     return unpacked(manifest)
@@ -402,6 +405,6 @@ def _decisions(pods: list[Node], log: Callable[[Node], str]) -> dict[str, Any]:
         if node.stage in DECIDING and node.phase == "Succeeded" and not node.is_driver:
             for event in filter(None, map(progress.parse, log(node).splitlines())):
                 if event.event == "outcome":
-                    with contextlib.suppress(ValueError):  # a truncated line
+                    with contextlib.suppress(ValueError, RecursionError):  # a truncated line
                         decisions[event.stage] = json.loads(event.text)
     return decisions

@@ -23,7 +23,7 @@ from distilrank.core.errors import InputError
 from distilrank.evaluation import trec
 from distilrank.modeling.scorer import Scorer
 from distilrank.serving import messages
-from distilrank.serving.auth import GONE, Access, refusal
+from distilrank.serving.auth import GONE, AuthMiddleware, refusal
 from distilrank.serving.batcher import Full
 from distilrank.serving.reloader import Version
 from distilrank.serving.settings import Serving
@@ -160,7 +160,7 @@ def create(state: State, tokens: tuple[str, ...]) -> ASGIApp:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        state.tasks = [asyncio.create_task(state.watch.run()), asyncio.create_task(state.batcher.run())]
+        state.tasks = [asyncio.create_task(state.reloader.run()), asyncio.create_task(state.batcher.run())]
         yield
         for task in state.tasks:
             task.cancel()
@@ -178,7 +178,7 @@ def create(state: State, tokens: tuple[str, ...]) -> ASGIApp:
     _answer_errors(app)
     _add_scoring(app, state)
     _add_operation(app, state)
-    return Access(app, state, tokens)
+    return AuthMiddleware(app, state, tokens)
 
 
 def _add_scoring(app: FastAPI, state: State) -> None:
@@ -188,7 +188,7 @@ def _add_scoring(app: FastAPI, state: State) -> None:
         version, logits, probabilities = await _scored(state, request, body)
         return messages.Scores(
             version=version.id,
-            alias=state.watch.alias,
+            alias=state.reloader.alias,
             scores=logits.tolist(),
             probabilities=None if probabilities is None else probabilities.tolist(),
         )
@@ -206,7 +206,7 @@ def _add_scoring(app: FastAPI, state: State) -> None:
         order = np.lexsort((-trec.tie_ranks(names), -logits))
         return messages.Ranking(
             version=version.id,
-            alias=state.watch.alias,
+            alias=state.reloader.alias,
             ranking=[
                 messages.Ranked(
                     id=names[at],
@@ -226,7 +226,7 @@ def _add_operation(app: FastAPI, state: State) -> None:
         manifest = version.manifest
         return messages.Model(
             version=version.id,
-            alias=state.watch.alias,
+            alias=state.reloader.alias,
             created=manifest["created"],
             loaded=version.loaded.isoformat(timespec="seconds"),
             backend=version.scorer.backend.describe(),
@@ -235,7 +235,7 @@ def _add_operation(app: FastAPI, state: State) -> None:
             models=manifest["models"],
             metrics=manifest["metrics"],
             outcome=manifest["verdict"]["outcome"],
-            problem=state.watch.problem,
+            problem=state.reloader.problem,
         )
 
     @app.get("/healthz", summary="Live", responses={503: {"model": messages.Liveness}})
@@ -259,9 +259,9 @@ def _add_operation(app: FastAPI, state: State) -> None:
 
 
 def _current(state: State) -> Version:
-    if state.watch.current is None:
+    if state.reloader.current is None:
         raise HTTPException(503, "no version is loaded yet", {"Retry-After": NOT_LOADED_RETRY})
-    return state.watch.current
+    return state.reloader.current
 
 
 async def _scored(

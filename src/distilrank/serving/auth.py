@@ -1,4 +1,4 @@
-"""Around every request: its id, the token, the metrics, the log, and an answer even where the service has failed."""
+"""Middleware of every request: its id, the bearer token, metrics, the access log, and an answer where it failed."""
 
 from __future__ import annotations
 
@@ -28,17 +28,20 @@ log = logging.getLogger("distilrank.access")
 
 
 def refusal(status: int, error: str, headers: dict[str, str] | None = None) -> Response:
-    """The answer that only says what is wrong, in one line of JSON."""
+    """Return a response whose body is one line of JSON with the error."""
     content = json.dumps({"error": " ".join(error.split())}, ensure_ascii=False) + "\n"
     return Response(content, status, headers, media_type="application/json")
 
 
-class Access:
-    """ASGI application around another one; `scope["state"]["facts"]` is what an endpoint adds to the log's line."""
+class AuthMiddleware:
+    """ASGI middleware that checks the token of a request, measures and logs it.
+
+    An endpoint adds fields to its line of the log in `scope["state"]["facts"]`.
+    """
 
     def __init__(self, app: ASGIApp, state: State, tokens: tuple[str, ...]) -> None:
         self.app, self.state, self.tokens = app, state, [f"Bearer {token}".encode() for token in tokens]
-        self.open = (*OPEN, "/metrics") if state.settings.open_metrics else OPEN
+        self.open_paths = (*OPEN, "/metrics") if state.settings.open_metrics else OPEN
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -46,8 +49,8 @@ class Access:
             return
         began = time.monotonic()
         headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        sent_id = headers.get("x-request-id", "")
+        request_id = sent_id if _REQUEST_ID.fullmatch(sent_id) else uuid.uuid4().hex
         facts: dict[str, Any] = {}
         scope.setdefault("state", {})["facts"] = facts
         status = 0
@@ -71,9 +74,9 @@ class Access:
             await send(message)
 
         try:
-            if scope["path"] not in self.open and not self._may_enter(headers):
-                why = "got another" if "authorization" in headers else "got none"
-                line = f"token: {why}, expected Authorization: Bearer TOKEN"
+            if scope["path"] not in self.open_paths and not self._has_token(headers):
+                reason = "got another" if "authorization" in headers else "got none"
+                line = f"token: {reason}, expected Authorization: Bearer TOKEN"
                 await refusal(401, line, {"WWW-Authenticate": "Bearer"})(scope, receive, answer)
             else:
                 # Neither probes nor metrics count: they are answered while the service is full.
@@ -86,16 +89,16 @@ class Access:
             leave()
             self._record(scope, request_id, status or GONE, time.monotonic() - began, facts)
 
-    def _may_enter(self, headers: Headers) -> bool:
+    def _has_token(self, headers: Headers) -> bool:
         if not self.tokens:
             return True
-        # All of them, in constant time each: how long it takes must tell nothing.
-        given = headers.get("authorization", "").encode("latin-1")
-        return any([hmac.compare_digest(given, token) for token in self.tokens])
+        # Every token is compared, each in constant time, so that the duration reveals nothing.
+        sent_token = headers.get("authorization", "").encode("latin-1")
+        return any([hmac.compare_digest(sent_token, token) for token in self.tokens])
 
     def _record(self, scope: Scope, request_id: str, status: int, seconds: float, facts: dict[str, Any]) -> None:
-        known = scope["path"] in ENDPOINTS
-        endpoint = scope["path"] if known else "other"  # a label has few values, whatever is asked for
+        is_known = scope["path"] in ENDPOINTS
+        endpoint = scope["path"] if is_known else "other"  # a label must have few values, whatever the path
         self.state.metrics.requests.labels(endpoint, str(status)).inc()
         self.state.metrics.seconds.labels(endpoint).observe(seconds)
         if endpoint in (*OPEN, "/metrics") and status in (200, 503):  # asked for every few seconds
@@ -103,7 +106,7 @@ class Access:
         # Neither query nor products: what people search for stays out of the logs.
         line = {
             "method": scope["method"],
-            "path": scope["path"] if known else scope.get("raw_path", b"").decode("latin-1")[:100],
+            "path": scope["path"] if is_known else scope.get("raw_path", b"").decode("latin-1")[:100],
             "status": status,
             "milliseconds": round(seconds * 1000, 2),
             "client": (scope.get("client") or ("",))[0],

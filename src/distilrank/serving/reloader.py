@@ -1,4 +1,4 @@
-"""The version that is served: loaded, checked, and replaced when the alias moves."""
+"""Loads the version that is served, checks it, and replaces it when the alias moves."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class Version:
 
 
 def load(backend: registries.Backend, name: str, settings: Serving) -> Version:
-    """Load a version: every byte verified, and its scores those with which it was promoted.
+    """Load a version, verify every byte, and compare its scores with those at its promotion.
 
-    It computes on the processor, in fp32: a version's scores are the same wherever it is served.
+    Scores are computed on the processor in fp32, so that a version scores the same wherever it is served.
 
     Raises:
-        InputError: it is damaged, cannot be computed here, or its scores are others.
+        InputError: it is damaged, cannot be computed here, or its scores differ.
     """
     folder = backend.fetch(name)
     scorer = Scorer.load(
@@ -102,78 +102,78 @@ def _rehearse(scorer: Scorer, traffic: Path, tolerance: float) -> float:
 
 @dataclass(frozen=True)
 class Failure:
-    """Attempts in a row that failed."""
+    """Consecutive failed attempts to load a version."""
 
     version: str | None
-    """None: the registry cannot be read, so which one to serve is not known."""
+    """None: the registry cannot be read, so the target version is unknown."""
     problem: str
     attempts: int
     again: float
     """When the version is tried again, by time.monotonic()."""
 
 
-class Watch:
-    """Keeps the version that an alias points to, or a fixed one, at hand."""
+class Reloader:
+    """Serves the version that an alias points to, or a fixed version, and reloads it when the alias moves."""
 
     def __init__(self, settings: Serving, metrics: Metrics) -> None:
         self.settings, self.metrics = settings, metrics
         self.backend = registries.open(settings.registry)
         self.current: Version | None = None
         self.alias = settings.model if settings.model == registries.CHAMPION else None
-        # Apart, so that a registry that cannot be read for a moment does not end the pause of a damaged version.
+        # Separate, so that a registry that is briefly unreadable does not end the pause of a damaged version.
         self._unread: Failure | None = None
         self._unloaded: Failure | None = None
 
     @property
     def failure(self) -> Failure | None:
-        """What keeps the version that should be served from being served."""
+        """Why the target version is not served; None: it is."""
         return self._unread or self._unloaded
 
     @property
     def problem(self) -> str | None:
-        """What is wrong, in words."""
+        """Why, in words."""
         return self.failure.problem if self.failure else None
 
     @property
     def failing(self) -> str | None:
-        """The version that cannot be loaded; None: none, or the registry cannot be read."""
+        """Id of the version that cannot be loaded; None: there is none, or the registry cannot be read."""
         return self.failure.version if self.failure else None
 
     @property
     def attempts(self) -> int:
-        """How often in a row it was tried; 0: nothing fails."""
+        """Number of consecutive failed attempts; 0: nothing fails."""
         return self.failure.attempts if self.failure else 0
 
     async def run(self) -> None:
-        """Look at the alias for ever; a version takes over once it is loaded, whoever has the old one keeps it."""
+        """Poll the alias indefinitely. A new version takes over once loaded; requests in progress keep the old one."""
         while True:
             await self.poll()
             await asyncio.sleep(self.settings.reload_seconds)
 
     async def poll(self) -> None:
-        """Load what the alias points to now, unless that is served already or failed a moment ago."""
-        wanted: str | None = None
+        """Load the version that the alias points to, unless it is served already or failed recently."""
+        target: str | None = None
         try:
-            wanted = await asyncio.to_thread(self._wanted)
+            target = await asyncio.to_thread(self._target_version)
             self._unread = None
-            if self.current is None or self.current.id != wanted:
+            if self.current is None or self.current.id != target:
                 failed = self._unloaded
-                if failed and failed.version == wanted and time.monotonic() < failed.again:
+                if failed and failed.version == target and time.monotonic() < failed.again:
                     return
-                self._serve(await asyncio.to_thread(load, self.backend, wanted, self.settings))
+                self._serve(await asyncio.to_thread(load, self.backend, target, self.settings))
             self._unloaded = None
             self.metrics.reload_failing.set(0)
         except InputError as error:
-            self._fail(wanted, str(error))
-        except Exception as error:  # whatever a version makes a library do, the old one must go on serving
-            log.exception("version %s cannot be loaded", wanted)
-            self._fail(wanted, f"{type(error).__name__}, see the log")
+            self._fail(target, str(error))
+        except Exception as error:  # whatever error a version causes in a library, the old one must continue to serve
+            log.exception("version %s cannot be loaded", target)
+            self._fail(target, f"{type(error).__name__}, see the log")
 
-    def _wanted(self) -> str:
-        """The version to serve. That nothing has changed is known by one small read, wherever the registry is."""
-        now = self.current.id if self.current else None
-        if now and now == (self.backend.alias(self.alias) if self.alias else self.settings.model):
-            return now
+    def _target_version(self) -> str:
+        """Return the version to serve. If nothing has changed, one small read of the registry shows it."""
+        current = self.current.id if self.current else None
+        if current and current == (self.backend.alias(self.alias) if self.alias else self.settings.model):
+            return current
         return registries.resolve(self.backend, self.settings.model)
 
     def _serve(self, version: Version) -> None:
@@ -185,17 +185,17 @@ class Watch:
         self.metrics.reloads.inc()
         log.info("serving %s (before: %s), %s", version.id, before, version.scorer.backend.describe())
 
-    def _fail(self, wanted: str | None, problem: str) -> None:
-        before = self._unloaded if wanted else self._unread
-        attempts = before.attempts + 1 if before and before.version == wanted else 1
+    def _fail(self, version: str | None, problem: str) -> None:
+        before = self._unloaded if version else self._unread
+        attempts = before.attempts + 1 if before and before.version == version else 1
         pause = min(self.settings.reload_seconds * 2 ** min(attempts, 20), LONGEST_PAUSE)
-        failure = Failure(wanted, problem, attempts, time.monotonic() + pause)
+        failure = Failure(version, problem, attempts, time.monotonic() + pause)
         self.metrics.reload_failures.inc()
         self.metrics.reload_failing.set(1)
         if problem != self.problem:
             still = f"{self.current.id} goes on serving" if self.current else "nothing is served yet"
             log.error("%s; %s", problem, still)
-        if wanted:
+        if version:
             self._unloaded = failure
         else:
             self._unread = failure

@@ -1,4 +1,4 @@
-"""What the parts of the service share."""
+"""State that the parts of the scoring service share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from distilrank.serving.batcher import Batcher
 from distilrank.serving.connection import Connections
 from distilrank.serving.messages import Failing, Readiness
 from distilrank.serving.metrics import Metrics
-from distilrank.serving.reloader import Watch
+from distilrank.serving.reloader import Reloader
 from distilrank.serving.settings import Serving
 
 
@@ -19,7 +19,7 @@ class State:
 
     def __init__(self, settings: Serving) -> None:
         self.settings, self.metrics = settings, Metrics()
-        self.watch = Watch(settings, self.metrics)
+        self.reloader = Reloader(settings, self.metrics)
         self.batcher = Batcher(settings, self.metrics)
         self.connections = Connections(settings, self.metrics)
         self.parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
@@ -27,19 +27,19 @@ class State:
         self.in_flight = 0
         """Scoring requests that have begun and are not answered yet."""
         self.tasks: list[asyncio.Task[None]] = []
-        """What runs as long as the service does."""
+        """Background tasks that run as long as the service."""
         self._ends = float("inf")
         self.metrics.in_flight.set_function(lambda: self.in_flight)
         self.metrics.ready.set_function(lambda: self.readiness().ready)
 
     @property
     def live(self) -> bool:
-        """Whether all that should run does; if not, only a new process helps."""
+        """Whether all background tasks run; if not, only a restart helps."""
         return not any(task.done() for task in self.tasks)
 
     @property
     def draining(self) -> bool:
-        """Whether the service is about to end: it still answers, but nothing new should be sent to it."""
+        """Whether the service is shutting down: it still answers, but should get no new requests."""
         return self._ends != float("inf")
 
     @property
@@ -48,16 +48,16 @@ class State:
         return time.monotonic() >= self._ends
 
     def drain(self) -> None:
-        """Begin to end; a second call ends at once."""
+        """Begin the shutdown; a second call shuts down at once."""
         self._ends = time.monotonic() + (0.0 if self.draining else self.settings.drain_seconds)
 
     def readiness(self) -> Readiness:
-        """Whether requests should be sent here, and why not."""
-        current, failing = self.watch.current, self.watch.attempts
+        """Return whether requests should be sent to this replica, and if not, why."""
+        current, failing = self.reloader.current, self.reloader.attempts
         reason = "shutting down" if self.draining else None if current else "no version is loaded yet"
         return Readiness(
             ready=reason is None,
             reason=reason,
             version=current.id if current else None,
-            failing=Failing(version=self.watch.failing, attempts=failing) if failing else None,
+            failing=Failing(version=self.reloader.failing, attempts=failing) if failing else None,
         )
