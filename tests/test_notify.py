@@ -341,7 +341,10 @@ def test_the_url_of_a_secret_is_read_and_never_printed(
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "the secret chat is missing, or has no key url"), ("ftp://x", "key url of the secret chat is no URL")],
+    [
+        (None, "the secret chat is missing, or has no key url"),
+        ("ftp://x", "key url of the secret chat is not an http or https URL"),
+    ],
 )
 def test_a_secret_that_cannot_be_used_is_named(
     tmp_path: Path,
