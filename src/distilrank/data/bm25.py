@@ -1,4 +1,4 @@
-"""BM25 over the catalogue: the baseline beside every model, and one of the ways to find candidates.
+"""BM25 over the catalogue: the baseline of every comparison, and one of the ways to find candidates.
 
 bm25s with Lucene's formula and its defaults (k1 1.2, b 0.75), stems of each document's language (Snowball), no stop
 words.

@@ -1,4 +1,4 @@
-"""Everything that is wrong with the data of a configuration, found without training or mining anything."""
+"""`distilrank data check`: validate the data of a configuration without training or mining."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from distilrank.data.sources.base import Log, Source
 from distilrank.data.window import LogWindow, count_rows_by_day, resolve_window
 
 SAMPLE = 100_000
-"""Products that a check of a sample reads."""
+"""Products that a check of a sample reads at most."""
 FEW = 3
-"""Files of a log that it reads in any case: one of searches and one of events belong together."""
+"""Up to this many files of a log are read in full: a file of searches and one of events belong together."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class _Part:
 
     Args:
         source: the whole.
-        log: the files to look at, in place of its own.
+        log: the files to read, instead of the whole log.
         most: products; 0: all.
     """
 
@@ -74,7 +74,7 @@ class _Part:
 
 
 def _newest(log: Log, data: Any) -> Log:
-    """The last files of each place that the configuration names: files are named by day as a rule."""
+    """The last file below each path that the configuration names; files are usually named by day."""
     places = [place for name in ("queries", "events", "logs") if (place := getattr(data, name, ""))]
     chosen = [part for place in places for part in [part for part in log.parts if part.name.startswith(place)][-1:]]
     return replace(log, parts=chosen or log.parts[-1:])

@@ -1,8 +1,8 @@
-"""CSV and Parquet files from outside: nothing is lost silently, and problems name file, row and column.
+"""Reading of outside CSV and Parquet files: no row is lost silently, and problems name file, row and column.
 
 CSV is UTF-8 (RFC 4180, comma or another delimiter, double quotes), gzipped or not, and all of it is read as text
-first. Rows are counted from 1 after the header; blank lines are no rows. The format is told from the file's first
-bytes, not from its name. Files are read in batches, so memory does not follow their size.
+first. Rows are counted from 1 after the header; blank lines are not rows. The format follows from the file's first
+bytes, not from its name. Files are read in batches, so memory does not grow with their size.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _AT_ONCE = 8  # headers that are looked at side by side; far away, each takes it
 
 
 class File:
-    """One file, of whose columns some are wanted.
+    """A CSV or Parquet file and the columns to read of it.
 
     Args:
         file: found by `storage.files`, or the path of a local one.
@@ -98,11 +98,9 @@ class File:
         self._schema = pa.schema([])  # of Parquet, once its header was read
         self._whole: list[Rows] | None = None
 
-    # Opening ------------------------------------------------------------------------------------------------------
-
     @contextmanager
     def _readable(self) -> Iterator[None]:
-        """What goes wrong in the body becomes an InputError about this file."""
+        """Turn errors of the body into an InputError about this file."""
         try:
             yield
         except FileNotFoundError:
@@ -194,7 +192,7 @@ class File:
                 problems.add(self.name, f"column {field.name!r} is {field.type}, expected text, numbers or times")
 
     def _hint(self, names: Sequence[str]) -> str:
-        """How else CSV without the wanted columns may be written, by its header."""
+        """What the header of a CSV file without the expected columns suggests: another delimiter or encoding."""
         wanted = set(self.columns.values())
         for other in _DELIMITERS:
             if other != self.csv.delimiter and wanted <= set(self.csv.delimiter.join(names).split(other)):
@@ -207,8 +205,6 @@ class File:
     def complain(self, problems: Problems, error: InputError) -> None:
         """Add an InputError about this file to the problems."""
         problems.add(self.name, str(error).removeprefix(f"{self.name}: "))
-
-    # Reading ------------------------------------------------------------------------------------------------------
 
     def batches(self, problems: Problems, *, lenient: Collection[str] = (), ranges: bool = False) -> Iterator[Rows]:
         """The rows in order, batch by batch; after a problem with the file as a whole there are no more.
@@ -325,7 +321,7 @@ class File:
         return batch.filter(pa.array(~header)), numbers[~header]
 
     def _count_rows(self, path: Path, problems: Problems) -> int | None:
-        """Count the rows, strictly, since a stray quote makes Arrow swallow line after line without a word.
+        """Count the rows strictly: after a stray quote Arrow swallows line after line without an error.
 
         Returns:
             -1 where no quote is in the file, None where they are wrong.
@@ -355,8 +351,6 @@ class File:
         for ours, theirs in self.columns.items():
             rows.set_column(ours, batch.column(theirs))
         return rows
-
-    # The whole file -----------------------------------------------------------------------------------------------
 
     def _all(self) -> list[Rows]:
         if self._whole is None:
@@ -397,9 +391,6 @@ def _listed(names: Sequence[str]) -> str:
     text = ", ".join(names)
     text = text if text.isprintable() else repr(text)[1:-1]
     return text if len(text) <= _LISTED else f"{text[:_LISTED]}... ({len(names)} columns)"
-
-
-# Tables of several files --------------------------------------------------------------------------------------------
 
 
 def files(

@@ -40,7 +40,7 @@ class Origin(Protocol):
 
 
 class Rows:
-    """Some rows of a file, and which of them are good so far.
+    """A batch of rows of a file, and which of them are good so far.
 
     The methods named after a kind of value check a column and return it, a value a row, null where it is blank or bad.
     Bad ones are added to the problems, and `keep` leaves their rows out.
@@ -85,8 +85,6 @@ class Rows:
     def keep(self, **columns: pa.Array) -> pa.Table:
         """`columns` without the rows that are bad."""
         return pa.table(columns).filter(pa.array(self.good))
-
-    # Judging ------------------------------------------------------------------------------------------------------
 
     def require(self, name: str, good: pa.Array, expected: str, column: pa.Array | None = None, seen: str = "") -> None:
         """Note the rows of our column `name` that are not `good` (null is not), unless they were noted for it before.
@@ -141,8 +139,6 @@ class Rows:
         if good is not None:
             self.require(name, good, expected, column)
         return converted
-
-    # Columns ------------------------------------------------------------------------------------------------------
 
     def text(self, name: str) -> pa.Array:
         """A column as text, as it stands; blank values are null."""
@@ -213,7 +209,7 @@ class Rows:
         return pc.if_else(good, column, None)
 
     def note_null_words(self, name: str) -> None:
-        """Note the values of a column of CSV that elsewhere mean none, but may also be what they say."""
+        """Note values of a CSV column that other programs write for a missing value, but that may be literal."""
         if not self.file.is_csv:
             return
         doubtful = pc.fill_null(pc.is_in(self.columns[name], value_set=pa.array(_NULL_WORDS)), False)
@@ -288,7 +284,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _plain(column: pa.Array) -> pa.Array:
-    """`column` as a type that others can be made of: a UUID is its text, bytes of any kind are binary."""
+    """`column` as a type that can be converted: a UUID as its text, bytes of any kind as binary."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if isinstance(column.type, pa.UuidType):

@@ -114,7 +114,7 @@ def _refuse_table(names: Iterable[str]) -> None:
 
 
 def hint(reference: str) -> str:
-    """What to say of a path that is not there, if it is written as other programs take it; begins with `; `."""
+    """A hint on a missing path that is written as other programs accept it; begins with `; `, or empty."""
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", reference)
     if scheme:
         return f"; {scheme[1]}:// is not read, expected a local path or gs://BUCKET/PREFIX: copy it, or mount it"
@@ -134,9 +134,6 @@ class _NotThere(Exception):
 
 def _hidden(name: str) -> bool:
     return any(part.startswith((".", "_")) for part in PurePosixPath(name).parts)
-
-
-# Local ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -235,9 +232,6 @@ def _refuse_part_of_table(path: Path) -> None:
         logs = [mark for mark in ("_delta_log", ".hoodie") if (folder / mark).is_dir()]
         metadata = (folder / "metadata").glob("*.metadata.json") if path.is_relative_to(folder / "data") else ()
         _refuse_table([*(f"{folder / mark}/" for mark in logs), *map(str, metadata)])
-
-
-# Google Cloud Storage ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

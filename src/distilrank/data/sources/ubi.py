@@ -121,9 +121,6 @@ class UbiSource(tables.JudgedFiles):
         return Log(parts, timed=True, clients=True, settings=settings, problems=problems)
 
 
-# Parts ------------------------------------------------------------------------------------------------------------
-
-
 class UbiPart:
     """One file of queries, of events, or of both; see `sources.base.Part`."""
 
@@ -138,7 +135,7 @@ class UbiPart:
 
     @contextlib.contextmanager
     def _reading(self, problems: Problems | None = None) -> Iterator[None]:
-        """What goes wrong while the file is read becomes a fatal problem, without `problems` an InputError."""
+        """Turn errors of reading the file into a fatal problem; without `problems`, into an InputError."""
         try:
             yield
             return
@@ -159,7 +156,7 @@ class UbiPart:
         problems.add(self.name, reason)
 
     def check(self, problems: Problems) -> None:
-        """Find out from the head of the file whether it is UBI."""
+        """Check from the head of the file that it is UBI."""
         with self._reading(problems), self.stored.open_ranges() as handle:
             head = handle.read(HEAD_BYTES)
             if head.startswith(PARQUET):
@@ -196,8 +193,6 @@ class UbiPart:
             connection.execute(f"INSERT INTO events BY NAME {select_events(self.data)}")
         finally:
             connection.execute("DROP TABLE IF EXISTS ubi_records")
-
-    # What is left out ---------------------------------------------------------------------------------------------
 
     def _note_lines(self, connection: duckdb.DuckDBPyConnection, examples: list[str], problems: Problems) -> None:
         lines, malformed = _one(connection, "SELECT count(*), count(*) FILTER (kind = 'malformed') FROM ubi_records")
@@ -273,7 +268,7 @@ class UbiPart:
         problems.add(self.name, what, rows=others, fatal=False)
 
     def _note_no_impressions(self, connection: duckdb.DuckDBPyConnection, problems: Problems) -> None:
-        """Say what there is where nothing was shown; a part alone is not wrong for it."""
+        """Note a part without impressions, and what it has instead; not fatal, since other parts may have some."""
         examples: list[str] = []
         if self.data.impressions == "hits":
             rows, shown = _one(
