@@ -1,4 +1,4 @@
-"""The checks that the gate holds a student to: each turns the policy and the evidence into what it found.
+"""The checks of the gate: each compares the evidence on a student with the policy.
 
 Differences between systems are judged by their interval, not by the figure itself: a lift counts when even its lower
 end is above the bound, and "not worse" means that the lower end is within a margin that was stated beforehand. What
@@ -47,7 +47,7 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What is known of a candidate when the gate decides."""
+    """The evidence on a candidate that the gate decides on."""
 
     metrics: dict[str, Any]
     """Content of `metrics.json`."""
@@ -56,9 +56,9 @@ class Evidence:
     candidate: dict[str, Any]
     """`id` of the version that the student would become, and anything worth keeping beside it."""
     champion: dict[str, Any] | None
-    """Likewise for the version in use, scored on the same rows in `metrics`; None: there is none."""
+    """The same of the version in use, which `metrics` scores on the same rows; None: there is none."""
     anchor: dict[str, Any] | None = None
-    """Likewise for the version that no promotion moves; None: there is none."""
+    """The same of the version that no promotion changes; None: there is none."""
     parity: dict[str, Any] | None = None
     """Content of the student's `onnx/parity.json`; None: it was not exported."""
     test_evaluations: int | None = None
@@ -71,7 +71,7 @@ class Evidence:
 
     @property
     def unchanged(self) -> bool:
-        """Whether the candidate is the champion, byte for byte, and is so by nobody's rollback."""
+        """Whether the candidate is the champion, byte for byte, and was not rolled back."""
         same = self.champion is not None and self.champion["id"] == self.candidate["id"]
         return same and not self.candidate.get("rolled_back")
 
@@ -82,7 +82,7 @@ class Evidence:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """How the evaluation measured, as it recorded it: what the configuration says of it is not asked."""
+        """The protocol that the evaluation recorded; the configuration is not consulted."""
         return self.metrics.get("protocol", {})
 
     @cached_property
@@ -91,11 +91,11 @@ class Evidence:
         return number(self.protocol.get("confidence"))
 
     def value(self, system: str, metric: str) -> float | None:
-        """A measure of a system."""
+        """A metric of a system; None: it was not measured."""
         return number((self.metrics.get("systems", {}).get(system) or {}).get(metric))
 
     def comparisons(self, metric: str) -> dict[str, dict[str, Any]]:
-        """How the student compares by a measure, by baseline."""
+        """Comparisons of the student by a metric, by baseline."""
         return {
             row["baseline"]: row
             for row in self.metrics.get("comparisons", [])
@@ -120,7 +120,7 @@ def failed(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def examine(policy: Gate, evidence: Evidence) -> tuple[Check, ...]:
-    """What every check that applies has found, in the order in which people read them."""
+    """Run every check that applies, in the order in which people read them."""
     return tuple(check for rule in RULES for check in rule(policy, evidence))
 
 
@@ -128,7 +128,7 @@ def examine(policy: Gate, evidence: Evidence) -> tuple[Check, ...]:
 
 
 def enough_queries(policy: Gate, evidence: Evidence) -> Found:
-    """Queries under the thinnest comparison."""
+    """Enough queries in the comparison that has the fewest."""
     label, bound = metric_label(policy.metric), policy.min_queries
     counts = [number(row.get("queries")) for row in evidence.comparisons(policy.metric).values()]
     if not counts:
@@ -145,7 +145,7 @@ def enough_queries(policy: Gate, evidence: Evidence) -> Found:
 
 
 def enough_judgements(policy: Gate, evidence: Evidence) -> Found:
-    """Judged pairs of all splits."""
+    """Enough judged pairs, over all splits."""
     bound = policy.min_judgements
     if not bound:
         return
@@ -168,7 +168,7 @@ def test_set(policy: Gate, evidence: Evidence) -> Found:
 
 
 def protocol(policy: Gate, evidence: Evidence) -> Found:
-    """Whether the evaluation measured in a way that the policy decides by."""
+    """The evaluation's protocol meets the policy."""
     confidence, resamples = evidence.confidence, number(evidence.protocol.get("bootstrap"))
     low, high = policy.min_confidence, MAX_CONFIDENCE
     seen = "not known" if confidence is None else f"{confidence:g}"
@@ -191,7 +191,7 @@ def protocol(policy: Gate, evidence: Evidence) -> Found:
 
 
 def near_duplicates(policy: Gate, evidence: Evidence) -> Found:
-    """Whether the test queries are others than those that teacher and student learned from."""
+    """Few test queries are near duplicates of queries that teacher and student learned from."""
     share, bound = number(evidence.protocol.get("near_duplicates")), policy.max_near_duplicates
     rule = f"at most {100 * bound:g} % may" if bound < 1 else "no limit is set"
     if share is None:
@@ -206,7 +206,7 @@ def near_duplicates(policy: Gate, evidence: Evidence) -> Found:
 
 
 def minimum(policy: Gate, evidence: Evidence) -> Found:
-    """Lowest values of single measures."""
+    """Single metrics reach their minimum."""
     for metric, bound in policy.min_metrics.model_dump().items():
         if not bound:
             continue
@@ -241,25 +241,25 @@ def above_chance(policy: Gate, evidence: Evidence) -> Found:
 
 
 def lift_over_bm25(policy: Gate, evidence: Evidence) -> Found:
-    """Better than words in common."""
+    """Better than BM25."""
     if policy.lift_over_bm25 > -1:
         yield _difference(policy, evidence, "lift_over_bm25", "bm25", policy.lift_over_bm25, strictly=True)
 
 
 def lift_over_random(policy: Gate, evidence: Evidence) -> Found:
-    """Better than chance, which short lists make look good."""
+    """Better than random order, which scores high on short lists."""
     if policy.lift_over_random > -1:
         yield _difference(policy, evidence, "lift_over_random", "random", policy.lift_over_random, strictly=True)
 
 
 def teacher_margin(policy: Gate, evidence: Evidence) -> Found:
-    """Not far behind the model that it learned from."""
+    """Not far behind its teacher."""
     if policy.teacher_margin < 1:
         yield _difference(policy, evidence, "teacher_margin", "teacher", -policy.teacher_margin, strictly=False)
 
 
 def against_champion(policy: Gate, evidence: Evidence) -> Found:
-    """Not worse, or better, than what it would replace."""
+    """Not inferior, or superior, to the champion that it would replace."""
     if evidence.rival is None:
         return
     if policy.champion == "superior":
@@ -278,7 +278,7 @@ def against_anchor(policy: Gate, evidence: Evidence) -> Found:
 
 
 def slices(policy: Gate, evidence: Evidence) -> Found:
-    """Whether any slice is significantly worse than the champion's: a family of tests, so corrected by Holm."""
+    """No slice is significantly worse than the champion's; the tests form a family, so Holm's correction applies."""
     if evidence.rival is None or not policy.slices:
         return
     metric = policy.metric if policy.metric in SLICED else SLICED[0]
@@ -327,7 +327,7 @@ def slices(policy: Gate, evidence: Evidence) -> Found:
 
 
 def _untested(name: str, found: Mapping[str, Any]) -> str:
-    """Why a slice, or a whole column of slices, was not compared."""
+    """Return why a slice, or a whole column of slices, was not compared."""
     column, _, value = name.partition("=")
     sizes = [
         row["queries"] for row in found.get("left_out", []) if row["column"] == column and value in ("", row["value"])
@@ -368,7 +368,7 @@ def _difference(policy: Gate, evidence: Evidence, name: str, baseline: str, boun
 
 
 def calibration(policy: Gate, evidence: Evidence) -> Found:
-    """Whether its probabilities mean what they say."""
+    """Its probabilities are calibrated."""
     value, bound = evidence.value("student", "ece"), policy.max_ece
     rule = f"it may be {bound:g} at most" if bound < 1 else "no limit is set"
     if value is None:
@@ -380,7 +380,7 @@ def calibration(policy: Gate, evidence: Evidence) -> Found:
 
 
 def score_collapse(policy: Gate, evidence: Evidence) -> Found:
-    """Whether its scores tell products apart at all."""
+    """Its scores distinguish products."""
     found = (evidence.metrics.get("distribution") or {}).get("student") or {}
     spread, distinct = number(found.get("within_query")), number(found.get("distinct"))
     parts: list[Part] = []
@@ -396,7 +396,7 @@ def score_collapse(policy: Gate, evidence: Evidence) -> Found:
 
 
 def onnx_parity(policy: Gate, evidence: Evidence) -> Found:
-    """Whether its exported files rank as it does."""
+    """Its ONNX files rank as the student in torch does."""
     if evidence.parity is None:
         return
     losses = {name: number(found.get("ndcg_loss")) for name, found in evidence.parity.get("files", {}).items()}
@@ -415,7 +415,7 @@ def onnx_parity(policy: Gate, evidence: Evidence) -> Found:
 
 
 def latency(policy: Gate, evidence: Evidence) -> Found:
-    """Whether it is about as fast as what it would replace, timed in turn on the same requests."""
+    """About as fast as the champion, timed alternately on the same requests."""
     timed = evidence.metrics.get("latency") or {}
     times = {
         system: {key: number((timed.get(system) or {}).get(f"{key}_ms")) for key in ("p50", "p95")}
@@ -439,7 +439,7 @@ def latency(policy: Gate, evidence: Evidence) -> Found:
 
 
 def new(policy: Gate, evidence: Evidence) -> Found:
-    """Whether it is another student than the champion, and than those that were rolled back."""
+    """Differs from the champion and from students that were rolled back."""
     ours, champion, back = evidence.candidate["id"], evidence.champion, evidence.candidate.get("rolled_back")
     if back:
         why = f": {back['reason']}" if back["reason"] else ""
@@ -464,7 +464,7 @@ def new(policy: Gate, evidence: Evidence) -> Found:
 
 
 def drift(policy: Gate, evidence: Evidence) -> Found:
-    """Share of the columns that have drifted."""
+    """Few columns have drifted."""
     found, bound = evidence.drift.get("candidate") or {}, policy.max_drift_share
     share = number(found.get("share")) if found.get("comparable", True) else None
     rule = f"at most {100 * bound:g} % may" if bound < 1 else "no limit is set"
@@ -479,7 +479,7 @@ def drift(policy: Gate, evidence: Evidence) -> Found:
 
 
 def embedding_drift(policy: Gate, evidence: Evidence) -> Found:
-    """Whether a classifier tells the newest traffic from the training window by what it means."""
+    """A classifier of embeddings hardly separates the newest traffic from the training window."""
     part, bound = evidence.drift.get("candidate") or {}, policy.max_embedding_auc
     found = part.get("embedding") or {}
     auc, low, high = (number(found.get(key)) for key in ("auc", "ci_low", "ci_high"))
@@ -497,7 +497,7 @@ def embedding_drift(policy: Gate, evidence: Evidence) -> Found:
 
 
 def freshness(policy: Gate, evidence: Evidence) -> Found:
-    """Age of the newest traffic."""
+    """The newest traffic is recent."""
     bound = policy.max_traffic_age_days
     if not bound:
         return

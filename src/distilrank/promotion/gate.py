@@ -25,7 +25,7 @@ Outcome = Literal["promoted", "cold_start", "overridden", "refused", "unchanged"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was decided, every check that it rests on, and the policy that asked for them."""
+    """The outcome, the checks that it rests on, and the policy that they enforce."""
 
     outcome: Outcome
     checks: tuple[Check, ...]
@@ -43,7 +43,7 @@ class Verdict:
         return [check for check in self.checks if counts_as_failed(check.name, check.passed, self.outcome)]
 
     def word(self, check: Check) -> str:
-        """What a log or a table says of one of the checks: passed, FAILED or, where it decided nothing, unchanged."""
+        """The word for a check in logs and tables: passed, FAILED or, where it decided nothing, unchanged."""
         return "passed" if check.passed else "FAILED" if check in self.failed else "unchanged"
 
     @property
@@ -53,7 +53,7 @@ class Verdict:
 
     @property
     def notes(self) -> list[str]:
-        """What people must know beside the checks."""
+        """Notes for people, beside the checks."""
         notes, override, count = [], self.policy.override, self.evidence.test_evaluations
         if self.failed and self.outcome == "unchanged":
             names = ", ".join(check.name for check in self.failed)
@@ -112,7 +112,7 @@ class Verdict:
 
 
 def looser_text(entries: Iterable[Mapping[str, Any]]) -> str:
-    """What `Verdict.looser` says, in a line."""
+    """Return the entries of `Verdict.looser` in one line."""
     said = (f"{one['key']} {_plain(one['value'])} ({_plain(one['default'])})" for one in entries)
     return f"looser than the default, which is in brackets: {', '.join(said)}"
 
