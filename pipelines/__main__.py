@@ -103,6 +103,8 @@ def run(
         )
     verdict = artifacts.read_json(folder / "verdict.json")
     summary.show_run(console, folder, verdict)
+    has_champion = verdict["promoted"] or verdict["outcome"] == "unchanged"
+    summary.show_next_steps(console, folder, settings.registry.uri if has_champion else "")
     if fail_on_refusal and verdict["outcome"] == "refused":
         raise typer.Exit(3)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -83,6 +86,33 @@ def show_run(console: Console, folder: Path, verdict: dict) -> None:
         f"peak memory {timings['peak_memory_mib'] / 1024:.1f} GiB. Report: [bold]{folder / 'report.html'}[/]",
         soft_wrap=True,
     )
+
+
+def show_next_steps(console: Console, folder: Path, registry: str) -> None:
+    """Print what can be done with the results of a run, as commands that can be pasted.
+
+    Args:
+        console: console to print to.
+        folder: folder of the run.
+        registry: URI of the registry; empty: the run promoted no student, so there is nothing to serve.
+    """
+    pairs, student = str(folder / "judgements" / "test.parquet"), str(folder / "student")
+    steps = {"score pairs": ["score", "--model", student, "--input", pairs, "--output", "scores.csv"]}
+    if registry:
+        steps["serve the champion"] = ["serve", "--registry", registry]
+    steps["use your own data"] = ["demo-data", "--output", "my-shop"]
+    console.print("\nNext:")
+    for purpose, arguments in steps.items():
+        step = shlex.join([_path_of_command(), *arguments])
+        console.print(f"  {purpose:<20}{step}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _path_of_command() -> str:
+    """Return how this environment's `distilrank` is called from the current folder."""
+    if shutil.which("distilrank"):
+        return "distilrank"
+    path = Path(sys.executable).parent / "distilrank"
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _promoted_by(champion: dict, folder: Path) -> str:

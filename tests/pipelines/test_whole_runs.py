@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import psutil
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -80,6 +83,7 @@ class Shop:
             },
         }
         self.config.write_text(yaml.safe_dump(values))
+        self.first_output = ""
 
     def __call__(self, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -105,6 +109,7 @@ def promoted(shop: Shop) -> Path:
     result = shop.run("first")
     log = shop.runs / "first" / "run.log"
     assert result.returncode == 0, result.stdout + result.stderr + (log.read_text()[-3000:] if log.exists() else "")
+    shop.first_output = result.stdout
     return shop.runs / "first"
 
 
@@ -125,6 +130,20 @@ def test_a_run_leaves_what_it_promises_and_promotes(promoted: Path, shop: Shop) 
     manifest = json.loads((promoted / "labels" / "manifest.json").read_text())
     profile = json.loads((promoted / "profile.json").read_text())
     assert manifest["rows"] == profile["candidates"]["pairs"] == sum(shard["rows"] for shard in manifest["shards"])
+
+
+def test_the_next_steps_of_a_run_can_be_pasted(promoted: Path, shop: Shop, tmp_path: Path) -> None:
+    lines = shop.first_output.split("Next:\n")[1].splitlines()
+    steps = {line[:22].strip(): shlex.split(line[22:]) for line in lines if line.startswith("  ")}
+    assert list(steps) == ["score pairs", "serve the champion", "use your own data"]
+    assert steps["serve the champion"][1:] == ["serve", "--registry", str(shop.registry)]
+    for purpose, result in (("score pairs", "scores.csv"), ("use your own data", "my-shop")):
+        command = [shop.python.executable, "-m", "distilrank", *steps[purpose][1:]]
+        environment = os.environ | shop.python.environment
+        step = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+        assert step.returncode == 0 and (tmp_path / result).exists(), step.stdout + step.stderr
+    scores = pa_csv.read_csv(tmp_path / "scores.csv")
+    assert scores.num_rows == pq.read_metadata(promoted / "judgements" / "test.parquet").num_rows
 
 
 def test_ir_measures_on_the_files_gives_the_figures_of_the_run(promoted: Path) -> None:
