@@ -154,20 +154,20 @@ def _apart(run: dict[str, Any]) -> float:
 
 def _differences(first: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """What the two runs do not agree on: outcome, checks, and every check's value but those of time."""
-    found = []
+    differences = []
     if first["verdict"]["outcome"] != other["verdict"]["outcome"]:
-        found.append(f"outcome: {first['verdict']['outcome']} and {other['verdict']['outcome']}")
+        differences.append(f"outcome: {first['verdict']['outcome']} and {other['verdict']['outcome']}")
     checks, others = ({check["name"]: check for check in run["verdict"]["checks"]} for run in (first, other))
     if set(checks) != set(others):
-        found.append(f"checks: {sorted(set(checks) ^ set(others))} in one of them only")
+        differences.append(f"checks: {sorted(set(checks) ^ set(others))} in one of them only")
     for name in sorted(set(checks) & set(others)):
         for key in ("passed", "value"):
             values = checks[name][key], others[name][key]
             if not name.startswith(("latency", "p95")) and values[0] != values[1]:
-                found.append(f"{name}.{key}: {values[0]} and {values[1]}")
+                differences.append(f"{name}.{key}: {values[0]} and {values[1]}")
     if first["metrics"]["systems"] != other["metrics"]["systems"]:
-        found.append("metrics.json: systems")
-    return found
+        differences.append("metrics.json: systems")
+    return differences
 
 
 def _pods(docker: str, helm: Path | None, registry: Path, scratch: Path) -> dict[str, str]:
@@ -178,10 +178,10 @@ def _pods(docker: str, helm: Path | None, registry: Path, scratch: Path) -> dict
         print(f"the chart's pods were not tried: {lacking}", file=sys.stderr)
         return {}
     scratch.mkdir()
-    found = pods.check(docker, helm, registry, scratch)
-    for name, wrong in found.items():
+    problems = pods.check(docker, helm, registry, scratch)
+    for name, wrong in problems.items():
         print(f"pod {name}: {wrong or 'runs in its image'}", file=sys.stderr)
-    return found
+    return problems
 
 
 def _is_free(port: int) -> bool:
@@ -193,9 +193,9 @@ def measure(base: str, helm: Path | None) -> dict[str, Any]:
     """All of it, with what `base` or its stand-in gives; `helm` renders the chart, whose pods are started too."""
     started = time.monotonic()
     with engine() as docker:
-        found = _base(docker, base)
-        built = _build(ROOT, found)
-        rebuilt = _rebuild(docker, found)
+        base_image = _base(docker, base)
+        built = _build(ROOT, base_image)
+        rebuilt = _rebuild(docker, base_image)
         sizes = {
             target: int(
                 subprocess.run(
@@ -221,7 +221,7 @@ def measure(base: str, helm: Path | None) -> dict[str, Any]:
     seconds = time.monotonic() - started
     overhead = (_apart(containers) - _apart(processes)) / containers["stages"]
     figures = {
-        "base": found,
+        "base": base_image,
         "outcome": containers["verdict"]["outcome"],
         "differences": differences,
         "pods": broken,

@@ -208,8 +208,8 @@ class Study:
                 schemas.read(self.log(shards) / f"shard-{number:05d}.parquet", schemas.CANDIDATES)
                 for number in range(shards)
             )
-            said = [Scorer.load(row, self.compute).score(rows) for row in members]
-            changed = _together([logits, *said])
+            score_columns = [Scorer.load(row, self.compute).score(rows) for row in members]
+            changed = _together([logits, *score_columns])
         places = np.cumsum([len(table) for table in tables])[:-1]
         for row, output, table, part in zip(own, outputs, tables, np.split(changed, places), strict=True):
             output.mkdir(parents=True, exist_ok=True)
@@ -306,8 +306,8 @@ class Study:
                 )
         systems["noisy teacher"] = System(_noisy(systems["teacher"].score).astype(np.float32))
         if all(name in systems for name in MEMBERS):
-            said = [systems[name].score for name in ("teacher", *MEMBERS)]
-            systems["committee"] = System(_together(said).astype(np.float32))
+            member_scores = [systems[name].score for name in ("teacher", *MEMBERS)]
+            systems["committee"] = System(_together(member_scores).astype(np.float32))
         versus = [
             (name, other)
             for name in systems

@@ -106,7 +106,7 @@ class Period:
     tokens: TokenCounter
 
     @classmethod
-    def of(cls, table: pa.Table, encoder: Known) -> Period:
+    def from_table(cls, table: pa.Table, encoder: Known) -> Period:
         table = table.sort_by([("query_id", "ascending")])
         if "score" not in table.column_names:
             query, title = (
@@ -141,8 +141,8 @@ def home_depot(rows: int, folder: Path) -> pa.Table:
 
 def _prepared(data: Any, window: LogWindow, rows: int, folder: Path) -> pa.Table:
     parts = {name: folder / name for name in ("judgements", "candidates", "traffic", "profile")}
-    knobs = config.Prepare(traffic_sample=rows, log_queries=50, from_bm25=1, dev_queries=20, test_queries=20)
-    prepare.prepare(knobs, data, window, **parts)
+    settings = config.Prepare(traffic_sample=rows, log_queries=50, from_bm25=1, dev_queries=20, test_queries=20)
+    prepare.prepare(settings, data, window, **parts)
     return schemas.read(parts["traffic"] / "reference.parquet", schemas.TRAFFIC)
 
 
@@ -153,8 +153,8 @@ Shift = Callable[[pa.Table, "Period", np.random.Generator], pa.Table]
 
 def _set(table: pa.Table, **columns: Any) -> pa.Table:
     for name, values in columns.items():
-        place = table.column_names.index(name)
-        table = table.set_column(place, name, pa.array(values, table.schema.field(name).type))
+        column_index = table.column_names.index(name)
+        table = table.set_column(column_index, name, pa.array(values, table.schema.field(name).type))
     return table
 
 
@@ -208,10 +208,10 @@ def _some_queries(queries: np.ndarray, share: float, draw: np.random.Generator) 
     counts = Counter(queries.tolist())
     names = sorted(counts)
     chosen, total = set(), 0
-    for place in draw.permutation(len(names)):
-        if total + counts[names[place]] <= share * len(queries):
-            chosen.add(names[place])
-            total += counts[names[place]]
+    for name_index in draw.permutation(len(names)):
+        if total + counts[names[name_index]] <= share * len(queries):
+            chosen.add(names[name_index])
+            total += counts[names[name_index]]
     return np.array([query in chosen for query in queries])
 
 
@@ -249,22 +249,22 @@ def _rate(hits: int, trials: int) -> dict[str, float]:
 
 
 def measure_alarms(
-    name: str, table: pa.Table, encoder: Known, scale: Scale, knobs: config.Drift, size: int
+    name: str, table: pa.Table, encoder: Known, scale: Scale, settings: config.Drift, size: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """False alarms of unchanged traffic, and how often each shift is found."""
-    period = Period.of(table, encoder)
+    period = Period.from_table(table, encoder)
     say(f"{name}: {period.table.num_rows} rows of {len(period.starts)} queries, {size} rows a window")
     draw = np.random.default_rng(SEED)
     drifted: Counter[str] = Counter()
     alarms = anything = shares = 0
     aucs = []
     for _ in range(scale.resamples):
-        part = compare_windows(knobs, period.window(draw, size), period.window(draw, size), encoder).part
+        part = compare_windows(settings, period.window(draw, size), period.window(draw, size), encoder).part
         names = [column["name"] for column in part["columns"] if column["drifted"]]
         drifted.update(names)
         alarms += part["alarm"]
         anything += bool(names)
-        shares += part["share"] > knobs.share
+        shares += part["share"] > settings.share
         aucs.append(part["embedding"]["auc"] if part["embedding"] else 0.5)
     figures: dict[str, Any] = {
         "rows": period.table.num_rows,
@@ -279,7 +279,7 @@ def measure_alarms(
     }
     bars = [at_most(f"{name}_false_alarms_ci_low", figures["false_alarms"]["ci_low"], FALSE_ALARMS)]
     for shift, (change, column) in SHIFTS.items():
-        detected = _detected(change, column, period, encoder, scale, knobs, size)
+        detected = _detected(change, column, period, encoder, scale, settings, size)
         figures["shifts"][shift] = detected
         bars.append(at_least(f"{name}_{shift}_alarm", detected["alarm"], DETECTED))
         say(f"{name} | {shift}: {json.dumps(detected)}")
@@ -287,14 +287,14 @@ def measure_alarms(
 
 
 def _detected(
-    change: Shift, column: str, period: Period, encoder: Known, scale: Scale, knobs: config.Drift, size: int
+    change: Shift, column: str, period: Period, encoder: Known, scale: Scale, settings: config.Drift, size: int
 ) -> dict[str, Any]:
     draw = np.random.default_rng([SEED, 1])
     detected: Counter[str] = Counter()
     values, alarms, shares, aucs = [], 0, [], []
     for _ in range(scale.shifted):
         reference, current = period.window(draw, size), change(period.window(draw, size), period, draw)
-        part = compare_windows(knobs, reference, current, encoder).part
+        part = compare_windows(settings, reference, current, encoder).part
         entries = {entry["name"]: entry for entry in part["columns"]}
         detected.update(entry["name"] for entry in entries.values() if entry["drifted"])
         values.append(entries[column]["value"] / entries[column]["threshold"])
@@ -308,7 +308,7 @@ def _detected(
         "of_limit": round(float(np.median(values)), 2),
         "alarm": round(alarms / scale.shifted, 4),
         "share": round(float(np.median(shares)), 3),
-        "share_above_limit": round(float(np.mean(np.array(shares) > knobs.share)), 4),
+        "share_above_limit": round(float(np.mean(np.array(shares) > settings.share)), 4),
         "embedding": {
             "found": round(detected["embedding"] / scale.shifted, 4), "auc": round(auc, 4), "ci_low": round(low, 4)
         },
@@ -348,8 +348,10 @@ def _many_rows(rows: int, folder: Path) -> dict[str, Path]:
         draw = np.random.default_rng([SEED, 2, number])
         rank = np.exp(draw.random(rows) * np.log(rows / 4)).astype(np.int64)
         product = draw.integers(0, 100_000, rows)
-        texts = np.array([" ".join(words[[place % 2000, place // 7 % 2000]]) for place in range(rows // 4 + 1)])
-        titles = np.array([" ".join(words[np.arange(place, place + 9) % 2000]) for place in range(100_000)])
+        texts = np.array(
+            [" ".join(words[[position % 2000, position // 7 % 2000]]) for position in range(rows // 4 + 1)]
+        )
+        titles = np.array([" ".join(words[np.arange(start, start + 9) % 2000]) for start in range(100_000)])
         table = pa.table(
             {
                 "query_id": pa.array(np.char.add("q", rank.astype(str))),
@@ -401,10 +403,10 @@ def main() -> int:
         options.resamples or scale.resamples, options.shifted or scale.shifted, scale.period, scale.rows
     )  # fmt: skip
     settings = dict(pair.split("=", 1) for pair in options.set)
-    knobs = config.Drift(**{name: json.loads(value) for name, value in settings.items()})
+    drift_config = config.Drift(**{name: json.loads(value) for name, value in settings.items()})
     described = machine.describe(("evidently", "numpy", "scikit-learn", "scipy", "onnxruntime"))
     figures: dict[str, Any] = {
-        "quick": options.quick, "drift": knobs.model_dump()
+        "quick": options.quick, "drift": drift_config.model_dump()
     }  # fmt: skip
     bars: list[dict[str, Any]] = []
     sources = {"demo_shop": demo_shop} | ({"home_depot": home_depot} if HOME_DEPOT.exists() else {})
@@ -414,7 +416,7 @@ def main() -> int:
             if options.only in (None, name):
                 began = time.perf_counter()
                 table = load(scale.period, folder / name)
-                figures[name], part_bars = measure_alarms(name, table, encoder, scale, knobs, options.window)
+                figures[name], part_bars = measure_alarms(name, table, encoder, scale, drift_config, options.window)
                 figures[name]["seconds"] = round(time.perf_counter() - began)
                 bars += part_bars
         if options.only in (None, "size"):

@@ -151,11 +151,11 @@ def plain(folder: str, values: dict[str, int]) -> dict[str, Any]:
     queries, clusters = len(judged.query_ids), 0.0
     generator = np.random.default_rng([config.seed, 2])
     began = time.perf_counter()
-    found = []
+    differences = []
     for _ in range(scale.plain_clusters):
         drawn = np.bincount(generator.integers(queries, size=queries), minlength=queries)
         weight = drawn[judged.query]
-        found.append(
+        differences.append(
             {
                 name: [
                     area(judged.relevant, item.score, sample_weight=weight)
@@ -166,7 +166,7 @@ def plain(folder: str, values: dict[str, int]) -> dict[str, Any]:
         )
     seconds["clustered"] = time.perf_counter() - began
     generator = np.random.default_rng([config.seed, 2])
-    for expected in found:
+    for expected in differences:
         drawn = np.bincount(generator.integers(queries, size=queries), minlength=queries)
         for name, item in areas.items():
             clusters = max(clusters, np.abs(np.array(item.compute(drawn)) - expected[name]).max())

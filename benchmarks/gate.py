@@ -125,10 +125,10 @@ def promotions(policy: Gate, results: np.ndarray, queries: int, true: float, con
     return promoted
 
 
-def share(count: int, of: int) -> dict[str, float]:
+def share(count: int, trials: int) -> dict[str, float]:
     """A share with its exact interval, one-sided at each end."""
-    low, high = clopper_pearson(count, of, 2 * SURE - 1)
-    return {"promoted": count, "of": of, "share": count / of, "low": low, "high": high}
+    low, high = clopper_pearson(count, trials, 2 * SURE - 1)
+    return {"promoted": count, "of": trials, "share": count / trials, "low": low, "high": high}
 
 
 def simulate(pool: np.ndarray, sizes: tuple[int, ...], gatings: int) -> dict[str, Any]:
@@ -169,10 +169,10 @@ def draw(results: dict[str, Any], path: Path) -> None:
         for ax, (rule, curves) in zip(figure.subplots(1, 2, sharey=True), results.items(), strict=True):
             ax.axvspan(STEPS[0], forbidden[rule], color=figures.FAINT, linewidth=0)
             ax.axhline(TOLERATED, color=figures.WORSE, linewidth=1, linestyle=(0, (4, 3)))
-            for at, (queries, curve) in enumerate(curves.items()):
+            for number, (queries, curve) in enumerate(curves.items()):
                 ax.plot(
                     STEPS, [item["share"] for item in curve.values()],
-                    color=palette(0.12 + 0.85 * at / max(len(curves) - 1, 1)), label=f"{queries:,} queries",
+                    color=palette(0.12 + 0.85 * number / max(len(curves) - 1, 1)), label=f"{queries:,} queries",
                 )  # fmt: skip
             ax.set(title=f"champion: {titles[rule]}", xlabel="true difference of nDCG@10", xlim=(STEPS[0], STEPS[-1]))
             ax.xaxis.set_major_locator(MultipleLocator(0.01))

@@ -132,7 +132,7 @@ def spread(count: int, limit: int) -> list[int]:
     """Return at most `limit` of the numbers below `count`, evenly spaced, the first and the last among them."""
     if limit >= count:
         return list(range(count))
-    return sorted({round(at) for at in np.linspace(0, count - 1, limit)})
+    return sorted({round(point) for point in np.linspace(0, count - 1, limit)})
 
 
 def kill_at_boundaries(victim: Victim, limit: int, scratch: Path) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class Measured:
 
     def peak_between(self, start: float, end: float) -> int:
         """Return the largest sample from `start` to `end` (seconds since `began`); 0 without samples."""
-        inside = [size for at, size in self.samples if start <= at - self.began <= end]
+        inside = [size for moment, size in self.samples if start <= moment - self.began <= end]
         return max(inside, default=0)
 
 

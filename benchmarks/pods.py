@@ -69,7 +69,7 @@ def _rendered(helm: Path, host: str) -> list[dict[str, Any]]:
     # The student of so small a run need not survive quantization.
     settings = ["--set", f"kubeflow.host={host}", "--set", "serving.settings.backend=onnx"]
     text = subprocess.run([*command, *settings], check=True, capture_output=True, text=True).stdout
-    return [one for one in yaml.safe_load_all(text) if one]
+    return [document for document in yaml.safe_load_all(text) if document]
 
 
 def _tried(what: Callable[[], object]) -> str:
@@ -110,12 +110,12 @@ class _Pods:
             subprocess.run([self.docker, "rm", "--force", container], capture_output=True)
 
     def _arguments(self, kind: str, name: str) -> list[str]:
-        (one,) = [
+        (manifest,) = [
             each
             for each in self.objects
             if (each["kind"], each["metadata"]["name"]) == (kind, f"ranker-distilrank-{name}")
         ]
-        spec = one["spec"]["jobTemplate"]["spec"] if kind == "CronJob" else one["spec"]
+        spec = manifest["spec"]["jobTemplate"]["spec"] if kind == "CronJob" else manifest["spec"]
         pod = spec["template"]["spec"]
         (container,) = pod["containers"]
         security = container["securityContext"]
@@ -144,9 +144,9 @@ class _Pods:
         folder.mkdir(exist_ok=True)
         if "configMap" in volume:
             (content,) = [
-                one["data"]
-                for one in self.objects
-                if (one["kind"], one["metadata"]["name"]) == ("ConfigMap", volume["configMap"]["name"])
+                manifest["data"]
+                for manifest in self.objects
+                if (manifest["kind"], manifest["metadata"]["name"]) == ("ConfigMap", volume["configMap"]["name"])
             ]
         else:
             secret = volume["secret"]
@@ -205,7 +205,7 @@ def _schedules(pods: _Pods, server: Server) -> None:
     store = server.store
 
     def modes() -> dict[str, str]:
-        return {one["display_name"]: one["mode"] for one in store.recurring.values()}
+        return {run["display_name"]: run["mode"] for run in store.recurring.values()}
 
     pods.run("Job", "schedules-apply")
     assert modes() == {"distill-monthly": "ENABLE", "monitor-daily": "ENABLE"}, modes()

@@ -108,7 +108,7 @@ class Words:
         offsets = pa.array(np.concatenate([[0], ends]), pa.int32())
         return pc.binary_join(pa.ListArray.from_arrays(offsets, self.words.take(pa.array(picked))), " ")
 
-    def some(self, draw: np.random.Generator, count: int, kinds: int) -> pa.StringArray:
+    def sample(self, draw: np.random.Generator, count: int, kinds: int) -> pa.StringArray:
         """One of the first `kinds` words, so many times: brands, colors."""
         return self.words.take(pa.array(draw.integers(0, kinds, count)))
 
@@ -120,7 +120,7 @@ def _without(draw: np.random.Generator, column: pa.Array, share: float) -> pa.Ar
 
 def _joined(*pieces: pa.Array | str) -> pa.StringArray:
     """Columns and constants, one after the other."""
-    return pc.binary_join_element_wise(*(pa.scalar(one) if isinstance(one, str) else one for one in pieces), "")
+    return pc.binary_join_element_wise(*(pa.scalar(piece) if isinstance(piece, str) else piece for piece in pieces), "")
 
 
 def _padded(prefix: str, numbers: np.ndarray, width: int) -> pa.StringArray:
@@ -136,7 +136,7 @@ def _fixed(text: np.ndarray) -> pa.StringArray:
 
 def _uuids(draw: np.random.Generator, count: int) -> pa.StringArray:
     text = np.full((count, 36), ord("-"), np.uint8)
-    places = [place for place in range(36) if place not in (8, 13, 18, 23)]
+    places = [position for position in range(36) if position not in (8, 13, 18, 23)]
     text[:, places] = np.frombuffer(draw.bytes(16 * count).hex().encode(), np.uint8).reshape(count, 32)
     return _fixed(text)
 
@@ -190,7 +190,7 @@ def _card(draw: np.random.Generator) -> str:
     start, length = [("4", 16), (f"5{draw.integers(1, 6)}", 16), ("37", 15)][draw.integers(0, 3)]
     body = start + _digits(draw, length - 1 - len(start))
     # Luhn: from the right, every second digit is doubled, and the digits of what results count.
-    total = sum(sum(divmod(int(digit) * (2 - place % 2), 10)) for place, digit in enumerate(reversed(body)))
+    total = sum(sum(divmod(int(digit) * (2 - position % 2), 10)) for position, digit in enumerate(reversed(body)))
     number = body + str(-total % 10)
     bounds = [0, 4, 10, 15] if length == 15 else [0, 4, 8, 12, 16]
     return str(draw.choice(["", " ", "-"])).join(number[start:end] for start, end in pairwise(bounds))
@@ -283,9 +283,9 @@ class Shop:
         catalogue = {
             "product_id": _padded("P", np.arange(count), 7),
             "title": words.texts(draw, draw.integers(4, 13, count)),
-            "product_type": words.some(draw, count, 300),
-            "brand": _without(draw, words.some(draw, count, 2000), 0.1),
-            "color": _without(draw, words.some(draw, count, 40), 0.4),
+            "product_type": words.sample(draw, count, 300),
+            "brand": _without(draw, words.sample(draw, count, 2000), 0.1),
+            "color": _without(draw, words.sample(draw, count, 40), 0.4),
             "description": _without(draw, words.texts(draw, draw.integers(20, 80, count)), 0.2),
         }
         pq.write_table(pa.table(catalogue), folder / "catalogue.parquet")
@@ -320,13 +320,13 @@ def write_log(shop: Shop, folder: Path, events: int, clients: int, day: int) -> 
     most = events // 5 + 1  # searches; more than are needed
     size = draw.choice([2, 5, 8, _LIST, 2 * _LIST], most, p=[0.05, 0.05, 0.1, 0.72, 0.08])
     search = np.repeat(np.arange(most), size)
-    place = np.arange(len(search)) - np.repeat(np.cumsum(size) - size, size)
-    clicked = np.flatnonzero(draw.random(len(search)) < 0.2 / (1 + place))
+    rank = np.arange(len(search)) - np.repeat(np.cumsum(size) - size, size)
+    clicked = np.flatnonzero(draw.random(len(search)) < 0.2 / (1 + rank))
     # Clicks stand behind the list that they belong to.
-    search, place = np.append(search, search[clicked]), np.append(place, place[clicked])
+    search, rank = np.append(search, search[clicked]), np.append(rank, rank[clicked])
     click = np.arange(len(search)) >= len(search) - len(clicked)
-    order = np.lexsort((place, click, search))[:events]
-    search, place, click = search[order], place[order], click[order]
+    order = np.lexsort((rank, click, search))[:events]
+    search, rank, click = search[order], rank[order], click[order]
     count = int(search[-1]) + 1
 
     query = shop.draw_queries(draw, count)
@@ -334,7 +334,7 @@ def write_log(shop: Shop, folder: Path, events: int, clients: int, day: int) -> 
     times = start + np.sort(draw.integers(0, 86_400_000, count)).astype("timedelta64[ms]")
     later = (times[search] + (2_000 + draw.integers(0, 60_000, len(search))) * click).astype("datetime64[ms]")
     stamps = np.minimum(later, start + np.timedelta64(86_399_999, "ms"))
-    product = shop.shown(query[search], place + draw.integers(0, 4, count)[search])
+    product = shop.shown(query[search], rank + draw.integers(0, 4, count)[search])
     ids, sessions = _uuids(draw, count), _uuids(draw, count)
     people = _uuids(np.random.default_rng([shop.seed, 7]), clients).take(pa.array(draw.integers(0, clients, count)))
     texts = shop.queries.take(pa.array(query))
@@ -357,7 +357,7 @@ def write_log(shop: Shop, folder: Path, events: int, clients: int, day: int) -> 
             pc.if_else(pa.array(click), "click", "impression"), '","query_id":"', ids.take(rows), '","session_id":"',
             sessions.take(rows), '","client_id":"', people.take(rows), '","timestamp":"', _times(stamps),
             '","message_type":null,"message":null,"event_attributes":{"object":{"object_id":"', products,
-            '","object_id_field":"product_id"},"position":{"ordinal":', pa.array(place).cast(pa.string()), "}}}\n",
+            '","object_id_field":"product_id"},"position":{"ordinal":', pa.array(rank).cast(pa.string()), "}}}\n",
         ),
     }  # fmt: skip
     for name, column in lines.items():
@@ -429,18 +429,18 @@ def _esci_ids(numbers: np.ndarray) -> pa.StringArray:
     """Ten characters, as Amazon has them; locales share numbers."""
     text = np.empty((len(numbers), 10), np.uint8)
     left = numbers.astype(np.uint64) * np.uint64(0x9E3779B97F)  # odd: a permutation of what the last 40 bits can be
-    for place in range(9, 1, -1):
-        text[:, place] = np.frombuffer(b"0123456789ABCDEFGHJKLMNPQRSTUVWX", np.uint8)[left & np.uint64(31)]
+    for position in range(9, 1, -1):
+        text[:, position] = np.frombuffer(b"0123456789ABCDEFGHJKLMNPQRSTUVWX", np.uint8)[left & np.uint64(31)]
         left >>= np.uint64(5)
     text[:, :2] = np.frombuffer(b"B0", np.uint8)
     return _fixed(text)
 
 
 def _esci_products(scale: Scale, words: dict[str, Words]) -> Iterator[pa.Table]:
-    for place, (locale, size) in enumerate(_esci_sizes(scale).items()):
+    for number, (locale, size) in enumerate(_esci_sizes(scale).items()):
         vocabulary = words[locale]
         for start in range(0, size, _CHUNK):
-            draw = np.random.default_rng([SEED, 8, place, start])
+            draw = np.random.default_rng([SEED, 8, number, start])
             count = min(_CHUNK, size - start)
             titles = vocabulary.texts(draw, draw.integers(6, 22, count))
             # Brackets and marks beyond ASCII are common in titles of any locale.
@@ -454,8 +454,8 @@ def _esci_products(scale: Scale, words: dict[str, Words]) -> Iterator[pa.Table]:
                     "product_title": titles,
                     "product_description": _without(draw, vocabulary.texts(draw, describe, html), 0.45),
                     "product_bullet_point": _without(draw, vocabulary.texts(draw, points, html), 0.15),
-                    "product_brand": _without(draw, vocabulary.some(draw, count, 5000), 0.05),
-                    "product_color": _without(draw, vocabulary.some(draw, count, 60), 0.3),
+                    "product_brand": _without(draw, vocabulary.sample(draw, count, 5000), 0.05),
+                    "product_color": _without(draw, vocabulary.sample(draw, count, 60), 0.3),
                     "product_locale": pa.repeat(locale, count),
                 }
             )
@@ -500,7 +500,9 @@ def _esci_examples(scale: Scale, words: dict[str, Words]) -> Iterator[pa.Table]:
 # The stage --------------------------------------------------------------------------------------------------------
 
 
-def run_stage(data: dict[str, Any], knobs: dict[str, Any], window: tuple[str, str, str], folder: str) -> dict[str, Any]:
+def run_stage(
+    data: dict[str, Any], settings: dict[str, Any], window: tuple[str, str, str], folder: str
+) -> dict[str, Any]:
     """Prepare `data` into `folder`; the profile, the seconds by phase, and what the store had to read."""
     from distilrank.data import log_store, prepare
     from distilrank.data.window import LogWindow
@@ -519,12 +521,12 @@ def run_stage(data: dict[str, Any], knobs: dict[str, Any], window: tuple[str, st
     began, target = time.time(), Path(folder)
     outputs = {name: target / name for name in ("judgements", "candidates", "traffic", "profile")}
     prepare.prepare(
-        config.Prepare(**knobs),
+        config.Prepare(**settings),
         config.parse({"data": data}, "benchmark").data,
         LogWindow(*window),
         **outputs,
     )
-    parts = list(Path(knobs["log_cache_dir"]).glob("parts/*/part.json")) if knobs.get("log_cache_dir") else []
+    parts = list(Path(settings["log_cache_dir"]).glob("parts/*/part.json")) if settings.get("log_cache_dir") else []
     return {
         "profile": artifacts.read_json(outputs["profile"] / "profile.json"),
         "phases": artifacts.read_record(outputs["profile"])["facts"]["seconds"],
@@ -569,7 +571,7 @@ def pandas_pool(folder: str, output: str) -> dict[str, Any]:
     """
     import pandas as pd
 
-    shop, target, knobs = Path(folder), Path(output), config.Prepare()
+    shop, target, settings = Path(folder), Path(output), config.Prepare()
     target.mkdir(parents=True)
     queries = pd.concat([pd.read_json(path, lines=True) for path in sorted((shop / "queries").glob("*.ndjson"))])
     parts = []
@@ -583,17 +585,17 @@ def pandas_pool(folder: str, output: str) -> dict[str, Any]:
     start, middle, end = (pd.Timestamp(day, tz="UTC") for day in WINDOW)
     events = events[(events["timestamp"] >= start) & (events["timestamp"] < end)]
 
-    scrubber = Scrubber(knobs.privacy.phone_regions)
+    scrubber = Scrubber(settings.privacy.phone_regions)
     typed = {query: " ".join(scrubber(query).text.split()) for query in events["user_query"].unique()}
     events["text"] = events["user_query"].map(typed)
     events["key"] = events["text"].map({text: normalize.query_id(text) for text in typed.values() if text})
     events = events.dropna(subset="key")
     clients = events.groupby("key")["client_id"].nunique()
-    enough = events["key"].isin(clients.index[clients >= knobs.privacy.min_clients])
+    enough = events["key"].isin(clients.index[clients >= settings.privacy.min_clients])
     events["shown"] = (events["action_name"] == "impression").astype(int)
     events["clicked"] = (events["action_name"] == "click").astype(int)
     dropped, events = events[~enough], events[enough]
-    pair, least = ["key", "product_id"], knobs.privacy.min_clients
+    pair, least = ["key", "product_id"], settings.privacy.min_clients
     events = events[events.groupby(pair)["client_id"].transform("nunique") >= least]
     clickers = events["client_id"].where(events["clicked"] > 0).groupby([events[name] for name in pair])
     events.loc[clickers.transform("nunique") < least, "clicked"] = 0
@@ -605,19 +607,19 @@ def pandas_pool(folder: str, output: str) -> dict[str, Any]:
     newest = events["timestamp"] >= middle
     counts = events[~newest].groupby(["key", "product_id"], as_index=False)[["shown", "clicked"]].sum()
     for name, window in {"reference": events[~newest], "current": events[newest]}.items():
-        sample = window[window["shown"] == 1].sample(knobs.traffic_sample, random_state=knobs.seed, replace=True)
+        sample = window[window["shown"] == 1].sample(settings.traffic_sample, random_state=settings.seed, replace=True)
         sample.merge(catalogue, on="product_id").to_parquet(target / f"{name}.parquet")
 
     keys = counts["key"].unique()
-    place = np.array([splits.hash_position(key, knobs.salt) for key in keys])
-    train = keys[splits.sides(place, knobs) == splits.TRAIN]
+    positions = np.array([splits.hash_position(key, settings.salt) for key in keys])
+    train = keys[splits.sides(positions, settings) == splits.TRAIN]
     best = counts[counts["key"].isin(train)].sort_values(["key", "shown"], ascending=[True, False])
-    best = best.groupby("key").head(knobs.from_impressions)
-    other = catalogue["product_id"].sample(len(train) * knobs.from_random, replace=True, random_state=knobs.seed)
-    random = pd.DataFrame({"key": np.repeat(train, knobs.from_random), "product_id": other.to_numpy()})
+    best = best.groupby("key").head(settings.from_impressions)
+    other = catalogue["product_id"].sample(len(train) * settings.from_random, replace=True, random_state=settings.seed)
+    random = pd.DataFrame({"key": np.repeat(train, settings.from_random), "product_id": other.to_numpy()})
     candidates = pd.concat([best, random.assign(shown=0, clicked=0)]).drop_duplicates(["key", "product_id"])
     candidates = candidates.merge(texts, on="key").merge(catalogue, on="product_id")
-    shard = candidates["key"].map(dict(zip(train, np.arange(len(train)) % knobs.shards, strict=True)))
+    shard = candidates["key"].map(dict(zip(train, np.arange(len(train)) % settings.shards, strict=True)))
     for number, rows in candidates.groupby(shard):
         rows.to_parquet(target / f"shard-{number:05d}.parquet")
 
@@ -650,12 +652,14 @@ def _differences(profile: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
         "candidate_queries": profile["candidates"]["queries"],
         "candidates_from_impressions": profile["candidates"]["provenance"]["impression"],
     }
-    found = [f"{name}: {value}, pandas {theirs[name]}" for name, value in ours.items() if value != theirs[name]]
+    differences = [f"{name}: {value}, pandas {theirs[name]}" for name, value in ours.items() if value != theirs[name]]
     for point in profile["frequency"]:
         often = theirs["by_query"][point["rank"] - 1]
         if often != point["impressions"]:
-            found.append(f"impressions of the query of rank {point['rank']}: {point['impressions']}, pandas {often}")
-    return found
+            differences.append(
+                f"impressions of the query of rank {point['rank']}: {point['impressions']}, pandas {often}"
+            )
+    return differences
 
 
 # Measurements -----------------------------------------------------------------------------------------------------
@@ -716,10 +720,10 @@ def measure_ubi(scale: Scale, work: Path) -> tuple[dict[str, Any], list[dict[str
             "rating_max": 4,
             "relevant_from": 3,
         }
-        knobs = {"log_cache_dir": str(folder / "store")}
+        settings = {"log_cache_dir": str(folder / "store")}
         say(f"ubi-{events}: preparing")
         ours = measure(
-            run_stage, data, knobs, WINDOW, str(folder / "first"), scratch=work, imports=_STAGE_IMPORTS,
+            run_stage, data, settings, WINDOW, str(folder / "first"), scratch=work, imports=_STAGE_IMPORTS,
             warm=_files(shop),
         )  # fmt: skip
         peaks[events] = ours.peak_bytes
@@ -759,13 +763,13 @@ def measure_ubi(scale: Scale, work: Path) -> tuple[dict[str, Any], list[dict[str
     speedup = theirs.seconds / without_bm25
     bars.append(bar("ubi_speedup", speedup, 5, speedup >= 5))
 
-    figures["one_more_day"], more = _one_more_day(shop, folder, data, knobs, ours, work)
+    figures["one_more_day"], more = _one_more_day(shop, folder, data, settings, ours, work)
     shutil.rmtree(folder)
     return figures, bars + more
 
 
 def _one_more_day(
-    shop: Path, folder: Path, data: dict[str, Any], knobs: dict[str, Any], ours: Measured, work: Path
+    shop: Path, folder: Path, data: dict[str, Any], settings: dict[str, Any], ours: Measured, work: Path
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Prepare once more with the store of the run before, the window a day later, and that day's files."""
     say("one more day, with the store of the run before")
@@ -773,7 +777,7 @@ def _one_more_day(
     new = sum(path.read_bytes().count(b"\n") for path in _files(shop / "later"))
     window = tuple((date.fromisoformat(day) + timedelta(days=1)).isoformat() for day in WINDOW)
     second = measure(
-        run_stage, data, knobs, window, str(folder / "second"), scratch=work, imports=_STAGE_IMPORTS,
+        run_stage, data, settings, window, str(folder / "second"), scratch=work, imports=_STAGE_IMPORTS,
         warm=_files(shop),
     )  # fmt: skip
     share = ours.result["ingest"] / DAYS
@@ -804,10 +808,10 @@ def measure_esci(scale: Scale, work: Path) -> tuple[dict[str, Any], list[dict[st
         "version": "large",
         "expected_rows": scale.esci_examples,
     }
-    knobs = {"log_queries": 500}
+    settings = {"log_queries": 500}
     say("esci: preparing")
     ours = measure(
-        run_stage, data, knobs, ("", "", ""), str(folder), scratch=work, imports=_STAGE_IMPORTS, warm=_files(files)
+        run_stage, data, settings, ("", "", ""), str(folder), scratch=work, imports=_STAGE_IMPORTS, warm=_files(files)
     )
     profile, phases, peaks = ours.result["profile"], ours.result["phases"], _phase_peaks(ours)
     seconds = phases["read"] + phases["judged"]
@@ -827,21 +831,21 @@ def measure_esci(scale: Scale, work: Path) -> tuple[dict[str, Any], list[dict[st
 
 def real_queries(shared: Path) -> set[str]:
     """The distinct queries that people typed in the data sets under `shared`; empty where it is not there."""
-    found: set[str] = set()
+    queries: set[str] = set()
     home_depot, wands = shared / "data/home-depot/train.csv.gz", shared / "data/wands/query.csv"
     esci, ubi = shared / "data/esci-sample/examples.parquet", shared / "data/ubi/ubi_queries_events.ndjson.gz"
     if home_depot.exists():
         with gzip.open(home_depot, "rt", encoding="latin-1", newline="") as lines:
-            found |= {row["search_term"] for row in csv.DictReader(lines)}
+            queries |= {row["search_term"] for row in csv.DictReader(lines)}
     if wands.exists():
         with wands.open(encoding="utf-8", newline="") as lines:
-            found |= {row["query"] for row in csv.DictReader(lines, delimiter="\t")}
+            queries |= {row["query"] for row in csv.DictReader(lines, delimiter="\t")}
     if esci.exists():
-        found |= set(pq.read_table(esci, columns=["query"])["query"].to_pylist())
+        queries |= set(pq.read_table(esci, columns=["query"])["query"].to_pylist())
     if ubi.exists():
         with gzip.open(ubi, "rt", encoding="utf-8") as lines:
-            found |= {row["user_query"] for row in map(json.loads, lines) if "user_query" in row}
-    return found
+            queries |= {row["user_query"] for row in map(json.loads, lines) if "user_query" in row}
+    return queries
 
 
 def measure_scrub(scale: Scale, shared: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -870,7 +874,7 @@ def measure_scrub(scale: Scale, shared: Path) -> tuple[dict[str, Any], list[dict
             if missed[kind] <= 5:
                 say(f"scrub: missed {kind} in {query!r}: {scrubbed.text!r}")
     total = scale.secrets * len(SECRETS)
-    found = 1 - sum(missed.values()) / total
+    share = 1 - sum(missed.values()) / total
     figures = {
         "queries_per_second": round(speed),
         "real_queries": len(real),
@@ -878,7 +882,7 @@ def measure_scrub(scale: Scale, shared: Path) -> tuple[dict[str, Any], list[dict
         "secrets": total,
         "secrets_missed": missed,
     }
-    return figures, [*bars, bar("scrub_found", found, 1, found == 1)]
+    return figures, [*bars, bar("scrub_found", share, 1, share == 1)]
 
 
 # Command ----------------------------------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ class Bucket:
         return self._client.bucket(BUCKET).blob(f"{self.prefix}/{name}")
 
 
-Place = Folder | Bucket
+Store = Folder | Bucket
 
 
 @contextmanager
@@ -206,9 +206,9 @@ def require_linear(chain: list[dict[str, Any]]) -> None:
 # Races ------------------------------------------------------------------------------------------------------------
 
 
-def race(place: Place, scratch: Path, promoters: int, rounds: int) -> dict[str, Any]:
+def race(store: Store, scratch: Path, promoters: int, rounds: int) -> dict[str, Any]:
     """In each round, let processes promote concurrently, each its own version over the same champion."""
-    backend = registries.connect(place.config)
+    backend = registries.connect(store.config)
     versions: list[list[str]] = [[], []]  # used alternately, so that no process promotes the current champion
     for number in range(2 * promoters):
         folder = scratch / f"race-{number}"
@@ -217,7 +217,7 @@ def race(place: Place, scratch: Path, promoters: int, rounds: int) -> dict[str, 
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(promoters)
     pipes = [context.Pipe() for _ in range(promoters)]
-    processes = [context.Process(target=_promote_on, args=(place.config, barrier, theirs)) for _, theirs in pipes]
+    processes = [context.Process(target=_promote_on, args=(store.config, barrier, theirs)) for _, theirs in pipes]
     for process in processes:
         process.start()
     winners: Counter[int] = Counter()
@@ -239,7 +239,7 @@ def race(place: Place, scratch: Path, promoters: int, rounds: int) -> dict[str, 
     seconds = time.perf_counter() - began
     chain = backend.history()
     require_linear(chain)
-    check(place.config)
+    check(store.config)
     return {
         "promoters": promoters,
         "rounds": rounds,
@@ -275,36 +275,36 @@ def _promote_on(config: Registry, barrier: Any, pipe: Connection) -> None:
 # Kills ------------------------------------------------------------------------------------------------------------
 
 
-def kill(make: Callable[[int], Place], scratch: Path, count: int, seed: int) -> dict[str, Any]:
+def kill(make: Callable[[int], Store], scratch: Path, count: int, seed: int) -> dict[str, Any]:
     """Kill processes that publish and promote at random times; after each kill, check the registry and repeat it."""
     draw = random.Random(seed)
     kills_by_progress: Counter[str] = Counter()
     done = 0
     broken: list[str] = []
     for number in range((count + KILLS_PER_REGISTRY - 1) // KILLS_PER_REGISTRY):
-        place, champion, seconds = make(number), "", 0.0
+        store, champion, seconds = make(number), "", 0.0
         todo = min(KILLS_PER_REGISTRY, count - number * KILLS_PER_REGISTRY)
         while todo:
             folder = scratch / f"kill-{number}-{done}"
             version = make_version(folder, f"kill {number} {done}")
             if seconds:
-                killed = _attempt(place.config, folder, version, champion, draw.uniform(0, 1.1 * seconds))
+                killed = _attempt(store.config, folder, version, champion, draw.uniform(0, 1.1 * seconds))
                 if killed:
                     todo -= 1
-                    kills_by_progress[_progress(place, version)] += 1
+                    kills_by_progress[_progress(store, version)] += 1
                 try:
-                    check(place.config, version)
+                    check(store.config, version)
                 except Failed as error:
                     broken.append(str(error))
             began = time.perf_counter()
-            if _attempt(place.config, folder, version, champion, TIMEOUT_SECONDS):
-                raise Failed(f"{place.config.uri}: a promotion takes more than {TIMEOUT_SECONDS:.0f} s")
+            if _attempt(store.config, folder, version, champion, TIMEOUT_SECONDS):
+                raise Failed(f"{store.config.uri}: a promotion takes more than {TIMEOUT_SECONDS:.0f} s")
             seconds = seconds or time.perf_counter() - began
-            if registries.connect(place.config).alias(registries.CHAMPION) != version:
+            if registries.connect(store.config).alias(registries.CHAMPION) != version:
                 broken.append(f"{version}: not promoted although the promotion succeeded")
             champion, done = version, done + 1
         try:
-            check(place.config)
+            check(store.config)
         except Failed as error:
             broken.append(str(error))
     return {
@@ -345,21 +345,21 @@ def _promote_silently(config: Registry, folder: Path, version: str, champion: st
     promote(config, folder, version, champion)
 
 
-def _progress(place: Place, version: str) -> str:
+def _progress(store: Store, version: str) -> str:
     """Describe how far a killed promotion got."""
-    backend = registries.connect(place.config)
+    backend = registries.connect(store.config)
     if backend.alias(registries.CHAMPION) == version:
-        logged = sum(name.startswith("history/") for name in place.names())
+        logged = sum(name.startswith("history/") for name in store.names())
         return "4 promoted and logged" if logged == len(backend.history()) else "3 promoted, not logged"
     if version in backend.versions():
         return "2 published"
-    return "1 half published" if any(version in name for name in place.names()) else "0 nothing written"
+    return "1 half published" if any(version in name for name in store.names()) else "0 nothing written"
 
 
 # Boundaries ---------------------------------------------------------------------------------------------------------
 
 
-def kill_at_boundaries(make: Callable[[str], Place], scratch: Path, limit: int) -> dict[str, Any]:
+def kill_at_boundaries(make: Callable[[str], Store], scratch: Path, limit: int) -> dict[str, Any]:
     """Kill a promotion before each of its changes: files and folders on disk, and requests to a bucket.
 
     Each kill has a new registry with a champion. After it the registry is checked, then the promotion is repeated.
@@ -370,12 +370,12 @@ def kill_at_boundaries(make: Callable[[str], Place], scratch: Path, limit: int) 
         limit: maximum number of kills, evenly spaced over all changes.
     """
 
-    def begin(name: str) -> tuple[Place, Callable[[Path], None], str]:
-        place, folder = make(f"boundary-{name}"), scratch / f"boundary-{name}"
+    def begin(name: str) -> tuple[Store, Callable[[Path], None], str]:
+        store, folder = make(f"boundary-{name}"), scratch / f"boundary-{name}"
         champion = make_version(folder / "first", f"first {name}")
-        promote(place.config, folder / "first", champion, "")
+        promote(store.config, folder / "first", champion, "")
         version = make_version(folder / "second", f"second {name}")
-        return place, lambda _: promote(place.config, folder / "second", version, champion), version
+        return store, lambda _: promote(store.config, folder / "second", version, champion), version
 
     _, promote_second, _ = begin("first")
     promote_second(scratch)  # creates the shared cache, which later runs find
@@ -383,13 +383,13 @@ def kill_at_boundaries(make: Callable[[str], Place], scratch: Path, limit: int) 
     changes = kills.count_boundaries(promote_second, scratch)
     killed, broken = 0, []
     for boundary in kills.spread(changes, limit):
-        place, promote_second, version = begin(str(boundary))
+        store, promote_second, version = begin(str(boundary))
         killed += not kills.attempt(kills.killed_before(promote_second, boundary), scratch)
         try:
-            check(place.config, version)
+            check(store.config, version)
             promote_second(scratch)
-            check(place.config, version)
-            if registries.connect(place.config).alias(registries.CHAMPION) != version:
+            check(store.config, version)
+            if registries.connect(store.config).alias(registries.CHAMPION) != version:
                 raise Failed(f"{version}: not promoted although the promotion succeeded")
         except (Failed, InputError, RunStopped) as error:
             broken.append(f"before change {boundary}: {error}")
@@ -399,13 +399,13 @@ def kill_at_boundaries(make: Callable[[str], Place], scratch: Path, limit: int) 
 # Damage -----------------------------------------------------------------------------------------------------------
 
 
-def damage(place: Place, scratch: Path, count: int, seed: int) -> dict[str, Any]:
+def damage(store: Store, scratch: Path, count: int, seed: int) -> dict[str, Any]:
     """Change one byte of a file, load the object that the file belongs to, and restore the file; many times.
 
     The files are those of three versions with seals and manifests, of two aliases and of their history. They take turns
     in random order; byte and value are random.
     """
-    backend, champion, names = registries.connect(place.config), "", []
+    backend, champion, names = registries.connect(store.config), "", []
     for number in range(3):
         folder = scratch / f"damage-{number}"
         names.append(make_version(folder, f"damage {number}"))
@@ -415,7 +415,7 @@ def damage(place: Place, scratch: Path, count: int, seed: int) -> dict[str, Any]
     backend.move("anchor", names[0], "", action="move", reason="the first")
     backend.rollback()
     draw = random.Random(seed)
-    files = {name: data for name, data in place.files().items() if data}
+    files = {name: data for name, data in store.files().items() if data}
     order = draw.sample(sorted(files), len(files))
     changes_by_kind: Counter[str] = Counter()
     missed = []
@@ -424,16 +424,16 @@ def damage(place: Place, scratch: Path, count: int, seed: int) -> dict[str, Any]
         data = bytearray(files[name])
         offset = draw.randrange(len(data))
         data[offset] ^= draw.randrange(1, 256)
-        place.put(name, bytes(data))
+        store.put(name, bytes(data))
         changes_by_kind[name.split("/")[0]] += 1
         try:
             # A new cache each time: the old one has the files from before the change.
-            _load(place.config.model_copy(update={"cache_dir": str(scratch / f"cache-{number}")}), name)
+            _load(store.config.model_copy(update={"cache_dir": str(scratch / f"cache-{number}")}), name)
             missed.append(f"{name}, byte {offset}: {files[name][offset]:#04x} read as {data[offset]:#04x}")
         except InputError:
             pass
-        place.put(name, files[name])
-    check(place.config)
+        store.put(name, files[name])
+    check(store.config)
     return {
         "files": len(files),
         "changed_bytes": count,
@@ -466,7 +466,7 @@ def measure(scale: Scale, parts: list[str], scratch: Path) -> tuple[dict[str, An
     figures: dict[str, Any] = {}
     bars: list[dict[str, Any]] = []
     with serve():
-        makers: dict[str, Callable[[str], Place]] = {
+        makers: dict[str, Callable[[str], Store]] = {
             "local": lambda name: Folder(scratch / "local" / name),
             "gcs": lambda name: Bucket(name, scratch / "cache"),
         }

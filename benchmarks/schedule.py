@@ -64,9 +64,9 @@ def compiled() -> list[Package]:
     """Pipelines to schedule: both, each in two configurations."""
     overrides = [["registry.uri=/registry"], ["registry.uri=/registry", "gate.max_ece=0.15"]]
     return [
-        compile_package(pipeline, load(CONFIG, given), scheduled=True)
+        compile_package(pipeline, load(CONFIG, changes), scheduled=True)
         for pipeline in ("distill", "monitor")
-        for given in overrides
+        for changes in overrides
     ]
 
 

@@ -89,8 +89,8 @@ def rows(folder: Path, queries: int) -> tuple[pa.Table, pa.Table]:
     prepare.prepare(settings, config.data, LogWindow(), **folders)
     train, dev = (schemas.read(folders["judgements"] / f"{name}.parquet", schemas.JUDGED) for name in ("train", "dev"))
     places: dict[str, list[int]] = {}
-    for place, query in enumerate(train.column("query_id").to_pylist()):
-        places.setdefault(query, []).append(place)
+    for row, query in enumerate(train.column("query_id").to_pylist()):
+        places.setdefault(query, []).append(row)
     lists = [seconds_of_turn[:PRODUCTS] for seconds_of_turn in places.values() if len(seconds_of_turn) >= PRODUCTS]
     order = np.random.default_rng(SEED).permutation(len(lists))
     return train.take(list(itertools.chain.from_iterable(lists[seconds_of_turn] for seconds_of_turn in order))), dev

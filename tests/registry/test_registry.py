@@ -21,7 +21,7 @@ import pytest
 from google.cloud import storage
 
 from benchmarks import registry as benchmark
-from benchmarks.registry import Bucket, Folder, Place
+from benchmarks.registry import Bucket, Folder, Store
 from distilrank import registry
 from distilrank.config import Registry
 from distilrank.core import artifacts, sketch, volume
@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Folder:
 
 
 @pytest.fixture(params=["folder", "bucket"])
-def place(request: pytest.FixtureRequest) -> Place:
+def store(request: pytest.FixtureRequest) -> Store:
     return request.getfixturevalue(request.param)
 
 
@@ -63,8 +63,8 @@ def make(root: Path, weights: str, note: str = "") -> tuple[Path, str]:
     return made, name
 
 
-def published(place: Place, root: Path, *weights: str) -> tuple[registry.Backend, list[str]]:
-    backend = registry.connect(place.config)
+def published(store: Store, root: Path, *weights: str) -> tuple[registry.Backend, list[str]]:
+    backend = registry.connect(store.config)
     names = []
     for text in weights:
         made, name = make(root, text)
@@ -73,31 +73,31 @@ def published(place: Place, root: Path, *weights: str) -> tuple[registry.Backend
     return backend, names
 
 
-def promoted(place: Place, root: Path, *weights: str) -> tuple[registry.Backend, list[str]]:
-    backend, names = published(place, root, *weights)
+def promoted(store: Store, root: Path, *weights: str) -> tuple[registry.Backend, list[str]]:
+    backend, names = published(store, root, *weights)
     for before, name in zip(["", *names], names, strict=False):
         backend.move(CHAMPION, name, before)
     return backend, names
 
 
-def anew(place: Place, cache: Path) -> registry.Backend:
+def anew(store: Store, cache: Path) -> registry.Backend:
     """The registry as a machine sees it that has downloaded nothing yet."""
-    return registry.connect(place.config.model_copy(update={"cache_dir": str(cache)}))
+    return registry.connect(store.config.model_copy(update={"cache_dir": str(cache)}))
 
 
-def file_of(place: Place, version: str, name: str) -> str:
+def file_of(store: Store, version: str, name: str) -> str:
     """Under which name a file of a version is stored."""
-    folder = registry.connect(place.config).location(version).removeprefix(f"{place.config.uri}/")
+    folder = registry.connect(store.config).location(version).removeprefix(f"{store.config.uri}/")
     return f"{folder}/{name}"
 
 
 # Opening ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_registry_that_nobody_has_written_to_is_empty(place: Place) -> None:
-    backend = registry.connect(place.config)
+def test_a_registry_that_nobody_has_written_to_is_empty(store: Store) -> None:
+    backend = registry.connect(store.config)
     assert (backend.alias(CHAMPION), backend.aliases(), backend.versions(), backend.history()) == ("", {}, [], [])
-    assert place.files() == {}
+    assert store.files() == {}
     with pytest.raises(InputError, match="no champion yet"):
         registry.resolve(backend, CHAMPION)
     with pytest.raises(InputError, match="no alias 'anchor'; it has: nothing"):
@@ -127,14 +127,14 @@ def test_a_home_folder_that_nobody_has_is_named(emulator: None) -> None:
         registry.connect(Registry(uri="gs://models", cache_dir="~nosuchuser/x"))
 
 
-def test_a_registry_exists_once_something_is_written(place: Place, tmp_path: Path) -> None:
-    assert not registry.connect(place.config).exists()
-    assert published(place, tmp_path, "a")[0].exists()
+def test_a_registry_exists_once_something_is_written(store: Store, tmp_path: Path) -> None:
+    assert not registry.connect(store.config).exists()
+    assert published(store, tmp_path, "a")[0].exists()
 
 
-def test_check_leaves_nothing(place: Place) -> None:
-    registry.connect(place.config).check()
-    assert place.files() == {}
+def test_check_leaves_nothing(store: Store) -> None:
+    registry.connect(store.config).check()
+    assert store.files() == {}
 
 
 def test_check_names_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
@@ -146,36 +146,36 @@ def test_check_names_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
 # Versions ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_version_comes_back_whole_and_verified(place: Place, tmp_path: Path) -> None:
+def test_a_version_comes_back_whole_and_verified(store: Store, tmp_path: Path) -> None:
     made, name = make(tmp_path, "a")
     (made / "report.html").symlink_to(made / "metrics.json")
     artifacts.write_json(made / "stage.json", {"seconds": 1.5})  # a stage's record is no part of a version
     before = benchmark.Folder(made).files()
-    backend = registry.connect(place.config)
+    backend = registry.connect(store.config)
     backend.publish(made, name)
     assert benchmark.Folder(made).files() == before
-    found = backend.fetch(name)
+    fetched_folder = backend.fetch(name)
     assert backend.versions() == [name] and backend.manifest(name)["id"] == name
     assert backend.location(name).startswith(backend.uri)
-    fetched = benchmark.Folder(found).files()
+    fetched = benchmark.Folder(fetched_folder).files()
     assert fetched.pop("digest.json") and fetched == {key: before[key] for key in before if key != "stage.json"}
-    assert not any(path.is_symlink() for path in found.rglob("*"))
+    assert not any(path.is_symlink() for path in fetched_folder.rglob("*"))
     backend.verify(name)
 
 
-def test_publishing_again_is_a_no_op_and_other_content_an_error(place: Place, tmp_path: Path) -> None:
-    backend, [name] = published(place, tmp_path, "a")
-    before = place.files()
+def test_publishing_again_is_a_no_op_and_other_content_an_error(store: Store, tmp_path: Path) -> None:
+    backend, [name] = published(store, tmp_path, "a")
+    before = store.files()
     backend.publish(tmp_path / "version-a", name)
     other, _ = make(tmp_path, "a", note="other")
     with pytest.raises(InputError, match=r"manifest\.json: version v\w+ is published already, with other content"):
         backend.publish(other, name)
-    assert place.files() == before
+    assert store.files() == before
 
 
-def test_an_id_stands_for_the_students_bytes(place: Place, tmp_path: Path) -> None:
+def test_an_id_stands_for_the_students_bytes(store: Store, tmp_path: Path) -> None:
     made, name = make(tmp_path, "a")
-    backend = registry.connect(place.config)
+    backend = registry.connect(store.config)
     with pytest.raises(InputError, match=f"is version {name}, expected v000000000000"):
         backend.publish(made, "v000000000000")
     with pytest.raises(InputError, match="is no version id"):
@@ -183,8 +183,8 @@ def test_an_id_stands_for_the_students_bytes(place: Place, tmp_path: Path) -> No
     assert backend.versions() == []
 
 
-def test_an_unknown_version_is_named_with_the_known_ones(place: Place, tmp_path: Path) -> None:
-    backend, [name] = published(place, tmp_path, "a")
+def test_an_unknown_version_is_named_with_the_known_ones(store: Store, tmp_path: Path) -> None:
+    backend, [name] = published(store, tmp_path, "a")
     for wrong in ("v123456789abc", "../versions", ""):
         asks: list[Callable[[str], Any]] = [backend.fetch, backend.manifest, backend.verify]
         for ask in [*asks, lambda text: backend.move(CHAMPION, text, "")]:
@@ -196,38 +196,38 @@ def test_an_unknown_version_is_named_with_the_known_ones(place: Place, tmp_path:
 # Damage -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_changed_byte_anywhere_is_caught(place: Place, tmp_path: Path) -> None:
-    found = benchmark.damage(place, tmp_path, count=16, seed=int(time.time()))
-    assert found["caught"] == found["changed_bytes"] == 16, found["missed"]
+def test_a_changed_byte_anywhere_is_caught(store: Store, tmp_path: Path) -> None:
+    result = benchmark.damage(store, tmp_path, count=16, seed=int(time.time()))
+    assert result["caught"] == result["changed_bytes"] == 16, result["missed"]
 
 
 @pytest.mark.parametrize("name", ["aliases/champion.json", "history/champion/00000001.json", "digest.json"])
-def test_white_space_is_part_of_the_bytes(place: Place, tmp_path: Path, name: str) -> None:
-    _, [version] = promoted(place, tmp_path, "a")
+def test_white_space_is_part_of_the_bytes(store: Store, tmp_path: Path, name: str) -> None:
+    _, [version] = promoted(store, tmp_path, "a")
     if name == "digest.json":
-        stored = file_of(place, version, name) if isinstance(place, Folder) else f"versions/{version}.json"
+        stored = file_of(store, version, name) if isinstance(store, Folder) else f"versions/{version}.json"
     else:
         stored = name
-    place.put(stored, place.files()[stored].replace(b"  ", b" \t", 1))
+    store.put(stored, store.files()[stored].replace(b"  ", b" \t", 1))
     with pytest.raises(InputError, match=rf"{os.path.basename(stored)}: damaged, expected .* in which it was written"):
-        benchmark._load(place.config.model_copy(update={"cache_dir": str(tmp_path / "fresh")}), stored)
+        benchmark._load(store.config.model_copy(update={"cache_dir": str(tmp_path / "fresh")}), stored)
 
 
 @pytest.mark.parametrize("file", ["student/model.safetensors", "manifest.json", "student/digest.json"])
 @pytest.mark.parametrize("damage", ["changed", "missing"])
-def test_damage_of_a_version_is_named(place: Place, tmp_path: Path, file: str, damage: str) -> None:
-    backend, [first, second] = promoted(place, tmp_path, "a", "b")
-    stored = file_of(place, first, file)
+def test_damage_of_a_version_is_named(store: Store, tmp_path: Path, file: str, damage: str) -> None:
+    backend, [first, second] = promoted(store, tmp_path, "a", "b")
+    stored = file_of(store, first, file)
     if damage == "changed":
-        place.put(stored, place.files()[stored][:-1] + b"?")
+        store.put(stored, store.files()[stored][:-1] + b"?")
     else:
-        place.remove(stored)
+        store.remove(stored)
     named = rf"{backend.uri}/{stored}: (digest|missing|no such)"
-    for ask in (anew(place, tmp_path / "fresh").fetch, backend.verify):
+    for ask in (anew(store, tmp_path / "fresh").fetch, backend.verify):
         with pytest.raises(InputError, match=named):
             ask(first)
     with pytest.raises(InputError, match=r".*model\.safetensors" if "model" in file else "json"):
-        anew(place, tmp_path / "fresh").rollback()
+        anew(store, tmp_path / "fresh").rollback()
     assert backend.alias(CHAMPION) == second and len(backend.history()) == 2
 
 
@@ -242,19 +242,19 @@ def test_a_file_that_was_added_to_a_folder_is_found_out(folder: Folder, tmp_path
     backend.fetch(name)
 
 
-def test_evidence_that_was_replaced_under_matching_seals_is_found_out(place: Place, tmp_path: Path) -> None:
+def test_evidence_that_was_replaced_under_matching_seals_is_found_out(store: Store, tmp_path: Path) -> None:
     """The id stands for the student alone, so it is the alias's record that knows the rest."""
-    backend, [name] = promoted(place, tmp_path, "a")
-    forged = Folder(tmp_path / "forged") if isinstance(place, Folder) else Bucket(place.prefix + "-2", tmp_path / "c2")
+    backend, [name] = promoted(store, tmp_path, "a")
+    forged = Folder(tmp_path / "forged") if isinstance(store, Folder) else Bucket(store.prefix + "-2", tmp_path / "c2")
     made, _ = make(tmp_path, "a", note="better figures")
     other = registry.connect(forged.config)
     other.publish(made, name)
-    for stored in [stored for stored in place.files() if stored.startswith("versions/")]:
-        place.remove(stored)
+    for stored in [stored for stored in store.files() if stored.startswith("versions/")]:
+        store.remove(stored)
     for stored, data in forged.files().items():
-        place.put(stored, data)
+        store.put(stored, data)
     other.fetch(name)
-    for ask in (anew(place, tmp_path / "fresh").fetch, backend.verify):
+    for ask in (anew(store, tmp_path / "fresh").fetch, backend.verify):
         with pytest.raises(
             InputError, match=r"digest\.json: digest \w+ differs from \w+, which champion was pointed to"
         ):
@@ -278,40 +278,40 @@ def test_a_list_of_files_cannot_lead_outside(bucket: Bucket, tmp_path: Path) -> 
         content.parse_seal(sealed, "gs://x")
 
 
-def test_records_that_were_taken_away_or_put_back_are_found_out(place: Place, tmp_path: Path) -> None:
-    backend, [first, second] = published(place, tmp_path, "a", "b")
+def test_records_that_were_taken_away_or_put_back_are_found_out(store: Store, tmp_path: Path) -> None:
+    backend, [first, second] = published(store, tmp_path, "a", "b")
     backend.move(CHAMPION, first, "")
-    old = place.files()["aliases/champion.json"]
+    old = store.files()["aliases/champion.json"]
     backend.move(CHAMPION, second, first)
-    now = place.files()
+    now = store.files()
 
-    place.put("aliases/champion.json", old)
+    store.put("aliases/champion.json", old)
     with pytest.raises(InputError, match=r"champion\.json: is record 1, but champion has a history of 2"):
         backend.history()
-    place.remove("aliases/champion.json")
+    store.remove("aliases/champion.json")
     for ask in (backend.history, backend.aliases, lambda: backend.move(CHAMPION, first, "")):
         with pytest.raises(InputError, match=r"champion\.json: is missing, but champion has a history"):
             ask()
-    place.put("aliases/champion.json", now["aliases/champion.json"])
-    place.remove("history/champion/00000001.json")
+    store.put("aliases/champion.json", now["aliases/champion.json"])
+    store.remove("history/champion/00000001.json")
     with pytest.raises(InputError, match=r"00000001\.json: is missing, although 00000002\.json is there"):
         backend.history()
-    place.put("history/champion/00000001.json", now["history/champion/00000002.json"])
+    store.put("history/champion/00000001.json", now["history/champion/00000002.json"])
     with pytest.raises(InputError, match=r"00000001\.json: holds record 2 .* expected the one that its name says"):
         backend.history()
-    place.put("history/champion/00000001.json", b"[]\n")
+    store.put("history/champion/00000001.json", b"[]\n")
     with pytest.raises(InputError, match=r"00000001\.json: holds \[\], expected a JSON object"):
         backend.rollback()
-    place.put("history/champion/00000001.json", now["history/champion/00000001.json"])
+    store.put("history/champion/00000001.json", now["history/champion/00000001.json"])
     assert backend.rollback() == first
 
 
-def test_a_record_that_does_not_follow_the_one_before_is_found_out(place: Place, tmp_path: Path) -> None:
-    backend, _ = promoted(place, tmp_path, "a", "b")
+def test_a_record_that_does_not_follow_the_one_before_is_found_out(store: Store, tmp_path: Path) -> None:
+    backend, _ = promoted(store, tmp_path, "a", "b")
     name = "history/champion/00000001.json"
-    record = json.loads(place.files()[name]) | {"by": "somebody else"}
+    record = json.loads(store.files()[name]) | {"by": "somebody else"}
     record["digest"] = artifacts.digest_json({key: value for key, value in record.items() if key != "digest"})
-    place.put(name, content.encode(record))
+    store.put(name, content.encode(record))
     with pytest.raises(InputError, match=r"00000002\.json: does not follow the record before it"):
         backend.history()
 
@@ -319,36 +319,36 @@ def test_a_record_that_does_not_follow_the_one_before_is_found_out(place: Place,
 # Aliases ----------------------------------------------------------------------------------------------------------
 
 
-def test_moving_compares_before_it_sets(place: Place, tmp_path: Path) -> None:
-    backend, [first, second, third] = published(place, tmp_path, "a", "b", "c")
+def test_moving_compares_before_it_sets(store: Store, tmp_path: Path) -> None:
+    backend, [first, second, third] = published(store, tmp_path, "a", "b", "c")
     backend.move(CHAMPION, first, "")
     backend.move(CHAMPION, second, first)
-    before = place.files()
+    before = store.files()
     with pytest.raises(RunStopped, match=f"champion is {second}, expected {first}; someone else moved it"):
         backend.move(CHAMPION, third, first)
     with pytest.raises(RunStopped, match=f"champion is {second}, expected not set"):
         backend.move(CHAMPION, third, "")
     backend.move(CHAMPION, second, first)  # a repeated move, after a kill say
-    assert place.files() == before
+    assert store.files() == before
     alias = json.loads(before["aliases/champion.json"])
     assert (alias["version"], alias["previous"], alias["number"]) == (second, first, 2)
     assert alias["since"].endswith("Z")
 
 
-def test_aliases_have_names_and_a_history_each(place: Place, tmp_path: Path) -> None:
-    backend, [first, second] = promoted(place, tmp_path, "a", "b")
+def test_aliases_have_names_and_a_history_each(store: Store, tmp_path: Path) -> None:
+    backend, [first, second] = promoted(store, tmp_path, "a", "b")
     backend.move(ANCHOR, first, "", action="move", reason="the first")
     backend.move("holiday-2026", second, "", action="move")
     assert backend.aliases() == {ANCHOR: first, CHAMPION: second, "holiday-2026": second}
     assert registry.resolve(backend, ANCHOR) == first
     history = backend.history()
-    assert [(one["alias"], one["action"], one["reason"]) for one in history] == [
+    assert [(record["alias"], record["action"], record["reason"]) for record in history] == [
         (CHAMPION, "promote", ""),
         (CHAMPION, "promote", ""),
         (ANCHOR, "move", "the first"),
         ("holiday-2026", "move", ""),
     ]
-    assert all("@" in one["by"] for one in history)
+    assert all("@" in record["by"] for record in history)
     for wrong in ("", "Champion", "../x", "a" * 42, first):
         with pytest.raises(InputError, match=f"'{wrong}' is no alias, expected"):
             backend.move(wrong, second, "")
@@ -358,8 +358,8 @@ def test_aliases_have_names_and_a_history_each(place: Place, tmp_path: Path) -> 
         registry.resolve(backend, "none")
 
 
-def test_rollback_goes_back_move_by_move(place: Place, tmp_path: Path) -> None:
-    backend, [first, second, third] = promoted(place, tmp_path, "a", "b", "c")
+def test_rollback_goes_back_move_by_move(store: Store, tmp_path: Path) -> None:
+    backend, [first, second, third] = promoted(store, tmp_path, "a", "b", "c")
     assert backend.rollback(reason="too slow") == second == backend.alias(CHAMPION)
     assert backend.rollback() == first == backend.alias(CHAMPION)
     with pytest.raises(InputError, match=f"{first} is the first champion, nothing to roll back to"):
@@ -367,7 +367,9 @@ def test_rollback_goes_back_move_by_move(place: Place, tmp_path: Path) -> None:
     backend.move(CHAMPION, third, first)
     assert backend.rollback() == first
     assert backend.versions() == sorted([first, second, third])
-    moves = [(one["action"], one["previous"], one["version"], one["reason"]) for one in backend.history()]
+    moves = [
+        (record["action"], record["previous"], record["version"], record["reason"]) for record in backend.history()
+    ]
     assert moves == [
         ("promote", "", first, ""),
         ("promote", first, second, ""),
@@ -387,10 +389,10 @@ def test_rollback_goes_back_move_by_move(place: Place, tmp_path: Path) -> None:
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("expect", [False, True])
 def test_a_rollback_that_breaks_off_at_any_write_is_finished_by_its_repeat(
-    place: Place, tmp_path: Path, monkeypatch: Any, when: str, expect: bool
+    store: Store, tmp_path: Path, monkeypatch: Any, when: str, expect: bool
 ) -> None:
-    backend, [_, second, third] = promoted(place, tmp_path, "a", "b", "c")
-    owner = Local if isinstance(place, Folder) else gcs.Bucket
+    backend, [_, second, third] = promoted(store, tmp_path, "a", "b", "c")
+    owner = Local if isinstance(store, Folder) else gcs.Bucket
     write, broken = owner._write, []
 
     def roll_back() -> str:
@@ -399,13 +401,13 @@ def test_a_rollback_that_breaks_off_at_any_write_is_finished_by_its_repeat(
     for boundary in range(1, 9):
         names: list[str] = []
 
-        def breaking(self: Ledger, name: str, *given: Any, at: int = boundary, names: list[str] = names) -> bool:
+        def breaking(self: Ledger, name: str, *arguments: Any, last: int = boundary, names: list[str] = names) -> bool:
             names.append(name)
-            if len(names) == at and when == "after":
-                write(self, name, *given)
-            if len(names) == at:
+            if len(names) == last and when == "after":
+                write(self, name, *arguments)
+            if len(names) == last:
                 raise InputError("the storage refuses")
-            return write(self, name, *given)
+            return write(self, name, *arguments)
 
         with monkeypatch.context() as inner:
             inner.setattr(owner, "_write", breaking)
@@ -422,22 +424,22 @@ def test_a_rollback_that_breaks_off_at_any_write_is_finished_by_its_repeat(
             break  # it is done, and only who called does not know
         assert roll_back() == second == backend.alias(CHAMPION)
         records = backend.history()
-        assert [one["action"] for one in records].count("rollback") == boundary
-        assert f"history/champion/{len(records):08d}.json" in place.files()
+        assert [record["action"] for record in records].count("rollback") == boundary
+        assert f"history/champion/{len(records):08d}.json" in store.files()
         backend.move(CHAMPION, third, second)
     assert broken == ["aliases", "history"] if owner is Local else ["versions", "aliases", "history"]
 
 
-def test_a_rollback_that_was_killed_before_its_record_is_finished_by_its_repeat(place: Place, tmp_path: Path) -> None:
-    backend, [_, second, third] = promoted(place, tmp_path, "a", "b", "c")
-    killed_at(Local if isinstance(place, Folder) else gcs.Bucket, "_write", backend.rollback, when="history/")
+def test_a_rollback_that_was_killed_before_its_record_is_finished_by_its_repeat(store: Store, tmp_path: Path) -> None:
+    backend, [_, second, third] = promoted(store, tmp_path, "a", "b", "c")
+    killed_at(Local if isinstance(store, Folder) else gcs.Bucket, "_write", backend.rollback, when="history/")
     assert backend.alias(CHAMPION) == second
     assert backend.rollback() == second == backend.alias(CHAMPION) and len(backend.history()) == 4
     assert backend.rollback(expected=third) == second and len(backend.history()) == 4, "repeated once more"
 
 
-def test_a_rollback_of_a_version_happens_once(place: Place, tmp_path: Path) -> None:
-    backend, [first, second, third] = promoted(place, tmp_path, "a", "b", "c")
+def test_a_rollback_of_a_version_happens_once(store: Store, tmp_path: Path) -> None:
+    backend, [first, second, third] = promoted(store, tmp_path, "a", "b", "c")
     with pytest.raises(
         RunStopped, match=f"champion is {third}, expected {second}; .*so it stays and nothing is rolled"
     ):
@@ -452,16 +454,16 @@ def test_a_rollback_of_a_version_happens_once(place: Place, tmp_path: Path) -> N
     assert backend.rollback(expected=third) == first and len(backend.history()) == 7, "another rollback of it"
 
 
-def test_of_many_that_move_at_once_one_wins(place: Place, tmp_path: Path) -> None:
-    found = benchmark.race(place, tmp_path, promoters=5, rounds=2)
-    assert (found["rounds_with_one_winner"], found["winner_is_not_the_champion"], found["records"]) == (2, 0, 2)
-    assert found["problems"] == []
+def test_of_many_that_move_at_once_one_wins(store: Store, tmp_path: Path) -> None:
+    result = benchmark.race(store, tmp_path, promoters=5, rounds=2)
+    assert (result["rounds_with_one_winner"], result["winner_is_not_the_champion"], result["records"]) == (2, 0, 2)
+    assert result["problems"] == []
 
 
-def test_a_move_that_was_read_too_early_is_refused(place: Place, tmp_path: Path, monkeypatch: Any) -> None:
-    backend, [first, second, third] = published(place, tmp_path, "a", "b", "c")
+def test_a_move_that_was_read_too_early_is_refused(store: Store, tmp_path: Path, monkeypatch: Any) -> None:
+    backend, [first, second, third] = published(store, tmp_path, "a", "b", "c")
     backend.move(CHAMPION, first, "")
-    other, claim = registry.connect(place.config), Ledger._swap
+    other, claim = registry.connect(store.config), Ledger._swap
 
     def overtaken(self: Ledger, alias: str, version: str, *rest: Any) -> None:
         if version == third:
@@ -473,7 +475,7 @@ def test_a_move_that_was_read_too_early_is_refused(place: Place, tmp_path: Path,
     monkeypatch.setattr(Ledger, "_swap", overtaken)
     with pytest.raises(RunStopped, match=f"champion is {second}, expected {first}; someone else moved it"):
         backend.move(CHAMPION, third, first)
-    assert [one["version"] for one in backend.history()] == [first, second]
+    assert [record["version"] for record in backend.history()] == [first, second]
 
 
 def test_a_folder_whose_locks_keep_nobody_away_is_refused(folder: Folder, tmp_path: Path, monkeypatch: Any) -> None:
@@ -516,8 +518,8 @@ def test_two_writers_without_locks_leave_a_state_that_can_be_repaired(folder: Fo
     assert backend.rollback() == first
 
 
-def test_versions_without_a_champion_are_no_empty_registry(place: Place, tmp_path: Path, monkeypatch: Any) -> None:
-    backend, [first, second] = published(place, tmp_path, "a", "b")  # aliases and history were lost, say
+def test_versions_without_a_champion_are_no_empty_registry(store: Store, tmp_path: Path, monkeypatch: Any) -> None:
+    backend, [first, second] = published(store, tmp_path, "a", "b")  # aliases and history were lost, say
     lost = rf"has versions \({min(first, second)}, .*\) but no champion: .*\(`distilrank registry promote VERSION --re"
     monkeypatch.setattr(ledger, "MINIMUM_AGE", -60.0)
     asks = (
@@ -539,13 +541,13 @@ def test_versions_without_a_champion_are_no_empty_registry(place: Place, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["aliases/champion.json", "history/champion/00000001.json", "versions/manifest.json"])
-def test_brackets_within_brackets_are_one_line(place: Place, tmp_path: Path, name: str) -> None:
-    backend, [version] = promoted(place, tmp_path, "a")
+def test_brackets_within_brackets_are_one_line(store: Store, tmp_path: Path, name: str) -> None:
+    backend, [version] = promoted(store, tmp_path, "a")
     for text in (b"[" * 100_000, b'{"a":' * 900 + b"1" + b"}" * 900):
         if name.startswith("versions"):
-            place.put(file_of(place, version, "digest.json"), text)
+            store.put(file_of(store, version, "digest.json"), text)
         else:
-            place.put(name, text)
+            store.put(name, text)
         with pytest.raises(InputError, match=r"(not JSON|damaged)") as caught:
             backend.verify(version)
         assert len(str(caught.value)) < 400
@@ -560,10 +562,10 @@ def killed_at(owner: Any, name: str, action: Callable[..., Any], *arguments: Any
     def child() -> None:
         original = getattr(owner, name)
 
-        def fatal(*given: Any, **options: Any) -> Any:
-            if when in " ".join(map(str, given)):
+        def fatal(*call_arguments: Any, **options: Any) -> Any:
+            if when in " ".join(map(str, call_arguments)):
                 os.kill(os.getpid(), signal.SIGKILL)
-            return original(*given, **options)
+            return original(*call_arguments, **options)
 
         setattr(owner, name, fatal)
         action(*arguments)
@@ -574,15 +576,15 @@ def killed_at(owner: Any, name: str, action: Callable[..., Any], *arguments: Any
     assert process.exitcode == -signal.SIGKILL
 
 
-def test_kills_at_random_moments_break_nothing(place: Place, tmp_path: Path) -> None:
-    is_folder = isinstance(place, Folder)
+def test_kills_at_random_moments_break_nothing(store: Store, tmp_path: Path) -> None:
+    is_folder = isinstance(store, Folder)
 
-    def make(number: int) -> Place:
+    def make(number: int) -> Store:
         part = f"killed-{number}"
-        return Folder(tmp_path / part) if is_folder else Bucket(f"{place.prefix}/{part}", tmp_path / "cache")
+        return Folder(tmp_path / part) if is_folder else Bucket(f"{store.prefix}/{part}", tmp_path / "cache")
 
-    found = benchmark.kill(make, tmp_path, kills=3, seed=int(time.time()))
-    assert (found["kills"], found["broken"]) == (3, 0), found
+    result = benchmark.kill(make, tmp_path, kills=3, seed=int(time.time()))
+    assert (result["kills"], result["broken"]) == (3, 0), result
 
 
 @pytest.mark.parametrize("point", [(artifacts, "seal"), (Local, "_changing")])
@@ -629,45 +631,45 @@ def test_a_killed_upload_leaves_nothing_to_see_and_is_collected_when_old(
     anew(bucket, tmp_path / "fresh").fetch(name)
 
 
-def test_killed_between_alias_and_history_the_history_is_completed(place: Place, tmp_path: Path) -> None:
-    backend, [first, second, third] = published(place, tmp_path, "a", "b", "c")
+def test_killed_between_alias_and_history_the_history_is_completed(store: Store, tmp_path: Path) -> None:
+    backend, [first, second, third] = published(store, tmp_path, "a", "b", "c")
     backend.move(CHAMPION, first, "")
-    owner = Local if isinstance(place, Folder) else gcs.Bucket
+    owner = Local if isinstance(store, Folder) else gcs.Bucket
     killed_at(owner, "_write", backend.move, CHAMPION, second, first, when="history/")
     assert backend.alias(CHAMPION) == second
-    assert [one["version"] for one in backend.history()] == [first, second]
-    assert len([name for name in place.files() if name.startswith("history/")]) == 1
+    assert [record["version"] for record in backend.history()] == [first, second]
+    assert len([name for name in store.files() if name.startswith("history/")]) == 1
     backend.move(CHAMPION, second, first)  # what was killed is done again
-    assert len([name for name in place.files() if name.startswith("history/")]) == 2
+    assert len([name for name in store.files() if name.startswith("history/")]) == 2
     killed_at(owner, "_write", backend.rollback, when="history/")
     backend.move(CHAMPION, third, first)
-    logged = [json.loads(data) for name, data in sorted(place.files().items()) if name.startswith("history/")]
-    assert [one["version"] for one in logged] == [first, second, first, third]
+    logged = [json.loads(data) for name, data in sorted(store.files().items()) if name.startswith("history/")]
+    assert [record["version"] for record in logged] == [first, second, first, third]
     assert logged == backend.history()
 
 
 # Looks and collection ---------------------------------------------------------------------------------------------
 
 
-def test_test_evaluations_are_counted_once_per_candidate_and_test_set(place: Place) -> None:
-    backend = registry.connect(place.config)
-    one, two = "v" + "1" * 12, "v" + "2" * 12
-    assert [backend.record_test_evaluation(TEST_SET, name) for name in (one, one, two, one)] == [1, 1, 2, 2]
-    assert backend.record_test_evaluation("cd" * 32, one) == 1
-    assert sorted(name for name in place.files() if TEST_SET in name) == [
-        f"looks/{TEST_SET}/{one}",
+def test_test_evaluations_are_counted_once_per_candidate_and_test_set(store: Store) -> None:
+    backend = registry.connect(store.config)
+    first, two = "v" + "1" * 12, "v" + "2" * 12
+    assert [backend.record_test_evaluation(TEST_SET, name) for name in (first, first, two, first)] == [1, 1, 2, 2]
+    assert backend.record_test_evaluation("cd" * 32, first) == 1
+    assert sorted(name for name in store.files() if TEST_SET in name) == [
+        f"looks/{TEST_SET}/{first}",
         f"looks/{TEST_SET}/{two}",
     ]
     with ThreadPoolExecutor(4) as pool:
         counts = list(pool.map(lambda number: backend.record_test_evaluation("ef" * 32, f"v{number:012x}"), range(4)))
     assert max(counts) == 4 and backend.record_test_evaluation("ef" * 32, f"v{0:012x}") == 4
-    for test_set, candidate in (("../x", one), (TEST_SET, "../x")):
+    for test_set, candidate in (("../x", first), (TEST_SET, "../x")):
         with pytest.raises(InputError, match=r"'\.\./x' is no (test set|candidate), expected"):
             backend.record_test_evaluation(test_set, candidate)
 
 
-def test_evaluations_on_a_test_set_with_many_of_the_same_queries_count_too(place: Place) -> None:
-    backend = registry.connect(place.config)
+def test_evaluations_on_a_test_set_with_many_of_the_same_queries_count_too(store: Store) -> None:
+    backend = registry.connect(store.config)
     queries = [f"{number:016x}" for number in range(100)]
     names = [f"v{number:012x}" for number in range(5)]
 
@@ -684,7 +686,7 @@ def test_evaluations_on_a_test_set_with_many_of_the_same_queries_count_too(place
     assert backend.record_test_evaluation("0a" * 32, names[0]) == 2  # without its queries, this very set alone
     with pytest.raises(InputError, match="the sketch of test set 0f0f0f0f0f0f is damaged; evaluate again"):
         backend.record_test_evaluation("0f" * 32, names[0], "../x")
-    assert not [name for name in place.files() if "0f0f" in name]
+    assert not [name for name in store.files() if "0f0f" in name]
 
 
 def test_overlaps_are_told_from_samples() -> None:
@@ -701,22 +703,22 @@ def test_overlaps_are_told_from_samples() -> None:
     assert sketch.shared(sketch.from_ids(queries[8000:8005]), large) == 1  # too few of them to tell
 
 
-def test_what_nothing_needs_is_collected_once_it_is_a_day_old(place: Place, tmp_path: Path, monkeypatch: Any) -> None:
-    backend, names = promoted(place, tmp_path, *"abcd")
+def test_what_nothing_needs_is_collected_once_it_is_a_day_old(store: Store, tmp_path: Path, monkeypatch: Any) -> None:
+    backend, names = promoted(store, tmp_path, *"abcd")
     backend.move(ANCHOR, names[1], "", action="move")
     backend.publish(*make(tmp_path, "never"))
     never = make(tmp_path, "never")[1]
-    before = place.files()
-    assert backend.collect(1, dry_run=False) == [] and place.files() == before, "younger than a day"
+    before = store.files()
+    assert backend.collect(1, dry_run=False) == [] and store.files() == before, "younger than a day"
     monkeypatch.setattr(ledger, "MINIMUM_AGE", -60.0)
-    assert backend.collect(3, dry_run=True) == sorted([names[0], never]) and place.files() == before
+    assert backend.collect(3, dry_run=True) == sorted([names[0], never]) and store.files() == before
     assert backend.collect(3, dry_run=False) == sorted([names[0], never])
     assert backend.versions() == sorted(names[1:])
     assert backend.collect(1, dry_run=False) == [names[2]]
     assert backend.versions() == sorted([names[1], names[3]]), "those that champion and anchor name"
-    assert not any(names[0] in name or never in name for name in place.files() if name.startswith("versions/"))
+    assert not any(names[0] in name or never in name for name in store.files() if name.startswith("versions/"))
     for name in (names[1], names[3]):
-        anew(place, tmp_path / "fresh").fetch(name)
+        anew(store, tmp_path / "fresh").fetch(name)
     with pytest.raises(InputError, match=f"no version '{names[2]}'"):
         backend.rollback()
     assert len(backend.history()) == 5
@@ -727,9 +729,9 @@ def test_what_nothing_needs_is_collected_once_it_is_a_day_old(place: Place, tmp_
     backend.move(CHAMPION, names[0], names[3])
 
 
-def test_nothing_is_collected_by_a_damaged_history(place: Place, tmp_path: Path, monkeypatch: Any) -> None:
-    backend, _ = promoted(place, tmp_path, "a", "b")
-    place.put("history/champion/00000001.json", b"{}\n")
+def test_nothing_is_collected_by_a_damaged_history(store: Store, tmp_path: Path, monkeypatch: Any) -> None:
+    backend, _ = promoted(store, tmp_path, "a", "b")
+    store.put("history/champion/00000001.json", b"{}\n")
     monkeypatch.setattr(ledger, "MINIMUM_AGE", -60.0)
     with pytest.raises(InputError, match=r"00000001\.json: damaged"):
         backend.collect(1, dry_run=False)
@@ -743,9 +745,9 @@ def test_a_version_that_is_promoted_while_others_are_collected_stays(
     needed = Ledger._needed
 
     def overtaken(self: Ledger, keep: int) -> set[str]:
-        found = needed(self, keep)
+        names = needed(self, keep)
         registry.connect(bucket.config).move(CHAMPION, first, third)
-        return found
+        return names
 
     monkeypatch.setattr(ledger, "MINIMUM_AGE", -60.0)
     monkeypatch.setattr(Ledger, "_needed", overtaken)
@@ -757,8 +759,8 @@ def test_a_version_that_is_promoted_while_others_are_collected_stays(
 def test_a_published_version_is_young_again_when_it_is_published_again(folder: Folder, tmp_path: Path) -> None:
     backend, [name, other, champion] = published(folder, tmp_path, "a", "b", "c")
     backend.move(CHAMPION, champion, "")
-    for one in (name, other):
-        seal = folder.root / "versions" / one / "digest.json"
+    for version in (name, other):
+        seal = folder.root / "versions" / version / "digest.json"
         os.utime(seal, (time.time() - 2 * ledger.MINIMUM_AGE,) * 2)
     backend.publish(tmp_path / "version-a", name)
     assert backend.collect(1, dry_run=False) == [other]
@@ -776,17 +778,17 @@ def test_versions_are_downloaded_once_and_a_damaged_copy_again(
     monkeypatch.setattr(
         gcs.Bucket, "_download", lambda self, root, target: downloads.append(name) or download(self, root, target)
     )
-    found = backend.fetch(name)
-    assert backend.fetch(name) == found and len(downloads) == 1
-    weights = found / "student" / "model.safetensors"
+    cached = backend.fetch(name)
+    assert backend.fetch(name) == cached and len(downloads) == 1
+    weights = cached / "student" / "model.safetensors"
     intact = weights.read_bytes()
     weights.write_bytes(intact[:-1] + b"?")
-    assert backend.fetch(name) == found and weights.read_bytes() == intact and len(downloads) == 2
+    assert backend.fetch(name) == cached and weights.read_bytes() == intact and len(downloads) == 2
     weights.write_bytes(b"")
     killed_at(gcs.Bucket, "_cached", backend.fetch, name)
     killed_at(storage.Blob, "download_to_filename", backend.fetch, name)
-    assert backend.fetch(name) == found and weights.read_bytes() == intact
-    assert {path.name for path in found.parent.iterdir()} == {name, f".{name}.lock"}, "whatever was killed"
+    assert backend.fetch(name) == cached and weights.read_bytes() == intact
+    assert {path.name for path in cached.parent.iterdir()} == {name, f".{name}.lock"}, "whatever was killed"
 
 
 def _fetch(config: Registry, name: str, barrier: Any) -> None:
@@ -858,13 +860,13 @@ def test_a_write_whose_answer_was_lost_is_told_from_a_lost_race(bucket: Bucket, 
         asked = urllib.request.Request(target + request.path, body or None, headers, method=request.command)
         try:
             with urllib.request.urlopen(asked) as answer:
-                found = answer.status, answer.read(), dict(answer.headers)
+                reply = answer.status, answer.read(), dict(answer.headers)
         except urllib.error.HTTPError as error:
             return error.code, error.read(), {}
         if request.command == "POST" and b"aliases/" in body and not lost:
             lost.append(request.path)
             return 503, b"{}", {}
-        return found
+        return reply
 
     front(forward)
     proxied = registry.connect(bucket.config)
@@ -875,7 +877,7 @@ def test_a_write_whose_answer_was_lost_is_told_from_a_lost_race(bucket: Bucket, 
 
 
 @pytest.mark.parametrize(
-    ("status", "said"),
+    ("status", "message"),
     [
         (401, "credentials .* run as a service account that has roles/storage.{}"),
         (403, "access is denied .* grant roles/storage.{} on gs://"),
@@ -883,13 +885,13 @@ def test_a_write_whose_answer_was_lost_is_told_from_a_lost_race(bucket: Bucket, 
     ],
 )
 def test_what_is_refused_is_said_with_what_to_grant(
-    bucket: Bucket, front: Any, tmp_path: Path, status: int, said: str
+    bucket: Bucket, front: Any, tmp_path: Path, status: int, message: str
 ) -> None:
     promoted(bucket, tmp_path, "a")
     front(lambda request, body: (status, b'{"error": {"message": "somebody has no access"}}', {"X": "y"}))
     denied = anew(bucket, tmp_path / "fresh")
     for ask in (denied.versions, denied.check, denied.history):
-        with pytest.raises(InputError, match=said.format("objectViewer")):
+        with pytest.raises(InputError, match=message.format("objectViewer")):
             ask()
 
 
