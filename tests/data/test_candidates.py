@@ -43,11 +43,13 @@ def test_disagreement_is_what_one_retriever_finds_and_the_other_misses(shop: Sho
         lexical = index.top(query, depth).tolist()
         near = Neighbors(vectors).top(retriever.embed([query]), depth)[0][0].tolist()
         ours = set(near) ^ set(lexical)
-        found = [int(product[1:]) for product in of_kind(rows, "disagreement")]
-        assert set(found) <= ours - set(lexical[:2])
-        assert len(found) == min(4, len(ours - set(lexical[:2])))
+        products = [int(product[1:]) for product in of_kind(rows, "disagreement")]
+        assert set(products) <= ours - set(lexical[:2])
+        assert len(products) == min(4, len(ours - set(lexical[:2])))
         if set(near) - set(lexical):
-            assert next(place for place in near if place not in lexical) in found, "the retriever's best comes first"
+            assert next(product for product in near if product not in lexical) in products, (
+                "the retriever's best comes first"
+            )
 
 
 def test_alternating_begins_with_the_embedding_retriever() -> None:
@@ -57,14 +59,14 @@ def test_alternating_begins_with_the_embedding_retriever() -> None:
 
 
 def test_vectors_are_kept_with_the_store_until_the_catalogue_changes(shop: Shop, tmp_path: Path) -> None:
-    knobs = {"from_disagreement": 2, "log_cache_dir": str(tmp_path / "store")}
-    first = Prepared(tmp_path / "one", shop.data(), WINDOW, **knobs)
+    settings = {"from_disagreement": 2, "log_cache_dir": str(tmp_path / "store")}
+    first = Prepared(tmp_path / "one", shop.data(), WINDOW, **settings)
     (vectors,) = (tmp_path / "store" / "vectors").iterdir()
     written = vectors.stat().st_mtime_ns
-    again = Prepared(tmp_path / "two", shop.data(), WINDOW, **knobs)
+    again = Prepared(tmp_path / "two", shop.data(), WINDOW, **settings)
     assert vectors.stat().st_mtime_ns == written and again.candidates == first.candidates
     shop.products["title"][0] += " indeed"
-    Prepared(tmp_path / "three", shop.data(), WINDOW, **knobs)
+    Prepared(tmp_path / "three", shop.data(), WINDOW, **settings)
     assert len(list((tmp_path / "store" / "vectors").iterdir())) == 2
 
 
@@ -74,20 +76,20 @@ def test_popular_products_are_of_the_type_that_the_query_finds(shop: Shop, tmp_p
     shop.products["type"] = types
     data = shop.data().model_copy(update={"columns": data.columns.model_copy(update={"product_type": "type"})})
     out = Prepared(tmp_path / "out", data, WINDOW, from_impressions=0, from_bm25=0, from_random=0, from_popular=3)
-    end, knobs = START + timedelta(days=28), Prepare()
-    clicks, seen, per_query = Counter(), Counter(), {}
+    end, settings = START + timedelta(days=28), Prepare()
+    clicks, shown, per_query = Counter(), Counter(), {}
     for when, query, product, click in zip(*(shop.log[name] for name in ("when", "query", "product_id", "click"))):
-        place = splits.hash_position(normalize.query_id(query), knobs.salt)
-        if when < end and knobs.test_share <= place < 1 - knobs.dev_share:
+        position = splits.hash_position(normalize.query_id(query), settings.salt)
+        if when < end and settings.test_share <= position < 1 - settings.dev_share:
             clicks[product] += click
-            seen[product] += 1
+            shown[product] += 1
             per_query.setdefault(query, Counter())[types[int(product[1:])]] += 1
     checked = 0
     for query, rows in by_query(out.candidates).items():
         (best, most), *others = per_query[query].most_common()
         if others and others[0][1] == most:
             continue  # the weights of ranks decide
-        ranked = sorted((p for p in seen if types[int(p[1:])] == best), key=lambda p: (-clicks[p], -seen[p], p))
+        ranked = sorted((p for p in shown if types[int(p[1:])] == best), key=lambda p: (-clicks[p], -shown[p], p))
         assert set(of_kind(rows, "popular")) == set(ranked[:3])
         checked += 1
     assert checked > 3
@@ -106,15 +108,15 @@ def test_a_fixed_size_is_filled_and_cut(shop: Shop, tmp_path: Path) -> None:
 def test_strata_have_quotas_in_hash_order(shop: Shop, tmp_path: Path) -> None:
     everything = Prepared(tmp_path / "all", shop.data(), WINDOW)
     out = Prepared(tmp_path / "out", shop.data(), WINDOW, head_queries=1, torso_queries=2, tail_queries=3)
-    of = {stratum: {} for stratum in schemas.STRATA}
+    positions = {stratum: {} for stratum in schemas.STRATA}
     for row in everything.candidates.to_pylist():
-        of[row["stratum"]][row["query_id"]] = splits.hash_position(row["query_id"], "distilrank")
+        positions[row["stratum"]][row["query_id"]] = splits.hash_position(row["query_id"], "distilrank")
     expected = {
         key
         for stratum, most in zip(schemas.STRATA, (1, 2, 3))
-        for key in sorted(of[stratum], key=of[stratum].get)[:most]
+        for key in sorted(positions[stratum], key=positions[stratum].get)[:most]
     }
-    assert all(len(of[stratum]) > most for stratum, most in zip(schemas.STRATA, (0, 1, 3)))
+    assert all(len(positions[stratum]) > most for stratum, most in zip(schemas.STRATA, (0, 1, 3)))
     assert set(out.candidates.column("query_id").to_pylist()) == expected
     assert out.profile["candidates"]["strata"]["tail"] == 3
 
@@ -122,7 +124,7 @@ def test_strata_have_quotas_in_hash_order(shop: Shop, tmp_path: Path) -> None:
 def test_new_days_do_not_reshuffle_a_querys_draw(shop: Shop, tmp_path: Path) -> None:
     for name, values in {"when": START, "query": "red sofa", "rank": 1, "click": False}.items():
         shop.log[name] += [values] * 30
-    shop.log["product_id"] += [f"p{at:02d}" for at in range(10, 40)]
+    shop.log["product_id"] += [f"p{number:02d}" for number in range(10, 40)]
     before = Prepared(tmp_path / "one", shop.data(), WINDOW, from_impressions=4)
     for name, values in {"when": START, "query": "blue lamp", "product_id": "p00", "rank": 1, "click": False}.items():
         shop.log[name].append(values)
@@ -156,7 +158,7 @@ def with_clients(shop: Shop, clients: list[str]):
 
 def test_queries_of_few_clients_are_dropped_and_counted(shop: Shop, tmp_path: Path) -> None:
     # Queries on white things are typed by two people, over and over; all others by many.
-    who = [f"w{at % 2}" if "white" in query else f"c{at % 50}" for at, query in enumerate(shop.log["query"])]
+    who = [f"w{row % 2}" if "white" in query else f"c{row % 50}" for row, query in enumerate(shop.log["query"])]
     data = with_clients(shop, who)
     out = Prepared(tmp_path / "out", data, WINDOW, privacy={"min_clients": 3})
     clients = {query: {c for q, c in zip(shop.log["query"], who) if q == query} for query in shop.log["query"]}
@@ -174,31 +176,31 @@ def test_queries_of_few_clients_are_dropped_and_counted(shop: Shop, tmp_path: Pa
             clicks[query, product] += clicked
             clickers[query, product] |= {name} if clicked else set()
     few = {pair: impressions[pair] for pair, names in viewers.items() if len(names) < 3}
-    hidden = sum(clicks[pair] for pair in viewers.keys() - few.keys() if len(clickers[pair]) < 3)
-    assert few and hidden and len(few) < len(viewers) and hidden < sum(clicks.values())
+    hidden_clicks = sum(clicks[pair] for pair in viewers.keys() - few.keys() if len(clickers[pair]) < 3)
+    assert few and hidden_clicks and len(few) < len(viewers) and hidden_clicks < sum(clicks.values())
     assert out.profile["privacy"] == {
         "scrub": True, "min_clients": 3, "kept_all": "", "dropped_queries": len(rare),
         "dropped_impressions": dropped, "dropped_pairs": len(few), "dropped_pair_impressions": sum(few.values()),
-        "hidden_clicks": hidden, "scrubbed": {}, "scrub_judgements": False, "judged": {},
+        "hidden_clicks": hidden_clicks, "scrubbed": {}, "scrub_judgements": False, "judged": {},
     }  # fmt: skip
     assert {row["what"]: row["rows"] for row in out.profile["dropped"]} == {
         "impressions of queries with fewer than 3 clients": dropped,
         "impressions of products that a query showed to fewer than 3 clients": sum(few.values()),
-        "clicks on products that fewer than 3 clients clicked": hidden,
+        "clicks on products that fewer than 3 clients clicked": hidden_clicks,
     }
     judged = {query for side in schemas.SIDES for query in out.judged[side].column("query").to_pylist()}
     assert any("white" in query for query in judged), "judgements are not the log's"
-    kept = Prepared(tmp_path / "kept", data, WINDOW, privacy={"min_clients": 1})
-    assert kept.profile["privacy"]["dropped_queries"] == 0
+    unrestricted = Prepared(tmp_path / "kept", data, WINDOW, privacy={"min_clients": 1})
+    assert unrestricted.profile["privacy"]["dropped_queries"] == 0
 
 
 def test_the_clicks_of_few_people_change_nothing_that_is_used(shop: Shop, tmp_path: Path) -> None:
-    data = with_clients(shop, [f"c{at // 3 % 7}" for at in range(len(shop.log["query"]))])
-    second = [at for at, rank in enumerate(shop.log["rank"]) if rank == 2]  # nobody has clicked there
+    data = with_clients(shop, [f"c{row // 3 % 7}" for row in range(len(shop.log["query"]))])
+    second = [row for row, rank in enumerate(shop.log["rank"]) if rank == 2]  # nobody has clicked there
     impressions = []
     for people in (set(), {"c3", "c4"}):
-        for at in second:
-            shop.log["click"][at] = shop.log["who"][at] in people
+        for row in second:
+            shop.log["click"][row] = shop.log["who"][row] in people
         shop.data()
         with log_store.connect(tmp_path) as connection:
             scratch, config = tmp_path / f"run{len(impressions)}", Prepare(privacy={"min_clients": 3})
@@ -235,7 +237,7 @@ def test_judged_queries_are_scrubbed_where_asked(shop: Shop, tmp_path: Path, scr
 
 
 def test_no_client_id_leaves_the_stage(shop: Shop, tmp_path: Path) -> None:
-    data = with_clients(shop, [f"secret-{at % 40}" for at in range(len(shop.log["query"]))])
+    data = with_clients(shop, [f"secret-{row % 40}" for row in range(len(shop.log["query"]))])
     out = Prepared(tmp_path / "out", data, WINDOW, log_cache_dir=str(tmp_path / "store"))
     for folder in (out.folder, tmp_path / "store"):
         for path in (path for path in folder.rglob("*") if path.is_file()):
@@ -251,7 +253,7 @@ def test_a_log_that_does_not_tell_who_searched(shop: Shop, tmp_path: Path) -> No
 
 
 def test_ids_that_lost_their_zeros_are_hinted_at(shop: Shop, tmp_path: Path) -> None:
-    shop.products["product_id"] = [f"{at:05d}" for at in range(40)]
+    shop.products["product_id"] = [f"{number:05d}" for number in range(40)]
     shop.judgements["product_id"] = [f"{int(key[1:]):05d}" for key in shop.judgements["product_id"]]
     shop.log["product_id"] = [key.replace("p", "") for key in shop.log["product_id"]]
     with pytest.raises(InputError, match="no impressions in the training window"):
@@ -306,8 +308,8 @@ def test_near_duplicates_across_sides_are_reported() -> None:
         "test": ["rubbermulch", "4 x 2 stud", "self-locking door knobs", "benches oak", "new"],
         "candidates": ["bench, oak"],
     }
-    found = splits.near_duplicates(texts, index.stem)
-    assert found["pairs"] == {
+    duplicates = splits.near_duplicates(texts, index.stem)
+    assert duplicates["pairs"] == {
         "test and train": 2, "test and candidates": 1, "test and dev": 1, "dev and train": 0, "dev and candidates": 1,
     }  # fmt: skip
-    assert {"uses": "test and train", "test": "rubbermulch", "train": "rubber mulch"} in found["examples"]
+    assert {"uses": "test and train", "test": "rubbermulch", "train": "rubber mulch"} in duplicates["examples"]

@@ -55,7 +55,8 @@ def batch(rows: list[dict]) -> pa.RecordBatch:
 
 def test_products_by_place_with_descriptions_from_disk(tmp_path: Path) -> None:
     rows = [
-        {"product_id": f"p{at}", "title": f" title {at} ", "description": "<b>x</b>" * at or None} for at in range(9)
+        {"product_id": f"p{number}", "title": f" title {number} ", "description": "<b>x</b>" * number or None}
+        for number in range(9)
     ]
     made = Catalogue([batch(rows[:4]), batch([]), batch(rows[4:])], tmp_path, Problems())
     assert len(made) == 9 and made.missing_descriptions == 1

@@ -29,8 +29,8 @@ from distilrank.evaluation import metrics
 SECOND = pa.scalar((logs.END - np.timedelta64(7, "D")).item(), pa.timestamp("us")).cast(pa.timestamp("us", tz="UTC"))
 
 
-def shop(**knobs) -> demo_shop.Shop:
-    return demo_shop.open(config.DemoShop(source="demo_shop", **knobs))
+def shop(**settings) -> demo_shop.Shop:
+    return demo_shop.open(config.DemoShop(source="demo_shop", **settings))
 
 
 @pytest.fixture(scope="module")
@@ -70,16 +70,16 @@ def test_tables_fit_their_schemas_and_one_another(default):
         schemas.JUDGEMENTS,
         schemas.IMPRESSIONS,
     )
-    knobs = default.config
-    assert products.num_rows == knobs.products
-    assert log.num_rows == knobs.searches * logs.SHOWN
+    settings = default.config
+    assert products.num_rows == settings.products
+    assert log.num_rows == settings.searches * logs.SHOWN
     ids = set(products["product_id"].to_pylist())
     assert len(ids) == products.num_rows
     assert ids >= set(judged["product_id"].to_pylist()) | set(log["product_id"].to_pylist())
     pairs = list(zip(judged["query"].to_pylist(), judged["product_id"].to_pylist()))
-    assert len(set(pairs)) == len(pairs) == knobs.judged_queries * knobs.judged_per_query
-    assert len({normalize.query_id(query) for query, _ in pairs}) == knobs.judged_queries
-    assert set(judged["raters"].to_pylist()) == {knobs.raters}
+    assert len(set(pairs)) == len(pairs) == settings.judged_queries * settings.judged_per_query
+    assert len({normalize.query_id(query) for query, _ in pairs}) == settings.judged_queries
+    assert set(judged["raters"].to_pylist()) == {settings.raters}
     low, high = default.rating_range
     assert low <= pc.min(judged["rating"]).as_py() < default.relevant_from < pc.max(judged["rating"]).as_py() <= high
 
@@ -134,18 +134,18 @@ def test_titles_read_like_titles_and_fields_have_gaps(default):
 
 
 def grades_by_kind(default, query: Query) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
+    grades: dict[str, set[str]] = {}
     for product, grade in zip(default._catalogue.products, queries.grades(query, default._catalogue)):
-        found.setdefault(product.kind.name, set()).add(GRADES[grade])
-    return found
+        grades.setdefault(product.kind.name, set()).add(GRADES[grade])
+    return grades
 
 
 def test_a_bare_name_wants_its_kind_whatever_it_is_called(default):
-    found = grades_by_kind(default, Query("couch", "head", "sofa"))
-    assert found.pop("sofa") == {"exact"}
-    assert found.pop("loveseat") == {"substitute"}
-    assert found.pop("sofa cover") == found.pop("throw pillow") == {"complement"}
-    assert set.union(*found.values()) == {"irrelevant"}
+    grades = grades_by_kind(default, Query("couch", "head", "sofa"))
+    assert grades.pop("sofa") == {"exact"}
+    assert grades.pop("loveseat") == {"substitute"}
+    assert grades.pop("sofa cover") == grades.pop("throw pillow") == {"complement"}
+    assert set.union(*grades.values()) == {"irrelevant"}
 
 
 def test_an_accessory_is_no_main_product_and_must_fit(default):
@@ -167,17 +167,17 @@ def test_an_accessory_is_no_main_product_and_must_fit(default):
 def test_wrong_attributes_cost_and_add_up(default):
     asks = (("gender", "women"), ("style", "waterproof"), ("size", "size 8"))
     query = Query("womens waterproof trail shoes size 8", "tail", "trail shoes", asks)
-    seen = set()
+    grades = set()
     for product, grade in zip(default._catalogue.products, queries.grades(query, default._catalogue)):
         values = product.values
         if product.kind.name in ("trail shoes", "running shoes"):
             misses = (product.kind.name == "running shoes") + 2 * (values["gender"] == "men")
             misses += (values["style"] != "waterproof") + (values["size"] != "size 8")
             assert GRADES[grade] == ("exact" if not misses else "substitute" if misses <= 2 else "irrelevant")
-            seen.add(GRADES[grade])
+            grades.add(GRADES[grade])
         elif product.kind.name == "running socks":
             assert GRADES[grade] == ("irrelevant" if values["gender"] == "men" else "complement")
-    assert seen >= {"substitute", "irrelevant"}
+    assert grades >= {"substitute", "irrelevant"}
 
 
 def test_grade_knows_the_queries_of_judgements_and_log(default):
@@ -224,13 +224,13 @@ def test_few_judged_products_are_as_many_as_asked_for():
 
 
 def cross_words(query: str, title: str) -> list[str]:
-    asked, said = (re.findall(r"[a-z0-9]+", text.lower()) for text in (query, title))
-    return [f"{a} {b}" for a in asked for b in said] + ["met" if a in said else "missed" for a in asked]
+    asked, title_words = (re.findall(r"[a-z0-9]+", text.lower()) for text in (query, title))
+    return [f"{a} {b}" for a in asked for b in title_words] + ["met" if a in title_words else "missed" for a in asked]
 
 
 def test_words_alone_do_not_solve_it_but_reading_them_does(default):
     products = {row["product_id"]: row for row in sold(default).to_pylist()}
-    place = {product: number for number, product in enumerate(products)}
+    index_by_product = {product: number for number, product in enumerate(products)}
     index = bm25.Index(
         " ".join(filter(None, (row[name] for name in ("title", "product_type", "brand", "color"))))
         for row in products.values()
@@ -245,14 +245,14 @@ def test_words_alone_do_not_solve_it_but_reading_them_does(default):
         return float(np.mean(metrics.ndcg(number, gain[rows], score[rows], 10)))
 
     everything = np.ones(len(query), bool)
-    words = index.scores(list(texts), query, np.array([place[one] for one in product]))
+    words = index.scores(list(texts), query, np.array([index_by_product[product_id] for product_id in product]))
     chance = ndcg(np.random.default_rng(0).random(len(query)), everything)
     assert 0.65 < chance < 0.78
     assert chance + 0.08 < ndcg(words, everything) < 0.88
     assert ndcg(default.truth()["grade"].to_numpy(), everything) > 0.985
 
     # Words that go with one another, learnt from most queries, order the products of the others.
-    pairs = [cross_words(texts[number], products[one]["title"]) for number, one in zip(query, product)]
+    pairs = [cross_words(texts[number], products[product_id]["title"]) for number, product_id in zip(query, product)]
     features = FeatureHasher(2**18, input_type="string").transform(pairs)
     held_back = query % 4 == 0
     learnt = Ridge(alpha=5).fit(features[~held_back], gain[~held_back]).predict(features)
@@ -281,13 +281,13 @@ def test_the_log_is_one_part_of_impressions(default):
     other = shop(seed=8).log().parts[0]
     assert part.key() != other.key() and part.digest() != other.digest()
     assert sum(part.days().values()) == len(shown) and len(part.days()) == default.config.days
-    found = events(default)
-    assert found["clicked"].to_pylist() == [int(click) for click in shown["clicked"].to_pylist()]
-    assert found["at"].cast(pa.timestamp("us", tz="UTC")).equals(shown["timestamp"])
+    rows = events(default)
+    assert rows["clicked"].to_pylist() == [int(click) for click in shown["clicked"].to_pylist()]
+    assert rows["at"].cast(pa.timestamp("us", tz="UTC")).equals(shown["timestamp"])
     for name in ("query", "product_id", "position"):
-        assert found[name].equals(shown[name])
-    assert found["shown"].unique().to_pylist() == [1]
-    assert found["client"].null_count == found["search"].null_count == len(shown)
+        assert rows[name].equals(shown[name])
+    assert rows["shown"].unique().to_pylist() == [1]
+    assert rows["client"].null_count == rows["search"].null_count == len(shown)
 
 
 def test_clicks_follow_position_and_worth(default):
@@ -324,8 +324,8 @@ def test_without_drift_both_periods_are_alike(default):
 def test_each_way_to_drift_does_what_it_says_and_leaves_the_rest(default):
     before, _ = periods(default.impressions())
 
-    def drifted(**knobs: float) -> tuple[demo_shop.Shop, list[str], pa.Table]:
-        source = shop(drift=knobs)
+    def drifted(**settings: float) -> tuple[demo_shop.Shop, list[str], pa.Table]:
+        source = shop(drift=settings)
         first, second = periods(source.impressions())
         assert first.equals(before)
         assert judged_by(source).equals(judged_by(default))
@@ -359,15 +359,15 @@ def test_more_queries_than_the_shop_can_give_is_an_input_error():
 
 
 @pytest.mark.parametrize(
-    ("knobs", "message"),
+    ("settings", "message"),
     [
         ({"queries": 10, "judged_queries": 11}, "judged_queries is 11, expected at most queries"),
         ({"days": 7}, "greater than or equal to 8"),
     ],
 )
-def test_impossible_sizes_are_refused(knobs, message):
+def test_impossible_sizes_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
-        config.parse({"data": {"source": "demo_shop", **knobs}}, "demo.yaml")
+        config.parse({"data": {"source": "demo_shop", **settings}}, "demo.yaml")
 
 
 def test_exported_files_give_the_same_tables(default, tmp_path: Path):

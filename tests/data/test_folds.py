@@ -20,17 +20,17 @@ POSITION = np.array([splits.hash_position(f"{number:016x}", "salt") for number i
 
 @pytest.mark.parametrize(("dev_share", "test_share", "draws"), [(0.15, 0.25, 3), (0.1, 0.3, 3), (0.16, 0.28, 3)])
 def test_draws_share_no_query_and_leave_dev_alone(dev_share: float, test_share: float, draws: int) -> None:
-    knobs = {"dev_share": dev_share, "test_share": test_share}
-    sides = [splits.sides(POSITION, Prepare(**knobs, test_fold=draw)) for draw in range(draws)]
+    shares = {"dev_share": dev_share, "test_share": test_share}
+    sides = [splits.sides(POSITION, Prepare(**shares, test_fold=draw)) for draw in range(draws)]
     for side in sides:
         assert np.bincount(side) / len(side) == pytest.approx(
             [1 - dev_share - test_share, dev_share, test_share], abs=0.01
         )
         assert ((side == splits.DEV) == (sides[0] == splits.DEV)).all()
-    for one, other in itertools.combinations(sides, 2):
-        assert not ((one == splits.TEST) & (other == splits.TEST)).any()
+    for first, other in itertools.combinations(sides, 2):
+        assert not ((first == splits.TEST) & (other == splits.TEST)).any()
     with pytest.raises(InputError, match=rf"prepare: test_fold is {draws}, expected 0 to {draws - 1}: test_share"):
-        parse({"data": {"source": "demo_shop"}, "prepare": {**knobs, "test_fold": draws}}, "run.yaml")
+        parse({"data": {"source": "demo_shop"}, "prepare": {**shares, "test_fold": draws}}, "run.yaml")
 
 
 def test_the_message_says_how_many_fit() -> None:
@@ -46,10 +46,10 @@ def test_a_leak_is_told_by_the_draw_in_use() -> None:
     positions = np.array([splits.hash_position(normalize.query_id(text), "distilrank") for text in texts])
     later = Prepare(test_fold=1)
     side = splits.sides(positions, later)
-    of = {name: [texts[at] for at in np.flatnonzero(side == code)] for code, name in enumerate(schemas.SIDES)}
-    splits.check_leaks({**of, "candidates": of["train"]}, later)
+    queries = {name: [texts[row] for row in np.flatnonzero(side == code)] for code, name in enumerate(schemas.SIDES)}
+    splits.check_leaks({**queries, "candidates": queries["train"]}, later)
     with pytest.raises(RunStopped, match="of the train side is among the test queries"):
-        splits.check_leaks({"test": of["test"]}, Prepare())
+        splits.check_leaks({"test": queries["test"]}, Prepare())
 
 
 def test_a_run_trains_on_what_it_tested_before_and_tests_what_it_trained_on(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_another_draw_is_allowed_and_told(
 
 
 @pytest.mark.parametrize(
-    ("knobs", "before", "message"),
+    ("settings", "before", "message"),
     [
         ({"salt": "x"}, {"draw": 1}, "prepare.salt is 'x', but the champion v1 was trained with 'distilrank'"),
         ({"plurals": "together"}, {}, "prepare.plurals is 'together', but"),
@@ -105,6 +105,6 @@ def test_another_draw_is_allowed_and_told(
         ({"test_share": 0.2}, {"draw": 1}, "with test_fold 0 after 1 the sets would overlap"),
     ],
 )
-def test_a_draw_excuses_no_other_change(tmp_path: Path, knobs: dict, before: dict, message: str) -> None:
+def test_a_draw_excuses_no_other_change(tmp_path: Path, settings: dict, before: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        check_split(Prepare(**knobs), "champion v1", champion(tmp_path, **before), stage="preflight")
+        check_split(Prepare(**settings), "champion v1", champion(tmp_path, **before), stage="preflight")

@@ -144,16 +144,18 @@ def test_strata(impressions: list[int], expected: str) -> None:
 
 
 def test_a_leak_stops_the_run() -> None:
-    knobs = Prepare()
+    settings = Prepare()
     texts = [f"query {number}" for number in range(200)]
-    positions = np.array([splits.hash_position(normalize.query_id(text), knobs.salt) for text in texts])
-    side = splits.sides(positions, knobs)
-    of = {name: [texts[at] for at in np.flatnonzero(side == code)] for code, name in enumerate(schemas.SIDES)}
-    splits.check_leaks({**of, "candidates": of["train"]}, knobs)
-    with pytest.raises(RunStopped, match=f"query '{of['dev'][0]}' of the dev side is among the candidates queries"):
-        splits.check_leaks({"candidates": [*of["train"], of["dev"][0]]}, knobs)
+    positions = np.array([splits.hash_position(normalize.query_id(text), settings.salt) for text in texts])
+    side = splits.sides(positions, settings)
+    queries = {name: [texts[row] for row in np.flatnonzero(side == code)] for code, name in enumerate(schemas.SIDES)}
+    splits.check_leaks({**queries, "candidates": queries["train"]}, settings)
+    with pytest.raises(
+        RunStopped, match=f"query '{queries['dev'][0]}' of the dev side is among the candidates queries"
+    ):
+        splits.check_leaks({"candidates": [*queries["train"], queries["dev"][0]]}, settings)
     with pytest.raises(RunStopped, match="of the test side is among the train queries"):
-        splits.check_leaks({"train": [of["test"][0].upper()]}, knobs)
+        splits.check_leaks({"train": [queries["test"][0].upper()]}, settings)
 
 
 # The stage --------------------------------------------------------------------------------------------------------
@@ -174,23 +176,27 @@ class Shop:
         self.folder, rng = folder, np.random.default_rng(0)
         names = [f"{color} {thing}" for color in COLORS for thing in THINGS]
         self.products = {
-            "product_id": [f"p{at:02d}" for at in range(40)],
+            "product_id": [f"p{number:02d}" for number in range(40)],
             "title": [f"{name} deluxe" for name in names],
         }
         judged = [
-            (name, f"p{(at + shift) % 40:02d}", 3.0 - shift) for at, name in enumerate(names) for shift in range(4)
+            (name, f"p{(number + shift) % 40:02d}", 3.0 - shift)
+            for number, name in enumerate(names)
+            for shift in range(4)
         ]
         self.judgements = dict(
             zip(("query", "product_id", "rating"), map(list, zip(*judged, strict=True)), strict=True)
         )
         asked = [*names, *(f"{name} cheap" for name in names[:20])]
         rows = []
-        for at, query in enumerate(asked):
-            for search in range(1 + 60 // (1 + at)):
+        for number, query in enumerate(asked):
+            for search in range(1 + 60 // (1 + number)):
                 moment = START + timedelta(hours=float(rng.uniform(0, 35 * 24)))
                 moment = START + timedelta(days=3) if search == 0 else moment
                 for rank in range(1, 4):
-                    rows.append((moment, query, f"p{(at * 7 + rank) % 40:02d}", rank, rank == 1 and search % 2 == 0))
+                    rows.append(
+                        (moment, query, f"p{(number * 7 + rank) % 40:02d}", rank, rank == 1 and search % 2 == 0)
+                    )
         self.log = dict(
             zip(("when", "query", "product_id", "rank", "click"), map(list, zip(*rows, strict=True)), strict=True)
         )
@@ -200,8 +206,8 @@ class Shop:
         for name, columns in {"judgements": self.judgements, "catalogue": self.products, "logs": self.log}.items():
             paths[name] = str(self.folder / f"{name}.parquet")
             pq.write_table(pa.table(columns), paths[name])
-        given = {name: name for name in ("locale", "rater") if name in self.judgements}
-        names = Columns(**given, timestamp="when" if timed else "", position="rank", clicked="click")
+        optional_columns = {name: name for name in ("locale", "rater") if name in self.judgements}
+        names = Columns(**optional_columns, timestamp="when" if timed else "", position="rank", clicked="click")
         paths["logs"] = paths["logs"] if logs else ""
         return Tables(source="tables", **paths, columns=names, rating_min=0, rating_max=3, relevant_from=2)
 
@@ -209,11 +215,11 @@ class Shop:
 class Prepared:
     """What one call of the stage wrote."""
 
-    def __init__(self, folder: Path, data: Tables | HomeDepot, window: LogWindow, **knobs) -> None:
+    def __init__(self, folder: Path, data: Tables | HomeDepot, window: LogWindow, **settings) -> None:
         parts = {name: folder / name for name in ("judgements", "candidates", "traffic", "profile")}
         self.folder = folder
-        knobs.setdefault("privacy", {"min_clients": 1})
-        self.names = prepare.prepare(Prepare(**knobs), data, window, **parts)
+        settings.setdefault("privacy", {"min_clients": 1})
+        self.names = prepare.prepare(Prepare(**settings), data, window, **parts)
         self.judged = {
             side: schemas.read(folder / "judgements" / f"{side}.parquet", schemas.JUDGED) for side in schemas.SIDES
         }
@@ -265,14 +271,16 @@ def test_splits_share_no_query_and_keep_all_pairs(made: tuple[Shop, Prepared]) -
 
 def test_held_out_queries_are_no_candidates_judged_or_not(made: tuple[Shop, Prepared]) -> None:
     shop, out = made
-    knobs = Prepare()
+    settings = Prepare()
     in_window = {
         q for q, when in zip(shop.log["query"], shop.log["when"], strict=True) if when < START + timedelta(days=28)
     }
     expected = {
         query
         for query in in_window
-        if knobs.test_share <= splits.hash_position(normalize.query_id(query), knobs.salt) < 1 - knobs.dev_share
+        if settings.test_share
+        <= splits.hash_position(normalize.query_id(query), settings.salt)
+        < 1 - settings.dev_share
     }
     assert set(out.candidates.column("query").to_pylist()) == expected
     unjudged = {query for query in in_window - expected if "cheap" in query}
@@ -291,14 +299,16 @@ def test_candidates_come_from_impressions_then_bm25_then_chance(made: tuple[Shop
             shown[query, product] += 1
             clicked[query, product] += click
     for query, rows in by_query(out.candidates).items():
-        of = {
+        products = {
             kind: {row["product_id"] for row in rows if row["provenance"] == kind}
             for kind in ("impression", "bm25", "random")
         }
-        assert of["impression"] == {product for asked, product in shown if asked == query}  # three, fewer than six
-        best = [shop.products["product_id"][at] for at in index.top(query, 40)]
-        assert of["bm25"] == set([product for product in best if product not in of["impression"]][:4])
-        assert len(of["random"]) == 2
+        assert products["impression"] == {
+            product for asked, product in shown if asked == query
+        }  # three, fewer than six
+        best = [shop.products["product_id"][position] for position in index.top(query, 40)]
+        assert products["bm25"] == set([product for product in best if product not in products["impression"]][:4])
+        assert len(products["random"]) == 2
         assert len({row["product_id"] for row in rows}) == len(rows)
         for row in rows:
             assert (row["impressions"], row["clicks"]) == (
@@ -310,10 +320,10 @@ def test_candidates_come_from_impressions_then_bm25_then_chance(made: tuple[Shop
 
 def test_every_rank_counts_as_if_it_were_seen_alike(shop: Shop, tmp_path: Path) -> None:
     # Fifty queries show p01 and p02 at the top; one list in five goes on to rank 9, where p03 stands.
-    rows = [(f"red sofa {at}", product, rank) for at in range(50) for product, rank in (("p01", 1), ("p02", 2))]
-    rows += [(f"red sofa {at}", "p03", 9) for at in range(0, 50, 5)]
+    rows = [(f"red sofa {number}", product, rank) for number in range(50) for product, rank in (("p01", 1), ("p02", 2))]
+    rows += [(f"red sofa {number}", "p03", 9) for number in range(0, 50, 5)]
     # p04 has as many impressions as p05 in all, but at the rank that a fifth of the lists reach.
-    many = [f"blue rug {at}" for at in range(300)]
+    many = [f"blue rug {number}" for number in range(300)]
     rows += [(query, product, rank) for query in many for product, rank in (("p04", 9), ("p05", 1), ("p06", 1))]
     rows += [(query, "p07", 1) for query in many for _ in range(12)]
     shop.log = {
@@ -338,8 +348,8 @@ def test_every_rank_counts_as_if_it_were_seen_alike(shop: Shop, tmp_path: Path) 
 def test_shards_hold_whole_queries_and_balance(made: tuple[Shop, Prepared]) -> None:
     _, out = made
     assert out.names == ["shard-00000", "shard-00001", "shard-00002"]
-    of = [set(shard.column("query_id").to_pylist()) for shard in out.shards]
-    assert not of[0] & of[1] and not of[0] & of[2] and not of[1] & of[2]
+    queries = [set(shard.column("query_id").to_pylist()) for shard in out.shards]
+    assert not queries[0] & queries[1] and not queries[0] & queries[2] and not queries[1] & queries[2]
     tokens = [shard["tokens"] for shard in out.profile["shards"]]
     per_query = sum(tokens) / sum(shard["queries"] for shard in out.profile["shards"])
     assert max(tokens) - min(tokens) <= 2 * per_query
@@ -390,10 +400,12 @@ def test_more_judgements_move_no_query(made: tuple[Shop, Prepared], shop: Shop, 
 def test_log_queries_keeps_the_most_frequent(made: tuple[Shop, Prepared], shop: Shop, tmp_path: Path) -> None:
     _, full = made
     out = Prepared(tmp_path / "out", shop.data(), WINDOW, log_queries=5)
-    seen = {query: sum(row["impressions"] for row in rows) for query, rows in by_query(full.candidates).items()}
-    kept = set(by_query(out.candidates))
-    assert len(kept) == 5
-    assert min(seen[query] for query in kept) >= max(count for query, count in seen.items() if query not in kept)
+    impressions = {query: sum(row["impressions"] for row in rows) for query, rows in by_query(full.candidates).items()}
+    queries = set(by_query(out.candidates))
+    assert len(queries) == 5
+    assert min(impressions[query] for query in queries) >= max(
+        count for query, count in impressions.items() if query not in queries
+    )
 
 
 def test_caps_and_budget_take_whole_queries_in_hash_order(
@@ -408,13 +420,13 @@ def test_caps_and_budget_take_whole_queries_in_hash_order(
     assert out.queries("dev") == first("dev", 2)
     assert out.queries("test") == first("test", 3)
     assert out.queries("train") == first("train", 5)  # of four pairs each
-    hidden = full.queries("train") - out.queries("train")
-    assert set(out.candidates.column("query_id").to_pylist()) == hidden
+    unlabeled = full.queries("train") - out.queries("train")
+    assert set(out.candidates.column("query_id").to_pylist()) == unlabeled
     # The judged pairs of the others are in the log, as many times as they were judged, without rating or click.
     impressed = [row for row in out.candidates.to_pylist() if row["provenance"] == "impression"]
-    assert len(impressed) == 4 * len(hidden)
+    assert len(impressed) == 4 * len(unlabeled)
     assert {(row["impressions"], row["clicks"]) for row in impressed} == {(1, 0)}
-    assert out.profile["splits"]["hidden"] == {"queries": len(hidden), "pairs": 4 * len(hidden)}
+    assert out.profile["splits"]["hidden"] == {"queries": len(unlabeled), "pairs": 4 * len(unlabeled)}
 
 
 def test_without_any_log_the_judged_queries_are_mined(shop: Shop, tmp_path: Path) -> None:
@@ -442,8 +454,8 @@ def test_traffic_of_two_windows(made: tuple[Shop, Prepared]) -> None:
     assert (row["query_words"], row["query_characters"], row["title_words"]) == (3, len(row["query"]), 3)
     assert row["unseen_words"] == pytest.approx(1 / 3)  # no title says "cheap"
     index = bm25.Index(shop.products["title"])
-    place = np.array([int(row["product_id"][1:])])
-    assert row["bm25"] == index.scores([row["query"]], np.array([0]), place)[0]
+    product = np.array([int(row["product_id"][1:])])
+    assert row["bm25"] == index.scores([row["query"]], np.array([0]), product)[0]
     assert row["script"] == "latin" and row["query_tokens"] >= 3
     ranks = set(zip(shop.log["query"], shop.log["product_id"], shop.log["rank"], strict=True))
     clicks = Counter(zip(shop.log["query"], shop.log["product_id"], shop.log["click"], strict=True))
@@ -454,21 +466,21 @@ def test_traffic_of_two_windows(made: tuple[Shop, Prepared]) -> None:
 
 def test_what_monitoring_looks_at_is_the_sample_of_a_whole_run(made: tuple[Shop, Prepared], tmp_path: Path) -> None:
     shop, whole = made
-    knobs = Prepare(privacy={"min_clients": 1}, shards=3, traffic_sample=100)
-    rows = prepare.sample_newest(knobs, shop.data(), WINDOW, traffic=tmp_path / "traffic")
+    settings = Prepare(privacy={"min_clients": 1}, shards=3, traffic_sample=100)
+    rows = prepare.sample_newest(settings, shop.data(), WINDOW, traffic=tmp_path / "traffic")
     artifacts.verify(tmp_path / "traffic")
     assert [path.name for path in (tmp_path / "traffic").glob("*.parquet")] == ["current.parquet"]
-    found = schemas.read(tmp_path / "traffic" / "current.parquet", schemas.TRAFFIC)
-    assert found.equals(whole.traffic["current"]) and len(found) == rows
+    sample = schemas.read(tmp_path / "traffic" / "current.parquet", schemas.TRAFFIC)
+    assert sample.equals(whole.traffic["current"]) and len(sample) == rows
 
 
 @pytest.mark.parametrize("logs", [True, False])
 def test_without_time_held_out_queries_stand_in_for_newest_traffic(shop: Shop, tmp_path: Path, logs: bool) -> None:
     out = Prepared(tmp_path / "out", shop.data(logs=logs, timed=False), NO_WINDOW)
-    of = {name: set(table.column("query_id").to_pylist()) for name, table in out.traffic.items()}
-    position = {key: splits.hash_position(key, "distilrank") for keys in of.values() for key in keys}
-    assert all(0.25 <= position[key] < 0.85 for key in of["reference"])
-    assert not any(0.25 <= position[key] < 0.85 for key in of["current"])
+    queries = {name: set(table.column("query_id").to_pylist()) for name, table in out.traffic.items()}
+    position = {key: splits.hash_position(key, "distilrank") for keys in queries.values() for key in keys}
+    assert all(0.25 <= position[key] < 0.85 for key in queries["reference"])
+    assert not any(0.25 <= position[key] < 0.85 for key in queries["current"])
     assert "held-out queries" in out.protocol["traffic"] and "held-out queries" in out.profile["traffic"]["basis"]
 
 
@@ -508,8 +520,8 @@ def test_locales_are_written_and_those_of_one_pair_become_one(shop: Shop, tmp_pa
     written = [path for path in (tmp_path / "none").rglob("*") if path.is_file()]
     assert written and not [path for path in written if b"Quist" in path.read_bytes()]
     del shop.judgements["rater"]
-    untold = without.judged["train"]
-    assert untold["locale"].null_count == len(untold)
+    without_locale = without.judged["train"]
+    assert without_locale["locale"].null_count == len(without_locale)
     assert without.protocol["bm25"].endswith(", English stems")
     locales = ["us" if "sofa" in query else None for query in shop.judgements["query"]]
     more = [  # same row again, other spellings, another pair
@@ -526,22 +538,22 @@ def test_locales_are_written_and_those_of_one_pair_become_one(shop: Shop, tmp_pa
     out = Prepared(tmp_path / "out", shop.data(), WINDOW)
     assert out.protocol["bm25"].endswith(", de, en stems"), "no product has most of its judgements from fr"
     rows = [row for table in out.judged.values() for row in table.to_pylist()]
-    told = {(row["query"].casefold(), row["product_id"]): row["locale"] for row in rows}
-    assert {product: locale for (query, product), locale in told.items() if query == "red sofa"} == {
+    locale_by_pair = {(row["query"].casefold(), row["product_id"]): row["locale"] for row in rows}
+    assert {product: locale for (query, product), locale in locale_by_pair.items() if query == "red sofa"} == {
         "p00": "de-DE",  # two rows against one
         "p01": "de-DE",  # one against one: the first by code point
         "p02": "us",
         "p03": "us",
         "p39": None,
     }
-    assert {locale for (query, _), locale in told.items() if query == "blue sofa"} == {"us"}
-    assert [pair for pair, locale in told.items() if locale == "fr"] == [("red lamp", "p01")]
+    assert {locale for (query, _), locale in locale_by_pair.items() if query == "blue sofa"} == {"us"}
+    assert [pair for pair, locale in locale_by_pair.items() if locale == "fr"] == [("red lamp", "p01")]
 
 
 def test_the_protocol_has_the_threshold_as_a_target_and_the_share_of_near_duplicates(tmp_path: Path) -> None:
     path = tmp_path / "train.csv"
     queries = [text for number in range(20) for text in (f"query {number}", f"{number} query")]
-    rows = [f"{at},{at},title {at},{queries[at // 2]},{(2.33, 2)[at % 2]}\n" for at in range(80)]
+    rows = [f"{row},{row},title {row},{queries[row // 2]},{(2.33, 2)[row % 2]}\n" for row in range(80)]
     path.write_text("id,product_uid,product_title,search_term,relevance\n" + "".join(rows))
     out = Prepared(tmp_path / "out", HomeDepot(source="home_depot", path=str(path)), NO_WINDOW)
     targets = out.judged["train"].column("target").to_numpy().astype(np.float64)
@@ -569,8 +581,8 @@ def test_unknown_products_and_other_times_are_counted(shop: Shop, tmp_path: Path
         "impressions of products that are not in the catalogue": (1, ["product 'gone'"]),
         "rows outside the log window, in files that reach into it": (2, []),
     }
-    kept = out.profile["impressions"]["training_window"] + out.profile["impressions"]["newest_traffic"]
-    assert kept == len(shop.log["when"]) - 3
+    impressions = out.profile["impressions"]["training_window"] + out.profile["impressions"]["newest_traffic"]
+    assert impressions == len(shop.log["when"]) - 3
 
 
 def test_profile_adds_up(made: tuple[Shop, Prepared]) -> None:
@@ -589,16 +601,16 @@ def test_profile_adds_up(made: tuple[Shop, Prepared]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("knobs", "message"),
+    ("settings", "message"),
     [
         ({"dev_share": 1e-9}, r"none of the 40 judged queries falls into dev; raise prepare.dev_share \(1e-09\)"),
         ({"test_share": 1e-9}, r"falls into test; raise prepare.test_share \(1e-09\)"),
         ({"dev_share": 0.499, "test_share": 0.5}, r"falls into train; lower prepare.dev_share"),
     ],
 )
-def test_an_empty_split_says_which_share_to_change(shop: Shop, tmp_path: Path, knobs: dict, message: str) -> None:
+def test_an_empty_split_says_which_share_to_change(shop: Shop, tmp_path: Path, settings: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Prepared(tmp_path / "out", shop.data(), WINDOW, **knobs)
+        Prepared(tmp_path / "out", shop.data(), WINDOW, **settings)
     assert not (tmp_path / "out" / "judgements").exists()
 
 
@@ -647,11 +659,11 @@ def test_the_esci_sample_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "products": str(tmp_path / "products.parquet"),
     }
     # The sample is one query: it can only be on one side.
-    knobs = {"dev_share": 0, "test_share": 0, "from_random": 2}
-    checked = validate.check(config.parse({"data": data, "prepare": knobs}, "test"), full=True)
+    settings = {"dev_share": 0, "test_share": 0, "from_random": 2}
+    checked = validate.check(config.parse({"data": data, "prepare": settings}, "test"), full=True)
     assert not checked.problems.fatal, [problem.line() for problem in checked.problems]
     assert checked.facts["rows"]["judgements"] == 16 and "official script" in checked.facts["gain mappings"]
-    out = Prepared(tmp_path / "out", config.parse({"data": data}, "test").data, NO_WINDOW, **knobs)
+    out = Prepared(tmp_path / "out", config.parse({"data": data}, "test").data, NO_WINDOW, **settings)
     examples = pq.read_table(ESCI / "examples.parquet").to_pylist()
     expected = {row["product_id"]: {"E": 1, "S": 0.1, "C": 0.01, "I": 0}[row["esci_label"]] for row in examples}
     rows = out.judged["train"].to_pylist()

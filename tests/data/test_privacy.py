@@ -124,8 +124,8 @@ def test_several_spans_and_what_is_left(query: str, text: str, kinds: tuple[str,
 def test_any_two_spans_in_one_query_are_both_found() -> None:
     choose = random.Random(20)
     for _ in range(500):
-        (first, one), (second, two) = choose.sample(PERSONAL, 2)
-        query = f"cordless drill {one} and a garden hose {two} pine"
+        (first, one_text), (second, two) = choose.sample(PERSONAL, 2)
+        query = f"cordless drill {one_text} and a garden hose {two} pine"
         assert US(query) == Scrubbed("cordless drill and a garden hose pine", (first, second)), query
 
 

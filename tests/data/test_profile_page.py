@@ -31,7 +31,7 @@ class Page(HTMLParser):
 
     def __init__(self, source: str) -> None:
         super().__init__()
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.open: list[str] = []
         self.section, self.parts = "", {"": ""}
         self.feed(source)
@@ -39,7 +39,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = dict(attrs)
-        self.seen.append((tag, values))
+        self.tags.append((tag, values))
         if tag not in VOID:
             self.open.append(tag)
         if tag == "section":
@@ -47,7 +47,7 @@ class Page(HTMLParser):
             self.parts[self.section] = ""
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
+        self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -58,7 +58,7 @@ class Page(HTMLParser):
         if not {"style", "title", "script"} & set(self.open):
             self.parts[self.section] += data
 
-    def of(self, section: str) -> str:
+    def section_text(self, section: str) -> str:
         """The text of a section, all white space single blanks."""
         return " ".join(self.parts[section].split())
 
@@ -73,7 +73,7 @@ def counts(head: int, torso: int, tail: int) -> dict[str, int]:
 
 def bare() -> dict[str, Any]:
     """A profile of judgements alone: no log, nothing odd, one rating, no duplicates."""
-    one = {"mean": 1.0, "tenths": [0] * 9 + [8]}
+    target = {"mean": 1.0, "tenths": [0] * 9 + [8]}
     sides = {side: {"queries": 1, "pairs": 8} for side in schemas.SIDES}
     none = {"queries": 0, "pairs": 0}
     strata = {side: counts(0, 0, 1) for side in schemas.SIDES}
@@ -98,7 +98,7 @@ def bare() -> dict[str, Any]:
         "ratings": {"3": 24},
         "raters": spread(1.0, 1.0, 1.0, 1.0, 1.0),
         "rater_agreement": None,
-        "targets": dict.fromkeys(schemas.SIDES, one),
+        "targets": dict.fromkeys(schemas.SIDES, target),
         "strata": {
             "cut": splits.CUT, "queries": counts(0, 0, 3), "impressions": counts(0, 0, 0), **strata,
             "pairs": {side: counts(0, 0, 8) for side in schemas.SIDES},
@@ -135,15 +135,15 @@ def bare() -> dict[str, Any]:
 
 def full(text: str = "") -> dict[str, Any]:
     """A profile of a shop with a log, something in each part; `text` is put into all that comes from the data."""
-    found = bare()
+    profile = bare()
     problems = [
         Problem(f"log{text}.csv", f"left out, expected a time{text}", 61, (f"row 7: time is 'no{text}'",), False),
         Problem("log", "impressions of queries with fewer than 3 clients", 5676, (), False),
     ]
     mixed = {"mean": 0.3825, "tenths": [520, 108, 43, 162, 32, 33, 187, 28, 54, 233]}
     train, dev, test = ({"queries": 14 * size, "pairs": 98_765 * size} for size in (3, 1, 2))
-    found |= {
-        "source": {**found["source"], "logs": f"gs://bucket/http://logs{text}"},
+    profile |= {
+        "source": {**profile["source"], "logs": f"gs://bucket/http://logs{text}"},
         "windows": {
             "reference_start": "2026-03-01T00:00:00+00:00", "newest_start": "2026-03-29T00:00:00+00:00",
             "newest_end": "2026-04-05T00:00:00+00:00",
@@ -158,7 +158,7 @@ def full(text: str = "") -> dict[str, Any]:
             "scrub": True, "kept_all": "", "min_clients": 3, "dropped_queries": 370, "dropped_impressions": 5676,
             "dropped_pairs": 481, "dropped_pair_impressions": 592, "hidden_clicks": 613,
             "judged": {"email": 2, "phone": 1}, "scrub_judgements": False,
-            "scrubbed": {kind: {"rows": 1000 + at, "queries": 10 + at} for at, kind in enumerate(KINDS)},
+            "scrubbed": {kind: {"rows": 1000 + number, "queries": 10 + number} for number, kind in enumerate(KINDS)},
         },
         "frequency": [
             {"rank": rank, "impressions": round(50_000 / rank), "share": share}
@@ -179,13 +179,13 @@ def full(text: str = "") -> dict[str, Any]:
             "title": 0, "product_type": 1, "brand": 40_931, "color": 40_932, "gender": 20_466, "description": 20,
         },
         "candidates": {
-            **found["candidates"], "queries": 590, "pairs": 9995,
+            **profile["candidates"], "queries": 590, "pairs": 9995,
             "provenance": dict(zip(PROVENANCES, (3540, 2331, 1764, 1180, 1180), strict=True)),
             "per_query": spread(13.0, 17.0, 17.0, 17.0, 16.9407),
         },
         "dropped": [problem.to_json() for problem in problems],
         "near_duplicates": {
-            "pairs": {**found["near_duplicates"]["pairs"], "test and train": 2, "dev and candidates": 7},
+            "pairs": {**profile["near_duplicates"]["pairs"], "test and train": 2, "dev and candidates": 7},
             "examples": [
                 {"uses": "test and train", "test": f"red sofas{text}", "train": f"red sofa{text}"},
                 {"uses": "dev and candidates", "dev": "love seat", "candidates": "loveseat"},
@@ -200,11 +200,11 @@ def full(text: str = "") -> dict[str, Any]:
             "rows": {"reference": 2000, "current": 2000},
         },
     }  # fmt: skip
-    found["strata"] = {
-        **found["strata"], "queries": counts(20, 600, 7034), "impressions": counts(333_000, 333_000, 334_000),
+    profile["strata"] = {
+        **profile["strata"], "queries": counts(20, 600, 7034), "impressions": counts(333_000, 333_000, 334_000),
         "train": counts(2, 10, 30), "dev": counts(1, 2, 11), "test": counts(0, 0, 28),
     }  # fmt: skip
-    return found
+    return profile
 
 
 @pytest.fixture(scope="module")
@@ -222,24 +222,24 @@ def test_every_section_is_there_and_linked(rich: tuple[str, Page], sparse: Page)
     for page in (rich[1], sparse):
         assert [name for name in page.parts if name] == SECTIONS
         assert not page.open
-        links = {values.get("href") for tag, values in page.seen if tag == "a"}
+        links = {values.get("href") for tag, values in page.tags if tag == "a"}
         assert links >= {f"#{name}" for name in SECTIONS}
-        assert all(len(page.of(name)) > 40 for name in SECTIONS)
+        assert all(len(page.section_text(name)) > 40 for name in SECTIONS)
 
 
 def test_the_page_stands_alone(rich: tuple[str, Page]) -> None:
     source, page = rich
-    assert not {tag for tag, _ in page.seen} & {"link", "img", "iframe", "object"}
-    assert [values for tag, values in page.seen if tag == "script"] == [{}]
+    assert not {tag for tag, _ in page.tags} & {"link", "img", "iframe", "object"}
+    assert [values for tag, values in page.tags if tag == "script"] == [{}]
     script = source[source.index("<script>") + len("<script>") : source.index("</script>")]
     assert f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in source
     assert "default-src 'none'" in source and "@import" not in source
-    links = [values.get("href") or values.get("xlink:href") or "#" for _, values in page.seen]
+    links = [values.get("href") or values.get("xlink:href") or "#" for _, values in page.tags]
     assert all(link.startswith("#") for link in links)
     assert not [
         address for address in re.findall(r"(?:src=|url\()[\"']?([^\"')]*)", source) if not address.startswith("#")
     ]
-    ids = [values["id"] for _, values in page.seen if values.get("id")]
+    ids = [values["id"] for _, values in page.tags if values.get("id")]
     assert len(ids) == len(set(ids))
     assert {link[1:] for link in links if len(link) > 1} <= set(ids)
     # An address is part of the data here, or names an XML vocabulary; nothing else may look like one.
@@ -260,14 +260,14 @@ def test_text_of_other_people_stays_text() -> None:
     source = profile_page.render(full(ATTACK))
     page = Page(source)
     assert source.count("<script") == 1  # its own
-    assert page.of("left-out").count(ATTACK) == 3
-    assert page.of("near-duplicates").count(ATTACK) == 2
-    assert page.of("source").count(ATTACK) == 1
+    assert page.section_text("left-out").count(ATTACK) == 3
+    assert page.section_text("near-duplicates").count(ATTACK) == 2
+    assert page.section_text("source").count(ATTACK) == 1
 
 
 def test_numbers_are_grouped_and_shares_are_told(rich: tuple[str, Page]) -> None:
     page = rich[1]
-    top = page.of("")
+    top = page.section_text("")
     # Page.of makes a blank of the narrow one, which does not break.
     assert "1\u202f200\u202f000" in rich[0] and "1 200 000" in top
     assert "40 932" in top and "8.7 % clicked" in top
@@ -275,79 +275,85 @@ def test_numbers_are_grouped_and_shares_are_told(rich: tuple[str, Page]) -> None
     assert "2026-03-29 to 2026-04-04" in top and "200 000 impressions of 4 000 queries" in top
     assert "No head or torso query is on the test side" in top
     assert "1 of 4 000 queries of the newest traffic (< 0.1 %) was not seen" in top
-    assert "300 000 pairs (46.2 %)" in page.of("judgements")
-    assert "test train 2 of 28 7.1 %" in page.of("near-duplicates")
-    assert "“red sofas” ~ “red sofa”" in page.of("near-duplicates")
-    assert "impression 35.4 % 3 540" in page.of("candidates")
-    assert "0.6 % more tokens than the smallest" in page.of("shards")
-    assert "columns.query" in page.of("source") and "columns.brand –" in page.of("source")
+    assert "300 000 pairs (46.2 %)" in page.section_text("judgements")
+    assert "test train 2 of 28 7.1 %" in page.section_text("near-duplicates")
+    assert "“red sofas” ~ “red sofa”" in page.section_text("near-duplicates")
+    assert "impression 35.4 % 3 540" in page.section_text("candidates")
+    assert "0.6 % more tokens than the smallest" in page.section_text("shards")
+    assert "columns.query" in page.section_text("source") and "columns.brand –" in page.section_text("source")
 
 
 def test_missing_fields_are_shares_of_distinct_products(rich: tuple[str, Page]) -> None:
-    text = rich[1].of("catalogue")
+    text = rich[1].section_text("catalogue")
     assert "title 0 % 0" in text and "product type < 0.1 % 1" in text and "brand > 99.9 % 40 931" in text
     assert "color 100 % 40 932" in text and "gender 50 % 20 466" in text
 
 
 def test_what_was_left_out_is_told(rich: tuple[str, Page], sparse: Page) -> None:
-    text = rich[1].of("left-out")
+    text = rich[1].section_text("left-out")
     assert "left out, expected a time" in text and "row 7: time is 'no'" in text and "61" in text
     assert "impressions of queries with fewer than 3 clients 5 676" in text
-    assert "2 kinds of rows left out, or odd" in rich[1].of("")
-    assert "Nothing was left out" in sparse.of("left-out") and "Nothing was left out" in sparse.of("")
+    assert "2 kinds of rows left out, or odd" in rich[1].section_text("")
+    assert "Nothing was left out" in sparse.section_text("left-out") and "Nothing was left out" in sparse.section_text(
+        ""
+    )
 
 
 def test_privacy_names_every_kind_in_words(rich: tuple[str, Page]) -> None:
     assert set(profile_page.KINDS) == set(KINDS)
-    text = rich[1].of("privacy")
-    for at, kind in enumerate(KINDS):
-        assert f"{profile_page.KINDS[kind]} 1 00{at} {10 + at}" in text
+    text = rich[1].section_text("privacy")
+    for number, kind in enumerate(KINDS):
+        assert f"{profile_page.KINDS[kind]} 1 00{number} {10 + number}" in text
     assert "each of its products, must have in the window 3" in text and "481" in text and "613" in text
     assert "some hold what looks like personal data: e-mail address (2) and phone number (1)" in text
-    assert "592 impressions and 613 clicks of fewer on a product" in rich[1].of("")
+    assert "592 impressions and 613 clicks of fewer on a product" in rich[1].section_text("")
     assert "dropped 370" in text and "dropped 5 676" in text
 
 
 def test_a_log_of_unknown_clients_is_a_warning() -> None:
-    found = full()
-    found["privacy"] |= {"min_clients": 1, "kept_all": "unknown_clients", "scrubbed": {}}
-    page = Page(profile_page.render(found))
-    assert "!Nothing was taken out of queries. All queries were kept: the log does not tell who searched" in page.of("")
-    assert "None: the log does not tell who searched" in page.of("privacy")
-    found["privacy"] |= {"kept_all": "made_up", "scrub": False}
-    page = Page(profile_page.render(found))
-    assert "✓Personal data in queries was not looked for. All queries were kept: its shoppers are made up" in page.of(
-        ""
+    profile = full()
+    profile["privacy"] |= {"min_clients": 1, "kept_all": "unknown_clients", "scrubbed": {}}
+    page = Page(profile_page.render(profile))
+    assert (
+        "!Nothing was taken out of queries. All queries were kept: the log does not tell who searched"
+        in page.section_text("")
     )
-    assert "scrubbing is switched off" in page.of("privacy")
+    assert "None: the log does not tell who searched" in page.section_text("privacy")
+    profile["privacy"] |= {"kept_all": "made_up", "scrub": False}
+    page = Page(profile_page.render(profile))
+    assert (
+        "✓Personal data in queries was not looked for. All queries were kept: its shoppers are made up"
+        in page.section_text("")
+    )
+    assert "scrubbing is switched off" in page.section_text("privacy")
 
 
 def test_judgements_alone_read_well(sparse: Page) -> None:
-    assert "There is no log" in sparse.of("privacy") and "There is no log" in sparse.of("queries")
-    assert "all queries count as tail" in sparse.of("splits")
-    assert "All 24 judged pairs are rated 3. Every rating is the mean of 1 rater." in sparse.of("judgements")
-    assert "there is nothing to learn from them" in sparse.of("")
-    assert "None: no product was listed twice" in sparse.of("judgements")
-    assert "No dev or test query nearly repeats" in sparse.of("")
-    assert "Every query has 6 candidates." in sparse.of("candidates")
-    assert "1 of the queries has judgements" in sparse.of("candidates")
-    assert "in 1 shard, each" in sparse.of("shards") and "smallest" not in sparse.of("shards")
-    assert not [tag for tag, values in sparse.seen if "window" in (values.get("class") or "").split()]
+    assert "There is no log" in sparse.section_text("privacy") and "There is no log" in sparse.section_text("queries")
+    assert "all queries count as tail" in sparse.section_text("splits")
+    assert "All 24 judged pairs are rated 3. Every rating is the mean of 1 rater." in sparse.section_text("judgements")
+    assert "there is nothing to learn from them" in sparse.section_text("")
+    assert "None: no product was listed twice" in sparse.section_text("judgements")
+    assert "No dev or test query nearly repeats" in sparse.section_text("")
+    assert "Every query has 6 candidates." in sparse.section_text("candidates")
+    assert "1 of the queries has judgements" in sparse.section_text("candidates")
+    assert "in 1 shard, each" in sparse.section_text("shards") and "smallest" not in sparse.section_text("shards")
+    assert not [tag for tag, values in sparse.tags if "window" in (values.get("class") or "").split()]
 
 
 def test_the_agreement_of_raters_is_told_and_too_little_of_it_is_a_warning() -> None:
-    found = bare()
-    found["source"]["rating_conflicts"] = "median"
-    found["raters"] = spread(3.0, 3.0, 3.0, 3.0, 3.0)
+    profile = bare()
+    profile["source"]["rating_conflicts"] = "median"
+    profile["raters"] = spread(3.0, 3.0, 3.0, 3.0, 3.0)
     agreement = {"rule": "median", "raters": 3, "ratings": 72, "pairs": 24, "unanimous": 18, "alpha": 0.6612}
-    found["rater_agreement"] = agreement
-    page = Page(profile_page.render(found))
-    assert "Every rating is the median of 3 raters." in page.of("judgements")
+    profile["rater_agreement"] = agreement
+    page = Page(profile_page.render(profile))
+    assert "Every rating is the median of 3 raters." in page.section_text("judgements")
     assert (
         "3 raters gave 72 ratings. 24 pairs have two or more, 18 of them (75 %) all equal. Krippendorff's alpha "
         "(interval) is 0.66, too little for conclusions"
-    ) in page.of("judgements")
-    assert "!Raters agree little: Krippendorff's alpha is 0.66" in page.of("")
+    ) in page.section_text("judgements")
+    assert "!Raters agree little: Krippendorff's alpha is 0.66" in page.section_text("")
     for alpha, level in ((0.667, "enough for tentative conclusions"), (0.8, "which counts as reliable")):
         assert level in profile_page._agreement_text(agreement | {"alpha": alpha})
     alone = {"raters": None, "ratings": 1, "pairs": 0, "alpha": None}
@@ -355,38 +361,38 @@ def test_the_agreement_of_raters_is_told_and_too_little_of_it_is_a_warning() -> 
 
 
 def test_hidden_judgements_that_stand_in_for_a_log_are_told() -> None:
-    found = bare()
-    found["candidates"]["provenance"]["impression"] = 3
-    assert "judged pairs whose ratings are hidden" in Page(profile_page.render(found)).of("candidates")
+    profile = bare()
+    profile["candidates"]["provenance"]["impression"] = 3
+    assert "judged pairs whose ratings are hidden" in Page(profile_page.render(profile)).section_text("candidates")
 
 
 def test_a_log_without_times_is_all_training_window() -> None:
-    found = full()
-    found["windows"] = bare()["windows"]
-    found["queries"]["newest_traffic"] = found["impressions"]["newest_traffic"] = 0
-    found["traffic"]["basis"] = "held-out queries stand in: the log has no time"
-    page = Page(profile_page.render(found))
-    assert "The log has no times: all of it is the training window" in page.of("")
-    assert "For drift, held-out queries stand in: the log has no time." in page.of("")
+    profile = full()
+    profile["windows"] = bare()["windows"]
+    profile["queries"]["newest_traffic"] = profile["impressions"]["newest_traffic"] = 0
+    profile["traffic"]["basis"] = "held-out queries stand in: the log has no time"
+    page = Page(profile_page.render(profile))
+    assert "The log has no times: all of it is the training window" in page.section_text("")
+    assert "For drift, held-out queries stand in: the log has no time." in page.section_text("")
 
 
 def test_too_many_ratings_for_bars() -> None:
-    found = full() | {"ratings": None}
-    source = profile_page.render(found)
-    assert "too many different values" in Page(source).of("judgements") and source.count("<svg") == 2
+    profile = full() | {"ratings": None}
+    source = profile_page.render(profile)
+    assert "too many different values" in Page(source).section_text("judgements") and source.count("<svg") == 2
 
 
 def test_many_ratings_are_drawn_to_scale() -> None:
-    few = figures.plot_ratings({f"{at:g}": 5 for at in range(20)})
-    many = figures.plot_ratings({f"{at / 8:g}": 1000 + at for at in range(64)})
+    few = figures.plot_ratings({f"{number:g}": 5 for number in range(20)})
+    many = figures.plot_ratings({f"{number / 8:g}": 1000 + number for number in range(64)})
     assert few.count(">5<") >= 20 and ">1\u202f063<" not in many
 
 
 def test_the_summary_is_left_alone_and_gives_one_page() -> None:
-    found = json.loads(json.dumps(full()))
-    before = copy.deepcopy(found)
-    assert profile_page.render(found) == profile_page.render(found)
-    assert found == before
+    profile = json.loads(json.dumps(full()))
+    before = copy.deepcopy(profile)
+    assert profile_page.render(profile) == profile_page.render(profile)
+    assert profile == before
 
 
 @pytest.mark.parametrize(

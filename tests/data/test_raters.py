@@ -39,14 +39,14 @@ def tables(folder: Path, rows: str, header: str = "query,product_id,rating,who",
     return Tables(source="tables", **paths, columns=columns, rating_min=0, rating_max=4, relevant_from=3, **settings)
 
 
-def ratings(found: corpus.Corpus) -> dict[tuple[str, str], tuple[float, float, int]]:
+def ratings(shop: corpus.Corpus) -> dict[tuple[str, str], tuple[float, float, int]]:
     """Rating, soft target and raters by query and product."""
-    keys = found.catalogue.column("product_id").to_pylist()
-    queries = found.queries.to_pylist()
+    keys = shop.catalogue.column("product_id").to_pylist()
+    queries = shop.queries.to_pylist()
     return {
         (queries[query], keys[product]): (rating, target, count)
         for query, product, rating, target, count in zip(
-            found.judged.query, found.judged.product, found.ratings, found.targets, found.raters
+            shop.judged.query, shop.judged.product, shop.ratings, shop.targets, shop.raters
         )
     }
 
@@ -65,8 +65,8 @@ def test_rules_are_those_of_the_standard_library() -> None:
         "majority": (statistics.median(statistics.multimode(each)) for each in by_group),
     }
     for rule, values in expected.items():
-        found = raters.reduce_ratings(rule, group, rating, np.ones(200), 40)
-        np.testing.assert_allclose(found, list(values), rtol=1e-15, err_msg=rule)
+        reduced = raters.reduce_ratings(rule, group, rating, np.ones(200), 40)
+        np.testing.assert_allclose(reduced, list(values), rtol=1e-15, err_msg=rule)
 
 
 @pytest.mark.parametrize(
@@ -74,13 +74,13 @@ def test_rules_are_those_of_the_standard_library() -> None:
 )
 def test_a_rule_holds_over_the_spellings_of_a_query(tmp_path: Path, rule: str, expected: float, named: bool) -> None:
     rows = "Sofa,p1,4,ann\nsofa,p1,4,bob\nsofa,p1,2,cat\nsofa,p1,0,dan\nsofa,p2,1,ann\n"
-    found = read(tmp_path, tables(tmp_path, rows, columns={"rater": "who"} if named else {}, rating_conflicts=rule))
-    assert ratings(found) == {("sofa", "p1"): (expected, np.float32(expected / 4), 4), ("sofa", "p2"): (1, 0.25, 1)}
-    assert found.merged["judgements_of_other_spellings"] == 1
-    assert found.merged["identical_judgements"] == found.merged["repeated_by_a_rater"] == 0
-    assert found.agreement is not None
-    told = {name: found.agreement[name] for name in ("rule", "raters", "ratings", "pairs", "unanimous")}
-    assert told == {"rule": rule, "raters": 4 if named else None, "ratings": 5, "pairs": 1, "unanimous": 0}
+    shop = read(tmp_path, tables(tmp_path, rows, columns={"rater": "who"} if named else {}, rating_conflicts=rule))
+    assert ratings(shop) == {("sofa", "p1"): (expected, np.float32(expected / 4), 4), ("sofa", "p2"): (1, 0.25, 1)}
+    assert shop.merged["judgements_of_other_spellings"] == 1
+    assert shop.merged["identical_judgements"] == shop.merged["repeated_by_a_rater"] == 0
+    assert shop.agreement is not None
+    facts = {name: shop.agreement[name] for name in ("rule", "raters", "ratings", "pairs", "unanimous")}
+    assert facts == {"rule": rule, "raters": 4 if named else None, "ratings": 5, "pairs": 1, "unanimous": 0}
 
 
 def test_a_rater_counts_once_per_pair(tmp_path: Path) -> None:
@@ -105,9 +105,9 @@ def test_refusal_counts_raters_that_agree(tmp_path: Path) -> None:
 
 def test_means_of_several_raters_weigh_by_their_number(tmp_path: Path) -> None:
     data = tables(tmp_path, "sofa,p1,4,3\nsofa,p1,0,1\n", columns={"raters": "who"}, rating_conflicts="mean")
-    found = read(tmp_path, data)
-    assert ratings(found) == {("sofa", "p1"): (3, 0.75, 4)}
-    assert found.agreement is not None and found.agreement["alpha"] is None, "no single rater's rating is known"
+    shop = read(tmp_path, data)
+    assert ratings(shop) == {("sofa", "p1"): (3, 0.75, 4)}
+    assert shop.agreement is not None and shop.agreement["alpha"] is None, "no single rater's rating is known"
 
 
 # Agreement --------------------------------------------------------------------------------------------------------
@@ -118,11 +118,11 @@ def test_alpha_of_the_published_example_with_missing_ratings() -> None:
     table = ["1 2 3 3 2 1 4 1 2 . . .", "1 2 3 3 2 2 4 1 2 5 . 3", ". 3 3 3 2 3 4 2 2 5 1 .", "1 2 3 3 2 4 4 1 2 5 1 ."]
     cells = [(unit, float(value)) for row in table for unit, value in enumerate(row.split()) if value != "."]
     unit, rating = (np.array(column) for column in zip(*cells))
-    found = raters.agreement("mean", unit, rating, 12, seed=0)
-    assert found == {"pairs": 11, "unanimous": 8, "alpha": pytest.approx(0.849, abs=0.0005)}
-    some = np.arange(12) != 11
-    fewer = raters.agreement("mean", unit[some[unit]], rating[some[unit]], 12, seed=0)
-    assert fewer == found, "a single rating says nothing about agreement"
+    result = raters.agreement("mean", unit, rating, 12, seed=0)
+    assert result == {"pairs": 11, "unanimous": 8, "alpha": pytest.approx(0.849, abs=0.0005)}
+    mask = np.arange(12) != 11
+    fewer = raters.agreement("mean", unit[mask[unit]], rating[mask[unit]], 12, seed=0)
+    assert fewer == result, "a single rating says nothing about agreement"
 
 
 def test_alpha_has_no_value_without_two_ratings_of_a_pair_or_two_values(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,9 +157,9 @@ def test_no_name_of_a_rater_comes_out(tmp_path: Path) -> None:
     data = tables(tmp_path, rows, columns=named, rating_conflicts="mean")
     table = sources.open(data).judgements(Problems())
     assert table.schema == schemas.JUDGEMENTS and table["rater"].to_pylist() == [0, 0, 1, 1, 2, 2]
-    found = read(tmp_path, data)
-    texts = [str(refused.value), str(empty.value), str(table.to_pylist()), json.dumps([found.agreement, found.merged])]
-    assert found.agreement is not None and found.agreement["raters"] == 3
+    shop = read(tmp_path, data)
+    texts = [str(refused.value), str(empty.value), str(table.to_pylist()), json.dumps([shop.agreement, shop.merged])]
+    assert shop.agreement is not None and shop.agreement["raters"] == 3
     assert not [name for name in NAMES if any(name in text for text in texts)]
 
 
@@ -200,10 +200,10 @@ def test_the_raters_of_chorus_for_real(tmp_path: Path) -> None:
         source="tables", judgements=str(CHORUS / "ratings.csv"), catalogue=str(CHORUS / "catalogue.parquet"),
         columns=Columns(rater="rater"), rating_min=0, rating_max=3, relevant_from=2, rating_conflicts="median",
     )  # fmt: skip
-    found = read(tmp_path, data)
-    assert found.rows["judgements"] == 9564 and len(found.ratings) == 3188 and set(found.raters) == {3}
+    shop = read(tmp_path, data)
+    assert shop.rows["judgements"] == 9564 and len(shop.ratings) == 3188 and set(shop.raters) == {3}
     final = pyarrow.csv.read_csv(CHORUS / "final.csv").to_pylist()
-    medians = {pair: rating for pair, (rating, _, _) in ratings(found).items()}
+    medians = {pair: rating for pair, (rating, _, _) in ratings(shop).items()}
     same = sum(medians[row["query"], str(row["product_id"])] == row["rating"] for row in final)
     assert same == 2825, "the project's own adjudication, of which its README says so"
 
@@ -213,7 +213,7 @@ def test_the_raters_of_chorus_for_real(tmp_path: Path) -> None:
     triples = rating.reshape(-1, 3)
     within = sum(((triples[:, i] - triples[:, j]) ** 2).sum() for i, j in ((0, 1), (0, 2), (1, 2))) / len(rating)
     across = sum(((rating - value) ** 2).sum() for value in rating) / len(rating) / (len(rating) - 1)
-    assert found.agreement == {
+    assert shop.agreement == {
         "rule": "median", "raters": pc.count_distinct(table["rater"]).as_py(), "ratings": 9564, "pairs": 3188,
         "unanimous": int((np.ptp(triples, axis=1) == 0).sum()), "alpha": pytest.approx(1 - within / across, abs=1e-4),
     }  # fmt: skip

@@ -81,7 +81,7 @@ def tables(source) -> tuple:
     return judgements(source), products(source), events(source)
 
 
-def told(problems: Problems) -> list[tuple[str, int, bool]]:
+def describe(problems: Problems) -> list[tuple[str, int, bool]]:
     return [(problem.line(), problem.rows, problem.fatal) for problem in problems]
 
 
@@ -280,8 +280,8 @@ def test_bad_judgements_name_file_and_row(shop, content: str | bytes, message: s
 def test_collected_problems_count_all_rows_and_reading_goes_on(shop, tmp_path: Path) -> None:
     bad = "sofa,p1,9\n" * 7 + ",p2,x\n" + "lamp,p3\n" + "lamp,p3,1\n" + "chair,p1,1\nchair,p1,2\nlamp,,3\n"
     problems = Problems(collect=True)
-    kept = shop(ROW + bad).judgements(problems)
-    assert kept.select(["query", "product_id", "rating"]).to_pylist() == [
+    rows = shop(ROW + bad).judgements(problems)
+    assert rows.select(["query", "product_id", "rating"]).to_pylist() == [
         {"query": "lamp", "product_id": "p3", "rating": 1.0}
     ]
     by_first = {problem.examples[0]: (problem.rows, len(problem.examples)) for problem in problems}
@@ -329,11 +329,11 @@ def test_row_numbers_hold_across_batches_and_skipped_rows(shop, tmp_path: Path, 
     for number in (2, 100, 156, 159, 479):
         cut[number - 1] = "cut"
     cut[199] = "\n" + cut[199]  # a blank line is no row
-    kept = shop(ROW + "\n".join(cut)).judgements(problems)
-    found = {problem.what: problem for problem in problems}
-    assert list(found["expected a number from 0 to 4 in column rating"].examples) == expected
-    assert found["expected 3"].rows == 5 and found["expected 3"].examples[1].startswith("row 100: ")
-    assert len(kept) == 500 - 4 - 5
+    accepted = shop(ROW + "\n".join(cut)).judgements(problems)
+    by_message = {problem.what: problem for problem in problems}
+    assert list(by_message["expected a number from 0 to 4 in column rating"].examples) == expected
+    assert by_message["expected 3"].rows == 5 and by_message["expected 3"].examples[1].startswith("row 100: ")
+    assert len(accepted) == 500 - 4 - 5
 
     problems = Problems(collect=True)
     columns = zip(*(row.split(",") for row in rows))
@@ -410,9 +410,9 @@ def test_bad_logs_name_file_and_row(shop, old: str, new: str, message: str) -> N
 def test_a_few_bad_rows_of_a_log_are_left_out_and_counted(shop) -> None:
     header, good, *_ = LOG.splitlines(keepends=True)
     bad = [good.replace("red sofa", ""), good.replace("2026-03-01T10:00:00Z", "?"), good.replace("p1", "")]
-    both = good.replace("red sofa", "").replace("p1", "")
+    broken_twice = good.replace("red sofa", "").replace("p1", "")
     broken = good.encode().replace(b"red sofa", b"caf\xe9 of Jane Doe")
-    log = (header + good * 595 + "".join(bad) + both).encode() + broken
+    log = (header + good * 595 + "".join(bad) + broken_twice).encode() + broken
     problems = Problems()
     (part,) = shop(log=log).log().parts
     assert len(load(part, problems)) == 595
@@ -552,7 +552,7 @@ def test_a_folder_is_read_file_by_file(shop, tmp_path: Path) -> None:
     problems = Problems()
     source.check(problems)
     what = "left out, files whose name does not end in .csv, .csv.gz or .parquet"
-    assert told(problems) == [(f"{tmp_path / 'logs.csv'}: README.md, {what} (2 rows)", 2, False)]
+    assert describe(problems) == [(f"{tmp_path / 'logs.csv'}: README.md, {what} (2 rows)", 2, False)]
     parts = source.log().parts
     assert [Path(part.name).parent.name for part in parts] == ["dt=2026-03-01", "dt=2026-03-02", "dt=2026-03-03"]
     assert events(source) == expected
@@ -560,8 +560,8 @@ def test_a_folder_is_read_file_by_file(shop, tmp_path: Path) -> None:
     before = [(part.key(), part.digest()) for part in parts]
     (tmp_path / "logs.csv" / "dt=2026-03-01" / "part-0.csv").write_text(LOG)
     after = [(part.key(), part.digest()) for part in source.log().parts]
-    assert [one != other for one, other in zip(before, after)] == [True, False, False]
-    assert all(one[part] != other[part] for one, other in [(before[0], after[0])] for part in (0, 1))
+    assert [digest != other for digest, other in zip(before, after)] == [True, False, False]
+    assert all(digest[part] != other[part] for digest, other in [(before[0], after[0])] for part in (0, 1))
 
 
 def test_judgements_of_several_files_are_checked_together(shop, tmp_path: Path) -> None:
@@ -622,13 +622,13 @@ def test_a_bucket_is_read_like_a_folder(shop, tmp_path: Path, monkeypatch) -> No
         bucket.blob("logs/dt=2026-03-05/").upload_from_string("")  # a folder, as consoles make it
 
         places = {"judgements": "judgements.csv", "catalogue": "catalogue.csv", "logs": "logs"}
-        source = sources.open(shop().data.model_copy(update={key: f"gs://shop/{at}" for key, at in places.items()}))
+        source = sources.open(shop().data.model_copy(update={key: f"gs://shop/{link}" for key, link in places.items()}))
         problems = Problems()
         source.check(problems)
         assert [problem.rows for problem in problems] == [2], "README.md and schema.json"
         assert source.files() == ["gs://shop/judgements.csv", "gs://shop/catalogue.csv"]
-        found = tables(source)
-        assert found[:2] == expected[:2] and found[2][:3] == expected[2]
+        result = tables(source)
+        assert result[:2] == expected[:2] and result[2][:3] == expected[2]
         parts = source.log().parts
         assert parts[-1].name == "gs://shop/logs/dt=2026-03-04.parquet"
         assert [part.days() for part in parts][-2:] == [{}, {date(2026, 3, 4): 3}]
@@ -692,13 +692,13 @@ def test_home_depot_keeps_queries_by_hash(tmp_path: Path) -> None:
     rows = [f"{number},{100 + number},title,query {number % 20},2\n" for number in range(60)]
     path.write_text(HEADER + "".join(rows))
 
-    def kept(queries: int) -> set[str]:
+    def kept_queries(queries: int) -> set[str]:
         source = sources.open(HomeDepot(source="home_depot", path=str(path), queries=queries))
         assert products(source).num_rows == 60
         return set(judgements(source).column("query").to_pylist())
 
-    assert len(kept(5)) == 5 and len(kept(0)) == 20
-    assert kept(5) < kept(9)
+    assert len(kept_queries(5)) == 5 and len(kept_queries(0)) == 20
+    assert kept_queries(5) < kept_queries(9)
 
 
 def test_home_depot_rejects_another_scale(tmp_path: Path) -> None:
@@ -741,7 +741,7 @@ SOLD = [  # product, locale, title, description, bullets, brand, colour
 ]
 
 
-def open_esci(folder: Path, examples=EXAMPLES, sold=SOLD, **knobs):
+def open_esci(folder: Path, examples=EXAMPLES, sold=SOLD, **source_settings):
     query, product, locale, label, small, large = map(list, zip(*examples))
     pq.write_table(
         pa.table(
@@ -762,7 +762,7 @@ def open_esci(folder: Path, examples=EXAMPLES, sold=SOLD, **knobs):
     columns = {f"product_{name}": list(column) for name, column in zip(names, zip(*sold))}
     pq.write_table(pa.table(columns), folder / "products.parquet")
     paths = {"examples": str(folder / "examples.parquet"), "products": str(folder / "products.parquet")}
-    return sources.open(Esci(source="esci", **paths, **knobs))
+    return sources.open(Esci(source="esci", **paths, **source_settings))
 
 
 def test_esci_in_one_locale(tmp_path: Path) -> None:
@@ -805,7 +805,7 @@ def test_esci_in_all_locales_and_versions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("extra", "knobs", "message"),
+    ("extra", "source_settings", "message"),
     [
         (("sofa", "B1", "us", "X", 1, 1), {}, r"examples\.parquet: row 8: esci_label is 'X', expected E, S, C or I"),
         (("sofa", "B9", "us", "E", 1, 1), {}, r"row 8: product_id is 'B9', expected a product of .*products\.parquet"),
@@ -817,8 +817,8 @@ def test_esci_in_all_locales_and_versions(tmp_path: Path) -> None:
         (("lamp", "B1", "us", "E", 0, 1), {"locale": "jp"}, r"no usable row of locale jp is in the reduced version"),
     ],
 )
-def test_esci_problems_are_named(tmp_path: Path, extra: tuple, knobs: dict, message: str) -> None:
-    source = open_esci(tmp_path, [*EXAMPLES, extra], **knobs)
+def test_esci_problems_are_named(tmp_path: Path, extra: tuple, source_settings: dict, message: str) -> None:
+    source = open_esci(tmp_path, [*EXAMPLES, extra], **source_settings)
     with pytest.raises(InputError, match=message):
         judgements(source)
     problems = Problems(collect=True)
@@ -876,12 +876,12 @@ WANDS_LABELS = (
 )
 
 
-def open_wands(folder: Path, products=WANDS_PRODUCTS, queries=WANDS_QUERIES, labels=WANDS_LABELS, **knobs):
+def open_wands(folder: Path, products=WANDS_PRODUCTS, queries=WANDS_QUERIES, labels=WANDS_LABELS, **source_settings):
     paths = {}
     for name, content in {"products": products, "queries": queries, "labels": labels}.items():
         paths[name] = str(folder / f"{name}.csv")
         Path(paths[name]).write_text(content, encoding="utf-8")
-    return sources.open(Wands(source="wands", **paths, **knobs))
+    return sources.open(Wands(source="wands", **paths, **source_settings))
 
 
 def test_wands(tmp_path: Path) -> None:
@@ -932,7 +932,7 @@ def test_wands(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "knobs", "message"),
+    ("row", "source_settings", "message"),
     [
         ("9\t3\t0\tExact", {}, r"labels\.csv: row 5: query_id is '3', expected a query of .*queries\.csv"),
         ("9\t0\t8\tExact", {}, r"labels\.csv: row 5: product_id is '8', expected a product of .*products\.csv"),
@@ -941,9 +941,9 @@ def test_wands(tmp_path: Path) -> None:
         ("9\t0\t2\tExact", {"expected_rows": 233448}, r"labels\.csv: 5 rows, expected 233448"),
     ],
 )
-def test_wands_problems_are_named(tmp_path: Path, row: str, knobs: dict, message: str) -> None:
+def test_wands_problems_are_named(tmp_path: Path, row: str, source_settings: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        judgements(open_wands(tmp_path, labels=f"{WANDS_LABELS}{row}\n", **knobs))
+        judgements(open_wands(tmp_path, labels=f"{WANDS_LABELS}{row}\n", **source_settings))
 
 
 def test_wands_pairs_with_two_labels_are_left_out_and_counted(tmp_path: Path) -> None:

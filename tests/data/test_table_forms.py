@@ -23,7 +23,7 @@ from distilrank.data.sources import reading, storage
 from distilrank.data.sources.storage import LocalFile
 from distilrank.data.sources.tables import SUFFIXES, LogFile
 from distilrank.data.window import LogWindow
-from tests.data.test_sources import CATALOGUE, JUDGEMENTS, LOG_COLUMNS, events, judgements, load, products, told
+from tests.data.test_sources import CATALOGUE, JUDGEMENTS, LOG_COLUMNS, describe, events, judgements, load, products
 
 DAY = date(2026, 3, 1)
 NOON = datetime(2026, 3, 1, 12)
@@ -42,11 +42,11 @@ def make(tmp_path: Path):
             elif content is not None:
                 path.write_bytes(content if isinstance(content, bytes) else content.encode())
         names = Columns(**{"brand": "brand", **LOG_COLUMNS, **columns})
-        given = {name: str(path) for name, path in paths.items()}
+        locations = {name: str(path) for name, path in paths.items()}
         return sources.open(
             Tables(
                 source="tables",
-                **given,
+                **locations,
                 columns=names,
                 csv=Csv(**form or {}),
                 rating_min=0,
@@ -92,7 +92,7 @@ def test_an_odd_time_is_left_out(tmp_path: Path, kind: pa.DataType, good: int | 
     assert part.days() == {DAY: 199, None: 1}
     problems = Problems()
     assert len(load(part, problems)) == 199
-    ((line, rows, fatal),) = told(problems)
+    ((line, rows, fatal),) = describe(problems)
     assert "row 200: timestamp is " in line and "from 2000 to 2100" in line and rows == 1 and not fatal
 
 
@@ -107,10 +107,10 @@ def test_an_old_kind_of_timestamp_does_not_overflow_into_another_year(tmp_path: 
 
 def test_uuids_are_text_and_lists_are_refused_before_the_run(make, tmp_path: Path) -> None:
     ids = [uuid.UUID(int=number) for number in (1, 2, 3)]
-    typed = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([one.bytes for one in ids], pa.binary(16)))
+    typed = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([identifier.bytes for identifier in ids], pa.binary(16)))
     source = make(catalogue=pa.table({"product_id": typed, "title": ["a", "b", "c"], "brand": pa.nulls(3)}))
     source.check(Problems())
-    assert products(source)["product_id"].to_pylist() == [str(one) for one in ids]
+    assert products(source)["product_id"].to_pylist() == [str(identifier) for identifier in ids]
     nested = {"list": pa.array([["a"]]), "struct": pa.array([{"a": 1}])}
     for column in nested.values():
         source = make(catalogue=pa.table({"product_id": ["p"], "title": column, "brand": ["b"]}))
@@ -224,7 +224,7 @@ def test_marks_of_missing_values(make) -> None:
 def test_a_header_that_comes_again_is_no_row(make, tmp_path: Path) -> None:
     problems = Problems()
     assert len(products(make(catalogue=CATALOGUE + CATALOGUE.replace("p1", "p9")), problems)) == 6
-    assert [(line.split("csv: ")[1], fatal) for line, _, fatal in told(problems) if "header again" in line] == [
+    assert [(line.split("csv: ")[1], fatal) for line, _, fatal in describe(problems) if "header again" in line] == [
         ("row 4, left out, the header again", False)
     ]
     assert judgements(make(JUDGEMENTS + JUDGEMENTS)).num_rows == 6
@@ -235,8 +235,8 @@ def test_a_header_that_comes_again_is_no_row(make, tmp_path: Path) -> None:
     many = LOG + LOG.splitlines(keepends=True)[0] + LOG.splitlines(keepends=True)[1].replace("red sofa", "")
     with pytest.raises(InputError, match=r"logs\.csv: row 3: query is empty, 1 of 2 rows"):
         events(make(log=many))
-    kept = "product_id,title,brand\np1,title,brand\nproduct_id,title,Nuvo\n"
-    assert len(products(make(catalogue=kept))) == 2, "a row that is the header in part"
+    text = "product_id,title,brand\np1,title,brand\nproduct_id,title,Nuvo\n"
+    assert len(products(make(catalogue=text))) == 2, "a row that is the header in part"
     with pytest.raises(InputError, match="row 3: rating is 'bad'"):
         judgements(make(JUDGEMENTS.splitlines()[0] + "\nsofa,p1,1\nquery,product_id,rating\nsofa,p2,bad\n"))
 
@@ -325,7 +325,7 @@ def test_links_to_folders_are_followed(tmp_path: Path) -> None:
     problems = Problems()
     assert names(root, problems) == ["4.csv", "a/2.csv", "b/1.csv"]
     storage.files(str(root), SUFFIXES, problems)
-    assert told(problems) == [
+    assert describe(problems) == [
         (f"{root}: latest/1.csv, left out, links to files that the folder has anyway", 1, False)
     ], "told once, however often it is listed"
     (root / "gone.csv").symlink_to(tmp_path / "nothing.csv")
@@ -376,11 +376,11 @@ def test_what_the_folder_of_a_log_holds_besides_is_told_in_a_run(make, tmp_path:
     problems.extend(source.log().problems, once=True)
     assert [problem.rows for problem in problems] == [1] and "notes.txt" in log_problem.examples
     with log_store.connect(tmp_path / "work") as connection:
-        found = Problems()
+        run_problems = Problems()
         days = LogWindow.of_days(date(2026, 2, 1), date(2026, 3, 1), date(2026, 3, 2))
         privacy = Prepare(privacy=Privacy(min_clients=1))
-        corpus.read(source, privacy, days, connection=connection, scratch=tmp_path / "work", problems=found)
-    assert log_problem in list(found)
+        corpus.read(source, privacy, days, connection=connection, scratch=tmp_path / "work", problems=run_problems)
+    assert log_problem in list(run_problems)
 
 
 @pytest.mark.parametrize(

@@ -73,8 +73,8 @@ def make(tmp_path: Path):
     return make
 
 
-def searched(query: Any = "sofa", search: Any = "s1", at: Any = TIMES[0], **more: Any) -> dict[str, Any]:
-    return {"query_id": search, "user_query": query, "client_id": "c1", "timestamp": at, **more}
+def searched(query: Any = "sofa", search: Any = "s1", time: Any = TIMES[0], **more: Any) -> dict[str, Any]:
+    return {"query_id": search, "user_query": query, "client_id": "c1", "timestamp": time, **more}
 
 
 def happened(
@@ -82,7 +82,7 @@ def happened(
     product: Any = "p1",
     ordinal: Any = 1,
     search: Any = "s1",
-    at: Any = TIMES[0],
+    time: Any = TIMES[0],
     attributes: Any = None,
     **more: Any,
 ) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def happened(
         "action_name": action,
         "query_id": search,
         "client_id": "c1",
-        "timestamp": at,
+        "timestamp": time,
         "event_attributes": attributes,
         **more,
     }
@@ -159,7 +159,7 @@ def expected_events(*, hits: bool) -> Counter[tuple[Any, ...]]:
             rows.append((*common, None, None, 0, 0, client))
             if hits:
                 listed = record.get("query_response_hit_ids", [])
-                rows += [(*common, product, place, 1, 0, client) for place, product in enumerate(listed, 1)]
+                rows += [(*common, product, number, 1, 0, client) for number, product in enumerate(listed, 1)]
         elif record["action_name"] == "click" or (record["action_name"] == "impression" and not hits):
             attributes = record["event_attributes"]
             rank = attributes["position"]["ordinal"] + (record["application"] == "esci_ubi_sample")
@@ -177,9 +177,9 @@ def test_every_row_of_the_real_sample_is_as_plain_python_reads_it(make, impressi
     hits = impressions == "hits"
     assert Counter(tuple(row.values()) for row in events) == expected_events(hits=hits)
 
-    seen = list(sample())
-    actions = Counter(record.get("action_name") for record in seen)
-    queries = [record for record in seen if "action_name" not in record]
+    records = list(sample())
+    actions = Counter(record.get("action_name") for record in records)
+    queries = [record for record in records if "action_name" not in record]
     expected = {
         f"events with action_name {action!r}: not used, neither impressions nor clicks": rows
         for action, rows in actions.items()
@@ -222,10 +222,10 @@ def test_object_id_field_of_the_real_sample(make) -> None:
         for record in sample()
         if record.get("action_name") in ("impression", "click", "product_hover", "item_click", "global_click")
     )
-    kept = {action: rows for (action, field), rows in fields.items() if field == "primary_ean"}
+    counts = {action: rows for (action, field), rows in fields.items() if field == "primary_ean"}
     shown = sum(row["shown"] for row in events)
     clicked = sum(row["clicked"] for row in events)
-    assert (shown, clicked) == (kept["product_hover"], kept["item_click"] + kept.get("global_click", 0)) != (0, 0)
+    assert (shown, clicked) == (counts["product_hover"], counts["item_click"] + counts.get("global_click", 0)) != (0, 0)
     others = sum(rows for (_, field), rows in fields.items() if field != "primary_ean")
     assert left_out["events of another object_id_field than 'primary_ean': not used"] == others
 
@@ -254,7 +254,7 @@ ROWS = [
     searched(query_response_hit_ids=["p1", "p2"]),
     happened(ordinal=0),
     happened(product="p2", ordinal=1, user_query="red sofa"),
-    happened("click", "p2", 1, at=TIMES[3]),
+    happened("click", "p2", 1, time=TIMES[3]),
 ]
 EXPECTED = [
     {"at": NOON, "search": "s1", "query": query, "product_id": product, "position": position, "shown": shown,
@@ -327,7 +327,7 @@ def test_forms_of_parquet(make, tmp_path: Path) -> None:
         pa.array([micros / 1000] * 4, pa.float64()),
         pa.array(["2026-03-01T14:00:00+0200"] * 4),
     ]
-    tables = [as_table(one, times[0]) for one in nested] + [as_table(nested[0], one) for one in times]
+    tables = [as_table(rows, times[0]) for rows in nested] + [as_table(nested[0], time) for time in times]
     for table in tables:
         pq.write_table(table, tmp_path / "events.parquet")
         source = make("events.parquet")
@@ -458,7 +458,7 @@ def test_the_log_says_what_decides_its_reading(make, tmp_path: Path) -> None:
 
 def test_every_way_to_write_an_instant_is_the_same_one(make, tmp_path: Path) -> None:
     (tmp_path / "events.ndjson").write_bytes(
-        lines(*[happened(at=at) for at in TIMES], *[searched(at=at) for at in TIMES])
+        lines(*[happened(time=time) for time in TIMES], *[searched(time=time) for time in TIMES])
     )
     source = make()
     events, left_out = load(source)
@@ -468,7 +468,7 @@ def test_every_way_to_write_an_instant_is_the_same_one(make, tmp_path: Path) -> 
 
 def test_days_are_those_of_utc(make, tmp_path: Path) -> None:
     stamps = ["2026-03-01T23:30:00-01:00", "2026-03-02T00:30:00+01:00", "2026-03-02", "2026-03-02T23:59:59.9999999Z"]
-    (tmp_path / "events.ndjson").write_bytes(lines(*[happened(at=at) for at in stamps]))
+    (tmp_path / "events.ndjson").write_bytes(lines(*[happened(time=time) for time in stamps]))
     source = make()
     assert source.log().parts[0].days() == {date(2026, 3, 1): 1, date(2026, 3, 2): 3}
     assert sorted(row["at"] for row in load(source)[0]) == [
@@ -482,7 +482,9 @@ def test_days_are_those_of_utc(make, tmp_path: Path) -> None:
 def test_times_that_cannot_be_read_are_counted(make, tmp_path: Path) -> None:
     bad = ["yesterday", "2026-02-30T00:00:00Z", "2026-03-01T12:00:00 Europe/Berlin", "", None, 0, -5, 1e300, True, {},
            "2026-03-01T12:00:00+25:00", "infinity", "12:00", 17723664]  # fmt: skip
-    (tmp_path / "events.ndjson").write_bytes(lines(happened(), *[happened(at=at) for at in bad], searched(at="now")))
+    (tmp_path / "events.ndjson").write_bytes(
+        lines(happened(), *[happened(time=time) for time in bad], searched(time="now"))
+    )
     source = make()
     problems = Problems()
     events, left_out = load(source, problems)
@@ -585,9 +587,9 @@ def test_hits_are_what_was_shown(make, tmp_path: Path) -> None:
 
 def test_two_texts_of_one_search(make, tmp_path: Path) -> None:
     rows = [
-        searched("sofas", at="2026-03-01T12:00:02Z", query_response_hit_ids=["p2"]),
-        searched("sofa", at="2026-03-01T13:00:01+01:00", query_response_hit_ids=["p1"]),
-        searched("sofa", at="2026-03-01T12:00:03Z"),
+        searched("sofas", time="2026-03-01T12:00:02Z", query_response_hit_ids=["p2"]),
+        searched("sofa", time="2026-03-01T13:00:01+01:00", query_response_hit_ids=["p1"]),
+        searched("sofa", time="2026-03-01T12:00:03Z"),
         searched("lamp", None),
         searched("rug", None),
         searched("lamp", "s2"),
@@ -949,7 +951,9 @@ def test_times_and_ids_of_other_types(make, tmp_path: Path) -> None:
     for far in (pa.array([7_500 * 365 * 86_400 * 10**6], pa.timestamp("us")), pa.array([2**31 - 1], pa.date32())):
         good = pa.array([NOON], pa.timestamp("us")).cast(far.type)
         table = pa.Table.from_pylist([happened(), happened()]).drop_columns(["timestamp", "client_id", "query_id"])
-        clients = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([one.bytes for one in ids], pa.binary(16)))
+        clients = pa.ExtensionArray.from_storage(
+            pa.uuid(), pa.array([identifier.bytes for identifier in ids], pa.binary(16))
+        )
         table = table.append_column("timestamp", pa.concat_arrays([good, far])).append_column("client_id", clients)
         searches = pa.array([Decimal(15), Decimal(30)], pa.decimal128(38, 9))
         pq.write_table(table.append_column("query_id", searches), tmp_path / "events.parquet")

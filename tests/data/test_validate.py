@@ -37,18 +37,18 @@ def test_every_problem_is_listed_not_only_the_first(shop: Shop) -> None:
     shop.judgements["product_id"][7] = "nowhere"
     shop.log["product_id"][0] = "gone"
     problems = list(validate.check(settings(shop), full=True).problems)
-    told = [(problem.fatal, problem.rows, problem.line()) for problem in problems]
+    lines = [(problem.fatal, problem.rows, problem.line()) for problem in problems]
 
     def has(fatal: bool, rows: int, *words: str) -> bool:
         return any(
-            kind == fatal and count == rows and all(word in line for word in words) for kind, count, line in told
+            kind == fatal and count == rows and all(word in line for word in words) for kind, count, line in lines
         )
 
-    assert has(True, 1, "catalogue", "'p00'"), told
-    assert has(True, 2, "judgements.parquet", "row 4: rating is 9.0", "0 to 3"), told
-    assert has(True, 1, "judgements.parquet", "query"), told
-    assert has(True, 1, "'nowhere'", "not in the catalogue"), told
-    assert has(False, 1, "log", "'gone'"), told
+    assert has(True, 1, "catalogue", "'p00'"), lines
+    assert has(True, 2, "judgements.parquet", "row 4: rating is 9.0", "0 to 3"), lines
+    assert has(True, 1, "judgements.parquet", "query"), lines
+    assert has(True, 1, "'nowhere'", "not in the catalogue"), lines
+    assert has(False, 1, "log", "'gone'"), lines
 
 
 def test_a_missing_file_or_column_ends_the_check(shop: Shop) -> None:
