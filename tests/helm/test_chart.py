@@ -37,9 +37,9 @@ KUBERNETES = "1.36"
 
 def _helm() -> str:
     own = Path(sys.prefix) / "tools" / "helm"
-    found = str(own) if own.exists() else shutil.which("helm")
-    assert found, f"no helm: neither {own} nor one on PATH; `make test` puts it there"
-    return found
+    path = str(own) if own.exists() else shutil.which("helm")
+    assert path, f"no helm: neither {own} nor one on PATH; `make test` puts it there"
+    return path
 
 
 def _run(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -54,7 +54,7 @@ def _scenario(name: str) -> list[str | Path]:
 
 def _template(*arguments: str | Path) -> list[dict[str, Any]]:
     text = _run("template", RELEASE, CHART, *arguments).stdout
-    return [one for one in yaml.safe_load_all(text) if one]
+    return [document for document in yaml.safe_load_all(text) if document]
 
 
 def _refusal(*arguments: str | Path) -> str:
@@ -70,17 +70,17 @@ def rendered() -> dict[str, list[dict[str, Any]]]:
 
 
 def _find(objects: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
-    (found,) = [one for one in objects if one["kind"] == kind and one["metadata"]["name"] == name]
-    return found
+    (match,) = [item for item in objects if item["kind"] == kind and item["metadata"]["name"] == name]
+    return match
 
 
 def _pods(objects: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """The template of each pod, with what it belongs to."""
-    for one in objects:
-        spec = one.get("spec", {})
+    for item in objects:
+        spec = item.get("spec", {})
         spec = spec.get("jobTemplate", {}).get("spec", spec)
         if "template" in spec:
-            yield one, spec["template"]
+            yield item, spec["template"]
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +88,7 @@ def written(rendered: dict[str, list[dict[str, Any]]], tmp_path_factory: pytest.
     """Each scenario's configurations and schedule file, as a hook finds them."""
     folders = {}
     for name, objects in rendered.items():
-        maps = [one for one in objects if one["metadata"]["name"] == f"{FULL}-configurations"]
+        maps = [item for item in objects if item["metadata"]["name"] == f"{FULL}-configurations"]
         if maps:
             folders[name] = tmp_path_factory.mktemp(name)
             for file, text in maps[0]["data"].items():
@@ -105,14 +105,14 @@ def test_lint(name: str) -> None:
 def test_kubernetes_takes_every_object(name: str, rendered: dict[str, list[dict[str, Any]]]) -> None:
     crd = yaml.safe_load((Path(__file__).parents[1] / "crds" / "servicemonitors.yaml").read_text(encoding="utf-8"))
     assert rendered[name]
-    for one in rendered[name]:
-        if one["kind"] == "ServiceMonitor":
-            jsonschema.validate(one, crd)
+    for item in rendered[name]:
+        if item["kind"] == "ServiceMonitor":
+            jsonschema.validate(item, crd)
         else:
-            kubernetes_validate.validate(one, KUBERNETES, strict=True)
-    named = [(one["kind"], one["metadata"]["namespace"], one["metadata"]["name"]) for one in rendered[name]]
+            kubernetes_validate.validate(item, KUBERNETES, strict=True)
+    named = [(item["kind"], item["metadata"]["namespace"], item["metadata"]["name"]) for item in rendered[name]]
     assert len(named) == len(set(named))
-    assert "Secret" not in {one["kind"] for one in rendered[name]}
+    assert "Secret" not in {item["kind"] for item in rendered[name]}
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -146,37 +146,37 @@ VOLUMES = ("emptyDir", "configMap", "secret", "projected", "persistentVolumeClai
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_what_refers_to_an_object_finds_it(name: str, rendered: dict[str, list[dict[str, Any]]]) -> None:
     objects = rendered[name]
-    given = yaml.safe_load((CHART / "ci" / f"{name}-values.yaml").read_text(encoding="utf-8"))
-    outside = {"default", given.get("storage", {}).get("existingClaim"), "internal-ca"}
-    made = {(one["kind"], one["metadata"]["namespace"], one["metadata"]["name"]) for one in objects}
+    chart_values = yaml.safe_load((CHART / "ci" / f"{name}-values.yaml").read_text(encoding="utf-8"))
+    outside = {"default", chart_values.get("storage", {}).get("existingClaim"), "internal-ca"}
+    made = {(item["kind"], item["metadata"]["namespace"], item["metadata"]["name"]) for item in objects}
     labels = [template["metadata"]["labels"] for _, template in _pods(objects)]
     for owner, template in _pods(objects):
         namespace, pod = owner["metadata"]["namespace"], template["spec"]
-        wanted = {("ServiceAccount", pod["serviceAccountName"])}
+        references = {("ServiceAccount", pod["serviceAccountName"])}
         for volume in pod["volumes"]:
-            wanted |= {("ConfigMap", volume["configMap"]["name"])} if "configMap" in volume else set()
+            references |= {("ConfigMap", volume["configMap"]["name"])} if "configMap" in volume else set()
             claim = volume.get("persistentVolumeClaim", {}).get("claimName")
-            wanted |= {("PersistentVolumeClaim", claim)} if claim else set()
-        assert {(kind, namespace, one) for kind, one in wanted if one not in outside} <= made
-    for one in objects:
-        selector = one.get("spec", {}).get("selector") or one.get("spec", {}).get("podSelector")
+            references |= {("PersistentVolumeClaim", claim)} if claim else set()
+        assert {(kind, namespace, referent) for kind, referent in references if referent not in outside} <= made
+    for item in objects:
+        selector = item.get("spec", {}).get("selector") or item.get("spec", {}).get("podSelector")
         if selector:
-            wanted = selector.get("matchLabels", selector).items()
+            references = selector.get("matchLabels", selector).items()
             pool = labels
-            if one["kind"] == "ServiceMonitor":
+            if item["kind"] == "ServiceMonitor":
                 pool = [other["metadata"]["labels"] for other in objects if other["kind"] == "Service"]
-            assert any(wanted <= each.items() for each in pool), one["metadata"]["name"]
-        if one["kind"] == "RoleBinding" and one["roleRef"]["name"].startswith(FULL):
-            assert ("Role", one["metadata"]["namespace"], one["roleRef"]["name"]) in made
-        if one["kind"] == "HorizontalPodAutoscaler":
-            assert ("Deployment", one["metadata"]["namespace"], one["spec"]["scaleTargetRef"]["name"]) in made
-    for one in objects:
-        if one["kind"] == "Service":
-            assert one["spec"]["ports"][0]["targetPort"] == "http"
+            assert any(references <= each.items() for each in pool), item["metadata"]["name"]
+        if item["kind"] == "RoleBinding" and item["roleRef"]["name"].startswith(FULL):
+            assert ("Role", item["metadata"]["namespace"], item["roleRef"]["name"]) in made
+        if item["kind"] == "HorizontalPodAutoscaler":
+            assert ("Deployment", item["metadata"]["namespace"], item["spec"]["scaleTargetRef"]["name"]) in made
+    for item in objects:
+        if item["kind"] == "Service":
+            assert item["spec"]["ports"][0]["targetPort"] == "http"
             (pod,) = [
                 t["spec"]
                 for _, t in _pods(objects)
-                if one["spec"]["selector"].items() <= t["metadata"]["labels"].items()
+                if item["spec"]["selector"].items() <= t["metadata"]["labels"].items()
             ]
             assert "http" in [port["name"] for port in pod["containers"][0]["ports"]]
 
@@ -200,24 +200,27 @@ def test_own_keys_of_a_configuration_win(tmp_path: Path) -> None:
         "cluster": {"images": {"ops": "own/ops:7"}, "train": {"gpu": 2}, "volumes": [{"claim": "own", "path": "/own"}]},
         "compute": {"checkpoint_dir": "/own/resume"},
     }
-    given = {
+    chart_values = {
         "configurations": {"one": {"data": {"source": "demo_shop"}, **own}},
         "cluster": {"train": {"gpu": 1, "memory": "32Gi"}, "env": {"A": "b"}, "pull_secrets": ["chosen"]},
         "images": {"pullSecrets": ["pull"]},
         "storage": {"enabled": True, "accessMode": "ReadWriteOnce"},
     }
-    (tmp_path / "values.yaml").write_text(yaml.safe_dump(given), encoding="utf-8")
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(chart_values), encoding="utf-8")
     objects = _template("--values", tmp_path / "values.yaml")
     (tmp_path / "one.yaml").write_text(_find(objects, "ConfigMap", f"{FULL}-configurations")["data"]["one.yaml"])
-    found = config.load(tmp_path / "one.yaml")
-    assert found.registry.uri == "gs://own/registry"
-    assert (found.cluster.images.ops, found.cluster.images.train) == ("own/ops:7", f"distilrank/train:{__version__}")
-    assert (found.cluster.train.gpu, found.cluster.train.memory) == (2, "32Gi")
-    assert found.cluster.env == {"A": "b", "HF_HOME": "/distilrank/hf"}
-    assert found.cluster.pull_secrets == ("chosen",)
-    assert [(volume.claim, volume.path) for volume in found.cluster.volumes] == [("own", "/own"), (FULL, "/distilrank")]
-    assert found.compute.checkpoint_dir == "/own/resume"
-    assert found.prepare.log_cache_dir == "/distilrank/log"
+    loaded = config.load(tmp_path / "one.yaml")
+    assert loaded.registry.uri == "gs://own/registry"
+    assert (loaded.cluster.images.ops, loaded.cluster.images.train) == ("own/ops:7", f"distilrank/train:{__version__}")
+    assert (loaded.cluster.train.gpu, loaded.cluster.train.memory) == (2, "32Gi")
+    assert loaded.cluster.env == {"A": "b", "HF_HOME": "/distilrank/hf"}
+    assert loaded.cluster.pull_secrets == ("chosen",)
+    assert [(volume.claim, volume.path) for volume in loaded.cluster.volumes] == [
+        ("own", "/own"),
+        (FULL, "/distilrank"),
+    ]
+    assert loaded.compute.checkpoint_dir == "/own/resume"
+    assert loaded.prepare.log_cache_dir == "/distilrank/log"
 
 
 @pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "serving-only"])
@@ -229,11 +232,11 @@ def test_hooks_call_a_command_that_there_is(name: str, rendered: dict[str, list[
         (container,) = job["spec"]["template"]["spec"]["containers"]
         assert container["command"] == ["python", "-m", "pipelines", "schedule", verb]
         command = typer.main.get_command(pipelines.app).commands["schedule"].commands[verb]  # type: ignore[attr-defined]
-        given = command.make_context(verb, list(container["args"])).params
-        assert str(given["file"]) == "/etc/distilrank/schedules.yaml"
-        assert given["namespace"] == ("search-team" if name == "gke" else "")
+        params = command.make_context(verb, list(container["args"])).params
+        assert str(params["file"]) == "/etc/distilrank/schedules.yaml"
+        assert params["namespace"] == ("search-team" if name == "gke" else "")
         mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
-        files = [given[key] for key in ("file", "token_file", "ca_file") if given[key]]
+        files = [params[key] for key in ("file", "token_file", "ca_file") if params[key]]
         assert {str(Path(file).parent) for file in files} == mounts - {"/tmp", "/home/distilrank"}
     assert when == {"apply": "post-install,post-upgrade,post-rollback", "delete": "pre-delete"}
 
@@ -241,25 +244,25 @@ def test_hooks_call_a_command_that_there_is(name: str, rendered: dict[str, list[
 def test_a_hook_that_succeeded_leaves_nothing(rendered: dict[str, list[dict[str, Any]]]) -> None:
     """Helm removes nothing else of a hook at uninstall, for hooks are no objects of the release."""
     for objects in rendered.values():
-        for one in objects:
-            annotations = one["metadata"].get("annotations", {})
+        for item in objects:
+            annotations = item["metadata"].get("annotations", {})
             if "helm.sh/hook" not in annotations:
                 continue
-            assert one["kind"] == "Job"
+            assert item["kind"] == "Job"
             assert annotations["helm.sh/hook-delete-policy"] == "before-hook-creation,hook-succeeded"
             assert annotations["helm.sh/hook-output-log-policy"] == "hook-succeeded,hook-failed"
-            assert one["spec"]["ttlSecondsAfterFinished"] == 7 * 24 * 3600
-            assert one["spec"]["activeDeadlineSeconds"] == 900
+            assert item["spec"]["ttlSecondsAfterFinished"] == 7 * 24 * 3600
+            assert item["spec"]["activeDeadlineSeconds"] == 900
 
 
 @pytest.mark.parametrize("name", ["demo", "on-premises"])
 def test_the_volume_is_prepared_before_schedules(name: str, rendered: dict[str, list[dict[str, Any]]]) -> None:
     pods, weights = {}, {}
     for job in ("storage-prepare", "storage-check", "schedules-apply"):
-        one = _find(rendered[name], "Job", f"{FULL}-{job}")
-        annotations = one["metadata"]["annotations"]
+        manifest = _find(rendered[name], "Job", f"{FULL}-{job}")
+        annotations = manifest["metadata"]["annotations"]
         assert annotations["helm.sh/hook"] == "post-install,post-upgrade,post-rollback"  # the claim is made before
-        weights[job], pods[job] = int(annotations["helm.sh/hook-weight"]), one["spec"]["template"]["spec"]
+        weights[job], pods[job] = int(annotations["helm.sh/hook-weight"]), manifest["spec"]["template"]["spec"]
     assert weights["storage-prepare"] < weights["storage-check"] < weights["schedules-apply"]
     assert pods["storage-prepare"]["securityContext"]["fsGroup"] == 10001
     # As kfp's security context makes an executor's pod: user and group, and no group of volumes.
@@ -270,8 +273,8 @@ def test_the_volume_is_prepared_before_schedules(name: str, rendered: dict[str, 
         (container,) = pods[f"storage-{verb}"]["containers"]
         assert container["command"] == ["python", "-m", "distilrank", "volume", verb]
         command = typer.main.get_command(cli.app).commands["volume"].commands[verb]  # type: ignore[attr-defined]
-        given = command.make_context(verb, list(container["args"])).params
-        assert (str(given["root"]), set(given["folders"])) == ("/distilrank", folders)
+        params = command.make_context(verb, list(container["args"])).params
+        assert (str(params["root"]), set(params["folders"])) == ("/distilrank", folders)
         (volume,) = [each for each in pods[f"storage-{verb}"]["volumes"] if each["name"] == "storage"]
         assert volume["persistentVolumeClaim"] == {"claimName": claim["metadata"]["name"]}
         (mount,) = [each for each in container["volumeMounts"] if each["name"] == "storage"]
@@ -285,14 +288,14 @@ def test_what_is_written_to_the_volume_has_a_folder_that_is_prepared(
         "containers"
     ]
     prepared = {f"/distilrank/{folder}" for folder in container["args"][1:]}
-    found = config.load(written["on-premises"] / "shop.yaml")
+    loaded = config.load(written["on-premises"] / "shop.yaml")
     assert prepared == {
-        found.registry.uri,
-        found.registry.cache_dir,
-        found.compute.checkpoint_dir,
-        found.prepare.log_cache_dir,
-        found.drift.workspace,
-        found.cluster.env["HF_HOME"],
+        loaded.registry.uri,
+        loaded.registry.cache_dir,
+        loaded.compute.checkpoint_dir,
+        loaded.prepare.log_cache_dir,
+        loaded.drift.workspace,
+        loaded.cluster.env["HF_HOME"],
     }
 
 
@@ -300,7 +303,7 @@ def test_the_volume_is_prepared_where_the_runs_are() -> None:
     common = ["--set", "storage.enabled=true", "--set", "kubeflow.namespace=runs"]
     own = ["--set", "storage.accessMode=ReadWriteOnce", "--set", "registry.uri=gs://shop/ranker"]
     objects = _template("--namespace", "search", *common, *own)
-    namespaces = {(one["kind"], one["metadata"]["name"]): one["metadata"]["namespace"] for one in objects}
+    namespaces = {(item["kind"], item["metadata"]["name"]): item["metadata"]["namespace"] for item in objects}
     assert namespaces == dict.fromkeys(
         [("PersistentVolumeClaim", FULL), ("Job", f"{FULL}-storage-prepare"), ("Job", f"{FULL}-storage-check")], "runs"
     )
@@ -308,9 +311,9 @@ def test_the_volume_is_prepared_where_the_runs_are() -> None:
     assert container["args"] == ["/distilrank", "hf", "log", "resume", "versions"]  # the registry is not on it
     existing = ["--set", "storage.existingClaim=models"]
     assert _template(*common, *existing) == []
-    kinds = [one["kind"] for one in _template(*common, *existing, "--set", "storage.prepare=always")]
+    kinds = [item["kind"] for item in _template(*common, *existing, "--set", "storage.prepare=always")]
     assert kinds == ["Job", "Job"]
-    kinds = [one["kind"] for one in _template(*common, *own, "--set", "storage.prepare=never")]
+    kinds = [item["kind"] for item in _template(*common, *own, "--set", "storage.prepare=never")]
     assert kinds == ["PersistentVolumeClaim"]
 
 
@@ -330,13 +333,13 @@ def test_failed_runs_are_retried(name: str, options: dict[str, str], rendered: d
     hook = _find(rendered[name], "Job", f"{FULL}-schedules-apply")["spec"]["template"]["spec"]
     (container,), (applying,) = pod["containers"], hook["containers"]
     assert container["command"] == ["python", "-m", "pipelines", "retry"]
-    given = dict(option.split("=", 1) for option in container["args"])
+    chart_values = dict(option.split("=", 1) for option in container["args"])
     own = {"--failed-since", "--max-retries"}
     # The connection is the hooks': one template makes both pods.
     connection = dict(option.split("=", 1) for option in applying["args"])
     del connection["--experiment"]
-    assert {key: value for key, value in given.items() if key not in own} == connection
-    assert options.items() <= given.items()
+    assert {key: value for key, value in chart_values.items() if key not in own} == connection
+    assert options.items() <= chart_values.items()
     assert {key: value for key, value in pod.items() if key != "containers"} == {
         key: value for key, value in hook.items() if key != "containers"
     }
@@ -397,16 +400,16 @@ def test_hooks_keep_the_recurring_runs(
         job = _find(rendered["gke"], "Job", f"{FULL}-schedules-{verb}")
         (container,) = job["spec"]["template"]["spec"]["containers"]
         call = " ".join([*container["command"][3:], *container["args"]])
-        for there, here in places.items():
-            call = call.replace(there, here)
+        for mount, here in places.items():
+            call = call.replace(mount, here)
         done = CliRunner().invoke(pipelines.app, call.split(), catch_exceptions=False)
         assert done.exit_code == 0, done.output
         return done.output
 
     hook("apply")
-    runs = {one["display_name"]: one for one in store.recurring.values()}
+    runs = {run["display_name"]: run for run in store.recurring.values()}
     assert sorted(runs) == ["distill-weekly", "monitor-daily"]
-    assert {(one["mode"], one["namespace"], one["service_account"]) for one in runs.values()} == {
+    assert {(run["mode"], run["namespace"], run["service_account"]) for run in runs.values()} == {
         ("ENABLE", "search-team", f"{FULL}-runner")
     }
     for content in store.contents.values():  # compiled with the values' images and resources
@@ -435,15 +438,15 @@ def test_the_token_is_kubeflows_alone(rendered: dict[str, list[dict[str, Any]]])
 
 
 def test_accounts_have_the_rights_that_they_need_and_no_others(rendered: dict[str, list[dict[str, Any]]]) -> None:
-    roles = [(name, one) for name, objects in rendered.items() for one in objects if one["kind"] == "Role"]
-    assert sorted((name, one["metadata"]["name"].removeprefix(f"{FULL}-")) for name, one in roles) == [
+    roles = [(name, item) for name, objects in rendered.items() for item in objects if item["kind"] == "Role"]
+    assert sorted((name, role["metadata"]["name"].removeprefix(f"{FULL}-")) for name, role in roles) == [
         ("gke", "submitter"),
         ("on-premises", "trainjobs"),
     ]
-    for _, one in roles:
-        for rule in one["rules"]:
+    for _, role in roles:
+        for rule in role["rules"]:
             assert "*" not in rule["apiGroups"] + rule["resources"] + rule["verbs"]
-    accounts = {one["metadata"]["name"] for one in rendered["gke"] if one["kind"] == "ServiceAccount"}
+    accounts = {item["metadata"]["name"] for item in rendered["gke"] if item["kind"] == "ServiceAccount"}
     assert accounts == {f"{FULL}-{name}" for name in ("submitter", "runner", "promoter", "server")}
     binding = _find(rendered["gke"], "RoleBinding", f"{FULL}-submitter")
     assert binding["metadata"]["namespace"] == "search-team"
@@ -486,7 +489,7 @@ def test_the_service_starts_as_rendered(name: str, rendered: dict[str, list[dict
 def test_prometheus_sends_the_token_that_metrics_need(values: list[str], credentials: dict[str, str] | None) -> None:
     options = [part for value in (*values, "serviceMonitor.enabled=true") for part in ("--set", value)]
     objects = _template(*_scenario("on-premises"), *options)
-    (monitor,) = [one for one in objects if one["kind"] == "ServiceMonitor"]
+    (monitor,) = [item for item in objects if item["kind"] == "ServiceMonitor"]
     (endpoint,) = monitor["spec"]["endpoints"]
     assert endpoint.get("authorization", {}).get("credentials") == credentials
 
@@ -500,26 +503,26 @@ def test_collection_and_pages_are_called_as_they_are(rendered: dict[str, list[di
     spec = _find(rendered["on-premises"], "Deployment", f"{FULL}-ui")["spec"]["template"]["spec"]
     (container,) = spec["containers"]
     assert container["command"][:2] == ["evidently", "ui"]
-    given = dict(option.split("=") for option in container["command"][2:])
-    assert given["--port"] == str(container["ports"][0]["containerPort"])
-    assert (given["--workspace"], given["--host"]) == ("/distilrank/evidently", "0.0.0.0")
+    flags = dict(option.split("=") for option in container["command"][2:])
+    assert flags["--port"] == str(container["ports"][0]["containerPort"])
+    assert (flags["--workspace"], flags["--host"]) == ("/distilrank/evidently", "0.0.0.0")
     # Its options, read and not imported, which would take longer than all else here.
     package = importlib.util.find_spec("evidently")
     assert package is not None and package.origin is not None
     tree = ast.parse((Path(package.origin).parent / "cli" / "ui.py").read_text(encoding="utf-8"))
     (ui,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "ui"]
-    assert {name.removeprefix("--") for name in given} <= {argument.arg for argument in ui.args.args}
+    assert {name.removeprefix("--") for name in flags} <= {argument.arg for argument in ui.args.args}
 
 
 def test_network_policies_allow_what_is_needed(rendered: dict[str, list[dict[str, Any]]]) -> None:
     policies = {
-        one["metadata"]["name"]: one["spec"] for one in rendered["on-premises"] if one["kind"] == "NetworkPolicy"
+        item["metadata"]["name"]: item["spec"] for item in rendered["on-premises"] if item["kind"] == "NetworkPolicy"
     }
     assert sorted(policies) == [f"{FULL}-{name}" for name in ("collection", "retries", "schedules", "serving", "ui")]
     for name in ("retries", "schedules"):
         assert policies[f"{FULL}-{name}"]["ingress"] == []
         assert {"ports": [{"port": 8888}]} in policies[f"{FULL}-{name}"]["egress"]
-    (disconnected,) = [one["spec"] for one in rendered["disconnected"] if one["kind"] == "NetworkPolicy"]
+    (disconnected,) = [item["spec"] for item in rendered["disconnected"] if item["kind"] == "NetworkPolicy"]
     assert {"ports": [{"port": 443}]} in disconnected["egress"]  # the URL names no port
 
 
@@ -529,20 +532,21 @@ def test_nothing_is_made_unless_it_is_asked_for() -> None:
 
 
 def test_notes_say_what_to_do_next() -> None:
-    said = _run("install", RELEASE, CHART, "--dry-run=client", *_scenario("on-premises")).stdout.partition("NOTES:")[2]
-    assert "distill-monthly: distill with shop, 0 0 2 1 * * in Europe/Berlin" in said
-    assert f"port-forward service/{FULL}-ui 8000:80" in said
-    assert f"http://{FULL}-serving.kubeflow:8080/v1/score" in said
-    assert "Failed runs of the last 6h are retried at most 1 times each, on the schedule */30 * * * * in UTC" in said
-    assert f"kubectl --namespace kubeflow get persistentvolumeclaim {FULL}" in said
-    assert "Off:" not in said
+    notes = _run("install", RELEASE, CHART, "--dry-run=client", *_scenario("on-premises")).stdout.partition("NOTES:")[2]
+    assert "distill-monthly: distill with shop, 0 0 2 1 * * in Europe/Berlin" in notes
+    assert f"port-forward service/{FULL}-ui 8000:80" in notes
+    assert f"http://{FULL}-serving.kubeflow:8080/v1/score" in notes
+    assert "Failed runs of the last 6h are retried at most 1 times each, on the schedule */30 * * * * in UTC" in notes
+    assert f"kubectl --namespace kubeflow get persistentvolumeclaim {FULL}" in notes
+    assert "Off:" not in notes
 
 
 @pytest.mark.parametrize("tag", [*config.MOVING_TAGS, "Latest"])
 def test_a_tag_that_moves_is_refused(tag: str) -> None:
-    said = _refusal(*_scenario("pipelines-only"), "--set", f"images.train.tag={tag}")
+    message = _refusal(*_scenario("pipelines-only"), "--set", f"images.train.tag={tag}")
     assert (
-        f'images.train is "distilrank/train:{tag}", whose tag moves: expected a tag that is never pushed again' in said
+        f'images.train is "distilrank/train:{tag}", whose tag moves: expected a tag that is never pushed again'
+        in message
     )
 
 
@@ -550,7 +554,7 @@ PLANS = json.dumps([{"name": "weekly", "pipeline": "distill", "config": "sample"
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("settings", "message"),
     [
         (
             ["configurations.sample.cluster.images.ops=registry:5000/own/ops"],
@@ -658,20 +662,20 @@ PLANS = json.dumps([{"name": "weekly", "pipeline": "distill", "config": "sample"
         (["schedules[0].catchUp=true"], "at '/schedules/0': additional properties 'catchUp' not allowed"),
     ],
 )
-def test_refused(given: list[str], said: str) -> None:
+def test_refused(settings: list[str], message: str) -> None:
     base = ["--namespace", "kubeflow", "--values", CHART / "ci" / "pipelines-only-values.yaml"]
-    if not any("kubeflow.namespace" in one for one in given):
+    if not any("kubeflow.namespace" in setting for setting in settings):
         base += ["--set", "kubeflow.namespace="]
-    assert said in _refusal(*base, *(part for one in given for part in ("--set", one)))
+    assert message in _refusal(*base, *(part for setting in settings for part in ("--set", setting)))
 
 
 def test_the_longest_release_has_an_owner_that_fits(tmp_path: Path) -> None:
     release, namespace = "r" * 53, "n" * 63  # what Helm and Kubernetes allow
     text = _run("template", release, CHART, *_scenario("pipelines-only"), "--namespace", namespace).stdout
     (file,) = (
-        one["data"]["schedules.yaml"]
-        for one in yaml.safe_load_all(text)
-        if one and one["kind"] == "ConfigMap" and "schedules.yaml" in one["data"]
+        item["data"]["schedules.yaml"]
+        for item in yaml.safe_load_all(text)
+        if item and item["kind"] == "ConfigMap" and "schedules.yaml" in item["data"]
     )
     (tmp_path / "schedules.yaml").write_text(file)
     owner = spec.read(tmp_path / "schedules.yaml").owner
@@ -680,8 +684,8 @@ def test_the_longest_release_has_an_owner_that_fits(tmp_path: Path) -> None:
 
 
 def test_two_schedules_of_one_name_are_refused() -> None:
-    said = _refusal(*_scenario("pipelines-only"), "--set-json", f"schedules={PLANS}")
-    assert 'two schedules are called "weekly": expected unique names' in said
+    message = _refusal(*_scenario("pipelines-only"), "--set-json", f"schedules={PLANS}")
+    assert 'two schedules are called "weekly": expected unique names' in message
 
 
 @pytest.mark.parametrize("name", values.FILES)
