@@ -46,18 +46,18 @@ teacher.train(
 """
 
 
-def start(one: Teacher, compute: Compute, judgements: Path, output: Path) -> subprocess.Popen:
-    arguments = [one.model_dump_json(), compute.model_dump_json(), str(judgements), str(output)]
+def start(teacher_config: Teacher, compute: Compute, judgements: Path, output: Path) -> subprocess.Popen:
+    arguments = [teacher_config.model_dump_json(), compute.model_dump_json(), str(judgements), str(output)]
     return subprocess.Popen([sys.executable, "-c", TRAIN, *arguments], stdout=subprocess.PIPE, text=True)
 
 
 def test_a_killed_training_ends_with_the_weights_of_an_unbroken_one(
     models: Path, judgements: Path, tmp_path: Path
 ) -> None:
-    one = config(models, lora=Lora(rank=4, alpha=8, dropout=0.1))  # so that random states matter too
-    whole = digest(train(one, judgements, tmp_path / "whole"))
+    teacher_config = config(models, lora=Lora(rank=4, alpha=8, dropout=0.1))  # so that random states matter too
+    whole = digest(train(teacher_config, judgements, tmp_path / "whole"))
     compute = CPU.model_copy(update={"checkpoint_dir": str(tmp_path / "checkpoints"), "checkpoint_seconds": 0.0})
-    process = start(one, compute, judgements, tmp_path / "killed")
+    process = start(teacher_config, compute, judgements, tmp_path / "killed")
     deadline = time.monotonic() + 90
     while not list((tmp_path / "checkpoints").glob("teacher-*/step-0000001*.pt")):  # some steps in, by its own files
         assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
@@ -65,16 +65,16 @@ def test_a_killed_training_ends_with_the_weights_of_an_unbroken_one(
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed" / artifacts.SEAL).exists()
-    process = start(one, compute, judgements, tmp_path / "killed")
-    told = process.communicate()[0]
-    assert process.returncode == 0 and "resumes after step" in told
+    process = start(teacher_config, compute, judgements, tmp_path / "killed")
+    output = process.communicate()[0]
+    assert process.returncode == 0 and "resumes after step" in output
     assert digest(tmp_path / "killed") == whole
     assert not list((tmp_path / "checkpoints").iterdir()), "checkpoints go when what they lead to is safe"
 
 
 def test_a_kill_between_any_two_steps_costs_nothing(models: Path, judgements: Path, tmp_path: Path, monkeypatch):
-    one = config(models, optimizer={"epochs": 2, "accumulate": 2})
-    whole = digest(train(one, judgements, tmp_path / "whole"))
+    teacher_config = config(models, optimizer={"epochs": 2, "accumulate": 2})
+    whole = digest(train(teacher_config, judgements, tmp_path / "whole"))
     save, folder = Checkpoints.save, tmp_path / "checkpoints"
 
     class Killed(Exception):
@@ -90,9 +90,12 @@ def test_a_kill_between_any_two_steps_costs_nothing(models: Path, judgements: Pa
     monkeypatch.setattr(Checkpoints, "save", save_and_die)
     while deaths:
         with pytest.raises(Killed):
-            train(one, judgements, tmp_path / "broken", checkpoint_dir=str(folder), checkpoint_seconds=0.0)
+            train(teacher_config, judgements, tmp_path / "broken", checkpoint_dir=str(folder), checkpoint_seconds=0.0)
     assert (
-        digest(train(one, judgements, tmp_path / "broken", checkpoint_dir=str(folder), checkpoint_seconds=0.0)) == whole
+        digest(
+            train(teacher_config, judgements, tmp_path / "broken", checkpoint_dir=str(folder), checkpoint_seconds=0.0)
+        )
+        == whole
     )
 
 
@@ -118,11 +121,11 @@ def test_checkpoints_of_other_inputs_are_not_taken(models: Path, tmp_path: Path)
 
 
 def test_two_processes_take_the_steps_of_one(models: Path, judgements: Path, tmp_path: Path) -> None:
-    one = config(models, lora=Lora(rank=4, alpha=8), optimizer={"accumulate": 3, "epochs": 3})
+    teacher_config = config(models, lora=Lora(rank=4, alpha=8), optimizer={"accumulate": 3, "epochs": 3})
     # three batches a step are rounded up to four, so that each of the two has two
     alone = config(models, lora=Lora(rank=4, alpha=8), optimizer={"accumulate": 4, "epochs": 3})
     single = train(alone, judgements, tmp_path / "single")
-    double = train(one, judgements, tmp_path / "double", processes=2)
+    double = train(teacher_config, judgements, tmp_path / "double", processes=2)
     curves = [artifacts.read_json(folder / "metrics.json")["curve"] for folder in (single, double)]
     assert [row["step"] for row in curves[0]] == [row["step"] for row in curves[1]]
     for ours, theirs in zip(*curves):
@@ -241,11 +244,13 @@ def test_workers_are_told_from_the_one_that_launches(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("accumulate, processes, size", [(1, 1, 1), (3, 1, 3), (1, 4, 4), (4, 2, 4), (5, 2, 6)])
 def test_a_step_gives_each_process_the_same_number_of_batches(accumulate: int, processes: int, size: int) -> None:
-    epochs = [[np.array([at]) for at in range(11)], [np.array([at]) for at in range(3)]]
+    epochs = [[np.array([number]) for number in range(11)], [np.array([number]) for number in range(3)]]
     steps = loop.split_into_steps(epochs, accumulate, processes)
     assert [len(batches) for epoch, batches in steps if epoch == 1][:-1] == [size] * ((11 - 1) // size)
     for epoch, batches in enumerate(epochs, start=1):
-        assert [int(one[0]) for at, group in steps if at == epoch for one in group] == [int(one[0]) for one in batches]
+        assert [int(batch[0]) for number, group in steps if number == epoch for batch in group] == [
+            int(batch[0]) for batch in batches
+        ]
 
 
 # What goes wrong ------------------------------------------------------------------------------------------------------

@@ -46,8 +46,8 @@ def all_pairs(
     """The paper's formula, word by word; a pair counts as the product of its weights."""
     weight = torch.ones(len(query)) if weight is None else weight
     per_query = []
-    for one in query.unique():
-        s, t, w = (values[query == one].double().tolist() for values in (student, teacher, weight))
+    for name in query.unique():
+        s, t, w = (values[query == name].double().tolist() for values in (student, teacher, weight))
         pairs = list(combinations(range(len(s)), 2))
         if pairs:
             total = sum(w[i] * w[j] * ((t[i] - t[j]) - (s[i] - s[j])) ** 2 for i, j in pairs)
@@ -73,7 +73,7 @@ def test_pointwise_loss_is_the_weighted_mean_of_squares(sizes: list[int], scale:
         squares = (teacher - student).double().square().numpy()
         expected = [
             np.average(squares[rows], weights=None if weight is None else weight.numpy()[rows])
-            for rows in (query.numpy() == one for one in query.unique().numpy())
+            for rows in (query.numpy() == name for name in query.unique().numpy())
         ]
         assert float(pointwise_loss(student, teacher, query, weight)) == pytest.approx(np.mean(expected), rel=1e-4)
 
@@ -113,9 +113,9 @@ def test_ranknet_is_the_cross_entropy_of_all_preferences(sizes: list[int], seed:
             (graded, lambda a, b: (1 + sigmoid(a) - sigmoid(b)) / 2),
         ):
             per_query = []
-            for one in query.unique():
+            for name in query.unique():
                 s, t, w = (
-                    values[query == one].double().tolist()
+                    values[query == name].double().tolist()
                     for values in (student, teacher, torch.ones(len(query)) if weight is None else weight)
                 )
                 pairs = list(combinations(range(len(s)), 2))
@@ -136,15 +136,15 @@ def test_listwise_is_the_divergence_of_the_lists(sizes: list[int], seed: int, te
     student, teacher, query = batch(sizes, 3.0, seed)
     for weight in (None, some_weights(query, seed)):
         per_query = []
-        for one in query.unique():
-            s, t = (values[query == one].double().numpy() / temperature for values in (student, teacher))
-            w = np.ones(len(s)) if weight is None else weight[query == one].double().numpy()
+        for name in query.unique():
+            s, t = (values[query == name].double().numpy() / temperature for values in (student, teacher))
+            w = np.ones(len(s)) if weight is None else weight[query == name].double().numpy()
             if len(s) > 1:
                 p, q = (w * np.exp(values) / (w * np.exp(values)).sum() for values in (t, s))
                 per_query.append(temperature**2 * (p * np.log(p / q)).sum())
         expected = np.mean(per_query) if per_query else 0.0
-        found = float(listwise_loss(student, teacher, query, weight, temperature))
-        assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
+        actual = float(listwise_loss(student, teacher, query, weight, temperature))
+        assert actual == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
 @settings(max_examples=30, deadline=None)
@@ -154,10 +154,11 @@ def test_pointwise_cross_entropy_is_that_of_single_products(sizes: list[int], se
     for weight in (None, some_weights(query, seed)):
         p, w = teacher.sigmoid(), torch.ones(len(query)) if weight is None else weight
         expected = [
-            float(soft_cross_entropy(student[query == one], p[query == one], w[query == one])) for one in query.unique()
+            float(soft_cross_entropy(student[query == name], p[query == name], w[query == name]))
+            for name in query.unique()
         ]
-        found = float(pointwise_binary(student, teacher, query, weight))
-        assert found == pytest.approx(np.mean(expected), rel=1e-4)
+        actual = float(pointwise_binary(student, teacher, query, weight))
+        assert actual == pytest.approx(np.mean(expected), rel=1e-4)
 
 
 def test_ranking_losses_are_least_where_the_student_agrees() -> None:
@@ -360,15 +361,15 @@ def test_thresholds_begin_symmetric_and_stay_in_order(levels: int, seed: int) ->
 
 def test_thresholds_find_the_levels_of_a_scale() -> None:
     torch.manual_seed(0)
-    wanted, logit = torch.tensor([-1.0, 0.25, 2.0]), 2 * torch.randn(20_000)
-    level = (logit[:, None] + torch.logit(torch.rand(20_000, 1)) > wanted).sum(1)
+    expected, logit = torch.tensor([-1.0, 0.25, 2.0]), 2 * torch.randn(20_000)
+    level = (logit[:, None] + torch.logit(torch.rand(20_000, 1)) > expected).sum(1)
     thresholds = Thresholds(4)
     optimizer = torch.optim.Adam(thresholds.parameters(), lr=0.1)
     for _ in range(150):
         optimizer.zero_grad()
         ordinal_cross_entropy(logit, level / 3, thresholds()).backward()
         optimizer.step()
-    assert torch.allclose(thresholds(), wanted, atol=0.1)
+    assert torch.allclose(thresholds(), expected, atol=0.1)
 
 
 def test_a_scale_has_two_levels_at_least() -> None:

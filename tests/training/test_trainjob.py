@@ -59,9 +59,9 @@ def schema() -> dict[str, Any] | None:
     version = yaml.safe_load(CRD.read_text())["spec"]["versions"][0]
     assert version["name"] == manifest.VERSION
     # Without its metadata, whose schema is Kubernetes' own
-    found = closed(version["schema"]["openAPIV3Schema"])
-    found["properties"]["metadata"] = {"type": "object"}
-    return found
+    definition = closed(version["schema"]["openAPIV3Schema"])
+    definition["properties"]["metadata"] = {"type": "object"}
+    return definition
 
 
 SCHEMA = schema()
@@ -74,11 +74,11 @@ def violations(job: dict[str, Any]) -> list[str]:
     import jsonschema
 
     errors = jsonschema.Draft202012Validator(SCHEMA).iter_errors(job)
-    found = [f"{'.'.join(map(str, error.absolute_path))}: {error.message}" for error in errors]
+    problems = [f"{'.'.join(map(str, error.absolute_path))}: {error.message}" for error in errors]
     name = job["metadata"]["name"]
     if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) or len(name) > 63:
-        found.append(f"metadata.name: {name}")
-    return found
+        problems.append(f"metadata.name: {name}")
+    return problems
 
 
 # The server ---------------------------------------------------------------------------------------------------------
@@ -109,9 +109,9 @@ def pod(index: int, phase: str = "Running", *, message: str = "", **container: A
 
 def unschedulable(index: int) -> dict[str, Any]:
     reason = {"reason": "Unschedulable", "message": "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."}
-    found = pod(index, "Pending")
-    found["status"] = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", **reason}]}
-    return found
+    pending = pod(index, "Pending")
+    pending["status"] = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", **reason}]}
+    return pending
 
 
 def terminated(code: int, second: int, reason: str = "Error") -> dict[str, Any]:
@@ -137,7 +137,7 @@ class Server(ThreadingHTTPServer):
         self.trouble: list[tuple[str, str, Any]] = []  # verb, resource, answer; each is met once
         self.forbidden: set[tuple[str, str]] = set()
         self.lingers = 0  # looks at a deleted TrainJob until it is gone
-        self.seen: list[tuple[str, str]] = []
+        self.requests: list[tuple[str, str]] = []
         self.created: list[dict[str, Any]] = []
         self.deleted: list[str] = []
         self.installed = True
@@ -146,7 +146,7 @@ class Server(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
-    def look(self, name: str) -> dict[str, Any] | None:
+    def advance(self, name: str) -> dict[str, Any] | None:
         job = self.jobs.get(name)
         if job is not None and "deletionTimestamp" in job["metadata"]:
             self.lingers -= 1
@@ -191,13 +191,13 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "null")
         jobs = re.fullmatch(r"/apis/trainer\.kubeflow\.org/v1alpha1/namespaces/shop/trainjobs(?:/([^/]+))?", url.path)
         pods = re.fullmatch(r"/api/v1/namespaces/shop/pods(?:/([^/]+)/log)?", url.path)
-        found = jobs or pods
-        if found is None or (jobs and not self.server.installed):
+        match = jobs or pods
+        if match is None or (jobs and not self.server.installed):
             return self.answer(404, "404 page not found\n", "text/plain")
-        name = found[1] or ""
+        name = match[1] or ""
         resource = "trainjobs" if jobs else "pods/log" if name else "pods"
         verb = "list" if resource == "pods" else verb
-        self.server.seen.append((verb, resource))
+        self.server.requests.append((verb, resource))
         if (verb, resource) in self.server.forbidden:
             account = "system:serviceaccount:shop:pipeline-runner"
             return self.answer(*refusal(403, f'User "{account}" cannot {verb} resource "{resource}"'))
@@ -213,7 +213,7 @@ class Handler(BaseHTTPRequestHandler):
         getattr(self, verb + "_" + resource.replace("/", "_"))(name, query, body)
 
     def get_trainjobs(self, name: str, query: dict[str, str], body: Any) -> None:
-        job = self.server.look(name)
+        job = self.server.advance(name)
         self.answer(200, json.dumps(job)) if job else self.answer(*refusal(404, f'trainjobs "{name}" not found'))
 
     def create_trainjobs(self, _: str, query: dict[str, str], body: Any) -> None:
@@ -247,11 +247,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def list_pods(self, _: str, query: dict[str, str], body: Any) -> None:
         if "fieldSelector" in query:
-            pods = [one for one in self.server.stages if query == {"fieldSelector": f"metadata.name={one}"}]
-            metadata = [{"name": one, "ownerReferences": self.server.stages[one]} for one in pods]
-            return self.answer(200, json.dumps({"kind": "PodList", "items": [{"metadata": one} for one in metadata]}))
+            pods = [
+                pod_name for pod_name in self.server.stages if query == {"fieldSelector": f"metadata.name={pod_name}"}
+            ]
+            metadata = [{"name": pod_name, "ownerReferences": self.server.stages[pod_name]} for pod_name in pods]
+            return self.answer(200, json.dumps({"kind": "PodList", "items": [{"metadata": item} for item in metadata]}))
         key, name = query["labelSelector"].split("=")
-        pods = [one for one in self.server.pods if one["metadata"]["labels"].get(key) == name]
+        pods = [item for item in self.server.pods if item["metadata"]["labels"].get(key) == name]
         self.answer(200, json.dumps({"kind": "PodList", "items": pods}))
 
     def get_pods_log(self, name: str, query: dict[str, str], body: Any) -> None:
@@ -314,7 +316,7 @@ def notes(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return [event.text for event in events if event]
 
 
-def said(lines: list[str], *parts: str) -> bool:
+def has_lines(lines: list[str], *parts: str) -> bool:
     """Whether the parts were said, in this order."""
     remaining = iter(lines)
     return all(any(part in line for line in remaining) for part in parts)
@@ -428,7 +430,7 @@ def test_states_are_told_until_it_is_complete_and_it_is_deleted(
     settings = compute(timeout_minutes=30)
     run(settings)
     lines = notes(capsys)
-    assert said(
+    assert has_lines(
         lines,
         "created TrainJob shop/distilrank-teacher-",
         "suspended, Suspended: TrainJob is suspended",
@@ -467,8 +469,8 @@ def test_the_log_of_a_node_that_was_restarted_and_removed_is_kept(
     server.logs[restarted["metadata"]["name"], True] = '{"level": "error", "why": "no such column"}\n'
     with pytest.raises(RunStopped, match=re.escape('{"level": "error", "why": "no such column"}')):
         run()
-    told = [line for line in notes(capsys) if "failed: exit code 2, Error; restarts: 3" in line]
-    assert len(told) == 1 and server.seen.count(("get", "pods/log")) == 2
+    lines = [line for line in notes(capsys) if "failed: exit code 2, Error; restarts: 3" in line]
+    assert len(lines) == 1 and server.requests.count(("get", "pods/log")) == 2
 
 
 @pytest.mark.parametrize("right", [("list", "pods"), ("get", "pods/log")])
@@ -487,9 +489,9 @@ def test_missing_rights_to_see_pods_hide_no_failure(
         run()
     lines = notes(capsys)
     assert sum(f"lacks the right to {right[0]} {right[1]} in namespace shop" in line for line in lines) == 1
-    assert server.seen.count(right) == 1
+    assert server.requests.count(right) == 1
     if right == ("list", "pods"):
-        assert said(lines, "the nodes are being started", "the nodes run")
+        assert has_lines(lines, "the nodes are being started", "the nodes run")
 
 
 def test_one_that_takes_too_long_is_deleted(server: Server, run: Callable[..., None]) -> None:
@@ -506,7 +508,7 @@ def test_one_that_someone_deletes_is_not_waited_for(server: Server, run: Callabl
     server.story, server.lingers = [(RUNNING, [])], 10**6
 
     def delete() -> None:
-        while server.seen.count(("get", "trainjobs")) < 3:
+        while server.requests.count(("get", "trainjobs")) < 3:
             time.sleep(0.01)
         if gone:
             server.jobs.clear()
@@ -529,7 +531,7 @@ def test_one_that_still_runs_is_waited_for(
     server.leave(manifest.build(NAME, COMMAND, compute()), RUNNING)
     run()
     assert not server.created and server.deleted == [NAME]
-    assert said(notes(capsys), "of an earlier attempt continues", "is complete")
+    assert has_lines(notes(capsys), "of an earlier attempt continues", "is complete")
 
 
 @pytest.mark.parametrize(
@@ -555,10 +557,10 @@ def test_any_other_is_removed_and_gone_before_a_new_one_starts(
     server.lingers = 3
     run()
     lines = notes(capsys)
-    assert said(lines, f"removing an earlier TrainJob {NAME}: {why}", "created", "is complete")
+    assert has_lines(lines, f"removing an earlier TrainJob {NAME}: {why}", "created", "is complete")
     assert len(server.created) == 1 and not server.jobs
-    first = server.seen.index(("create", "trainjobs"))
-    assert server.seen[:first].count(("get", "trainjobs")) >= 4  # it lingered
+    first = server.requests.index(("create", "trainjobs"))
+    assert server.requests[:first].count(("get", "trainjobs")) >= 4  # it lingered
 
 
 # Whose it is --------------------------------------------------------------------------------------------------------
@@ -585,7 +587,7 @@ def test_it_belongs_to_the_workflow_of_the_run(
     run()
     assert server.created == [manifest.build(NAME, COMMAND, compute(), WORKFLOW)]
     assert server.created[0]["metadata"]["ownerReferences"] == [WORKFLOW]
-    assert not said(notes(capsys), "will not be deleted")
+    assert not has_lines(notes(capsys), "will not be deleted")
 
 
 def test_one_of_an_earlier_run_belongs_to_both(server: Server, run: Callable[..., None], stage_pod: str) -> None:
@@ -593,11 +595,11 @@ def test_one_of_an_earlier_run_belongs_to_both(server: Server, run: Callable[...
     owners: list[Any] = []
     for owner in (EARLIER, WORKFLOW):
         server.leave(manifest.build(NAME, COMMAND, compute(), owner), RUNNING)
-        kept = server.jobs[NAME]
+        job = server.jobs[NAME]
         run()
-        owners.append(kept["metadata"]["ownerReferences"])
+        owners.append(job["metadata"]["ownerReferences"])
     assert owners == [[EARLIER, WORKFLOW], [WORKFLOW]]
-    assert server.seen.count(("patch", "trainjobs")) == 1 and not server.created
+    assert server.requests.count(("patch", "trainjobs")) == 1 and not server.created
 
 
 def test_a_missing_right_costs_the_owner_and_no_more(
@@ -610,7 +612,9 @@ def test_a_missing_right_costs_the_owner_and_no_more(
     server.forbidden = {("patch", "trainjobs")}
     server.leave(manifest.build(NAME, COMMAND, compute(), EARLIER), RUNNING)
     run()
-    assert said(notes(capsys), "may be deleted with an earlier run: this pod's service account lacks", "is complete")
+    assert has_lines(
+        notes(capsys), "may be deleted with an earlier run: this pod's service account lacks", "is complete"
+    )
 
 
 @pytest.mark.parametrize("case", ["elsewhere", "by hand"])
@@ -625,7 +629,7 @@ def test_where_no_workflow_can_own_it_it_says_so(
         why = f"pod {STAGE_POD} belongs to no workflow"
     run()
     assert "ownerReferences" not in server.created[0]["metadata"]
-    assert said(notes(capsys), f"the TrainJob will not be deleted with the run's workflow: {why}", "is complete")
+    assert has_lines(notes(capsys), f"the TrainJob will not be deleted with the run's workflow: {why}", "is complete")
 
 
 # What the API says --------------------------------------------------------------------------------------------------
@@ -704,7 +708,7 @@ def test_outages_are_waited_out(server: Server, run: Callable[..., None], capsys
     server.story = [*[(RUNNING, [pod(0), pod(1)])] * 4, (COMPLETE, [])]
     run()
     assert not server.trouble and not server.jobs and len(server.created) == 1
-    assert said(
+    assert has_lines(
         notes(capsys),
         "cannot get trainjobs, trying again",
         "cannot create trainjobs, trying again: 500: failed calling",
@@ -714,7 +718,7 @@ def test_outages_are_waited_out(server: Server, run: Callable[..., None], capsys
 def test_a_creation_whose_answer_got_lost_is_not_repeated(server: Server, run: Callable[..., None]) -> None:
     server.trouble = [("create", "trainjobs", "drop answer")]
     run()
-    assert server.seen.count(("create", "trainjobs")) == 2 and not server.created and server.deleted == [NAME]
+    assert server.requests.count(("create", "trainjobs")) == 2 and not server.created and server.deleted == [NAME]
 
 
 def test_an_outage_that_does_not_end_stops_the_run(
@@ -780,7 +784,7 @@ def test_a_process_that_is_stopped_leaves_no_trainjob(
     )
     awaited = ("list", "pods") if moment == "while it runs" else ("create", "trainjobs")
     until = time.monotonic() + 60
-    while server.seen.count(awaited) < 2 and time.monotonic() < until:
+    while server.requests.count(awaited) < 2 and time.monotonic() < until:
         time.sleep(0.01)
     assert process.poll() is None and bool(server.jobs) == (moment == "while it runs")
     process.send_signal(signum)
@@ -789,7 +793,7 @@ def test_a_process_that_is_stopped_leaves_no_trainjob(
     process.send_signal(signum if signum == signal.SIGTERM else 0)  # a second one must not cut the clean-up short
     output, _ = process.communicate(timeout=60)
     assert process.returncode == exit_status, output
-    assert not server.jobs and ("delete", "trainjobs") in server.seen
+    assert not server.jobs and ("delete", "trainjobs") in server.requests
 
 
 def test_the_heart_beats_while_it_is_waited_for_and_not_after(
@@ -871,8 +875,8 @@ def test_the_handler_of_sigterm_is_put_back(server: Server, run: Callable[..., N
     try:
         run()
     finally:
-        found = signal.signal(signal.SIGTERM, before)
-    assert found is mine
+        handler = signal.signal(signal.SIGTERM, before)
+    assert handler is mine
 
 
 def test_it_works_where_no_handler_can_be_set(server: Server, run: Callable[..., None]) -> None:
@@ -896,7 +900,9 @@ def test_it_works_where_no_handler_can_be_set(server: Server, run: Callable[...,
 def documents(kind: str) -> dict[str, Any]:
     """The YAML of this kind on the page; without kind: the configuration."""
     page = (ROOT / "docs" / "several-nodes.md").read_text()
-    blocks = [one for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) for one in yaml.safe_load_all(text)]
+    blocks = [
+        document for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) for document in yaml.safe_load_all(text)
+    ]
     return next(block for block in blocks if block.get("kind", "") == kind)
 
 
@@ -923,4 +929,4 @@ def test_the_page_grants_what_is_used_and_no_more(server: Server, run: Callable[
         for resource in rule["resources"]
         for verb in rule["verbs"]
     }
-    assert granted == set(server.seen)
+    assert granted == set(server.requests)
