@@ -30,7 +30,7 @@ def test_rows_and_tokens_are_those_of_the_data(prepared: Path, models: Path, mon
     monkeypatch.setattr(estimate, "SECONDS", 0.2)
     teacher = Teacher(model=str(models / kind), lora=Lora(rank=rank), optimizer=Optimizer(epochs=3, evaluations=2))
     compute = Compute(device="cpu", precision="fp32", threads=1, price_per_hour=1000.0)
-    found = estimate.estimate(
+    result = estimate.estimate(
         teacher,
         Label(),
         compute,
@@ -38,7 +38,7 @@ def test_rows_and_tokens_are_those_of_the_data(prepared: Path, models: Path, mon
         candidates=prepared / "candidates",
         output=prepared / "spend",
     )
-    assert found == artifacts.read_json(prepared / "spend" / "estimate.json")
+    assert result == artifacts.read_json(prepared / "spend" / "estimate.json")
     encoder = scorer.load_encoder(models / kind, teacher.text, teacher.kind)
     tokens = [
         len(encoding.encode_table(encoder, schemas.read(path, schema), teacher.text).ids)
@@ -47,19 +47,19 @@ def test_rows_and_tokens_are_those_of_the_data(prepared: Path, models: Path, mon
             (prepared / "candidates" / "shard-00000.parquet", schemas.CANDIDATES),
         )
     ]
-    training, labeling = found["training"], found["labeling"]
+    training, labeling = result["training"], result["labeling"]
     assert (training["rows"], training["tokens"]) == (60, 3 * tokens[0])
     assert (labeling["rows"], labeling["tokens"], labeling["shards"]) == (90, 2 * tokens[1], 2)
-    for one in (training, labeling):
-        assert one["device_hours"] >= one["tokens"] / one["tokens_per_second"] / 3600 * 0.9 - 1e-4
-        assert one["price"] == pytest.approx(1000 * one["device_hours"], abs=0.1)
+    for part in (training, labeling):
+        assert part["device_hours"] >= part["tokens"] / part["tokens_per_second"] / 3600 * 0.9 - 1e-4
+        assert part["price"] == pytest.approx(1000 * part["device_hours"], abs=0.1)
 
 
 def test_nothing_has_a_price_that_is_not_known(prepared: Path, models: Path, monkeypatch) -> None:
     monkeypatch.setattr(estimate, "SECONDS", 0.05)
     folders = {name: prepared / name for name in ("judgements", "candidates")}
     compute = Compute(device="cpu", precision="fp32", threads=1)
-    found = estimate.estimate(
+    result = estimate.estimate(
         Teacher(model=str(models / "decoder")), Label(), compute, **folders, output=prepared / "spend"
     )
-    assert found["training"]["price"] is None and found["labeling"]["price"] is None
+    assert result["training"]["price"] is None and result["labeling"]["price"] is None

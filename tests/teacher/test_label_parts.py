@@ -43,21 +43,21 @@ def shard(tmp_path: Path) -> Path:
 
 
 def test_a_kill_before_any_change_on_the_disk_costs_at_most_what_was_not_saved(tmp_path: Path) -> None:
-    found = measure(victims.kill_before_each_change, str(tmp_path), scratch=tmp_path).result
-    assert found["faults"] == []
-    assert found["changes"] > 3 * found["windows"], "each part is opened, renamed and tidied up after"
+    result = measure(victims.kill_before_each_change, str(tmp_path), scratch=tmp_path).result
+    assert result["faults"] == []
+    assert result["changes"] > 3 * result["windows"], "each part is opened, renamed and tidied up after"
 
 
 def test_kills_at_random_moments_lose_and_double_no_row(tmp_path: Path) -> None:
-    found = measure(victims.kill_at_random, str(tmp_path), 25, 3, scratch=tmp_path).result
-    assert found["kills"] >= 25 and found["rows"] == victims.ROWS
-    assert (found["lost"], found["doubled"], found["different"]) == (0, 0, 0)
+    result = measure(victims.kill_at_random, str(tmp_path), 25, 3, scratch=tmp_path).result
+    assert result["kills"] >= 25 and result["rows"] == victims.ROWS
+    assert (result["lost"], result["doubled"], result["different"]) == (0, 0, 0)
 
 
 def test_two_attempts_at_once_give_the_same_labels(tmp_path: Path) -> None:
-    found = measure(victims.label_twice_at_once, str(tmp_path), scratch=tmp_path).result
-    assert found["ended"] == [0, 0] and found["same"] == [True, True]
-    scored = found["scored"]  # by whom depends on who is ahead: each takes over what the other has saved
+    result = measure(victims.label_twice_at_once, str(tmp_path), scratch=tmp_path).result
+    assert result["ended"] == [0, 0] and result["same"] == [True, True]
+    scored = result["scored"]  # by whom depends on who is ahead: each takes over what the other has saved
     assert set(scored["fast"]) | set(scored["slow"]) == set(range(victims.WINDOWS))
     assert all(len(set(windows)) == len(windows) for windows in scored.values())
 
@@ -89,12 +89,12 @@ def test_a_full_disk_is_named_and_finished_parts_stay(tmp_path: Path) -> None:
         text=True,
     )
     assert ended.returncode == 0, ended.stderr
-    found = json.loads(ended.stdout.splitlines()[-1])
-    assert found["message"].startswith(f"{tmp_path}/labels/parts/part-0") and "No space left" in found["message"]
-    assert 0 < len(found["finished"]) < victims.WINDOWS and found["left"] == []
-    assert found["rows"]
-    repeated = len(found["scored"]) - victims.WINDOWS
-    assert found["finished"] == found["scored"][: len(found["finished"])] and 1 <= repeated <= 2
+    outcome = json.loads(ended.stdout.splitlines()[-1])
+    assert outcome["message"].startswith(f"{tmp_path}/labels/parts/part-0") and "No space left" in outcome["message"]
+    assert 0 < len(outcome["finished"]) < victims.WINDOWS and outcome["left"] == []
+    assert outcome["rows"]
+    repeated = len(outcome["scored"]) - victims.WINDOWS
+    assert outcome["finished"] == outcome["scored"][: len(outcome["finished"])] and 1 <= repeated <= 2
 
 
 def test_a_file_that_cannot_grow_is_named(tmp_path: Path) -> None:
@@ -112,9 +112,9 @@ def test_windows_hold_exactly_so_many_rows_wherever_row_groups_end(
 ) -> None:
     table = victims.candidates(rows)
     pq.write_table(table, tmp_path / "shard.parquet", row_group_size=group)
-    found = list(label_parts.windows(tmp_path / "shard.parquet", ["product_id", "title"], size))
-    assert [one.num_rows for one in found] == [size] * (rows // size) + [rows % size] * (rows % size > 0)
-    assert pa.concat_tables(found).equals(table.select(["product_id", "title"]))
+    chunks = list(label_parts.windows(tmp_path / "shard.parquet", ["product_id", "title"], size))
+    assert [chunk.num_rows for chunk in chunks] == [size] * (rows // size) + [rows % size] * (rows % size > 0)
+    assert pa.concat_tables(chunks).equals(table.select(["product_id", "title"]))
 
 
 def _parts(tmp_path: Path, inputs: dict | None = None) -> tuple[label_parts.LabelCheckpoints, pa.Table, np.ndarray]:
@@ -144,8 +144,8 @@ def test_a_damaged_part_is_never_taken(data: st.DataObject, tmp_path: Path) -> N
     path = tmp_path / "parts" / "part-00003.parquet"
     whole = path.read_bytes()
     damaged = bytearray(whole[: data.draw(st.integers(0, len(whole)))])
-    for at in data.draw(st.lists(st.integers(0, max(len(damaged) - 1, 0)), max_size=3)) if damaged else ():
-        damaged[at] ^= data.draw(st.integers(1, 255))
+    for position in data.draw(st.lists(st.integers(0, max(len(damaged) - 1, 0)), max_size=3)) if damaged else ():
+        damaged[position] ^= data.draw(st.integers(1, 255))
     path.write_bytes(damaged)
     taken = parts.take(3, rows)
     if taken:  # not every byte of a Parquet file matters
@@ -220,10 +220,12 @@ def test_a_shard_that_does_not_fit_is_named(change, message: str, tmp_path: Path
     assert not (tmp_path / "labels" / "labels.parquet").exists()
 
 
-@pytest.mark.parametrize("kept", [0, 50, -3000])
-def test_a_damaged_shard_is_named(kept: int, tmp_path: Path, shard: Path) -> None:
+@pytest.mark.parametrize("length", [0, 50, -3000])
+def test_a_damaged_shard_is_named(length: int, tmp_path: Path, shard: Path) -> None:
     whole = shard.read_bytes()
-    shard.write_bytes(whole[:kept] if kept >= 0 else whole[:500] + bytes(kept + len(whole) - 500) + whole[kept:])
+    shard.write_bytes(
+        whole[:length] if length >= 0 else whole[:500] + bytes(length + len(whole) - 500) + whole[length:]
+    )
     with pytest.raises(InputError, match=rf"^{shard}: corrupt or not Parquet"):
         victims.label(tmp_path / "labels")
 
@@ -272,9 +274,9 @@ def test_a_collapsed_teacher_stops_the_run_as_soon_as_it_shows(
     change, windows: int, message: str, tmp_path: Path, shard: Path
 ) -> None:
     scorer = _changed(lambda logits, row: np.asarray(change(logits, row), np.float32))
-    knobs = {"min_distinct": 0.5} if "distinct" in message else {}
+    label_settings = {"min_distinct": 0.5} if "distinct" in message else {}
     with pytest.raises(RunStopped, match=f"^shard: .*{message}.*the teacher has collapsed"):
-        victims.label(tmp_path / "labels", scorer=scorer, **knobs)
+        victims.label(tmp_path / "labels", scorer=scorer, **label_settings)
     assert len(victims.scored_windows(tmp_path / "labels")) == windows
     assert not (tmp_path / "labels" / "labels.parquet").exists()
     victims.label(tmp_path / "labels", scorer=scorer, min_deviation=0, min_distinct=0)

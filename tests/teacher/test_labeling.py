@@ -185,15 +185,18 @@ def test_a_corrupt_shard_is_named_before_any_scoring(prepared: Path, taught: Pat
 
 
 def test_a_manifest_tells_what_was_labeled(prepared: Path, taught: Path, labeled: list[Path]) -> None:
-    one = label_manifest.read(labeled[0])
-    assert (one["shard"], one["rows"], one["queries"]) == ("shard-00000", ROWS, ROWS // 5)
-    assert one["teacher"] == artifacts.verify(taught)
-    assert one["candidates"] == artifacts.digest_file(prepared / "shard-00000.parquet")
-    assert one["labels"] == artifacts.digest_file(labeled[0] / "labels.parquet")
+    manifest = label_manifest.read(labeled[0])
+    assert (manifest["shard"], manifest["rows"], manifest["queries"]) == ("shard-00000", ROWS, ROWS // 5)
+    assert manifest["teacher"] == artifacts.verify(taught)
+    assert manifest["candidates"] == artifacts.digest_file(prepared / "shard-00000.parquet")
+    assert manifest["labels"] == artifacts.digest_file(labeled[0] / "labels.parquet")
     logits = schemas.read(labeled[0] / "labels.parquet", schemas.LABELS)["logit"].to_numpy()
-    assert one["logits"]["mean"] == pytest.approx(logits.mean(), abs=1e-6)
-    assert one["logits"]["deviation"] == pytest.approx(logits.std(), abs=1e-6) and one["logits"]["min"] == logits.min()
-    work = one["work"]
+    assert manifest["logits"]["mean"] == pytest.approx(logits.mean(), abs=1e-6)
+    assert (
+        manifest["logits"]["deviation"] == pytest.approx(logits.std(), abs=1e-6)
+        and manifest["logits"]["min"] == logits.min()
+    )
+    work = manifest["work"]
     assert (work["pairs"], work["device"], work["price"]) == (ROWS, "cpu", None)
     assert work["tokens"] > 10 * ROWS and work["seconds"] > 0
     combined = label_manifest.combine(labeled[::-1])
@@ -204,9 +207,9 @@ def test_a_manifest_tells_what_was_labeled(prepared: Path, taught: Path, labeled
 
 def test_the_price_of_all_shards_is_known_if_that_of_each_is(copied: list[Path]) -> None:
     for price, expected in (([0.5, 0.25], 0.75), ([0.5, None], None)):
-        for folder, one in zip(copied, price):
+        for folder, shard_price in zip(copied, price):
             manifest = label_manifest.read(folder)
-            label_manifest.write(folder, manifest | {"work": manifest["work"] | {"price": one}})
+            label_manifest.write(folder, manifest | {"work": manifest["work"] | {"price": shard_price}})
         assert label_manifest.combine(copied)["work"]["price"] == expected
 
 
@@ -246,18 +249,18 @@ def test_labels_that_do_not_fit_are_refused(prepared: Path, taught: Path, copied
     (copied[1] / "labels.parquet").write_bytes(whole)
 
     edited = copied[1] / "manifest.json"
-    kept = edited.read_text()
-    edited.write_text(kept.replace(f'"rows": {ROWS}', f'"rows": {ROWS + 1}'))
+    original = edited.read_text()
+    edited.write_text(original.replace(f'"rows": {ROWS}', f'"rows": {ROWS + 1}'))
     refused(rf"^{edited}: differs from the digest that it holds of itself")
     for content, message in (
         ("[]", "holds "),
         ("{}", "differs from the digest"),
-        (kept[:-9], "not JSON"),
+        (original[:-9], "not JSON"),
         (None, "no such file"),
     ):
         edited.write_text(content) if content else edited.unlink()
         refused(rf"^{edited}: {message}")
-    edited.write_text(kept)
+    edited.write_text(original)
 
     _edit(copied[1], teacher="0" * 64)
     refused("labels of 2 different teachers")

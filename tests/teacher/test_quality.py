@@ -27,8 +27,8 @@ def a_dev_split(queries: int = 60, per_query: int = 8, seed: int = 0, **columns:
     number = np.repeat(np.arange(queries), per_query)
     target = rng.choice([0, 1 / 3, 2 / 3, 1], rows)
     values = {
-        "query_id": [f"q{one:03d}" for one in number],
-        "query": [f"words {one}" for one in number],
+        "query_id": [f"q{query:03d}" for query in number],
+        "query": [f"words {query}" for query in number],
         "product_id": [f"p{row % per_query}" for row in range(rows)],
         **{name: [None] * rows for name in schemas.PRODUCT_FIELDS},
         "title": [f"title {row}" for row in range(rows)],
@@ -36,7 +36,7 @@ def a_dev_split(queries: int = 60, per_query: int = 8, seed: int = 0, **columns:
         "gain": target,
         "raters": [3] * rows,
         "locale": [None] * rows,
-        "stratum": [("head", "torso", "tail")[min(one // 5, 2)] for one in number],
+        "stratum": [("head", "torso", "tail")[min(query // 5, 2)] for query in number],
         "bm25": 3 * target + rng.normal(size=rows),
         **columns,
     }
@@ -61,14 +61,14 @@ def test_figures_are_those_of_the_measures() -> None:
     logits = teacher_logits(dev)
     figures = assessed(dev, logits, seed=3).figures
     target, queries = dev["target"].to_numpy(), dev["query_id"].to_numpy()
-    told = calibration.out_of_fold(figures["calibration"]["method"], logits, target, queries)
-    assert figures["calibration"]["reliability"] == metrics.reliability(told, target, 10)
+    probabilities = calibration.out_of_fold(figures["calibration"]["method"], logits, target, queries)
+    assert figures["calibration"]["reliability"] == metrics.reliability(probabilities, target, 10)
     assert figures["calibration"]["ece"] == metrics.ece(figures["calibration"]["reliability"])
-    assert figures["calibration"]["brier"] == pytest.approx(np.mean((told - target) ** 2))
+    assert figures["calibration"]["brier"] == pytest.approx(np.mean((probabilities - target) ** 2))
     expected = metrics.mean_ndcg(queries, dev["product_id"].to_numpy(), dev["gain"].to_numpy(), logits)
     whole = figures["agreement"]["all"]
     assert whole["ndcg_at_10"]["teacher"] == pytest.approx(expected)
-    assert whole["mean_probability"] == pytest.approx(told.mean())
+    assert whole["mean_probability"] == pytest.approx(probabilities.mean())
     assert figures["roc_auc"]["teacher"] == pytest.approx(sklearn.metrics.roc_auc_score(target >= 0.5, logits))
     assert figures["rank_correlation"]["teacher"] > figures["rank_correlation"]["bm25"] > 0.3
     assert abs(figures["rank_correlation"]["random"]) < 0.2
@@ -92,10 +92,10 @@ def test_figures_are_json_and_the_same_every_time(tmp_path: Path) -> None:
 def test_any_calibration_can_be_assessed(method: str) -> None:
     dev = a_dev_split(12)
     logits = teacher_logits(dev)
-    found = assessed(dev, logits, method).figures["calibration"]
-    assert found["method"] == method and 0 <= found["ece"] <= 1
+    figures = assessed(dev, logits, method).figures["calibration"]
+    assert figures["method"] == method and 0 <= figures["ece"] <= 1
     if method == "none":
-        assert found["brier"] == pytest.approx(metrics.brier(expit(logits.astype(float)), dev["target"].to_numpy()))
+        assert figures["brier"] == pytest.approx(metrics.brier(expit(logits.astype(float)), dev["target"].to_numpy()))
 
 
 def test_judgements_that_are_all_alike_have_no_measures() -> None:
@@ -112,9 +112,9 @@ def test_judgements_that_are_all_alike_have_no_measures() -> None:
 def test_agreement_by_stratum_is_that_of_its_queries_alone() -> None:
     dev = a_dev_split()
     logits = teacher_logits(dev)
-    found = assessed(dev, logits, seed=5).figures["agreement"]
-    assert list(found) == ["all", "head", "tail", "torso"]
-    assert [found[name]["queries"] for name in found] == [60, 5, 50, 5]
+    agreement = assessed(dev, logits, seed=5).figures["agreement"]
+    assert list(agreement) == ["all", "head", "tail", "torso"]
+    assert [agreement[name]["queries"] for name in agreement] == [60, 5, 50, 5]
     stratum = dev["stratum"].to_numpy()
     for name in ("head", "torso", "tail"):
         rows = np.flatnonzero(stratum == name)
@@ -122,18 +122,18 @@ def test_agreement_by_stratum_is_that_of_its_queries_alone() -> None:
         expected = metrics.mean_ndcg(
             alone["query_id"].to_numpy(), alone["product_id"].to_numpy(), alone["gain"].to_numpy(), logits[rows]
         )
-        assert found[name]["ndcg_at_10"]["teacher"] == pytest.approx(expected)
-        assert found[name]["mean_target"] == pytest.approx(alone["target"].to_numpy().mean())
-        assert found[name]["pairs"] == len(rows)
+        assert agreement[name]["ndcg_at_10"]["teacher"] == pytest.approx(expected)
+        assert agreement[name]["mean_target"] == pytest.approx(alone["target"].to_numpy().mean())
+        assert agreement[name]["pairs"] == len(rows)
 
 
 def test_queries_whose_products_are_equally_good_are_counted_but_not_ranked() -> None:
     target = np.tile([0.0, 1.0], 40)
     target[:8] = 1 / 3
     dev = a_dev_split(10, target=target, gain=target)
-    found = assessed(dev, teacher_logits(dev, 0.1)).figures["agreement"]["all"]
-    assert (found["queries"], found["ranked_queries"]) == (10, 9)
-    assert found["pair_accuracy"]["teacher"] == 1
+    agreement = assessed(dev, teacher_logits(dev, 0.1)).figures["agreement"]["all"]
+    assert (agreement["queries"], agreement["ranked_queries"]) == (10, 9)
+    assert agreement["pair_accuracy"]["teacher"] == 1
 
 
 # Disagreements --------------------------------------------------------------------------------------------------------
@@ -147,26 +147,26 @@ def test_the_surest_contradictions_come_first() -> None:
     target = dev["target"].to_numpy()
     wrong = np.flatnonzero(target == 0)[[3, 30, 60]]
     logits[wrong] = [3, 9, 6]
-    found = assessed(dev, logits, "platt", count=3).disagreements
-    assert found["title"].to_pylist() == [f"title {row}" for row in wrong[[1, 2, 0]]]
-    assert found["gap"].to_numpy().min() > 0.8
-    assert np.allclose(found["gap"].to_numpy(), found["probability"].to_numpy() - found["target"].to_numpy(), atol=1e-3)
-    assert found.column_names == ["query", "product_id", "title", "target", "raters", "probability", "gap", "stratum"]
+    rows = assessed(dev, logits, "platt", count=3).disagreements
+    assert rows["title"].to_pylist() == [f"title {row}" for row in wrong[[1, 2, 0]]]
+    assert rows["gap"].to_numpy().min() > 0.8
+    assert np.allclose(rows["gap"].to_numpy(), rows["probability"].to_numpy() - rows["target"].to_numpy(), atol=1e-3)
+    assert rows.column_names == ["query", "product_id", "title", "target", "raters", "probability", "gap", "stratum"]
 
 
 def test_a_gap_weighs_more_where_the_teacher_is_mostly_right() -> None:
     dev = a_dev_split(2, 2, target=[0.0, 0.0, 0.0, 0.0])
     curve = {"probability": [0.4, 0.6], "error": [0.01, 0.25]}
-    found = quality.disagreements(dev, np.array([0.4, 0.6, 0.1, 0.1]), 10, curve)
-    assert found["probability"].to_pylist() == [0.4, 0.6]
+    rows = quality.disagreements(dev, np.array([0.4, 0.6, 0.1, 0.1]), 10, curve)
+    assert rows["probability"].to_pylist() == [0.4, 0.6]
 
 
 def test_no_query_fills_the_list_and_small_gaps_are_none() -> None:
     dev = a_dev_split(3, 8, target=[0.0] * 24)
     probability = np.concatenate([np.linspace(0.99, 0.92, 8), np.full(8, 0.5), np.full(8, 0.3)])
-    found = quality.disagreements(dev, probability, 100, FLAT)
-    assert found["query"].to_pylist() == ["words 0"] * 3 + ["words 1"] * 3
-    assert found["probability"].to_pylist()[:3] == [0.99, 0.98, 0.97]
+    rows = quality.disagreements(dev, probability, 100, FLAT)
+    assert rows["query"].to_pylist() == ["words 0"] * 3 + ["words 1"] * 3
+    assert rows["probability"].to_pylist()[:3] == [0.99, 0.98, 0.97]
     assert quality.disagreements(dev, probability, 2, FLAT).num_rows == 2
     assert quality.disagreements(dev, probability, 0, FLAT).num_rows == 0
 

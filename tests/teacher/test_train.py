@@ -32,12 +32,12 @@ def judgements(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_each_recipe_learns(models: Path, judgements: Path, tmp_path: Path, changes: dict) -> None:
-    one = config(models, **changes, optimizer={"epochs": 10})
-    output = train(one, judgements, tmp_path / "teacher")
-    found = artifacts.read_json(output / "metrics.json")
-    losses = [row["loss"] for row in found["curve"]]
+    teacher_config = config(models, **changes, optimizer={"epochs": 10})
+    output = train(teacher_config, judgements, tmp_path / "teacher")
+    figures = artifacts.read_json(output / "metrics.json")
+    losses = [row["loss"] for row in figures["curve"]]
     assert losses[-1] < losses[0]
-    assert found["dev"]["teacher"] > found["dev"]["random"]
+    assert figures["dev"]["teacher"] > figures["dev"]["random"]
     assert json.loads((output / "quality.json").read_text())["calibration"]["method"] in ("platt", "isotonic")
 
 
