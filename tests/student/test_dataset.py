@@ -37,10 +37,10 @@ def test_lists_are_the_same_however_they_come(tmp_path_factory, sizes: list[int]
     assert lists.queries == [f"query q{query}" for query in range(len(sizes))] * (1 + judged)
     assert lists.targets.tolist() == list(range(len(queries) * (1 + judged)))
     assert (lists.weights == lists.targets + 1).all()
-    for one in range(len(lists)):
-        for row in lists.rows(np.array([one])):
-            assert lists.tokens.row(row)[:2].tolist() == [one % len(sizes) + 1, row + 1]
-            assert lists.tokens.queries[row] == one
+    for number in range(len(lists)):
+        for row in lists.rows(np.array([number])):
+            assert lists.tokens.row(row)[:2].tolist() == [number % len(sizes) + 1, row + 1]
+            assert lists.tokens.queries[row] == number
     assert isinstance(lists.tokens.ids, np.memmap) and lists.tokens.types[0] == 0 and lists.tokens.types[1] == 1
 
 

@@ -96,7 +96,7 @@ def _run(path: Path, tokens: encoding.Tokens, rows: list[int] | None = None) -> 
     """Logits of pairs in one batch."""
     session = _session(path)
     values = tokens.padded(np.arange(len(tokens)) if rows is None else np.array(rows), pad_token=0)
-    return session.run(None, {one.name: values[one.name] for one in session.get_inputs()})[0]
+    return session.run(None, {tensor.name: values[tensor.name] for tensor in session.get_inputs()})[0]
 
 
 def _tokens(folder: Path) -> encoding.Tokens:
@@ -110,7 +110,7 @@ def test_files_have_the_names_and_inputs_that_sentence_transformers_knows(studen
     assert not list(student.glob(".*"))
     for name in names | {"model.onnx"}:
         session = _session(student / "onnx" / name)
-        inputs = {one.name: (one.type, one.shape) for one in session.get_inputs()}
+        inputs = {tensor.name: (tensor.type, tensor.shape) for tensor in session.get_inputs()}
         free = ("tensor(int64)", ["batch", "sequence"])
         assert inputs == {"input_ids": free, "attention_mask": free, "token_type_ids": free}
         (output,) = session.get_outputs()
@@ -120,7 +120,7 @@ def test_files_have_the_names_and_inputs_that_sentence_transformers_knows(studen
 def test_files_in_fp32_give_the_logits_of_transformers_in_any_batch(student: Path) -> None:
     tokens = _tokens(student)
     model = AutoModelForSequenceClassification.from_pretrained(student)
-    values = {name: torch.from_numpy(one) for name, one in tokens.padded(np.arange(len(tokens)), 0).items()}
+    values = {name: torch.from_numpy(array) for name, array in tokens.padded(np.arange(len(tokens)), 0).items()}
     with torch.inference_mode():
         expected = model(**values).logits.numpy()
     assert np.std(expected) > 0.1
@@ -140,14 +140,14 @@ def test_attention_is_fused_and_matrix_products_are_in_eight_bits(student: Path)
     assert files["model_O4.onnx"]["fused"]["FastGelu"] == LAYERS
     for name, kind in (("qint8_avx512_vnni", onnx.TensorProto.INT8), ("quint8_avx2", onnx.TensorProto.UINT8)):
         graph = onnx.load(student / "onnx" / f"model_{name}.onnx").graph
-        weights = {one.name: one for one in graph.initializer}
+        weights = {weight.name: weight for weight in graph.initializer}
         products = [node for node in graph.node if node.op_type == "MatMulIntegerToFloat"]
         assert len(products) == 6 * LAYERS
         assert {weights[node.input[1]].data_type for node in products} == {kind}
-        embedding = next(one for one in weights.values() if "word_embeddings" in one.name)
+        embedding = next(weight for weight in weights.values() if "word_embeddings" in weight.name)
         assert embedding.data_type == onnx.TensorProto.FLOAT
     half = onnx.load(student / "onnx" / "model_O4.onnx").graph
-    kinds = {one.data_type for one in half.initializer if len(one.dims) == 2}
+    kinds = {weight.data_type for weight in half.initializer if len(weight.dims) == 2}
     assert onnx.TensorProto.FLOAT16 in kinds and onnx.TensorProto.FLOAT not in kinds
 
 
@@ -170,7 +170,7 @@ def test_the_last_layer_computes_the_first_token_alone(student: Path, name: str)
     model.graph.output.append(helper.make_empty_tensor_value_info(last))
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     values = _tokens(student).padded(np.arange(3), pad_token=0)
-    (inner,) = session.run([last], {one.name: values[one.name] for one in session.get_inputs()})
+    (inner,) = session.run([last], {tensor.name: values[tensor.name] for tensor in session.get_inputs()})
     assert inner.shape == (3, 1, BERT["intermediate_size"])
 
 
@@ -180,13 +180,13 @@ def test_parity_tells_how_far_each_file_is_from_torch(student: Path) -> None:
     reference = Scorer.load(student, Compute(device="cpu", precision="fp32"), backend="torch").score(judged)
     assert parity["reference"]["pairs"] == 72 and parity["reference"]["queries"] == 12
     tokens = _tokens(student)
-    for name, found in parity["files"].items():
+    for name, figures in parity["files"].items():
         path = student / "onnx" / name
-        assert found["bytes"] == path.stat().st_size
-        assert found["mean_difference"] <= found["max_difference"]
-        assert found["ndcg_loss"] == pytest.approx(parity["reference"]["ndcg_at_10"] - found["ndcg_at_10"])
+        assert figures["bytes"] == path.stat().st_size
+        assert figures["mean_difference"] <= figures["max_difference"]
+        assert figures["ndcg_loss"] == pytest.approx(parity["reference"]["ndcg_at_10"] - figures["ndcg_at_10"])
         difference = np.abs(_run(path, tokens)[:, 0] - reference)
-        assert found["max_difference"] == pytest.approx(difference.max(), abs=2e-3 if "O4" in name else 1e-5)
+        assert figures["max_difference"] == pytest.approx(difference.max(), abs=2e-3 if "O4" in name else 1e-5)
     assert parity["files"]["model.onnx"]["max_difference"] < 1e-5
     assert 1e-4 < parity["files"]["model_qint8_avx512_vnni.onnx"]["max_difference"] < np.ptp(reference) / 3
     assert parity["files"]["model_qint8_avx512_vnni.onnx"]["spearman"] > 0.9
@@ -200,7 +200,7 @@ def test_other_encoders_are_exported(family: str, fused: int, models: Path, tmp_
     assert parity["files"]["model.onnx"]["max_difference"] < 1e-4
     assert parity["files"]["model_O2.onnx"]["max_difference"] < 1e-4
     assert parity["files"]["model_O2.onnx"]["fused"]["Attention"] == fused
-    names = [one.name for one in onnx.load(folder / "onnx" / "model.onnx").graph.input]
+    names = [tensor.name for tensor in onnx.load(folder / "onnx" / "model.onnx").graph.input]
     assert names == ["input_ids", "attention_mask"]
 
 
@@ -209,7 +209,7 @@ def test_bytes_are_the_same_again_and_name_no_place(student: Path, again: Path) 
     for path in (student / "onnx").iterdir():
         content = path.read_bytes()
         assert (again / "onnx" / path.name).read_bytes() == content, path.name
-        assert not any(place.encode() in content for place in (sys.prefix, str(Path.cwd()), str(student)))
+        assert not any(location.encode() in content for location in (sys.prefix, str(Path.cwd()), str(student)))
 
 
 def test_variants_that_the_architecture_lacks_or_that_lose_too_much_are_left_out(
@@ -220,23 +220,25 @@ def test_variants_that_the_architecture_lacks_or_that_lose_too_much_are_left_out
     parity = export.export(folder, _judged(), variants=("O2", "qint8_avx512_vnni"), max_ndcg_loss=-1)
     assert {path.name for path in (folder / "onnx").iterdir()} == {"model.onnx", "parity.json"}
     assert parity["left_out"].pop("model_O2.onnx") == "onnxruntime's optimizer does not know albert"
-    ((name, told),) = parity["left_out"].items()
+    ((name, reason),) = parity["left_out"].items()
     assert name == "model_qint8_avx512_vnni.onnx"
-    assert told.startswith("ndcg_loss ") and told.endswith("expected at most -1")
+    assert reason.startswith("ndcg_loss ") and reason.endswith("expected at most -1")
     assert "model_qint8_avx512_vnni.onnx is left out: ndcg_loss" in capsys.readouterr().out
 
 
 def test_a_variant_that_cannot_be_read_is_left_out(again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "_quantize", lambda source, target, signed: target.write_bytes(b"nonsense"))
-    told = export.export(again, _judged(), variants=("qint8_avx512_vnni",))["left_out"]["model_qint8_avx512_vnni.onnx"]
-    assert told.startswith("bert does not survive it") and "not a readable ONNX model" in told
+    reason = export.export(again, _judged(), variants=("qint8_avx512_vnni",))["left_out"][
+        "model_qint8_avx512_vnni.onnx"
+    ]
+    assert reason.startswith("bert does not survive it") and "not a readable ONNX model" in reason
     assert {path.name for path in (again / "onnx").iterdir()} == {"model.onnx", "parity.json"}
 
 
 def test_a_wrong_file_in_fp32_stops_the_stage_and_changes_nothing(again: Path) -> None:
     before = artifacts.seal(again)
     traced = export._trace(None, True)  # type: ignore[arg-type]  # the fixture's
-    weight = next(one for one in traced.graph.initializer if "classifier.weight" in one.name)
+    weight = next(initializer for initializer in traced.graph.initializer if "classifier.weight" in initializer.name)
     weight.raw_data = (np.frombuffer(weight.raw_data, np.float32) + np.float32(0.01)).tobytes()
     with pytest.raises(
         RunStopped, match=r"onnx/model\.onnx: max_difference \S+ from torch in fp32, expected at most 0.001"
@@ -305,7 +307,7 @@ print(json.dumps(scores))
         text=True,
     )
     assert ended.returncode == 0, ended.stderr
-    scores = {file: np.array(one) for file, one in json.loads(ended.stdout.splitlines()[-1]).items()}
+    scores = {file: np.array(values) for file, values in json.loads(ended.stdout.splitlines()[-1]).items()}
     assert np.abs(scores["model.onnx"] - ours).max() < 1e-4
     assert np.abs(scores["onnx/model_O2.onnx"] - ours).max() < 1e-4
     assert 0 < np.abs(scores["model_qint8_avx512_vnni.onnx"] - ours).max() < np.ptp(ours)

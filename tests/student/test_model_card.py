@@ -64,7 +64,7 @@ def test_the_hub_reads_its_metadata(student: Path) -> None:
     )
     assert data.pipeline_tag == "text-ranking" and {"cross-encoder", "onnx"} <= set(data.tags)
     assert data.eval_results is not None
-    assert [(one.metric_type, one.metric_value) for one in data.eval_results] == [("ndcg_at_10", 0.9312)]
+    assert [(result.metric_type, result.metric_value) for result in data.eval_results] == [("ndcg_at_10", 0.9312)]
 
 
 def test_it_tells_what_the_folder_and_the_record_say(student: Path) -> None:
@@ -95,19 +95,19 @@ def test_what_is_not_known_is_said_to_be_unknown(student: Path) -> None:
     card = model_card.render(student, _record())
     data = ModelCard(card).data
     assert data.license is None and data.base_model is None and "onnx" not in data.tags
-    for said in (
+    for sentence in (
         "has a license that is not known here",
         "Its teacher was fine-tuned from a model that is not known here",
         "On test queries: not known when this card was written.",
         "The model is not calibrated",
     ):
-        assert said in card
+        assert sentence in card
     assert "onnxruntime" not in card
 
 
 def test_test_figures_can_be_added_later(student: Path) -> None:
     card = model_card.render(student, _record(), evaluation=EVALUATION)
-    results = {one.metric_name: one.metric_value for one in ModelCard(card).data.eval_results or []}
+    results = {result.metric_name: result.metric_value for result in ModelCard(card).data.eval_results or []}
     assert results == {"nDCG@10 (dev)": 0.9312, "nDCG@10 (test)": 0.91, "ECE (test)": 0.02}
     assert "| this model | 0.9100 | 0.0200 |\n| random order | 0.8100 | - |" in card
     assert "- rating_range: 1, 3\n- split: salt s, test_share 0.25" in card

@@ -37,7 +37,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def teacher_config(models: Path, **changes) -> Teacher:
-    knobs = {
+    settings = {
         "model": str(models / "decoder"),
         "lora": Lora(rank=8, alpha=16),
         "optimizer": Optimizer(epochs=15, learning_rate=3e-3, batch_tokens=400, evaluations=3),
@@ -45,7 +45,7 @@ def teacher_config(models: Path, **changes) -> Teacher:
         "min_deviation": 0,  # of weights so small and random
         "max_ece": 1.0,
     }
-    return Teacher(**knobs | changes)
+    return Teacher(**settings | changes)
 
 
 @pytest.fixture(scope="module")

@@ -79,13 +79,13 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(models: Path, **changes) -> Student:
     optimizer = {"epochs": 2, "learning_rate": 2e-3, "batch_tokens": 400, "evaluations": 2}
-    knobs = {"model": str(models / "encoder"), "text": Text(max_tokens=48), "export": Export(onnx=False)}
-    return Student(**knobs | changes | {"optimizer": StudentOptimizer(**optimizer | changes.get("optimizer", {}))})
+    settings = {"model": str(models / "encoder"), "text": Text(max_tokens=48), "export": Export(onnx=False)}
+    return Student(**settings | changes | {"optimizer": StudentOptimizer(**optimizer | changes.get("optimizer", {}))})
 
 
-def train(one: Student, stages: Path, output: Path, **compute) -> Path:
+def train(student_config: Student, stages: Path, output: Path, **compute) -> Path:
     student.train(
-        one,
+        student_config,
         CPU.model_copy(update=compute),
         judgements=stages / "judgements",
         candidates=stages / "candidates",
@@ -113,9 +113,9 @@ KNOBS = [
 ]
 
 
-@pytest.mark.parametrize("knobs", KNOBS, ids=lambda knobs: "-".join(map(str, knobs.values())) or "default")
-def test_a_batch_costs_what_the_configuration_says(tmp_path: Path, knobs: dict) -> None:
-    one = Student(**knobs)
+@pytest.mark.parametrize("settings", KNOBS, ids=lambda settings: "-".join(map(str, settings.values())) or "default")
+def test_a_batch_costs_what_the_configuration_says(tmp_path: Path, settings: dict) -> None:
+    student_config = Student(**settings)
     queries = [0, 0, 0, 1, 1, 2]
     labeled, judged = chunk(queries, 0), chunk([0, 0, 3, 3, 3], 6, True)
     rng = np.random.default_rng(0)
@@ -123,32 +123,32 @@ def test_a_batch_costs_what_the_configuration_says(tmp_path: Path, knobs: dict) 
     judged = judged._replace(targets=rng.random(5))
     lists = ListwiseDataset(iter([labeled, judged]), tmp_path)
     logits = torch.tensor(rng.normal(size=11), dtype=torch.float32, requires_grad=True)
-    loss = student.Objective(one, lists, torch.device("cpu"))
-    found = loss(lambda tokens, rows: logits[torch.from_numpy(rows)], np.array([4, 0, 2, 1, 3]))
+    loss = student.Objective(student_config, lists, torch.device("cpu"))
+    actual = loss(lambda tokens, rows: logits[torch.from_numpy(rows)], np.array([4, 0, 2, 1, 3]))
 
     target, weight, query = (torch.from_numpy(v) for v in (lists.targets, lists.weights, lists.tokens.queries))
-    t, s, q, w = target[:6], logits[:6], query[:6], weight[:6] if one.confidence else None
-    score = s if one.target == "logit" else s.sigmoid()
-    prefer = losses.prefer_by_logit if one.target == "logit" else losses.prefer_by_probability
+    t, s, q, w = target[:6], logits[:6], query[:6], weight[:6] if student_config.confidence else None
+    score = s if student_config.target == "logit" else s.sigmoid()
+    prefer = losses.prefer_by_logit if student_config.target == "logit" else losses.prefer_by_probability
     expected = {
         "margin": lambda: losses.margin_loss(score, t, q, w),
         "ranknet": lambda: losses.ranknet_loss(s, prefer, t, q, w),
-        "listwise": lambda: losses.listwise_loss(score, t, q, w, one.temperature),
+        "listwise": lambda: losses.listwise_loss(score, t, q, w, student_config.temperature),
         "none": lambda: 0,
-    }[one.loss]()
-    if one.pointwise_loss == "squared_error":
-        expected = expected + one.pointwise * losses.pointwise_loss(score, t, q, w)
+    }[student_config.loss]()
+    if student_config.pointwise_loss == "squared_error":
+        expected = expected + student_config.pointwise * losses.pointwise_loss(score, t, q, w)
     else:
-        soft = t if one.target == "probability" else t.sigmoid()
-        expected = expected + one.pointwise * losses.pointwise_cross_entropy(s, soft, q, w)
-    if one.judged_loss == "cross_entropy":
+        soft = t if student_config.target == "probability" else t.sigmoid()
+        expected = expected + student_config.pointwise * losses.pointwise_cross_entropy(s, soft, q, w)
+    if student_config.judged_loss == "cross_entropy":
         people = losses.soft_cross_entropy(logits[6:], target[6:])
     else:
         people = losses.ranknet_loss(logits[6:], losses.prefer_by_probability, target[6:], query[6:])
-    expected = 3 / 5 * expected + 2 / 5 * one.judged_weight * people
-    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
-    found.backward()
-    assert torch.isfinite(logits.grad).all() and (logits.grad != 0).all() == (one.pointwise > 0)
+    expected = 3 / 5 * expected + 2 / 5 * student_config.judged_weight * people
+    assert float(actual.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    actual.backward()
+    assert torch.isfinite(logits.grad).all() and (logits.grad != 0).all() == (student_config.pointwise > 0)
 
 
 def test_a_list_that_is_repeated_in_a_batch_is_two(tmp_path: Path) -> None:
@@ -158,18 +158,18 @@ def test_a_list_that_is_repeated_in_a_batch_is_two(tmp_path: Path) -> None:
     loss = student.Objective(Student(judged_loss="ranknet"), lists, torch.device("cpu"))
     logits = torch.tensor([0.3, 0.1, 2.0, -1.0, 0.5, 0.2])
 
-    def of(*batch: int) -> float:
+    def loss_of(*batch: int) -> float:
         return float(loss(lambda tokens, rows: logits[torch.from_numpy(rows)], np.array(batch)))
 
-    assert of(1, 1, 2) == pytest.approx((2 * of(1) + of(2)) / 3, rel=1e-5)
-    assert of(0, 0, 1) == pytest.approx((2 * of(0) + of(1)) / 3, rel=1e-5)
+    assert loss_of(1, 1, 2) == pytest.approx((2 * loss_of(1) + loss_of(2)) / 3, rel=1e-5)
+    assert loss_of(0, 0, 1) == pytest.approx((2 * loss_of(0) + loss_of(1)) / 3, rel=1e-5)
 
 
 # Training -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "settings",
     [
         {"layers": 1, "dropout": 0.1},
         {"loss": "ranknet", "judged_loss": "ranknet", "judged_share": 0.4},
@@ -177,19 +177,19 @@ def test_a_list_that_is_repeated_in_a_batch_is_two(tmp_path: Path) -> None:
     ],
     ids=["shorter", "ranknet", "listwise"],
 )
-def test_the_student_learns_what_the_teacher_says(models: Path, stages: Path, tmp_path: Path, knobs: dict) -> None:
-    output = train(config(models, optimizer={"epochs": 8}, **knobs), stages, tmp_path / "student")
+def test_the_student_learns_what_the_teacher_says(models: Path, stages: Path, tmp_path: Path, settings: dict) -> None:
+    output = train(config(models, optimizer={"epochs": 8}, **settings), stages, tmp_path / "student")
     table = schemas.read(stages / "judgements" / "test.parquet", schemas.JUDGED)
     scorer = Scorer.load(output, CPU)
     assert np.corrcoef(scorer.score(table), table["target"])[0, 1] > 0.4
-    assert artifacts.read_json(output / "config.json")["num_hidden_layers"] == knobs.get("layers", 2)
+    assert artifacts.read_json(output / "config.json")["num_hidden_layers"] == settings.get("layers", 2)
     assert not list(output.glob(f"{student.TOKEN_FOLDER}*"))
     artifacts.verify(output)
 
 
 def test_a_killed_student_goes_on_and_ends_the_same(models: Path, stages: Path, tmp_path: Path, monkeypatch) -> None:
-    one = config(models, dropout=0.1)
-    whole = train(one, stages, tmp_path / "whole")
+    student_config = config(models, dropout=0.1)
+    whole = train(student_config, stages, tmp_path / "whole")
     progress = {"checkpoint_dir": str(tmp_path / "progress"), "checkpoint_seconds": 0.0}
     save = Checkpoints.save
 
@@ -200,12 +200,12 @@ def test_a_killed_student_goes_on_and_ends_the_same(models: Path, stages: Path, 
 
     monkeypatch.setattr(Checkpoints, "save", cut_off)
     with pytest.raises(KeyboardInterrupt):
-        train(one, stages, tmp_path / "broken", **progress)
+        train(student_config, stages, tmp_path / "broken", **progress)
     monkeypatch.setattr(Checkpoints, "save", save)
     assert list((tmp_path / "broken").glob(f"{student.TOKEN_FOLDER}*")), "a kill leaves its tokens"
     steps = []
     monkeypatch.setattr(Checkpoints, "save", lambda self, step, state: steps.append(step) or save(self, step, state))
-    train(one, stages, tmp_path / "broken", **progress)
+    train(student_config, stages, tmp_path / "broken", **progress)
     assert steps[0] == 4, "it went on after the third step"
     assert weights(tmp_path / "broken") == weights(whole)
     artifacts.verify(tmp_path / "broken")
@@ -213,9 +213,11 @@ def test_a_killed_student_goes_on_and_ends_the_same(models: Path, stages: Path, 
 
 @pytest.mark.usefixtures("warm_workers")
 def test_two_processes_distil_as_one(models: Path, stages: Path, tmp_path: Path) -> None:
-    one = config(models, optimizer={"accumulate": 2})
+    student_config = config(models, optimizer={"accumulate": 2})
     curves = [
-        artifacts.read_json(train(one, stages, tmp_path / str(count), processes=count) / "metrics.json")["curve"]
+        artifacts.read_json(train(student_config, stages, tmp_path / str(count), processes=count) / "metrics.json")[
+            "curve"
+        ]
         for count in (1, 2)
     ]
     for ours, theirs in zip(*curves, strict=True):
@@ -229,11 +231,11 @@ def test_two_processes_distil_as_one(models: Path, stages: Path, tmp_path: Path)
 def test_labels_that_teach_nothing_are_refused(models: Path, tmp_path: Path) -> None:
     table = pairs(12, 5, 4)
 
-    def refused(message: str, rows: pa.Table, logits: np.ndarray, **knobs) -> None:
+    def refused(message: str, rows: pa.Table, logits: np.ndarray, **settings) -> None:
         folder = tmp_path / hashlib.sha256(message.encode()).hexdigest()[:8]
         stages = lay_down(folder, {"shard-00000": (rows, logits)})
         with pytest.raises(InputError, match=message):
-            train(config(models, **knobs), stages, folder / "student")
+            train(config(models, **settings), stages, folder / "student")
         assert not (folder / "student" / artifacts.SEAL).exists()
 
     refused(r"all 60 teacher labels equal 0\.5: there is no margin to learn", table, np.full(60, 0.5))
