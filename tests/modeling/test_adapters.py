@@ -29,25 +29,25 @@ def tokens(models: Path) -> Tokens:
     return encode_table(scorer.load_encoder(models / "decoder", text), pairs(4, 3, 1), text)
 
 
-def adapted(models: Path, dtype: torch.dtype = torch.float32, **knobs) -> Adapted:
+def adapted(models: Path, dtype: torch.dtype = torch.float32, **settings) -> Adapted:
     seed_everything(5)
     model = torch_backend.load_model(models / "decoder", Runtime(CPU, dtype, "test"))
     model.config.pad_token_id = 1
-    one = Adapted(model, Lora(rank=4, alpha=8, **knobs))
+    adapter = Adapted(model, Lora(rank=4, alpha=8, **settings))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for name, weight in one.trained().items():
+        for name, weight in adapter.trained().items():
             if "lora_B" in name:  # zero at first: an adapter that does nothing tests nothing
                 weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
-    one.fold()
-    return one
+    adapter.fold()
+    return adapter
 
 
-def run(one: Adapted, tokens: Tokens) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    one.model.train()
-    logits = torch_backend.forward(one.model, tokens, np.arange(len(tokens)), CPU)
+def run(adapter: Adapted, tokens: Tokens) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    adapter.model.train()
+    logits = torch_backend.forward(adapter.model, tokens, np.arange(len(tokens)), CPU)
     logits.square().sum().backward()
-    return logits.detach(), {name.replace(".layer.", "."): w.grad for name, w in one.trained().items()}
+    return logits.detach(), {name.replace(".layer.", "."): w.grad for name, w in adapter.trained().items()}
 
 
 @pytest.mark.parametrize("variant", ["lora", "rslora"])
@@ -62,52 +62,56 @@ def test_folded_adapters_have_the_logits_and_gradients_of_peft(models: Path, tok
 
 
 def test_what_was_trained_is_what_is_merged_to_the_last_bit(models: Path, tokens: Tokens, tmp_path: Path) -> None:
-    one = adapted(models, torch.bfloat16)
-    trained = torch_backend.score_encoded(one.model, tokens, CPU, 10_000)
-    merged = one.merged(tmp_path / "adapter")
+    adapter = adapted(models, torch.bfloat16)
+    trained = torch_backend.score_encoded(adapter.model, tokens, CPU, 10_000)
+    merged = adapter.merged(tmp_path / "adapter")
     assert not isinstance(merged, PeftModel)
     assert not any("lora" in name or "folded" in name for name in merged.state_dict())
     np.testing.assert_array_equal(torch_backend.score_encoded(merged, tokens, CPU, 10_000), trained)
 
 
 def test_the_saved_adapter_is_one_that_peft_loads(models: Path, tokens: Tokens, tmp_path: Path) -> None:
-    one = adapted(models)
-    trained = torch_backend.score_encoded(one.model, tokens, CPU, 10_000)
-    one.merged(tmp_path / "adapter")
+    adapter = adapted(models)
+    trained = torch_backend.score_encoded(adapter.model, tokens, CPU, 10_000)
+    adapter.merged(tmp_path / "adapter")
     base = torch_backend.load_model(models / "decoder", Runtime(CPU, torch.float32, "test"))
     loaded = PeftModel.from_pretrained(base, tmp_path / "adapter")
     np.testing.assert_allclose(torch_backend.score_encoded(loaded, tokens, CPU, 10_000), trained, atol=1e-5)
 
 
-@pytest.mark.parametrize("knobs", [{"dropout": 0.1}, {"variant": "dora"}, {"fold": False}])
-def test_what_cannot_be_folded_is_left_to_peft(models: Path, tokens: Tokens, knobs: dict) -> None:
-    one = adapted(models, **knobs)
-    assert not one.folds
-    _, gradients = run(one, tokens)
+@pytest.mark.parametrize("settings", [{"dropout": 0.1}, {"variant": "dora"}, {"fold": False}])
+def test_what_cannot_be_folded_is_left_to_peft(models: Path, tokens: Tokens, settings: dict) -> None:
+    adapter = adapted(models, **settings)
+    assert not adapter.folds
+    _, gradients = run(adapter, tokens)
     assert all(gradient is not None for gradient in gradients.values())
-    trained = torch_backend.score_encoded(one.model, tokens, CPU, 10_000)
-    np.testing.assert_allclose(torch_backend.score_encoded(one.merged(None), tokens, CPU, 10_000), trained, atol=1e-4)
+    trained = torch_backend.score_encoded(adapter.model, tokens, CPU, 10_000)
+    np.testing.assert_allclose(
+        torch_backend.score_encoded(adapter.merged(None), tokens, CPU, 10_000), trained, atol=1e-4
+    )
 
 
 def test_rank_0_trains_all_weights(models: Path) -> None:
     model = torch_backend.load_model(models / "decoder", Runtime(CPU, torch.bfloat16, "test"))
-    one = Adapted(model, Lora(rank=0))
-    assert len(one.trained()) == len(list(model.parameters())) and not one.folds
-    assert {weight.dtype for weight in one.trained().values()} == {torch.float32}
+    adapter = Adapted(model, Lora(rank=0))
+    assert len(adapter.trained()) == len(list(model.parameters())) and not adapter.folds
+    assert {weight.dtype for weight in adapter.trained().values()} == {torch.float32}
 
 
 def test_frozen_weights_stay_in_their_precision_and_adapters_train_in_fp32(models: Path) -> None:
-    one = adapted(models, torch.bfloat16)
-    assert {weight.dtype for weight in one.trained().values()} == {torch.float32}
-    frozen = {weight.dtype for weight in one.model.parameters() if not weight.requires_grad}
+    adapter = adapted(models, torch.bfloat16)
+    assert {weight.dtype for weight in adapter.trained().values()} == {torch.float32}
+    frozen = {weight.dtype for weight in adapter.model.parameters() if not weight.requires_grad}
     assert torch.bfloat16 in frozen
 
 
 def test_adapters_of_embeddings_are_not_lost(models: Path, tokens: Tokens) -> None:
-    one = adapted(models, targets=("q_proj", "embed_tokens"))
-    assert not one.folds
-    trained = torch_backend.score_encoded(one.model, tokens, CPU, 10_000)
-    np.testing.assert_allclose(torch_backend.score_encoded(one.merged(None), tokens, CPU, 10_000), trained, atol=1e-4)
+    adapter = adapted(models, targets=("q_proj", "embed_tokens"))
+    assert not adapter.folds
+    trained = torch_backend.score_encoded(adapter.model, tokens, CPU, 10_000)
+    np.testing.assert_allclose(
+        torch_backend.score_encoded(adapter.merged(None), tokens, CPU, 10_000), trained, atol=1e-4
+    )
 
 
 def test_targets_that_are_not_there_are_named(models: Path) -> None:
@@ -135,16 +139,16 @@ def encoded(base: Path) -> Tokens:
     return encode_table(scorer.load_encoder(base, TEXT, "encoder"), pairs(4, 3, 1), TEXT)
 
 
-def judge(base: Path, dtype: torch.dtype, **knobs: Any) -> Adapted:
+def judge(base: Path, dtype: torch.dtype, **settings: Any) -> Adapted:
     """An encoder teacher whose adapters and head are not as they were made."""
     seed_everything(5)
-    one = Adapted(torch_backend.load_model(base, Runtime(CPU, dtype, "test")), Lora(rank=4, alpha=8, **knobs))
+    adapter = Adapted(torch_backend.load_model(base, Runtime(CPU, dtype, "test")), Lora(rank=4, alpha=8, **settings))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for weight in one.trained().values():
+        for weight in adapter.trained().values():
             weight.add_(torch.randn(weight.shape, generator=generator) * 0.05)
-    one.fold()
-    return one
+    adapter.fold()
+    return adapter
 
 
 @pytest.mark.parametrize(
@@ -159,15 +163,15 @@ def test_an_encoder_trains_and_is_saved_as_it_was_trained(
     name: str, precision: str, variant: str, bases: Path, tmp_path: Path
 ) -> None:
     runtime = setup_runtime(Compute(device="cpu", precision=precision, threads=1))
-    tokens, one = encoded(bases / name), judge(bases / name, runtime.dtype, **VARIANTS[variant])
-    assert one.folds == (variant == "folded")
-    with torch.autocast("cpu", torch.bfloat16, enabled=runtime.bf16 and not one.folds):
-        logits = torch_backend.forward(one.model.train(), tokens, np.arange(len(tokens)), CPU)
+    tokens, adapter = encoded(bases / name), judge(bases / name, runtime.dtype, **VARIANTS[variant])
+    assert adapter.folds == (variant == "folded")
+    with torch.autocast("cpu", torch.bfloat16, enabled=runtime.bf16 and not adapter.folds):
+        logits = torch_backend.forward(adapter.model.train(), tokens, np.arange(len(tokens)), CPU)
     logits.square().sum().backward()
     assert logits.dtype == torch.float32
-    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in one.trained().values())
-    trained = torch_backend.score_encoded(one.model, tokens, CPU, 10_000)
-    merged = one.merged(None)
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in adapter.trained().values())
+    trained = torch_backend.score_encoded(adapter.model, tokens, CPU, 10_000)
+    merged = adapter.merged(None)
     torch_backend.narrow_base(merged, runtime.dtype)
     merged.save_pretrained(tmp_path)
     saved = torch_backend.load_model(tmp_path, runtime, whole=True)
@@ -189,9 +193,9 @@ def test_dora_is_merged_in_fp32_and_rounded_once(bases: Path) -> None:
 def test_an_adapter_holds_what_its_base_lacks(name: str, tmp_path: Path) -> None:
     settings = {} if name == "deberta-v3" else {"add_pooling_layer": False}
     base = write_base(name, tmp_path / "base", **settings)
-    tokens, one = encoded(base), judge(base, torch.float32)
-    trained = torch_backend.score_encoded(one.model, tokens, CPU, 10_000)
-    one.merged(tmp_path / "adapter")
+    tokens, adapter = encoded(base), judge(base, torch.float32)
+    trained = torch_backend.score_encoded(adapter.model, tokens, CPU, 10_000)
+    adapter.merged(tmp_path / "adapter")
     seed_everything(9)  # another pooler and head than those that were adapted
     anew = torch_backend.load_model(base, Runtime(CPU, torch.float32, "test"))
     assert np.abs(torch_backend.score_encoded(anew, tokens, CPU, 10_000) - trained).max() > 0.1

@@ -170,8 +170,8 @@ def labeled(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     return scratch
 
 
-def rehearse(folder: Path, scratch: Path, **knobs) -> None:
-    config = Student(model=str(folder), text=Text(max_tokens=TOKENS), export=Export(onnx=False), **knobs)
+def rehearse(folder: Path, scratch: Path, **settings) -> None:
+    config = Student(model=str(folder), text=Text(max_tokens=TOKENS), export=Export(onnx=False), **settings)
     rehearsal.rehearse_student(config, COMPUTE, scratch)
 
 
@@ -203,8 +203,8 @@ def test_a_configuration_without_a_pad_token_takes_the_tokenizers(
 def test_a_score_that_depends_on_padding_is_refused(folders: dict[str, Path], tmp_path: Path, monkeypatch) -> None:
     padded = encoding.Tokens.padded
 
-    def unmasked(*given):
-        batch = padded(*given)
+    def unmasked(*arguments):
+        batch = padded(*arguments)
         return batch | {"attention_mask": batch["attention_mask"] * 0 + 1}
 
     monkeypatch.setattr(encoding.Tokens, "padded", unmasked)

@@ -39,8 +39,8 @@ def referee(folder: Path, texts: Sequence[str], max_tokens: int = 64, pooling: s
     vectors = []
     for text in texts:
         with torch.inference_mode():
-            hidden = model(**tokenizer(text, truncation=True, max_length=max_tokens, return_tensors="pt"))[0][0]
-        pooled = hidden[0] if pooling == "cls" else hidden.mean(0)
+            states = model(**tokenizer(text, truncation=True, max_length=max_tokens, return_tensors="pt"))[0][0]
+        pooled = states[0] if pooling == "cls" else states.mean(0)
         vectors.append((pooled / pooled.norm()).numpy())
     return np.stack(vectors)
 
@@ -85,7 +85,9 @@ def rewrite(path: Path, **changes) -> None:
 
 def say_pooling(folder: Path, pooling: dict, *others: str) -> None:
     """What sentence-transformers keeps of its modules."""
-    kinds = {"": "Transformer", "1_Pooling": "Pooling"} | {f"{at}_{kind}": kind for at, kind in enumerate(others, 2)}
+    kinds = {"": "Transformer", "1_Pooling": "Pooling"} | {
+        f"{number}_{kind}": kind for number, kind in enumerate(others, 2)
+    }
     modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()]
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "1_Pooling").mkdir()

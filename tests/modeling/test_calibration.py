@@ -39,8 +39,8 @@ def test_isotonic_rises_strictly_from_the_least_logit_to_the_largest(rows) -> No
     fitted = calibration.fit("isotonic", logits, targets)
     assert np.all(np.diff(fitted["x"]) > 0) and np.all(np.diff(fitted["y"]) > 0)
     grid = np.linspace(logits.min() - 0.5, logits.max() + 0.5, 200)  # candidates go further than judged pairs
-    told = calibration.calibrated_logit(fitted, grid)
-    assert np.all(np.diff(told) > 0) and np.abs(told).max() < 6.91
+    calibrated = calibration.calibrated_logit(fitted, grid)
+    assert np.all(np.diff(calibrated) > 0) and np.abs(calibrated).max() < 6.91
     far = calibration.probability(fitted, np.array([-1e6, 1e6]))
     assert 1e-3 <= far[0] < far[1] <= 1 - 1e-3 + 1e-12
 
@@ -96,8 +96,8 @@ def test_platt_finds_the_line_and_takes_soft_targets() -> None:
 
 def test_platt_of_perfectly_separated_targets_is_finite() -> None:
     fitted = calibration.fit("platt", np.array([-2.0, -1, 1, 2]), np.array([0.0, 0, 1, 1]))
-    told = calibration.probability(fitted, np.array([-2.0, 2]))
-    assert 0 < fitted["slope"] < 5 and 0.1 < told[0] < 0.3 and 0.7 < told[1] < 0.9
+    probabilities = calibration.probability(fitted, np.array([-2.0, 2]))
+    assert 0 < fitted["slope"] < 5 and 0.1 < probabilities[0] < 0.3 and 0.7 < probabilities[1] < 0.9
 
 
 @pytest.mark.parametrize("method", [*METHODS, "auto"])
@@ -105,8 +105,8 @@ def test_platt_of_perfectly_separated_targets_is_finite() -> None:
 @pytest.mark.parametrize("logits", [[1, 1, 1], [1, 2, 3]])
 def test_odd_judgements_give_probabilities_all_the_same(method, targets, logits) -> None:
     fitted = calibration.fit(method, np.array(logits), np.array(targets), np.array(["a", "a", "b"]))
-    told = calibration.probability(fitted, np.linspace(-9, 9, 50))
-    assert np.isfinite(told).all() and told.min() >= 0 and told.max() <= 1
+    probabilities = calibration.probability(fitted, np.linspace(-9, 9, 50))
+    assert np.isfinite(probabilities).all() and probabilities.min() >= 0 and probabilities.max() <= 1
     json.dumps(fitted, allow_nan=False)
     assert np.isfinite(calibration.out_of_fold(method, np.array(logits), np.array(targets))).all()
 
@@ -123,12 +123,12 @@ def test_none_is_the_sigmoid_that_nothing_was_fitted_to() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_query_has_no_say_in_its_own_probabilities(method: str) -> None:
     logits, targets, groups = judged(np.random.default_rng(3), 30)
-    told = calibration.out_of_fold(method, logits, targets, groups)
+    probabilities = calibration.out_of_fold(method, logits, targets, groups)
     turned = targets.copy()
     turned[groups == "q7"] = 1 - turned[groups == "q7"]
     again = calibration.out_of_fold(method, logits, turned, groups)
-    assert np.array_equal(told[groups == "q7"], again[groups == "q7"])
-    assert not np.array_equal(told, again)
+    assert np.array_equal(probabilities[groups == "q7"], again[groups == "q7"])
+    assert not np.array_equal(probabilities, again)
 
 
 def test_folds_hold_whole_queries_and_do_not_depend_on_the_order_of_rows() -> None:
@@ -139,9 +139,9 @@ def test_folds_hold_whole_queries_and_do_not_depend_on_the_order_of_rows() -> No
     assert len(sizes) == 5 and np.ptp(sizes) <= 8
     order = np.random.default_rng(5).permutation(len(groups))
     assert np.array_equal(calibration._folds(groups[order]), fold[order])
-    told = calibration.out_of_fold("platt", logits, targets, groups)
+    probabilities = calibration.out_of_fold("platt", logits, targets, groups)
     shuffled = calibration.out_of_fold("platt", logits[order], targets[order], groups[order])
-    assert np.allclose(shuffled, told[order], atol=1e-4)
+    assert np.allclose(shuffled, probabilities[order], atol=1e-4)
 
 
 def test_its_own_rows_flatter_a_calibration() -> None:
@@ -150,7 +150,7 @@ def test_its_own_rows_flatter_a_calibration() -> None:
     own = calibration.probability(calibration.fit("isotonic", logits, noise), logits)
     held_out = calibration.out_of_fold("isotonic", logits, noise, groups)
     assert metrics.brier(own, noise) < metrics.brier(held_out, noise)
-    errors = [metrics.ece(metrics.reliability(told, noise, 10)) for told in (own, held_out)]
+    errors = [metrics.ece(metrics.reliability(probabilities, noise, 10)) for probabilities in (own, held_out)]
     assert errors[0] < errors[1]
 
 
@@ -171,9 +171,9 @@ def test_auto_takes_isotonic_where_no_sigmoid_fits() -> None:
     assert chosen["gain"] > chosen["standard_error"] > 0 and (chosen["rows"], chosen["queries"]) == (1200, 150)
     assert chosen["gain"] == pytest.approx(chosen["log_loss"]["platt"] - chosen["log_loss"]["isotonic"])
     for method in METHODS:
-        told = calibration.out_of_fold(method, logits, targets, groups)
-        assert chosen["brier"][method] == pytest.approx(metrics.brier(told, targets))
-        loss = -np.mean(targets * np.log(told) + (1 - targets) * np.log(1 - told))
+        probabilities = calibration.out_of_fold(method, logits, targets, groups)
+        assert chosen["brier"][method] == pytest.approx(metrics.brier(probabilities, targets))
+        loss = -np.mean(targets * np.log(probabilities) + (1 - targets) * np.log(1 - probabilities))
         assert chosen["log_loss"][method] == pytest.approx(loss, abs=1e-3)
 
 

@@ -124,8 +124,8 @@ def test_a_long_pair_is_cut_as_transformers_cuts_the_second(models: Path, limit:
     ours = load_encoder(models / "encoder", Text(max_tokens=limit), "encoder").encode(queries, products)
     theirs = tokenizer(queries, products, truncation="only_second", max_length=limit)["input_ids"]
     assert [ours.row(row).tolist() for row in range(40)] == theirs
-    assert ours.truncated == sum(len(one) == limit for one in theirs) - sum(
-        len(one) == limit for one in tokenizer(queries, products)["input_ids"]
+    assert ours.truncated == sum(len(ids) == limit for ids in theirs) - sum(
+        len(ids) == limit for ids in tokenizer(queries, products)["input_ids"]
     )
 
 

@@ -13,7 +13,8 @@ from distilrank.modeling.neighbors import Neighbors
 
 def brute_force(vectors: np.ndarray, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     units = [
-        one.astype(np.float64) / np.linalg.norm(one.astype(np.float64), axis=1)[:, None] for one in (vectors, queries)
+        matrix.astype(np.float64) / np.linalg.norm(matrix.astype(np.float64), axis=1)[:, None]
+        for matrix in (vectors, queries)
     ]
     scores = units[1] @ units[0].T
     places = np.argsort(-scores, axis=1, kind="stable")[:, :count]
@@ -44,15 +45,15 @@ def test_ties_go_to_the_lowest_place_however_the_work_is_divided(monkeypatch: py
     queries = rng.standard_normal((20, 24)).astype(np.float32)
     ranks = np.argsort(brute_force(vectors, queries, 30)[0], axis=1)  # of each of the 30, by query
     expected = np.argsort(ranks[:, kind], axis=1, kind="stable")[:, :50]
-    seen = []
+    score_bytes = []
     for block in (1 << 24, 24 * 7, 24 * 100, 24 * 333):
         monkeypatch.setattr(neighbors, "BLOCK", block)
         for step in (1, 20):
-            parts = [Neighbors(vectors[kind]).top(queries[at : at + step], 50) for at in range(0, 20, step)]
+            parts = [Neighbors(vectors[kind]).top(queries[start : start + step], 50) for start in range(0, 20, step)]
             places, scores = (np.concatenate(part) for part in zip(*parts))
             np.testing.assert_array_equal(places, expected)
-            seen.append(scores.tobytes())
-    assert len(set(seen)) == 1  # to the last bit
+            score_bytes.append(scores.tobytes())
+    assert len(set(score_bytes)) == 1  # to the last bit
 
 
 def test_search_at_its_edges() -> None:

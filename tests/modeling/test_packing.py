@@ -29,7 +29,7 @@ def tokens_of(queries: list[list[int]], rest: list[list[list[int]]]) -> Tokens:
     return Tokens.of([query for query, _ in rows], [ids for _, ids in rows])
 
 
-def small(kind: str, **knobs) -> torch.nn.Module:
+def small(kind: str, **model_settings) -> torch.nn.Module:
     torch.manual_seed(3)
     config = AutoConfig.for_model(
         kind,
@@ -42,7 +42,7 @@ def small(kind: str, **knobs) -> torch.nn.Module:
         max_position_embeddings=128,
         pad_token_id=0,
         num_labels=1,
-        **knobs,
+        **model_settings,
     )
     return AutoModelForSequenceClassification.from_config(config, attn_implementation=packing.ATTENTION).eval()
 
@@ -68,14 +68,14 @@ def test_packed_batches_give_the_logits_and_gradients_of_padded_ones(kind: str) 
     rows = rng.permutation(len(tokens))
     for parameter in model.parameters():
         assert parameter.requires_grad
-    found = {}
+    results = {}
     for name, function in (("packed", torch_backend.forward), ("padded", None)):
         model.zero_grad()
         logits = function(model, tokens, rows, CPU) if function else padded(model, tokens, rows)
         logits.square().sum().backward()
-        found[name] = logits.detach(), [parameter.grad.clone() for parameter in model.parameters()]
-    torch.testing.assert_close(found["packed"][0], found["padded"][0], atol=1e-5, rtol=1e-4)
-    for ours, theirs in zip(found["packed"][1], found["padded"][1]):
+        results[name] = logits.detach(), [parameter.grad.clone() for parameter in model.parameters()]
+    torch.testing.assert_close(results["packed"][0], results["padded"][0], atol=1e-5, rtol=1e-4)
+    for ours, theirs in zip(results["packed"][1], results["padded"][1]):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
 
 
@@ -96,11 +96,11 @@ def test_every_pair_sees_its_own_tokens_in_order_and_no_others(groups) -> None:
     batch = packing.pack_decoder_batch(tokens, rows)
     ids, positions = batch.ids[0].numpy(), batch.positions[0].numpy()
     assert len(ids) <= tokens.lengths.sum(), "common tokens stand once"
-    for place, row in enumerate(rows):
-        segment, inside = divmod(int(batch.places[batch.read[place]]), batch.queries.shape[1])
-        seen = batch.keys[segment][batch.mask[segment, 0, inside] == 0].numpy()
-        assert ids[seen].tolist() == tokens.row(row).tolist()
-        assert positions[seen].tolist() == list(range(tokens.lengths[row]))
+    for number, row in enumerate(rows):
+        segment, inside = divmod(int(batch.places[batch.read[number]]), batch.queries.shape[1])
+        attended = batch.keys[segment][batch.mask[segment, 0, inside] == 0].numpy()
+        assert ids[attended].tolist() == tokens.row(row).tolist()
+        assert positions[attended].tolist() == list(range(tokens.lengths[row]))
 
 
 def test_common_tokens_stand_once() -> None:
@@ -127,9 +127,9 @@ def test_the_head_computes_in_fp32(models: Path) -> None:
     logits = torch_backend.score_encoded(model, encode_table(encoder, pairs(30, 5, 1), encoder_text()), CPU, 500)
     with torch.autocast("cpu", torch.bfloat16):
         autocast = torch_backend.score_encoded(model, encode_table(encoder, pairs(30, 5, 1), encoder_text()), CPU, 500)
-    for one in (logits, autocast):
-        as_bf16 = torch.from_numpy(one).bfloat16().float().numpy()
-        assert (as_bf16 != one).mean() > 0.5
+    for scores in (logits, autocast):
+        as_bf16 = torch.from_numpy(scores).bfloat16().float().numpy()
+        assert (as_bf16 != scores).mean() > 0.5
     assert model.score.weight.dtype == torch.float32
 
 

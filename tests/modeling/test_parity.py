@@ -47,9 +47,9 @@ def save(base: Path, folder: Path, text: Text = TEXT) -> tuple[Any, PairEncoder]
 def test_all_libraries_score_as_the_network_in_memory(name: str, tmp_path: Path) -> None:
     base, folder = write_base(name, tmp_path / "base"), tmp_path / "student"
     model, encoder = save(base, folder)
-    found = parity.prove(folder, model, encoder, DEV, FP32)["max_difference"]
-    assert artifacts.read_json(folder / parity.FILE)["max_difference"] == found
-    assert set(found) == {"scorer, torch", "transformers"}
+    differences = parity.prove(folder, model, encoder, DEV, FP32)["max_difference"]
+    assert artifacts.read_json(folder / parity.FILE)["max_difference"] == differences
+    assert set(differences) == {"scorer, torch", "transformers"}
     table, ours = parity.sample(encoder, DEV), Scorer.load(folder, FP32, backend="torch")
     expected, shown = ours.score(table), ours.pairs(table)
     assert np.std(expected) > 0.05
@@ -57,7 +57,7 @@ def test_all_libraries_score_as_the_network_in_memory(name: str, tmp_path: Path)
 
     source, saved = Tokenizer.from_file(str(base / "tokenizer.json")), AutoTokenizer.from_pretrained(folder)
     read = saved(*map(list, zip(*shown, strict=True)))["input_ids"]  # alone, it takes an empty product for none
-    assert [one.ids for one in source.encode_batch(shown)] == read
+    assert [encoding.ids for encoding in source.encode_batch(shown)] == read
     types = saved("red", "sofa").get("token_type_ids")
     assert types == ([0, 0, 0, 1, 1] if getattr(model.config, "type_vocab_size", 0) > 1 else None)
 
@@ -143,7 +143,7 @@ def test_the_last_token_of_a_prompt_is_read_also_where_it_is_the_end_token(model
 
     tokenizer.save(str(base / "tokenizer.json"))
     content = artifacts.read_json(base / "tokenizer.json")
-    content["added_tokens"] = [one for one in content["added_tokens"] if one["content"] == "<|end|>"]
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] == "<|end|>"]
     artifacts.write_json(base / "tokenizer.json", content)
     settings = artifacts.read_json(base / "tokenizer_config.json")
     artifacts.write_json(base / "tokenizer_config.json", settings | {"bos_token": None})

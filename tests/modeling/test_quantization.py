@@ -82,10 +82,10 @@ def test_each_input_is_rounded_once_and_each_matrix_kept_once(signed: bool, kind
     operators = [node.op_type for node in model.graph.node]
     assert operators.count("MatMulIntegerToFloat") == 3 and operators.count("MatMul") == 1
     assert operators.count("ReduceMax") == 2
-    matrices = {one.name: one.data_type for one in model.graph.initializer if len(one.dims) == 2}
+    matrices = {weight.name: weight.data_type for weight in model.graph.initializer if len(weight.dims) == 2}
     assert sorted(matrices.values()) == sorted([TensorProto.FLOAT, kind, kind])  # of floats, the one used elsewhere
     assert matrices["shared"] == TensorProto.FLOAT
-    assert [one.domain for one in model.opset_import] == ["", CONTRIBUTED]
+    assert [opset.domain for opset in model.opset_import] == ["", CONTRIBUTED]
 
 
 @pytest.mark.parametrize("signed", [True, False])

@@ -174,9 +174,9 @@ def test_lists_are_scored_as_rows_in_any_order_and_company(student: Path, backen
     whole = ours.score(table)
     queries, products = lists(table)
     together = ours.score_lists(queries, products)
-    assert [len(one) for one in together] == [len(one) for one in products]
+    assert [len(row) for row in together] == [len(row) for row in products]
     np.testing.assert_allclose(np.concatenate(together), whole, atol=1e-5)
-    turned = ours.score_lists(queries[::-1], [one[::-1] for one in products[::-1]])
+    turned = ours.score_lists(queries[::-1], [row[::-1] for row in products[::-1]])
     np.testing.assert_allclose(np.concatenate(turned)[::-1], whole, atol=1e-5)
     alone = [ours.score_lists([query], [own])[0] for query, own in zip(queries, products)]
     np.testing.assert_allclose(np.concatenate(alone), whole, atol=1e-5)
@@ -211,8 +211,8 @@ def test_the_probability_is_the_calibrated_one(student: Path, tmp_path: Path) ->
     ours = Scorer.load(student, CPU, backend="onnx")
     assert ours.description["calibration"] == PLATT and ours.description["role"] == "student"
     with np.errstate(all="raise", under="ignore"):
-        found = ours.probability(logits)
-    np.testing.assert_allclose(found, [1 / (1 + np.exp(7)), 0.5, 1, 0], rtol=1e-12)
+        probabilities = ours.probability(logits)
+    np.testing.assert_allclose(probabilities, [1 / (1 + np.exp(7)), 0.5, 1, 0], rtol=1e-12)
     folder = shutil.copytree(student, tmp_path / "student")
     change(folder / DESCRIPTION, calibration={"method": "none"})
     uncalibrated = Scorer.load(folder, CPU, backend="onnx")
@@ -263,7 +263,7 @@ def test_products_that_were_seen_are_not_tokenized_again(student: Path, monkeypa
     ours = Scorer.load(student, CPU, backend="onnx")
     queries, products = lists(rows(60, seed=4))
     first = ours.score_lists(queries, products)
-    different = len({tuple(product.values()) for one in products for product in one})
+    different = len({tuple(product.values()) for row in products for product in row})
     assert (ours.products.hits, ours.products.misses, len(ours.products)) == (0, different, different)
 
     def refuse(*_: object) -> None:
@@ -272,8 +272,8 @@ def test_products_that_were_seen_are_not_tokenized_again(student: Path, monkeypa
     monkeypatch.setattr(ours.encoder, "render", refuse)
     again = ours.score_lists(queries, products)
     assert (ours.products.hits, ours.products.misses) == (different, different)
-    for one, other in zip(first, again):
-        np.testing.assert_array_equal(one, other)
+    for scores, other in zip(first, again):
+        np.testing.assert_array_equal(scores, other)
 
 
 @pytest.mark.parametrize("size", [0, 5])
@@ -282,8 +282,8 @@ def test_a_small_cache_changes_nothing(student: Path, size: int) -> None:
     small = Scorer.load(student, CPU, backend="onnx", cached_products=size)
     expected = Scorer.load(student, CPU, backend="onnx").score_lists(queries, products)
     for _ in range(2):
-        for one, other in zip(small.score_lists(queries, products), expected):
-            np.testing.assert_array_equal(one, other)
+        for scores, other in zip(small.score_lists(queries, products), expected):
+            np.testing.assert_array_equal(scores, other)
         assert len(small.products) == size
 
 
@@ -294,10 +294,10 @@ def test_of_a_long_product_only_the_tokens_that_the_model_takes_are_kept(student
     try:
         for number in range(20):
             ours.score_lists(["sofa"], [[{"title": f"{number} " + "red sofa " * 10_000}]])
-        kept, _ = tracemalloc.get_traced_memory()
+        traced_bytes, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert len(ours.products) == 21 and kept < 90_000  # one of the texts alone
+    assert len(ours.products) == 21 and traced_bytes < 90_000  # one of the texts alone
 
 
 def test_products_that_differ_in_a_field_are_not_taken_for_each_other(student: Path) -> None:
