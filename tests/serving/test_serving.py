@@ -180,8 +180,8 @@ def test_scores_are_the_librarys_in_the_order_of_the_products(service: Service, 
         np.testing.assert_allclose(answer["scores"], shop.scores(champion, body), atol=CLOSE)
     body = REQUESTS[0] | {"probability": True}
     answer = post(service, body).json()
-    wanted = shop.scorers[champion].probability(np.array(answer["scores"], np.float32))
-    np.testing.assert_allclose(answer["probabilities"], wanted, atol=1e-9)
+    expected = shop.scorers[champion].probability(np.array(answer["scores"], np.float32))
+    np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-9)
 
 
 def test_absent_null_and_empty_fields_are_the_same(service: Service) -> None:
@@ -203,12 +203,14 @@ def test_a_ranking_is_that_of_the_evaluation(service: Service, shop: Shop) -> No
     products = [product | {"id": name} for product, name in zip(body["products"], ids, strict=True)]
     ranking = post(service, {**body, "products": products, "probability": True}, "/v1/rank").json()["ranking"]
     scores = shop.scores(shop.versions[0], body)
-    wanted = sorted(zip(scores.tolist(), map(trec.encode, ids), ids, strict=True), reverse=True)
-    assert [one["id"] for one in ranking] == [name for *_, name in wanted]
-    np.testing.assert_allclose([one["score"] for one in ranking], [score for score, *_ in wanted], atol=CLOSE)
-    assert [one["probability"] for one in ranking] == sorted((one["probability"] for one in ranking), reverse=True)
-    tied = [at for at, one in enumerate(ranking) if one["id"] in ("9", "91", "z")]
-    assert [ranking[at]["id"] for at in tied] == ["z", "91", "9"] and tied == list(range(tied[0], tied[0] + 3))
+    expected = sorted(zip(scores.tolist(), map(trec.encode, ids), ids, strict=True), reverse=True)
+    assert [entry["id"] for entry in ranking] == [name for *_, name in expected]
+    np.testing.assert_allclose([entry["score"] for entry in ranking], [score for score, *_ in expected], atol=CLOSE)
+    assert [entry["probability"] for entry in ranking] == sorted(
+        (entry["probability"] for entry in ranking), reverse=True
+    )
+    tied = [index for index, entry in enumerate(ranking) if entry["id"] in ("9", "91", "z")]
+    assert [ranking[index]["id"] for index in tied] == ["z", "91", "9"] and tied == list(range(tied[0], tied[0] + 3))
 
 
 def test_what_arrives_together_is_scored_together(service: Service, shop: Shop) -> None:
@@ -267,7 +269,7 @@ REFUSED = [
     ({"query": "", "products": [1] * 90_000}, 413, "products: got 90000, expected at most 1000"),
     ({"query": "sofa", "products": ONE, "x" * 200_000: 1}, 422, f"{'x' * 60}...: unknown field"),
     (
-        {"query": "sofa", "products": [{"title": "a"} | {f"x{at}": 1 for at in range(20_000)}]},
+        {"query": "sofa", "products": [{"title": "a"} | {f"x{number}": 1 for number in range(20_000)}]},
         422,
         "products[0].x0: unknown field",
     ),
@@ -276,7 +278,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "message"), REFUSED, ids=[f"{one[1]}-{at}" for at, one in enumerate(REFUSED)]
+    ("body", "status", "message"), REFUSED, ids=[f"{case[1]}-{number}" for number, case in enumerate(REFUSED)]
 )
 def test_bad_requests_are_refused_by_one_line(service: Service, body: Any, status: int, message: str) -> None:
     content = body if isinstance(body, bytes) else json.dumps(body)
@@ -288,15 +290,15 @@ def test_bad_requests_are_refused_by_one_line(service: Service, body: Any, statu
 def test_a_ranking_needs_ids_of_its_own(service: Service) -> None:
     cases = {(None, "a"): "products[0].id: missing", ("a", "b", "a"): "products[2].id: got 'a' a second time"}
     for ids, message in cases.items():
-        products = [{"title": "sofa"} | ({"id": one} if one else {}) for one in ids]
+        products = [{"title": "sofa"} | ({"id": name} if name else {}) for name in ids]
         answer = post(service, {"query": "sofa", "products": products}, "/v1/rank")
         assert (answer.status_code, answer.json()) == (422, {"error": message})
 
 
 def test_refusing_a_large_body_holds_up_nobody(shop: Shop) -> None:
     """Refusing a large body costs about as much as parsing it, beside what a small one costs."""
-    unknown = {"title": "a"} | {f"x{at}": 1 for at in range(150_000)}
-    ids = [{"id": str(at), "title": "a"} for at in range(40_000)]
+    unknown = {"title": "a"} | {f"x{number}": 1 for number in range(150_000)}
+    ids = [{"id": str(number), "title": "a"} for number in range(40_000)]
     bodies = [
         ("/v1/score", {"query": "q", "products": [1] * 900_000}, 413),
         ("/v1/score", {"query": "q", "products": ONE, "x" * 2_000_000: 1}, 422),
@@ -387,11 +389,11 @@ def test_the_documentation_asks_a_ranking_for_ids_alone(service: Service) -> Non
     schema = service.http.get("/openapi.json").json()
 
     def product(path: str) -> dict[str, Any]:
-        found = schema["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        schema_part = schema["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
         for field in ("products", None):
-            found = schema["components"]["schemas"][found["$ref"].rpartition("/")[2]]
-            found = found["properties"][field]["items"] if field else found
-        return found
+            schema_part = schema["components"]["schemas"][schema_part["$ref"].rpartition("/")[2]]
+            schema_part = schema_part["properties"][field]["items"] if field else schema_part
+        return schema_part
 
     assert product("/v1/score")["required"] == ["title"]
     assert sorted(product("/v1/rank")["required"]) == ["id", "title"]
@@ -452,14 +454,16 @@ def test_under_load_the_champion_changes_without_a_lost_or_mixed_answer(service:
     async def drive() -> benchmark.Seen:
         client = benchmark.Client(service.url, REQUESTS, expected, CLOSE)
         async with client.http:
-            seen, took = await asyncio.gather(client.load(3.0, 40), benchmark.swap(client, shop.uri, versions, 3.0, 5))
+            load_result, took = await asyncio.gather(
+                client.load(3.0, 40), benchmark.swap(client, shop.uri, versions, 3.0, 5)
+            )
             assert took, "the service followed no move"
-            return seen
+            return load_result
 
     before = metrics(service)["distilrank_reloads_total"]
-    seen = asyncio.run(drive())
-    assert (seen.failed, seen.mixed) == ([], [])
-    assert set(seen.versions) == set(versions)
+    load_result = asyncio.run(drive())
+    assert (load_result.failed, load_result.mixed) == ([], [])
+    assert set(load_result.versions) == set(versions)
     assert metrics(service)["distilrank_reloads_total"] >= before + 3
 
 
@@ -472,8 +476,10 @@ def test_the_client_of_the_load_finds_mixed_and_failed_answers(service: Service,
         async with client.http:
             return (await client.saturate(0.3, 1))[1]
 
-    seen = asyncio.run(drive(service.url))
-    assert seen.mixed[0] == f"request 3: scores are not all those of {shop.versions[0]}" and not seen.failed
+    load_result = asyncio.run(drive(service.url))
+    assert (
+        load_result.mixed[0] == f"request 3: scores are not all those of {shop.versions[0]}" and not load_result.failed
+    )
     assert "404" in asyncio.run(drive(f"{service.url}/other")).failed[0]
 
 
@@ -489,8 +495,8 @@ def test_a_damaged_version_is_told_of_and_the_old_one_goes_on(service: Service, 
         assert (ready(service)["ready"], ready(service)["version"]) == (True, first)
         assert post(service, REQUESTS[0]).json()["version"] == first
         assert "model.safetensors: digest" in service.http.get("/v1/model").json()["problem"]
-        found = metrics(service)
-        assert found["distilrank_reload_failures_total"] > before and found["distilrank_reload_failing"] == 1
+        figures = metrics(service)
+        assert figures["distilrank_reload_failures_total"] > before and figures["distilrank_reload_failing"] == 1
         assert any("model.safetensors: digest" in line and f"{first} goes on serving" in line for line in service.lines)
         assert str(weights) not in service.http.get("/readyz").text
         shop.move(second)
@@ -528,17 +534,17 @@ def test_an_unreadable_alias_does_not_end_the_pause_of_a_damaged_version(shop: S
     intact = alias.read_bytes()
     followed = reloader.Reloader(Serving(registry=str(root), backend="onnx", threads=1, reload_seconds=60), Metrics())
 
-    def look() -> tuple[str | None, int, str]:
+    def poll() -> tuple[str | None, int, str]:
         asyncio.run(followed.poll())
         return followed.failing, followed.attempts, str(followed.problem)
 
-    first = look()
+    first = poll()
     assert first[:2] == (name, 1) and "model.safetensors: digest" in first[2]
     alias.write_text("{")
-    assert [look()[:2] for _ in range(2)] == [(None, 1), (None, 2)] and "not JSON" in look()[2]
+    assert [poll()[:2] for _ in range(2)] == [(None, 1), (None, 2)] and "not JSON" in poll()[2]
     alias.write_bytes(intact)
     weights.write_bytes(whole)
-    assert look() == first and followed.current is None  # not tried again yet
+    assert poll() == first and followed.current is None  # not tried again yet
 
 
 def test_a_version_that_scores_otherwise_than_when_it_was_promoted_is_refused(shop: Shop, tmp_path: Path) -> None:
@@ -662,8 +668,8 @@ def test_from_an_empty_registry_to_the_end(shop: Shop, tmp_path: Path) -> None:
     asked = next(line for line in lines if line.get("products") == 3000)
     assert (asked["path"], asked["status"], asked["version"]) == ("/v1/score", 200, shop.versions[0])
     assert lines[-1]["event"] == "ended"
-    said = "\n".join(service.lines)
-    assert TOKEN not in said and slow["query"] not in said and slow["products"][0]["title"] not in said
+    log = "\n".join(service.lines)
+    assert TOKEN not in log and slow["query"] not in log and slow["products"][0]["title"] not in log
     assert list(home.iterdir()) == []
     with pytest.raises(httpx.ConnectError):
         service.http.get("/healthz")
@@ -692,7 +698,7 @@ def test_too_much_waiting_is_refused_with_a_time_to_come_back(shop: Shop) -> Non
             assert (refused.status_code, refused.json()) == (503, {"error": "16 pairs are waiting"})
             assert int(refused.headers["retry-after"]) >= 1
             running = asyncio.create_task(state.batcher.run())
-            assert [one.status_code for one in await asyncio.gather(*waiting)] == [200, 200]
+            assert [response.status_code for response in await asyncio.gather(*waiting)] == [200, 200]
             assert (await client.post("/v1/score", json=REQUESTS[2])).status_code == 200
             running.cancel()
 
@@ -708,7 +714,7 @@ def test_too_many_requests_are_refused_before_they_are_read(shop: Shop) -> None:
             refused = await client.post("/v1/score", content=b"not read", headers=JSON)
             assert (refused.status_code, refused.json()) == (503, {"error": "3 requests are in flight"})
             running = asyncio.create_task(state.batcher.run())
-            assert [one.status_code for one in await asyncio.gather(*waiting)] == [200, 200]
+            assert [response.status_code for response in await asyncio.gather(*waiting)] == [200, 200]
             running.cancel()
 
     asyncio.run(scene())
@@ -792,7 +798,7 @@ def test_of_a_batch_only_who_is_to_blame_fails(shop: Shop) -> None:
             running = asyncio.create_task(state.batcher.run())
             answers = await asyncio.gather(*waiting)
             running.cancel()
-            assert [one.status_code for one in answers] == [200, 422, 200]
+            assert [response.status_code for response in answers] == [200, 422, 200]
             assert "tokens with its product shortened" in answers[1].json()["error"]
 
     asyncio.run(scene())
@@ -836,7 +842,7 @@ def test_large_requests_are_complete_one_after_the_other_and_refused_beyond_thei
                 except Full as error:
                     refused.append(error)
             # Half of the speed is theirs for certain: four in eight of the ten seconds that a request may take.
-            assert len(jobs) == 4 and {(str(one), one.retry) for one in refused} == {
+            assert len(jobs) == 4 and {(str(refusal), refusal.retry) for refusal in refused} == {
                 ("160 pairs are waiting, too many to score this request in time", 1)
             }
             small = make_request(2, 5)
@@ -888,12 +894,12 @@ def test_a_request_that_nothing_of_its_size_waits_before_is_accepted(shop: Shop)
 
 def test_probes_metrics_and_answers_that_are_written_are_not_in_flight(shop: Shop) -> None:
     state = State(Serving(registry=shop.uri))
-    seen = {}
+    in_flight = {}
 
     async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
         counts = [state.in_flight]
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        seen[scope["path"]] = [*counts, state.in_flight]
+        in_flight[scope["path"]] = [*counts, state.in_flight]
 
     async def ignore(*_: Any) -> dict[str, Any]:
         return {}
@@ -901,7 +907,7 @@ def test_probes_metrics_and_answers_that_are_written_are_not_in_flight(shop: Sho
     for path in ("/v1/score", "/v1/rank", "/metrics", "/healthz"):
         scope = {"type": "http", "method": "GET", "path": path, "headers": []}
         asyncio.run(auth.AuthMiddleware(endpoint, state, ())(scope, ignore, ignore))
-    assert seen == {"/v1/score": [1, 0], "/v1/rank": [1, 0], "/metrics": [0, 0], "/healthz": [0, 0]}
+    assert in_flight == {"/v1/score": [1, 0], "/v1/rank": [1, 0], "/metrics": [0, 0], "/healthz": [0, 0]}
     assert state.in_flight == 0
 
 
@@ -1101,9 +1107,9 @@ def test_a_crowd_of_connections_keeps_nobody_out(bounded: Service) -> None:
         with connect(bounded) as probe:
             probe.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
             assert statuses(probe) == [200]
-    found = metrics(bounded)
-    assert 1 <= found["distilrank_connections"] <= 24
-    assert found['distilrank_dropped_connections_total{reason="crowd"}'] >= 1
+    figures = metrics(bounded)
+    assert 1 <= figures["distilrank_connections"] <= 24
+    assert figures['distilrank_dropped_connections_total{reason="crowd"}'] >= 1
     for connection in crowd:
         connection.close()
     wait(lambda: metrics(bounded)["distilrank_in_flight_requests"] == 0)
@@ -1157,7 +1163,7 @@ def test_settings_come_from_defaults_file_and_command_line(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("arguments", "file", "said"),
+    ("arguments", "file", "message"),
     [
         (["--port", "99999"], None, "command line: port: Input should be less than or equal to 65535 (got '99999')"),
         (["--model", "best"], None, "model: String should match pattern '^(champion|v[0-9a-f]{12})$' (got 'best')"),
@@ -1177,7 +1183,7 @@ def test_settings_come_from_defaults_file_and_command_line(tmp_path: Path) -> No
 def test_what_cannot_be_served_is_refused_before_anything_listens(
     arguments: list[str],
     file: str | None,
-    said: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -1186,7 +1192,7 @@ def test_what_cannot_be_served_is_refused_before_anything_listens(
     if file is not None:
         (tmp_path / "serve.yaml").write_text(file)
         arguments = [*arguments, "--config", "serve.yaml"]
-    refused(["serve", *arguments], said, capsys)
+    refused(["serve", *arguments], message, capsys)
 
 
 def test_tokens_are_checked_and_never_told(
@@ -1212,11 +1218,11 @@ def test_a_port_in_use_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
         refused(["serve", "--port", str(port)], f"port {port}: cannot be listened on (Address already in use)", capsys)
 
 
-def refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)
     error = capsys.readouterr().err
-    assert ended.value.code == 2 and len(error.splitlines()) == 1 and said in error, error
+    assert ended.value.code == 2 and len(error.splitlines()) == 1 and message in error, error
     assert "secret" not in error
 
 
