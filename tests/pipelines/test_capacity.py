@@ -20,20 +20,20 @@ def sharded(shards: int, **cluster: Any) -> config.Config:
     return config.parse(values | {"prepare": {"shards": shards}}, "test")
 
 
-def documents(folder: Path, given: config.Config) -> list[Any]:
-    compiling.write("distill", given, folder / "distill.yaml")
+def documents(folder: Path, settings: config.Config) -> list[Any]:
+    compiling.write("distill", settings, folder / "distill.yaml")
     return list(yaml.safe_load_all((folder / "distill.yaml").read_text()))
 
 
 @pytest.mark.parametrize("cluster", [{}, CLUSTER], ids=["plain", "full"])
 def test_what_shards_take_is_as_estimated(tmp_path: Path, cluster: dict[str, Any]) -> None:
-    given = sharded(2, **cluster)
-    content = documents(tmp_path, given)
-    demand = capacity.demand(content, given)
+    settings = sharded(2, **cluster)
+    content = documents(tmp_path, settings)
+    demand = capacity.demand(content, settings)
     assert demand is not None
     argument, compressed = {}, {}
     for shards in (20, 100):
-        run = Run(content, given, shards)
+        run = Run(content, settings, shards)
         argument[shards], compressed[shards] = run.longest_argument, run.compressed()
         assert 1 <= demand.argument.total(shards) / argument[shards] < 1.05
     per_shard = (compressed[100] - compressed[20]) / 80
@@ -60,8 +60,8 @@ def test_more_shards_than_a_run_holds_are_refused_when_it_is_compiled(tmp_path: 
 def test_a_longer_root_leaves_room_for_fewer_shards(tmp_path: Path) -> None:
     sizes = []
     for root in ("", f"gs://{'bucket' * 10}/{'folder/' * 20}artifacts"):
-        given = sharded(2, pipeline_root=root)
-        demand = capacity.demand(documents(tmp_path, given), given)
+        settings = sharded(2, pipeline_root=root)
+        demand = capacity.demand(documents(tmp_path, settings), settings)
         assert demand is not None
         sizes.append(demand)
     assert sizes[1].argument.per_shard > sizes[0].argument.per_shard + 150

@@ -192,7 +192,7 @@ def test_a_run_succeeds_and_is_told_as_the_api_tells_it(cluster: Cluster) -> Non
     run_id = cluster.submit()
     assert cluster.ended(run_id) == "SUCCEEDED"
     run = cluster.run(run_id)
-    assert [one.state for one in run.state_history] == ["RUNNING", "SUCCEEDED"] and run.error is None
+    assert [entry.state for entry in run.state_history] == ["RUNNING", "SUCCEEDED"] and run.error is None
     # facts: a one-off run's job name is its display name, its resource name that of its workflow
     workflow = cluster.workflow(run_id)
     name = workflow["metadata"]["name"]
@@ -265,7 +265,7 @@ def test_retry_runs_what_failed_and_no_exit_handler(cluster: Cluster) -> None:
     assert json.loads(cluster.call(f"/apis/v2beta1/runs/{run_id}:retry", "POST")) == {}
     assert cluster.run(run_id).state == "RUNNING"
     assert cluster.ended(run_id) == "SUCCEEDED"
-    assert [one.state for one in cluster.run(run_id).state_history] == ["RUNNING", "FAILED", "RUNNING", "SUCCEEDED"]
+    assert [entry.state for entry in cluster.run(run_id).state_history] == ["RUNNING", "FAILED", "RUNNING", "SUCCEEDED"]
     # facts: only what failed runs again (an uncached task that had succeeded does not), and no exit handler
     assert (len(cluster.lines("made")), len(cluster.lines("used")), len(cluster.lines("status"))) == (1, 2, 1)
     with pytest.raises(urllib.error.HTTPError, match="400"):

@@ -79,8 +79,8 @@ class Compiled:
         return self.pods[f"exec-{task}"]
 
 
-def compiled(folder: Path, name: str, given: config.Config, scheduled: bool = False) -> Compiled:
-    compiling.write(name, given, folder / f"{name}.yaml", scheduled=scheduled)
+def compiled(folder: Path, name: str, configuration: config.Config, scheduled: bool = False) -> Compiled:
+    compiling.write(name, configuration, folder / f"{name}.yaml", scheduled=scheduled)
     return Compiled(folder / f"{name}.yaml")
 
 
@@ -92,10 +92,10 @@ def full(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_contract_holds_for_every_configuration(tmp_path: Path, name: str) -> None:
     for pipeline in ("distill", "monitor"):
-        found = compiled(tmp_path, pipeline, config.load(ROOT / "configs" / name))
-        assert len(found.text) <= 150_000
-        assert set(found.pods) == set(found.executors)
-        for label, executor in found.executors.items():
+        package = compiled(tmp_path, pipeline, config.load(ROOT / "configs" / name))
+        assert len(package.text) <= 150_000
+        assert set(package.pods) == set(package.executors)
+        for label, executor in package.executors.items():
             container = executor["container"]
             command = " ".join(container["command"] + container.get("args", []))
             assert "pip install" not in command and "packages_to_install" not in command, label
@@ -103,7 +103,7 @@ def test_the_contract_holds_for_every_configuration(tmp_path: Path, name: str) -
             asked = container["resources"]
             assert asked["resourceCpuRequest"] == asked["resourceCpuLimit"], label
             assert asked["resourceMemoryRequest"] == asked["resourceMemoryLimit"], label
-            assert found.pods[label]["securityContext"]["runAsNonRoot"] is True, label
+            assert package.pods[label]["securityContext"]["runAsNonRoot"] is True, label
 
 
 def test_the_same_configuration_compiles_to_the_same_bytes(tmp_path: Path) -> None:
@@ -167,11 +167,13 @@ def test_stages_have_their_own_on_top(full: Compiled) -> None:
 
 def test_the_end_is_told_whatever_it_is(full: Compiled) -> None:
     root = full.spec["root"]["dag"]["tasks"]
-    told = root["report-outcome"]
-    assert told["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"} and not told["cachingOptions"]
-    assert set(root) == {"report-outcome", *told["dependentTasks"]}, "all else is within"
+    task = root["report-outcome"]
+    assert task["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"} and not task["cachingOptions"]
+    assert set(root) == {"report-outcome", *task["dependentTasks"]}, "all else is within"
     (volume,) = (
-        one for one in full.pod("report-outcome")["secretAsVolume"] if one["secretName"] == CLUSTER["notify"]["secret"]
+        secret
+        for secret in full.pod("report-outcome")["secretAsVolume"]
+        if secret["secretName"] == CLUSTER["notify"]["secret"]
     )
     assert volume["mountPath"] == "/var/run/distilrank/notify"
     elsewhere = [label for label, pod in full.pods.items() if "chat" in json.dumps(pod)]
@@ -181,15 +183,15 @@ def test_the_end_is_told_whatever_it_is(full: Compiled) -> None:
 def test_preflight_knows_which_secrets_to_expect(full: Compiled) -> None:
     for task in ("check-inputs", "check-champion"):
         if task in full.tasks:
-            given = full.tasks[task]["inputs"]["parameters"]["secrets"]["runtimeValue"]["constant"]
-            assert given == {"hub": ["HF_TOKEN"], "trust": ["/etc/trust"]}
+            secrets = full.tasks[task]["inputs"]["parameters"]["secrets"]["runtimeValue"]["constant"]
+            assert secrets == {"hub": ["HF_TOKEN"], "trust": ["/etc/trust"]}
 
 
 def test_a_schedule_takes_time_and_name_from_kubeflow(tmp_path: Path) -> None:
-    found = compiled(tmp_path, "monitor", settings(), scheduled=True)
+    package = compiled(tmp_path, "monitor", settings(), scheduled=True)
     values = {
         (task, name): value["runtimeValue"]["constant"]
-        for task, spec in found.tasks.items()
+        for task, spec in package.tasks.items()
         for name, value in spec.get("inputs", {}).get("parameters", {}).items()
         if "runtimeValue" in value
     }
@@ -207,16 +209,16 @@ NAMED = ("watch-champion", "promote-student", "render-report", "push-drift-snaps
 
 @pytest.mark.parametrize("pipeline", ["distill", "monitor"])
 def test_no_placeholder_of_a_schedule_is_empty_in_a_recurring_run(tmp_path: Path, pipeline: str) -> None:
-    found = compiled(tmp_path, pipeline, settings(**CLUSTER), scheduled=True)
-    used = set(re.findall(r"\{\{\$\.pipeline_\w+\}\}", found.text))
+    package = compiled(tmp_path, pipeline, settings(**CLUSTER), scheduled=True)
+    used = set(re.findall(r"\{\{\$\.pipeline_\w+\}\}", package.text))
     assert used == {"{{$.pipeline_job_resource_name}}", "{{$.pipeline_job_schedule_time_utc}}"}
     assert not [placeholder for placeholder in used if not kfp_driver.RECURRING[placeholder]]
 
 
 @pytest.mark.parametrize("pipeline", ["distill", "monitor"])
 def test_a_recurring_run_has_its_name_and_time_wherever_they_are_needed(tmp_path: Path, pipeline: str) -> None:
-    found = compiled(tmp_path, pipeline, settings(**CLUSTER), scheduled=True)
-    tasks = kfp_driver.parameters(found.spec, kfp_driver.RECURRING)
+    package = compiled(tmp_path, pipeline, settings(**CLUSTER), scheduled=True)
+    tasks = kfp_driver.parameters(package.spec, kfp_driver.RECURRING)
     named = {task: values["name"] for task, values in tasks.items() if "name" in values}
     preflights = {"check-inputs"} | ({"check-champion"} if pipeline == "monitor" else set())
     after = {task for task in NAMED if pipeline == "monitor" or task != "watch-champion"}
@@ -238,18 +240,18 @@ def test_a_recurring_run_has_its_name_and_time_wherever_they_are_needed(tmp_path
 
 
 def test_a_single_run_is_named_by_its_parameter(tmp_path: Path) -> None:
-    found = compiled(tmp_path, "monitor", settings(**CLUSTER))
-    tasks = kfp_driver.parameters(found.spec, kfp_driver.ONE_OFF, {"name": "by-hand"})
+    package = compiled(tmp_path, "monitor", settings(**CLUSTER))
+    tasks = kfp_driver.parameters(package.spec, kfp_driver.ONE_OFF, {"name": "by-hand"})
     named = {task: values["name"] for task, values in tasks.items() if "name" in values}
     assert named == dict.fromkeys(("check-champion", "check-inputs", *NAMED), "by-hand")
     assert tasks["check-inputs"]["schedule_time"] == tasks["check-champion"]["schedule_time"] == ""  # now
 
 
 def test_a_recurring_run_promotes_under_its_name(tmp_path: Path) -> None:
-    found = compiled(tmp_path, "distill", settings(), scheduled=True)
-    given = kfp_driver.parameters(found.spec, kfp_driver.RECURRING)["promote-student"]
+    package = compiled(tmp_path, "distill", settings(), scheduled=True)
+    parameters = kfp_driver.parameters(package.spec, kfp_driver.RECURRING)["promote-student"]
     where = config.Registry(uri=str(tmp_path / "registry"))
-    lineage = LINEAGE | {"name": given["name"], "images": given["images"]}
+    lineage = LINEAGE | {"name": parameters["name"], "images": parameters["images"]}
     version = promotions.run(where, promotions.stages(tmp_path / "run"), lineage=lineage)
     manifest = registry.connect(where).manifest(version)
     assert manifest["lineage"]["name"] == "rec-1-3254976706"
@@ -276,17 +278,17 @@ def test_the_plain_pipelines_stay_as_they_were(full: Compiled) -> None:
     ("quantity", "expected"), [("20Gi", 20 * 2**30), ("512Mi", 2**29), ("5G", 5 * 10**9), ("64Ki", 2**16), ("7", 7)]
 )
 def test_pods_without_a_gpu_ask_for_disk(tmp_path: Path, quantity: str, expected: int) -> None:
-    found = compiled(tmp_path, "distill", settings(stages={"label": {"ephemeral_storage": quantity}}))
+    package = compiled(tmp_path, "distill", settings(stages={"label": {"ephemeral_storage": quantity}}))
     # What the driver of kubeflow/pipelines 2.17.0 makes a limit of the container: {resourceType: resourceCount}.
-    accelerator = found.executor("label-shard")["resources"]["accelerator"]
+    accelerator = package.executor("label-shard")["resources"]["accelerator"]
     assert (accelerator["resourceType"], accelerator["resourceCount"]) == ("ephemeral-storage", str(expected))
-    assert "accelerator" not in found.executor("train-teacher")["resources"]
+    assert "accelerator" not in package.executor("train-teacher")["resources"]
 
 
 def test_disk_beside_a_gpu_is_refused(tmp_path: Path) -> None:
-    given = settings(train={"gpu": 1}, stages={"label": {"ephemeral_storage": "20Gi"}})
+    configuration = settings(train={"gpu": 1}, stages={"label": {"ephemeral_storage": "20Gi"}})
     with pytest.raises(InputError, match=r"the pods of label ask for a GPU and for ephemeral_storage \(20Gi\), but"):
-        compiled(tmp_path, "distill", given)
+        compiled(tmp_path, "distill", configuration)
 
 
 @pytest.mark.parametrize(
@@ -385,7 +387,7 @@ def test_what_no_cluster_could_run_is_refused(cluster: dict[str, Any], message: 
 
 
 def test_names_that_kubernetes_takes_are_taken() -> None:
-    given = settings(
+    configuration = settings(
         volumes=[
             {"claim": "shop", "path": "/shop/a", "sub_path": "a"},
             {"claim": "shop", "path": "/shop/b", "sub_path": "b"},  # one volume, mounted twice
@@ -398,7 +400,7 @@ def test_names_that_kubernetes_takes_are_taken() -> None:
         pull_secrets=["registry.example.com"],
         labels={f"{'a' * 63}.example.com/{'n' * 63}": "v" * 63},
     )
-    assert len(given.cluster.volumes) == 3
+    assert len(configuration.cluster.volumes) == 3
 
 
 def test_cuda_without_a_gpu_in_the_pod_is_refused(tmp_path: Path) -> None:

@@ -44,13 +44,13 @@ def _no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
 def becomes(state: str, **tasks: str) -> Story:
     """A moment in a run's life: its state, and those of its tasks, none of which ever has an error."""
 
-    def change(one: Entity) -> None:
+    def change(stored_run: Entity) -> None:
         names = {name: name.replace("_", "-") for name in tasks}
         details = [
-            {"run_id": one["run_id"], "task_id": name, "display_name": names[name], "state": task_state}
+            {"run_id": stored_run["run_id"], "task_id": name, "display_name": names[name], "state": task_state}
             for name, task_state in tasks.items()
         ]
-        one |= {"state": state, "run_details": {"task_details": details}}
+        stored_run |= {"state": state, "run_details": {"task_details": details}}
 
     return change
 
@@ -85,7 +85,7 @@ def test_the_projected_token_is_found(
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (None, "--token-file {path}: not readable (No such file or directory)"),
         ("", "--token-file {path}: expected a single bearer token and nothing else"),
@@ -94,7 +94,7 @@ def test_the_projected_token_is_found(
     ],
 )
 def test_a_token_that_does_not_serve_is_named(
-    tmp_path: Path, server: Server, run: Run, schedules_file: Path, content: str | None, said: str
+    tmp_path: Path, server: Server, run: Run, schedules_file: Path, content: str | None, message: str
 ) -> None:
     server.store.token = "new"
     path = tmp_path / "token"
@@ -102,7 +102,7 @@ def test_a_token_that_does_not_serve_is_named(
         path.write_text(content)
     status, out, err = run("schedule", "delete", "--file", schedules_file, "--token-file", path)
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith("error: " + said.format(path=path, host=server.url))
+    assert err.startswith("error: " + message.format(path=path, host=server.url))
 
 
 def test_a_missing_token_is_asked_for(server: Server, run: Run, schedules_file: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_missing_token_is_asked_for(server: Server, run: Run, schedules_file: 
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "message"),
     [
         (Fault(200, body="<html>Sign in</html>", after=True), "the response is not that of a Kubeflow Pipelines API"),
         (Fault(302, headers={"Location": "https://dex/auth"}), "redirects requests to https://dex/auth; expected"),
@@ -122,12 +122,12 @@ def test_a_missing_token_is_asked_for(server: Server, run: Run, schedules_file: 
     ],
 )
 def test_what_is_not_the_api_is_one_line(
-    server: Server, run: Run, schedules_file: Path, fault: Fault, said: str
+    server: Server, run: Run, schedules_file: Path, fault: Fault, message: str
 ) -> None:
     server.store.fault = lambda operation: fault
     status, out, err = run("schedule", "delete", "--file", schedules_file)
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith(f"error: {server.url}: {said}")
+    assert err.startswith(f"error: {server.url}: {message}")
 
 
 def test_a_host_that_is_not_there_is_one_line(server: Server, run: Run, schedules_file: Path) -> None:
@@ -247,10 +247,10 @@ def test_pauses_are_as_long_as_the_server_asks(
 def test_a_run_is_started_and_told_where(tmp_path: Path, server: Server, run: Run) -> None:
     settings = ("--set", "cluster.service_account=runner", "--set", "cluster.pipeline_root=gs://bucket/runs")
     status, out, _ = run(*SUBMIT, *settings, "--name", "first", "--no-wait")
-    ((number, one),) = server.store.runs.items()
+    ((number, stored_run),) = server.store.runs.items()
     assert (status, out) == (0, f"distill first: {server.url}/#/runs/details/{number}\n")
-    assert one["runtime_config"] == {"parameters": {"name": "first"}, "pipeline_root": "gs://bucket/runs"}
-    assert (one["display_name"], one["service_account"]) == ("first", "runner")
+    assert stored_run["runtime_config"] == {"parameters": {"name": "first"}, "pipeline_root": "gs://bucket/runs"}
+    assert (stored_run["display_name"], stored_run["service_account"]) == ("first", "runner")
     assert [each["display_name"] for each in server.store.experiments.values()] == ["distilrank"]
     run(*SUBMIT, *settings, "--name", "second", "--no-wait")
     assert (len(server.store.runs), len(server.store.versions)) == (2, 1)
@@ -258,7 +258,11 @@ def test_a_run_is_started_and_told_where(tmp_path: Path, server: Server, run: Ru
     assert (len(server.store.runs), len(server.store.versions)) == (3, 2)
     fresh = yaml.safe_load_all(list(server.store.contents.values())[-1])
     specification = next(iter(fresh))
-    graphs = [one["dag"] for one in (specification["root"], *specification["components"].values()) if "dag" in one]
+    graphs = [
+        component["dag"]
+        for component in (specification["root"], *specification["components"].values())
+        if "dag" in component
+    ]
     tasks = [task for graph in graphs for task in graph["tasks"].values()]
     assert tasks and not any(task["cachingOptions"] for task in tasks)
 
@@ -317,17 +321,17 @@ def test_waiting_shows_the_stages_and_ends_well(server: Server, run: Run) -> Non
 def ends(state: str, tasks: dict[str, tuple[str, str]], logs: dict[str, str], server: Server, **spec: Any) -> Story:
     """The end of a run as the server tells of it: no error anywhere, a workflow, and logs in the object store."""
 
-    def change(one: Entity) -> None:
+    def change(stored_run: Entity) -> None:
         phase = {"SUCCEEDED": "Succeeded", "FAILED": "Failed"}[state]
         argo = workflows.manifest({name: [pair] for name, pair in tasks.items()}, phase=phase, **spec)
-        server.store.workflows[one["run_id"]] = argo
+        server.store.workflows[stored_run["run_id"]] = argo
         for node in workflow.nodes(argo):
             if not node.is_driver and node.task in logs:
                 server.store.archived_logs[node.id] = logs[node.task]
         states = {name: pair[0].upper().replace("ERROR", "FAILED") for name, pair in tasks.items()}
-        becomes(state, **states)(one)
-        one["state_history"] = [*one.get("state_history", []), {"state": state}]
-        one["finished_at"] = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        becomes(state, **states)(stored_run)
+        stored_run["state_history"] = [*stored_run.get("state_history", []), {"state": state}]
+        stored_run["finished_at"] = datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
     return change
 
@@ -353,8 +357,8 @@ def test_a_run_that_promotes_nothing_says_why(
     story = [ends("SUCCEEDED", {"decide": DONE}, {"decide": verdict(outcome, *failed)}, server)]
     server.store.stories = [story, [*story]]
     assert run(*SUBMIT)[::2] == (0, "")
-    said = run(*SUBMIT, "--fail-on-refusal")
-    assert (said[0], said[1].splitlines()[-1]) == (status, words)
+    result = run(*SUBMIT, "--fail-on-refusal")
+    assert (result[0], result[1].splitlines()[-1]) == (status, words)
 
 
 def test_a_verdict_that_cannot_be_read_is_not_made_up(server: Server, run: Run) -> None:
@@ -400,9 +404,9 @@ def test_a_crash_shows_the_end_of_its_log(server: Server, run: Run) -> None:
 
 
 def test_a_log_is_read_from_the_pod_where_it_is_not_archived(server: Server, run: Run) -> None:
-    def change(one: Entity) -> None:
-        ends("FAILED", {"prepare-data": ("Failed", CRASH)}, {}, server)(one)
-        pod = workflows.pod(server.store.workflows[one["run_id"]], "prepare-data").pod
+    def change(stored_run: Entity) -> None:
+        ends("FAILED", {"prepare-data": ("Failed", CRASH)}, {}, server)(stored_run)
+        pod = workflows.pod(server.store.workflows[stored_run["run_id"]], "prepare-data").pod
         server.store.pod_logs[pod] = "distilrank | prepare | stopped | nothing to learn\n"
 
     server.store.stories = [[change]]
@@ -435,10 +439,10 @@ def test_what_keeps_a_pod_from_starting_is_told_while_it_waits(
     monkeypatch.setattr(submit, "PROBLEMS_SECONDS", 0.0)
 
     def waits(phase: str, message: str) -> Story:
-        def change(one: Entity) -> None:
-            becomes("RUNNING", check_inputs="RUNNING")(one)
+        def change(stored_run: Entity) -> None:
+            becomes("RUNNING", check_inputs="RUNNING")(stored_run)
             argo = workflows.manifest({"check-inputs": [(phase, message)]}, phase="Running")
-            server.store.workflows[one["run_id"]] = argo
+            server.store.workflows[stored_run["run_id"]] = argo
 
         return change
 
@@ -488,11 +492,11 @@ def test_an_end_that_kubeflow_reports_once_more_is_not_taken_for_another(server:
     failed = ends("FAILED", EVICTED, {}, server)
     before: list[Entity] = []
 
-    def stale(one: Entity) -> None:
-        one |= before[0]
+    def stale(stored_run: Entity) -> None:
+        stored_run |= before[0]
 
     server.store.stories = [
-        [lambda one: (failed(one), before.append(dict(one)))],
+        [lambda stored_run: (failed(stored_run), before.append(dict(stored_run)))],
         [stale, stale, becomes("RUNNING"), becomes("SUCCEEDED", train_teacher="SUCCEEDED")],
     ]
     status, out, _ = run(*SUBMIT, "--retry-run", 3)
@@ -549,7 +553,7 @@ def test_failed_runs_are_retried_within_bounds(server: Server, run: Run, tmp_pat
     ]
     for name in ("evicted", "wrong", "old", "killed", "others"):
         run(*SUBMIT, "--name", name)
-    runs = {one["display_name"]: one for one in server.store.runs.values()}
+    runs = {stored_run["display_name"]: stored_run for stored_run in server.store.runs.values()}
     runs["old"]["finished_at"] = "2026-01-01T00:00:00Z"
     runs["others"]["pipeline_version_reference"] = {"pipeline_id": "iris", "pipeline_version_id": "v"}
     status, out, _ = run("retry", "--failed-since", "6h")
@@ -567,8 +571,8 @@ def test_failed_runs_are_retried_within_bounds(server: Server, run: Run, tmp_pat
     out = run("retry", "--failed-since", "6h", "--max-retries", 2)[1]
     assert "evicted: failed: teacher: evicted: The node was low on resource: memory.: retried" in out.splitlines()
     assert "not retried, raise cluster.stages.teacher.memory if it happens again" in out
-    both = {"prepare-data": ("Error", "pod deleted"), **KILLED}
-    ends("FAILED", both, {}, server)(runs["killed"])
+    failures = {"prepare-data": ("Error", "pod deleted"), **KILLED}
+    ends("FAILED", failures, {}, server)(runs["killed"])
     assert "not retried, raise cluster.stages.teacher.memory" in run("retry", "--failed-since=6h", "--max-retries=9")[1]
     ends("FAILED", EVICTED, {}, server)(runs["evicted"])
     assert "not retried, after 2 retries" in run("retry", "--failed-since", "6h", "--max-retries", 2)[1]
@@ -587,7 +591,7 @@ def test_a_run_that_cannot_be_retried_does_not_keep_others_from_it(server: Serve
     assert (status, len(lines)) == (1, 3)
     assert ": not retried, http" in lines[0] and "refuses to retry runs (400" in lines[0]
     assert [line.rpartition(": ")[2] for line in lines[1:]] == ["retried", "retried"]
-    assert [one["state"] for one in server.store.runs.values()] == ["RUNNING", "RUNNING", "FAILED"]
+    assert [stored_run["state"] for stored_run in server.store.runs.values()] == ["RUNNING", "RUNNING", "FAILED"]
 
 
 def test_runs_of_doctor_are_not_retried(server: Server, run: Run) -> None:
@@ -642,14 +646,14 @@ def test_waiting_ends_in_time_or_when_it_is_interrupted(
     status, out, _ = run(*SUBMIT)
     assert status == 130
     assert re.match(r"interrupted; the run continues: http://", out.splitlines()[-1])
-    assert {one["state"] for one in server.store.runs.values()} == {"PENDING"}
+    assert {stored_run["state"] for stored_run in server.store.runs.values()} == {"PENDING"}
 
 
 # A compiled pipeline -----------------------------------------------------------------------------------------------
 
 
 def test_a_run_that_somebody_deletes_is_not_waited_for(server: Server, run: Run) -> None:
-    server.store.stories.append([becomes("RUNNING", preflight="RUNNING"), lambda one: server.store.runs.clear()])
+    server.store.stories.append([becomes("RUNNING", preflight="RUNNING"), lambda stored_run: server.store.runs.clear()])
     status, out, err = run(*SUBMIT)
     assert (status, "preflight    running" in out) == (1, True)
     assert re.fullmatch(r"stopped: the run was deleted: http\S+\n", err)
@@ -665,45 +669,50 @@ def compiled(tmp_path: Path, run: Run, server: Server) -> Path:
 
 def test_a_compiled_pipeline_takes_the_configurations_parameters(server: Server, run: Run, compiled: Path) -> None:
     assert run(*SUBMIT, "--set", "gate.max_ece=0.15", "--no-wait", "--pipeline", compiled)[0] == 0
-    given = list(server.store.runs.values())[-1]["runtime_config"]["parameters"]
-    assert given["gate"]["max_ece"] == 0.15 and "cluster" not in given
+    parameters = list(server.store.runs.values())[-1]["runtime_config"]["parameters"]
+    assert parameters["gate"]["max_ece"] == 0.15 and "cluster" not in parameters
     assert len(server.store.versions) == 1
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        (lambda one: one.update(sdkVersion="kfp-2.9.0"), f"compiled by kfp-2.9.0, expected kfp-{kfp.__version__};"),
         (
-            lambda one: one["root"]["inputDefinitions"]["parameters"].update(
-                evaluation=one["root"]["inputDefinitions"]["parameters"].pop("evaluate")
+            lambda package: package.update(sdkVersion="kfp-2.9.0"),
+            f"compiled by kfp-2.9.0, expected kfp-{kfp.__version__};",
+        ),
+        (
+            lambda package: package["root"]["inputDefinitions"]["parameters"].update(
+                evaluation=package["root"]["inputDefinitions"]["parameters"].pop("evaluate")
             ),
             "compiled by another version, it has evaluation and lacks evaluate; compile it again with this version",
         ),
         (
-            lambda one: next(iter(one["deploymentSpec"]["executors"].values()))["container"].update(image="shop/ops"),
+            lambda package: next(iter(package["deploymentSpec"]["executors"].values()))["container"].update(
+                image="shop/ops"
+            ),
             "image shop/ops: no tag and no digest, expected a tag that is never pushed again",
         ),
         (
-            lambda one: one["pipelineInfo"].update(name="iris"),
+            lambda package: package["pipelineInfo"].update(name="iris"),
             "contains the pipeline 'iris', expected distill or monitor",
         ),
-        (lambda one: one.pop("root"), "not a compiled pipeline; `python -m pipelines compile` writes one"),
+        (lambda package: package.pop("root"), "not a compiled pipeline; `python -m pipelines compile` writes one"),
     ],
 )
 def test_a_pipeline_of_another_version_is_refused(
-    run: Run, compiled: Path, change: Callable[[Any], Any], said: str
+    run: Run, compiled: Path, change: Callable[[Any], Any], message: str
 ) -> None:
     documents = list(yaml.safe_load_all(compiled.read_bytes()))
     change(documents[0])
     compiled.write_text(yaml.safe_dump_all(documents))
     status, _, err = run(*SUBMIT, "--pipeline", compiled)
     assert (status, err.count("\n")) == (2, 1)
-    assert err.startswith(f"error: --pipeline {compiled}: {said}")
+    assert err.startswith(f"error: --pipeline {compiled}: {message}")
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (None, "no such file"),
         (b"\xff", "not readable as YAML"),
@@ -711,19 +720,19 @@ def test_a_pipeline_of_another_version_is_refused(
         (b"- 1", "not a compiled"),
     ],
 )
-def test_what_is_no_pipeline_is_refused(tmp_path: Path, run: Run, content: bytes | None, said: str) -> None:
+def test_what_is_no_pipeline_is_refused(tmp_path: Path, run: Run, content: bytes | None, message: str) -> None:
     path = tmp_path / "some.yaml"
     if content is not None:
         path.write_bytes(content)
     status, _, err = run(*SUBMIT, "--pipeline", path)
     assert (status, err.count("\n")) == (2, 1)
-    assert err.startswith(f"error: --pipeline {path}: {said}")
+    assert err.startswith(f"error: --pipeline {path}: {message}")
 
 
 def test_a_compiled_pipeline_gets_no_more_shards_than_a_run_holds(server: Server, run: Run, compiled: Path) -> None:
-    given = ("--no-wait", "--pipeline", compiled, "--set", "prepare.shards=400")
+    options = ("--no-wait", "--pipeline", compiled, "--set", "prepare.shards=400")
     requests = len(server.store.requests)  # of the fixture
-    status, out, err = run(*SUBMIT, *given)
+    status, out, err = run(*SUBMIT, *options)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("error: prepare.shards is 400, expected at most ")
     assert len(server.store.requests) == requests

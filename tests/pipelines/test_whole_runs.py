@@ -166,8 +166,8 @@ def test_the_compiled_pipeline_meets_the_champion_that_it_makes_again(promoted: 
     compiled = shop.folder / "compiled.yaml"
     policy = ("--set", "gate.min_metrics.ndcg_at_10=0.999")
     with Listener() as listener:
-        told = f"cluster.notify.webhook={listener.url}"
-        assert shop("compile", "--output", str(compiled), "--set", told).returncode == 0
+        setting = f"cluster.notify.webhook={listener.url}"
+        assert shop("compile", "--output", str(compiled), "--set", setting).returncode == 0
         result = shop.run("second", options=("--pipeline", str(compiled), "--fail-on-refusal", *policy))
     assert result.returncode == 0, result.stdout + result.stderr
     assert [(post["name"], post["state"], post["promoted"]) for post in listener.posts] == [
@@ -251,21 +251,21 @@ def test_monitoring_finds_the_champion_where_it_was(promoted: Path, shop: Shop) 
     (teacher,) = shop.runs.glob(".kfp/first/distill-*/train-teacher/teacher")
     latest = (shop.runs / "latest").resolve()
     result = watch(shop, "steady", f"monitor.teacher={teacher}", options=("--fail-on-alarm",))
-    found = json.loads((shop.runs / "steady" / "monitor.json").read_text())
-    assert result.returncode == 0 and not found["alarm"], result.stdout + result.stderr
-    assert found["champion"] == json.loads((promoted / "verdict.json").read_text())["candidate"]["id"]
-    assert [check["name"] for check in found["checks"]] == ["drift", "disagreement"]
-    assert found["disagreement"]["ci_low"] <= found["disagreement"]["rise"] <= found["disagreement"]["ci_high"]
+    outcome = json.loads((shop.runs / "steady" / "monitor.json").read_text())
+    assert result.returncode == 0 and not outcome["alarm"], result.stdout + result.stderr
+    assert outcome["champion"] == json.loads((promoted / "verdict.json").read_text())["candidate"]["id"]
+    assert [check["name"] for check in outcome["checks"]] == ["drift", "disagreement"]
+    assert outcome["disagreement"]["ci_low"] <= outcome["disagreement"]["rise"] <= outcome["disagreement"]["ci_high"]
     metrics = (shop.runs / "steady" / "monitor" / "metrics.prom").read_text()
     assert 'distilrank_monitor_alarm{check="drift"} 0.0' in metrics and "distilrank_monitor_time_seconds" in metrics
     assert (shop.runs / "steady" / "monitor" / "summary.html").exists() and (shop.runs / "latest").resolve() == latest
 
 
 def test_a_finished_look_is_not_overwritten(promoted: Path, shop: Shop) -> None:
-    kept = (shop.runs / "steady" / "monitor.json").read_bytes()
+    before = (shop.runs / "steady" / "monitor.json").read_bytes()
     result = watch(shop, "steady")
     assert result.returncode == 2 and "choose another --name" in result.stderr
-    assert (shop.runs / "steady" / "monitor.json").read_bytes() == kept
+    assert (shop.runs / "steady" / "monitor.json").read_bytes() == before
 
 
 def test_what_is_no_pipeline_is_refused_before_anything_is_made(shop: Shop) -> None:
@@ -280,8 +280,8 @@ def test_an_alarm_is_told_by_the_exit_status_and_starts_a_run(promoted: Path, sh
         shop, "moved", *MOVED, "monitor.retrain=on_alarm", "gate.min_metrics.ndcg_at_10=1", options=("--fail-on-alarm",)
     )
     assert result.returncode == 3, result.stdout + result.stderr
-    found = json.loads((shop.runs / "moved" / "monitor.json").read_text())
-    assert found["alarm"] and found["disagreement"] is None
+    outcome = json.loads((shop.runs / "moved" / "monitor.json").read_text())
+    assert outcome["alarm"] and outcome["disagreement"] is None
     verdict = json.loads((shop.runs / "moved" / "verdict.json").read_text())
     pages = [(shop.runs / "moved" / part / "summary.html").read_text() for part in ("", "monitor")]
     assert "The candidate" in pages[0] and "The candidate" not in pages[1]

@@ -12,7 +12,7 @@ from pipelines.recurring_runs import cron
 
 
 @pytest.mark.parametrize(
-    ("given", "completed"),
+    ("expression", "completed"),
     [
         ("0 3 * * 1", "0 0 3 * * 1"),
         ("15 0 3 * * 1", "15 0 3 * * 1"),
@@ -20,12 +20,12 @@ from pipelines.recurring_runs import cron
         ("0 0 1,15 jan/3 ?", "0 0 0 1,15 jan/3 ?"),
     ],
 )
-def test_five_fields_get_a_second(given: str, completed: str) -> None:
-    assert cron.complete(given) == completed
+def test_five_fields_get_a_second(expression: str, completed: str) -> None:
+    assert cron.complete(expression) == completed
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("expression", "message"),
     [
         ("@daily", "'@daily' has 1 fields, expected five (minute, hour, day, month, weekday), or six with"),
         ("0 0 3 * * 1 2027", "has 7 fields"),
@@ -44,9 +44,9 @@ def test_five_fields_get_a_second(given: str, completed: str) -> None:
         ("0 0 31 2 *", "'0 0 31 2 *' never matches"),
     ],
 )
-def test_what_kubeflow_would_refuse_or_misread_is_refused(given: str, said: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(said)):
-        cron.complete(given)
+def test_what_kubeflow_would_refuse_or_misread_is_refused(expression: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        cron.complete(expression)
 
 
 @pytest.mark.parametrize(
@@ -59,8 +59,8 @@ def test_what_kubeflow_would_refuse_or_misread_is_refused(given: str, said: str)
     ],
 )
 def test_ticks_are_those_of_kubeflow(expression: str, expected: str) -> None:
-    found = cron.ticks(cron.complete(expression), datetime(2026, 11, 24, tzinfo=UTC))
-    assert " ".join(f"{next(found):%Y-%m-%d}" for _ in range(4)) == expected
+    ticks = cron.ticks(cron.complete(expression), datetime(2026, 11, 24, tzinfo=UTC))
+    assert " ".join(f"{next(ticks):%Y-%m-%d}" for _ in range(4)) == expected
 
 
 def test_ticks_follow_the_clusters_clock() -> None:

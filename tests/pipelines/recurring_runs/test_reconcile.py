@@ -25,9 +25,9 @@ __all__ = ["run", "server"]
 
 def shown(server: Server) -> dict[str, str]:
     """Mode by name; a name that is there twice shows."""
-    found = Counter(one["display_name"] for one in server.store.recurring.values())
-    assert set(found.values()) <= {1}, found
-    return {one["display_name"]: one["mode"] for one in server.store.recurring.values()}
+    counts = Counter(recurring_run["display_name"] for recurring_run in server.store.recurring.values())
+    assert set(counts.values()) <= {1}, counts
+    return {recurring_run["display_name"]: recurring_run["mode"] for recurring_run in server.store.recurring.values()}
 
 
 # Applying --------------------------------------------------------------------------------------------------------
@@ -41,11 +41,15 @@ def test_applying_twice_writes_nothing_the_second_time(tmp_path: Path, server: S
     assert shown(server) == {"distill-weekly": "ENABLE", "monitor-daily": "DISABLE"}
     assert re.search(r"distill-weekly: distill, 0 0 3 \* \* 1 in UTC, next 20\d\d-\d\d-\d\d 03:00:00 UTC", out)
     assert "monitor-daily: monitor, 0 30 5 * * * in UTC, paused" in out
-    weekly = next(one for one in server.store.recurring.values() if one["display_name"] == "distill-weekly")
+    weekly = next(
+        recurring_run
+        for recurring_run in server.store.recurring.values()
+        if recurring_run["display_name"] == "distill-weekly"
+    )
     assert weekly["trigger"]["cron_schedule"] == {"cron": "0 0 3 * * 1", "end_time": "2036-01-01T00:00:00+00:00"}
     assert (weekly["no_catchup"], weekly["max_concurrency"]) == (True, "1")
     writes = len(server.store.writes)
-    assert [one["display_name"] for one in server.store.pipelines.values()] == [
+    assert [pipeline["display_name"] for pipeline in server.store.pipelines.values()] == [
         "distilrank-distill",
         "distilrank-monitor",
     ]
@@ -96,14 +100,20 @@ def test_a_quiet_exchange_says_nothing_of_ticks(tmp_path: Path, server: Server, 
 def test_what_is_not_declared_goes_and_what_is_others_stays(tmp_path: Path, server: Server, run: Run) -> None:
     run("schedule", "apply", "--file", declare(tmp_path, WEEKLY, owner="other"))
     run("schedule", "apply", "--file", declare(tmp_path, WEEKLY, DAILY))
-    foreign = next(number for number, one in server.store.recurring.items() if "owner=other" in one["description"])
+    foreign = next(
+        number
+        for number, recurring_run in server.store.recurring.items()
+        if "owner=other" in recurring_run["description"]
+    )
     file = declare(tmp_path, DAILY | {"concurrency": 2})
     assert "distill-weekly: delete" in run("schedule", "diff", "--file", file)[1]
     assert "distill-weekly" not in run("schedule", "diff", "monitor-daily", "--file", file)[1]
     assert run("schedule", "apply", "monitor-daily", "--file", file)[0] == 0
     assert len(server.store.recurring) == 3
     assert run("schedule", "apply", "--file", file)[0] == 0
-    names = sorted((one["display_name"], number == foreign) for number, one in server.store.recurring.items())
+    names = sorted(
+        (recurring_run["display_name"], number == foreign) for number, recurring_run in server.store.recurring.items()
+    )
     assert names == [("distill-weekly", True), ("monitor-daily", False)]
     assert run("schedule", "apply", "weekly", "--file", file) == (
         2,
@@ -281,8 +291,8 @@ def test_a_server_that_is_too_old_gets_no_recurring_run(tmp_path: Path, server: 
 def test_doubles_are_found_and_removed(tmp_path: Path, server: Server, run: Run) -> None:
     file = declare(tmp_path, WEEKLY)
     run("schedule", "apply", "--file", file)
-    number, one = next(iter(server.store.recurring.items()))
-    server.store.recurring["late"] = one | {"recurring_run_id": "late", "mode": "DISABLE"}
+    number, recurring_run = next(iter(server.store.recurring.items()))
+    server.store.recurring["late"] = recurring_run | {"recurring_run_id": "late", "mode": "DISABLE"}
     assert run("schedule", "resume", "--file", file)[2] == (
         "error: distill-weekly: has 2 recurring runs after an interrupted change, expected one; run `schedule apply` "
         "first\n"
@@ -346,8 +356,8 @@ def test_in_multi_user_mode_all_is_in_the_namespace(tmp_path: Path, server: Serv
     )
     own = ("schedule", "apply", "--file", file, "--token-file", token, "--namespace")
     assert run(*own, "search")[0] == 0
-    assert [one["namespace"] for one in server.store.recurring.values()] == ["search"]
-    assert [one["namespace"] for one in server.store.pipelines.values()] == ["search"]
+    assert [recurring_run["namespace"] for recurring_run in server.store.recurring.values()] == ["search"]
+    assert [pipeline["namespace"] for pipeline in server.store.pipelines.values()] == ["search"]
     writes = len(server.store.writes)
     assert run(*own, "search")[0] == 0
     assert len(server.store.writes) == writes

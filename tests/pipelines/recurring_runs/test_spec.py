@@ -14,7 +14,7 @@ from tests.schedule_files import WEEKLY, declare
 
 
 @pytest.mark.parametrize(
-    ("entries", "top", "said"),
+    ("entries", "top", "message"),
     [
         ([WEEKLY, WEEKLY], {}, "2 schedules are called 'distill-weekly', expected unique names"),
         (
@@ -37,13 +37,13 @@ from tests.schedule_files import WEEKLY, declare
         ([WEEKLY], {"owner": "o" * 120}, "owner: String should have at most 119 characters (got 'ooo"),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, entries: list, top: dict, said: str) -> None:
-    with pytest.raises(InputError, match=re.escape(said)):
+def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, entries: list, top: dict, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
         spec.read(declare(tmp_path, *entries, **top))
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"config": "none.yaml"}, "schedule distill-weekly: {folder}/none.yaml: no such configuration file"),
         ({"set": {"gate.max_eze": 1}}, "unknown key 'gate.max_eze'; did you mean 'max_ece'?"),
@@ -53,7 +53,7 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, entries: list, top:
         ),
     ],
 )
-def test_a_schedules_configuration_is_blamed_by_its_name(tmp_path: Path, changes: dict, said: str) -> None:
+def test_a_schedules_configuration_is_blamed_by_its_name(tmp_path: Path, changes: dict, message: str) -> None:
     path = declare(tmp_path, WEEKLY | changes)
-    with pytest.raises(InputError, match=re.escape(said.format(folder=tmp_path, config=CONFIG))):
+    with pytest.raises(InputError, match=re.escape(message.format(folder=tmp_path, config=CONFIG))):
         list(spec.compiled(spec.read(path), path, experiment="e"))
