@@ -75,8 +75,8 @@ def aliases() -> dict[str, str]:
 
 def test_list_shows_what_each_alias_names(call: Any, versions: list[str]) -> None:
     rows = call("list", "--json").json()
-    found = {row["id"]: (row["aliases"], row["outcome"], row["metrics"]["ndcg_at_10"]) for row in rows}
-    assert found == {
+    shown = {row["id"]: (row["aliases"], row["outcome"], row["metrics"]["ndcg_at_10"]) for row in rows}
+    assert shown == {
         versions[0]: (["anchor"], "cold_start", 0.9),
         versions[1]: ([], "promoted", 0.91),
         versions[2]: (["champion"], "promoted", 0.92),
@@ -99,7 +99,7 @@ def test_an_empty_registry_lists_nothing(call: Any, tmp_path: Path) -> None:
 
 def test_a_place_without_a_registry_is_told_of_and_left_alone(call: Any, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
-    for place in ("absent", "photos"):
+    for name in ("absent", "photos"):
         for command in (
             ("list",),
             ("show",),
@@ -109,7 +109,7 @@ def test_a_place_without_a_registry_is_told_of_and_left_alone(call: Any, tmp_pat
             ("rollback", "--reason", "x"),
             ("promote", "champion", "--reason", "x"),
         ):
-            call(*command, "--registry", tmp_path / place).complains(f"{tmp_path / place}: no registry there")
+            call(*command, "--registry", tmp_path / name).complains(f"{tmp_path / name}: no registry there")
     assert list(tmp_path.rglob("*")) == [tmp_path / "photos"]
 
 
@@ -134,17 +134,17 @@ def test_show_tells_who_set_which_check_aside(call: Any, tmp_path: Path, version
 
 
 def test_diff_tells_what_changed_and_nothing_else(call: Any, versions: list[str]) -> None:
-    found = call("diff", "anchor", "champion", "--json").json()
-    assert (found["a"], found["b"]) == (versions[0], versions[2])
-    measures = {row["name"]: row for row in found["measures"]}
+    diff = call("diff", "anchor", "champion", "--json").json()
+    assert (diff["a"], diff["b"]) == (versions[0], versions[2])
+    measures = {row["name"]: row for row in diff["measures"]}
     assert measures["ndcg_at_10"]["difference"] == pytest.approx(0.02)
     assert measures["ece"]["difference"] == 0 and measures["mrr"]["difference"] is None
-    assert found["settings"] == [{"name": "student.passes", "a": 3, "b": 5}]
-    origin = {row["name"]: (row["a"], row["b"]) for row in found["origin"]}
+    assert diff["settings"] == [{"name": "student.passes", "a": 3, "b": 5}]
+    origin = {row["name"]: (row["a"], row["b"]) for row in diff["origin"]}
     changed = {"digest of student", "digest of report", "digest of evaluation", "digest of configuration"}
     assert set(origin) == changed | {"compared with champion", "compared with anchor"}
     assert origin["compared with champion"] == ("-", versions[1])
-    files = {row["name"]: (row["a"], row["b"]) for row in found["files"]}
+    files = {row["name"]: (row["a"], row["b"]) for row in diff["files"]}
     assert files["student/model.safetensors"] == (1000, 1000)
     assert {"report.html", "student/digest.json", "verdict.json", "metrics.json", "README.md"} <= set(files)
     assert not {"drift.html", "student/distilrank.json", "traffic/reference.parquet"} & set(files)

@@ -52,21 +52,21 @@ class Server:
     def shown(self) -> dict[str, dict[str, Any]]:
         """Every version by name: its properties, its state, and the URI of its artifact."""
         kinds = self.control()["kinds"]
-        uris = {one["version"]: one["uri"] for one in kinds["artifacts"].values()}
+        uris = {artifact["version"]: artifact["uri"] for artifact in kinds["artifacts"].values()}
         return {
-            one["name"]: values(one) | {"state": one["state"], "uri": uris.get(one["id"])}
-            for one in kinds["model_versions"].values()
+            version["name"]: values(version) | {"state": version["state"], "uri": uris.get(version["id"])}
+            for version in kinds["model_versions"].values()
         }
 
     def models(self) -> dict[str, dict[str, Any]]:
-        return {one["name"]: values(one) for one in self.control()["kinds"]["registered_models"].values()}
+        return {model["name"]: values(model) for model in self.control()["kinds"]["registered_models"].values()}
 
 
 def values(entity: dict[str, Any]) -> dict[str, Any]:
     """Its properties without their types."""
     properties = entity.get("customProperties", {})
     return {
-        name: next(one for key, one in typed.items() if key != "metadataType") for name, typed in properties.items()
+        name: next(value for key, value in typed.items() if key != "metadataType") for name, typed in properties.items()
     }
 
 
@@ -100,7 +100,11 @@ def sync(config: Registry) -> list[str]:
 def test_every_change_is_shown_at_once(tmp_path: Path, config: Registry, server: Server) -> None:
     first, second, third = fill(config, tmp_path, "a", "b", "c")
     shown = server.shown()
-    assert {name: one["aliases"] for name, one in shown.items()} == {first: "anchor", second: "", third: "champion"}
+    assert {name: version["aliases"] for name, version in shown.items()} == {
+        first: "anchor",
+        second: "",
+        third: "champion",
+    }
     assert server.models() == {"distilrank": {"registry": config.uri, "alias-anchor": first, "alias-champion": third}}
     manifest = registry.connect(config).manifest(third)
     assert shown[third] == {
@@ -117,7 +121,7 @@ def test_every_change_is_shown_at_once(tmp_path: Path, config: Registry, server:
         "uri": f"file://{config.uri}/versions/{third}/student",
     }
     registry.connect(config).rollback(reason="empty results")
-    assert {name: one["aliases"] for name, one in server.shown().items()} == {
+    assert {name: version["aliases"] for name, version in server.shown().items()} == {
         first: "anchor",
         second: "champion",
         third: "",
@@ -154,9 +158,12 @@ def test_a_mirror_that_is_down_fails_nothing_and_is_repaired_by_the_next_change(
     lines = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
     assert len(lines) == 3 and f"registry.mirror {server.url}: 500" in lines[0]  # published, champion, anchor
     server.control(faults=[])
-    given = {"champion": first, "anchor": first}
-    second = run(config, stages(tmp_path / "next", "b", **given), **given)
-    assert {name: one["aliases"] for name, one in server.shown().items()} == {first: "anchor", second: "champion"}
+    stage_inputs = {"champion": first, "anchor": first}
+    second = run(config, stages(tmp_path / "next", "b", **stage_inputs), **stage_inputs)
+    assert {name: version["aliases"] for name, version in server.shown().items()} == {
+        first: "anchor",
+        second: "champion",
+    }
 
 
 @pytest.mark.parametrize("answered", range(8))
@@ -203,10 +210,10 @@ def test_what_gc_removed_is_archived_and_what_others_wrote_stays(
     backend = registry.connect(config)
     assert backend.collect(1, dry_run=True) == [second] and server.shown()[second]["state"] == "LIVE"
     assert backend.collect(1, dry_run=False) == [second]
-    states = {name: one["state"] for name, one in server.shown().items()}
+    states = {name: version["state"] for name, version in server.shown().items()}
     assert states == {first: "LIVE", second: "ARCHIVED", third: "LIVE", "by hand": "LIVE"}
     backend.move("champion", first, third, action="move", reason="x")
-    assert {one["note"] for one in server.shown().values()} == {"seen by Ana"}
+    assert {version["note"] for version in server.shown().values()} == {"seen by Ana"}
 
 
 @pytest.mark.parametrize(("served", "spoken"), [(["v1"], "v1"), (["v1alpha3"], "v1alpha3"), (["v1", "v1alpha3"], "v1")])
@@ -216,7 +223,9 @@ def test_the_interface_is_what_the_server_has(
     server.control(versions=served)
     [name] = fill(config, tmp_path, "a")
     assert set(server.shown()) == {name}
-    assert {one.split()[1].split("/")[0] for one in server.requests() if not one.startswith("GET")} == {spoken}
+    assert {request.split()[1].split("/")[0] for request in server.requests() if not request.startswith("GET")} == {
+        spoken
+    }
 
 
 def test_a_name_belongs_to_one_registry(tmp_path: Path, config: Registry, server: Server) -> None:
@@ -232,15 +241,15 @@ def test_the_token_is_sent_and_one_that_is_refused_says_what_it_must_allow(
     tmp_path: Path, config: Registry, server: Server
 ) -> None:
     server.control(token="sesame")
-    wanted = "expected a bearer token that may list, create and update"
-    with pytest.raises(InputError, match=f"401 .* mirror_token_file is empty, {wanted}".replace("401 .* ", "401.*")):
+    expected = "expected a bearer token that may list, create and update"
+    with pytest.raises(InputError, match=f"401 .* mirror_token_file is empty, {expected}".replace("401 .* ", "401.*")):
         sync(config)
     secret = tmp_path / "token"
     named = config.model_copy(update={"mirror_token_file": str(secret)})
     with pytest.raises(InputError, match=rf"registry\.mirror_token_file: {secret} cannot be read"):
         registry.connect(named).check()
     secret.write_text("wrong\n")
-    with pytest.raises(InputError, match=f"mirror_token_file is refused, {wanted}"):
+    with pytest.raises(InputError, match=f"mirror_token_file is refused, {expected}"):
         sync(named)
     secret.write_text("sesame\n")  # as a pod's is renewed
     assert sync(named)
@@ -250,10 +259,10 @@ def test_a_private_certificate_is_trusted_by_its_file(tmp_path: Path, config: Re
     pem = certificate(tmp_path / "server.pem")
     server = Server(pem, scheme="https")
     try:
-        there = config.model_copy(update={"mirror": server.url})
+        mirrored = config.model_copy(update={"mirror": server.url})
         with pytest.raises(InputError, match=r"certificate verify failed"):
-            sync(there)
-        assert sync(there.model_copy(update={"mirror_ca_file": str(pem)}))
+            sync(mirrored)
+        assert sync(mirrored.model_copy(update={"mirror_ca_file": str(pem)}))
     finally:
         server.stop()
 
