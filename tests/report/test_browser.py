@@ -84,7 +84,7 @@ def test_missing_values_sort_last_and_groups_stay_together(tab: browser.Tab, pag
 
 
 def test_dark_is_dark_and_plots_follow(tab: browser.Tab, page: Path) -> None:
-    seen = {}
+    brightness = {}
     tab.open(page)
     for scheme in ("light", "dark"):
         tab.scheme(scheme)
@@ -92,9 +92,9 @@ def test_dark_is_dark_and_plots_follow(tab: browser.Tab, page: Path) -> None:
             "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color,"
             " getComputedStyle(document.querySelector('figure svg text')).fill]"
         )
-        seen[scheme] = [sum(map(int, color[4:-1].split(","))) for color in colors]
+        brightness[scheme] = [sum(map(int, color[4:-1].split(","))) for color in colors]
     tab.scheme("light")
-    light, dark = seen["light"], seen["dark"]
+    light, dark = brightness["light"], brightness["dark"]
     assert light[0] > 700 > 200 > light[1] and dark[0] < 120 < 600 < dark[1]
     assert light[2] < 330 < 420 < dark[2]
 

@@ -20,7 +20,7 @@ def test_histograms_on_one_grid_add_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "said"),
+    ("chosen", "message"),
     [
         ({"method": "none"}, "The teacher is not calibrated"),
         ({"method": "isotonic"}, "by a monotone curve (isotonic), as configured."),
@@ -33,19 +33,19 @@ def test_histograms_on_one_grid_add_up() -> None:
         ({"method": "platt", "gain": -0.02, "standard_error": 0.004}, "that of a monotone curve (isotonic) is 0.4200."),
     ],
 )
-def test_the_choice_of_calibration_is_told(chosen: dict, said: str) -> None:
+def test_the_choice_of_calibration_is_told(chosen: dict, message: str) -> None:
     if "gain" in chosen:
         losses = {"platt": 0.4, "isotonic": 0.4 - chosen["gain"]}
         chosen = {"method": chosen["method"], "chosen_by": {"rows": 900, "queries": 90, "log_loss": losses, **chosen}}
-    assert said in models.calibration_text(chosen)
+    assert message in models.calibration_text(chosen)
 
 
 def test_relevant_pairs_are_told_by_their_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gains need not be targets: those of ESCI are 1, .1, .01 and 0 for targets of 1, .5, .25 and 0."""
     metrics = {"systems": {"student": {"ece": None}}, "protocol": {"relevant_grade": 10, "relevant_from": 0.5}}
     metrics["reliability"] = {"teacher": []}
-    rows = [{"system": "student", "query_id": "q", "product_id": f"p{place}", "target": target, "score": score}
-            for place, (target, score) in enumerate([(1.0, 4.0), (0.5, 3.0), (0.25, 2.0), (0.0, 1.0)])]  # fmt: skip
+    rows = [{"system": "student", "query_id": "q", "product_id": f"p{number}", "target": target, "score": score}
+            for number, (target, score) in enumerate([(1.0, 4.0), (0.5, 3.0), (0.25, 2.0), (0.0, 1.0)])]  # fmt: skip
     table = pa.Table.from_pylist([{**row, "probability": None} for row in rows], schema=schemas.PAIR_SCORES)
     schemas.write(table, tmp_path / "pair_scores.parquet", schemas.PAIR_SCORES)
     drawn = []

@@ -74,31 +74,31 @@ def test_examples_show_how_both_systems_rank(promoted: tuple[dict, str, Page]) -
 
 def test_the_teacher_is_held_against_people(promoted: tuple[dict, str, Page]) -> None:
     paths, source, page = promoted
-    found = json.loads((paths["teacher"] / "quality.json").read_text())
+    quality = json.loads((paths["teacher"] / "quality.json").read_text())
     part = page.text[page.text.index("The teacher and its labels") :]
-    assert f"Evaluated on {found['pairs']} judged pairs of {found['queries']} dev queries" in part
-    for slice in found["agreement"].values():
+    assert f"Evaluated on {quality['pairs']} judged pairs of {quality['queries']} dev queries" in part
+    for slice in quality["agreement"].values():
         for value in (*slice["ndcg_at_10"].values(), *slice["pair_accuracy"].values()):
             assert formatting.format_metric(value) in part
-    calibrated = found["calibration"]
+    calibrated = quality["calibration"]
     assert f"Expected calibration error {formatting.format_metric(calibrated['ece'])}" in part
     assert formatting.format_metric(calibrated["chosen_by"]["log_loss"]["platt"], 4) in part
     assert "6 240 pairs of 520 queries, in 2 shards" in part and "84.0 s on cpu" in part
     assert "402 800 tokens; 1.2 % of the pairs truncated to fit" in part and "Price" not in part
-    surest = found["disagreements"]["top"][0]
+    surest = quality["disagreements"]["top"][0]
     section = source[source.index("Strongest disagreements with people") :]
     first = section[section.index("<tbody>") : section.index("</tr>", section.index("<tbody>"))]
     values = [formatting.format_metric(surest[key], 2) for key in ("target", "probability")]
     assert all(f">{shown}<" in first for shown in (surest["query"], surest["title"], *values))
-    assert f"All {found['disagreements']['count']} are in disagreements.csv" in part
+    assert f"All {quality['disagreements']['count']} are in disagreements.csv" in part
     assert "often human errors" in part
 
 
 def test_a_stratum_of_few_queries_is_marked(tmp_path: Path) -> None:
     paths = folders(tmp_path)
-    found = json.loads((paths["teacher"] / "quality.json").read_text())
-    found["agreement"]["tail"] |= {"ranked_queries": 0, "ndcg_at_10": dict.fromkeys(found["roc_auc"])}
-    artifacts.write_json(paths["teacher"] / "quality.json", found)
+    quality = json.loads((paths["teacher"] / "quality.json").read_text())
+    quality["agreement"]["tail"] |= {"ranked_queries": 0, "ndcg_at_10": dict.fromkeys(quality["roc_auc"])}
+    artifacts.write_json(paths["teacher"] / "quality.json", quality)
     source, page = render(paths)
     assert "fewer than 20 queries, too few to judge by" in page.text
     small_row = source[source.index('<tr class="small">') :]
@@ -118,16 +118,16 @@ def test_a_teacher_without_quality_still_has_labels(tmp_path: Path) -> None:
 
 def test_the_page_stands_alone(promoted: tuple[dict, str, Page]) -> None:
     _, source, page = promoted
-    assert not {tag for tag, _ in page.seen} & {"link", "img", "iframe", "object"}
-    assert [values for tag, values in page.seen if tag == "script"] == [{}]
-    links = [values.get("href") or values.get("xlink:href") or "" for _, values in page.seen]
+    assert not {tag for tag, _ in page.tags} & {"link", "img", "iframe", "object"}
+    assert [values for tag, values in page.tags if tag == "script"] == [{}]
+    links = [values.get("href") or values.get("xlink:href") or "" for _, values in page.tags]
     assert {link for link in links if link and not link.startswith("#")} == {"drift.html", "champion.html"}
     script = source[source.index("<script>") + len("<script>") : source.index("</script>")]
     assert f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in source
     assert "default-src 'none'" in source and "@import" not in source and len(source) < 3_000_000
     for address in re.findall(r"(?:src=|url\()[\"']?([^\"')]*)", source):
         assert address.startswith("#")
-    ids = [values["id"] for _, values in page.seen if values.get("id")]
+    ids = [values["id"] for _, values in page.tags if values.get("id")]
     assert len(ids) == len(set(ids))
     assert {link[1:] for link in links if link.startswith("#")} <= set(ids)
 
@@ -259,12 +259,12 @@ def test_slices_are_marked_by_what_holm_leaves(promoted: tuple[dict, str, Page])
     for number, row in enumerate(rows):
         for entry in row["comparisons"]:
             entry |= {"delta": 0.05 if number else -0.05, "p_holm": 0.0499 if number < 2 else 0.0501}
-    found = ranking.slices_section(metrics)["forests"][0]
-    assert [row["tone"] for row in found["rows"]] == ["worse", "better", *["level"] * (len(rows) - 2)]
-    first = found["rows"][0]
+    forest = ranking.slices_section(metrics)["forests"][0]
+    assert [row["tone"] for row in forest["rows"]] == ["worse", "better", *["level"] * (len(rows) - 2)]
+    first = forest["rows"][0]
     named = f"worse than the champion for {first['column'].lower()} = {first['value']} (\N{MINUS SIGN}0.050)"
-    assert named in found["sentence"]
-    assert all(0 <= row[f"{end}_percent"] <= 100 for row in found["rows"] for end in ("ci_low", "ci_high"))
+    assert named in forest["sentence"]
+    assert all(0 <= row[f"{end}_percent"] <= 100 for row in forest["rows"] for end in ("ci_low", "ci_high"))
 
 
 def test_an_anchor_that_is_the_champion_is_told_once(promoted: tuple[dict, str, Page]) -> None:
