@@ -63,9 +63,9 @@ def comparison(baseline: str, delta: float, low: float, high: float, queries: in
 
 def part(value: str, delta: float, p_holm: float, baseline: str = "champion") -> dict[str, Any]:
     """A slice, with figures of another metric that would decide otherwise."""
-    one = {"baseline": baseline, "metric": "ndcg_at_10", "delta": delta, "p_value": p_holm / 3, "p_holm": p_holm}
-    other = {**one, "metric": "pair_accuracy", "delta": -0.5, "p_holm": 0.001}
-    return {"column": "stratum", "value": value, "queries": 40, "comparisons": [other, one]}
+    row = {"baseline": baseline, "metric": "ndcg_at_10", "delta": delta, "p_value": p_holm / 3, "p_holm": p_holm}
+    other = {**row, "metric": "pair_accuracy", "delta": -0.5, "p_holm": 0.001}
+    return {"column": "stratum", "value": value, "queries": 40, "comparisons": [other, row]}
 
 
 def metrics() -> dict[str, Any]:
@@ -131,13 +131,13 @@ def failed(verdict: gate.Verdict) -> list[str]:
     return [check.name for check in verdict.failed]
 
 
-def found(verdict: gate.Verdict, name: str) -> checks.Check:
+def find_check(verdict: gate.Verdict, name: str) -> checks.Check:
     [check] = [check for check in verdict.checks if check.name == name]
     return check
 
 
 def detail(verdict: gate.Verdict, name: str) -> str:
-    return found(verdict, name).detail
+    return find_check(verdict, name).detail
 
 
 def with_comparison(baseline: str, delta: float, low: float, high: float, **more: Any) -> list[dict[str, Any]]:
@@ -182,11 +182,11 @@ def test_verdict_has_the_form_that_readers_rely_on() -> None:
 
 
 def test_deciding_changes_nothing_it_is_given() -> None:
-    given = {"metrics": metrics(), "drift": DRIFT, "candidate": CANDIDATE, "champion": CHAMPION, "anchor": ANCHOR}
-    before = copy.deepcopy(given)
-    evidence = Evidence(**given, now=NOW)
+    inputs = {"metrics": metrics(), "drift": DRIFT, "candidate": CANDIDATE, "champion": CHAMPION, "anchor": ANCHOR}
+    before = copy.deepcopy(inputs)
+    evidence = Evidence(**inputs, now=NOW)
     first, second = (gate.decide(Gate(), evidence) for _ in range(2))
-    assert given == before and first == second
+    assert inputs == before and first == second
 
 
 def test_empty_evidence_fails_every_check_on_it() -> None:
@@ -381,7 +381,7 @@ def test_a_slice_that_became_worse_refuses() -> None:
     rows = [part("head", 0.02, 0.01), part("torso", -0.04, 0.012), part("tail", -0.031, 0.049)]
     verdict = decide(slices={"min_queries": 20, "rows": rows, "left_out": [{"column": "script"}]})
     assert failed(verdict) == ["slices"]
-    assert found(verdict, "slices").value == 2
+    assert find_check(verdict, "slices").value == 2
     assert detail(verdict, "slices") == (
         "significantly worse than the champion on 2 of 3 slices by nDCG@10 (Holm, 5 %): stratum torso by 0.040 on 40 "
         "queries, stratum tail by 0.031 on 40 queries; none may be; slices of fewer than 20 queries are not tested"
@@ -424,7 +424,7 @@ def test_required_slices_must_have_been_compared(required: list[str], left_out: 
     assert failed(verdict) == (["slices"] if reason else [])
     if reason:
         assert detail(verdict, "slices").startswith(reason) and "gate.required_slices" in detail(verdict, "slices")
-        assert not found(verdict, "slices").excusable
+        assert not find_check(verdict, "slices").excusable
     assert not failed(decide(slices=found_slices))
 
 
@@ -459,12 +459,12 @@ def test_exported_files_must_rank_as_the_student_does() -> None:
 def test_latency_is_held_against_the_champion_of_the_same_run() -> None:
     slow_tail = {"student": {"p50_ms": 10.0, "p95_ms": 40.0}, "champion": {"p50_ms": 10.0, "p95_ms": 18.0}}
     verdict = decide(latency=slow_tail)
-    assert failed(verdict) == ["latency"] and found(verdict, "latency").value == pytest.approx(40 / 18)
+    assert failed(verdict) == ["latency"] and find_check(verdict, "latency").value == pytest.approx(40 / 18)
     alone = {"student": slow_tail["student"]}
     assert failed(decide(latency=alone)) == ["latency"]
     assert failed(decide(latency=alone, champion=None)) == []
     verdict = decide(Gate(max_p95_ms=39), latency=alone, champion=None)
-    assert (found(verdict, "latency").value, detail(verdict, "latency")) == (40.0, "p95 is 40.0 ms, at most 39 ms")
+    assert (find_check(verdict, "latency").value, detail(verdict, "latency")) == (40.0, "p95 is 40.0 ms, at most 39 ms")
 
 
 def test_only_the_candidates_drift_counts() -> None:
@@ -507,7 +507,7 @@ def test_reuse_of_a_test_set_is_warned_of_and_then_refused() -> None:
 def test_an_identical_student_has_nothing_to_promote() -> None:
     verdict = decide(champion=SAME)
     assert (verdict.outcome, verdict.promoted, failed(verdict), verdict.notes) == ("unchanged", False, [], [])
-    assert not found(verdict, "new").passed and verdict.word(found(verdict, "new")) == "unchanged"
+    assert not find_check(verdict, "new").passed and verdict.word(find_check(verdict, "new")) == "unchanged"
     assert "is the champion itself, byte for byte, so there is nothing" in detail(verdict, "new")
     written = verdict.to_json()
     assert (written["outcome"], written["promoted"], written["override"]) == ("unchanged", False, None)
@@ -568,7 +568,7 @@ def test_the_recorded_protocol_is_held_to_the_policy(policy: dict, protocol: dic
         "min_queries": 20, "rows": [part("head", 0.02, 0.01)],
     })  # fmt: skip
     assert verdict.outcome == "refused" and "protocol" in failed(verdict)  # nobody answers for how it was measured
-    assert (found(verdict, "protocol").value, found(verdict, "protocol").bound) == (value, bound)
+    assert (find_check(verdict, "protocol").value, find_check(verdict, "protocol").bound) == (value, bound)
 
 
 def test_slices_cannot_be_made_too_small_to_test() -> None:
@@ -689,5 +689,5 @@ def test_no_slices_do_not_pass_and_thin_ones_are_told() -> None:
     none: dict[str, Any] = {"min_queries": 20, "rows": [], "left_out": []}
     verdict = decide(slices=none)
     assert failed(verdict) == ["slices"] and detail(verdict, "slices").startswith("the evaluation has no slices")
-    thin = decide(slices=none | {"left_out": [{"column": "stratum", "value": "head", "queries": 9}]})
-    assert thin.promoted and "none of the slices has the 20 queries" in detail(thin, "slices")
+    small_slices = decide(slices=none | {"left_out": [{"column": "stratum", "value": "head", "queries": 9}]})
+    assert small_slices.promoted and "none of the slices has the 20 queries" in detail(small_slices, "slices")

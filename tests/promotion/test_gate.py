@@ -35,8 +35,8 @@ class Stage:
             artifacts.seal(folder / name)
         self.student("weights")
 
-    def measured(self, found: dict[str, Any]) -> None:
-        artifacts.write_json(self.folder / "evaluation" / "metrics.json", found)
+    def measured(self, figures: dict[str, Any]) -> None:
+        artifacts.write_json(self.folder / "evaluation" / "metrics.json", figures)
         artifacts.seal(self.folder / "evaluation")
 
     def record_inputs(self, champion: str = "", anchor: str = "") -> dict[str, str]:
@@ -188,14 +188,14 @@ def test_each_candidate_counts_once_per_test_set(stage: Stage, capsys: pytest.Ca
     stage.student("third")
     assert not stage.decide(policy) and stage.record["facts"]["failed"] == ["test_set"]
     # The same queries with another target are the same test set.
-    found = metrics()
-    sketched = found["test_set"] | {"sketch": sketch.from_ids(f"q{number}" for number in range(60))}
-    stage.measured(found | {"test_set": sketched})
+    figures = metrics()
+    sketched = figures["test_set"] | {"sketch": sketch.from_ids(f"q{number}" for number in range(60))}
+    stage.measured(figures | {"test_set": sketched})
     assert not stage.decide(policy) and stage.verdict["test_set"]["test_evaluations"] == 3
-    stage.measured(found | {"test_set": sketched | {"digest": "f" * 64}})
+    stage.measured(figures | {"test_set": sketched | {"digest": "f" * 64}})
     assert not stage.decide(policy) and stage.verdict["test_set"]["test_evaluations"] == 3
     # A fresh test set has evaluated nobody.
-    stage.measured(found | {"test_set": found["test_set"] | {"digest": "e" * 64, "draw": 1}})
+    stage.measured(figures | {"test_set": figures["test_set"] | {"digest": "e" * 64, "draw": 1}})
     assert stage.decide(policy) and stage.verdict["test_set"]["test_evaluations"] == 1
 
 
@@ -321,8 +321,8 @@ def command(*arguments: object) -> int:
 
 
 def test_the_same_policy_says_the_same_again(run: Path) -> None:
-    said = artifacts.read_json(run / "verdict.json")
-    assert gate.reconsider(run, Gate()).to_json() == said
+    recorded = artifacts.read_json(run / "verdict.json")
+    assert gate.reconsider(run, Gate()).to_json() == recorded
 
 
 def test_another_policy_is_asked_without_a_trace(
@@ -377,8 +377,8 @@ def test_what_is_wrong_is_one_line(
     run: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
 ) -> None:
     assert command(*(argument.format(run=run) for argument in arguments)) == 2
-    said = capsys.readouterr().err
-    assert message in said and len(said.strip().splitlines()) == 1
+    output = capsys.readouterr().err
+    assert message in output and len(output.strip().splitlines()) == 1
 
 
 def test_the_schema_accepts_what_the_policy_does(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,8 +26,8 @@ def written(folder: Path, policy: str, run: str = SHOP + "gate: policies/own.yam
 @pytest.mark.parametrize("path", POLICIES, ids=lambda path: path.stem)
 def test_shipped_policies_are_valid_and_differ_from_the_default(path: Path) -> None:
     policy = config.read_policy(path)
-    said = yaml.safe_load(path.read_text())
-    assert policy != Gate() and said == {key: getattr(policy, key) for key in said}
+    content = yaml.safe_load(path.read_text())
+    assert policy != Gate() and content == {key: getattr(policy, key) for key in content}
 
 
 def test_there_are_shipped_policies() -> None:
@@ -180,5 +180,5 @@ def test_one_limit_on_relevance_is_enough(limit: dict) -> None:
 def test_blanks_around_an_override_are_no_part_of_it() -> None:
     blank = Gate.model_validate({"override": {"by": "  ", "reason": "", "until": " "}})
     assert blank.override.last_day is None and not blank.override.by
-    given = {"by": " Jo ", "reason": "because we must ship", "until": " 2026-03-31"}
-    assert Gate.model_validate({"override": given}).override.until == "2026-03-31"
+    override = {"by": " Jo ", "reason": "because we must ship", "until": " 2026-03-31"}
+    assert Gate.model_validate({"override": override}).override.until == "2026-03-31"

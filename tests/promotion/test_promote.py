@@ -41,11 +41,11 @@ def killed_at(name: str, action: Callable[..., Any], *arguments: Any, calls: int
     def child() -> None:
         original, left = getattr(Local, name), [calls]
 
-        def method(*given: Any, **named: Any) -> Any:
+        def method(*call_arguments: Any, **named: Any) -> Any:
             left[0] -= 1
             if not left[0]:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return original(*given, **named)
+            return original(*call_arguments, **named)
 
         setattr(Local, name, method)
         action(*arguments)
@@ -84,8 +84,8 @@ def test_a_version_tells_what_it_is_and_all_that_it_came_from(
     }
     manifest = backend.manifest(name)
     sealed = artifacts.read_json(folder / "digest.json")["files"]
-    assert {one: file["digest"] for one, file in manifest["files"].items()} == {
-        one: digest for one, digest in sealed.items() if one != "manifest.json"
+    assert {path: file["digest"] for path, file in manifest["files"].items()} == {
+        path: digest for path, digest in sealed.items() if path != "manifest.json"
     } | {"student/digest.json": artifacts.digest_file(folder / "student" / "digest.json")}
     assert manifest["files"]["student/model.safetensors"]["bytes"] == 1000
     assert manifest["digests"]["data"] == "d" * 64 and manifest["digests"]["code"] == "c" * 64
@@ -221,9 +221,9 @@ def test_what_hinders_publishing_is_told(tmp_path: Path, config: Registry) -> No
 # Refused ----------------------------------------------------------------------------------------------------------
 
 
-def refuse(config: Registry, folders: dict[str, Path], match: str, **given: Any) -> None:
+def refuse(config: Registry, folders: dict[str, Path], match: str, **arguments: Any) -> None:
     with pytest.raises((RunStopped, InputError), match=match):
-        run(config, folders, **given)
+        run(config, folders, **arguments)
     backend = registry.connect(config)
     assert (backend.versions(), backend.aliases()) == ([], {})
     assert not (folders["student"].parent / "promotion" / "promotion.json").exists()
