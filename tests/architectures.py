@@ -38,7 +38,7 @@ class Architecture:
 def _pieces(*special: str) -> dict[str, int]:
     """A WordPiece vocabulary."""
     pieces = [*special, *WORDS, *CHARACTERS, *(f"##{character}" for character in CHARACTERS)]
-    return {piece: place for place, piece in enumerate(dict.fromkeys(pieces))}
+    return {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
 
 
 def _unigrams(*special: str) -> list[tuple[str, float]]:
@@ -51,13 +51,13 @@ def _bytes(*special: str) -> dict[str, int]:
     """A vocabulary of byte-level BPE without merges."""
     from tokenizers.pre_tokenizers import ByteLevel
 
-    return {piece: place for place, piece in enumerate([*special, *sorted(ByteLevel.alphabet())])}
+    return {piece: index for index, piece in enumerate([*special, *sorted(ByteLevel.alphabet())])}
 
 
 def _metaspaced(*special: str) -> dict[str, int]:
     """A vocabulary of SentencePiece's BPE without merges, where other characters become bytes."""
     pieces = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *CHARACTERS]
-    return {piece: place for place, piece in enumerate(pieces)}
+    return {piece: index for index, piece in enumerate(pieces)}
 
 
 def _wordpiece() -> Any:

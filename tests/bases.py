@@ -34,8 +34,10 @@ LIKE_ROBERTA = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 def _wordpiece(cls: type, *special: str, **settings: Any) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
-        pieces = [*special, *WORDS, *CHARACTERS, *(f"##{one}" for one in CHARACTERS)]
-        cls(vocab={piece: at for at, piece in enumerate(dict.fromkeys(pieces))}, **settings).save_pretrained(folder)
+        pieces = [*special, *WORDS, *CHARACTERS, *(f"##{character}" for character in CHARACTERS)]
+        cls(vocab={piece: index for index, piece in enumerate(dict.fromkeys(pieces))}, **settings).save_pretrained(
+            folder
+        )
 
     return write
 
@@ -43,7 +45,7 @@ def _wordpiece(cls: type, *special: str, **settings: Any) -> Callable[[Path], No
 def _unigram(cls: type, *special: str, normalizer: normalizers.Normalizer | None = None) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         pieces = [*special, *(f"▁{word}" for word in WORDS), "▁", *CHARACTERS]
-        cls(vocab=[(piece, -float(at)) for at, piece in enumerate(dict.fromkeys(pieces))]).save_pretrained(folder)
+        cls(vocab=[(piece, -float(index)) for index, piece in enumerate(dict.fromkeys(pieces))]).save_pretrained(folder)
         if normalizer:
             path = str(folder / "tokenizer.json")
             tokenizer = Tokenizer.from_file(path)

@@ -104,12 +104,12 @@ class Tab:
 @contextlib.contextmanager
 def tab(profile: Path) -> Iterator[Tab]:
     """A browser with one tab; `profile` is an empty folder for what it keeps."""
-    there, sending = os.pipe()
+    pipe_end, sending = os.pipe()
     receiving, back = os.pipe()
     path = program()
     assert path is not None
     # The browser reads descriptor 3 and writes descriptor 4; a shell puts them there.
-    start = f'exec "$0" "$@" 3<&{there} 4>&{back}'
+    start = f'exec "$0" "$@" 3<&{pipe_end} 4>&{back}'
     arguments = [
         "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
         "--disable-features=IsolateSandboxedIframes",  # in a process of its own a frame would be another target
@@ -117,10 +117,10 @@ def tab(profile: Path) -> Iterator[Tab]:
         f"--user-data-dir={profile}",
     ]  # fmt: skip
     process = subprocess.Popen(
-        ["bash", "-c", start, path, *arguments], pass_fds=(there, back), stdout=subprocess.DEVNULL,
+        ["bash", "-c", start, path, *arguments], pass_fds=(pipe_end, back), stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    os.close(there)
+    os.close(pipe_end)
     os.close(back)
     try:
         opened = Tab(sending, receiving)

@@ -182,8 +182,8 @@ class Graph:
 
     def _start(self, path: tuple[str, ...]) -> str:
         """When the first task at or below `path` started; empty: none has."""
-        events = [*((at, pods[0]) for at, pods in self.attempts.items()), *self.cached.items()]
-        return min((event["time"] for at, event in events if at[: len(path)] == path), default="")
+        events = [*((key, pods[0]) for key, pods in self.attempts.items()), *self.cached.items()]
+        return min((event["time"] for key, event in events if key[: len(path)] == path), default="")
 
     def _dag(
         self, name: str, boundary: Entity, template: str, component: Entity, path: tuple[str, ...], parents: list[str]
@@ -222,7 +222,7 @@ class Graph:
         self, dag: Entity, task_name: str, task: Entity, path: tuple[str, ...], before: list[str], parents: list[str]
     ) -> str:
         """Nodes of one task in a DAG: its driver's, and then its own; returns its phase, empty: it has not begun."""
-        at = (*path, task_name)
+        key = (*path, task_name)
         name = f"{dag['name']}.{task_name}"
         component_name = task["componentRef"]["name"]
         component = self.components[component_name]
@@ -230,7 +230,7 @@ class Graph:
         is_dag = "dag" in component
         template = component_name if is_dag else "system-container-executor"
         driver_template = "system-dag-driver" if is_dag else "system-container-driver"
-        start = self.loops[at]["time"] if at in self.loops else self._start(at)
+        start = self.loops[key]["time"] if key in self.loops else self._start(key)
         if not start:
             if {"Failed", "Error", "Omitted"} & set(before):
                 message = "omitted: depends condition not met"
@@ -247,17 +247,17 @@ class Graph:
             return self._iterations(name, dag, component_name, path, task_name, start, parents)
         driver = self._pod(f"{name}-driver", dag, driver_template, parents, start)
         if is_dag:
-            return self._dag(name, dag, component_name, component, at, [driver])
+            return self._dag(name, dag, component_name, component, key, [driver])
         retried = "retry-" if "retryPolicy" in task else ""
         executor = self._retry(name, dag, f"{retried}system-container-executor", [driver], start)
         implementation = f"{retried}system-container-impl"
-        if at in self.cached:
+        if key in self.cached:
             message = "when 'true != true' evaluated false"
             self._skip(
                 f"{executor['name']}.executor", executor, implementation, [executor["id"]], start, "Skipped", message
             )
             return self._close(executor, "Succeeded", finished=start)
-        return self._close(executor, self._attempts(executor, implementation, self.attempts[at]))
+        return self._close(executor, self._attempts(executor, implementation, self.attempts[key]))
 
     def _iterations(
         self, name: str, dag: Entity, template: str, path: tuple[str, ...], task: str, start: str, parents: list[str]
@@ -269,17 +269,17 @@ class Graph:
         group = self._node(group_name, "TaskGroup", loop, f"{template}-iteration", [driver], start)
         phases: list[str] = []
         for number in range(self.loops[*path, task]["count"]):
-            at = (*path, f"{task}-iteration-{number}")
-            if not self._start(at):
+            key = (*path, f"{task}-iteration-{number}")
+            if not self._start(key):
                 phases.append("")
                 continue
             item_name = f"{group_name}({number}:{number})"
-            item = self._retry(item_name, loop, f"{template}-iteration", [group["id"]], self._start(at))
+            item = self._retry(item_name, loop, f"{template}-iteration", [group["id"]], self._start(key))
             item_driver = self._pod(
-                f"{item['name']}.iteration-item-driver", item, "system-dag-driver", [item["id"]], self._start(at)
+                f"{item['name']}.iteration-item-driver", item, "system-dag-driver", [item["id"]], self._start(key)
             )
             component = self.components[template]
-            phase = self._dag(f"{item['name']}.iteration-item", item, template, component, at, [item_driver])
+            phase = self._dag(f"{item['name']}.iteration-item", item, template, component, key, [item_driver])
             phases.append(self._close(item, phase))
         group["phase"] = self._phase(phases)
         return self._close(loop, group["phase"])
@@ -579,8 +579,8 @@ class ClusterStore(Store):
         count = 1 + sum(run.get("recurring_run_id") == key for run in self.runs.values())
         resource = f"{recurring['display_name'][:25]}{key[:5]}-{count}"
         name = f"{resource}-{fnv32a(resource)}"
-        kept = ("experiment_id", "pipeline_version_reference", "runtime_config", "service_account")
-        body = {key: recurring[key] for key in kept if key in recurring}
+        copied_keys = ("experiment_id", "pipeline_version_reference", "runtime_config", "service_account")
+        body = {key: recurring[key] for key in copied_keys if key in recurring}
         return self._create(body | {"display_name": name, "recurring_run_id": key}, name, "", scheduled)
 
     def tick_due(self) -> None:

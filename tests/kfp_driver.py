@@ -37,7 +37,7 @@ class Output:
 
 
 def parameters(
-    spec: Mapping[str, Any], placeholders: Mapping[str, str], given: Mapping[str, Any] | None = None
+    spec: Mapping[str, Any], placeholders: Mapping[str, str], values: Mapping[str, Any] | None = None
 ) -> dict[str, dict[str, Any]]:
     """The input parameters of every task that has a container, by task; nested pipelines are entered.
 
@@ -47,7 +47,7 @@ def parameters(
         given: the run's own parameters; the others have the defaults of the specification.
     """
     definitions = spec["root"].get("inputDefinitions", {}).get("parameters", {})
-    inputs = {name: definition.get("defaultValue") for name, definition in definitions.items()} | dict(given or {})
+    inputs = {name: definition.get("defaultValue") for name, definition in definitions.items()} | dict(values or {})
     return dict(_tasks(spec, spec["root"], inputs, placeholders))
 
 

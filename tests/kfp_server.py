@@ -108,26 +108,26 @@ class Document:
         self.operations: dict[str, list[Operation]] = {}
         for template, methods in content["paths"].items():
             pattern = re.compile(re.sub(r"\\{([^}]*)\\}", r"([^/:]+)", re.escape(template)))
-            for method, one in methods.items():
-                parameters = {each["name"]: each for each in one.get("parameters", [])}
+            for method, operation in methods.items():
+                parameters = {each["name"]: each for each in operation.get("parameters", [])}
                 body = next((each for each in parameters.values() if each["in"] == "body"), None)
                 self.operations.setdefault(method.upper(), []).append(
                     Operation(
-                        one["operationId"],
+                        operation["operationId"],
                         pattern,
                         parameters,
                         validator(body["schema"]) if body else None,
                         body["name"] if body else "",
-                        validator(one["responses"]["200"]["schema"]),
+                        validator(operation["responses"]["200"]["schema"]),
                     )
                 )
 
     def find(self, method: str, path: str) -> tuple[Operation, list[str]]:
         # Fixed words before placeholders: /pipelines/upload is no pipeline's id.
-        for one in sorted(self.operations.get(method, []), key=lambda each: each.pattern.groups):
-            match = one.pattern.fullmatch(path)
+        for operation in sorted(self.operations.get(method, []), key=lambda each: each.pattern.groups):
+            match = operation.pattern.fullmatch(path)
             if match:
-                return one, [unquote(each) for each in match.groups()]
+                return operation, [unquote(each) for each in match.groups()]
         raise Refused(404, f"{method} {path} is not in the document")
 
 
@@ -358,9 +358,13 @@ class Store:
 
     def _look_for_two(self) -> None:
         enabled = Counter(
-            (one["namespace"], one["display_name"], tuple(OWNER.findall(one.get("description", ""))))
-            for one in self.recurring.values()
-            if one["mode"] == "ENABLE"
+            (
+                recurring_run["namespace"],
+                recurring_run["display_name"],
+                tuple(OWNER.findall(recurring_run.get("description", ""))),
+            )
+            for recurring_run in self.recurring.values()
+            if recurring_run["mode"] == "ENABLE"
         )
         for (_, name, owners), count in enabled.items():
             if count > 1 and owners:
@@ -386,10 +390,10 @@ class Store:
         return kind[number]
 
     def _page(self, rows: list[Entity], field: str, named: dict[str, str]) -> Entity:
-        for one in json.loads(named.get("filter") or "{}").get("predicates", []):
-            if one["operation"] != "EQUALS" or set(one) != {"operation", "key", "string_value"}:
-                raise Refused(501, f"filter {one}: not here")
-            rows = [row for row in rows if row.get(one["key"]) == one["string_value"]]
+        for predicate in json.loads(named.get("filter") or "{}").get("predicates", []):
+            if predicate["operation"] != "EQUALS" or set(predicate) != {"operation", "key", "string_value"}:
+                raise Refused(501, f"filter {predicate}: not here")
+            rows = [row for row in rows if row.get(predicate["key"]) == predicate["string_value"]]
         start = int(named.get("page_token") or 0)
         size = min(int(named.get("page_size") or PAGE_LIMIT), PAGE_LIMIT)
         end = start + size
@@ -399,7 +403,7 @@ class Store:
 
     def _in_namespace(self, kind: dict[str, Entity], named: dict[str, str]) -> list[Entity]:
         self._allow(named.get("namespace", ""))
-        return [one for one in kind.values() if one.get("namespace", "") == named.get("namespace", "")]
+        return [item for item in kind.values() if item.get("namespace", "") == named.get("namespace", "")]
 
     # Operations, by the document's names ---------------------------------------------------------------------------
 
@@ -424,7 +428,7 @@ class Store:
 
     def ListPipelineVersions(self, pipeline: str, named: dict[str, str], body: Any) -> Entity:
         self._allow(self._get(self.pipelines, pipeline).get("namespace", ""))
-        rows = [one for one in self.versions.values() if one["pipeline_id"] == pipeline]
+        rows = [version for version in self.versions.values() if version["pipeline_id"] == pipeline]
         return self._page(rows, "pipeline_versions", named)
 
     def GetPipelineVersion(self, pipeline: str, version: str, named: dict[str, str], body: Any) -> Entity:
@@ -450,10 +454,10 @@ class Store:
 
     def _new(self, kind: dict[str, Entity], key: str, values: Entity) -> Entity:
         scope = ("namespace", "pipeline_id", "display_name")
-        for one in kind.values():
-            if key != "pipeline_id" and all(one.get(name) == values.get(name) for name in scope):
+        for item in kind.values():
+            if key != "pipeline_id" and all(item.get(name) == values.get(name) for name in scope):
                 raise Refused(409, f"already exist: {values['display_name']}")
-            if key == "pipeline_id" and one["display_name"] == values["display_name"]:
+            if key == "pipeline_id" and item["display_name"] == values["display_name"]:
                 raise Refused(409, f"already exist: {values['display_name']}")
         made = values | {key: str(uuid.uuid4()), "created_at": self._now()}
         kind[made[key]] = made
@@ -467,12 +471,18 @@ class Store:
         if version["pipeline_id"] != reference["pipeline_id"]:
             raise Refused(400, "a version of another pipeline")
         content = version["pipeline_spec"]
-        known = content.get("pipeline_spec", content)["root"]["inputDefinitions"]["parameters"]
-        given = body.get("runtime_config", {}).get("parameters", {})
-        if set(given) - set(known):
-            raise Refused(400, f"input parameters that the pipeline does not have: {sorted(set(given) - set(known))}")
-        missing = [name for name, one in known.items() if not one.get("isOptional") and "defaultValue" not in one]
-        if set(missing) - set(given):
+        definitions = content.get("pipeline_spec", content)["root"]["inputDefinitions"]["parameters"]
+        parameters = body.get("runtime_config", {}).get("parameters", {})
+        if set(parameters) - set(definitions):
+            raise Refused(
+                400, f"input parameters that the pipeline does not have: {sorted(set(parameters) - set(definitions))}"
+            )
+        missing = [
+            name
+            for name, definition in definitions.items()
+            if not definition.get("isOptional") and "defaultValue" not in definition
+        ]
+        if set(missing) - set(parameters):
             raise Refused(400, f"input parameters without a value: {missing}")
         return experiment.get("namespace", "")
 
@@ -487,28 +497,31 @@ class Store:
         return made
 
     def GetRun(self, run: str, named: dict[str, str], body: Any) -> Entity:
-        found = self._get(self.runs, run)
-        self._allow(self.experiments[found["experiment_id"]].get("namespace", ""))
+        stored_run = self._get(self.runs, run)
+        self._allow(self.experiments[stored_run["experiment_id"]].get("namespace", ""))
         change = next(self._telling[run], None)
         if change:
-            change(found)
-        return found
+            change(stored_run)
+        return stored_run
 
     def ListRuns(self, named: dict[str, str], body: Any) -> Entity:
         experiment = named.get("experiment_id")
-        rows = [one for one in self.runs.values() if experiment in (None, one["experiment_id"])]
+        rows = [stored_run for stored_run in self.runs.values() if experiment in (None, stored_run["experiment_id"])]
         if named.get("sort_by", "created_at desc") != "created_at desc":
             raise Refused(501, f"sort_by {named['sort_by']}: not here")
         if "sort_by" in named:
-            rows.sort(key=lambda one: str(one["created_at"]), reverse=True)
+            rows.sort(key=lambda stored_run: str(stored_run["created_at"]), reverse=True)
         return self._page(rows, "runs", named)
 
     def RetryRun(self, run: str, named: dict[str, str], body: Any) -> Entity:
         """As resource_manager.go, RetryRun: only what failed runs again, and the history of states grows."""
-        found = self._get(self.runs, run)
-        if found["state"] != "FAILED":
+        stored_run = self._get(self.runs, run)
+        if stored_run["state"] != "FAILED":
             raise Refused(500, "Failed to retry a run: workflow must be Failed/Error to retry")
-        found |= {"state": "RUNNING", "state_history": [*found.get("state_history", []), {"state": "RUNNING"}]}
+        stored_run |= {
+            "state": "RUNNING",
+            "state_history": [*stored_run.get("state_history", []), {"state": "RUNNING"}],
+        }
         self._telling[run] = iter(self.stories.pop(0) if self.stories else [])
         return {}
 
@@ -537,9 +550,9 @@ class Store:
         return self._switch(number, "DISABLE")
 
     def _switch(self, number: str, mode: str) -> Entity:
-        one = self._get(self.recurring, number)
-        self._allow(one["namespace"])
-        one |= {"mode": mode, "status": f"{mode}D", "updated_at": self._now()}
+        recurring_run = self._get(self.recurring, number)
+        self._allow(recurring_run["namespace"])
+        recurring_run |= {"mode": mode, "status": f"{mode}D", "updated_at": self._now()}
         return {}
 
     def DeleteRecurringRun(self, number: str, named: dict[str, str], body: Any) -> Entity:

@@ -117,8 +117,8 @@ class Worker:
                 self.images[name] = executors[component["executorLabel"]]["container"]["image"]
         for component in (specification["root"], *specification["components"].values()):
             for task in component.get("dag", {}).get("tasks", {}).values():
-                for given in task.get("inputs", {}).get("parameters", {}).values():
-                    runtime = given.get("runtimeValue", {})
+                for parameter in task.get("inputs", {}).get("parameters", {}).values():
+                    runtime = parameter.get("runtimeValue", {})
                     if isinstance(runtime.get("constant"), str):
                         runtime["constant"] = values.get(runtime["constant"], runtime["constant"])
         return components.load_component_from_text(yaml.safe_dump_all([specification, *platform]))
@@ -129,8 +129,8 @@ class Worker:
         Source: seen on Kubeflow Pipelines 2.17.0; resolve.go takes MLMD's last known state and leaves `error` empty.
         """
         events = read_events(self.folder)
-        succeeded = any(one["event"] == "cached" or one.get("phase") == "Succeeded" for one in events)
-        failed = any(one.get("phase") in ("Failed", "Error") for one in events)
+        succeeded = any(event["event"] == "cached" or event.get("phase") == "Succeeded" for event in events)
+        failed = any(event.get("phase") in ("Failed", "Error") for event in events)
         producer = task.dependent_tasks[0] if task.dependent_tasks else ""
         return {
             "state": "FAILED" if failed and not succeeded else "UNKNOWN",
@@ -173,7 +173,7 @@ class Worker:
         if result.exists():  # of the run before `runs:retry`: nodes that succeeded stay, uncached ones too
             return cache.LocalCache._deserialize_outputs(json.loads(result.read_text())), Status.SUCCESS
         status_inputs = [
-            name for name, given in task_spec.inputs.parameters.items() if given.HasField("task_final_status")
+            name for name, parameter in task_spec.inputs.parameters.items() if parameter.HasField("task_final_status")
         ]
         if status_inputs and self.run["retried"]:  # seen: after runs:retry the exit handler does not run again
             return {}, Status.SUCCESS

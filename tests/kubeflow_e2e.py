@@ -219,7 +219,7 @@ def chart_goes_in(session: Session) -> None:
         "--timeout",
         "20m",
     )
-    names = [one.display_name for one in session.kubeflow.recurring_runs()]
+    names = [recurring_run.display_name for recurring_run in session.kubeflow.recurring_runs()]
     assert f"{session.name}-paused" in names, names
 
 
@@ -297,7 +297,11 @@ def a_recurring_run_promotes(session: Session) -> None:
     path.write_text(yaml.safe_dump({"owner": session.name, "schedules": [plan]}))
     result = session.call("schedule", "apply", "--file", path)
     assert result.status == 0, result
-    (recurring,) = [one for one in session.kubeflow.recurring_runs() if one.display_name == plan["name"]]
+    (recurring,) = [
+        recurring_run
+        for recurring_run in session.kubeflow.recurring_runs()
+        if recurring_run.display_name == plan["name"]
+    ]
     try:
 
         def started() -> Any:
@@ -357,7 +361,7 @@ def chart_goes_out(session: Session) -> None:
     """The chart leaves neither schedules nor Jobs."""
     core = session.kubernetes()
     _helm(session, "uninstall", RELEASE, "--timeout", "10m")
-    names = [one.display_name for one in session.kubeflow.recurring_runs()]
+    names = [recurring_run.display_name for recurring_run in session.kubeflow.recurring_runs()]
     assert f"{session.name}-paused" not in names, names
     import kubernetes
 

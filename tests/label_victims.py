@@ -68,7 +68,7 @@ def score(rows: pa.Table, counter: progress.Counter) -> label_parts.Scored:
     return label_parts.Scored(np.array(logits, np.float32), tokens=3 * rows.num_rows, truncated=1)
 
 
-def label(folder: Path, *, pause: float = 0, parts: Path | None = None, scorer: Scorer = score, **knobs: Any):
+def label(folder: Path, *, pause: float = 0, parts: Path | None = None, scorer: Scorer = score, **settings: Any):
     """Label `folder/../shard.parquet` into `folder`; scored windows leave their numbers in `folder/scored`."""
     folder.mkdir(parents=True, exist_ok=True)
     scored = os.open(folder / "scored", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -80,7 +80,7 @@ def label(folder: Path, *, pause: float = 0, parts: Path | None = None, scorer: 
 
     parts = parts or folder / "parts"
     labeled = label_parts.label_rows(
-        Label(part_rows=PART_ROWS, **knobs),
+        Label(part_rows=PART_ROWS, **settings),
         name="label-00000",
         shard=folder.parent / "shard.parquet",
         fields=("title",),

@@ -65,8 +65,8 @@ class Store:
         if chosen:  # which JSON Schema does not know
             schema = {"$ref": chosen["mapping"].get(value.get(chosen["propertyName"]), schema["$ref"])}
         reference = {"$ref": "api" + schema["$ref"]} if "$ref" in schema else schema
-        wanted = {**reference, "unevaluatedProperties": False} if closed else reference
-        for error in jsonschema.Draft202012Validator(wanted, registry=self.schemas).iter_errors(value):
+        effective_schema = {**reference, "unevaluatedProperties": False} if closed else reference
+        for error in jsonschema.Draft202012Validator(effective_schema, registry=self.schemas).iter_errors(value):
             self.problems.append(f"{what}: {error.message[:300]}")
             raise Refused(400, error.message)
 
@@ -81,11 +81,13 @@ class Store:
     def answer(self, method: str, target: str, body: Any) -> tuple[int, Any]:
         parts = urlsplit(target)
         item, operation, arguments = self.operation(method, parts.path)
-        given = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
-        known = [self.resolve(one) for one in [*item.get("parameters", []), *operation.get("parameters", [])]]
-        schemas = {one["name"]: one["schema"] for one in known}
+        query = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
+        parameters = [
+            self.resolve(parameter) for parameter in [*item.get("parameters", []), *operation.get("parameters", [])]
+        ]
+        schemas = {parameter["name"]: parameter["schema"] for parameter in parameters}
         what = operation["operationId"]
-        for name, value in (given | arguments).items():
+        for name, value in (query | arguments).items():
             if name not in schemas:
                 self.problems.append(f"{what}: unknown parameter {name}")
                 raise Refused(400, f"unknown parameter {name}")
@@ -93,22 +95,25 @@ class Store:
         if "requestBody" in operation:
             schema = self.resolve(operation["requestBody"])["content"]["application/json"]["schema"]
             self.check(body, schema, what, closed=True)
-        status, answer = getattr(self, what)(given, body, *arguments.values())
-        found = {name: value for name, value in answer.items() if name != PARENT}
+        status, answer = getattr(self, what)(query, body, *arguments.values())
+        public = {name: value for name, value in answer.items() if name != PARENT}
         content = self.resolve(operation["responses"][str(status)])["content"]["application/json"]["schema"]
-        self.check(found, content, f"{what}, answer")
-        return status, found
+        self.check(public, content, f"{what}, answer")
+        return status, public
 
     # Its operations -----------------------------------------------------------------------------------------------
 
-    def find(self, kind: str, **wanted: Any) -> Entity:
+    def find(self, kind: str, **values: Any) -> Entity:
         for entity in self.kinds[kind].values():
-            if all(entity.get(name) == value for name, value in wanted.items()):
+            if all(entity.get(name) == value for name, value in values.items()):
                 return entity
         raise Refused(404, "not found")
 
     def create(self, kind: str, body: Entity, **scope: Any) -> Entity:
-        if any(one["name"] == body["name"] and scope.items() <= one.items() for one in self.kinds[kind].values()):
+        if any(
+            existing["name"] == body["name"] and scope.items() <= existing.items()
+            for existing in self.kinds[kind].values()
+        ):
             raise Refused(409, f"{body['name']} exists already")
         now = str(int(time.time() * 1000))
         number = str(1 + sum(map(len, self.kinds.values())))
@@ -122,38 +127,38 @@ class Store:
         self.kinds[kind][number] |= body
         return self.kinds[kind][number]
 
-    def page(self, every: list[Entity], given: Entity) -> Entity:
-        start, size = int(given.get("nextPageToken") or 0), min(int(given.get("pageSize", 100)), 2)
+    def page(self, every: list[Entity], query: Entity) -> Entity:
+        start, size = int(query.get("nextPageToken") or 0), min(int(query.get("pageSize", 100)), 2)
         items = every[start : start + size]
         after = str(start + size) if start + size < len(every) else ""
         return {"items": items, "nextPageToken": after, "pageSize": size, "size": len(items)}
 
-    def getRegisteredModels(self, given: Entity, body: Any) -> tuple[int, Any]:
-        return 200, self.page(list(self.kinds["registered_models"].values()), given)
+    def getRegisteredModels(self, query: Entity, body: Any) -> tuple[int, Any]:
+        return 200, self.page(list(self.kinds["registered_models"].values()), query)
 
-    def findRegisteredModel(self, given: Entity, body: Any) -> tuple[int, Any]:
-        return 200, self.find("registered_models", name=given["name"])
+    def findRegisteredModel(self, query: Entity, body: Any) -> tuple[int, Any]:
+        return 200, self.find("registered_models", name=query["name"])
 
-    def createRegisteredModel(self, given: Entity, body: Any) -> tuple[int, Any]:
+    def createRegisteredModel(self, query: Entity, body: Any) -> tuple[int, Any]:
         return 201, self.create("registered_models", body)
 
-    def updateRegisteredModel(self, given: Entity, body: Any, number: str) -> tuple[int, Any]:
+    def updateRegisteredModel(self, query: Entity, body: Any, number: str) -> tuple[int, Any]:
         return 200, self.change("registered_models", number, body)
 
-    def getRegisteredModelVersions(self, given: Entity, body: Any, number: str) -> tuple[int, Any]:
-        every = [one for one in self.kinds["model_versions"].values() if one["registeredModelId"] == number]
-        return 200, self.page(every, given)
+    def getRegisteredModelVersions(self, query: Entity, body: Any, number: str) -> tuple[int, Any]:
+        every = [entity for entity in self.kinds["model_versions"].values() if entity["registeredModelId"] == number]
+        return 200, self.page(every, query)
 
-    def createModelVersion(self, given: Entity, body: Any) -> tuple[int, Any]:
+    def createModelVersion(self, query: Entity, body: Any) -> tuple[int, Any]:
         return 201, self.create("model_versions", body, registeredModelId=body["registeredModelId"])
 
-    def updateModelVersion(self, given: Entity, body: Any, number: str) -> tuple[int, Any]:
+    def updateModelVersion(self, query: Entity, body: Any, number: str) -> tuple[int, Any]:
         return 200, self.change("model_versions", number, body)
 
-    def findModelArtifact(self, given: Entity, body: Any) -> tuple[int, Any]:
-        return 200, self.find("artifacts", name=given["name"], **{PARENT: given["parentResourceId"]})
+    def findModelArtifact(self, query: Entity, body: Any) -> tuple[int, Any]:
+        return 200, self.find("artifacts", name=query["name"], **{PARENT: query["parentResourceId"]})
 
-    def upsertModelVersionArtifact(self, given: Entity, body: Any, number: str) -> tuple[int, Any]:
+    def upsertModelVersionArtifact(self, query: Entity, body: Any, number: str) -> tuple[int, Any]:
         if "id" in body:
             return 200, self.change("artifacts", body["id"], body)
         return 201, self.create("artifacts", body, **{PARENT: number})

@@ -119,10 +119,10 @@ def drift_part(drifted: bool, text: str = "") -> dict:
 def curve(steps: int, start: float, end: float, loss: float) -> list[dict]:
     return [
         {
-            "step": 40 * (look + 1), "epoch": 1 + look // 3, "loss": loss / (1 + 0.5 * look),
-            "dev_ndcg_at_10": end - (end - start) * 0.5**look + (0.002 if look == steps - 2 else 0),
+            "step": 40 * (number + 1), "epoch": 1 + number // 3, "loss": loss / (1 + 0.5 * number),
+            "dev_ndcg_at_10": end - (end - start) * 0.5**number + (0.002 if number == steps - 2 else 0),
         }
-        for look in range(steps)
+        for number in range(steps)
     ]  # fmt: skip
 
 
@@ -303,18 +303,18 @@ class Page(HTMLParser):
     def __init__(self, source: str) -> None:
         super().__init__()
         self.open: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words: list[str] = []
         self.feed(source)
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
+        self.tags.append((tag, dict(attrs)))
         if tag not in self.VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
+        self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag, f"line {self.getpos()}: </{tag}>"
@@ -330,8 +330,8 @@ class Page(HTMLParser):
 
 def seal(paths: dict) -> None:
     """Seal the folders as a test has changed them, each with its stage's record."""
-    for name, given in paths.items():
-        for folder in (given if isinstance(given, list) else [given]) if name != "output" else []:
+    for name, path in paths.items():
+        for folder in (path if isinstance(path, list) else [path]) if name != "output" else []:
             artifacts.seal(folder)
             if (folder / artifacts.RECORD).exists():
                 record = artifacts.read_json(folder / artifacts.RECORD)

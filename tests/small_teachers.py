@@ -24,14 +24,14 @@ def write_judgements(folder: Path) -> Path:
 
 def config(models: Path, **changes) -> Teacher:
     optimizer = {"epochs": 4, "learning_rate": 3e-3, "batch_tokens": 300, "evaluations": 3}
-    knobs = {"model": str(models / "decoder"), "lora": Lora(rank=4, alpha=8), "lift_over_bm25": -1.0, "max_ece": 1.0}
-    knobs["min_deviation"] = 0  # of weights so small and random
-    return Teacher(**knobs | changes | {"optimizer": Optimizer(**optimizer | changes.get("optimizer", {}))})
+    settings = {"model": str(models / "decoder"), "lora": Lora(rank=4, alpha=8), "lift_over_bm25": -1.0, "max_ece": 1.0}
+    settings["min_deviation"] = 0  # of weights so small and random
+    return Teacher(**settings | changes | {"optimizer": Optimizer(**optimizer | changes.get("optimizer", {}))})
 
 
-def train(one: Teacher, judgements: Path, output: Path, **compute) -> Path:
+def train(teacher_config: Teacher, judgements: Path, output: Path, **compute) -> Path:
     compute = CPU.model_copy(update=compute)
-    teacher.train(one, compute, judgements=judgements, model_digest="d" * 64, output=output)
+    teacher.train(teacher_config, compute, judgements=judgements, model_digest="d" * 64, output=output)
     return output
 
 

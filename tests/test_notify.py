@@ -202,7 +202,7 @@ def test_a_promotion_is_told_by_the_run_that_made_it(listener: Listener, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("status", "state"),
     [
         ("COMPLETE", "SUCCEEDED"),  # the metadata store's word, which the cluster's backend passes on
         ("CANCELED", "CANCELLED"),
@@ -211,12 +211,12 @@ def test_a_promotion_is_told_by_the_run_that_made_it(listener: Listener, tmp_pat
     ],
 )
 def test_an_end_has_one_name_whatever_kubeflow_calls_it(
-    listener: Listener, tmp_path: Path, said: str | None, told: str
+    listener: Listener, tmp_path: Path, status: str | None, state: str
 ) -> None:
-    tell(Notify(webhook=listener.url), tmp_path, said, None)
-    assert [(post["state"], post["error"]) for post in listener.posts] == [(told, "")]
-    tell(Notify(webhook=listener.url, when="failure"), tmp_path, said, None)
-    assert len(listener.posts) == (1 if told == "SUCCEEDED" else 2)
+    tell(Notify(webhook=listener.url), tmp_path, status, None)
+    assert [(post["state"], post["error"]) for post in listener.posts] == [(state, "")]
+    tell(Notify(webhook=listener.url, when="failure"), tmp_path, status, None)
+    assert len(listener.posts) == (1 if state == "SUCCEEDED" else 2)
 
 
 def test_a_busy_server_is_asked_again(listener: Listener, tmp_path: Path) -> None:
@@ -297,10 +297,10 @@ def test_a_wait_beyond_the_time_limit_is_not_begun(
 
 
 @pytest.mark.parametrize(
-    ("status", "told"), [("200 OK", True), ("404 Not Found", False), ("302 Found\r\nLocation: /", False)]
+    ("status", "is_delivered"), [("200 OK", True), ("404 Not Found", False), ("302 Found\r\nLocation: /", False)]
 )
 def test_an_endless_answer_is_not_read(
-    listener: Listener, tmp_path: Path, capsys: pytest.CaptureFixture[str], status: str, told: bool
+    listener: Listener, tmp_path: Path, capsys: pytest.CaptureFixture[str], status: str, is_delivered: bool
 ) -> None:
     sent: list[int] = []
 
@@ -313,15 +313,15 @@ def test_an_endless_answer_is_not_read(
     listener.raw = endless()
     tell(Notify(webhook=listener.url), tmp_path)
     assert len(listener.posts) == 1
-    assert ("the notification was not delivered" not in capsys.readouterr().out) == told
+    assert ("the notification was not delivered" not in capsys.readouterr().out) == is_delivered
     assert sum(sent) < 2**25  # what the sockets' buffers hold
 
 
 def test_only_failures_where_only_they_are_wanted(listener: Listener, tmp_path: Path) -> None:
-    wanted = Notify(webhook=listener.url, when="failure")
-    tell(wanted, tmp_path)
+    notify_config = Notify(webhook=listener.url, when="failure")
+    tell(notify_config, tmp_path)
     assert listener.posts == []
-    tell(wanted, tmp_path, "CANCELLED")
+    tell(notify_config, tmp_path, "CANCELLED")
     assert [post["state"] for post in listener.posts] == ["CANCELLED"]
 
 
@@ -332,11 +332,11 @@ def test_the_url_of_a_secret_is_read_and_never_printed(
     (tmp_path / "url").write_text(listener.url + "\n")
     listener.statuses = [404]
     tell(Notify(secret="chat"), tmp_path)
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
-        len(listener.posts) == 1 and "the notification was not delivered: the webhook failed (HTTPError, 404)" in said
+        len(listener.posts) == 1 and "the notification was not delivered: the webhook failed (HTTPError, 404)" in output
     )
-    assert listener.url not in said and "127.0.0.1" not in said
+    assert listener.url not in output and "127.0.0.1" not in output
 
 
 @pytest.mark.parametrize(

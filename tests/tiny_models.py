@@ -52,7 +52,16 @@ def write(folder: Path) -> None:
 
     (folder / "encoder").mkdir()
     characters = "abcdefghijklmnopqrstuvwxyz0123456789.,-'|"
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *characters, *(f"##{one}" for one in characters)]
+    pieces = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *WORDS,
+        *characters,
+        *(f"##{character}" for character in characters),
+    ]
     vocabulary = folder / "encoder" / "vocab.txt"
     vocabulary.write_text("\n".join(dict.fromkeys(pieces)) + "\n")
     encoder_tokenizer = BertTokenizerFast(vocab=str(vocabulary))

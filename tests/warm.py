@@ -218,15 +218,15 @@ def _run(arguments: list[str], environment: dict[str, str], folder: str) -> int:
             importlib.import_module("sitecustomize")
         kind, *rest = arguments
         if kind == "-m":
-            name, *given = rest
+            name, *options = rest
             sys.path.insert(0, folder)
-            sys.argv = [name, *given]
+            sys.argv = [name, *options]
             sys.modules.pop(name, None)  # it is run, whatever else has imported it
             runpy.run_module(name, run_name="__main__", alter_sys=True)
         elif kind == "-c":
-            code, *given = rest
+            code, *options = rest
             sys.path.insert(0, "")
-            sys.argv = ["-c", *given]
+            sys.argv = ["-c", *options]
             exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
         else:
             sys.path.insert(0, str(Path(kind).parent))

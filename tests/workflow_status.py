@@ -177,9 +177,9 @@ class Run:
     def executor_input(self, name: str, task: Mapping[str, Any], component: Mapping[str, Any]) -> Entity:
         salt = self.uuid()
         values = {}
-        for key, given in task.get("inputs", {}).get("parameters", {}).items():
-            section = given.get("componentInputParameter", "").rpartition("--")[2]
-            values[key] = given.get("runtimeValue", {}).get("constant", self.values.get(section, "a" * 64))
+        for key, parameter in task.get("inputs", {}).get("parameters", {}).items():
+            section = parameter.get("componentInputParameter", "").rpartition("--")[2]
+            values[key] = parameter.get("runtimeValue", {}).get("constant", self.values.get(section, "a" * 64))
         artifacts = {}
         for key, artifact in component.get("inputDefinitions", {}).get("artifacts", {}).items():
             producer = "label-shard" if artifact.get("isArtifactList") else "prepare-data"

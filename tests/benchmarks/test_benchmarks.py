@@ -123,24 +123,24 @@ def test_labeling_is_measured_and_the_last_line_is_the_result() -> None:
 
 
 def test_what_does_not_survive_kills_is_found_out(tmp_path: Path) -> None:
-    found = measure(label_victims.kill_careless, str(tmp_path), 9, scratch=tmp_path).result
-    assert (found["anew"]["kills"], found["trusting"]["kills"]) == (5, 4)
-    assert found["anew"]["doubled"] > 0 and found["trusting"]["lost"] > 0
-    assert found["anew"]["different"] > 0 and found["trusting"]["different"] > 0
+    result = measure(label_victims.kill_careless, str(tmp_path), 9, scratch=tmp_path).result
+    assert (result["anew"]["kills"], result["trusting"]["kills"]) == (5, 4)
+    assert result["anew"]["doubled"] > 0 and result["trusting"]["lost"] > 0
+    assert result["anew"]["different"] > 0 and result["trusting"]["different"] > 0
 
 
 def test_a_kill_before_each_change_is_survived_or_found_out(tmp_path: Path) -> None:
-    found = measure(label_victims.kill_at_boundaries, str(tmp_path), 12, scratch=tmp_path).result
-    careful, careless = found["label"], found["careless"]
+    result = measure(label_victims.kill_at_boundaries, str(tmp_path), 12, scratch=tmp_path).result
+    careful, careless = result["label"], result["careless"]
     assert careful["kills"] == 12 < careful["changes"] and careless["kills"] == careless["changes"]
     assert (careful["different"], careful["lost"], careful["doubled"]) == (0, 0, 0)
     assert careless["different"] > 0 and careless["lost"] > 0
 
 
 def test_a_changed_byte_of_a_checkpoint_is_not_used_or_found_out(tmp_path: Path) -> None:
-    found = measure(label_victims.damage_checkpoints, str(tmp_path), 3, scratch=tmp_path).result
-    assert found["label"]["checkpoints"] > 1 and found["label"]["different"] == 0
-    assert found["careless"]["different"] == 3
+    result = measure(label_victims.damage_checkpoints, str(tmp_path), 3, scratch=tmp_path).result
+    assert result["label"]["checkpoints"] > 1 and result["label"]["different"] == 0
+    assert result["careless"]["different"] == 3
 
 
 def test_a_changed_byte_of_a_sealed_file_is_refused_and_a_careless_stage_found_out(
@@ -150,11 +150,11 @@ def test_a_changed_byte_of_a_sealed_file_is_refused_and_a_careless_stage_found_o
     for name in ("a.json", "deep/b.bin"):
         artifacts.write_text(folder / name, "{}")
     artifacts.seal(folder)
-    found = damage.damage_sealed({"sealed": folder}, tmp_path, repeats=4, seed=1)
-    assert (found["files"], found["caught"], found["missed"]) == (3, 12, [])
+    result = damage.damage_sealed({"sealed": folder}, tmp_path, repeats=4, seed=1)
+    assert (result["files"], result["caught"], result["missed"]) == (3, 12, [])
     monkeypatch.setattr(artifacts, "stage", lambda *_, **__: contextlib.nullcontext())  # verifies nothing
-    found = damage.damage_sealed({"sealed": folder}, tmp_path, repeats=1, seed=1)
-    assert found["caught"] == 0 and found["missed"][0].startswith("sealed/a.json, byte ")
+    result = damage.damage_sealed({"sealed": folder}, tmp_path, repeats=1, seed=1)
+    assert result["caught"] == 0 and result["missed"][0].startswith("sealed/a.json, byte ")
 
 
 def _lists(queries: int) -> pa.Table:
@@ -211,14 +211,14 @@ def test_what_a_study_keeps_is_named_by_its_settings(tmp_path: Path) -> None:
     """Only the names: the study itself takes hours, and data that not everybody has."""
     from benchmarks.distillation import ARMS, HUMAN_ONLY, TEACHER, Arm, Study
 
-    one, other = Study(tmp_path, 1, []), Study(tmp_path, 1, ["prepare.seed=99"])
-    assert one.data == Study(tmp_path, 1, []).data != other.data
+    study, other = Study(tmp_path, 1, []), Study(tmp_path, 1, ["prepare.seed=99"])
+    assert study.data == Study(tmp_path, 1, []).data != other.data
     taught = tmp_path / "teacher-0"
-    names = [one.student(name, arm, taught) for name, arm in ARMS.items()]
+    names = [study.student(name, arm, taught) for name, arm in ARMS.items()]
     assert len(set(names)) == len(ARMS)
-    assert one.student("4x", ARMS["4x"], taught) != one.student("4x", Arm(4, ["student.pointwise=0.3"]), taught)
-    assert one.student("4x", ARMS["4x"], taught) != one.student("4x", ARMS["4x"], tmp_path / "teacher-1")
-    assert one.config(TEACHER).teacher != one.config(HUMAN_ONLY).teacher
+    assert study.student("4x", ARMS["4x"], taught) != study.student("4x", Arm(4, ["student.pointwise=0.3"]), taught)
+    assert study.student("4x", ARMS["4x"], taught) != study.student("4x", ARMS["4x"], tmp_path / "teacher-1")
+    assert study.config(TEACHER).teacher != study.config(HUMAN_ONLY).teacher
 
 
 def test_a_study_that_is_not_through_fails_its_bars() -> None:
@@ -240,8 +240,8 @@ def test_the_evaluation_and_the_plain_loops_give_the_same_figures(tmp_path: Path
 
     scale = replace(evaluation.QUICK, pairs=900, queries=90, bootstrap=100, cluster_bootstrap=50, plain_resamples=120)
     evaluation.write(tmp_path, scale)
-    found = evaluation.plain(str(tmp_path), asdict(scale))
-    assert max(found["largest_difference"].values()) < evaluation.EQUAL
+    result = evaluation.plain(str(tmp_path), asdict(scale))
+    assert max(result["largest_difference"].values()) < evaluation.EQUAL
     made = evaluation.ours(str(tmp_path), asdict(scale))
     assert 0 < made["ranked_queries"] <= 90 and (made["slices"], made["comparisons"]) == (4, 24)
     assert set(artifacts.read_json(tmp_path / "out" / "metrics.json")["systems"]) == {

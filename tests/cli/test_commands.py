@@ -128,14 +128,14 @@ def keys(model: type, path: str = "") -> set[str]:
     schema = model.model_json_schema()  # type: ignore[attr-defined]
 
     def walk(node: dict[str, Any], path: str) -> set[str]:
-        found = set()
+        names = set()
         for name, field in node.get("properties", {}).items():
             options = [field, *field.get("oneOf", [])]
             targets = [option["$ref"].rsplit("/", 1)[1] for option in options if "$ref" in option]
-            at = f"{path}.{name}" if path else name
-            inner = [walk(schema["$defs"][target], at) for target in targets]
-            found |= set().union(*inner) if inner else {at}
-        return found
+            key = f"{path}.{name}" if path else name
+            inner = [walk(schema["$defs"][target], key) for target in targets]
+            names |= set().union(*inner) if inner else {key}
+        return names
 
     return walk(schema, path)
 

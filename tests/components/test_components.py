@@ -19,8 +19,8 @@ STAGES = ("preflight", "prepare", "rehearse", "teacher", "label", "student", "ev
 
 
 def function(path: Path) -> ast.FunctionDef:
-    (found,) = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
-    return found
+    (definition,) = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+    return definition
 
 
 def test_every_stage_has_its_component() -> None:
@@ -129,9 +129,9 @@ def _renewed(spec: dict, component: dict) -> tuple[set[str], set[str]]:
             inputs = task.get("inputs", {})
             new = {
                 key
-                for key, given in inputs.get("artifacts", {}).items()
-                if given.get("componentInputArtifact") in outside
-                or given.get("taskOutputArtifact", {}).get("producerTask") in fresh
+                for key, artifact in inputs.get("artifacts", {}).items()
+                if artifact.get("componentInputArtifact") in outside
+                or artifact.get("taskOutputArtifact", {}).get("producerTask") in fresh
             }
             inner = spec["components"][task["componentRef"]["name"]].get("dag")
             if inner:

@@ -203,7 +203,7 @@ def test_the_artifacts_have_the_bytes_of_the_folders(pages: dict[tuple[str, str]
         folder = path.parent / folders[task]
         assert path.read_bytes() == (folder / name.replace("_html", ".html")).read_bytes()
         assert {page.stem for page in folder.glob("*.html")} == {
-            artifact.removesuffix("_html") for of, artifact in PAGES if of == task
+            artifact.removesuffix("_html") for stage, artifact in PAGES if stage == task
         }
 
 

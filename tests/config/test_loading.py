@@ -99,9 +99,9 @@ def test_a_renamed_key_is_refused_with_its_new_name(tmp_path: Path, old_key: str
 
 def test_the_new_name_of_a_key_is_a_key() -> None:
     settings = {setting.key for group in reference.groups() for setting in group.settings}
-    known = settings | {group.path for group in reference.groups()} | {CPU_OVERRIDES}
-    assert set(RENAMED.values()) <= known
-    assert not known & set(RENAMED)
+    keys = settings | {group.path for group in reference.groups()} | {CPU_OVERRIDES}
+    assert set(RENAMED.values()) <= keys
+    assert not keys & set(RENAMED)
 
 
 def test_the_command_line_comes_before_the_file_and_the_file_before_the_defaults(tmp_path: Path) -> None:

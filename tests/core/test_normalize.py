@@ -68,8 +68,8 @@ def test_spaces_and_control_characters_are_one_blank() -> None:
 @pytest.mark.parametrize("language", ["", "tr"])
 def test_normal_form_is_idempotent_over_all_of_unicode(language: str) -> None:
     # All marks, signs and spaces; of letters every seventh, since most of them are Han.
-    for place, (character, category) in enumerate(ASSIGNED.items()):
-        if category[0] != "L" or place % 7 == 0:
+    for number, (character, category) in enumerate(ASSIGNED.items()):
+        if category[0] != "L" or number % 7 == 0:
             once = normalize.normal_form(f"I{character}b.{character}", language)
             assert normalize.normal_form(once, language) == once, f"U+{ord(character):04X}"
 
@@ -121,8 +121,8 @@ def test_i_is_folded_as_the_language_has_it() -> None:
 def test_the_log_and_the_split_fold_alike(tmp_path: Path) -> None:
     store = corpus.LogStore(tmp_path, "tr")
     rows = Rows("a", [shown(text, "p1", text) for text in ("HALI", "halı", "\u200e", "sofa\u2060")])
-    kept = store.ingest(log(rows), Prepare().privacy, "2026-10-01", "2026-12-01", corpus.Problems())
-    keys = {row["query_id"] for row in content(kept, "pairs")}
+    parts = store.ingest(log(rows), Prepare().privacy, "2026-10-01", "2026-12-01", corpus.Problems())
+    keys = {row["query_id"] for row in content(parts, "pairs")}
     assert keys == {normalize.query_id("halı", "tr"), normalize.query_id("sofa")}
     for language, loads in (("tr", 1), ("de", 2), ("", 2)):  # English and German have the same keys
         store = corpus.LogStore(tmp_path, language)
@@ -157,7 +157,7 @@ def test_words_of_all_scripts(text: str, expected: list[str]) -> None:
 
 def test_english_words_stay_what_they_are() -> None:
     printable = "".join(map(chr, range(0x20, 0x7F)))
-    texts = [printable[place:] + printable[: place // 2] for place in range(len(printable))]
+    texts = [printable[start:] + printable[: start // 2] for start in range(len(printable))]
     texts += ["5/8 in. x 4ft, 3.5-Gauge", "Women's Café Table 2,000.50/3 a_b"]
     text = "\n".join(" ".join(normalize.words(text)) for text in texts)
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "3c2590825981bf46"
@@ -184,9 +184,9 @@ RECALL = {"zh": 1.0, "ja": 1.0, "th": 1.0, "hi": 1.0, "ar": 5 / 6, "tr": 5 / 6, 
 def test_bm25_finds_products_in_every_language(language: str) -> None:
     shop = SHOPS[language]
     index = bm25.Index(shop.titles, language)
-    found = {query: set(index.top(query, len(places)).tolist()) for query, places in shop.queries.items()}
-    recall = np.mean([len(found[query] & places) / len(places) for query, places in shop.queries.items()])
-    assert recall >= RECALL[language] - 1e-9, found
+    top = {query: set(index.top(query, len(places)).tolist()) for query, places in shop.queries.items()}
+    recall = np.mean([len(top[query] & places) / len(places) for query, places in shop.queries.items()])
+    assert recall >= RECALL[language] - 1e-9, top
     assert np.mean([index.unseen(query) for query in shop.queries]) < 0.35
 
 
@@ -196,12 +196,12 @@ def test_a_shop_in_several_languages_stems_each_product_by_its_own() -> None:
     assert index.languages == tuple(SHOPS)
     recalls = {}
     for number, (language, shop) in enumerate(SHOPS.items()):
-        found = [
-            len({12 * number + place for place in places} & set(index.top(query, len(places) + 1).tolist()))
+        shares = [
+            len({12 * number + product for product in places} & set(index.top(query, len(places) + 1).tolist()))
             / len(places)
             for query, places in shop.queries.items()
         ]
-        recalls[language] = np.mean(found)
+        recalls[language] = np.mean(shares)
     assert all(recalls[language] >= RECALL[language] - 1e-9 for language in SHOPS), recalls
 
 
@@ -216,10 +216,10 @@ def test_words_in_another_script_have_the_stems_of_that_script() -> None:
 
 def test_queries_that_differ_by_a_blank_between_han_are_near_duplicates() -> None:
     index = bm25.Index(SHOPS["zh"].titles, "zh")
-    found = splits.near_duplicates(
+    duplicates = splits.near_duplicates(
         {"train": ["红色 连衣裙"], "dev": [], "test": ["红色连衣裙"], "candidates": []}, index.stem
     )
-    assert found["pairs"]["test and train"] == 1
+    assert duplicates["pairs"]["test and train"] == 1
 
 
 # Languages --------------------------------------------------------------------------------------------------------
@@ -250,8 +250,8 @@ def test_every_language_has_a_stemmer_that_there_is() -> None:
 def test_products_have_the_language_of_their_judgements(
     locales: list[str | None], config: dict, expected: list[str]
 ) -> None:
-    found = corpus._languages(np.array([0, 1, 2]), pa.array(locales, pa.string()), 4, Prepare(**config))
-    assert found == expected
+    assigned_languages = corpus._languages(np.array([0, 1, 2]), pa.array(locales, pa.string()), 4, Prepare(**config))
+    assert assigned_languages == expected
 
 
 def test_a_language_is_named_by_its_code() -> None:

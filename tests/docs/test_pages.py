@@ -156,10 +156,10 @@ def _resolve(command: Any, words: list[str], line: str) -> None:
     while hasattr(command, "commands") and words:
         assert words[0] in command.commands, f"{line}: no command {words[0]!r}"
         command = command.commands[words.pop(0)]
-    known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     for word in words:
         option = word.split("=")[0]
-        assert not option.startswith("--") or option in known | {"--help"}, f"{line}: no option {option}"
+        assert not option.startswith("--") or option in options | {"--help"}, f"{line}: no option {option}"
 
 
 @by_page

@@ -27,14 +27,14 @@ def instructions() -> list[tuple[str, str]]:
 
 def stages() -> dict[str, list[tuple[str, str]]]:
     """The instructions of each build stage by its name; the first of each is its FROM."""
-    found: dict[str, list[tuple[str, str]]] = {}
+    by_stage: dict[str, list[tuple[str, str]]] = {}
     for name, argument in instructions():
         if name == "FROM":
-            current = found.setdefault(argument.split(" AS ")[1], [])
-        elif not found:
+            current = by_stage.setdefault(argument.split(" AS ")[1], [])
+        elif not by_stage:
             continue
         current.append((name, argument))
-    return found
+    return by_stage
 
 
 def lineage(stage: str) -> list[tuple[str, str]]:
@@ -75,8 +75,8 @@ def test_an_image_installs_nothing_and_runs_as_nobody_in_particular(target: str)
 
 
 def test_no_library_in_an_image_reports_to_its_makers() -> None:
-    (given,) = (argument for name, argument in stages()["runtime"] if name == "ENV")
-    variables = dict(pair.split("=", 1) for pair in given.split())
+    (pairs,) = (argument for name, argument in stages()["runtime"] if name == "ENV")
+    variables = dict(pair.split("=", 1) for pair in pairs.split())
     program = (
         "import distilrank, os\n"
         "from evidently.telemetry import event_logger\n"
@@ -130,16 +130,16 @@ def test_an_option_that_no_build_could_use_is_one_line(options: list[str], messa
 
 
 def test_offered_wheels_are_there_during_the_build_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept, offered = tmp_path / "kept", tmp_path / "offered"
+    wheel_folder, offered = tmp_path / "kept", tmp_path / "offered"
     for folder, names in (
-        (kept, ["numpy-1-any.whl"]),
+        (wheel_folder, ["numpy-1-any.whl"]),
         (offered, ["torch-2-any.whl", "numpy-1-any.whl", "own-1-any.whl"]),
     ):
         folder.mkdir()
         for name in names:
             (folder / name).touch()
-    monkeypatch.setattr(build, "WHEELS", kept)
-    with pytest.raises(KeyboardInterrupt), build._offering_wheels(str(offered)) as found:
-        assert found == ["numpy-1-any.whl", "torch-2-any.whl"]  # what the constraints do not name stays away
+    monkeypatch.setattr(build, "WHEELS", wheel_folder)
+    with pytest.raises(KeyboardInterrupt), build._offering_wheels(str(offered)) as offered_names:
+        assert offered_names == ["numpy-1-any.whl", "torch-2-any.whl"]  # what the constraints do not name stays away
         raise KeyboardInterrupt
-    assert [path.name for path in kept.iterdir()] == ["numpy-1-any.whl"]
+    assert [path.name for path in wheel_folder.iterdir()] == ["numpy-1-any.whl"]

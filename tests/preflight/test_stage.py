@@ -76,9 +76,9 @@ def test_results_are_taken_over_within_periods_of_days(days: int, day: str, sinc
 
 
 def test_the_period_is_that_of_the_clock_and_not_of_a_tick_that_was_missed(setup, tmp_path: Path) -> None:
-    knobs = {"free_disk_gib": 0, "cache_days": 7}
+    settings = {"free_disk_gib": 0, "cache_days": 7}
     before = datetime.now(UTC).date()
-    resolved = setup(schedule_time="2026-03-20T00:00:00Z", window={"end": "schedule"}, preflight=knobs)
+    resolved = setup(schedule_time="2026-03-20T00:00:00Z", window={"end": "schedule"}, preflight=settings)
     assert before - timedelta(days=6) <= date.fromisoformat(resolved.cache_since) <= datetime.now(UTC).date()
     assert artifacts.read_json(tmp_path / "out" / "preflight.json")["cache_since"] == resolved.cache_since
     assert setup().cache_since == "", "it is off unless it is asked for"
@@ -90,11 +90,11 @@ def test_latest_includes_the_newest_day(setup, tmp_path: Path) -> None:
     assert resolved.newest_start == "2026-03-24T00:00:00+00:00"
     assert resolved.reference_start == "2026-03-10T00:00:00+00:00"
     assert resolved.champion == ""
-    found = json.loads((tmp_path / "out" / "preflight.json").read_text())
-    assert {name: found[name] for name in resolved._fields} == resolved._asdict()
-    assert [Path(file).name for file in found["files"]] == ["judgements.csv", "catalogue.csv"]
-    assert [Path(file).name for file in found["log"]] == ["log.csv"]
-    assert found["name"] == "weekly"
+    result = json.loads((tmp_path / "out" / "preflight.json").read_text())
+    assert {name: result[name] for name in resolved._fields} == resolved._asdict()
+    assert [Path(file).name for file in result["files"]] == ["judgements.csv", "catalogue.csv"]
+    assert [Path(file).name for file in result["log"]] == ["log.csv"]
+    assert result["name"] == "weekly"
     stage = json.loads((tmp_path / "out" / "stage.json").read_text())
     assert stage["stage"] == "preflight" and stage["facts"] == resolved._asdict()
 
@@ -102,9 +102,9 @@ def test_latest_includes_the_newest_day(setup, tmp_path: Path) -> None:
 def test_window_ends_at_the_schedule_time_or_a_given_one(setup) -> None:
     window = {"days": 10, "newest_days": 5}
     scheduled = setup("2026-03-25T02:00:00+02:00", window={**window, "end": "schedule"})
-    given = setup(window={**window, "end": "2026-03-25"})
-    assert scheduled == given
-    assert given[4:7] == ("2026-03-10T00:00:00+00:00", "2026-03-20T00:00:00+00:00", "2026-03-25T00:00:00+00:00")
+    chosen = setup(window={**window, "end": "2026-03-25"})
+    assert scheduled == chosen
+    assert chosen[4:7] == ("2026-03-10T00:00:00+00:00", "2026-03-20T00:00:00+00:00", "2026-03-25T00:00:00+00:00")
 
 
 @pytest.mark.parametrize(

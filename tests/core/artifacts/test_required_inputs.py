@@ -35,14 +35,14 @@ NODES = {
 def component(name: str) -> Any:
     """The component that `components/NAME.py` holds."""
     module = importlib.import_module(f"components.{name}")
-    (found,) = (value for value in vars(module).values() if hasattr(value, "python_func"))
-    return found
+    (stage,) = (value for value in vars(module).values() if hasattr(value, "python_func"))
+    return stage
 
 
 def artifact_inputs(name: str) -> dict[str, bool]:
     """The component's input artifacts, and whether each is a list of them."""
     inputs = component(name).component_spec.inputs or {}
-    return {key: given.is_artifact_list for key, given in inputs.items() if "@" in given.type}
+    return {key: definition.is_artifact_list for key, definition in inputs.items() if "@" in definition.type}
 
 
 READ = [(name, key) for name in COMPONENTS for key in artifact_inputs(name)]
@@ -85,24 +85,24 @@ def arguments(name: str, root: Path) -> dict[str, Any]:
         return SimpleNamespace(path=str(path))
 
     stage = component(name)
-    given: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
     for key, is_list in artifact_inputs(name).items():
-        given[key] = [artifact(root / key / str(number), True) for number in range(2)] if is_list else None
-        given[key] = given[key] or artifact(root / key, True)
+        inputs[key] = [artifact(root / key / str(number), True) for number in range(2)] if is_list else None
+        inputs[key] = inputs[key] or artifact(root / key, True)
     for key, declared in (stage.component_spec.inputs or {}).items():
-        if key not in given:
-            given[key] = {} if declared.type == "Dict" else "shard-00000" if key == "shard" else ""
+        if key not in inputs:
+            inputs[key] = {} if declared.type == "Dict" else "shard-00000" if key == "shard" else ""
     for key in stage.component_spec.outputs or {}:
         if key != "Output":
-            given[key] = artifact(root / "outputs" / key, False)
+            inputs[key] = artifact(root / "outputs" / key, False)
     if name == "snapshot":  # which looks at its input only where it has something to do
-        given["config"] = {"workspace": str(root / "workspace")}
-    return given
+        inputs["config"] = {"workspace": str(root / "workspace")}
+    return inputs
 
 
-def refused(name: str, given: dict[str, Any]) -> str:
+def refused(name: str, inputs: dict[str, Any]) -> str:
     with pytest.raises(InputError) as caught:
-        component(name).python_func(**given)
+        component(name).python_func(**inputs)
     return str(caught.value)
 
 
@@ -116,24 +116,24 @@ def test_a_stage_says_at_once_which_input_has_expired(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    given = arguments(name, tmp_path)
-    folder = Path(given[key][1].path if isinstance(given[key], list) else given[key].path)
+    inputs = arguments(name, tmp_path)
+    folder = Path(inputs[key][1].path if isinstance(inputs[key], list) else inputs[key].path)
     lose(folder)
     what = f"input {key} ({folder}): {LOSSES[lose]}; "
     monkeypatch.setenv("KFP_POD_NAME", "pod")
-    assert refused(name, given) == what + CLUSTER
+    assert refused(name, inputs) == what + CLUSTER
     assert f"bad input | {what}{CLUSTER}" in capsys.readouterr().out
     monkeypatch.delenv("KFP_POD_NAME")
-    assert refused(name, given) == what + LOCAL
+    assert refused(name, inputs) == what + LOCAL
 
 
-@pytest.mark.parametrize(("name", "key"), [one for one in READ if one[0] in ("teacher", "student")])
+@pytest.mark.parametrize(("name", "key"), [pair for pair in READ if pair[0] in ("teacher", "student")])
 @pytest.mark.parametrize("compute", [NODES, {"device": "cpu", "processes": 2}], ids=["nodes", "processes"])
 def test_so_does_one_that_trains_elsewhere(name: str, key: str, compute: dict[str, Any], tmp_path: Path) -> None:
-    given = arguments(name, tmp_path) | {"compute": compute}
-    folder = Path(given[key][1].path if isinstance(given[key], list) else given[key].path)
+    inputs = arguments(name, tmp_path) | {"compute": compute}
+    folder = Path(inputs[key][1].path if isinstance(inputs[key], list) else inputs[key].path)
     lose_everything(folder)
-    assert refused(name, given) == f"input {key} ({folder}): arrived empty; {LOCAL}"
+    assert refused(name, inputs) == f"input {key} ({folder}): arrived empty; {LOCAL}"
 
 
 def test_the_stages_that_read_are_all_here() -> None:

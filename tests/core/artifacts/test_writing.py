@@ -101,7 +101,7 @@ def test_eight_writers_of_the_same_folders_do_not_meet(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_replaced_where_names_cannot_be_exchanged(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(writing, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(writing, "_exchange", lambda path, other: False)
     for content in ("old", "new"):
         with artifacts.replacing_folder(tmp_path / "folder") as folder:
             (folder / content).touch()
@@ -381,5 +381,5 @@ def test_files_of_the_hub_whose_names_lead_elsewhere_are_refused(hub: Any, tmp_p
 def test_without_a_connection_what_was_downloaded_from_the_hub_is_used(hub: Any, tmp_path: Path) -> None:
     address, names, _ = hub
     names |= {key: ["config.json", "model.safetensors", "pytorch_model.bin"] for key in ("info", "tree")}
-    fetched, offline = (_resolve_from(place, tmp_path / "home") for place in (address, "http://127.0.0.1:9"))
+    fetched, offline = (_resolve_from(endpoint, tmp_path / "home") for endpoint in (address, "http://127.0.0.1:9"))
     assert offline.stdout == fetched.stdout != "", offline.stderr
