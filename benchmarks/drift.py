@@ -396,7 +396,7 @@ def main() -> int:
     parser.add_argument("--shifted", type=int, help=f"of each shift (default {Scale().shifted})")
     parser.add_argument("--only", choices=("demo_shop", "home_depot", "size"), help="one part alone")
     parser.add_argument("--window", type=int, default=config.Prepare().traffic_sample, help="rows of a window")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a knob of `drift`")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of `drift`")
     options = parser.parse_args()
     scale = QUICK if options.quick else Scale()
     scale = Scale(

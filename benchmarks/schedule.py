@@ -208,7 +208,7 @@ def _of(store: Any, whose: Callable[[str], bool]) -> dict[str, dict[str, Any]]:
 
 def _as_declared(store: Any, state: list[DesiredRun]) -> bool:
     """Whether the server holds what is declared: judged by what it was sent, not by our digests."""
-    existing = sorted(_told(row, store) for row in _of(store, lambda owner: owner == OWNER).values())
+    existing = sorted(_describe(row, store) for row in _of(store, lambda owner: owner == OWNER).values())
     expected = sorted(
         (
             row.name,
@@ -226,7 +226,7 @@ def _as_declared(store: Any, state: list[DesiredRun]) -> bool:
     return existing == expected
 
 
-def _told(row: dict[str, Any], store: Any) -> tuple[Any, ...]:
+def _describe(row: dict[str, Any], store: Any) -> tuple[Any, ...]:
     return (
         row["display_name"],
         row["trigger"]["cron_schedule"]["cron"],

@@ -255,7 +255,7 @@ def a_worse_student_is_refused(session: Session) -> None:
     assert re.search(r"^succeeded; the student was refused \(.*minimum_ndcg_at_10.*\)$", result.output, re.M), result
 
 
-def bad_input_is_told(session: Session) -> None:
+def bad_input_is_reported(session: Session) -> None:
     """A run that cannot read its data fails in preflight, with the reason and the exit status of bad input."""
     data = {"source": "home_depot", "path": "/not/there"}
     result = session.submit("wrong", data=data)
@@ -316,7 +316,7 @@ def a_recurring_run_promotes(session: Session) -> None:
     assert result.status == 0, result
 
 
-def a_deleted_pod_goes_on(session: Session) -> None:
+def a_deleted_pod_is_started_again(session: Session) -> None:
     """A pod that is deleted while it trains is started again, and goes on from its checkpoint."""
     core = None if session.is_stub else session.kubernetes()
     run = session.start("resumed", **_slow_teacher(session), cluster={"stages": {"teacher": {"retries": 2}}})
@@ -376,10 +376,10 @@ CHECKS: tuple[tuple[Callable[[Session], None], float], ...] = (
     (cold_start_promotes, 30),
     (the_same_again_is_unchanged, 10),
     (a_worse_student_is_refused, 30),
-    (bad_input_is_told, 5),
+    (bad_input_is_reported, 5),
     (notifications_tell_the_same, 1),
     (a_recurring_run_promotes, 40),
-    (a_deleted_pod_goes_on, 45),
+    (a_deleted_pod_is_started_again, 45),
     (a_terminated_run_is_retried, 45),
     (an_expired_artifact_is_named, 45),
     (chart_goes_out, 15),

@@ -100,7 +100,7 @@ def tell_from_cluster(config: Notify, tmp_path: Path) -> None:
     notify.notify(config, registry, name="weekly", run=workflows.NAME, state="UNKNOWN", error="")
 
 
-def test_the_payload_says_what_happened(listener: Listener, tmp_path: Path) -> None:
+def test_the_payload_describes_what_happened(listener: Listener, tmp_path: Path) -> None:
     tell(Notify(webhook=listener.url), tmp_path, "FAILED", "teacher: out of memory")
     assert listener.posts == [
         {
@@ -165,7 +165,7 @@ ENDS: list[tuple[dict[str, tuple[str, str]], dict[str, str], dict[str, Any]]] = 
 
 
 @pytest.mark.parametrize(("tasks", "logs", "expected"), ENDS)
-def test_the_message_says_how_the_run_ended_and_why(
+def test_the_message_states_how_the_run_ended_and_why(
     listener: Listener,
     tmp_path: Path,
     kubernetes_api: KubernetesApi,
@@ -183,7 +183,7 @@ def test_the_message_says_how_the_run_ended_and_why(
     assert len(listener.posts) == (2 if expected.get("state") == "FAILED" or expected.get("error") else 1)
 
 
-def test_a_message_goes_out_though_the_cluster_tells_nothing(
+def test_a_message_is_sent_even_if_the_cluster_reports_nothing(
     listener: Listener, tmp_path: Path, kubernetes_api: KubernetesApi, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kubernetes_api.status = 403
@@ -192,7 +192,7 @@ def test_a_message_goes_out_though_the_cluster_tells_nothing(
     assert "the run's workflow cannot be read: ApiException: Forbidden" in capsys.readouterr().out
 
 
-def test_a_promotion_is_told_by_the_run_that_made_it(listener: Listener, tmp_path: Path) -> None:
+def test_a_promotion_is_reported_by_the_run_that_made_it(listener: Listener, tmp_path: Path) -> None:
     config = Registry(uri=str(tmp_path / "registry"))
     (version,) = fill(config, tmp_path, "a")
     for name in (LINEAGE["name"], "another"):
@@ -210,7 +210,7 @@ def test_a_promotion_is_told_by_the_run_that_made_it(listener: Listener, tmp_pat
         (None, "UNKNOWN"),
     ],
 )
-def test_an_end_has_one_name_whatever_kubeflow_calls_it(
+def test_an_outcome_has_one_name_whatever_kubeflow_calls_it(
     listener: Listener, tmp_path: Path, status: str | None, state: str
 ) -> None:
     tell(Notify(webhook=listener.url), tmp_path, status, None)
@@ -253,7 +253,7 @@ def test_no_redirect_is_followed(
         ("http://example.com:secret/", "an invalid URL"),
     ],
 )
-def test_of_a_redirect_only_the_origin_is_shown(
+def test_only_the_origin_of_a_redirect_is_shown(
     listener: Listener, tmp_path: Path, capsys: pytest.CaptureFixture[str], location: str, shown: str
 ) -> None:
     listener.statuses, listener.headers = [302], {"Location": location}
@@ -287,7 +287,7 @@ def test_a_server_that_sends_a_byte_at_a_time_ends_at_the_time_limit(
     assert "the notification was not delivered: the webhook did not answer within 1 s" in capsys.readouterr().out
 
 
-def test_a_wait_beyond_the_time_limit_is_not_begun(
+def test_a_wait_beyond_the_time_limit_is_not_started(
     listener: Listener, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     listener.statuses, listener.headers = [429], {"Retry-After": "3600"}
@@ -317,7 +317,7 @@ def test_an_endless_answer_is_not_read(
     assert sum(sent) < 2**25  # what the sockets' buffers hold
 
 
-def test_only_failures_where_only_they_are_wanted(listener: Listener, tmp_path: Path) -> None:
+def test_only_failures_are_sent_when_configured_so(listener: Listener, tmp_path: Path) -> None:
     notify_config = Notify(webhook=listener.url, when="failure")
     tell(notify_config, tmp_path)
     assert listener.posts == []

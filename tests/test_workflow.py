@@ -128,7 +128,7 @@ def test_a_failure_has_its_cause(phase: str, message: str, log: str, cause: Caus
     assert end.may_pass is (cause in passing)
 
 
-def test_what_a_later_attempt_mended_is_no_failure() -> None:
+def test_what_a_later_attempt_repaired_is_no_failure() -> None:
     argo = manifest({"train-teacher": [attempt("Error", "pod deleted"), DONE]})
     assert workflow.read(argo, silent) == workflow.RunEnd(workflow.SUCCEEDED)
     argo = manifest(
@@ -137,7 +137,7 @@ def test_what_a_later_attempt_mended_is_no_failure() -> None:
     assert [failure.cause for failure in workflow.read(argo, silent).failures] == [Cause.OUT_OF_MEMORY]
 
 
-def test_what_a_later_attempt_of_a_whole_task_mended_is_no_failure() -> None:
+def test_what_a_later_attempt_of_a_whole_task_repaired_is_no_failure() -> None:
     # Kubeflow's manifests retry DAGs too: pods of an earlier attempt have a last attempt of their own.
     argo = manifest({"train-teacher": [DONE], "decide": [DONE]})
     nodes = argo["status"]["nodes"]
@@ -206,7 +206,7 @@ OUTCOMES: list[tuple[dict[str, list[str]], str]] = [
 
 
 @pytest.mark.parametrize(("logs", "summary"), OUTCOMES)
-def test_a_success_says_what_was_decided(logs: dict[str, list[str]], summary: str) -> None:
+def test_a_success_reports_what_was_decided(logs: dict[str, list[str]], summary: str) -> None:
     argo = manifest({task: [DONE] for task in logs}, phase="Running")
     end = workflow.read(argo, lambda node: "\n".join(["noise", *logs[node.task]]), has_ended=True)
     assert (end.state, end.summary) == (workflow.SUCCEEDED, summary)

@@ -122,14 +122,14 @@ def test_labeling_is_measured_and_the_last_line_is_the_result() -> None:
     assert bars["machinery_memory_gib"]["holds"] and bars["machinery_rows_per_second"]["value"] > 1000
 
 
-def test_what_does_not_survive_kills_is_found_out(tmp_path: Path) -> None:
+def test_what_does_not_survive_kills_is_detected(tmp_path: Path) -> None:
     result = measure(label_victims.kill_careless, str(tmp_path), 9, scratch=tmp_path).result
     assert (result["anew"]["kills"], result["trusting"]["kills"]) == (5, 4)
     assert result["anew"]["doubled"] > 0 and result["trusting"]["lost"] > 0
     assert result["anew"]["different"] > 0 and result["trusting"]["different"] > 0
 
 
-def test_a_kill_before_each_change_is_survived_or_found_out(tmp_path: Path) -> None:
+def test_a_kill_before_each_change_is_survived_or_detected(tmp_path: Path) -> None:
     result = measure(label_victims.kill_at_boundaries, str(tmp_path), 12, scratch=tmp_path).result
     careful, careless = result["label"], result["careless"]
     assert careful["kills"] == 12 < careful["changes"] and careless["kills"] == careless["changes"]
@@ -137,13 +137,13 @@ def test_a_kill_before_each_change_is_survived_or_found_out(tmp_path: Path) -> N
     assert careless["different"] > 0 and careless["lost"] > 0
 
 
-def test_a_changed_byte_of_a_checkpoint_is_not_used_or_found_out(tmp_path: Path) -> None:
+def test_a_changed_byte_of_a_checkpoint_is_not_used_or_detected(tmp_path: Path) -> None:
     result = measure(label_victims.damage_checkpoints, str(tmp_path), 3, scratch=tmp_path).result
     assert result["label"]["checkpoints"] > 1 and result["label"]["different"] == 0
     assert result["careless"]["different"] == 3
 
 
-def test_a_changed_byte_of_a_sealed_file_is_refused_and_a_careless_stage_found_out(
+def test_a_changed_byte_of_a_sealed_file_is_refused_and_a_careless_stage_detected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "sealed"
@@ -207,7 +207,7 @@ def test_the_peer_gets_whole_lists_of_eight_products(tmp_path: Path, monkeypatch
 # Distillation ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_study_keeps_is_named_by_its_settings(tmp_path: Path) -> None:
+def test_results_of_a_study_are_named_by_its_settings(tmp_path: Path) -> None:
     """Only the names: the study itself takes hours, and data that not everybody has."""
     from benchmarks.distillation import ARMS, HUMAN_ONLY, TEACHER, Arm, Study
 
@@ -221,7 +221,7 @@ def test_what_a_study_keeps_is_named_by_its_settings(tmp_path: Path) -> None:
     assert study.config(TEACHER).teacher != study.config(HUMAN_ONLY).teacher
 
 
-def test_a_study_that_is_not_through_fails_its_bars() -> None:
+def test_an_incomplete_study_fails_its_bars() -> None:
     from benchmarks.distillation import bars
 
     rows = [

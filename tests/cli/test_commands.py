@@ -246,7 +246,7 @@ def test_score_adds_the_probability(run: Any, student: Path, pairs: Path, tmp_pa
     np.testing.assert_allclose(table["probability"].to_numpy(), expected, atol=1e-6)
 
 
-def test_score_looks_at_the_seal_of_a_folder(run: Any, student: Path, pairs: Path, tmp_path: Path) -> None:
+def test_score_checks_the_seal_of_a_folder(run: Any, student: Path, pairs: Path, tmp_path: Path) -> None:
     def score() -> Ran:
         return run("score", "--model", folder, "--input", pairs, "--output", "a.csv", "--precision", "fp32")
 
@@ -313,7 +313,7 @@ def test_preflight_names_what_is_wrong(run: Any, models: Path, tmp_path: Path) -
     complains(run("preflight", "--config", path, *layers), "student.model", "student.layers: 9, but the model has 2")
 
 
-def test_demo_data_writes_files_of_ones_own(run: Any, models: Path, tmp_path: Path) -> None:
+def test_demo_data_writes_files_that_preflight_accepts(run: Any, models: Path, tmp_path: Path) -> None:
     ran = run("demo-data", "--output", "shop", "--config", settings(tmp_path, models))
     assert ran.status == 0, ran.err
     assert ran.out.startswith("shop/config.yaml: ")

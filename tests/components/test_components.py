@@ -151,7 +151,7 @@ def _renewed(spec: dict, component: dict) -> tuple[set[str], set[str]]:
     return cached, renewed
 
 
-def test_a_new_period_of_the_cache_reaches_every_cached_stage(compiled: tuple[dict, dict, str]) -> None:
+def test_a_new_cache_period_reaches_every_cached_stage(compiled: tuple[dict, dict, str]) -> None:
     distill, monitor, _ = compiled
     (nested,) = (value for name, value in monitor["components"].items() if "train-teacher" in tasks_of(value))
     stages = {"prepare-data", "train-teacher", "label-shard", "distil-student", "evaluate-student", "measure-drift"}
@@ -182,7 +182,7 @@ def test_each_stage_gets_only_its_own_sections(compiled: tuple[dict, dict, str])
     assert sections["decide"] == {"gate", "registry"}
 
 
-def test_monitoring_runs_distill_only_if_it_says_so(compiled: tuple[dict, dict, str]) -> None:
+def test_monitoring_runs_distill_only_if_configured_so(compiled: tuple[dict, dict, str]) -> None:
     tasks = compiled[1]["root"]["dag"]["tasks"]
     never = {name for name, task in tasks.items() if not task.get("cachingOptions", {}).get("enableCache")}
     assert never >= {"check-champion", "watch-champion"} and "sample-newest" not in never

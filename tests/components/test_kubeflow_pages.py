@@ -184,7 +184,7 @@ def colors(tab: browser.Tab) -> int:
     return len(Image.open(io.BytesIO(shot)).convert("RGB").getcolors(1 << 24) or ())
 
 
-def test_each_page_is_an_artifact_of_its_own() -> None:
+def test_each_page_is_a_separate_artifact() -> None:
     declared = set()
     for pipeline in (distill, monitor):
         spec = pipeline.pipeline_spec
@@ -275,7 +275,7 @@ def test_links_into_a_page_stay_in_it(
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_the_frame_cannot_reach_is_named_and_no_link(
+def test_what_the_frame_cannot_reach_is_named_without_a_link(
     tab: browser.Tab,
     server: ThreadingHTTPServer,
     pages: dict[tuple[str, str], Path],
@@ -288,7 +288,7 @@ def test_what_the_frame_cannot_reach_is_named_and_no_link(
 
 
 @needs_browser
-def test_beside_its_neighbors_the_report_links_to_them(tab: browser.Tab, pages: dict[tuple[str, str], Path]) -> None:
+def test_the_report_links_to_the_pages_beside_it(tab: browser.Tab, pages: dict[tuple[str, str], Path]) -> None:
     tab.open(pages["report", "report_html"].parent / "report" / "report.html")
     links = tab.run("[...document.querySelectorAll('#drift a')].map((link) => link.getAttribute('href'))")
     assert links == ["summary.html", "drift.html", "champion.html"]
@@ -304,7 +304,7 @@ def test_beside_its_neighbors_the_report_links_to_them(tab: browser.Tab, pages: 
         (True, "monitor", "drift_html", "not comparable: "),
     ],
 )
-def test_a_page_with_nothing_to_compare_says_why(
+def test_a_page_with_nothing_to_compare_explains_why(
     tab: browser.Tab, server: ThreadingHTTPServer, tmp_path: Path, champion: bool, task: str, name: str, reason: str
 ) -> None:
     pages = drift_pages(tmp_path, champion=champion, comparable=False)

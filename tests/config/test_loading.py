@@ -186,7 +186,7 @@ def test_a_required_slice_is_one_that_is_evaluated() -> None:
     parse(values | {"evaluate": {"slices": ["locale", "stratum"]}}, "here")
 
 
-def test_a_task_that_is_not_given_the_gate_does_not_hold_other_sections_against_it(tmp_path: Path) -> None:
+def test_a_task_without_the_gate_section_does_not_check_other_sections_against_it(tmp_path: Path) -> None:
     sections = {"window": {}, "preflight": {}, "prepare": {}, "monitor": {}, "drift": {"embedding_rows": 0}}
     with pytest.raises(InputError, match="champion"):  # that there is none yet shows after the configuration
         check_champion.python_func(

@@ -110,7 +110,7 @@ def test_spellings_of_one_query(left: str, right: str) -> None:
     assert normalize.query_id(left) == normalize.query_id(right)
 
 
-def test_i_is_folded_as_the_language_has_it() -> None:
+def test_i_is_folded_by_the_rules_of_the_language() -> None:
     for language in ("tr", "az"):
         assert normalize.normal_form("ISITICI İKİLİ", language) == "ısıtıcı ikili"
         assert normalize.query_id("I\u0307kili ISITICI", language) == normalize.query_id("ikili ısıtıcı", language)
@@ -190,7 +190,7 @@ def test_bm25_finds_products_in_every_language(language: str) -> None:
     assert np.mean([index.unseen(query) for query in shop.queries]) < 0.35
 
 
-def test_a_shop_in_several_languages_stems_each_product_by_its_own() -> None:
+def test_a_shop_in_several_languages_stems_each_product_by_its_own_language() -> None:
     titles = [title for shop in SHOPS.values() for title in shop.titles]
     index = bm25.Index(titles, [language for language, shop in SHOPS.items() for _ in shop.titles])
     assert index.languages == tuple(SHOPS)
@@ -231,7 +231,7 @@ def test_locales_mean_languages() -> None:
     assert {locale: languages.of_locale(locale) for locale in expected} == expected
 
 
-def test_every_language_has_a_stemmer_that_there_is() -> None:
+def test_every_language_has_an_existing_stemmer() -> None:
     for code, language in languages.LANGUAGES.items():
         assert bm25.Index(["word", "ärzte", "слово"], code).top("word", 1).tolist() == [0]
         assert not language.stemmer or language.stemmer in bm25.Stemmer.algorithms()

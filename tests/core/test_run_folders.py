@@ -9,7 +9,7 @@ import pytest
 from distilrank.core.run_folders import RunFolders
 
 
-def test_a_folder_that_was_not_given_is_named() -> None:
+def test_a_missing_folder_argument_is_named() -> None:
     folders = RunFolders(student=Path("student"), drift=Path("drift"))
     assert folders.select("drift", "student") == {"drift": Path("drift"), "student": Path("student")}
     with pytest.raises(TypeError, match="'teacher' was not given, expected the folders student, teacher"):

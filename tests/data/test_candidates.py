@@ -58,7 +58,7 @@ def test_alternating_begins_with_the_embedding_retriever() -> None:
     assert candidates._alternate(near, hits[:0], 3).tolist() == [5, 1, 7, 9]
 
 
-def test_vectors_are_kept_with_the_store_until_the_catalogue_changes(shop: Shop, tmp_path: Path) -> None:
+def test_vectors_are_cached_with_the_store_until_the_catalogue_changes(shop: Shop, tmp_path: Path) -> None:
     settings = {"from_disagreement": 2, "log_cache_dir": str(tmp_path / "store")}
     first = Prepared(tmp_path / "one", shop.data(), WINDOW, **settings)
     (vectors,) = (tmp_path / "store" / "vectors").iterdir()
@@ -133,7 +133,7 @@ def test_new_days_do_not_reshuffle_a_querys_draw(shop: Shop, tmp_path: Path) -> 
     assert of_kind(first, "impression") == of_kind(second, "impression")
 
 
-def test_no_candidate_at_all_says_what_to_raise(shop: Shop, tmp_path: Path) -> None:
+def test_without_any_candidate_the_error_names_the_setting_to_raise(shop: Shop, tmp_path: Path) -> None:
     shop.judgements["query"] = [f"zzz {query}" for query in shop.judgements["query"]]
     shop.products["title"] = ["?", *["word"] * 39]
     with pytest.raises(InputError, match=r"no candidate for any of \d+ queries; raise prepare.from_random"):
@@ -244,7 +244,7 @@ def test_no_client_id_leaves_the_stage(shop: Shop, tmp_path: Path) -> None:
             assert b"secret-" not in path.read_bytes()
 
 
-def test_a_log_that_does_not_tell_who_searched(shop: Shop, tmp_path: Path) -> None:
+def test_a_log_without_client_ids(shop: Shop, tmp_path: Path) -> None:
     out = Prepared(tmp_path / "out", shop.data(), WINDOW, privacy={"min_clients": 3})
     (note,) = (row for row in out.profile["dropped"] if "does not tell who searched" in row["what"])
     assert "data.columns.client" in note["what"] and out.profile["privacy"]["min_clients"] == 1

@@ -53,7 +53,7 @@ def batch(rows: list[dict]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist([{name: row.get(name) for name in names} for row in rows], schemas.PRODUCTS)
 
 
-def test_products_by_place_with_descriptions_from_disk(tmp_path: Path) -> None:
+def test_products_by_index_with_descriptions_from_disk(tmp_path: Path) -> None:
     rows = [
         {"product_id": f"p{number}", "title": f" title {number} ", "description": "<b>x</b>" * number or None}
         for number in range(9)
@@ -85,7 +85,7 @@ def test_the_same_product_twice_is_one_and_another_is_refused(tmp_path: Path) ->
     assert [problem.rows for problem in problems] == [1]
 
 
-def test_ids_that_differ_by_leading_zeros_are_told(tmp_path: Path) -> None:
+def test_ids_that_differ_by_leading_zeros_are_reported(tmp_path: Path) -> None:
     problems = Problems()
     made = Catalogue([batch([{"product_id": key} for key in ("007", "7", "0815", "x07", "x7")])], tmp_path, problems)
     assert len(made) == 5

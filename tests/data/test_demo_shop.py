@@ -140,7 +140,7 @@ def grades_by_kind(default, query: Query) -> dict[str, set[str]]:
     return grades
 
 
-def test_a_bare_name_wants_its_kind_whatever_it_is_called(default):
+def test_a_bare_name_asks_for_its_kind_whatever_it_is_called(default):
     grades = grades_by_kind(default, Query("couch", "head", "sofa"))
     assert grades.pop("sofa") == {"exact"}
     assert grades.pop("loveseat") == {"substitute"}
@@ -206,7 +206,7 @@ def test_every_list_is_discriminative(default):
     assert (distinct >= 3).mean() > 0.85
 
 
-def test_ratings_are_the_truth_seen_by_noisy_raters(default):
+def test_ratings_are_the_truth_with_the_noise_of_raters(default):
     grade = default.truth()["grade"].to_numpy()
     rating = judged_by(default)["rating"].to_numpy()
     assert 0.02 < (rating != grade).mean() < 0.5
@@ -321,7 +321,7 @@ def test_without_drift_both_periods_are_alike(default):
     assert not any("christmas" in text for text in first + second)
 
 
-def test_each_way_to_drift_does_what_it_says_and_leaves_the_rest(default):
+def test_each_drift_setting_changes_what_it_names_and_nothing_else(default):
     before, _ = periods(default.impressions())
 
     def drifted(**settings: float) -> tuple[demo_shop.Shop, list[str], pa.Table]:

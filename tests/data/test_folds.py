@@ -33,7 +33,7 @@ def test_draws_share_no_query_and_leave_dev_alone(dev_share: float, test_share: 
         parse({"data": {"source": "demo_shop"}, "prepare": {**shares, "test_fold": draws}}, "run.yaml")
 
 
-def test_the_message_says_how_many_fit() -> None:
+def test_the_message_states_how_many_fit() -> None:
     with pytest.raises(InputError) as error:
         parse({"data": {"source": "demo_shop"}, "prepare": {"test_fold": 7}}, "run.yaml")
     assert str(error.value) == (
@@ -41,7 +41,7 @@ def test_the_message_says_how_many_fit() -> None:
     )
 
 
-def test_a_leak_is_told_by_the_draw_in_use() -> None:
+def test_a_leak_is_judged_by_the_draw_in_use() -> None:
     texts = [f"query {number}" for number in range(200)]
     positions = np.array([splits.hash_position(normalize.query_id(text), "distilrank") for text in texts])
     later = Prepare(test_fold=1)
@@ -84,7 +84,7 @@ def champion(folder: Path, **split: object) -> Path:
 
 
 @pytest.mark.parametrize(("before", "now"), [(0, 1), (1, 0), (1, 2)])
-def test_another_draw_is_allowed_and_told(
+def test_another_draw_is_allowed_and_reported(
     tmp_path: Path, before: int, now: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check_split(Prepare(test_fold=now), "champion v1", champion(tmp_path, draw=before), stage="preflight")

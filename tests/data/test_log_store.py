@@ -195,7 +195,7 @@ def test_a_secret_that_is_lost_changed_or_short_is_refused(tmp_path: Path, monke
     assert not (tmp_path / "salt").exists()
 
 
-def test_as_many_clients_of_a_pair_are_kept_as_prove_the_bound(tmp_path: Path) -> None:
+def test_only_enough_clients_of_a_pair_are_stored_to_prove_the_bound(tmp_path: Path) -> None:
     viewers = [shown("sofa", "p1", f"c{number}") for number in range(30)]
     clickers = [shown("sofa", "p1", f"k{number}", click=1) for number in range(30)]
     parts, _ = ingest(tmp_path, Rows("a", [*viewers, *clickers, shown("sofa", "p2", "c1")]), min_clients=4)
@@ -227,7 +227,7 @@ def test_scrubbing_can_be_switched_off(tmp_path: Path) -> None:
     assert content(parts, "queries")[0]["text"] == "sofa bob@example.com"
 
 
-def test_as_many_clients_are_kept_as_prove_the_bound(tmp_path: Path) -> None:
+def test_only_enough_clients_are_stored_to_prove_the_bound(tmp_path: Path) -> None:
     rows = [shown("sofa", "p1", f"c{number}", day) for day in (0, 1) for number in range(50)]
     parts, _ = ingest(tmp_path, Rows("a", rows), min_clients=4)
     assert Counter(row["day"] for row in content(parts, "clients")) == {"2026-11-01": 4, "2026-11-02": 4}

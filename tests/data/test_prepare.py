@@ -464,7 +464,7 @@ def test_traffic_of_two_windows(made: tuple[Shop, Prepared]) -> None:
         assert clicks[row["query"], row["product_id"], bool(row["clicked"])]
 
 
-def test_what_monitoring_looks_at_is_the_sample_of_a_whole_run(made: tuple[Shop, Prepared], tmp_path: Path) -> None:
+def test_monitoring_reads_the_same_sample_as_a_whole_run(made: tuple[Shop, Prepared], tmp_path: Path) -> None:
     shop, whole = made
     settings = Prepare(privacy={"min_clients": 1}, shards=3, traffic_sample=100)
     rows = prepare.sample_newest(settings, shop.data(), WINDOW, traffic=tmp_path / "traffic")
@@ -475,7 +475,7 @@ def test_what_monitoring_looks_at_is_the_sample_of_a_whole_run(made: tuple[Shop,
 
 
 @pytest.mark.parametrize("logs", [True, False])
-def test_without_time_held_out_queries_stand_in_for_newest_traffic(shop: Shop, tmp_path: Path, logs: bool) -> None:
+def test_without_time_held_out_queries_replace_newest_traffic(shop: Shop, tmp_path: Path, logs: bool) -> None:
     out = Prepared(tmp_path / "out", shop.data(logs=logs, timed=False), NO_WINDOW)
     queries = {name: set(table.column("query_id").to_pylist()) for name, table in out.traffic.items()}
     position = {key: splits.hash_position(key, "distilrank") for keys in queries.values() for key in keys}
@@ -608,7 +608,7 @@ def test_profile_adds_up(made: tuple[Shop, Prepared]) -> None:
         ({"dev_share": 0.499, "test_share": 0.5}, r"falls into train; lower prepare.dev_share"),
     ],
 )
-def test_an_empty_split_says_which_share_to_change(shop: Shop, tmp_path: Path, settings: dict, message: str) -> None:
+def test_an_empty_split_names_the_share_to_change(shop: Shop, tmp_path: Path, settings: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Prepared(tmp_path / "out", shop.data(), WINDOW, **settings)
     assert not (tmp_path / "out" / "judgements").exists()

@@ -61,7 +61,7 @@ def test_the_lists_are_as_broad_as_they_claim() -> None:
         ("where is my refund {}?!", "where is my refund"),
     ],
 )
-def test_personal_data_goes_and_the_words_stay(kind: str, span: str, frame: str, left: str) -> None:
+def test_personal_data_is_removed_and_the_words_stay(kind: str, span: str, frame: str, left: str) -> None:
     for scrub in (US, WIDE):
         assert scrub(frame.format(span)) == Scrubbed(left, (kind,))
 

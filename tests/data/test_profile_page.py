@@ -218,7 +218,7 @@ def sparse() -> Page:
     return Page(profile_page.render(bare()))
 
 
-def test_every_section_is_there_and_linked(rich: tuple[str, Page], sparse: Page) -> None:
+def test_every_section_is_present_and_linked(rich: tuple[str, Page], sparse: Page) -> None:
     for page in (rich[1], sparse):
         assert [name for name in page.parts if name] == SECTIONS
         assert not page.open
@@ -227,7 +227,7 @@ def test_every_section_is_there_and_linked(rich: tuple[str, Page], sparse: Page)
         assert all(len(page.section_text(name)) > 40 for name in SECTIONS)
 
 
-def test_the_page_stands_alone(rich: tuple[str, Page]) -> None:
+def test_the_page_is_self_contained(rich: tuple[str, Page]) -> None:
     source, page = rich
     assert not {tag for tag, _ in page.tags} & {"link", "img", "iframe", "object"}
     assert [values for tag, values in page.tags if tag == "script"] == [{}]
@@ -265,7 +265,7 @@ def test_text_of_other_people_stays_text() -> None:
     assert page.section_text("source").count(ATTACK) == 1
 
 
-def test_numbers_are_grouped_and_shares_are_told(rich: tuple[str, Page]) -> None:
+def test_numbers_are_grouped_and_shares_are_shown(rich: tuple[str, Page]) -> None:
     page = rich[1]
     top = page.section_text("")
     # Page.of makes a blank of the narrow one, which does not break.
@@ -289,7 +289,7 @@ def test_missing_fields_are_shares_of_distinct_products(rich: tuple[str, Page]) 
     assert "color 100 % 40 932" in text and "gender 50 % 20 466" in text
 
 
-def test_what_was_left_out_is_told(rich: tuple[str, Page], sparse: Page) -> None:
+def test_what_was_left_out_is_reported(rich: tuple[str, Page], sparse: Page) -> None:
     text = rich[1].section_text("left-out")
     assert "left out, expected a time" in text and "row 7: time is 'no'" in text and "61" in text
     assert "impressions of queries with fewer than 3 clients 5 676" in text
@@ -341,7 +341,7 @@ def test_judgements_alone_read_well(sparse: Page) -> None:
     assert not [tag for tag, values in sparse.tags if "window" in (values.get("class") or "").split()]
 
 
-def test_the_agreement_of_raters_is_told_and_too_little_of_it_is_a_warning() -> None:
+def test_the_agreement_of_raters_is_shown_and_too_little_of_it_is_a_warning() -> None:
     profile = bare()
     profile["source"]["rating_conflicts"] = "median"
     profile["raters"] = spread(3.0, 3.0, 3.0, 3.0, 3.0)
@@ -360,7 +360,7 @@ def test_the_agreement_of_raters_is_told_and_too_little_of_it_is_a_warning() -> 
     assert profile_page._agreement_text(alone) == "Raters without a name gave 1 rating. 0 pairs have two or more."
 
 
-def test_hidden_judgements_that_stand_in_for_a_log_are_told() -> None:
+def test_hidden_judgements_that_replace_a_log_are_reported() -> None:
     profile = bare()
     profile["candidates"]["provenance"]["impression"] = 3
     assert "judged pairs whose ratings are hidden" in Page(profile_page.render(profile)).section_text("candidates")
@@ -388,7 +388,7 @@ def test_many_ratings_are_drawn_to_scale() -> None:
     assert few.count(">5<") >= 20 and ">1\u202f063<" not in many
 
 
-def test_the_summary_is_left_alone_and_gives_one_page() -> None:
+def test_rendering_is_repeatable_and_does_not_change_the_summary() -> None:
     profile = json.loads(json.dumps(full()))
     before = copy.deepcopy(profile)
     assert profile_page.render(profile) == profile_page.render(profile)

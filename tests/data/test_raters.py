@@ -72,7 +72,9 @@ def test_rules_are_those_of_the_standard_library() -> None:
 @pytest.mark.parametrize(
     ("rule", "expected", "named"), [("mean", 2.5, True), ("median", 3.0, True), ("majority", 4.0, False)]
 )
-def test_a_rule_holds_over_the_spellings_of_a_query(tmp_path: Path, rule: str, expected: float, named: bool) -> None:
+def test_a_rule_applies_across_the_spellings_of_a_query(
+    tmp_path: Path, rule: str, expected: float, named: bool
+) -> None:
     rows = "Sofa,p1,4,ann\nsofa,p1,4,bob\nsofa,p1,2,cat\nsofa,p1,0,dan\nsofa,p2,1,ann\n"
     shop = read(tmp_path, tables(tmp_path, rows, columns={"rater": "who"} if named else {}, rating_conflicts=rule))
     assert ratings(shop) == {("sofa", "p1"): (expected, np.float32(expected / 4), 4), ("sofa", "p2"): (1, 0.25, 1)}
@@ -144,7 +146,7 @@ def test_alpha_has_no_value_without_two_ratings_of_a_pair_or_two_values(monkeypa
 # People -----------------------------------------------------------------------------------------------------------
 
 
-def test_no_name_of_a_rater_comes_out(tmp_path: Path) -> None:
+def test_no_name_of_a_rater_leaves_the_stage(tmp_path: Path) -> None:
     rows = "".join(f"sofa,p{product},{rating},{name}\n" for rating, name in enumerate(NAMES) for product in (1, 2))
     named = {"rater": "who"}
     with pytest.raises(InputError, match=r"rows 1 and 3 rate product 'p1' .* set data\.rating_conflicts") as refused:

@@ -114,7 +114,7 @@ def test_csv_gzip_and_parquet_give_the_same_tables(shop, tmp_path: Path) -> None
     assert expected == tables(shop(None, None, None))
 
 
-def test_values_survive_as_they_stand(shop) -> None:
+def test_values_are_read_unchanged(shop) -> None:
     catalogue = 'product_id,title,brand\n01,NA,"line\nbreak"\n1,  nan ,None\n"a,b",Größe 38⅔ “é”,\n'
     table = products(shop("query,product_id,rating\nnull,01,2\n", catalogue))
     assert table.column("product_id").to_pylist() == ["01", "1", "a,b"]
@@ -277,7 +277,7 @@ def test_bad_judgements_name_file_and_row(shop, content: str | bytes, message: s
     assert "\n" not in str(caught.value)
 
 
-def test_collected_problems_count_all_rows_and_reading_goes_on(shop, tmp_path: Path) -> None:
+def test_collected_problems_count_all_rows_and_reading_continues(shop, tmp_path: Path) -> None:
     bad = "sofa,p1,9\n" * 7 + ",p2,x\n" + "lamp,p3\n" + "lamp,p3,1\n" + "chair,p1,1\nchair,p1,2\nlamp,,3\n"
     problems = Problems(collect=True)
     rows = shop(ROW + bad).judgements(problems)
@@ -295,13 +295,13 @@ def test_collected_problems_count_all_rows_and_reading_goes_on(shop, tmp_path: P
     assert problems.fatal and {problem.where for problem in problems} == {str(tmp_path / "judgements.csv")}
 
 
-def test_what_is_wrong_with_the_last_rows_is_told_too(shop) -> None:
+def test_problems_in_the_last_rows_are_reported_too(shop) -> None:
     for content in (ROW + "sofa,p1\n", ROW + "sofa,p1,1\nsofa,p2,1,1"):
         with pytest.raises(InputError, match=r"row \d: not readable, its number of values is \d, expected 3"):
             judgements(shop(content))
 
 
-def test_a_value_is_told_of_once(shop, tmp_path: Path) -> None:
+def test_a_value_is_reported_once(shop, tmp_path: Path) -> None:
     problems = Problems(collect=True)
     content = (ROW + "sofa,p1,\nsofa,p\u00e9,2\nsofa,p1,x\nsofa,p3,2").encode("latin-1")
     assert len(shop(content).judgements(problems)) == 1
@@ -483,7 +483,7 @@ def test_text_of_parquet_is_checked_too(shop, tmp_path: Path) -> None:
     assert table["title"].null_count == table["brand"].null_count == 1
 
 
-def test_products_come_as_they_stand_in_batches(shop, monkeypatch) -> None:
+def test_products_are_read_unchanged_in_batches(shop, monkeypatch) -> None:
     twice = CATALOGUE + "p1,Blue sofa,Nuvo\n" + "".join(f"q{number},Lamp,\n" for number in range(400))
     assert products(shop(catalogue=twice))["product_id"].to_pylist()[:4] == ["p1", "p2", "p3", "p1"]
     monkeypatch.setattr(reading, "_BLOCK_BYTES", 1 << 10)
@@ -515,7 +515,7 @@ def test_check_names_what_is_missing_without_reading_rows(shop, tmp_path: Path) 
         source.check(Problems())
 
 
-def test_digest_follows_what_catalogue_and_judgements_depend_on(shop) -> None:
+def test_digest_depends_on_what_catalogue_and_judgements_depend_on(shop) -> None:
     first = shop().digest()
     assert first == shop().digest()
     assert first == shop(log=LOG + "lamp,p1,2026-03-04T00:00:00Z,1,0,\n").digest(), "the log's parts have their own"
@@ -586,7 +586,7 @@ def test_judgements_of_several_files_are_checked_together(shop, tmp_path: Path) 
         ("other", r"other: no file .*; it has a\.json, b\.json$"),
     ],
 )
-def test_places_without_files_are_named(tmp_path: Path, monkeypatch, reference: str, message: str) -> None:
+def test_folders_without_files_are_named(tmp_path: Path, monkeypatch, reference: str, message: str) -> None:
     monkeypatch.chdir(tmp_path)
     for folder in ("empty", "other"):
         Path(folder).mkdir()

@@ -146,7 +146,7 @@ def test_decimals_are_read_exactly(make, tmp_path: Path) -> None:
 # Paths --------------------------------------------------------------------------------------------------------------
 
 
-def test_the_path_of_a_project_has_no_say_in_what_is_read(make, tmp_path: Path) -> None:
+def test_the_path_of_a_project_does_not_affect_what_is_read(make, tmp_path: Path) -> None:
     folder = tmp_path / "day=2020-01-01" / 'a*[b] it\'s "quoted"'
     with log_store.connect(folder) as connection:
         read = corpus.read(
@@ -365,7 +365,7 @@ def test_one_table_in_two_formats_is_noted(tmp_path: Path) -> None:
     assert not problem.fatal and sorted(problem.examples) == ["d1.csv beside d1.parquet", "d2.CSV.gz beside d2.csv"]
 
 
-def test_what_the_folder_of_a_log_holds_besides_is_told_in_a_run(make, tmp_path: Path) -> None:
+def test_other_files_in_the_folder_of_a_log_are_reported_in_a_run(make, tmp_path: Path) -> None:
     source = make(log=None)
     (tmp_path / "logs.csv").mkdir()
     (tmp_path / "logs.csv" / "1.csv").write_text(LOG)
@@ -398,7 +398,7 @@ def test_what_the_folder_of_a_log_holds_besides_is_told_in_a_run(make, tmp_path:
         ("logs/today.csv", "no such file or folder$"),
     ],
 )
-def test_paths_of_other_programs_are_told_what_is_expected(
+def test_paths_of_other_programs_are_refused_with_what_is_expected(
     tmp_path: Path, monkeypatch, reference: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -438,7 +438,7 @@ def test_paths_of_other_programs_are_told_what_is_expected(
     ],
     ids=["clients", "products", "scrubbed", "dates"],
 )  # fmt: skip
-def test_a_run_without_impressions_says_what_became_of_them(make, tmp_path: Path, row: str, message: str) -> None:
+def test_a_run_without_impressions_reports_what_became_of_them(make, tmp_path: Path, row: str, message: str) -> None:
     source = make(log=LOG.splitlines(keepends=True)[0] + "".join(row.format(number) for number in range(3)))
     days = LogWindow.of_days(date(2026, 2, 1), date(2026, 3, 2), date(2026, 3, 3))
     settings = Prepare(privacy=Privacy(min_clients=2))

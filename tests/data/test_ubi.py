@@ -438,7 +438,7 @@ def test_values_in_the_configuration_are_quoted(make, tmp_path: Path) -> None:
     ]
 
 
-def test_the_log_says_what_decides_its_reading(make, tmp_path: Path) -> None:
+def test_the_log_names_the_settings_that_decide_its_reading(make, tmp_path: Path) -> None:
     (tmp_path / "events.ndjson").write_bytes(lines(*ROWS))
     log = make().log()
     assert log.timed and log.clients
@@ -617,7 +617,7 @@ def test_actions_that_are_not_used_are_named(make, tmp_path: Path) -> None:
     }
 
 
-def test_a_file_without_impressions_says_what_it_has(make, tmp_path: Path) -> None:
+def test_a_file_without_impressions_names_its_actions(make, tmp_path: Path) -> None:
     (tmp_path / "events.ndjson").write_bytes(lines(searched(), happened("click"), happened("view"), happened("view")))
     problems = Problems()
     load(make(), problems)
@@ -861,7 +861,7 @@ def rated(query: Any, *ratings: tuple[Any, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["list.json", "list.txt", "list.json.gz"])
-def test_judgement_lists_are_told_by_name_or_content(make, tmp_path: Path, name: str) -> None:
+def test_judgement_lists_are_recognized_by_name_or_content(make, tmp_path: Path, name: str) -> None:
     (tmp_path / "events.ndjson").write_bytes(lines(*ROWS))
     text = json.dumps(
         judged(rated("sofa", ("p1", "4.000"), (2, 1.5)), rated("lamp", ("p1", "0")), rated("rug"))
@@ -931,7 +931,7 @@ def test_judgements_in_csv_still_work(make, tmp_path: Path) -> None:
         (gzip.compress(b"{}", mtime=0)[:-3], "not readable"),
     ],
 )
-def test_bad_judgement_lists_name_the_place(make, tmp_path: Path, value: Any, message: str) -> None:
+def test_bad_judgement_lists_name_the_position(make, tmp_path: Path, value: Any, message: str) -> None:
     if isinstance(value, dict | list):
         value = json.dumps(value)
     (tmp_path / "list.json").write_bytes(value.encode() if isinstance(value, str) else value)

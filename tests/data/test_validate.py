@@ -66,7 +66,7 @@ def test_what_the_split_or_the_window_refuses_is_a_problem_too(shop: Shop) -> No
     assert any("no impressions in the training window" in problem.line() for problem in late.problems)
 
 
-def test_a_sample_says_what_it_left_unread(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_reports_what_it_left_unread(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validate, "SAMPLE", 10)
     from distilrank.data.sources import tables
 

@@ -24,7 +24,7 @@ def test_a_log_without_times_has_one_window_with_every_row() -> None:
     assert not window.is_timed and window.has_day("none") and window.first_day == window.end_day == ""
 
 
-def test_future_days_are_passed_over_by_latest_and_named_by_a_fixed_end() -> None:
+def test_future_days_are_skipped_by_latest_and_named_by_a_fixed_end() -> None:
     days = [*DAYS, date(2999, 1, 1)]
     resolved = resolve_window(Window(end="latest", days=7, newest_days=2), "", days)
     assert resolved == LogWindow.of_days(date(2026, 3, 22), date(2026, 3, 29), date(2026, 3, 31))

@@ -183,7 +183,7 @@ def test_the_site_is_built_from_every_page() -> None:
     assert not missing
 
 
-def test_the_library_says_that_it_is_typed() -> None:
+def test_the_library_declares_that_it_is_typed() -> None:
     spec = importlib.util.find_spec("distilrank")
     assert spec is not None and spec.origin is not None and (Path(spec.origin).parent / "py.typed").exists()
 

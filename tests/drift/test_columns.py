@@ -31,7 +31,7 @@ def test_equal_distances_are_within_chance() -> None:
         assert columns.noise_bounds([column], 0.05)["value"] > columns.distance(column)
 
 
-def test_rows_of_one_query_are_no_evidence_of_their_own() -> None:
+def test_rows_of_one_query_are_not_independent_evidence() -> None:
     rng = np.random.default_rng(1)
     value = rng.normal(size=80)
     few = one_column(by_queries(np.arange(40), 50, value[:40]), by_queries(np.arange(40, 80), 50, value[40:]))

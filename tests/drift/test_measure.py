@@ -36,7 +36,7 @@ def test_equal_traffic_does_not_drift(tmp_path: Path) -> None:
     assert artifacts.sealed_digest(tmp_path / "drift")
 
 
-def test_what_moved_is_found_and_nothing_else(tmp_path: Path) -> None:
+def test_what_moved_is_detected_and_nothing_else(tmp_path: Path) -> None:
     reference = traffic(1500, 1)
     types = [*reference["product_type"].to_pylist()[:1200], *["snow <shovel>"] * 300]
     texts = [*reference["query"].to_pylist()[:1400], *["snow shovel"] * 60, *["ice <melt>"] * 40]

@@ -80,7 +80,7 @@ def test_a_workspace_gets_each_run_once(tmp_path: Path, service: bool) -> None:
     assert project.name == "distilrank registry" and {run.metadata["share"] for run in runs} == {"0.000"}
 
 
-def test_an_unreachable_workspace_is_found_early_and_loses_no_verdict(
+def test_an_unreachable_workspace_is_noticed_early_and_loses_no_verdict(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = folders(tmp_path, traffic(40, 1), traffic(40, 2))

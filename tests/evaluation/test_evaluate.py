@@ -162,7 +162,7 @@ def test_the_champion_is_scored_again_on_the_same_rows(inputs, tmp_path):
     assert not {name for name in files(output) if "champion" in name}
 
 
-def test_an_anchor_is_a_system_of_its_own_unless_it_is_the_champion(inputs, tmp_path):
+def test_an_anchor_is_a_separate_system_unless_it_is_the_champion(inputs, tmp_path):
     champion, anchor = publish(inputs, tmp_path), publish(inputs, tmp_path, seed=1)
     run_stage(inputs, tmp_path / "two", champion, tmp_path / "registry", anchor)
     different = artifacts.read_json(tmp_path / "two" / "metrics.json")

@@ -31,6 +31,6 @@ def test_spread_counts_every_logit_once() -> None:
         (np.ones(20), "the standard deviation of 20 logits is 0, expected 0.01 or more"),
     ],
 )
-def test_a_collapse_is_told_in_words(logits: np.ndarray, reason: str | None) -> None:
+def test_a_collapse_is_described_in_words(logits: np.ndarray, reason: str | None) -> None:
     result = score_spread.describe_collapse(logits.astype(np.float32), 0.01, 0.05)
     assert result is None if reason is None else result is not None and result.startswith(reason)

@@ -61,7 +61,7 @@ def test_the_slices_of_a_column_make_up_the_whole(measured):
             assert (queries * values).sum() / queries.sum() == pytest.approx(metrics["systems"][name][metric])
 
 
-def test_a_part_that_became_worse_is_found_and_the_others_are_not(measured):
+def test_a_slice_that_became_worse_is_detected_and_the_others_are_not(measured):
     _, _, metrics, _ = measured
     worse = {
         (row["value"], comparison["metric"])
@@ -80,7 +80,7 @@ def test_a_part_that_became_worse_is_found_and_the_others_are_not(measured):
     ] * 2
 
 
-def test_the_locale_that_became_worse_is_found(measured, tmp_path):
+def test_the_locale_that_became_worse_is_detected(measured, tmp_path):
     judged, systems, _, _ = measured
     spanish = judged.query < np.median(judged.query)
     locales = pa.array(np.where(spanish, "es", "us").tolist(), mask=judged.query == judged.ranked[0])
@@ -125,7 +125,7 @@ def test_p_values_are_adjusted_over_all_slices_of_one_baseline_and_metric(measur
             )
 
 
-def test_thin_slices_and_queries_without_a_value_are_named_not_measured(measured):
+def test_slices_that_are_too_small_and_queries_without_a_value_are_named_not_measured(measured):
     judged, systems, metrics, _ = measured
     ranked = len(judged.ranked)
     drills = rows_of(metrics, "product_type")
@@ -143,7 +143,7 @@ def test_thin_slices_and_queries_without_a_value_are_named_not_measured(measured
     }
 
 
-def test_many_thin_slices_become_one_line():
+def test_many_slices_that_are_too_small_become_one_line():
     names, counts = np.array([f"type {number:02d}" for number in range(30)]), np.arange(30) + 1
     result = slices._too_small("product_type", names, counts, 0, 29)
     assert len(result) == slices.MAX_TOO_SMALL + 1 and result[0] == {
@@ -209,7 +209,7 @@ def test_no_slices_are_asked_for(measured):
     assert metrics["slices"]["rows"] == metrics["slices"]["left_out"] == []
 
 
-def test_one_broken_slice_of_many_is_found(tmp_path):
+def test_one_worse_slice_among_many_is_detected(tmp_path):
     slice_count, queries = 60, 20
     rows = [(f"q{number:04}", f"p{index}", float(index)) for number in range(slice_count * queries) for index in (0, 1)]
     types = [f"type {int(query[1:]) // queries:03}" for query, _, _ in rows]

@@ -144,7 +144,7 @@ VOLUMES = ("emptyDir", "configMap", "secret", "projected", "persistentVolumeClai
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_what_refers_to_an_object_finds_it(name: str, rendered: dict[str, list[dict[str, Any]]]) -> None:
+def test_references_name_existing_objects(name: str, rendered: dict[str, list[dict[str, Any]]]) -> None:
     objects = rendered[name]
     chart_values = yaml.safe_load((CHART / "ci" / f"{name}-values.yaml").read_text(encoding="utf-8"))
     outside = {"default", chart_values.get("storage", {}).get("existingClaim"), "internal-ca"}
@@ -224,7 +224,7 @@ def test_own_keys_of_a_configuration_win(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "serving-only"])
-def test_hooks_call_a_command_that_there_is(name: str, rendered: dict[str, list[dict[str, Any]]]) -> None:
+def test_hooks_call_an_existing_command(name: str, rendered: dict[str, list[dict[str, Any]]]) -> None:
     when = {}
     for verb in ("apply", "delete"):
         job = _find(rendered[name], "Job", f"{FULL}-schedules-{verb}")
@@ -349,7 +349,7 @@ def test_failed_runs_are_retried(name: str, options: dict[str, str], rendered: d
         command.make_context("retry", list(container["args"]))
 
 
-def test_only_retries_give_rights_on_runs(rendered: dict[str, list[dict[str, Any]]]) -> None:
+def test_only_retries_grant_rights_on_runs(rendered: dict[str, list[dict[str, Any]]]) -> None:
     """Verbs and resource as kubeflow/pipelines 2.17.0 has them, backend/src/apiserver/server/run_server.go."""
 
     def rights(objects: list[dict[str, Any]]) -> set[tuple[str, str]]:

@@ -114,7 +114,7 @@ def test_adapters_of_embeddings_are_not_lost(models: Path, tokens: Tokens) -> No
     )
 
 
-def test_targets_that_are_not_there_are_named(models: Path) -> None:
+def test_missing_targets_are_named(models: Path) -> None:
     with pytest.raises(InputError, match=r"teacher.lora.targets \('q_prj',\): peft cannot adapt them"):
         adapted(models, targets=("q_prj",))
 
@@ -190,7 +190,7 @@ def test_dora_is_merged_in_fp32_and_rounded_once(bases: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["bert", "albert", "deberta-v3"])
-def test_an_adapter_holds_what_its_base_lacks(name: str, tmp_path: Path) -> None:
+def test_an_adapter_contains_what_its_base_lacks(name: str, tmp_path: Path) -> None:
     settings = {} if name == "deberta-v3" else {"add_pooling_layer": False}
     base = write_base(name, tmp_path / "base", **settings)
     tokens, adapter = encoded(base), judge(base, torch.float32)
@@ -204,7 +204,7 @@ def test_an_adapter_holds_what_its_base_lacks(name: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps"])
-def test_a_device_that_is_not_there_is_named(device: str) -> None:
+def test_a_missing_device_is_named(device: str) -> None:
     if {"cuda": torch.cuda, "mps": torch.backends.mps}[device].is_available():
         pytest.skip(f"{device} is there")
     with pytest.raises(

@@ -64,7 +64,7 @@ def row(name: str, folder: Path, scratch: Path, labeled: Path) -> str:
     return f"| {name} | `{ARCHITECTURES[name].model_type}` | {' | '.join(cells)} |"
 
 
-def test_the_page_says_what_each_architecture_does(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_the_page_documents_each_architecture(folders: dict[str, Path], tmp_path: Path) -> None:
     scratch, labeled = tmp_path / "teachers", tmp_path / "students"
     for folder in (scratch, labeled):
         rehearsal.write_data(folder, TOKENS)
@@ -182,7 +182,7 @@ def test_layers_are_left_out_of_what_is_listed_by_layer_too(folders: dict[str, P
 
 
 @pytest.mark.parametrize(("layers", "message"), [(1, "but the 2 .* are one and the same"), (3, "but the model has 2")])
-def test_layers_that_are_not_there_to_choose_from_are_refused(
+def test_a_choice_of_missing_layers_is_refused(
     folders: dict[str, Path], labeled: Path, layers: int, message: str
 ) -> None:
     with pytest.raises(InputError, match=rf"student\.model '.*': student\.layers: {layers}, {message}"):
@@ -304,7 +304,7 @@ def test_a_folder_that_is_no_plain_model_is_refused(folders: dict[str, Path], tm
 
 
 @pytest.mark.parametrize("name", ["BERT, MiniLM", "RoBERTa"])
-def test_a_head_of_another_number_of_labels_is_made_anew(
+def test_a_head_with_another_number_of_labels_is_replaced(
     folders: dict[str, Path], name: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     three = AutoModelForSequenceClassification.from_pretrained(folders[name], num_labels=3)

@@ -120,7 +120,7 @@ def test_int8_stays_near_fp32_whatever_the_batch() -> None:
     np.testing.assert_allclose(vectors, np.concatenate([rounded.embed([text]) for text in texts]), atol=1e-5)
 
 
-def test_a_vector_depends_neither_on_its_batch_nor_on_its_place(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vector_depends_neither_on_its_batch_nor_on_its_position(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Retriever(str(bert), threads=1)
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(TEXTS[3].split(), rng.integers(0, 20))) for _ in range(50)]
@@ -133,7 +133,7 @@ def test_a_vector_depends_neither_on_its_batch_nor_on_its_place(bert: Path, monk
     assert sum(steps) == len(texts) and len(steps) > len(texts) // 7
 
 
-def test_embed_writes_where_it_is_told(bert: Path, tmp_path: Path) -> None:
+def test_embed_writes_into_the_given_array(bert: Path, tmp_path: Path) -> None:
     model = Retriever(str(bert), threads=1)
     out = np.memmap(tmp_path / "vectors", np.float16, "w+", shape=(len(TEXTS), 32))
     assert model.embed(TEXTS, out=out) is out
@@ -176,7 +176,7 @@ def test_half_precision_shards_and_a_head_are_read(models: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     "pooling", [{"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, {"pooling_mode": "cls"}]
 )
-def test_the_first_token_is_taken_where_the_folder_says_so(pooling: dict, altered: Path) -> None:
+def test_the_first_token_is_pooled_where_the_folder_configures_it(pooling: dict, altered: Path) -> None:
     say_pooling(altered, {"word_embedding_dimension": 32} | pooling, "Normalize")
     vectors = Retriever(str(altered), threads=1).embed(TEXTS)
     np.testing.assert_allclose(vectors, referee(altered, TEXTS, 32, pooling="cls"), atol=1e-5)

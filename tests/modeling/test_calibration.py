@@ -70,7 +70,7 @@ def test_a_few_zeros_are_no_certainty() -> None:
     assert 0.1 < few < 0.2 and many < 0.03
 
 
-def test_isotonic_keeps_the_margins_that_steps_would_lose() -> None:
+def test_isotonic_keeps_margins_within_steps() -> None:
     rng = np.random.default_rng(1)
     logits, targets, _ = judged(rng, 60)
     fitted = calibration.fit("isotonic", logits, targets)
@@ -121,7 +121,7 @@ def test_none_is_the_sigmoid_that_nothing_was_fitted_to() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_query_has_no_say_in_its_own_probabilities(method: str) -> None:
+def test_a_query_does_not_affect_its_own_probabilities(method: str) -> None:
     logits, targets, groups = judged(np.random.default_rng(3), 30)
     probabilities = calibration.out_of_fold(method, logits, targets, groups)
     turned = targets.copy()
@@ -154,7 +154,7 @@ def test_its_own_rows_flatter_a_calibration() -> None:
     assert errors[0] < errors[1]
 
 
-def test_a_single_query_is_told_by_its_own_fit() -> None:
+def test_a_single_query_is_calibrated_by_its_own_fit() -> None:
     logits, targets, groups = judged(np.random.default_rng(8), 1)
     own = calibration.probability(calibration.fit("platt", logits, targets), logits)
     assert np.array_equal(calibration.out_of_fold("platt", logits, targets, groups), own)

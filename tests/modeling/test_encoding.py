@@ -94,7 +94,7 @@ def test_a_tokenizer_that_cannot_pad_is_refused(models: Path, tmp_path: Path) ->
         scorer.load_encoder(tmp_path / "bare", TeacherText())
 
 
-def test_kind_is_told_from_the_architecture(models: Path) -> None:
+def test_kind_is_inferred_from_the_architecture(models: Path) -> None:
     assert isinstance(scorer.load_encoder(models / "encoder", Text()), PairEncoder)
     with pytest.raises(InputError, match="a decoder needs a prompt template"):
         scorer.load_encoder(models / "decoder", Text())

@@ -38,7 +38,7 @@ def test_neighbors_are_those_of_brute_force(
     np.testing.assert_allclose(scores, expected_scores, atol=1e-6)
 
 
-def test_ties_go_to_the_lowest_place_however_the_work_is_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ties_go_to_the_lowest_index_however_the_work_is_divided(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     kind = rng.integers(0, 30, 1000)  # each of 30 vectors some 33 times
     vectors = rng.standard_normal((30, 24)).astype(np.float32)

@@ -103,7 +103,7 @@ def test_every_pair_sees_its_own_tokens_in_order_and_no_others(groups) -> None:
         assert positions[attended].tolist() == list(range(tokens.lengths[row]))
 
 
-def test_common_tokens_stand_once() -> None:
+def test_common_tokens_are_packed_once() -> None:
     batch = packing.pack_decoder_batch(tokens_of([[1, 2, 3], [4]], [[[5], [6, 7]], [[8, 9]]]), np.arange(3))
     assert batch.ids[0].tolist() == [1, 2, 3, 5, 6, 7, 4, 8, 9]
     assert batch.positions[0].tolist() == [0, 1, 2, 3, 3, 4, 0, 1, 2]
@@ -169,7 +169,7 @@ def test_batches_are_halved_until_they_fit() -> None:
 
 
 @given(st.lists(st.integers(1, 30), min_size=0, max_size=60), st.integers(1, 80), st.booleans())
-def test_drawn_batches_hold_every_row_once_within_budget(lengths: list[int], budget: int, grouped: bool) -> None:
+def test_random_batches_hold_every_row_once_within_budget(lengths: list[int], budget: int, grouped: bool) -> None:
     sizes = np.array(lengths, np.int64)
     groups = np.arange(len(sizes)) // 3 if grouped else None
     batches = batching.random_batches(sizes, budget, np.random.default_rng(0), groups)

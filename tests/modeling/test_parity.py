@@ -62,7 +62,7 @@ def test_all_libraries_score_as_the_network_in_memory(name: str, tmp_path: Path)
     assert types == ([0, 0, 0, 1, 1] if getattr(model.config, "type_vocab_size", 0) > 1 else None)
 
 
-def test_pairs_end_where_positions_do(tmp_path: Path) -> None:
+def test_pairs_are_cut_at_the_last_position(tmp_path: Path) -> None:
     folder = tmp_path / "student"
     model, encoder = save(write_base("roberta", tmp_path / "base"), folder, TEXT.model_copy(update={"max_tokens": 600}))
     parity.prove(folder, model, encoder, DEV, FP32)
@@ -94,7 +94,7 @@ def test_a_tokenizer_that_is_saved_as_another_one_is_refused_before_training(tmp
 
 
 @pytest.mark.parametrize("what", ["weights", "tokenizer", "settings"])
-def test_a_student_that_scores_otherwise_than_it_was_trained_is_refused(what: str, tmp_path: Path) -> None:
+def test_a_student_that_scores_differently_than_it_was_trained_is_refused(what: str, tmp_path: Path) -> None:
     folder = tmp_path / "student"
     model, encoder = save(write_base("bert", tmp_path / "base"), folder)
     if what == "weights":

@@ -76,7 +76,7 @@ def test_prefixes_of_frameworks_are_stripped(copy: Path, prefix: str, tmp_path: 
 
 
 @pytest.mark.parametrize("prefix", ["module.bert.", "model.bert."])
-def test_a_prefix_may_stand_before_the_architectures_own(models: Path, tmp_path: Path, prefix: str) -> None:
+def test_a_prefix_may_precede_the_architectures_own(models: Path, tmp_path: Path, prefix: str) -> None:
     folder = shutil.copytree(models / "encoder", tmp_path / "model")
     expected = load_file(folder / "model.safetensors")
     rewrite(folder, lambda tensors: {prefix + name: tensor for name, tensor in tensors.items()})
@@ -110,7 +110,7 @@ def test_the_retriever_strips_them_too(models: Path, tmp_path: Path, prefix: str
     np.testing.assert_array_equal(Retriever(str(folder), threads=1).embed(texts), expected)
 
 
-def test_a_name_that_stands_twice_is_refused(copy: Path) -> None:
+def test_a_duplicate_name_is_refused(copy: Path) -> None:
     rewrite(copy, lambda tensors: tensors | {f"module.{name}": tensor.clone() for name, tensor in tensors.items()})
     with pytest.raises(InputError, match=r"the tensors \S+ and \S+ are both \S+$"):
         torch_backend.load_model(copy, CPU)

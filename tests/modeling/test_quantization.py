@@ -76,7 +76,7 @@ def test_products_are_those_of_values_rounded_by_token_and_by_column(signed: boo
 
 
 @pytest.mark.parametrize(("signed", "kind"), [(True, TensorProto.INT8), (False, TensorProto.UINT8)])
-def test_each_input_is_rounded_once_and_each_matrix_kept_once(signed: bool, kind: int) -> None:
+def test_each_input_is_rounded_once_and_each_matrix_stored_once(signed: bool, kind: int) -> None:
     model = network()
     quantize(model, signed=signed)
     operators = [node.op_type for node in model.graph.node]

@@ -287,7 +287,7 @@ def test_a_small_cache_changes_nothing(student: Path, size: int) -> None:
         assert len(small.products) == size
 
 
-def test_of_a_long_product_only_the_tokens_that_the_model_takes_are_kept(student: Path) -> None:
+def test_only_the_tokens_that_the_model_takes_of_a_long_product_are_cached(student: Path) -> None:
     ours = Scorer.load(student, CPU, backend="onnx")
     ours.score_lists(["sofa"], [[{"title": "red sofa"}]])
     tracemalloc.start()
@@ -300,14 +300,14 @@ def test_of_a_long_product_only_the_tokens_that_the_model_takes_are_kept(student
     assert len(ours.products) == 21 and traced_bytes < 90_000  # one of the texts alone
 
 
-def test_products_that_differ_in_a_field_are_not_taken_for_each_other(student: Path) -> None:
+def test_products_that_differ_in_a_field_are_not_confused(student: Path) -> None:
     ours = Scorer.load(student, CPU, backend="onnx")
     products = [{"title": "red", "brand": "sofa"}, {"title": "red sofa"}, {"title": "red", "product_type": "sofa"}]
     ours.score_lists(["sofa"], [products])
     assert (ours.products.misses, len(ours.products)) == (3, 3)
 
 
-def test_the_cache_forgets_what_was_not_used_for_longest() -> None:
+def test_the_cache_drops_the_least_recently_used() -> None:
     cache: Cache[int, str] = Cache(3)
     made: list[int] = []
 
@@ -456,7 +456,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-def test_killed_it_leaves_the_file_that_was_there(student: Path, tmp_path: Path) -> None:
+def test_a_killed_scoring_leaves_the_existing_file(student: Path, tmp_path: Path) -> None:
     source = write_pairs(rows(1200, seed=7), tmp_path / "pairs.csv")
     output = tmp_path / "scores" / "out.parquet"
     artifacts.write_text(output, "before")

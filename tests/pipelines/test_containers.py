@@ -55,7 +55,9 @@ def test_a_stage_has_no_rights_no_network_and_nothing_to_write_to_but_its_mounts
     assert arguments(written(tmp_path), Path("runs"), "host")["environment"]["HF_TOKEN"] == "secret"
 
 
-def test_what_needs_a_network_is_told_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_needs_a_network_is_reported_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     config = written(tmp_path, teacher={"model": "hub:org/name@main"})
     with pytest.raises(InputError, match=r"teacher\.model is 'hub:org/name@main'.* expected --network host"):

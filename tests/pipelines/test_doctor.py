@@ -97,7 +97,7 @@ def diagnose(
     return diagnose
 
 
-def test_a_good_cluster_has_all_that_requests_can_tell(cluster: ClusterServer, diagnose: Doctor) -> None:
+def test_a_good_cluster_passes_every_check_by_requests(cluster: ClusterServer, diagnose: Doctor) -> None:
     status, rows, shown = diagnose()
     assert status == 0 and shown.endswith("0 problems\n")
     assert {condition for condition, (verdict, _) in rows.items() if verdict != "yes"} == {"images"}
@@ -146,7 +146,7 @@ def no_gpu(store: ClusterStore, settings: dict) -> None:
         (no_gpu, "configuration compiles", "no", "ask for no GPU"),
     ],
 )
-def test_a_condition_that_requests_can_tell_is_named(
+def test_a_condition_that_requests_can_check_is_named(
     cluster: ClusterServer,
     settings: dict,
     diagnose: Doctor,
@@ -258,7 +258,7 @@ def test_submitting_needs_a_right(cluster: ClusterServer, diagnose: Doctor) -> N
     assert all(verdict != "no" for name, (verdict, _) in rows.items() if name != "may submit runs")
 
 
-def test_the_probe_ends_as_it_is_told() -> None:
+def test_the_probe_ends_as_instructed() -> None:
     """`kill` cannot be caught, and `exit` is an exception: how stages end that were out of memory or have a fault."""
     for how, code in (("kill", -9), ("exit", 1)):
         command = [sys.executable, "-c", f"from distilrank import probe; probe.end({how!r}, 0.0)"]

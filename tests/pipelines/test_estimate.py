@@ -7,7 +7,7 @@ from pipelines.distill import distill
 from pipelines.estimate import estimate
 
 
-def test_a_run_takes_over_what_the_estimate_prepared() -> None:
+def test_a_run_reuses_what_the_estimate_prepared() -> None:
     ours, theirs = (built.pipeline_spec for built in (estimate, distill))
     for task in ("check-inputs", "prepare-data"):
         first, second = (spec.root.dag.tasks[task] for spec in (ours, theirs))

@@ -188,7 +188,7 @@ def wait_for(condition: Callable[[], Any]) -> None:
         time.sleep(0.05)
 
 
-def test_a_run_succeeds_and_is_told_as_the_api_tells_it(cluster: Cluster) -> None:
+def test_a_run_succeeds_and_is_reported_as_by_the_api(cluster: Cluster) -> None:
     run_id = cluster.submit()
     assert cluster.ended(run_id) == "SUCCEEDED"
     run = cluster.run(run_id)

@@ -138,7 +138,7 @@ def test_every_pod_has_what_all_get(full: Compiled) -> None:
         assert environment == [{"name": "HF_HOME", "value": "/distilrank/hf"}]
 
 
-def test_stages_have_their_own_on_top(full: Compiled) -> None:
+def test_stages_add_their_own_settings(full: Compiled) -> None:
     assert full.executor("prepare-data")["image"] == CLUSTER["images"]["ops"]
     assert full.executor("train-teacher")["image"] == CLUSTER["images"]["train"]
     teacher = full.executor("train-teacher")["resources"]
@@ -165,7 +165,7 @@ def test_stages_have_their_own_on_top(full: Compiled) -> None:
     assert full.tasks["train-teacher"]["retryPolicy"]["maxRetryCount"] == 2
 
 
-def test_the_end_is_told_whatever_it_is(full: Compiled) -> None:
+def test_the_outcome_is_reported_whatever_it_is(full: Compiled) -> None:
     root = full.spec["root"]["dag"]["tasks"]
     task = root["report-outcome"]
     assert task["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"} and not task["cachingOptions"]
@@ -258,7 +258,7 @@ def test_a_recurring_run_promotes_under_its_name(tmp_path: Path) -> None:
     assert manifest["lineage"]["images"] == resources.images()
 
 
-def test_here_only_the_images_and_the_message_count(tmp_path: Path) -> None:
+def test_locally_only_the_images_and_the_message_count(tmp_path: Path) -> None:
     built = compiling.build("distill", settings(**CLUSTER), cluster=False)
     spec = built.pipeline_spec
     executors = spec.deployment_spec["executors"]

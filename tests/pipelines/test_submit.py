@@ -130,7 +130,7 @@ def test_what_is_not_the_api_is_one_line(
     assert err.startswith(f"error: {server.url}: {message}")
 
 
-def test_a_host_that_is_not_there_is_one_line(server: Server, run: Run, schedules_file: Path) -> None:
+def test_an_unreachable_host_is_one_line(server: Server, run: Run, schedules_file: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and nobody listens
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
@@ -152,7 +152,7 @@ def test_a_host_that_is_not_there_is_one_line(server: Server, run: Run, schedule
 
 
 @pytest.mark.parametrize("version", ["2.17.0", "2.17.3", "v2.18", "3.0.0-rc.1"])
-def test_a_server_that_is_new_enough_is_not_spoken_of(server: Server, run: Run, version: str) -> None:
+def test_a_server_that_is_new_enough_is_not_mentioned(server: Server, run: Run, version: str) -> None:
     server.store.tag_name = version
     status, out, _ = run(*SUBMIT, "--no-wait", "--name", "x")
     assert (status, len(out.splitlines())) == (0, 1)
@@ -213,7 +213,7 @@ def test_a_run_that_the_database_missed_is_not_started_twice(server: Server, run
     assert list(server.store.created_workflows.values()) == ["weekly"]
 
 
-def test_slow_answers_are_not_waited_for_for_ever(
+def test_slow_answers_are_not_waited_for_indefinitely(
     server: Server, run: Run, schedules_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kubeflow, "TIMEOUT", (0.1, 0.1))
@@ -244,7 +244,7 @@ def test_pauses_are_as_long_as_the_server_asks(
 # Submitting --------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_started_and_told_where(tmp_path: Path, server: Server, run: Run) -> None:
+def test_a_run_is_started_and_its_address_is_printed(tmp_path: Path, server: Server, run: Run) -> None:
     settings = ("--set", "cluster.service_account=runner", "--set", "cluster.pipeline_root=gs://bucket/runs")
     status, out, _ = run(*SUBMIT, *settings, "--name", "first", "--no-wait")
     ((number, stored_run),) = server.store.runs.items()
@@ -274,7 +274,7 @@ def test_a_lost_answer_starts_no_second_run(server: Server, run: Run) -> None:
     assert len(server.store.runs) == 1 and not lost
 
 
-def test_who_was_faster_with_the_pipeline_is_followed(server: Server, run: Run) -> None:
+def test_a_pipeline_that_somebody_else_uploaded_first_is_used(server: Server, run: Run) -> None:
     def race(operation: str) -> None:
         if operation.endswith("CreatePipeline") and not server.store.pipelines:
             server.store.CreatePipeline({}, {"name": "distilrank-distill", "display_name": "distilrank-distill"})
@@ -297,7 +297,7 @@ def test_what_is_forbidden_is_named_with_the_grant(server: Server, run: Run) -> 
 PREPARED = {"check_inputs": "SUCCEEDED", "prepare_data": "SUCCEEDED"}
 
 
-def test_waiting_shows_the_stages_and_ends_well(server: Server, run: Run) -> None:
+def test_waiting_shows_the_stages_and_ends_with_success(server: Server, run: Run) -> None:
     server.store.stories = [
         [
             becomes("PENDING"),
@@ -351,7 +351,7 @@ DONE = ("Succeeded", "")
         ("unchanged", [], 0, "succeeded; unchanged: the student is the champion v1 itself"),
     ],
 )
-def test_a_run_that_promotes_nothing_says_why(
+def test_a_run_that_promotes_nothing_explains_why(
     server: Server, run: Run, outcome: str, failed: list[str], status: int, words: str
 ) -> None:
     story = [ends("SUCCEEDED", {"decide": DONE}, {"decide": verdict(outcome, *failed)}, server)]
@@ -433,7 +433,7 @@ def test_a_terminated_run_was_stopped_by_a_person(server: Server, run: Run) -> N
     assert status == 1 and err.startswith("stopped: the run was stopped by a person: http")
 
 
-def test_what_keeps_a_pod_from_starting_is_told_while_it_waits(
+def test_what_keeps_a_pod_from_starting_is_reported_while_it_waits(
     server: Server, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(submit, "PROBLEMS_SECONDS", 0.0)
@@ -487,7 +487,7 @@ def test_waiting_retries_what_may_pass(server: Server, run: Run) -> None:
     assert run(*SUBMIT, "--retry-run", 1, "--no-wait")[0] == 2
 
 
-def test_an_end_that_kubeflow_reports_once_more_is_not_taken_for_another(server: Server, run: Run) -> None:
+def test_an_outcome_that_kubeflow_reports_twice_is_not_taken_for_a_new_one(server: Server, run: Run) -> None:
     # 2.17.0: the persistence agent may report the workflow as it was before the retry, after it.
     failed = ends("FAILED", EVICTED, {}, server)
     before: list[Entity] = []
@@ -618,7 +618,7 @@ def test_an_owner_retries_the_runs_of_its_schedules_alone(server: Server, run: R
     assert run("retry", "--failed-since", "2d", "--file", path)[1] == "nothing to retry\n"
 
 
-def test_waiting_survives_an_outage_and_says_that_the_run_goes_on(
+def test_waiting_survives_an_outage_and_reports_that_the_run_continues(
     server: Server, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     away = [Fault(503)] * 20

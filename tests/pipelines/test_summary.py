@@ -15,7 +15,7 @@ from pipelines import summary
 @pytest.mark.parametrize(
     ("run", "by"), [("nightly", "an earlier attempt of this run promoted it"), ("weekly", "the run weekly promoted it")]
 )
-def test_a_repeated_run_that_had_promoted_says_so(tmp_path: Path, run: str, by: str) -> None:
+def test_a_repeated_run_that_had_promoted_reports_it(tmp_path: Path, run: str, by: str) -> None:
     """A run that was killed after its promotion meets its own student as the champion."""
     folder = tmp_path / "nightly"
     artifacts.write_json(folder / "metrics.json", {"systems": {"student": dict.fromkeys(summary.METRICS, 0.5)}})

@@ -261,7 +261,7 @@ def test_monitoring_finds_the_champion_where_it_was(promoted: Path, shop: Shop) 
     assert (shop.runs / "steady" / "monitor" / "summary.html").exists() and (shop.runs / "latest").resolve() == latest
 
 
-def test_a_finished_look_is_not_overwritten(promoted: Path, shop: Shop) -> None:
+def test_a_finished_monitoring_run_is_not_overwritten(promoted: Path, shop: Shop) -> None:
     before = (shop.runs / "steady" / "monitor.json").read_bytes()
     result = watch(shop, "steady")
     assert result.returncode == 2 and "choose another --name" in result.stderr
@@ -274,7 +274,7 @@ def test_what_is_no_pipeline_is_refused_before_anything_is_made(shop: Shop) -> N
     assert len(result.stderr.splitlines()) == 1 and not (shop.runs / "nothing").exists()
 
 
-def test_an_alarm_is_told_by_the_exit_status_and_starts_a_run(promoted: Path, shop: Shop) -> None:
+def test_an_alarm_sets_the_exit_status_and_starts_a_run(promoted: Path, shop: Shop) -> None:
     registry = (shop.registry / "aliases" / "champion.json").read_bytes()
     result = watch(
         shop, "moved", *MOVED, "monitor.retrain=on_alarm", "gate.min_metrics.ndcg_at_10=1", options=("--fail-on-alarm",)
@@ -325,7 +325,7 @@ def test_a_split_that_would_test_the_champion_on_its_training_queries_is_refused
     assert result.returncode == 2 and "prepare.salt is 'other', but the champion" in result.stderr, result.stderr
 
 
-def test_a_run_that_is_told_to_stop_takes_its_stages_along(shop: Shop) -> None:
+def test_a_run_that_is_stopped_stops_its_stages(shop: Shop) -> None:
     command = [sys.executable, "-m", "pipelines", "run", "--config", str(shop.config), "--runs", str(shop.runs)]
     process = subprocess.Popen(
         [*command, "--name", "stopped", "--no-cache"],

@@ -69,7 +69,7 @@ def setup(tmp_path: Path, models: Path):
         (14, "2026-03-15", "2026-03-15"),
     ],
 )
-def test_results_are_taken_over_within_periods_of_days(days: int, day: str, since: str) -> None:
+def test_results_are_reused_within_periods_of_days(days: int, day: str, since: str) -> None:
     for time in ("00:00:00", "23:59:59"):
         now = datetime.fromisoformat(f"{day}T{time}+00:00")
         assert preflight.cache_since(config.Preflight(cache_days=days), now) == since
@@ -99,7 +99,7 @@ def test_latest_includes_the_newest_day(setup, tmp_path: Path) -> None:
     assert stage["stage"] == "preflight" and stage["facts"] == resolved._asdict()
 
 
-def test_window_ends_at_the_schedule_time_or_a_given_one(setup) -> None:
+def test_window_ends_at_the_schedule_time_or_a_configured_one(setup) -> None:
     window = {"days": 10, "newest_days": 5}
     scheduled = setup("2026-03-25T02:00:00+02:00", window={**window, "end": "schedule"})
     chosen = setup(window={**window, "end": "2026-03-25"})
@@ -153,7 +153,7 @@ def test_a_log_without_time_has_no_window(setup, data: dict, capsys: pytest.Capt
     assert "window.end 2026-03-25 has no effect" in capsys.readouterr().out
 
 
-def test_digest_follows_data_and_not_the_gate(setup, tmp_path: Path) -> None:
+def test_digest_depends_on_the_data_and_not_on_the_gate(setup, tmp_path: Path) -> None:
     first = setup()
     assert setup(gate={"min_queries": 5}) == first
     (tmp_path / "catalogue.csv").write_text("product_id,title\np1,Red sofas\n")
@@ -221,7 +221,7 @@ def test_the_champion_is_read_from_the_registry_and_checked(setup, tmp_path: Pat
         setup()
 
 
-def test_damaged_registry_is_found_now(setup, tmp_path: Path) -> None:
+def test_a_damaged_registry_is_detected_by_preflight(setup, tmp_path: Path) -> None:
     (tmp_path / "registry" / "aliases").mkdir(parents=True)
     (tmp_path / "registry" / "aliases" / "champion.json").write_text("{")
     with pytest.raises(InputError, match=r"champion\.json"):
@@ -245,7 +245,7 @@ def test_a_student_that_drift_cannot_embed_with_is_named(setup, tmp_path: Path) 
     setup(drift={"embedding_rows": 0}, gate={"max_embedding_auc": 1})
 
 
-def test_an_override_far_ahead_is_named(setup) -> None:
+def test_an_override_that_ends_far_ahead_is_named(setup) -> None:
     override, today = {"by": "Jo", "reason": "because we must ship"}, datetime.now(UTC).date()
     soon, late = (str(today + timedelta(days=days)) for days in (90, 100))
     with pytest.raises(InputError, match=rf"gate\.override\.until is {late}, expected \S+ at the latest, 90 days from"):

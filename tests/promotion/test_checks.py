@@ -181,7 +181,7 @@ def test_verdict_has_the_form_that_readers_rely_on() -> None:
     assert (lift["value"], lift["bound"], lift["passed"]) == (0.071, 0.0, True)
 
 
-def test_deciding_changes_nothing_it_is_given() -> None:
+def test_deciding_does_not_change_its_inputs() -> None:
     inputs = {"metrics": metrics(), "drift": DRIFT, "candidate": CANDIDATE, "champion": CHAMPION, "anchor": ANCHOR}
     before = copy.deepcopy(inputs)
     evidence = Evidence(**inputs, now=NOW)
@@ -242,7 +242,7 @@ def test_a_missing_comparison_never_passes(baseline: str) -> None:
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf"), "0.5", True])
-def test_what_is_no_number_never_passes(value: Any) -> None:
+def test_a_value_that_is_not_a_number_never_passes(value: Any) -> None:
     rows = with_comparison("bm25", 0.1, 0.05, 0.15)
     rows[-1]["ci_low"] = value
     verdict = decide(comparisons=rows)
@@ -333,7 +333,7 @@ def test_a_detail_shows_enough_decimals_to_see_the_side_of_the_bound() -> None:
         ({"warn_after_test_evaluations": 1, "max_test_evaluations": 2}, "test_set"),
     ],
 )
-def test_each_knob_decides_alone(policy: dict[str, Any], check: str) -> None:
+def test_each_setting_decides_alone(policy: dict[str, Any], check: str) -> None:
     assert failed(decide(Gate.model_validate(policy))) == [check]
 
 
@@ -371,7 +371,7 @@ def test_what_is_missing_may_be_missing_only_where_nothing_is_asked_of_it(off: d
     assert failed(decide(Gate.model_validate(off), **changed)) == []
 
 
-def test_queries_are_counted_under_the_thinnest_comparison() -> None:
+def test_queries_are_counted_for_the_smallest_comparison() -> None:
     verdict = decide(comparisons=with_comparison("random", 0.2, 0.1, 0.3, queries=29))
     assert failed(verdict) == ["enough_queries"]
     assert detail(verdict, "enough_queries") == "the decision rests on 29 test queries; it takes at least 30"
@@ -456,7 +456,7 @@ def test_exported_files_must_rank_as_the_student_does() -> None:
         assert not failed(decide(Gate(max_onnx_loss=1), parity=unknown))
 
 
-def test_latency_is_held_against_the_champion_of_the_same_run() -> None:
+def test_latency_is_compared_with_the_champion_of_the_same_run() -> None:
     slow_tail = {"student": {"p50_ms": 10.0, "p95_ms": 40.0}, "champion": {"p50_ms": 10.0, "p95_ms": 18.0}}
     verdict = decide(latency=slow_tail)
     assert failed(verdict) == ["latency"] and find_check(verdict, "latency").value == pytest.approx(40 / 18)
@@ -467,7 +467,7 @@ def test_latency_is_held_against_the_champion_of_the_same_run() -> None:
     assert (find_check(verdict, "latency").value, detail(verdict, "latency")) == (40.0, "p95 is 40.0 ms, at most 39 ms")
 
 
-def test_only_the_candidates_drift_counts() -> None:
+def test_only_the_candidates_own_drift_counts() -> None:
     calm = {"share": 0.0, "columns": [], "embedding": EMBEDDING}
     drifted = {"share": 0.75, "columns": [], "embedding": EMBEDDING | {"auc": 0.9, "ci_low": 0.85}}
     assert decide(drift={"candidate": calm, "champion": drifted}).promoted
@@ -493,7 +493,7 @@ def test_traffic_must_be_fresh_where_that_is_asked() -> None:
     assert decide(newest_end="").promoted
 
 
-def test_reuse_of_a_test_set_is_warned_of_and_then_refused() -> None:
+def test_reuse_of_a_test_set_is_a_warning_and_then_refused() -> None:
     assert decide(test_evaluations=9).notes == []
     [note] = decide(test_evaluations=10).notes
     assert note.startswith("candidates that this test set has evaluated: 10, this one included") and "test_fold" in note
@@ -529,7 +529,7 @@ def test_an_identical_student_is_not_compared_with_itself() -> None:
     assert failed(slow) == ["latency"], "milliseconds are no comparison"
 
 
-def test_what_the_champion_would_fail_today_is_told_and_refuses_nothing() -> None:
+def test_what_the_champion_would_fail_today_is_reported_and_refuses_nothing() -> None:
     verdict = decide(Gate(max_ece=0.03, max_traffic_age_days=4), champion=SAME)
     assert (verdict.outcome, verdict.promoted) == ("unchanged", False)
     assert failed(verdict) == ["calibration", "freshness"]
@@ -562,7 +562,9 @@ def test_a_champion_that_was_rolled_back_is_refused_not_unchanged() -> None:
         ({}, {"bootstrap": 999, "confidence": None}, None, 0.9),
     ],
 )
-def test_the_recorded_protocol_is_held_to_the_policy(policy: dict, protocol: dict, value: Any, bound: float) -> None:
+def test_the_recorded_protocol_is_checked_against_the_policy(
+    policy: dict, protocol: dict, value: Any, bound: float
+) -> None:
     override = {"by": "J. Doe", "reason": "the tail is covered by a rule for now", "until": "2026-11-20"}
     verdict = decide(Gate.model_validate({**policy, "override": override}), protocol=PROTOCOL | protocol, slices={
         "min_queries": 20, "rows": [part("head", 0.02, 0.01)],
@@ -645,7 +647,7 @@ def test_an_override_promotes_in_spite_of_what_was_measured() -> None:
     ]
 
 
-def test_an_override_that_is_not_needed_is_not_told() -> None:
+def test_an_override_that_is_not_needed_is_not_reported() -> None:
     verdict = decide(overriding())
     assert (verdict.outcome, verdict.notes, verdict.to_json()["override"]) == ("promoted", [], None)
 
@@ -656,7 +658,7 @@ def test_an_expired_override_changes_nothing() -> None:
     assert verdict.notes == ["the override by J. Doe, until 2026-11-19, has expired, so it changes nothing"]
 
 
-def test_an_override_holds_for_a_season_at_most() -> None:
+def test_an_override_lasts_a_season_at_most() -> None:
     assert decide(overriding("2027-02-18", max_ece=0.03)).outcome == "overridden"  # 90 days ahead
     for day in ("2027-02-19", "9999-12-31"):
         verdict = decide(overriding(day, max_ece=0.03))
@@ -685,7 +687,7 @@ def test_an_override_does_not_promote_the_champion_over_itself() -> None:
     assert verdict.notes == ["the champion stays, though the policy would not promote it today: calibration"]
 
 
-def test_no_slices_do_not_pass_and_thin_ones_are_told() -> None:
+def test_without_slices_the_check_fails_and_too_small_ones_are_reported() -> None:
     none: dict[str, Any] = {"min_queries": 20, "rows": [], "left_out": []}
     verdict = decide(slices=none)
     assert failed(verdict) == ["slices"] and detail(verdict, "slices").startswith("the evaluation has no slices")

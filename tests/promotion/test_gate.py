@@ -119,7 +119,7 @@ def announced(output: str) -> dict[str, Any]:
     return json.loads(event.text)
 
 
-def test_it_refuses_and_says_why(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_refuses_and_explains_why(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
     version = stage.promoted("earlier")
     policy = Gate.model_validate({"min_metrics": {"ndcg_at_10": 0.99}, "max_ece": 0.01})
     assert stage.decide(policy, champion=version, anchor=version) is False
@@ -133,7 +133,7 @@ def test_it_refuses_and_says_why(stage: Stage, capsys: pytest.CaptureFixture[str
     }
 
 
-def test_it_says_what_it_decided_to_programs_too(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_logs_its_decision_for_programs_too(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
     assert stage.decide()
     candidate = stage.verdict["candidate"]["id"]
     assert announced(capsys.readouterr().out) == {
@@ -199,7 +199,7 @@ def test_each_candidate_counts_once_per_test_set(stage: Stage, capsys: pytest.Ca
     assert stage.decide(policy) and stage.verdict["test_set"]["test_evaluations"] == 1
 
 
-def test_an_override_is_recorded_and_an_expired_one_told(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_override_is_recorded_and_an_expired_one_reported(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
     until = str(datetime.now(UTC).date() + timedelta(days=30))
     policy = {"max_ece": 0.01, "override": {"by": "Jo", "reason": "a rule covers the tail", "until": until}}
     assert stage.decide(Gate.model_validate(policy)) is True
@@ -259,7 +259,7 @@ def test_it_does_not_decide_on_the_drift_of_something_else(stage: Stage, name: s
 
 
 @pytest.mark.parametrize("part", ["evaluation", "drift"])
-def test_it_does_not_decide_on_what_does_not_tell_of_what_it_was_made(stage: Stage, part: str) -> None:
+def test_it_does_not_decide_on_what_does_not_record_its_inputs(stage: Stage, part: str) -> None:
     stage.record_inputs()
     record = stage.folder / part / artifacts.RECORD
     whole = record.read_text()
@@ -320,12 +320,12 @@ def command(*arguments: object) -> int:
     return int(exit.value.code or 0)  # type: ignore[arg-type]
 
 
-def test_the_same_policy_says_the_same_again(run: Path) -> None:
+def test_the_same_policy_repeats_its_verdict(run: Path) -> None:
     recorded = artifacts.read_json(run / "verdict.json")
     assert gate.reconsider(run, Gate()).to_json() == recorded
 
 
-def test_another_policy_is_asked_without_a_trace(
+def test_reconsidering_by_another_policy_writes_nothing(
     run: Path, stage: Stage, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     before = {path: path.read_bytes() for path in sorted(stage.folder.rglob("*")) if path.is_file()}
@@ -354,7 +354,7 @@ def test_an_unchanged_run_is_no_refusal_under_any_policy(
     assert "would not promote it today: calibration" in " ".join(shown.split())
 
 
-def test_single_keys_can_be_asked_for(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_single_keys_of_the_policy_can_be_changed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         command("--run", run, "--set", "gate.max_ece=.03", "--set", "gate.warn_after_test_evaluations=1", "--json") == 0
     )

@@ -34,7 +34,7 @@ def test_there_are_shipped_policies() -> None:
     assert {path.stem for path in POLICIES} >= {"strict", "first-weeks"}
 
 
-def test_a_policy_may_stand_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_policy_may_be_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path, "champion: superior\nmin_metrics: {ndcg_at_10: .85}\n")
     expected = Gate.model_validate({"champion": "superior", "min_metrics": {"ndcg_at_10": 0.85}})
     monkeypatch.chdir("/")  # relative to the configuration, not to where we are
@@ -43,7 +43,7 @@ def test_a_policy_may_stand_in_a_file(tmp_path: Path, monkeypatch: pytest.Monkey
     assert Gate.model_validate(parameters(load(path))["gate"]) == expected
 
 
-def test_the_command_line_goes_on_top_of_the_file(tmp_path: Path) -> None:
+def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
     path = written(tmp_path, "champion: superior\nmin_metrics: {ndcg_at_10: .85}\n")
     gate = load(path, ["gate.min_metrics.mrr=.3", "gate.min_queries=7"]).gate
     assert (gate.champion, gate.min_queries) == ("superior", 7)
@@ -177,7 +177,7 @@ def test_one_limit_on_relevance_is_enough(limit: dict) -> None:
         parse({"data": {"source": "demo_shop"}, "gate": off}, "run.yaml")
 
 
-def test_blanks_around_an_override_are_no_part_of_it() -> None:
+def test_blanks_around_an_override_are_stripped() -> None:
     blank = Gate.model_validate({"override": {"by": "  ", "reason": "", "until": " "}})
     assert blank.override.last_day is None and not blank.override.by
     override = {"by": " Jo ", "reason": "because we must ship", "until": " 2026-03-31"}

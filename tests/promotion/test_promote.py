@@ -56,7 +56,7 @@ def killed_at(name: str, action: Callable[..., Any], *arguments: Any, calls: int
     assert process.exitcode == -signal.SIGKILL
 
 
-def test_a_version_tells_what_it_is_and_all_that_it_came_from(
+def test_a_version_records_what_it_is_and_everything_it_came_from(
     tmp_path: Path, config: Registry, backend: registry.Backend
 ) -> None:
     folders = stages(tmp_path / "run")
@@ -110,7 +110,7 @@ def test_a_version_tells_what_it_is_and_all_that_it_came_from(
     assert (promotion["version"], promotion["previous"], promotion["outcome"]) == (name, "", "cold_start")
 
 
-def test_an_override_is_told_wherever_the_version_is(
+def test_an_override_is_shown_wherever_the_version_is(
     tmp_path: Path, config: Registry, backend: registry.Backend
 ) -> None:
     [first] = fill(config, tmp_path, "a")
@@ -126,7 +126,7 @@ def test_an_override_is_told_wherever_the_version_is(
     assert f"in place of `{first}`: 1 of 2 checks passed" in card
 
 
-def test_it_says_which_version_it_made_champion_to_programs_too(
+def test_it_logs_the_new_champion_for_programs_too(
     tmp_path: Path, config: Registry, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = fill(config, tmp_path, "a", "b")
@@ -211,7 +211,7 @@ def test_of_two_runs_that_publish_the_same_student_at_once_both_succeed(
     assert artifacts.read_json(tmp_path / "run" / "promotion" / artifacts.RECORD)["facts"]["published_now"] is False
 
 
-def test_what_hinders_publishing_is_told(tmp_path: Path, config: Registry) -> None:
+def test_what_prevents_publishing_is_reported(tmp_path: Path, config: Registry) -> None:
     (tmp_path / "registry").mkdir()
     (tmp_path / "registry" / "versions").touch()
     with pytest.raises(InputError, match=r"cannot use .*/versions"):

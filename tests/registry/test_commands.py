@@ -97,7 +97,7 @@ def test_an_empty_registry_lists_nothing(call: Any, tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*.json")) == []
 
 
-def test_a_place_without_a_registry_is_told_of_and_left_alone(call: Any, tmp_path: Path) -> None:
+def test_a_folder_without_a_registry_is_named_and_left_unchanged(call: Any, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for name in ("absent", "photos"):
         for command in (
@@ -113,7 +113,7 @@ def test_a_place_without_a_registry_is_told_of_and_left_alone(call: Any, tmp_pat
     assert list(tmp_path.rglob("*")) == [tmp_path / "photos"]
 
 
-def test_show_tells_why_and_from_what(call: Any, versions: list[str]) -> None:
+def test_show_prints_the_reason_and_the_sources(call: Any, versions: list[str]) -> None:
     text = call("show").out
     words = ("95 % CI [0.071, 0.108]", "d" * 64, "wheel:mini", "0.9200", "promote", "nightly", IMAGES["train"])
     for word in (f"{versions[2]}, champion, created 20", *words):
@@ -125,7 +125,7 @@ def test_show_tells_why_and_from_what(call: Any, versions: list[str]) -> None:
     call("show", "v000000000000").complains("no version 'v000000000000'", *versions)
 
 
-def test_show_tells_who_set_which_check_aside(call: Any, tmp_path: Path, versions: list[str]) -> None:
+def test_show_prints_who_overrode_which_check(call: Any, tmp_path: Path, versions: list[str]) -> None:
     before = {"champion": versions[2], "anchor": versions[0]}
     run(HERE, stages(tmp_path / "run", "d", override=OVERRIDE, **before), **before)
     text = call("show").out
@@ -133,7 +133,7 @@ def test_show_tells_who_set_which_check_aside(call: Any, tmp_path: Path, version
     assert re.search(r"latency +│ failed", text)
 
 
-def test_diff_tells_what_changed_and_nothing_else(call: Any, versions: list[str]) -> None:
+def test_diff_prints_what_changed_and_nothing_else(call: Any, versions: list[str]) -> None:
     diff = call("diff", "anchor", "champion", "--json").json()
     assert (diff["a"], diff["b"]) == (versions[0], versions[2])
     measures = {row["name"]: row for row in diff["measures"]}
@@ -170,7 +170,7 @@ def test_promote_moves_an_alias_on_purpose(call: Any, versions: list[str]) -> No
     assert aliases() == {"anchor": versions[2], "champion": versions[1], "holdout": versions[0]}
 
 
-def test_promote_refuses_what_is_not_so(call: Any, versions: list[str], tmp_path: Path) -> None:
+def test_promote_refuses_bad_arguments(call: Any, versions: list[str], tmp_path: Path) -> None:
     before = aliases()
     stale = call("promote", versions[0], "--expect", versions[1], "--reason", "x")
     stale.complains(f"champion is {versions[2]}, expected {versions[1]}", status=1)
@@ -220,7 +220,7 @@ def test_no_text_of_a_registry_commands_the_terminal(call: Any, versions: list[s
     assert refused.status == 2 and "\x1b" not in refused.err
 
 
-def test_rollback_goes_back_one_by_one_and_says_why(call: Any, versions: list[str]) -> None:
+def test_rollback_goes_back_one_by_one_and_prints_why(call: Any, versions: list[str]) -> None:
     record = call("rollback", "--reason", "empty results", "--json").json()
     assert (record["version"], record["previous"]) == (versions[1], versions[2])
     assert (record["action"], record["reason"]) == ("rollback", "empty results")
@@ -255,7 +255,7 @@ def test_verify_finds_an_alias_without_its_version(call: Any, versions: list[str
     call("verify").complains(f"no version '{versions[2]}'")
 
 
-def test_gc_tells_what_it_would_free_and_frees_it(
+def test_gc_prints_what_it_would_free_and_frees_it(
     call: Any, versions: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert call("gc", "--keep", "1", "--json").json()["removed"] == []  # all of them are of today
@@ -273,7 +273,7 @@ def test_gc_tells_what_it_would_free_and_frees_it(
     assert call("gc", "--keep", "0").status == 2
 
 
-def test_a_configuration_tells_where_the_registry_is(call: Any, versions: list[str], tmp_path: Path) -> None:
+def test_a_configuration_names_the_registry(call: Any, versions: list[str], tmp_path: Path) -> None:
     settings = tmp_path / "shop.yaml"
     settings.write_text('{"data": {"source": "demo_shop"}, "registry": {"uri": "registry"}}')
     assert len(call("list", "--config", settings, "--json").json()) == 3

@@ -237,7 +237,7 @@ def test_a_name_belongs_to_one_registry(tmp_path: Path, config: Registry, server
     assert set(server.models()) == {"distilrank", "other"}
 
 
-def test_the_token_is_sent_and_one_that_is_refused_says_what_it_must_allow(
+def test_the_token_is_sent_and_its_refusal_names_the_rights_it_needs(
     tmp_path: Path, config: Registry, server: Server
 ) -> None:
     server.control(token="sesame")
@@ -301,7 +301,7 @@ def test_an_answer_that_makes_no_sense_is_one_line(config: Registry, server: Ser
         sync(config)
 
 
-def test_the_command_repairs_it(
+def test_the_sync_command_repairs_the_mirror(
     tmp_path: Path, config: Registry, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = config.model_copy(update={"mirror": ""})

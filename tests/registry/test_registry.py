@@ -80,7 +80,7 @@ def promoted(store: Store, root: Path, *weights: str) -> tuple[registry.Backend,
     return backend, names
 
 
-def anew(store: Store, cache: Path) -> registry.Backend:
+def connect_elsewhere(store: Store, cache: Path) -> registry.Backend:
     """The registry as a machine sees it that has downloaded nothing yet."""
     return registry.connect(store.config.model_copy(update={"cache_dir": str(cache)}))
 
@@ -173,7 +173,7 @@ def test_publishing_again_is_a_no_op_and_other_content_an_error(store: Store, tm
     assert store.files() == before
 
 
-def test_an_id_stands_for_the_students_bytes(store: Store, tmp_path: Path) -> None:
+def test_an_id_identifies_the_students_bytes(store: Store, tmp_path: Path) -> None:
     made, name = make(tmp_path, "a")
     backend = registry.connect(store.config)
     with pytest.raises(InputError, match=f"is version {name}, expected v000000000000"):
@@ -223,15 +223,15 @@ def test_damage_of_a_version_is_named(store: Store, tmp_path: Path, file: str, d
     else:
         store.remove(stored)
     named = rf"{backend.uri}/{stored}: (digest|missing|no such)"
-    for ask in (anew(store, tmp_path / "fresh").fetch, backend.verify):
+    for ask in (connect_elsewhere(store, tmp_path / "fresh").fetch, backend.verify):
         with pytest.raises(InputError, match=named):
             ask(first)
     with pytest.raises(InputError, match=r".*model\.safetensors" if "model" in file else "json"):
-        anew(store, tmp_path / "fresh").rollback()
+        connect_elsewhere(store, tmp_path / "fresh").rollback()
     assert backend.alias(CHAMPION) == second and len(backend.history()) == 2
 
 
-def test_a_file_that_was_added_to_a_folder_is_found_out(folder: Folder, tmp_path: Path) -> None:
+def test_a_file_that_was_added_to_a_folder_is_detected(folder: Folder, tmp_path: Path) -> None:
     backend, [name] = published(folder, tmp_path, "a")
     for extra in ("student/extra.bin", "stage.json"):
         path = folder.root / "versions" / name / extra
@@ -242,7 +242,7 @@ def test_a_file_that_was_added_to_a_folder_is_found_out(folder: Folder, tmp_path
     backend.fetch(name)
 
 
-def test_evidence_that_was_replaced_under_matching_seals_is_found_out(store: Store, tmp_path: Path) -> None:
+def test_evidence_that_was_replaced_under_matching_seals_is_detected(store: Store, tmp_path: Path) -> None:
     """The id stands for the student alone, so it is the alias's record that knows the rest."""
     backend, [name] = promoted(store, tmp_path, "a")
     forged = Folder(tmp_path / "forged") if isinstance(store, Folder) else Bucket(store.prefix + "-2", tmp_path / "c2")
@@ -254,14 +254,14 @@ def test_evidence_that_was_replaced_under_matching_seals_is_found_out(store: Sto
     for stored, data in forged.files().items():
         store.put(stored, data)
     other.fetch(name)
-    for ask in (anew(store, tmp_path / "fresh").fetch, backend.verify):
+    for ask in (connect_elsewhere(store, tmp_path / "fresh").fetch, backend.verify):
         with pytest.raises(
             InputError, match=r"digest\.json: digest \w+ differs from \w+, which champion was pointed to"
         ):
             ask(name)
 
 
-def test_another_student_under_matching_seals_is_found_out(folder: Folder, tmp_path: Path) -> None:
+def test_another_student_under_matching_seals_is_detected(folder: Folder, tmp_path: Path) -> None:
     backend, names = published(folder, tmp_path, "a", "b")
     first, second = (folder.root / "versions" / name for name in names)
     (first / "student" / "model.safetensors").write_bytes((second / "student" / "model.safetensors").read_bytes())
@@ -278,7 +278,7 @@ def test_a_list_of_files_cannot_lead_outside(bucket: Bucket, tmp_path: Path) -> 
         content.parse_seal(sealed, "gs://x")
 
 
-def test_records_that_were_taken_away_or_put_back_are_found_out(store: Store, tmp_path: Path) -> None:
+def test_records_that_were_removed_or_put_back_are_detected(store: Store, tmp_path: Path) -> None:
     backend, [first, second] = published(store, tmp_path, "a", "b")
     backend.move(CHAMPION, first, "")
     old = store.files()["aliases/champion.json"]
@@ -306,7 +306,7 @@ def test_records_that_were_taken_away_or_put_back_are_found_out(store: Store, tm
     assert backend.rollback() == first
 
 
-def test_a_record_that_does_not_follow_the_one_before_is_found_out(store: Store, tmp_path: Path) -> None:
+def test_a_record_that_does_not_follow_the_one_before_is_detected(store: Store, tmp_path: Path) -> None:
     backend, _ = promoted(store, tmp_path, "a", "b")
     name = "history/champion/00000001.json"
     record = json.loads(store.files()[name]) | {"by": "somebody else"}
@@ -388,7 +388,7 @@ def test_rollback_goes_back_move_by_move(store: Store, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("expect", [False, True])
-def test_a_rollback_that_breaks_off_at_any_write_is_finished_by_its_repeat(
+def test_a_rollback_that_fails_at_any_write_is_finished_by_its_repeat(
     store: Store, tmp_path: Path, monkeypatch: Any, when: str, expect: bool
 ) -> None:
     backend, [_, second, third] = promoted(store, tmp_path, "a", "b", "c")
@@ -454,7 +454,7 @@ def test_a_rollback_of_a_version_happens_once(store: Store, tmp_path: Path) -> N
     assert backend.rollback(expected=third) == first and len(backend.history()) == 7, "another rollback of it"
 
 
-def test_of_many_that_move_at_once_one_wins(store: Store, tmp_path: Path) -> None:
+def test_of_many_concurrent_moves_one_wins(store: Store, tmp_path: Path) -> None:
     result = benchmark.race(store, tmp_path, promoters=5, rounds=2)
     assert (result["rounds_with_one_winner"], result["winner_is_not_the_champion"], result["records"]) == (2, 0, 2)
     assert result["problems"] == []
@@ -478,7 +478,7 @@ def test_a_move_that_was_read_too_early_is_refused(store: Store, tmp_path: Path,
     assert [record["version"] for record in backend.history()] == [first, second]
 
 
-def test_a_folder_whose_locks_keep_nobody_away_is_refused(folder: Folder, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_folder_whose_locks_do_not_work_is_refused(folder: Folder, tmp_path: Path, monkeypatch: Any) -> None:
     backend, [first, second] = published(folder, tmp_path, "a", "b")
     backend.move(CHAMPION, first, "")
     before = folder.files()
@@ -541,7 +541,7 @@ def test_versions_without_a_champion_are_no_empty_registry(store: Store, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["aliases/champion.json", "history/champion/00000001.json", "versions/manifest.json"])
-def test_brackets_within_brackets_are_one_line(store: Store, tmp_path: Path, name: str) -> None:
+def test_deeply_nested_json_is_one_line(store: Store, tmp_path: Path, name: str) -> None:
     backend, [version] = promoted(store, tmp_path, "a")
     for text in (b"[" * 100_000, b'{"a":' * 900 + b"1" + b"}" * 900):
         if name.startswith("versions"):
@@ -628,7 +628,7 @@ def test_a_killed_upload_leaves_nothing_to_see_and_is_collected_when_old(
     backend.move(CHAMPION, name, "")
     monkeypatch.setattr(ledger, "MINIMUM_AGE", -60.0)
     assert backend.collect(1, dry_run=False) == [] and not left & set(bucket.files())
-    anew(bucket, tmp_path / "fresh").fetch(name)
+    connect_elsewhere(bucket, tmp_path / "fresh").fetch(name)
 
 
 def test_killed_between_alias_and_history_the_history_is_completed(store: Store, tmp_path: Path) -> None:
@@ -689,7 +689,7 @@ def test_evaluations_on_a_test_set_with_many_of_the_same_queries_count_too(store
     assert not [name for name in store.files() if "0f0f" in name]
 
 
-def test_overlaps_are_told_from_samples() -> None:
+def test_overlaps_are_estimated_from_samples() -> None:
     queries = [f"{number:016x}" for number in range(12_000)]
     large = sketch.from_ids(queries[:8000])
     assert len(large) == sketch.SIZE * sketch.DIGITS
@@ -718,7 +718,7 @@ def test_what_nothing_needs_is_collected_once_it_is_a_day_old(store: Store, tmp_
     assert backend.versions() == sorted([names[1], names[3]]), "those that champion and anchor name"
     assert not any(names[0] in name or never in name for name in store.files() if name.startswith("versions/"))
     for name in (names[1], names[3]):
-        anew(store, tmp_path / "fresh").fetch(name)
+        connect_elsewhere(store, tmp_path / "fresh").fetch(name)
     with pytest.raises(InputError, match=f"no version '{names[2]}'"):
         backend.rollback()
     assert len(backend.history()) == 5
@@ -753,10 +753,10 @@ def test_a_version_that_is_promoted_while_others_are_collected_stays(
     monkeypatch.setattr(Ledger, "_needed", overtaken)
     assert backend.collect(1, dry_run=False) == [second]
     assert registry.resolve(backend, CHAMPION) == first
-    anew(bucket, tmp_path / "fresh").fetch(first)
+    connect_elsewhere(bucket, tmp_path / "fresh").fetch(first)
 
 
-def test_a_published_version_is_young_again_when_it_is_published_again(folder: Folder, tmp_path: Path) -> None:
+def test_publishing_a_version_again_renews_its_age(folder: Folder, tmp_path: Path) -> None:
     backend, [name, other, champion] = published(folder, tmp_path, "a", "b", "c")
     backend.move(CHAMPION, champion, "")
     for version in (name, other):
@@ -814,7 +814,7 @@ def test_a_cache_that_cannot_be_used_is_named(bucket: Bucket, tmp_path: Path) ->
     (tmp_path / "file").touch()
     expected = rf"registry\.cache_dir {tmp_path}/file/.*: cannot be used \(Not a directory\)"
     with pytest.raises(InputError, match=expected):
-        anew(bucket, tmp_path / "file").fetch(name)
+        connect_elsewhere(bucket, tmp_path / "file").fetch(name)
 
 
 @pytest.fixture
@@ -851,7 +851,9 @@ def front(emulator: None, monkeypatch: Any) -> Iterator[Callable[[Callable[..., 
         server.server_close()
 
 
-def test_a_write_whose_answer_was_lost_is_told_from_a_lost_race(bucket: Bucket, front: Any, tmp_path: Path) -> None:
+def test_a_write_whose_answer_was_lost_is_distinguished_from_a_lost_race(
+    bucket: Bucket, front: Any, tmp_path: Path
+) -> None:
     backend, [first, second] = published(bucket, tmp_path, "a", "b")
     target, lost = os.environ["STORAGE_EMULATOR_HOST"], []
 
@@ -884,12 +886,12 @@ def test_a_write_whose_answer_was_lost_is_told_from_a_lost_race(bucket: Bucket, 
         (404, "no bucket gs://benchmark, expected one"),
     ],
 )
-def test_what_is_refused_is_said_with_what_to_grant(
+def test_a_refusal_names_the_role_to_grant(
     bucket: Bucket, front: Any, tmp_path: Path, status: int, message: str
 ) -> None:
     promoted(bucket, tmp_path, "a")
     front(lambda request, body: (status, b'{"error": {"message": "somebody has no access"}}', {"X": "y"}))
-    denied = anew(bucket, tmp_path / "fresh")
+    denied = connect_elsewhere(bucket, tmp_path / "fresh")
     for ask in (denied.versions, denied.check, denied.history):
         with pytest.raises(InputError, match=message.format("objectViewer")):
             ask()
@@ -913,7 +915,7 @@ def test_recording_a_test_evaluation_needs_no_right_to_replace(bucket: Bucket, f
             return error.code, error.read(), {}
 
     front(viewer_and_creator)
-    reader = anew(bucket, tmp_path / "fresh")
+    reader = connect_elsewhere(bucket, tmp_path / "fresh")
     assert reader.fetch(registry.resolve(reader, CHAMPION)).name == second
     assert len(reader.history()) == 2 and reader.record_test_evaluation(
         TEST_SET, first
@@ -930,7 +932,7 @@ def test_recording_a_test_evaluation_needs_no_right_to_replace(bucket: Bucket, f
     assert backend.alias(CHAMPION) == second
 
 
-def test_without_credentials_it_says_whose_are_needed(monkeypatch: Any, tmp_path: Path) -> None:
+def test_without_credentials_the_error_says_whose_are_needed(monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     monkeypatch.setenv("NO_GCE_CHECK", "true")
     monkeypatch.setenv("HOME", str(tmp_path))

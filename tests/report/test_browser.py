@@ -39,7 +39,7 @@ def differences(tab: browser.Tab) -> list[float]:
     return [float(cell.strip().replace("\N{MINUS SIGN}", "-")) for cell in cells]
 
 
-def test_it_asks_for_nothing_and_complains_of_nothing(tab: browser.Tab, page: Path) -> None:
+def test_the_page_makes_no_request_and_logs_no_error(tab: browser.Tab, page: Path) -> None:
     tab.width(1200)
     tab.open(page)
     assert tab.run("document.title").startswith("home-depot: ")
@@ -108,7 +108,7 @@ def test_a_phone_scrolls_down_only(tab: browser.Tab, page: Path) -> None:
     tab.width(1200)
 
 
-def test_it_prints_whole(tab: browser.Tab, page: Path) -> None:
+def test_the_page_prints_completely(tab: browser.Tab, page: Path) -> None:
     tab.open(page)
     titles = tab.run("[...document.querySelectorAll('h2')].map((title) => title.textContent)")
     inside = tab.run("[...document.querySelectorAll('details dl dt')].map((one) => one.textContent).slice(0, 5)")

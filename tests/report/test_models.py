@@ -33,14 +33,14 @@ def test_histograms_on_one_grid_add_up() -> None:
         ({"method": "platt", "gain": -0.02, "standard_error": 0.004}, "that of a monotone curve (isotonic) is 0.4200."),
     ],
 )
-def test_the_choice_of_calibration_is_told(chosen: dict, message: str) -> None:
+def test_the_choice_of_calibration_is_explained(chosen: dict, message: str) -> None:
     if "gain" in chosen:
         losses = {"platt": 0.4, "isotonic": 0.4 - chosen["gain"]}
         chosen = {"method": chosen["method"], "chosen_by": {"rows": 900, "queries": 90, "log_loss": losses, **chosen}}
     assert message in models.calibration_text(chosen)
 
 
-def test_relevant_pairs_are_told_by_their_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relevant_pairs_are_recognized_by_their_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gains need not be targets: those of ESCI are 1, .1, .01 and 0 for targets of 1, .5, .25 and 0."""
     metrics = {"systems": {"student": {"ece": None}}, "protocol": {"relevant_grade": 10, "relevant_from": 0.5}}
     metrics["reliability"] = {"teacher": []}

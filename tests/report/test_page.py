@@ -72,7 +72,7 @@ def test_examples_show_how_both_systems_rank(promoted: tuple[dict, str, Page]) -
     assert title in first and formatting.format_metric(top["target"], 2) in first
 
 
-def test_the_teacher_is_held_against_people(promoted: tuple[dict, str, Page]) -> None:
+def test_the_teacher_is_compared_with_people(promoted: tuple[dict, str, Page]) -> None:
     paths, source, page = promoted
     quality = json.loads((paths["teacher"] / "quality.json").read_text())
     part = page.text[page.text.index("The teacher and its labels") :]
@@ -116,7 +116,7 @@ def test_a_teacher_without_quality_still_has_labels(tmp_path: Path) -> None:
     assert "Agreement with people" not in page.text and "disagreements.csv" not in page.text
 
 
-def test_the_page_stands_alone(promoted: tuple[dict, str, Page]) -> None:
+def test_the_page_is_self_contained(promoted: tuple[dict, str, Page]) -> None:
     _, source, page = promoted
     assert not {tag for tag, _ in page.tags} & {"link", "img", "iframe", "object"}
     assert [values for tag, values in page.tags if tag == "script"] == [{}]
@@ -155,7 +155,7 @@ def test_text_of_other_people_stays_text(tmp_path: Path) -> None:
     assert attack in contradicted[: contradicted.index("Training")]
 
 
-def test_a_refusal_says_why(tmp_path: Path) -> None:
+def test_a_refusal_explains_why(tmp_path: Path) -> None:
     _, page = render(folders(tmp_path, skill=0.1, champion=False))
     assert f"Refused The student {VERSION} was not promoted because" in page.text
     assert "There is still no champion." in page.text
@@ -267,7 +267,7 @@ def test_slices_are_marked_by_what_holm_leaves(promoted: tuple[dict, str, Page])
     assert all(0 <= row[f"{end}_percent"] <= 100 for row in forest["rows"] for end in ("ci_low", "ci_high"))
 
 
-def test_an_anchor_that_is_the_champion_is_told_once(promoted: tuple[dict, str, Page]) -> None:
+def test_an_anchor_that_is_the_champion_is_shown_once(promoted: tuple[dict, str, Page]) -> None:
     paths, source, page = promoted
     assert '<tr class="anchor">' in source and "vs Anchor" in source
     assert "also the anchor" not in page.text

@@ -36,7 +36,7 @@ def test_the_reason_of_a_failed_check_is_its_own(name: str, value: object, bound
         (-0.0001, -0.003, 0.003, "its nDCG@10 equals the champion's (90\u00a0% CI [−0.003, 0.003])."),
     ],
 )
-def test_the_banner_says_how_much_better_the_student_is(delta: float, low: float, high: float, sentence: str) -> None:
+def test_the_banner_states_how_much_better_the_student_is(delta: float, low: float, high: float, sentence: str) -> None:
     entry = {"system": "student", "baseline": "champion", "metric": "ndcg_at_10", "delta": delta}
     metrics = {"comparisons": [{**entry, "ci_low": low, "ci_high": high}], "protocol": {"confidence": 0.9}}
     decided = {"outcome": "promoted", "checks": [], "candidate": {"id": VERSION}, "champion": {"id": CHAMPION}}

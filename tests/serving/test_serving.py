@@ -287,7 +287,7 @@ def test_bad_requests_are_refused_by_one_line(service: Service, body: Any, statu
     assert answer.text.count("\n") == 1 and answer.headers["content-type"] == "application/json"
 
 
-def test_a_ranking_needs_ids_of_its_own(service: Service) -> None:
+def test_a_ranking_needs_unique_ids(service: Service) -> None:
     cases = {(None, "a"): "products[0].id: missing", ("a", "b", "a"): "products[2].id: got 'a' a second time"}
     for ids, message in cases.items():
         products = [{"title": "sofa"} | ({"id": name} if name else {}) for name in ids]
@@ -295,7 +295,7 @@ def test_a_ranking_needs_ids_of_its_own(service: Service) -> None:
         assert (answer.status_code, answer.json()) == (422, {"error": message})
 
 
-def test_refusing_a_large_body_holds_up_nobody(shop: Shop) -> None:
+def test_refusing_a_large_body_delays_nobody(shop: Shop) -> None:
     """Refusing a large body costs about as much as parsing it, beside what a small one costs."""
     unknown = {"title": "a"} | {f"x{number}": 1 for number in range(150_000)}
     ids = [{"id": str(number), "title": "a"} for number in range(40_000)]
@@ -403,7 +403,7 @@ def test_the_documentation_asks_a_ranking_for_ids_alone(service: Service) -> Non
 # Operation --------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_served_says_what_it_is(service: Service, shop: Shop) -> None:
+def test_the_service_describes_the_version_it_serves(service: Service, shop: Shop) -> None:
     model = service.http.get("/v1/model").json()
     manifest = shop.backend.manifest(shop.versions[0])
     assert (model["version"], model["alias"], model["problem"]) == (shop.versions[0], "champion", None)
@@ -483,7 +483,7 @@ def test_the_client_of_the_load_finds_mixed_and_failed_answers(service: Service,
     assert "404" in asyncio.run(drive(f"{service.url}/other")).failed[0]
 
 
-def test_a_damaged_version_is_told_of_and_the_old_one_goes_on(service: Service, shop: Shop) -> None:
+def test_a_damaged_version_is_reported_and_the_old_one_keeps_serving(service: Service, shop: Shop) -> None:
     first, second, third = shop.versions
     weights = shop.student(third) / "model.safetensors"
     intact = weights.read_bytes()
@@ -509,7 +509,7 @@ def test_a_damaged_version_is_told_of_and_the_old_one_goes_on(service: Service, 
     assert service.http.get("/v1/model").json()["problem"] is None
 
 
-def test_an_unreadable_alias_is_told_of_and_the_old_version_goes_on(service: Service, shop: Shop) -> None:
+def test_an_unreadable_alias_is_reported_and_the_old_version_keeps_serving(service: Service, shop: Shop) -> None:
     alias = Path(shop.uri) / "aliases" / "champion.json"
     intact = alias.read_bytes()
     alias.write_text("{")
@@ -547,7 +547,7 @@ def test_an_unreadable_alias_does_not_end_the_pause_of_a_damaged_version(shop: S
     assert poll() == first and followed.current is None  # not tried again yet
 
 
-def test_a_version_that_scores_otherwise_than_when_it_was_promoted_is_refused(shop: Shop, tmp_path: Path) -> None:
+def test_a_version_that_scores_differently_than_when_it_was_promoted_is_refused(shop: Shop, tmp_path: Path) -> None:
     name = shop.versions[0]
     settings = Serving(registry=str(tmp_path / "registry"), backend="onnx", threads=1)
     folder = tmp_path / "made"
@@ -720,7 +720,7 @@ def test_too_many_requests_are_refused_before_they_are_read(shop: Shop) -> None:
     asyncio.run(scene())
 
 
-def test_what_is_not_scored_in_time_is_given_up(shop: Shop) -> None:
+def test_requests_that_are_not_scored_in_time_are_dropped(shop: Shop) -> None:
     async def scene() -> None:
         async with stalled(shop, timeout_seconds=0.2) as (state, client):
             answer = await client.post("/v1/score", json=REQUESTS[0])
@@ -737,7 +737,7 @@ def test_what_is_not_scored_in_time_is_given_up(shop: Shop) -> None:
     asyncio.run(scene())
 
 
-def test_a_client_that_has_gone_is_dropped(service: Service) -> None:
+def test_a_client_that_has_disconnected_is_dropped(service: Service) -> None:
     before = metrics(service).get('distilrank_abandoned_total{reason="gone"}', 0)
     body = json.dumps(make_request(7, 1000)).encode()
     connections = [connect(service) for _ in range(4)]
@@ -750,7 +750,7 @@ def test_a_client_that_has_gone_is_dropped(service: Service) -> None:
     wait(lambda: metrics(service)["distilrank_waiting_pairs"] == 0)
 
 
-def test_a_large_request_does_not_hold_up_a_small_one(shop: Shop) -> None:
+def test_a_large_request_does_not_delay_a_small_one(shop: Shop) -> None:
     async def scene() -> None:
         async with stalled(shop, batch_pairs=10) as (state, _):
             version = state.reloader.current
@@ -769,7 +769,7 @@ def test_a_large_request_does_not_hold_up_a_small_one(shop: Shop) -> None:
     asyncio.run(scene())
 
 
-def test_a_batch_is_of_one_version_and_who_began_with_the_old_one_ends_with_it(shop: Shop) -> None:
+def test_a_batch_uses_one_version_and_a_request_ends_with_the_version_it_began_with(shop: Shop) -> None:
     async def scene() -> None:
         async with stalled(shop, batch_pairs=12) as (state, _):
             old = state.reloader.current
@@ -788,7 +788,7 @@ def test_a_batch_is_of_one_version_and_who_began_with_the_old_one_ends_with_it(s
     asyncio.run(scene())
 
 
-def test_of_a_batch_only_who_is_to_blame_fails(shop: Shop) -> None:
+def test_only_the_faulty_request_of_a_batch_fails(shop: Shop) -> None:
     async def scene() -> None:
         async with stalled(shop, max_query_characters=2000) as (state, client):
             bodies = [REQUESTS[0], {"query": "9 " * 600, "products": ONE}, REQUESTS[1]]
@@ -804,7 +804,7 @@ def test_of_a_batch_only_who_is_to_blame_fails(shop: Shop) -> None:
     asyncio.run(scene())
 
 
-def test_a_failure_within_tells_nothing_of_itself(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_internal_failure_reveals_no_details(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
     async def scene() -> None:
         async with stalled(shop) as (state, client):
             version = state.reloader.current
@@ -1096,7 +1096,7 @@ def test_what_does_not_arrive_in_time_is_ended(bounded: Service) -> None:
     assert count() == before + 1
 
 
-def test_a_crowd_of_connections_keeps_nobody_out(bounded: Service) -> None:
+def test_many_unfinished_connections_lock_nobody_out(bounded: Service) -> None:
     contents = [b"", GET, POST + b"content-length: 9\r\n\r\n{"]
     crowd = []
     for number in range(60):
@@ -1195,7 +1195,7 @@ def test_what_cannot_be_served_is_refused_before_anything_listens(
     refused(["serve", *arguments], message, capsys)
 
 
-def test_tokens_are_checked_and_never_told(
+def test_tokens_are_checked_and_never_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -25,7 +25,9 @@ sizes = st.lists(st.integers(1, 5), min_size=1, max_size=8)
 
 @settings(max_examples=40, deadline=None)
 @given(sizes, st.integers(1, 6), st.booleans())
-def test_lists_are_the_same_however_they_come(tmp_path_factory, sizes: list[int], step: int, judged: bool) -> None:
+def test_lists_are_the_same_however_they_are_chunked(
+    tmp_path_factory, sizes: list[int], step: int, judged: bool
+) -> None:
     queries = np.repeat(np.arange(len(sizes)), sizes).tolist()
     folder = tmp_path_factory.mktemp("lists")
     chunks = [chunk(queries[start : start + step], start) for start in range(0, len(queries), step)]

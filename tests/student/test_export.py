@@ -174,7 +174,7 @@ def test_the_last_layer_computes_the_first_token_alone(student: Path, name: str)
     assert inner.shape == (3, 1, BERT["intermediate_size"])
 
 
-def test_parity_tells_how_far_each_file_is_from_torch(student: Path) -> None:
+def test_parity_reports_how_far_each_file_is_from_torch(student: Path) -> None:
     parity = artifacts.read_json(student / "onnx" / "parity.json")
     judged = _judged()
     reference = Scorer.load(student, Compute(device="cpu", precision="fp32"), backend="torch").score(judged)
@@ -204,7 +204,7 @@ def test_other_encoders_are_exported(family: str, fused: int, models: Path, tmp_
     assert names == ["input_ids", "attention_mask"]
 
 
-def test_bytes_are_the_same_again_and_name_no_place(student: Path, again: Path) -> None:
+def test_bytes_are_repeatable_and_contain_no_path(student: Path, again: Path) -> None:
     export.export(again, _judged(), variants=("O2", "O4", *export.SIGNED), max_ndcg_loss=1)
     for path in (student / "onnx").iterdir():
         content = path.read_bytes()
@@ -247,7 +247,7 @@ def test_a_wrong_file_in_fp32_stops_the_stage_and_changes_nothing(again: Path) -
     assert artifacts.seal(again) == before
 
 
-def test_large_weights_go_to_a_file_of_their_own(again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_weights_go_to_a_separate_file(again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "LARGEST", 1000)
     parity = export.export(again, _judged(), variants=("O2", "qint8_avx512_vnni"), max_ndcg_loss=1)
     for name in ("model.onnx", "model_O2.onnx", "model_qint8_avx512_vnni.onnx"):

@@ -67,7 +67,7 @@ def test_the_hub_reads_its_metadata(student: Path) -> None:
     assert [(result.metric_type, result.metric_value) for result in data.eval_results] == [("ndcg_at_10", 0.9312)]
 
 
-def test_it_tells_what_the_folder_and_the_record_say(student: Path) -> None:
+def test_it_states_what_the_folder_and_the_record_contain(student: Path) -> None:
     record = _record(
         pointwise=0.5, judged_weight=0, target="probability", optimizer={"learning_rate": 3e-5, "seed": 99}
     )
@@ -87,7 +87,7 @@ def test_it_tells_what_the_folder_and_the_record_say(student: Path) -> None:
     assert "| this model | 0.9312 |" in card
 
 
-def test_what_is_not_known_is_said_to_be_unknown(student: Path) -> None:
+def test_what_is_not_known_is_stated_as_unknown(student: Path) -> None:
     description = artifacts.read_json(student / "distilrank.json")
     artifacts.write_json(
         student / "distilrank.json", description | {"base": "wheel:w/m", "calibration": {"method": "none"}}

@@ -103,7 +103,7 @@ def weights(folder: Path) -> str:
 
 # Loss -----------------------------------------------------------------------------------------------------------------
 
-KNOBS = [
+SETTINGS = [
     {},
     {"target": "probability", "pointwise": 0.5, "judged_weight": 2.0},
     {"loss": "ranknet", "pointwise_loss": "cross_entropy", "judged_loss": "ranknet"},
@@ -113,7 +113,7 @@ KNOBS = [
 ]
 
 
-@pytest.mark.parametrize("settings", KNOBS, ids=lambda settings: "-".join(map(str, settings.values())) or "default")
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: "-".join(map(str, settings.values())) or "default")
 def test_a_batch_costs_what_the_configuration_says(tmp_path: Path, settings: dict) -> None:
     student_config = Student(**settings)
     queries = [0, 0, 0, 1, 1, 2]
@@ -177,7 +177,7 @@ def test_a_list_that_is_repeated_in_a_batch_is_two(tmp_path: Path) -> None:
     ],
     ids=["shorter", "ranknet", "listwise"],
 )
-def test_the_student_learns_what_the_teacher_says(models: Path, stages: Path, tmp_path: Path, settings: dict) -> None:
+def test_the_student_learns_the_teachers_ranking(models: Path, stages: Path, tmp_path: Path, settings: dict) -> None:
     output = train(config(models, optimizer={"epochs": 8}, **settings), stages, tmp_path / "student")
     table = schemas.read(stages / "judgements" / "test.parquet", schemas.JUDGED)
     scorer = Scorer.load(output, CPU)
@@ -187,7 +187,7 @@ def test_the_student_learns_what_the_teacher_says(models: Path, stages: Path, tm
     artifacts.verify(output)
 
 
-def test_a_killed_student_goes_on_and_ends_the_same(models: Path, stages: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_killed_student_resumes_and_ends_the_same(models: Path, stages: Path, tmp_path: Path, monkeypatch) -> None:
     student_config = config(models, dropout=0.1)
     whole = train(student_config, stages, tmp_path / "whole")
     progress = {"checkpoint_dir": str(tmp_path / "progress"), "checkpoint_seconds": 0.0}

@@ -55,7 +55,7 @@ def test_rows_and_tokens_are_those_of_the_data(prepared: Path, models: Path, mon
         assert part["price"] == pytest.approx(1000 * part["device_hours"], abs=0.1)
 
 
-def test_nothing_has_a_price_that_is_not_known(prepared: Path, models: Path, monkeypatch) -> None:
+def test_unknown_prices_are_null(prepared: Path, models: Path, monkeypatch) -> None:
     monkeypatch.setattr(estimate, "SECONDS", 0.05)
     folders = {name: prepared / name for name in ("judgements", "candidates")}
     compute = Compute(device="cpu", precision="fp32", threads=1)

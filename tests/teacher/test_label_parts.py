@@ -62,7 +62,7 @@ def test_two_attempts_at_once_give_the_same_labels(tmp_path: Path) -> None:
     assert all(len(set(windows)) == len(windows) for windows in scored.values())
 
 
-def test_parts_that_another_attempt_tidies_up_are_not_missed(tmp_path: Path, shard: Path) -> None:
+def test_parts_that_another_attempt_removes_are_not_missed(tmp_path: Path, shard: Path) -> None:
     unbroken = victims.label(tmp_path / "unbroken")
 
     def tidied(rows: pa.Table, counter) -> label_parts.Scored:
@@ -125,7 +125,7 @@ def _parts(tmp_path: Path, inputs: dict | None = None) -> tuple[label_parts.Labe
     return parts, rows, logits
 
 
-def test_a_part_is_taken_for_its_own_rows_only(tmp_path: Path) -> None:
+def test_a_part_is_used_for_its_own_rows_only(tmp_path: Path) -> None:
     parts, rows, logits = _parts(tmp_path)
     taken = parts.take(3, rows)
     assert taken is not None
@@ -139,7 +139,7 @@ def test_a_part_is_taken_for_its_own_rows_only(tmp_path: Path) -> None:
 
 @SLOW
 @given(data=st.data())
-def test_a_damaged_part_is_never_taken(data: st.DataObject, tmp_path: Path) -> None:
+def test_a_damaged_part_is_never_used(data: st.DataObject, tmp_path: Path) -> None:
     parts, rows, logits = _parts(tmp_path)
     path = tmp_path / "parts" / "part-00003.parquet"
     whole = path.read_bytes()
@@ -157,7 +157,7 @@ def test_a_damaged_part_is_never_taken(data: st.DataObject, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("what", ["logit", "query_id", "account", "digest"])
-def test_a_part_changed_by_hand_is_not_taken(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_part_changed_by_hand_is_not_used(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parts, rows, _ = _parts(tmp_path)
     path = tmp_path / "parts" / "part-00003.parquet"
     table = pq.read_table(path)
@@ -282,7 +282,7 @@ def test_a_collapsed_teacher_stops_the_run_as_soon_as_it_shows(
     victims.label(tmp_path / "labels", scorer=scorer, min_deviation=0, min_distinct=0)
 
 
-def test_few_logits_do_not_tell_whether_a_teacher_has_collapsed(tmp_path: Path) -> None:
+def test_few_logits_do_not_show_whether_a_teacher_has_collapsed(tmp_path: Path) -> None:
     schemas.write(victims.candidates(19), tmp_path / "shard.parquet", schemas.CANDIDATES)
     victims.label(tmp_path / "labels", scorer=_changed(lambda logits, row: logits * 0))
 
@@ -290,7 +290,7 @@ def test_few_logits_do_not_tell_whether_a_teacher_has_collapsed(tmp_path: Path) 
 # Cost -------------------------------------------------------------------------------------------------------------
 
 
-def test_what_it_takes_is_logged_summed_over_attempts_and_priced(tmp_path: Path, shard: Path, capsys) -> None:
+def test_its_cost_is_logged_summed_over_attempts_and_priced(tmp_path: Path, shard: Path, capsys) -> None:
     def dying(rows: pa.Table, counter) -> label_parts.Scored:
         if rows["product_id"][0].as_py() >= "p00040":
             raise KeyboardInterrupt

@@ -114,7 +114,7 @@ def _killed_after(parts: int, prepared: Path, teacher: Path, tmp_path: Path) -> 
     return sorted((tmp_path / "checkpoints").rglob("part-*.parquet"))
 
 
-def test_a_killed_teacher_goes_on_and_other_inputs_start_anew(
+def test_a_killed_teacher_resumes_and_other_inputs_start_from_scratch(
     prepared: Path, taught: Path, labeled: list[Path], models: Path, tmp_path: Path
 ) -> None:
     finished = _killed_after(3, prepared, taught, tmp_path)
@@ -184,7 +184,7 @@ def test_a_corrupt_shard_is_named_before_any_scoring(prepared: Path, taught: Pat
     assert not (tmp_path / "out").exists()
 
 
-def test_a_manifest_tells_what_was_labeled(prepared: Path, taught: Path, labeled: list[Path]) -> None:
+def test_a_manifest_records_what_was_labeled(prepared: Path, taught: Path, labeled: list[Path]) -> None:
     manifest = label_manifest.read(labeled[0])
     assert (manifest["shard"], manifest["rows"], manifest["queries"]) == ("shard-00000", ROWS, ROWS // 5)
     assert manifest["teacher"] == artifacts.verify(taught)
@@ -213,7 +213,7 @@ def test_the_price_of_all_shards_is_known_if_that_of_each_is(copied: list[Path])
         assert label_manifest.combine(copied)["work"]["price"] == expected
 
 
-def test_labels_stand_beside_their_candidates(prepared: Path, taught: Path, labeled: list[Path]) -> None:
+def test_labels_are_rows_beside_their_candidates(prepared: Path, taught: Path, labeled: list[Path]) -> None:
     tables = list(labeling.read(labeled[::-1], prepared, taught, rows=7))
     assert max(map(len, tables)) == 7
     table = pa.concat_tables(tables)
@@ -278,7 +278,7 @@ def test_labels_that_do_not_fit_are_refused(prepared: Path, taught: Path, copied
     refused(r"labels.parquet: not the rows of .*shard-00001.parquet in their order")
 
 
-def test_identity_follows_the_labels_and_not_what_they_took(copied: list[Path]) -> None:
+def test_identity_depends_on_the_labels_and_not_on_their_cost(copied: list[Path]) -> None:
     before = label_manifest.identity(copied)
     assert label_manifest.identity(copied[::-1]) == before
     _edit(copied[0], work=label_manifest.read(copied[0])["work"] | {"seconds": 9.0})

@@ -56,7 +56,7 @@ def assessed(dev: pa.Table, logits: np.ndarray, method: str = "auto", **options)
 # The whole ------------------------------------------------------------------------------------------------------------
 
 
-def test_figures_are_those_of_the_measures() -> None:
+def test_figures_are_those_of_the_metrics() -> None:
     dev = a_dev_split()
     logits = teacher_logits(dev)
     figures = assessed(dev, logits, seed=3).figures
@@ -98,7 +98,7 @@ def test_any_calibration_can_be_assessed(method: str) -> None:
         assert figures["brier"] == pytest.approx(metrics.brier(expit(logits.astype(float)), dev["target"].to_numpy()))
 
 
-def test_judgements_that_are_all_alike_have_no_measures() -> None:
+def test_judgements_that_are_all_equal_have_no_metrics() -> None:
     dev = a_dev_split(4, target=[1.0] * 32, gain=[1.0] * 32)
     figures = assessed(dev, teacher_logits(dev)).figures
     assert figures["roc_auc"]["teacher"] is None and figures["rank_correlation"]["teacher"] is None

@@ -68,7 +68,7 @@ def test_raters_weigh(models: Path, judgements: Path, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_teacher_that_misses_its_minima_stops_the_run_before_labeling(
+def test_a_teacher_that_misses_its_minimums_stops_the_run_before_labeling(
     models: Path, judgements: Path, tmp_path: Path, changes: dict, message: str
 ) -> None:
     with pytest.raises(RunStopped, match=message):

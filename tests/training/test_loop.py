@@ -136,7 +136,9 @@ def test_two_processes_take_the_steps_of_one(models: Path, judgements: Path, tmp
 
 
 @pytest.mark.usefixtures("warm_workers")
-def test_what_stops_a_training_of_several_processes_is_told_as_by_one(models: Path, judgements: Path, tmp_path: Path):
+def test_an_error_in_a_training_of_several_processes_reads_as_in_one_process(
+    models: Path, judgements: Path, tmp_path: Path
+):
     with pytest.raises(InputError, match="nowhere"):
         train(config(models, model=str(tmp_path / "nowhere")), judgements, tmp_path / "t", processes=2)
     assert not (tmp_path / "t" / artifacts.SEAL).exists()
@@ -144,7 +146,7 @@ def test_what_stops_a_training_of_several_processes_is_told_as_by_one(models: Pa
 
 @pytest.mark.parametrize("kind", ["finite", "memory"])
 @pytest.mark.usefixtures("warm_workers")
-def test_what_goes_wrong_in_another_process_is_told(
+def test_an_error_in_another_process_is_reported(
     models: Path, judgements: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hook = tmp_path / "site" / "sitecustomize.py"  # what Python imports first, in the workers too
@@ -172,7 +174,7 @@ if os.environ.get("RANK") == "1":
 
 
 @pytest.mark.usefixtures("warm_workers")
-def test_nodes_say_what_the_stage_says(models: Path, judgements: Path, tmp_path: Path, monkeypatch) -> None:
+def test_nodes_report_what_the_stage_reports(models: Path, judgements: Path, tmp_path: Path, monkeypatch) -> None:
     jobs = []
 
     def run(name, command, compute, stage, *, heartbeat):  # a cluster of one node
@@ -197,7 +199,7 @@ def test_nodes_say_what_the_stage_says(models: Path, judgements: Path, tmp_path:
 
 
 @pytest.mark.usefixtures("warm_workers")
-def test_nodes_that_nobody_waits_for_end_themselves_and_go_on_with_the_next_attempt(
+def test_nodes_that_nobody_waits_for_end_and_resume_with_the_next_attempt(
     models: Path, judgements: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     hook = tmp_path / "site" / "sitecustomize.py"
@@ -233,7 +235,7 @@ def test_two_trainings_of_one_process_may_differ_in_precision(models: Path, judg
         train(config(models, lora=lora), judgements, tmp_path / str(number), precision="bf16")
 
 
-def test_workers_are_told_from_the_one_that_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_are_distinguished_from_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not launch.is_distributed(CPU) and launch.is_main()
     two = CPU.model_copy(update={"processes": 2})
     assert launch.is_distributed(two) and launch.processes(two) == 2
@@ -290,7 +292,7 @@ def test_a_gradient_that_is_not_finite_names_its_rows() -> None:
         run_fit(loss)
 
 
-def test_too_little_memory_is_told_with_advice() -> None:
+def test_too_little_memory_is_reported_with_advice() -> None:
     def loss(model, rows):
         raise torch.OutOfMemoryError("CUDA out of memory")
 

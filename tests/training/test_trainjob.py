@@ -413,7 +413,7 @@ def test_importing_it_loads_no_client() -> None:
 # How it is waited for -----------------------------------------------------------------------------------------------
 
 
-def test_states_are_told_until_it_is_complete_and_it_is_deleted(
+def test_states_are_reported_until_it_is_complete_and_it_is_deleted(
     server: Server, run: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     pulling = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
@@ -494,7 +494,7 @@ def test_missing_rights_to_see_pods_hide_no_failure(
         assert has_lines(lines, "the nodes are being started", "the nodes run")
 
 
-def test_one_that_takes_too_long_is_deleted(server: Server, run: Callable[..., None]) -> None:
+def test_a_trainjob_that_takes_too_long_is_deleted(server: Server, run: Callable[..., None]) -> None:
     server.story = [(status(condition("Suspended", "Resumed", "resumed", "False")), [unschedulable(0)])]
     started = time.monotonic()
     with pytest.raises(RunStopped, match=r"has not ended after 2 minutes.*Unschedulable.*Suspended: Resumed: resumed"):
@@ -504,7 +504,9 @@ def test_one_that_takes_too_long_is_deleted(server: Server, run: Callable[..., N
 
 
 @pytest.mark.parametrize("gone", [True, False])
-def test_one_that_someone_deletes_is_not_waited_for(server: Server, run: Callable[..., None], gone: bool) -> None:
+def test_a_trainjob_that_someone_deletes_is_not_waited_for(
+    server: Server, run: Callable[..., None], gone: bool
+) -> None:
     server.story, server.lingers = [(RUNNING, [])], 10**6
 
     def delete() -> None:
@@ -525,7 +527,7 @@ def test_one_that_someone_deletes_is_not_waited_for(server: Server, run: Callabl
 # What an earlier attempt left ---------------------------------------------------------------------------------------
 
 
-def test_one_that_still_runs_is_waited_for(
+def test_a_trainjob_that_still_runs_is_waited_for(
     server: Server, run: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.leave(manifest.build(NAME, COMMAND, compute()), RUNNING)
@@ -543,7 +545,7 @@ def test_one_that_still_runs_is_waited_for(
         (compute(), None, "it is being deleted"),
     ],
 )
-def test_any_other_is_removed_and_gone_before_a_new_one_starts(
+def test_any_other_trainjob_is_gone_before_a_new_one_starts(
     server: Server,
     run: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
@@ -590,7 +592,9 @@ def test_it_belongs_to_the_workflow_of_the_run(
     assert not has_lines(notes(capsys), "will not be deleted")
 
 
-def test_one_of_an_earlier_run_belongs_to_both(server: Server, run: Callable[..., None], stage_pod: str) -> None:
+def test_a_trainjob_of_an_earlier_run_belongs_to_both_runs(
+    server: Server, run: Callable[..., None], stage_pod: str
+) -> None:
     server.story = [*[(RUNNING, [])] * 3, (COMPLETE, [])]
     owners: list[Any] = []
     for owner in (EARLIER, WORKFLOW):
@@ -618,7 +622,7 @@ def test_a_missing_right_costs_the_owner_and_no_more(
 
 
 @pytest.mark.parametrize("case", ["elsewhere", "by hand"])
-def test_where_no_workflow_can_own_it_it_says_so(
+def test_without_a_workflow_to_own_it_this_is_reported(
     server: Server, run: Callable[..., None], stage_pod: str, case: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if case == "elsewhere":  # an owner of another namespace counts as deleted
@@ -664,7 +668,7 @@ def test_a_refusal_is_bad_input(
     assert not server.created and notes(capsys) == []
 
 
-def test_without_kubeflow_trainer_it_says_so(server: Server, run: Callable[..., None]) -> None:
+def test_without_kubeflow_trainer_the_error_names_it(server: Server, run: Callable[..., None]) -> None:
     server.installed = False
     with pytest.raises(
         InputError, match=r"Kubeflow Trainer is not installed.*trainjobs\.trainer\.kubeflow\.org/v1alpha1"
@@ -681,7 +685,7 @@ def test_a_missing_right_is_named(server: Server, run: Callable[..., None], verb
         run()
 
 
-def test_a_missing_right_to_delete_hides_nothing_and_is_told(
+def test_a_missing_right_to_delete_hides_nothing_and_is_reported(
     server: Server, run: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.forbidden.add(("delete", "trainjobs"))
@@ -732,7 +736,7 @@ def test_an_outage_that_does_not_end_stops_the_run(
         run()
 
 
-def test_without_a_cluster_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_cluster_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from kubernetes.config import kube_config
 
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)

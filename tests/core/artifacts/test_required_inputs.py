@@ -108,7 +108,7 @@ def refused(name: str, inputs: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("lose", LOSSES, ids=lambda lose: lose.__name__)
 @pytest.mark.parametrize(("name", "key"), READ)
-def test_a_stage_says_at_once_which_input_has_expired(
+def test_a_stage_names_an_expired_input_at_its_start(
     name: str,
     key: str,
     lose: Callable[[Path], None],
@@ -129,14 +129,16 @@ def test_a_stage_says_at_once_which_input_has_expired(
 
 @pytest.mark.parametrize(("name", "key"), [pair for pair in READ if pair[0] in ("teacher", "student")])
 @pytest.mark.parametrize("compute", [NODES, {"device": "cpu", "processes": 2}], ids=["nodes", "processes"])
-def test_so_does_one_that_trains_elsewhere(name: str, key: str, compute: dict[str, Any], tmp_path: Path) -> None:
+def test_a_stage_that_trains_elsewhere_names_an_expired_input_at_its_start(
+    name: str, key: str, compute: dict[str, Any], tmp_path: Path
+) -> None:
     inputs = arguments(name, tmp_path) | {"compute": compute}
     folder = Path(inputs[key][1].path if isinstance(inputs[key], list) else inputs[key].path)
     lose_everything(folder)
     assert refused(name, inputs) == f"input {key} ({folder}): arrived empty; {LOCAL}"
 
 
-def test_the_stages_that_read_are_all_here() -> None:
+def test_every_stage_that_reads_is_listed() -> None:
     readers = {name for name, _ in READ}
     assert set(COMPONENTS) - readers == {"check_champion", "notify", "preflight", "prepare", "rehearse", "sample"}
 
@@ -148,7 +150,7 @@ def test_a_folder_with_all_its_files_is_not_refused(tmp_path: Path) -> None:
     artifacts.require({"labels": [tmp_path / "0", tmp_path / "1"], "teacher": tmp_path / "0"})
 
 
-def test_a_damaged_seal_is_told_as_what_it_is(tmp_path: Path) -> None:
+def test_a_damaged_seal_is_reported_as_damage(tmp_path: Path) -> None:
     artifacts.write_json(tmp_path / "teacher" / artifacts.SEAL, {"digest": 3})
     with pytest.raises(InputError, match=re.escape("digest.json: damaged")):
         artifacts.require({"teacher": tmp_path / "teacher"})

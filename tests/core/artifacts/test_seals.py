@@ -63,9 +63,7 @@ def test_a_file_that_was_changed_a_moment_ago_is_hashed_each_time(folder: Path, 
     assert len(hashed) == 4
 
 
-def test_a_disk_that_damages_a_file_without_a_trace_is_found_where_it_is_asked_for(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_silent_disk_damage_is_detected_by_verifying_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seals, "SETTLED_SECONDS", -60.0)
     artifacts.verify(folder)
     monkeypatch.setattr(seals, "digest_file", lambda path: "0" * 64)

@@ -295,7 +295,7 @@ def test_a_seal_whose_names_lead_elsewhere_is_refused(tmp_path: Path, name: str)
         artifacts.verify(tmp_path)
 
 
-def test_a_wheels_model_lies_in_the_wheel() -> None:
+def test_a_model_from_a_wheel_lies_in_the_wheel() -> None:
     for inner in ("../outside", "/etc"):
         with pytest.raises(InputError, match="expected files inside it"):
             model_references.check(f"wheel:numpy/{inner}")

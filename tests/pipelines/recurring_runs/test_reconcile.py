@@ -90,7 +90,7 @@ def test_a_change_makes_the_new_one_before_the_old_one_stops(tmp_path: Path, ser
 
 
 @document_is_here
-def test_a_quiet_exchange_says_nothing_of_ticks(tmp_path: Path, server: Server, run: Run) -> None:
+def test_a_replacement_without_missed_ticks_reports_none(tmp_path: Path, server: Server, run: Run) -> None:
     run("schedule", "apply", "--file", declare(tmp_path, WEEKLY))
     _, out, _ = run("schedule", "apply", "--file", declare(tmp_path, WEEKLY | {"concurrency": 2}))
     assert "enable" in out and "tick" not in out
@@ -129,7 +129,7 @@ def test_what_is_not_declared_goes_and_what_is_others_stays(tmp_path: Path, serv
 
 
 @document_is_here
-def test_a_deleted_pipeline_version_is_found_and_uploaded_again(tmp_path: Path, server: Server, run: Run) -> None:
+def test_a_deleted_pipeline_version_is_noticed_and_uploaded_again(tmp_path: Path, server: Server, run: Run) -> None:
     file = declare(tmp_path, WEEKLY)
     run("schedule", "apply", "--file", file)
     (old,) = server.store.recurring
@@ -146,7 +146,7 @@ def test_a_deleted_pipeline_version_is_found_and_uploaded_again(tmp_path: Path, 
 
 
 @document_is_here
-def test_an_application_that_ends_half_way_says_what_it_did(tmp_path: Path, server: Server, run: Run) -> None:
+def test_an_apply_that_ends_half_way_reports_what_it_did(tmp_path: Path, server: Server, run: Run) -> None:
     run("schedule", "apply", "--file", declare(tmp_path, WEEKLY))
     server.store.forbidden = {"RecurringRunService_EnableRecurringRun"}
     file = declare(tmp_path, WEEKLY | {"concurrency": 2})
@@ -161,7 +161,7 @@ def test_an_application_that_ends_half_way_says_what_it_did(tmp_path: Path, serv
 
 
 @document_is_here
-def test_a_pause_holds_until_the_next_application(tmp_path: Path, server: Server, run: Run) -> None:
+def test_a_pause_lasts_until_the_next_apply(tmp_path: Path, server: Server, run: Run) -> None:
     file = declare(tmp_path, WEEKLY, DAILY)
     error = "error: distill-weekly: no such recurring run of shop, which has none\n"
     assert run("schedule", "pause", "distill-weekly", "--file", file)[2] == error
@@ -216,7 +216,7 @@ def test_the_longest_owner_fits_into_a_description(tmp_path: Path, server: Serve
 
 
 @document_is_here
-def test_a_recurring_run_of_an_earlier_version_is_exchanged(tmp_path: Path, server: Server, run: Run) -> None:
+def test_a_recurring_run_of_an_earlier_version_is_replaced(tmp_path: Path, server: Server, run: Run) -> None:
     file = declare(tmp_path, WEEKLY)
     run("schedule", "apply", "--file", file)
     ((number, row),) = server.store.recurring.items()
@@ -288,7 +288,7 @@ def test_a_server_that_is_too_old_gets_no_recurring_run(tmp_path: Path, server: 
 
 
 @document_is_here
-def test_doubles_are_found_and_removed(tmp_path: Path, server: Server, run: Run) -> None:
+def test_duplicates_are_found_and_removed(tmp_path: Path, server: Server, run: Run) -> None:
     file = declare(tmp_path, WEEKLY)
     run("schedule", "apply", "--file", file)
     number, recurring_run = next(iter(server.store.recurring.items()))
@@ -321,7 +321,7 @@ def test_long_lists_are_read_to_their_end(tmp_path: Path, server: Server, run: R
 
 
 @document_is_here
-def test_two_who_apply_at_the_same_time_come_to_one(server: Server) -> None:
+def test_two_concurrent_applies_converge(server: Server) -> None:
     state = benchmark._changed(benchmark.compiled()[:1], 0)
     errors: list[Exception] = []
 
@@ -344,7 +344,7 @@ def test_two_who_apply_at_the_same_time_come_to_one(server: Server) -> None:
 
 
 @document_is_here
-def test_in_multi_user_mode_all_is_in_the_namespace(tmp_path: Path, server: Server, run: Run) -> None:
+def test_in_multi_user_mode_everything_is_in_the_namespace(tmp_path: Path, server: Server, run: Run) -> None:
     server.store.multi_user, server.store.namespaces, server.store.token = True, {"search"}, "secret"
     token = tmp_path / "token"
     token.write_text("secret\n")
@@ -383,7 +383,7 @@ def test_random_states_faults_and_kills_converge(server: Server) -> None:
 
 
 @document_is_here
-def test_an_exchange_in_the_wrong_order_would_be_noticed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replacement_in_the_wrong_order_would_be_noticed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = reconcile._steps
 
     def hasty(*arguments: object) -> list[reconcile.Step]:
