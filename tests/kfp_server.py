@@ -315,7 +315,7 @@ class Store:
         made = perform(*placeholders, named=named, body=body)
         if any(word in operation.name for word in WRITES):
             self.writes.append(operation.name)
-            self._look_for_two()
+            self._record_duplicates()
         self._check(operation.answer, made, f"{operation.name} response")
         return made | self._undocumented(operation)
 
@@ -356,7 +356,7 @@ class Store:
             if len(values.get(key, "")) > limit:
                 raise Refused(400, f"{model}.{key} length cannot exceed {limit}")
 
-    def _look_for_two(self) -> None:
+    def _record_duplicates(self) -> None:
         enabled = Counter(
             (
                 recurring_run["namespace"],
