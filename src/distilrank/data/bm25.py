@@ -84,8 +84,8 @@ class Index:
 
     def _lookup(self, query: str, split: Callable[[str, str], list[str]]) -> list[set[int]]:
         """The terms of each word of `query` that documents have: a word has a stem in each of their languages."""
-        found = ([self._term(word, language) for word in split(query, language)] for language in self._term_of)
-        return [{term for term in terms if term is not None} for terms in zip(*found, strict=True)]
+        by_language = ([self._term(word, language) for word in split(query, language)] for language in self._term_of)
+        return [{term for term in terms if term is not None} for terms in zip(*by_language, strict=True)]
 
     def _term(self, word: str, language: str) -> int | None:
         term = self._term_of[language].get(word)
@@ -96,8 +96,8 @@ class Index:
 
     def unseen(self, query: str) -> float:
         """Share of the words of `query` whose stem no document has, in [0, 1]; 0 for a query without words."""
-        found = self._lookup(query, normalize.words)
-        return 1 - sum(map(bool, found)) / len(found) if found else 0.0
+        terms_by_word = self._lookup(query, normalize.words)
+        return 1 - sum(map(bool, terms_by_word)) / len(terms_by_word) if terms_by_word else 0.0
 
     def top(self, query: str, count: int) -> np.ndarray:
         """The best documents for `query`, best first, at most `count`; only such as share a word with it.
@@ -111,11 +111,11 @@ class Index:
         for term in terms:
             span = slice(self._starts[term], self._starts[term + 1])
             scores[self._documents[span]] += self._weights[span]
-        found = np.flatnonzero(scores)
-        if len(found) > count:
-            least = np.partition(scores[found], -count)[-count]
-            found = found[scores[found] >= least]
-        best = found[np.argsort(-scores[found], kind="stable")][:count]
+        documents = np.flatnonzero(scores)
+        if len(documents) > count:
+            least = np.partition(scores[documents], -count)[-count]
+            documents = documents[scores[documents] >= least]
+        best = documents[np.argsort(-scores[documents], kind="stable")][:count]
         scores[:] = 0
         return best
 
@@ -127,16 +127,20 @@ class Index:
             query: place of each pair's query in `queries`, shape (pairs,).
             document: place of each pair's document, shape (pairs,).
         """
-        known = [self._known(text) for text in queries]
-        starts = np.cumsum([0, *map(len, known)])
-        terms = np.fromiter((term for terms in known for term in terms), np.int32, starts[-1])
+        terms_by_query = [self._known(text) for text in queries]
+        starts = np.cumsum([0, *map(len, terms_by_query)])
+        terms = np.fromiter((term for terms in terms_by_query for term in terms), np.int32, starts[-1])
         weights = sp.csr_matrix(
             (np.ones(len(terms), np.float32), terms, starts), shape=(len(queries), len(self._terms))
         )
         weights.sum_duplicates()  # a word said twice counts twice
         step = 1 << 18
         parts = [
-            np.asarray(self._by_document[document[at : at + step]].multiply(weights[query[at : at + step]]).sum(axis=1))
-            for at in range(0, len(query), step)
+            np.asarray(
+                self._by_document[document[start : start + step]]
+                .multiply(weights[query[start : start + step]])
+                .sum(axis=1)
+            )
+            for start in range(0, len(query), step)
         ]
         return np.concatenate([part.ravel() for part in parts]).astype(np.float32) if parts else np.empty(0, np.float32)

@@ -84,12 +84,12 @@ class Miner:
         config, position = self.config, self.corpus.position
         quotas = {HEAD: config.head_queries, TORSO: config.torso_queries, TAIL: config.tail_queries}
         stratum = self.corpus.stratum[queries]
-        kept = []
-        for code, most in quotas.items():
+        chosen = []
+        for code, limit in quotas.items():
             members = queries[stratum == code]
-            # Frequency would take a stratum's most frequent ones only: hash order is a fair sample of it.
-            kept.append(members[np.argsort(position[members], kind="stable")][: most or None])
-        queries = np.concatenate(kept)
+            # By frequency, only a stratum's most frequent queries would be taken; hash order is a fair sample.
+            chosen.append(members[np.argsort(position[members], kind="stable")][: limit or None])
+        queries = np.concatenate(chosen)
         order = np.lexsort((position[queries], -self.corpus.impressions[queries]))
         return np.sort(queries[order[: config.log_queries or None]])
 
@@ -97,15 +97,15 @@ class Miner:
         """The candidates of all queries, some queries at a time, ascending.
 
         Raises:
-            InputError: no candidate is found for any query.
+            InputError: no query has a candidate.
         """
         counter = progress.Counter("prepare", len(self.queries), "queries")
-        found = 0
+        count = 0
         for queries, shown in self.corpus.log.chunks(self.queries):
             mined = self._mine(queries, shown, counter)
-            found += len(mined.query)
+            count += len(mined.query)
             yield mined
-        if not found:
+        if not count:
             raise InputError(f"no candidate for any of {len(self.queries)} queries; raise prepare.from_random")
 
     def _mine(self, queries: np.ndarray, shown: Shown, counter: progress.Counter) -> Mined:
@@ -115,7 +115,7 @@ class Miner:
         seeds = np.array([int(key, 16) for key in ids], np.uint64)
         starts, ends = (np.searchsorted(shown.query, queries, side=side) for side in ("left", "right"))
         # An exponential race: the smallest of -log(u)/weight comes first (Efraimidis and Spirakis, IPL 97(5), 2006).
-        # A pair's ticket depends on the pair alone, so new days do not reshuffle the draw.
+        # A pair's ticket depends on the pair alone, so new days do not reshuffle the sample.
         mixed = _mix(np.repeat(seeds, ends - starts) ^ self._tickets[shown.product], config.seed)
         race = -np.log((mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53 + 2.0**-54) / shown.weight
         order = np.lexsort((race, shown.query))
@@ -127,27 +127,29 @@ class Miner:
         for row, text in enumerate(texts):
             span = slice(starts[row], ends[row])
             taken = shown.product[order[span]][: config.from_impressions]
-            wanted = max(config.from_bm25, config.per_query) + config.from_impressions
+            depth_needed = max(config.from_bm25, config.per_query) + config.from_impressions
             began = time.perf_counter()
-            hits = self.index.top(text, max(wanted, depth, _VOTES if config.from_popular else 0))
+            hits = self.index.top(text, max(depth_needed, depth, _VOTES if config.from_popular else 0))
             self.seconds["bm25"] += time.perf_counter() - began
             # A generator for each query: what it draws does not depend on which other queries the log holds.
-            draw = np.random.default_rng([config.seed, int(ids[row], 16)])
-            drawn = draw.choice(count, min(count, config.from_random + config.per_query + _most(config)), replace=False)
+            generator = np.random.default_rng([config.seed, int(ids[row], 16)])
+            random_products = generator.choice(
+                count, min(count, config.from_random + config.per_query + _most(config)), replace=False
+            )
             offers = {
                 "bm25": (hits, config.from_bm25),
                 "disagreement": (_alternate(near[row], hits, depth) if near is not None else hits[:0],
                                  config.from_disagreement),
                 "popular": (self._popular_of(shown.product[span], shown.weight[span], hits), config.from_popular),
-                "random": (drawn, config.from_random),
+                "random": (random_products, config.from_random),
             }  # fmt: skip
             picked = {name: [] for name in PROVENANCES} | {"impression": taken.tolist()}
-            seen = set(picked["impression"])  # for a dozen products, a set is faster than numpy
+            chosen = set(picked["impression"])  # for a dozen products, a set is faster than numpy
 
-            def pick(name: str, most: int, offered: np.ndarray, picked=picked, seen=seen) -> None:
+            def pick(name: str, most: int, offered: np.ndarray, picked=picked, chosen=chosen) -> None:
                 for product in offered.tolist() if most > 0 else ():
-                    if product not in seen:
-                        seen.add(product)
+                    if product not in chosen:
+                        chosen.add(product)
                         picked[name].append(product)
                         most -= 1
                         if not most:
@@ -157,7 +159,7 @@ class Miner:
                 pick(name, most, offered)
             if config.per_query:
                 for name in ("bm25", "random"):
-                    pick(name, config.per_query - len(seen), offers[name][0])
+                    pick(name, config.per_query - len(chosen), offers[name][0])
             products = [product for name in PROVENANCES for product in picked[name]][: config.per_query or None]
             lengths = np.minimum(np.cumsum([len(picked[name]) for name in PROVENANCES]), len(products))
             sizes[row] = np.diff(lengths, prepend=0)
@@ -217,11 +219,11 @@ def _popular(corpus: Corpus) -> tuple[dict[int, np.ndarray], np.ndarray]:
     column = corpus.catalogue.column("product_type").combine_chunks().dictionary_encode()
     types = column.indices.fill_null(-1).to_numpy().astype(np.int64)
     clicks, shown = corpus.log.popularity(len(types))
-    known = np.flatnonzero((types >= 0) & (shown > 0))
-    known = known[np.lexsort((known, -shown[known], -clicks[known], types[known]))]
-    bounds = np.flatnonzero(np.diff(types[known])) + 1
-    groups = np.split(known, bounds) if len(known) else []
-    return dict.fromkeys(range(-1, types.max(initial=-1) + 1), known[:0]) | {
+    products = np.flatnonzero((types >= 0) & (shown > 0))
+    products = products[np.lexsort((products, -shown[products], -clicks[products], types[products]))]
+    bounds = np.flatnonzero(np.diff(types[products])) + 1
+    groups = np.split(products, bounds) if len(products) else []
+    return dict.fromkeys(range(-1, types.max(initial=-1) + 1), products[:0]) | {
         int(types[group[0]]): group for group in groups
     }, types
 

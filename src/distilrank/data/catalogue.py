@@ -80,14 +80,14 @@ class Spool:
         """The texts at `rows`, string; empty ones are null."""
         bounds = self._finish()
         starts, ends = bounds[rows], bounds[rows + 1]
-        found: list[bytes | None] = []
+        texts: list[bytes | None] = []
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
             if start == end:
-                found.append(None)
+                texts.append(None)
             else:
                 self._file.seek(start)
-                found.append(self._file.read(end - start))
-        return pa.array(found, pa.binary()).cast(pa.string())
+                texts.append(self._file.read(end - start))
+        return pa.array(texts, pa.binary()).cast(pa.string())
 
     def sizes(self) -> np.ndarray:
         """The length of each text in bytes, int64; 0 for null."""
@@ -173,7 +173,7 @@ class Catalogue:
         return f"; {alike} of {len(unknown)} differ from one by leading zeros or type alone: keep ids as text"
 
     def _merge(self, problems: Problems) -> None:
-        """Make one of rows that say the same; note rows that describe one product differently."""
+        """Merge identical rows; report products that rows describe differently."""
         keys = self._table["product_id"]
         distinct = pc.count_distinct(keys).as_py()
         if distinct == len(keys):
@@ -183,9 +183,9 @@ class Catalogue:
         leader = first[codes]
         again = np.flatnonzero(leader != np.arange(len(codes)))
         same = np.ones(len(again), bool)
-        one, other = self.take(again), self.take(leader[again])
+        repeated, leading = self.take(again), self.take(leader[again])
         for name in schemas.PRODUCT_FIELDS:
-            left, right = (pc.fill_null(column[name], "") for column in (one, other))
+            left, right = (pc.fill_null(column[name], "") for column in (repeated, leading))
             same &= np.asarray(pc.equal(left, right))
         rows = again[~same]
         problems.add(

@@ -247,8 +247,8 @@ class _Spellings:
 
     def places(self, query_ids: pa.StringArray) -> np.ndarray:
         """Place of each row's query in `query_ids`, shape (rows,)."""
-        place = pc.index_in(pa.array(self.query_ids, pa.string()), value_set=query_ids).to_numpy()
-        return place[self.of_row] if len(self.of_row) else self.of_row
+        row = pc.index_in(pa.array(self.query_ids, pa.string()), value_set=query_ids).to_numpy()
+        return row[self.of_row] if len(self.of_row) else self.of_row
 
 
 def _number_queries(

@@ -84,7 +84,7 @@ class ImpressionStore:
         shown, clicked = self._connection.execute(statement).fetchall()[0]
         return int(shown), int(clicked)
 
-    def prepare(self, train: np.ndarray, hidden: Pairs) -> None:
+    def prepare(self, train: np.ndarray, hidden_pairs: Pairs) -> None:
         """Create the pool that candidates are drawn from: the training window of some queries, and hidden judgements.
 
         An impression at a rank weighs as many times more as that rank is shown less often than the most shown one
@@ -93,11 +93,12 @@ class ImpressionStore:
 
         Args:
             train: for each query whether it is of the train side, shape (queries,).
-            hidden: pairs whose ratings are forgotten.
+            hidden_pairs: pairs whose ratings are forgotten.
         """
         self._connection.register("train_side", pa.table({"query": np.flatnonzero(train).astype(np.int32)}))
         self._connection.register(
-            "hidden", pa.table({"query": hidden.query.astype(np.int32), "product": hidden.product.astype(np.int32)})
+            "hidden",
+            pa.table({"query": hidden_pairs.query.astype(np.int32), "product": hidden_pairs.product.astype(np.int32)}),
         )
         self._connection.execute("SET preserve_insertion_order = true")  # the table is to be sorted by query
         self._connection.execute(

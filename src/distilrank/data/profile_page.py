@@ -206,8 +206,8 @@ def _notices(summary: Mapping[str, Any], logged: bool) -> list[dict[str, str]]:
     if not logged:
         note("good", "privacy", "There is no log, so no shopper's search was read.")
     else:
-        found = [KINDS.get(kind, kind) for kind in privacy["scrubbed"]]
-        scrubbed = f"Taken out of queries: {join_words(found)}." if found else "Nothing was taken out of queries."
+        items = [KINDS.get(kind, kind) for kind in privacy["scrubbed"]]
+        scrubbed = f"Taken out of queries: {join_words(items)}." if items else "Nothing was taken out of queries."
         if not privacy["scrub"]:
             scrubbed = "Personal data in queries was not looked for."
         if privacy["min_clients"] > 1:
@@ -244,8 +244,8 @@ def _notices(summary: Mapping[str, Any], logged: bool) -> list[dict[str, str]]:
             )
     pairs = {uses: count for uses, count in summary["near_duplicates"]["pairs"].items() if count}
     if pairs:
-        found = [f"{format_value(count)} between {uses}" for uses, count in pairs.items()]
-        note("note", "near-duplicates", f"Queries that nearly repeat one of another side: {join_words(found)}.")
+        items = [f"{format_value(count)} between {uses}" for uses, count in pairs.items()]
+        note("note", "near-duplicates", f"Queries that nearly repeat one of another side: {join_words(items)}.")
     else:
         note("good", "near-duplicates", "No dev or test query nearly repeats a query of another side.")
     queries = summary["queries"]
@@ -278,12 +278,12 @@ def _privacy(privacy: Mapping[str, Any]) -> dict[str, Any]:
 def _judged_privacy(privacy: Mapping[str, Any]) -> str:
     """Personal data in judged queries, in a sentence or two."""
     counts = [f"{KINDS.get(kind, kind)} ({format_value(count)})" for kind, count in privacy["judged"].items()]
-    found = join_words(counts) if counts else ""
+    kinds = join_words(counts) if counts else ""
     if privacy["scrub_judgements"]:
-        return f"Taken out of judged queries: {found}." if found else "No judged query held personal data to take out."
-    if found:
+        return f"Taken out of judged queries: {kinds}." if kinds else "No judged query held personal data to take out."
+    if kinds:
         return (
-            f"Judged queries stay as they were judged; some hold what looks like personal data: {found}. "
+            f"Judged queries stay as they were judged; some hold what looks like personal data: {kinds}. "
             "prepare.privacy.scrub_judgements takes it out."
         )
     inspected = ", and none holds what looks like personal data" if privacy["scrub"] else ""

@@ -41,8 +41,8 @@ def sides(position: np.ndarray, config: Prepare) -> np.ndarray:
     draw takes the stretch of the same length above that of the draw before it, and leaves dev where it is.
     """
     low, high = config.test_fold * config.test_share, (config.test_fold + 1) * config.test_share
-    drawn = (position >= low) & (position < high)
-    return np.where(position >= 1 - config.dev_share, DEV, np.where(drawn, TEST, TRAIN))
+    is_test = (position >= low) & (position < high)
+    return np.where(position >= 1 - config.dev_share, DEV, np.where(is_test, TEST, TRAIN))
 
 
 def strata(impressions: np.ndarray) -> np.ndarray:
@@ -75,17 +75,17 @@ def split(pair_query: np.ndarray, position: np.ndarray, config: Prepare) -> Spli
     """Assign the judged pairs to their uses, query by query and in hash order.
 
     Args:
-        pair_query: place of each judged pair's query.
+        pair_query: index of each judged pair's query.
         position: place in hash order of each query.
         config: shares, caps and the budget of judged training pairs.
 
     Raises:
         InputError: train has no query, or dev or test has none although its share is not 0; says which to change.
     """
-    judged, pairs = np.unique(pair_query, return_counts=True)
-    order = np.argsort(position[judged], kind="stable")
-    judged, pairs = judged[order], pairs[order]
-    side = sides(position[judged], config)
+    judged_queries, pairs = np.unique(pair_query, return_counts=True)
+    order = np.argsort(position[judged_queries], kind="stable")
+    judged_queries, pairs = judged_queries[order], pairs[order]
+    side = sides(position[judged_queries], config)
     masks = {name: side == code for code, name in enumerate(SIDES)}
     shares = {"train": 1.0, "dev": config.dev_share, "test": config.test_share}
     for name, mask in masks.items():
@@ -96,9 +96,10 @@ def split(pair_query: np.ndarray, position: np.ndarray, config: Prepare) -> Spli
                 "test": f"raise prepare.test_share ({config.test_share})",
             }
             raise InputError(
-                f"none of the {len(judged)} judged queries falls into {name}; {remedy[name]} or bring more judgements"
+                f"none of the {len(judged_queries)} judged queries falls into {name}; {remedy[name]} or bring more "
+                "judgements"
             )
-    queries = {name: judged[mask] for name, mask in masks.items()}
+    queries = {name: judged_queries[mask] for name, mask in masks.items()}
     budget = config.judged_pairs
     in_budget = max(int((pairs[masks["train"]].cumsum() <= budget).sum()), 1) if budget else len(queries["train"])
     queries["train"], queries["hidden"] = np.split(queries["train"], [in_budget])

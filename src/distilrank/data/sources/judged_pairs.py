@@ -109,20 +109,20 @@ def _without_conflicts(
     rows_by_pair: dict[tuple[str, str], list[dict]] = {}
     for row in table.filter(pa.array(split)).slice(0, 1000).to_pylist():
         rows_by_pair.setdefault((row["query"], row["product_id"]), []).append(row)
-    examples = [text for rows in rows_by_pair.values() for text in _tell_apart(rows, files)]
+    examples = [text for rows in rows_by_pair.values() for text in _describe_conflict(rows, files)]
     what = ("expected one rating" if fatal else "left out, expected one rating") + remedy
     problems.add(where, what, rows=int(split.sum()), examples=examples[:EXAMPLES], fatal=fatal)
     return table.filter(pa.array(~split))
 
 
-def _tell_apart(rows: list[dict], files: Sequence[File]) -> list[str]:
+def _describe_conflict(rows: list[dict], files: Sequence[File]) -> list[str]:
     """One line on the first two rows that rate a pair differently."""
     first = rows[0]
     for other in rows[1:]:
         if other["rating"] != first["rating"]:
-            both = f"rows {first['row']} and {other['row']}"
+            pair = f"rows {first['row']} and {other['row']}"
             if len(files) > 1:
-                both = " and ".join(f"row {row['row']} of {files[row['file']].name}" for row in (first, other))
+                pair = " and ".join(f"row {row['row']} of {files[row['file']].name}" for row in (first, other))
             rated = f"product {first['product_id']!r} for query {first['query']!r}"
-            return [f"{both} rate {rated} {first['rating']:g} and {other['rating']:g}"]
+            return [f"{pair} rate {rated} {first['rating']:g} and {other['rating']:g}"]
     return []
