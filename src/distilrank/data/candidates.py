@@ -21,7 +21,7 @@ from distilrank.modeling.bi_encoder import Retriever
 from distilrank.modeling.neighbors import Neighbors
 
 PROVENANCES = ("impression", "bm25", "disagreement", "popular", "random")
-_VOTES = 10  # best BM25 hits that tell the product type of a query that the log does not know
+_VOTES = 10  # best BM25 hits that vote on the product type of a query without impressions
 
 
 @dataclass(frozen=True)
@@ -35,37 +35,37 @@ class Mined(Pairs):
 
 @dataclass(frozen=True)
 class Embedded:
-    """The embedding retriever and the catalogue as it sees it."""
+    """The embedding retriever and the embedded catalogue."""
 
     retriever: Retriever
     products: Neighbors
 
 
 class Miner:
-    """Finds candidates for the train-side queries of the training window.
+    """Mines candidates for the train-side queries of the training window.
 
-    Each quota takes such products as are not among the candidates yet, never more than the catalogue has:
+    Each quota adds products that are not yet among the candidates, as far as the catalogue has any:
 
-    * impressions: drawn without replacement, a product's chance following its impressions as they would be if every
-      rank were seen alike (`ImpressionStore.prepare`); hidden judgements count as impressions of unknown rank;
-    * BM25: its best;
-    * disagreement: the best of BM25 that the embedding retriever does not have in its first `retriever.depth`, and
-      the other way round, by turns, beginning with the embedding retriever's;
-    * popular: the most clicked, then most shown, products of the type that most impressions of the query have, or,
-      without any, most of BM25's best;
+    * impressions: drawn without replacement, with probabilities that follow a product's impressions corrected for rank
+      (`ImpressionStore.prepare`); hidden judgements count as impressions of unknown rank;
+    * BM25: its best hits;
+    * disagreement: the best hits of BM25 that are not in the first `retriever.depth` of the embedding retriever, and
+      vice versa, in alternation, starting with the embedding retriever;
+    * popular: the most clicked, then most shown, products of the query's most frequent product type among its
+      impressions or, without any, among BM25's best hits;
     * random: any product.
 
-    Without any log, hidden judgements included, it is the judged train queries that candidates are found for.
+    Without a log and without hidden judgements, candidates are mined for the judged train queries.
 
     Raises:
-        InputError: there is a log, but without a train-side query in the training window.
+        InputError: the training window of the log has no train-side query.
     """
 
     def __init__(
         self, corpus: Corpus, split: Split, index: bm25.Index, embedded: Embedded | None, config: Prepare
     ) -> None:
         self.corpus, self.index, self.embedded, self.config = corpus, index, embedded, config
-        corpus.log.prepare(corpus.side == TRAIN, corpus.judged.take(split.rows["hidden"]))
+        corpus.log.prepare(corpus.side == TRAIN, corpus.judged.take(split.rows["unlabeled_train"]))
         self.queries = self._choose(split)
         self._tickets = _hashes(corpus.catalogue.column("product_id"))
         self._by_type, self._types = _popular(corpus) if config.from_popular else ({}, np.zeros(0, np.int64))
@@ -94,7 +94,7 @@ class Miner:
         return np.sort(queries[order[: config.log_queries or None]])
 
     def mine(self) -> Iterator[Mined]:
-        """The candidates of all queries, some queries at a time, ascending.
+        """Yield the candidates of all queries, a chunk of queries at a time, in ascending order.
 
         Raises:
             InputError: no query has a candidate.
@@ -131,7 +131,7 @@ class Miner:
             began = time.perf_counter()
             hits = self.index.top(text, max(depth_needed, depth, _VOTES if config.from_popular else 0))
             self.seconds["bm25"] += time.perf_counter() - began
-            # A generator for each query: what it draws does not depend on which other queries the log holds.
+            # A separate generator per query: its draws do not depend on the other queries of the log.
             generator = np.random.default_rng([config.seed, int(ids[row], 16)])
             random_products = generator.choice(
                 count, min(count, config.from_random + config.per_query + _most(config)), replace=False
@@ -188,7 +188,7 @@ class Miner:
         return places
 
     def _popular_of(self, products: np.ndarray, weight: np.ndarray, hits: np.ndarray) -> np.ndarray:
-        """The popular products of the type of a query, best first, some more than can be taken already."""
+        """The popular products of a query's type, best first, with a reserve for those already chosen."""
         if not self.config.from_popular:
             return hits[:0]
         types = self._types[products] if len(products) else self._types[hits[:_VOTES]]
@@ -201,12 +201,12 @@ class Miner:
 
 
 def _most(config: Prepare) -> int:
-    """How many candidates a query can have before `per_query` fills it up."""
+    """Largest number of candidates of a query before `per_query` fills it up."""
     return sum(getattr(config, name) for name in Prepare.model_fields if name.startswith("from_"))
 
 
 def _alternate(near: np.ndarray, hits: np.ndarray, depth: int) -> np.ndarray:
-    """The products that only one of two rankings has in its first `depth`, in turn, best first."""
+    """The products that only one of two rankings has in its first `depth`, alternating, best first."""
     hits = hits[:depth]
     only_near, only_hits = near[~np.isin(near, hits)], hits[~np.isin(hits, near)]
     shared = min(len(only_near), len(only_hits))
@@ -215,7 +215,7 @@ def _alternate(near: np.ndarray, hits: np.ndarray, depth: int) -> np.ndarray:
 
 
 def _popular(corpus: Corpus) -> tuple[dict[int, np.ndarray], np.ndarray]:
-    """The products of each type that the log knows, best first, and the type of each product (-1: none)."""
+    """The products of each type with impressions, best first, and the type of each product (-1: none)."""
     column = corpus.catalogue.column("product_type").combine_chunks().dictionary_encode()
     types = column.indices.fill_null(-1).to_numpy().astype(np.int64)
     clicks, shown = corpus.log.popularity(len(types))

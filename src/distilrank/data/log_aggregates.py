@@ -34,7 +34,7 @@ _MAX_POSITION = 1000  # deeper ones count as this one
 _LONGEST = 500  # characters of a query; what is longer was pasted by accident, and takes long to scrub
 _LEFT_OUT = {
     "unknown": "rows of a search that no query record tells of",
-    "blank": "rows whose query is blank, or nothing but personal data",
+    "blank": "rows whose query is blank or consists of personal data only",
     "long": f"rows whose query has more than {_LONGEST} characters",
 }
 

@@ -62,13 +62,16 @@ def strata(impressions: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Split:
-    """What the judgements are used for, by use: train, dev, test; `hidden`, train-side pairs whose ratings are
-    forgotten; `over_cap`, dev and test queries beyond the configured number, used for nothing."""
+    """What the judgements are used for, by use.
+
+    The uses are train, dev and test; `unlabeled_train`, train-side pairs beyond the budget, whose ratings are ignored;
+    and `beyond_limit`, dev and test queries beyond the configured number, which are not used at all.
+    """
 
     queries: dict[str, np.ndarray]
-    """Places of the queries."""
+    """Indices of the queries."""
     rows: dict[str, np.ndarray]
-    """Places of the judged pairs."""
+    """Indices of the judged pairs."""
 
 
 def split(pair_query: np.ndarray, position: np.ndarray, config: Prepare) -> Split:
@@ -76,11 +79,12 @@ def split(pair_query: np.ndarray, position: np.ndarray, config: Prepare) -> Spli
 
     Args:
         pair_query: index of each judged pair's query.
-        position: place in hash order of each query.
-        config: shares, caps and the budget of judged training pairs.
+        position: position in hash order of each query, in [0, 1).
+        config: shares, limits and the budget of judged training pairs.
 
     Raises:
-        InputError: train has no query, or dev or test has none although its share is not 0; says which to change.
+        InputError: train has no query, or dev or test has none although its share is not 0; the message names the
+            setting to change.
     """
     judged_queries, pairs = np.unique(pair_query, return_counts=True)
     order = np.argsort(position[judged_queries], kind="stable")
@@ -102,10 +106,10 @@ def split(pair_query: np.ndarray, position: np.ndarray, config: Prepare) -> Spli
     queries = {name: judged_queries[mask] for name, mask in masks.items()}
     budget = config.judged_pairs
     in_budget = max(int((pairs[masks["train"]].cumsum() <= budget).sum()), 1) if budget else len(queries["train"])
-    queries["train"], queries["hidden"] = np.split(queries["train"], [in_budget])
+    queries["train"], queries["unlabeled_train"] = np.split(queries["train"], [in_budget])
     queries["dev"], dev_rest = np.split(queries["dev"], [config.dev_queries or len(queries["dev"])])
     queries["test"], test_rest = np.split(queries["test"], [config.test_queries or len(queries["test"])])
-    queries["over_cap"] = np.concatenate([dev_rest, test_rest])
+    queries["beyond_limit"] = np.concatenate([dev_rest, test_rest])
     rows = {use: np.flatnonzero(np.isin(pair_query, chosen)) for use, chosen in queries.items()}
     return Split(queries, rows)
 

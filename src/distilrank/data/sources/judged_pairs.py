@@ -1,4 +1,4 @@
-"""Judged pairs as records.JUDGEMENTS, whatever files they come from, and the refusal of pairs with two ratings."""
+"""Judged pairs as schemas.JUDGEMENTS, whatever files they come from, and the refusal of pairs with two ratings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def judgements(
     *,
     conflicts: str | None = None,
 ) -> pa.Table:
-    """The judged pairs of `files` as records.JUDGEMENTS, in file order, gain null; a row per rater may be a pair's.
+    """The judged pairs of `files` as schemas.JUDGEMENTS, in file order, gain null; a row per rater may be a pair's.
 
     Args:
         files: with the columns query, product_id, rating and perhaps rater, raters and locale.
@@ -68,12 +68,12 @@ def one_table(
     fatal: bool = True,
     conflicts: str | None = None,
 ) -> pa.Table:
-    """`parts` as one records.JUDGEMENTS, without the pairs whose rows disagree, unless `conflicts` reconciles them.
+    """`parts` as one schemas.JUDGEMENTS, without the pairs whose rows disagree, unless `conflicts` reconciles them.
 
     The names of raters end here: their numbers in order of appearance take their place.
 
     Args:
-        parts: the columns of records.JUDGEMENTS, rater as text or missing, and of `origin`.
+        parts: the columns of schemas.JUDGEMENTS, rater as text or missing, and of `origin`.
         files, where, problems, conflicts: see `judgements`.
         fatal: whether pairs whose rows disagree stop the run.
     """

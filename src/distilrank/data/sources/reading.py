@@ -422,7 +422,7 @@ def check_headers(files: Sequence[File], problems: Problems) -> None:
 
 
 def product_batches(table: pa.Table) -> list[pa.RecordBatch]:
-    """`table` as batches of records.PRODUCTS; product fields that it lacks are null."""
+    """`table` as batches of schemas.PRODUCTS; product fields that it lacks are null."""
     for name in set(schemas.PRODUCTS.names) - set(table.column_names):
         table = table.append_column(name, pa.nulls(len(table), pa.string()))
     return table.select(schemas.PRODUCTS.names).cast(schemas.PRODUCTS).to_batches()

@@ -69,11 +69,11 @@ class Shop:
         return artifacts.digest_json({"generator": GENERATOR, **self.config.model_dump(mode="json")})
 
     def products(self, problems: Problems) -> Iterator[pa.RecordBatch]:
-        """The catalogue, as records.PRODUCTS; a new kind's products, if any, come last."""
+        """The catalogue, as schemas.PRODUCTS; a new kind's products, if any, come last."""
         yield from self._catalogue.table.to_batches()
 
     def judgements(self, problems: Problems) -> pa.Table:
-        """The judged pairs, as records.JUDGEMENTS."""
+        """The judged pairs, as schemas.JUDGEMENTS."""
         pairs = self.truth()
         ratings = judgements.rate(
             pairs["grade"].to_numpy(), self.config.raters, self.config.rater_noise, self._draw("ratings")
@@ -116,7 +116,7 @@ class Shop:
         return Log(parts=[GeneratedLog(self)], timed=True, clients=False, settings={}, people=False)
 
     def impressions(self) -> pa.Table:
-        """The search log, as records.IMPRESSIONS, in order of time."""
+        """The search log, as schemas.IMPRESSIONS, in order of time."""
         return self._impressions
 
     @cached_property

@@ -90,7 +90,7 @@ def show(
     product_ids: pa.Array,
     draw: np.random.Generator,
 ) -> pa.Table:
-    """Play the searches and return the log, as records.IMPRESSIONS, in order of time and position.
+    """Play the searches and return the log, as schemas.IMPRESSIONS, in order of time and position.
 
     Args:
         moments, texts: when each search happened and what was typed.
