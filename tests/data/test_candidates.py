@@ -228,11 +228,11 @@ def test_judged_queries_are_scrubbed_where_asked(shop: Shop, tmp_path: Path, scr
     queries = read.queries.to_pylist()
     if scrub:
         assert first in queries and not any("@" in query or "415" in query for query in queries)
-        assert (problem.rows, problem.what) == (4, "left out, rows whose query is nothing but personal data")
+        assert (problem.rows, problem.what) == (4, "left out, rows whose query consists of personal data only")
         assert len(read.judged.query) == len(asked) - 4
     else:
         assert f"{first} joe@example.com" in queries and "415-555-2671" in queries
-        assert problem.rows == 8 and "kept, queries with what looks like personal data (email, phone)" in problem.what
+        assert problem.rows == 8 and "kept, queries with possible personal data (email, phone)" in problem.what
         assert not problem.fatal and "joe" not in problem.line(), "the note itself shows none"
 
 

@@ -125,7 +125,7 @@ def test_no_id_and_no_personal_data_reaches_the_store(tmp_path: Path) -> None:
         assert secret not in everything
     assert parts[0].facts["scrubbed"] == {"card": {"rows": 1, "queries": 1}, "email": {"rows": 1, "queries": 1}}
     assert [(problem.rows, problem.what) for problem in problems] == [
-        (1, "rows whose query is blank, or nothing but personal data")
+        (1, "rows whose query is blank or consists of personal data only")
     ]
     # Another store has another key, so that hashes of two shops, or of one at two times, cannot be joined.
     other, _ = ingest(tmp_path / "other", Rows("a", rows))
@@ -216,7 +216,7 @@ def test_what_is_no_query_is_left_out_by_reason(tmp_path: Path) -> None:
     parts, problems = ingest(tmp_path, Rows("a", rows))
     assert {problem.what: problem.rows for problem in problems} == {
         "rows of a search that no query record tells of": 1,
-        "rows whose query is blank, or nothing but personal data": 2,
+        "rows whose query is blank or consists of personal data only": 2,
         "rows whose query has more than 500 characters": 2,
     }
     assert sorted(row["text"] for row in content(parts, "queries")) == ["sofa", "y" * 500]

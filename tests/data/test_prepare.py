@@ -426,7 +426,7 @@ def test_caps_and_budget_take_whole_queries_in_hash_order(
     impressed = [row for row in out.candidates.to_pylist() if row["provenance"] == "impression"]
     assert len(impressed) == 4 * len(unlabeled)
     assert {(row["impressions"], row["clicks"]) for row in impressed} == {(1, 0)}
-    assert out.profile["splits"]["hidden"] == {"queries": len(unlabeled), "pairs": 4 * len(unlabeled)}
+    assert out.profile["splits"]["unlabeled_train"] == {"queries": len(unlabeled), "pairs": 4 * len(unlabeled)}
 
 
 def test_without_any_log_the_judged_queries_are_mined(shop: Shop, tmp_path: Path) -> None:
@@ -507,7 +507,7 @@ def test_spellings_are_one_query(shop: Shop, tmp_path: Path) -> None:
         "ratings_averaged_over_spellings": 1,
         "repeated_by_a_rater": 0,
         "spellings": 2,
-        "products_told_twice": 0,
+        "repeated_products": 0,
     }
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from distilrank.core import schemas
 from distilrank.core.problems import Problem
-from distilrank.data import profile_page, splits
+from distilrank.data import profile_page, profile_texts, splits
 from distilrank.data.candidates import PROVENANCES
 from distilrank.data.privacy import KINDS
 from distilrank.rendering import figures, formatting
@@ -94,7 +94,7 @@ def bare() -> dict[str, Any]:
             "scrubbed": {},
         },
         "frequency": [],
-        "splits": {**sides, "hidden": none, "over_cap": none},
+        "splits": {**sides, "unlabeled_train": none, "beyond_limit": none},
         "ratings": {"3": 24},
         "raters": spread(1.0, 1.0, 1.0, 1.0, 1.0),
         "rater_agreement": None,
@@ -116,7 +116,7 @@ def bare() -> dict[str, Any]:
         "vocabulary": 31,
         "merged": {
             "identical_judgements": 0, "judgements_of_other_spellings": 0, "ratings_averaged_over_spellings": 0,
-            "repeated_by_a_rater": 0, "spellings": 0, "products_told_twice": 0,
+            "repeated_by_a_rater": 0, "spellings": 0, "repeated_products": 0,
         },
         "dropped": [],
         "near_duplicates": {
@@ -166,14 +166,14 @@ def full(text: str = "") -> dict[str, Any]:
         ],
         "splits": {
             "train": train, "dev": dev, "test": test,
-            "hidden": {"queries": 9, "pairs": 57_000}, "over_cap": {"queries": 0, "pairs": 0},
+            "unlabeled_train": {"queries": 9, "pairs": 57_000}, "beyond_limit": {"queries": 0, "pairs": 0},
         },
         "ratings": {"0": 300_000, "0.333333": 1, "1": 49_999, "2": 300_000},
         "raters": spread(1.0, 3.0, 3.0, 5.0, 2.9),
         "targets": dict.fromkeys(schemas.SIDES, mixed),
         "merged": {
             "identical_judgements": 40, "judgements_of_other_spellings": 20, "ratings_averaged_over_spellings": 3,
-            "repeated_by_a_rater": 2, "spellings": 5, "products_told_twice": 1,
+            "repeated_by_a_rater": 2, "spellings": 5, "repeated_products": 1,
         },
         "missing_fields": {
             "title": 0, "product_type": 1, "brand": 40_931, "color": 40_932, "gender": 20_466, "description": 20,
@@ -293,19 +293,17 @@ def test_what_was_left_out_is_reported(rich: tuple[str, Page], sparse: Page) -> 
     text = rich[1].section_text("left-out")
     assert "left out, expected a time" in text and "row 7: time is 'no'" in text and "61" in text
     assert "impressions of queries with fewer than 3 clients 5 676" in text
-    assert "2 kinds of rows left out, or odd" in rich[1].section_text("")
-    assert "Nothing was left out" in sparse.section_text("left-out") and "Nothing was left out" in sparse.section_text(
-        ""
-    )
+    assert "2 kinds of rows left out or unusual" in rich[1].section_text("")
+    assert all("Nothing was left out" in sparse.section_text(section) for section in ("left-out", ""))
 
 
 def test_privacy_names_every_kind_in_words(rich: tuple[str, Page]) -> None:
-    assert set(profile_page.KINDS) == set(KINDS)
+    assert set(profile_texts.KINDS) == set(KINDS)
     text = rich[1].section_text("privacy")
     for number, kind in enumerate(KINDS):
-        assert f"{profile_page.KINDS[kind]} 1 00{number} {10 + number}" in text
+        assert f"{profile_texts.KINDS[kind]} 1 00{number} {10 + number}" in text
     assert "each of its products, must have in the window 3" in text and "481" in text and "613" in text
-    assert "some hold what looks like personal data: e-mail address (2) and phone number (1)" in text
+    assert "some contain what looks like personal data: e-mail address (2) and phone number (1)" in text
     assert "592 impressions and 613 clicks of fewer on a product" in rich[1].section_text("")
     assert "dropped 370" in text and "dropped 5 676" in text
 
@@ -314,17 +312,13 @@ def test_a_log_of_unknown_clients_is_a_warning() -> None:
     profile = full()
     profile["privacy"] |= {"min_clients": 1, "kept_all": "unknown_clients", "scrubbed": {}}
     page = Page(profile_page.render(profile))
-    assert (
-        "!Nothing was taken out of queries. All queries were kept: the log does not tell who searched"
-        in page.section_text("")
-    )
-    assert "None: the log does not tell who searched" in page.section_text("privacy")
+    summary = page.section_text("")
+    assert "!Nothing was removed from queries. All queries were kept: the log has no client ids" in summary
+    assert "None: the log has no client ids" in page.section_text("privacy")
     profile["privacy"] |= {"kept_all": "made_up", "scrub": False}
     page = Page(profile_page.render(profile))
-    assert (
-        "✓Personal data in queries was not looked for. All queries were kept: its shoppers are made up"
-        in page.section_text("")
-    )
+    summary = page.section_text("")
+    assert "✓Queries were not searched for personal data. All queries were kept: its shoppers are simulated" in summary
     assert "scrubbing is switched off" in page.section_text("privacy")
 
 
@@ -350,14 +344,14 @@ def test_the_agreement_of_raters_is_shown_and_too_little_of_it_is_a_warning() ->
     page = Page(profile_page.render(profile))
     assert "Every rating is the median of 3 raters." in page.section_text("judgements")
     assert (
-        "3 raters gave 72 ratings. 24 pairs have two or more, 18 of them (75 %) all equal. Krippendorff's alpha "
+        "3 raters gave 72 ratings. 24 pairs have two or more, 18 of them (75 %) in agreement. Krippendorff's alpha "
         "(interval) is 0.66, too little for conclusions"
     ) in page.section_text("judgements")
-    assert "!Raters agree little: Krippendorff's alpha is 0.66" in page.section_text("")
+    assert "!Raters agree poorly: Krippendorff's alpha is 0.66" in page.section_text("")
     for alpha, level in ((0.667, "enough for tentative conclusions"), (0.8, "which counts as reliable")):
-        assert level in profile_page._agreement_text(agreement | {"alpha": alpha})
+        assert level in profile_texts.describe_agreement(agreement | {"alpha": alpha})
     alone = {"raters": None, "ratings": 1, "pairs": 0, "alpha": None}
-    assert profile_page._agreement_text(alone) == "Raters without a name gave 1 rating. 0 pairs have two or more."
+    assert profile_texts.describe_agreement(alone) == "Anonymous raters gave 1 rating. 0 pairs have two or more."
 
 
 def test_hidden_judgements_that_replace_a_log_are_reported() -> None:
@@ -398,12 +392,12 @@ def test_rendering_is_repeatable_and_does_not_change_the_summary() -> None:
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (profile_page.share_text(0, 10), "0\u00a0%"),
-        (profile_page.share_text(1, 10_000), "<\u202f0.1\u00a0%"),
-        (profile_page.share_text(9_999, 10_000), ">\u202f99.9\u00a0%"),
-        (profile_page.share_text(1, 8), "12.5\u00a0%"),
-        (profile_page.share_text(10, 10), "100\u00a0%"),
-        (profile_page.share_text(0, 0), "–"),
+        (profile_texts.share_text(0, 10), "0\u00a0%"),
+        (profile_texts.share_text(1, 10_000), "<\u202f0.1\u00a0%"),
+        (profile_texts.share_text(9_999, 10_000), ">\u202f99.9\u00a0%"),
+        (profile_texts.share_text(1, 8), "12.5\u00a0%"),
+        (profile_texts.share_text(10, 10), "100\u00a0%"),
+        (profile_texts.share_text(0, 0), "–"),
         (formatting.format_count(1, "query", "queries"), "1 query"),
         (formatting.format_count(1500, "row"), "1\u202f500 rows"),
     ],

@@ -402,7 +402,7 @@ def test_a_file_in_pieces_is_scored_as_the_whole(
     whole = Scorer.load(student, CPU, backend="onnx").score(table)
     monkeypatch.setattr("distilrank.data.sources.reading.BATCH_ROWS", 16)
     monkeypatch.setattr("distilrank.data.sources.reading._BLOCK_BYTES", 2000)
-    pieces = [len(part) for part, _ in score_files._pieces(source)]
+    pieces = [len(part) for part, _ in score_files._batches(source)]
     assert len(pieces) > 8 and sum(pieces) == 240
     for name in ("scores.parquet", "scores.csv"):
         output = tmp_path / "new" / name

@@ -185,16 +185,16 @@ def _split(text: str, language: str, *, syllables: bool) -> list[str]:
     text = normal_form(text, language)
     if text.isascii():
         return _WORD.findall(text)
-    found: list[str] = []
+    words: list[str] = []
     for word in _ANY_WORD.findall(text):
         if word.isascii():
-            found.append(word)
+            words.append(word)
         elif word[0].isdecimal():
-            found.append("".join(str(unicodedata.decimal(character, character)) for character in word))
+            words.append("".join(str(unicodedata.decimal(character, character)) for character in word))
         else:
             for match in _RUN.finditer(word):
                 letters = _LETTER.findall(match[0]) if match[1] else [match[0]]
-                found += map("".join, itertools.pairwise(letters)) if len(letters) > 1 else letters
+                words += map("".join, itertools.pairwise(letters)) if len(letters) > 1 else letters
                 if syllables and len(letters) > 1:
-                    found += _SYLLABLE.findall(match[0])
-    return found
+                    words += _SYLLABLE.findall(match[0])
+    return words

@@ -1,7 +1,7 @@
-"""BM25 over the catalogue: the baseline of every comparison, and one of the ways to find candidates.
+"""BM25 over the catalogue: the baseline of every comparison, and one source of candidates.
 
-bm25s with Lucene's formula and its defaults (k1 1.2, b 0.75), stems of each document's language (Snowball), no stop
-words.
+It uses bm25s with Lucene's formula and defaults (k1 1.2, b 0.75), Snowball stems of each document's language, and no
+stop words.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from distilrank.core import languages, normalize
 
 
 class Index:
-    """BM25 scores of documents for queries; documents are known by their place, from 0.
+    """BM25 scores of documents for queries; a document is identified by its index, from 0.
 
     Args:
-        documents: their texts; at least one word among them all.
-        language: of all documents, a key of `languages.LANGUAGES`; or one for each document, in their order.
+        documents: their texts; at least one of them must have a word.
+        language: a key of `languages.LANGUAGES` for all documents, or one for each document, in their order.
 
     Raises:
         ValueError: no document has a word.
@@ -39,13 +39,13 @@ class Index:
             raise ValueError("no document has a word")
         model = bm25s.BM25(k1=1.2, b=0.75, method="lucene")
         model.index((terms, self._terms), create_empty_token=False, show_progress=False)
-        # A column for each term: its documents, and what the term adds to the score of each.
+        # One column per term: its documents, and the term's contribution to the score of each.
         self._weights, self._documents, self._starts = (
             np.asarray(model.scores[name]) for name in ("data", "indices", "indptr")
         )
         self._scores = np.zeros(len(terms), np.float32)
         shape = (len(terms), len(self._terms))
-        # The score of a given pair needs the row of its document.
+        # Scoring a single pair needs the row of its document.
         self._by_document = sp.csc_matrix((self._weights, self._documents, self._starts), shape=shape).tocsr()
 
     def __len__(self) -> int:
@@ -53,12 +53,12 @@ class Index:
 
     @property
     def vocabulary(self) -> int:
-        """Number of different stems."""
+        """Number of distinct stems."""
         return len(self._terms)
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """The languages of the documents, in the order in which they first come."""
+        """The languages of the documents, in order of first appearance."""
         return tuple(self._term_of)
 
     def stem(self, word: str) -> str:
@@ -83,9 +83,9 @@ class Index:
         return np.array(terms, np.int32)
 
     def _lookup(self, query: str, split: Callable[[str, str], list[str]]) -> list[set[int]]:
-        """The terms of each word of `query` that documents have: a word has a stem in each of their languages."""
-        found = ([self._term(word, language) for word in split(query, language)] for language in self._term_of)
-        return [{term for term in terms if term is not None} for terms in zip(*found, strict=True)]
+        """The indexed terms of each word of `query`: a word has one stem in each language of the documents."""
+        by_language = ([self._term(word, language) for word in split(query, language)] for language in self._term_of)
+        return [{term for term in terms if term is not None} for terms in zip(*by_language, strict=True)]
 
     def _term(self, word: str, language: str) -> int | None:
         term = self._term_of[language].get(word)
@@ -95,14 +95,14 @@ class Index:
         return list(chain.from_iterable(map(sorted, self._lookup(query, normalize.terms))))
 
     def unseen(self, query: str) -> float:
-        """Share of the words of `query` whose stem no document has, in [0, 1]; 0 for a query without words."""
-        found = self._lookup(query, normalize.words)
-        return 1 - sum(map(bool, found)) / len(found) if found else 0.0
+        """Share of the words of `query` whose stem occurs in no document, in [0, 1]; 0 for a query without words."""
+        terms_by_word = self._lookup(query, normalize.words)
+        return 1 - sum(map(bool, terms_by_word)) / len(terms_by_word) if terms_by_word else 0.0
 
     def top(self, query: str, count: int) -> np.ndarray:
-        """The best documents for `query`, best first, at most `count`; only such as share a word with it.
+        """The best documents for `query`, best first, at most `count`; each shares a word with it.
 
-        Ties go to the document that comes first.
+        Ties go to the lower index.
         """
         terms = self._known(query)
         if not terms or count < 1:
@@ -111,32 +111,36 @@ class Index:
         for term in terms:
             span = slice(self._starts[term], self._starts[term + 1])
             scores[self._documents[span]] += self._weights[span]
-        found = np.flatnonzero(scores)
-        if len(found) > count:
-            least = np.partition(scores[found], -count)[-count]
-            found = found[scores[found] >= least]
-        best = found[np.argsort(-scores[found], kind="stable")][:count]
+        documents = np.flatnonzero(scores)
+        if len(documents) > count:
+            least = np.partition(scores[documents], -count)[-count]
+            documents = documents[scores[documents] >= least]
+        best = documents[np.argsort(-scores[documents], kind="stable")][:count]
         scores[:] = 0
         return best
 
     def scores(self, queries: Sequence[str], query: np.ndarray, document: np.ndarray) -> np.ndarray:
-        """Scores of given pairs, float32, shape (pairs,); memory follows the pairs, not queries times documents.
+        """Scores of pairs, float32, shape (pairs,); memory grows with the pairs, not with queries times documents.
 
         Args:
             queries: texts.
-            query: place of each pair's query in `queries`, shape (pairs,).
-            document: place of each pair's document, shape (pairs,).
+            query: index of each pair's query in `queries`, shape (pairs,).
+            document: index of each pair's document, shape (pairs,).
         """
-        known = [self._known(text) for text in queries]
-        starts = np.cumsum([0, *map(len, known)])
-        terms = np.fromiter((term for terms in known for term in terms), np.int32, starts[-1])
+        terms_by_query = [self._known(text) for text in queries]
+        starts = np.cumsum([0, *map(len, terms_by_query)])
+        terms = np.fromiter((term for terms in terms_by_query for term in terms), np.int32, starts[-1])
         weights = sp.csr_matrix(
             (np.ones(len(terms), np.float32), terms, starts), shape=(len(queries), len(self._terms))
         )
-        weights.sum_duplicates()  # a word said twice counts twice
+        weights.sum_duplicates()  # a repeated word counts twice
         step = 1 << 18
         parts = [
-            np.asarray(self._by_document[document[at : at + step]].multiply(weights[query[at : at + step]]).sum(axis=1))
-            for at in range(0, len(query), step)
+            np.asarray(
+                self._by_document[document[start : start + step]]
+                .multiply(weights[query[start : start + step]])
+                .sum(axis=1)
+            )
+            for start in range(0, len(query), step)
         ]
         return np.concatenate([part.ravel() for part in parts]).astype(np.float32) if parts else np.empty(0, np.float32)

@@ -21,7 +21,7 @@ from distilrank.modeling.bi_encoder import Retriever
 from distilrank.modeling.neighbors import Neighbors
 
 PROVENANCES = ("impression", "bm25", "disagreement", "popular", "random")
-_VOTES = 10  # best BM25 hits that tell the product type of a query that the log does not know
+_VOTES = 10  # best BM25 hits that vote on the product type of a query without impressions
 
 
 @dataclass(frozen=True)
@@ -35,37 +35,37 @@ class Mined(Pairs):
 
 @dataclass(frozen=True)
 class Embedded:
-    """The embedding retriever and the catalogue as it sees it."""
+    """The embedding retriever and the embedded catalogue."""
 
     retriever: Retriever
     products: Neighbors
 
 
 class Miner:
-    """Finds candidates for the train-side queries of the training window.
+    """Mines candidates for the train-side queries of the training window.
 
-    Each quota takes such products as are not among the candidates yet, never more than the catalogue has:
+    Each quota adds products that are not yet among the candidates, as far as the catalogue has any:
 
-    * impressions: drawn without replacement, a product's chance following its impressions as they would be if every
-      rank were seen alike (`ImpressionStore.prepare`); hidden judgements count as impressions of unknown rank;
-    * BM25: its best;
-    * disagreement: the best of BM25 that the embedding retriever does not have in its first `retriever.depth`, and
-      the other way round, by turns, beginning with the embedding retriever's;
-    * popular: the most clicked, then most shown, products of the type that most impressions of the query have, or,
-      without any, most of BM25's best;
+    * impressions: drawn without replacement, with probabilities that follow a product's impressions corrected for rank
+      (`ImpressionStore.prepare`); hidden judgements count as impressions of unknown rank;
+    * BM25: its best hits;
+    * disagreement: the best hits of BM25 that are not in the first `retriever.depth` of the embedding retriever, and
+      vice versa, in alternation, starting with the embedding retriever;
+    * popular: the most clicked, then most shown, products of the query's most frequent product type among its
+      impressions or, without any, among BM25's best hits;
     * random: any product.
 
-    Without any log, hidden judgements included, it is the judged train queries that candidates are found for.
+    Without a log and without hidden judgements, candidates are mined for the judged train queries.
 
     Raises:
-        InputError: there is a log, but without a train-side query in the training window.
+        InputError: the training window of the log has no train-side query.
     """
 
     def __init__(
         self, corpus: Corpus, split: Split, index: bm25.Index, embedded: Embedded | None, config: Prepare
     ) -> None:
         self.corpus, self.index, self.embedded, self.config = corpus, index, embedded, config
-        corpus.log.prepare(corpus.side == TRAIN, corpus.judged.take(split.rows["hidden"]))
+        corpus.log.prepare(corpus.side == TRAIN, corpus.judged.take(split.rows["unlabeled_train"]))
         self.queries = self._choose(split)
         self._tickets = _hashes(corpus.catalogue.column("product_id"))
         self._by_type, self._types = _popular(corpus) if config.from_popular else ({}, np.zeros(0, np.int64))
@@ -84,28 +84,28 @@ class Miner:
         config, position = self.config, self.corpus.position
         quotas = {HEAD: config.head_queries, TORSO: config.torso_queries, TAIL: config.tail_queries}
         stratum = self.corpus.stratum[queries]
-        kept = []
-        for code, most in quotas.items():
+        chosen = []
+        for code, limit in quotas.items():
             members = queries[stratum == code]
-            # Frequency would take a stratum's most frequent ones only: hash order is a fair sample of it.
-            kept.append(members[np.argsort(position[members], kind="stable")][: most or None])
-        queries = np.concatenate(kept)
+            # By frequency, only a stratum's most frequent queries would be taken; hash order is a fair sample.
+            chosen.append(members[np.argsort(position[members], kind="stable")][: limit or None])
+        queries = np.concatenate(chosen)
         order = np.lexsort((position[queries], -self.corpus.impressions[queries]))
         return np.sort(queries[order[: config.log_queries or None]])
 
     def mine(self) -> Iterator[Mined]:
-        """The candidates of all queries, some queries at a time, ascending.
+        """Yield the candidates of all queries, a chunk of queries at a time, in ascending order.
 
         Raises:
-            InputError: no candidate is found for any query.
+            InputError: no query has a candidate.
         """
         counter = progress.Counter("prepare", len(self.queries), "queries")
-        found = 0
+        count = 0
         for queries, shown in self.corpus.log.chunks(self.queries):
             mined = self._mine(queries, shown, counter)
-            found += len(mined.query)
+            count += len(mined.query)
             yield mined
-        if not found:
+        if not count:
             raise InputError(f"no candidate for any of {len(self.queries)} queries; raise prepare.from_random")
 
     def _mine(self, queries: np.ndarray, shown: Shown, counter: progress.Counter) -> Mined:
@@ -115,7 +115,7 @@ class Miner:
         seeds = np.array([int(key, 16) for key in ids], np.uint64)
         starts, ends = (np.searchsorted(shown.query, queries, side=side) for side in ("left", "right"))
         # An exponential race: the smallest of -log(u)/weight comes first (Efraimidis and Spirakis, IPL 97(5), 2006).
-        # A pair's ticket depends on the pair alone, so new days do not reshuffle the draw.
+        # A pair's ticket depends on the pair alone, so new days do not reshuffle the sample.
         mixed = _mix(np.repeat(seeds, ends - starts) ^ self._tickets[shown.product], config.seed)
         race = -np.log((mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53 + 2.0**-54) / shown.weight
         order = np.lexsort((race, shown.query))
@@ -127,27 +127,29 @@ class Miner:
         for row, text in enumerate(texts):
             span = slice(starts[row], ends[row])
             taken = shown.product[order[span]][: config.from_impressions]
-            wanted = max(config.from_bm25, config.per_query) + config.from_impressions
+            depth_needed = max(config.from_bm25, config.per_query) + config.from_impressions
             began = time.perf_counter()
-            hits = self.index.top(text, max(wanted, depth, _VOTES if config.from_popular else 0))
+            hits = self.index.top(text, max(depth_needed, depth, _VOTES if config.from_popular else 0))
             self.seconds["bm25"] += time.perf_counter() - began
-            # A generator for each query: what it draws does not depend on which other queries the log holds.
-            draw = np.random.default_rng([config.seed, int(ids[row], 16)])
-            drawn = draw.choice(count, min(count, config.from_random + config.per_query + _most(config)), replace=False)
+            # A separate generator per query: its draws do not depend on the other queries of the log.
+            generator = np.random.default_rng([config.seed, int(ids[row], 16)])
+            random_products = generator.choice(
+                count, min(count, config.from_random + config.per_query + _most(config)), replace=False
+            )
             offers = {
                 "bm25": (hits, config.from_bm25),
                 "disagreement": (_alternate(near[row], hits, depth) if near is not None else hits[:0],
                                  config.from_disagreement),
                 "popular": (self._popular_of(shown.product[span], shown.weight[span], hits), config.from_popular),
-                "random": (drawn, config.from_random),
+                "random": (random_products, config.from_random),
             }  # fmt: skip
             picked = {name: [] for name in PROVENANCES} | {"impression": taken.tolist()}
-            seen = set(picked["impression"])  # for a dozen products, a set is faster than numpy
+            chosen = set(picked["impression"])  # for a dozen products, a set is faster than numpy
 
-            def pick(name: str, most: int, offered: np.ndarray, picked=picked, seen=seen) -> None:
+            def pick(name: str, most: int, offered: np.ndarray, picked=picked, chosen=chosen) -> None:
                 for product in offered.tolist() if most > 0 else ():
-                    if product not in seen:
-                        seen.add(product)
+                    if product not in chosen:
+                        chosen.add(product)
                         picked[name].append(product)
                         most -= 1
                         if not most:
@@ -157,7 +159,7 @@ class Miner:
                 pick(name, most, offered)
             if config.per_query:
                 for name in ("bm25", "random"):
-                    pick(name, config.per_query - len(seen), offers[name][0])
+                    pick(name, config.per_query - len(chosen), offers[name][0])
             products = [product for name in PROVENANCES for product in picked[name]][: config.per_query or None]
             lengths = np.minimum(np.cumsum([len(picked[name]) for name in PROVENANCES]), len(products))
             sizes[row] = np.diff(lengths, prepend=0)
@@ -186,7 +188,7 @@ class Miner:
         return places
 
     def _popular_of(self, products: np.ndarray, weight: np.ndarray, hits: np.ndarray) -> np.ndarray:
-        """The popular products of the type of a query, best first, some more than can be taken already."""
+        """The popular products of a query's type, best first, with a reserve for those already chosen."""
         if not self.config.from_popular:
             return hits[:0]
         types = self._types[products] if len(products) else self._types[hits[:_VOTES]]
@@ -199,12 +201,12 @@ class Miner:
 
 
 def _most(config: Prepare) -> int:
-    """How many candidates a query can have before `per_query` fills it up."""
+    """Largest number of candidates of a query before `per_query` fills it up."""
     return sum(getattr(config, name) for name in Prepare.model_fields if name.startswith("from_"))
 
 
 def _alternate(near: np.ndarray, hits: np.ndarray, depth: int) -> np.ndarray:
-    """The products that only one of two rankings has in its first `depth`, in turn, best first."""
+    """The products that only one of two rankings has in its first `depth`, alternating, best first."""
     hits = hits[:depth]
     only_near, only_hits = near[~np.isin(near, hits)], hits[~np.isin(hits, near)]
     shared = min(len(only_near), len(only_hits))
@@ -213,15 +215,15 @@ def _alternate(near: np.ndarray, hits: np.ndarray, depth: int) -> np.ndarray:
 
 
 def _popular(corpus: Corpus) -> tuple[dict[int, np.ndarray], np.ndarray]:
-    """The products of each type that the log knows, best first, and the type of each product (-1: none)."""
+    """The products of each type with impressions, best first, and the type of each product (-1: none)."""
     column = corpus.catalogue.column("product_type").combine_chunks().dictionary_encode()
     types = column.indices.fill_null(-1).to_numpy().astype(np.int64)
     clicks, shown = corpus.log.popularity(len(types))
-    known = np.flatnonzero((types >= 0) & (shown > 0))
-    known = known[np.lexsort((known, -shown[known], -clicks[known], types[known]))]
-    bounds = np.flatnonzero(np.diff(types[known])) + 1
-    groups = np.split(known, bounds) if len(known) else []
-    return dict.fromkeys(range(-1, types.max(initial=-1) + 1), known[:0]) | {
+    products = np.flatnonzero((types >= 0) & (shown > 0))
+    products = products[np.lexsort((products, -shown[products], -clicks[products], types[products]))]
+    bounds = np.flatnonzero(np.diff(types[products])) + 1
+    groups = np.split(products, bounds) if len(products) else []
+    return dict.fromkeys(range(-1, types.max(initial=-1) + 1), products[:0]) | {
         int(types[group[0]]): group for group in groups
     }, types
 

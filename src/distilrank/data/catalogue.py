@@ -1,4 +1,4 @@
-"""The catalogue, cleaned: short fields in memory, descriptions on disk, so that millions of products fit a laptop."""
+"""The cleaned catalogue, short fields in memory and descriptions on disk: a laptop holds millions of products."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from distilrank.core.problems import EXAMPLES, Problems
 
 SHORT_FIELDS = tuple(name for name in schemas.PRODUCT_FIELDS if name != "description")
 
-# A tag, a comment or an entity; a lone < or & is none ("5 < 6", "black & decker").
+# A tag, a comment or an entity; a single < or & does not count ("5 < 6", "black & decker").
 _MARKUP = r"<[A-Za-z/!]|&(#\d+|#[xX][0-9a-fA-F]+|[A-Za-z]+\d*);"
 _IS_MARKUP = re.compile(_MARKUP)
-_ODD = r"[^ -~]|  |[<&]|^ | $"  # what a text has that `clean` may change; all others are left alone in one sweep
+_ODD = r"[^ -~]|  |[<&]|^ | $"  # matches every text that `clean` may change; all others are skipped in one pass
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _BREAKS = re.compile(r"(?i)<(?=/?(?:br|p|div|li|ul|ol|tr|td|th|h[1-6]|table|section|hr)\b)")
-_MARKS = re.compile("[\u2122\u00ae\u00a9\u2120]")  # NFKC would make letters of them
+_MARKS = re.compile("[\u2122\u00ae\u00a9\u2120]")  # NFKC would turn them into letters
 
 
 def clean(text: str) -> str:
-    """A product's text for models: HTML as text, Unicode NFKC with plain quotes and dashes, white space collapsed.
+    """Clean a product's text: HTML to text, Unicode NFKC with plain quotes and dashes, white space collapsed.
 
-    Case stays. Marks such as the trademark sign go.
+    Case is kept. Marks such as the trademark sign are removed.
     """
     if _IS_MARKUP.search(text):
         # Block elements separate words, inline ones do not.
@@ -44,7 +44,7 @@ def clean(text: str) -> str:
 
 
 def clean_column(column: pa.Array) -> pa.Array:
-    """`clean` for each text, string; what is left blank is null."""
+    """Apply `clean` to each text; the result is a string column in which blank texts are null."""
     odd = pc.fill_null(pc.match_substring_regex(column, _ODD), False)
     if pc.any(odd).as_py():
         cleaned = pa.array([clean(text) for text in column.filter(odd).to_pylist()], pa.string())
@@ -53,7 +53,7 @@ def clean_column(column: pa.Array) -> pa.Array:
 
 
 class Spool:
-    """Texts on disk, in order of their coming; memory follows their number, not their length."""
+    """Texts on disk in order of arrival; memory grows with their number, not their length."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("w+b")
@@ -64,7 +64,7 @@ class Spool:
         return sum(map(len, self._ends)) - 1
 
     def add(self, column: pa.Array) -> None:
-        """Append texts; a null is kept as an empty one."""
+        """Append texts; a null is stored as an empty text."""
         if not len(column):
             return
         filled = pc.fill_null(column, "").cast(pa.large_binary())
@@ -80,14 +80,14 @@ class Spool:
         """The texts at `rows`, string; empty ones are null."""
         bounds = self._finish()
         starts, ends = bounds[rows], bounds[rows + 1]
-        found: list[bytes | None] = []
+        texts: list[bytes | None] = []
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
             if start == end:
-                found.append(None)
+                texts.append(None)
             else:
                 self._file.seek(start)
-                found.append(self._file.read(end - start))
-        return pa.array(found, pa.binary()).cast(pa.string())
+                texts.append(self._file.read(end - start))
+        return pa.array(texts, pa.binary()).cast(pa.string())
 
     def sizes(self) -> np.ndarray:
         """The length of each text in bytes, int64; 0 for null."""
@@ -102,12 +102,12 @@ class Spool:
 
 
 class Catalogue:
-    """The products, by place.
+    """The products by row index.
 
     Args:
-        batches: as records.PRODUCTS.
-        scratch: folder for what does not fit memory; it must outlive the catalogue.
-        problems: gets repeated ids that describe different products, and ids that differ by leading zeros alone.
+        batches: as schemas.PRODUCTS.
+        scratch: folder for the descriptions; it must outlive the catalogue.
+        problems: receives repeated ids that describe different products, and ids that differ only by leading zeros.
     """
 
     def __init__(self, batches: Iterable[pa.RecordBatch], scratch: Path, problems: Problems) -> None:
@@ -134,7 +134,7 @@ class Catalogue:
         return self._table.num_rows
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """A short field, or product_id, of all products."""
+        """A short field or product_id of all products."""
         return self._table[name]
 
     @property
@@ -142,30 +142,30 @@ class Catalogue:
         """Products without a description."""
         return int((self.descriptions.sizes()[self._rows] == 0).sum())
 
-    def take(self, places: np.ndarray) -> dict[str, pa.Array | pa.ChunkedArray]:
-        """product_id and all product fields of the products at `places`."""
-        rows = pa.array(places)
-        columns = {name: self._table[name].take(rows) for name in ("product_id", *SHORT_FIELDS)}
-        return {**columns, "description": self.descriptions.take(self._rows[places])}
+    def take(self, rows: np.ndarray) -> dict[str, pa.Array | pa.ChunkedArray]:
+        """product_id and all product fields of the products at `rows`."""
+        indices = pa.array(rows)
+        columns = {name: self._table[name].take(indices) for name in ("product_id", *SHORT_FIELDS)}
+        return {**columns, "description": self.descriptions.take(self._rows[rows])}
 
-    def characters(self, places: np.ndarray, longest: int) -> np.ndarray:
-        """Characters of all fields of the products at `places`, of a description at most `longest` bytes; int64."""
-        rows = pa.array(places)
-        total = np.zeros(len(places), np.int64)
+    def characters(self, rows: np.ndarray, longest: int) -> np.ndarray:
+        """Characters of all fields of the products at `rows`, int64; at most `longest` bytes of each description."""
+        indices = pa.array(rows)
+        total = np.zeros(len(rows), np.int64)
         for name in SHORT_FIELDS:
-            total += pc.fill_null(pc.utf8_length(self._table[name].take(rows)), 0).to_numpy()
-        return total + np.minimum(self.descriptions.sizes()[self._rows[places]], longest)
+            total += pc.fill_null(pc.utf8_length(self._table[name].take(indices)), 0).to_numpy()
+        return total + np.minimum(self.descriptions.sizes()[self._rows[rows]], longest)
 
-    def texts(self, places: np.ndarray) -> list[str]:
-        """One string for each product at `places`: its short fields, those that it has, separated by blanks."""
-        rows = pa.array(places)
-        columns = [self._table[name].take(rows) for name in SHORT_FIELDS]
+    def texts(self, rows: np.ndarray) -> list[str]:
+        """One string per product at `rows`: its non-empty short fields, separated by blanks."""
+        indices = pa.array(rows)
+        columns = [self._table[name].take(indices) for name in SHORT_FIELDS]
         # Not "skip": that drops rows without any field.
         joined = pc.binary_join_element_wise(*columns, " ", null_handling="replace", null_replacement="")
         return [" ".join(text.split()) for text in joined.to_pylist()]
 
     def hint_at_altered_ids(self, unknown: pa.Array) -> str:
-        """How many unknown ids would match without leading zeros or as whole numbers, to be appended to a message."""
+        """Return a hint for a message: how many unknown ids match without leading zeros or as whole numbers."""
         bare = pa.array(set(bare_ids(self.keys).to_pylist()), pa.string())
         alike = pc.sum(pc.is_in(bare_ids(unknown), value_set=bare)).as_py() or 0
         if not alike:
@@ -173,7 +173,7 @@ class Catalogue:
         return f"; {alike} of {len(unknown)} differ from one by leading zeros or type alone: keep ids as text"
 
     def _merge(self, problems: Problems) -> None:
-        """Make one of rows that say the same; note rows that describe one product differently."""
+        """Merge identical rows; report products that rows describe differently."""
         keys = self._table["product_id"]
         distinct = pc.count_distinct(keys).as_py()
         if distinct == len(keys):
@@ -183,9 +183,9 @@ class Catalogue:
         leader = first[codes]
         again = np.flatnonzero(leader != np.arange(len(codes)))
         same = np.ones(len(again), bool)
-        one, other = self.take(again), self.take(leader[again])
+        repeated, leading = self.take(again), self.take(leader[again])
         for name in schemas.PRODUCT_FIELDS:
-            left, right = (pc.fill_null(column[name], "") for column in (one, other))
+            left, right = (pc.fill_null(column[name], "") for column in (repeated, leading))
             same &= np.asarray(pc.equal(left, right))
         rows = again[~same]
         problems.add(
@@ -211,5 +211,5 @@ class Catalogue:
 
 
 def bare_ids(ids: pa.Array) -> pa.Array:
-    """Product ids without what text-to-number conversions change: leading zeros and a decimal `.0`."""
+    """Product ids without leading zeros and a decimal `.0`, which conversions between text and numbers change."""
     return pc.utf8_ltrim(pc.replace_substring_regex(pc.utf8_trim_whitespace(ids), r"^(\d+)\.0$", r"\1"), "0")

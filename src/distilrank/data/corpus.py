@@ -33,7 +33,7 @@ _NAMED_REASONS = 3
 
 @dataclass(frozen=True)
 class Corpus:
-    """Checked data of a source. Queries are numbered in the order of their ids, products as the catalogue has them."""
+    """Checked data of a source. Queries are numbered in the order of their ids, products in that of the catalogue."""
 
     catalogue: Catalogue
     query_ids: pa.StringArray
@@ -50,35 +50,35 @@ class Corpus:
     targets: np.ndarray
     """Soft targets in [0, 1]."""
     gains: np.ndarray
-    """In [0, 1]; the soft targets, unless the source has gains of its own."""
+    """In [0, 1]; the soft targets, unless the source defines separate gains."""
     raters: np.ndarray
-    """How many raters each rating stands for."""
+    """Number of raters behind each rating."""
     locales: pa.StringArray
     """Null where unknown."""
     languages: list[str]
     """Language of each product, a key of `languages.LANGUAGES`."""
     log: ImpressionStore
-    """Without impressions if there is no log."""
+    """Empty if there is no log."""
     logged: bool
     """Whether there is a log."""
     timed: bool
-    """Whether it has a window of newest traffic."""
+    """Whether the log has times, and so a window of newest traffic."""
     impressions: np.ndarray
-    """Impressions of each query in the training window (in all of a log without time)."""
+    """Impressions of each query in the training window (in the whole log if it has no times)."""
     newest: np.ndarray
     """Impressions of each query in the newest traffic."""
     stratum: np.ndarray
-    """Place in STRATA of each query."""
+    """Index in STRATA of each query."""
     merged: dict[str, int]
-    """How many rows became one with another, by reason."""
+    """Number of rows that were merged into another, by reason."""
     agreement: dict[str, Any] | None
     """How far the raters of a pair agree, as in the profile's `rater_agreement`; None where a pair has one rating."""
     privacy: dict[str, Any]
-    """What was scrubbed and dropped, in counts; `judged`: judged queries that held each kind of personal data."""
+    """Counts of what was scrubbed and dropped; `judged`: judged queries that contained each kind of personal data."""
     rows: dict[str, int]
-    """Rows read of the catalogue, the judgements and the log."""
+    """Rows read from the catalogue, the judgements and the log."""
     left_out: str
-    """Why rows of the log were left out, the most frequent reason first, to be appended to a message; empty: none."""
+    """Reasons for which rows of the log were left out, most frequent first, to append to a message; may be empty."""
 
     def texts(self, queries: np.ndarray) -> list[str]:
         """The texts of queries."""
@@ -114,28 +114,27 @@ def read(
     scratch: Path,
     problems: Problems,
 ) -> Corpus:
-    """Read and check what `source` has.
+    """Read and check the data of `source`.
 
-    Judged rows with the same query as typed, product, rating and rater are one, unless raters without a name rate
-    pairs together. Spellings with one normal form are one query. Several ratings of a product become one as the source
-    says; where it refuses them, spellings may still bring several: their mean weighted by raters counts. Of several
-    locales the one that most rows have counts (of equally frequent ones the first by code point). Impressions of
-    products that the catalogue lacks, of queries with too few clients, or outside both windows, are left out and
-    counted.
+    Judged rows with the same query as typed, product, rating and rater are merged, unless anonymous raters rate pairs
+    together. Spellings with the same normal form are one query. Several ratings of a pair are combined by the rule of
+    the source; where it refuses them, different spellings may still bring several, whose mean weighted by raters is
+    taken. The locale of a pair is its most frequent one (ties: the first by code point). Impressions of products that
+    the catalogue lacks, of queries with too few clients, or outside both windows are left out and counted.
 
     Args:
         source: judgements, catalogue and log.
         config: settings of preparation.
         window: the windows to read of the log.
         connection: an empty database for the log (`log_store.connect`); it must outlive the corpus.
-        scratch: folder for what does not fit memory; it must outlive the corpus, too.
-        problems: gets all that is wrong and all that was left out.
+        scratch: folder for data that does not fit into memory; it must outlive the corpus too.
+        problems: receives everything that is wrong and everything that was left out.
 
     Raises:
-        InputError: a table does not fit its schema, or judges what the catalogue lacks.
+        InputError: a table does not fit its schema, or a judged product is not in the catalogue.
     """
     log = source.log()
-    # The log first, while the catalogue does not take up memory beside it.
+    # The log first, while the catalogue is not in memory yet.
     parts = _read_log(log, config, window, scratch, problems) if log is not None else []
     with progress.timed("prepare", "read the catalogue"):
         catalogue = Catalogue(source.products(problems), scratch, problems)
@@ -149,7 +148,7 @@ def read(
     merged = judgements.merge(
         table,
         spelling=spellings.of_row,
-        query=spellings.places(query_ids),
+        query=spellings.indices_in(query_ids),
         product=pc.index_in(table["product_id"], value_set=catalogue.keys).to_numpy(),
         products=len(catalogue),
         rule=source.rating_conflicts,
@@ -181,7 +180,7 @@ def read(
         merged={
             **merged.merged,
             "spellings": merged_spellings,
-            "products_told_twice": catalogue.rows - len(catalogue),
+            "repeated_products": catalogue.rows - len(catalogue),
         },
         agreement=merged.agreement,
         privacy={**privacy, "scrub_judgements": config.privacy.scrub_judgements, "judged": personal},
@@ -195,7 +194,7 @@ def read(
 
 
 def _read_log(log: Log, config: Prepare, window: LogWindow, scratch: Path, problems: Problems) -> list[PartAggregates]:
-    """The day aggregates of the parts of the log that matter to the windows."""
+    """The day aggregates of the log's parts that overlap the windows."""
     problems.extend(log.problems, once=True)
     if log.people and log_tables.required_clients(log, config) < config.privacy.min_clients:
         problems.add(
@@ -231,12 +230,12 @@ class _Spellings:
     def __init__(self, table: pa.Table, language: str) -> None:
         encoded = table["query"].combine_chunks().dictionary_encode()
         self.of_row: np.ndarray = encoded.indices.to_numpy()
-        """Number of each row's spelling, shape (rows,)."""
+        """Index of each row's spelling, shape (rows,)."""
         self.texts: list[str] = encoded.dictionary.to_pylist()
         self.query_ids = [normalize.query_id(text, language) for text in self.texts]
 
     def table(self) -> pa.Table:
-        """query_id, text and how many rows have it, a row a spelling."""
+        """One row per spelling: query_id, text, and the number of judged rows with it."""
         return pa.table(
             {
                 "query_id": pa.array(self.query_ids, pa.string()),
@@ -245,24 +244,24 @@ class _Spellings:
             }
         )
 
-    def places(self, query_ids: pa.StringArray) -> np.ndarray:
-        """Place of each row's query in `query_ids`, shape (rows,)."""
-        place = pc.index_in(pa.array(self.query_ids, pa.string()), value_set=query_ids).to_numpy()
-        return place[self.of_row] if len(self.of_row) else self.of_row
+    def indices_in(self, query_ids: pa.StringArray) -> np.ndarray:
+        """Index in `query_ids` of each row's query, shape (rows,)."""
+        index = pc.index_in(pa.array(self.query_ids, pa.string()), value_set=query_ids).to_numpy()
+        return index[self.of_row] if len(self.of_row) else self.of_row
 
 
 def _number_queries(
     connection: duckdb.DuckDBPyConnection, spellings: _Spellings
 ) -> tuple[pa.StringArray, pa.StringArray, int]:
-    """Number judged and logged queries by their ids, and make the table `impressions` of `usable`.
+    """Number judged and logged queries by their ids, and create the table `impressions` from `usable`.
 
     Returns:
-        The ids; each query as most often typed; how many spellings are another one's query.
+        The ids; each query as most often typed; the number of spellings merged into another.
     """
     connection.register("judged_texts", spellings.table())
     connection.execute(
-        """CREATE TABLE places AS SELECT query_id, text, (row_number() OVER (ORDER BY query_id) - 1)::INTEGER AS place,
-            spellings
+        """CREATE TABLE numbered AS
+        SELECT query_id, text, (row_number() OVER (ORDER BY query_id) - 1)::INTEGER AS number, spellings
         FROM (SELECT query_id, text, count(*) OVER (PARTITION BY query_id) AS spellings,
                 row_number() OVER (PARTITION BY query_id ORDER BY typed DESC, text) AS rank
             FROM (SELECT query_id, text, sum(typed) AS typed FROM
@@ -271,11 +270,11 @@ def _number_queries(
                 GROUP BY query_id, text))
         WHERE rank = 1"""
     )
-    queries = connection.sql("SELECT query_id, text, spellings FROM places ORDER BY place").to_arrow_table()
+    queries = connection.sql("SELECT query_id, text, spellings FROM numbered ORDER BY number").to_arrow_table()
     connection.execute(
         """CREATE TABLE impressions AS
-        SELECT p.place AS query, u.product, u.position, u.shown, u.clicked, u.newest
-        FROM usable u JOIN places p USING (query_id)"""
+        SELECT n.number AS query, u.product, u.position, u.shown, u.clicked, u.newest
+        FROM usable u JOIN numbered n USING (query_id)"""
     )
     connection.execute("DROP TABLE usable")
     query_ids, texts = (queries[name].combine_chunks().cast(pa.string()) for name in ("query_id", "text"))
@@ -283,7 +282,7 @@ def _number_queries(
 
 
 def _hash_positions(query_ids: pa.StringArray, queries: pa.StringArray, config: Prepare) -> np.ndarray:
-    """Each query's position in hash order, in [0, 1); plurals share one unless they are kept apart."""
+    """Each query's position in hash order, in [0, 1); plurals share a position unless `plurals: apart`."""
     if config.plurals == "apart":
         keys = query_ids.to_pylist()
     else:
@@ -294,8 +293,8 @@ def _hash_positions(query_ids: pa.StringArray, queries: pa.StringArray, config: 
 def _languages(product: np.ndarray, locales: pa.StringArray, products: int, config: Prepare) -> list[str]:
     """The language of each product: that of the most frequent locale of its judgements.
 
-    Products without a known locale get the configured language; without one, the language that all judgements share, or
-    English if they have several.
+    Products without a known locale get the configured language or, if none is set, the language that all judgements
+    share; if they have several, English.
     """
     language_of = {locale: languages.of_locale(locale) for locale in pc.unique(locales.drop_null()).to_pylist()}
     judged_languages = sorted({language for language in language_of.values() if language})

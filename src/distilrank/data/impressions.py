@@ -17,38 +17,40 @@ from distilrank.core.arrays import systematic_sample
 CHUNK = 4096
 """Queries that are read at a time."""
 
-_UNIT = 1000  # weights are whole numbers, so that their sums do not depend on the order of adding
-_LARGEST = 100 * _UNIT  # a rank that a hundredth of the lists reaches; rarer ones would drown out the others
+_UNIT = 1000  # weights are integers, so that their sums do not depend on the order of addition
+_LARGEST = (
+    100 * _UNIT
+)  # the weight of a rank that a hundredth of the lists reaches; rarer ranks would dominate the rest
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Query-product pairs as places in Corpus.query_ids and Corpus.catalogue, a row each."""
+    """Query-product pairs, one per row, as indices into Corpus.query_ids and Corpus.catalogue."""
 
     query: np.ndarray
     product: np.ndarray
 
     def take(self, rows: np.ndarray) -> Pairs:
-        """The pairs at `rows` (places or a mask)."""
+        """The pairs at `rows` (indices or a mask)."""
         return Pairs(self.query[rows], self.product[rows])
 
 
 @dataclass(frozen=True)
 class Shown(Pairs):
-    """Pairs of some queries with what the training window says of them, ascending by query, then product."""
+    """Pairs of some queries with their counts in the training window, ascending by query, then product."""
 
     impressions: np.ndarray
     clicks: np.ndarray
     weight: np.ndarray
-    """Impressions as they would be if every rank were seen alike (`ImpressionStore.prepare`)."""
+    """Impressions corrected for rank, as if every rank were seen equally often (`ImpressionStore.prepare`)."""
 
 
 @dataclass(frozen=True)
 class Impressions(Pairs):
-    """Single impressions of pairs, a row each."""
+    """Single impressions of pairs, one per row."""
 
     position: np.ndarray
-    """Rank, 1 is the top; NaN where the log does not tell."""
+    """Rank, 1 is the top; NaN where unknown."""
     clicked: np.ndarray
     """1 where it was clicked, else 0."""
 
@@ -57,7 +59,7 @@ class ImpressionStore:
     """Impressions of the training window and of the newest traffic.
 
     Args:
-        connection: with the table `impressions`: query, product (places), position, shown, clicked, newest (bool).
+        connection: with the table `impressions`: query, product (indices), position, shown, clicked, newest (bool).
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
@@ -84,22 +86,23 @@ class ImpressionStore:
         shown, clicked = self._connection.execute(statement).fetchall()[0]
         return int(shown), int(clicked)
 
-    def prepare(self, train: np.ndarray, hidden: Pairs) -> None:
-        """Create the pool that candidates are drawn from: the training window of some queries, and hidden judgements.
+    def prepare(self, train: np.ndarray, hidden_pairs: Pairs) -> None:
+        """Create the pool of candidates: the training window of the train queries, and hidden judgements.
 
-        An impression at a rank weighs as many times more as that rank is shown less often than the most shown one
-        (inverse propensity, at most 100): a product on the second page counts as if all had turned it. Unknown ranks
-        weigh 1. A hidden judgement counts as one impression of unknown rank.
+        An impression is weighted by the inverse propensity of its rank: how many times less often that rank is shown
+        than the most shown one, at most 100. A product on the second page thus counts as if every shopper had turned
+        the page. Unknown ranks have weight 1. A hidden judgement counts as one impression of unknown rank.
 
         Args:
-            train: for each query whether it is of the train side, shape (queries,).
-            hidden: pairs whose ratings are forgotten.
+            train: whether each query is on the train side, shape (queries,).
+            hidden_pairs: judged pairs whose ratings are ignored.
         """
         self._connection.register("train_side", pa.table({"query": np.flatnonzero(train).astype(np.int32)}))
         self._connection.register(
-            "hidden", pa.table({"query": hidden.query.astype(np.int32), "product": hidden.product.astype(np.int32)})
+            "hidden",
+            pa.table({"query": hidden_pairs.query.astype(np.int32), "product": hidden_pairs.product.astype(np.int32)}),
         )
-        self._connection.execute("SET preserve_insertion_order = true")  # the table is to be sorted by query
+        self._connection.execute("SET preserve_insertion_order = true")  # keeps the table sorted by query
         self._connection.execute(
             f"""CREATE TABLE pool AS
             WITH ranks AS (SELECT position, sum(shown) AS total FROM impressions
@@ -123,13 +126,13 @@ class ImpressionStore:
         return np.asarray(columns["query"], np.int64)
 
     def chunks(self, queries: np.ndarray) -> Iterator[tuple[np.ndarray, Shown]]:
-        """Go through `queries` (ascending), CHUNK at a time, each time with what was shown for them."""
+        """Yield `queries` (ascending) in chunks of CHUNK, each with the pairs that were shown for them."""
         for start in range(0, len(queries), CHUNK):
             chunk = queries[start : start + CHUNK]
             self._connection.register("chunk", pa.table({"query": chunk.astype(np.int32)}))
             columns = self._connection.execute(
                 """SELECT query, product, shown, clicked, weight FROM pool SEMI JOIN chunk USING (query)
-                WHERE query BETWEEN ? AND ? ORDER BY query, product""",  # the bounds spare it most of the table
+                WHERE query BETWEEN ? AND ? ORDER BY query, product""",  # the bounds skip most of the table
                 [int(chunk[0]), int(chunk[-1])],
             ).fetchnumpy()
             query, product, shown, clicks, weight = (np.asarray(column, np.int64) for column in columns.values())
@@ -148,16 +151,16 @@ class ImpressionStore:
         stratum: np.ndarray,
         queries: np.ndarray | None = None,
     ) -> Impressions:
-        """At most `size` impressions, a systematic sample by stratum, query, product and rank, sorted so.
+        """Draw a systematic sample of at most `size` impressions, sorted by stratum, query, product and rank.
 
-        Finer than any day: of impressions that agree in all four, it does not matter which ones are drawn.
+        Impressions that agree in all four are interchangeable.
 
         Args:
-            newest: whether from the newest traffic or the training window; None: from both.
+            newest: True: from the newest traffic; False: from the training window; None: from both.
             size: how many to draw.
-            generator: gives the start of the sample.
-            stratum: of each query.
-            queries: those to sample from; None: all.
+            generator: random generator for the start of the sample.
+            stratum: stratum of each query.
+            queries: queries to sample from; None: all.
         """
         where = "true" if newest is None else f"newest = {newest}"
         queries = np.arange(len(stratum)) if queries is None else queries
@@ -186,7 +189,7 @@ class ImpressionStore:
             rows = np.searchsorted(ends, in_batch, side="right")
             clicks = (
                 in_batch - (ends - shown)[rows] < clicked[rows]
-            )  # the first impressions of a cell stand for its clicks
+            )  # the first impressions of a cell are its clicked ones
             batches.append(
                 [
                     query[rows].astype(np.int64),

@@ -1,4 +1,4 @@
-"""Judged rows of a source made one row per query and product: scrubbed, checked, and merged over raters."""
+"""Merge judged rows of a source into one row per query and product: scrubbed, checked, and combined over raters."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ class MergedJudgements:
     ratings: np.ndarray
     """On the source's scale, float64."""
     gains: np.ndarray
-    """The source's own gains, float64; NaN where it has none."""
+    """Gains defined by the source, float64; NaN where it defines none."""
     raters: np.ndarray
-    """How many raters each rating stands for, int32."""
+    """Number of raters behind each rating, int32."""
     locales: pa.StringArray
     """Null where unknown."""
     merged: dict[str, int]
-    """How many rows became one with another, by reason."""
+    """Number of rows that were merged into another, by reason."""
     agreement: dict[str, Any] | None
-    """How far the raters of a pair agree (`raters.agreement`); None where a pair has one rating."""
+    """Agreement of the raters of a pair (`raters.agreement`); None where each pair has one rating."""
 
 
 def scrub(table: pa.Table, privacy: Privacy, problems: Problems) -> tuple[pa.Table, dict[str, int]]:
-    """The judgements as the configuration keeps them, and how many of their queries hold each kind of personal data.
+    """Scrub the judgements as configured, and count their queries by the kinds of personal data that they contain.
 
-    Unless `scrub_judgements` is set, judged queries are only inspected: a query that loses a part is another query and
-    may fall on another side of the split.
+    Unless `scrub_judgements` is set, judged queries are only inspected: a query that loses a part is a different query
+    and may move to another split.
     """
     if not (privacy.scrub or privacy.scrub_judgements):
         return table, {}
@@ -54,21 +54,21 @@ def scrub(table: pa.Table, privacy: Privacy, problems: Problems) -> tuple[pa.Tab
     if not privacy.scrub_judgements:
         is_personal = pa.array([bool(query.kinds) for query in scrubbed], pa.bool_()).take(encoded.indices)
         what = (
-            "kept, queries with what looks like personal data (" + ", ".join(counts) + "); set "
+            "kept, queries with possible personal data (" + ", ".join(counts) + "); set "
             "prepare.privacy.scrub_judgements to remove it, or correct the judgements"
         )
         problems.add("judgements", what, rows=pc.sum(is_personal).as_py() or 0, fatal=False)
         return table, counts
     texts = pa.array([query.text for query in scrubbed], pa.string()).take(encoded.indices)
     is_left = pa.array([not normalize.is_blank(query.text) for query in scrubbed], pa.bool_()).take(encoded.indices)
-    what = "left out, rows whose query is nothing but personal data"
+    what = "left out, rows whose query consists of personal data only"
     problems.add("judgements", what, rows=len(is_left) - (pc.sum(is_left).as_py() or 0), fatal=False)
     table = table.set_column(table.column_names.index("query"), table.schema.field("query"), texts)
     return table.filter(is_left), counts
 
 
 def keep_known_products(table: pa.Table, catalogue: Catalogue, problems: Problems) -> pa.Table:
-    """The judgements of products that the catalogue has; others are a problem."""
+    """Keep the judgements of products in the catalogue; report the others as a problem."""
     is_known = pc.is_in(table["product_id"], value_set=catalogue.keys)
     unknown = pc.unique(table["product_id"].filter(pc.invert(is_known)))
     if not len(unknown):
@@ -92,16 +92,16 @@ def merge(
     rule: str,
     seed: int,
 ) -> MergedJudgements:
-    """Make one row of each judged query and product.
+    """Merge the rows of each judged query and product into one.
 
     Args:
         table: the judged rows, as schemas.JUDGEMENTS.
-        spelling: number of each row's query as typed, shape (rows,).
-        query: place of each row's query, that of all its spellings, shape (rows,).
-        product: place of each row's product in the catalogue, shape (rows,).
-        products: how many products the catalogue has.
-        rule: how several ratings become one, `data.rating_conflicts`.
-        seed: of the draw of the pairs on which agreement is measured.
+        spelling: index of each row's query as typed, shape (rows,).
+        query: index of each row's query, shared by all of its spellings, shape (rows,).
+        product: index of each row's product in the catalogue, shape (rows,).
+        products: number of products in the catalogue.
+        rule: how several ratings are combined, `data.rating_conflicts`.
+        seed: seed of the sample of pairs on which agreement is measured.
     """
     rating, raters_of_row = table["rating"].to_numpy(), table["raters"].to_numpy()
     gain = pc.fill_null(table["gain"], float("nan")).to_numpy()
@@ -110,7 +110,7 @@ def merge(
     pair, pair_of_row = np.unique(query.astype(np.int64) * products + product, return_inverse=True)
 
     rows = _without_repeated(spelling, product, rating, rater, raters_of_row, may_repeat=~has_name & (rule != "refuse"))
-    # A rater counts once per pair, whatever the spelling; each row without a rater is a further rater.
+    # A rater counts once per pair, whatever the spelling; each row without a rater counts as a separate rater.
     named_raters = rater.max(initial=-1) + 1
     anonymous = len(pair) * named_raters + np.arange(len(rater))
     rater_of_pair = np.where(has_name, pair_of_row * named_raters + rater, anonymous)[rows]
@@ -157,12 +157,12 @@ def _without_repeated(
     raters_of_row: np.ndarray,
     may_repeat: np.ndarray,
 ) -> np.ndarray:
-    """The rows, ascending, without those that repeat another in spelling, product, rating and rater.
+    """Indices of the rows, ascending, without repetitions of spelling, product, rating and rater.
 
-    The same row twice is one judgement, of as many raters as its fuller copy says.
+    A repeated row is one judgement, with the larger number of raters of its copies.
 
     Args:
-        may_repeat: where equal rows are two raters who agree, shape (rows,).
+        may_repeat: whether equal rows count as two raters who agree, shape (rows,).
     """
     order = np.lexsort((-raters_of_row, rater, rating, product, spelling))
     is_repeated = np.zeros(len(order), bool)
@@ -174,9 +174,9 @@ def _without_repeated(
 
 
 def soft_targets(ratings: np.ndarray, rating_range: tuple[float, float]) -> np.ndarray:
-    """Ratings as soft targets in [0, 1], float32.
+    """Convert ratings to soft targets in [0, 1], float32.
 
-    The threshold of relevance goes through here too, since 0.665 as a 32-bit float is not 0.665 as a 64-bit one.
+    The relevance threshold is converted by this function too, since 0.665 in 32 bits differs from 0.665 in 64 bits.
     """
     lowest, highest = rating_range
     return ((ratings - lowest) / (highest - lowest)).astype(np.float32)

@@ -34,7 +34,7 @@ _MAX_POSITION = 1000  # deeper ones count as this one
 _LONGEST = 500  # characters of a query; what is longer was pasted by accident, and takes long to scrub
 _LEFT_OUT = {
     "unknown": "rows of a search that no query record tells of",
-    "blank": "rows whose query is blank, or nothing but personal data",
+    "blank": "rows whose query is blank or consists of personal data only",
     "long": f"rows whose query has more than {_LONGEST} characters",
 }
 
@@ -258,18 +258,18 @@ def _compare_rows(connection: duckdb.DuckDBPyConnection, name: str, problems: Pr
     """
     (rows,) = connection.execute("SELECT count(*) FROM events").fetchall()[0]
     one_in = max(rows // _COMPARED, 1)  # by their hashes, which repeated rows share
-    timed, total, seen, repeated = connection.execute(
+    timed, total, rows, repeated = connection.execute(
         f"""SELECT count(*) FILTER (timed), sum(row), count(row) FILTER (compared),
             count(row) FILTER (compared) - count(DISTINCT row) FILTER (compared)
         FROM (SELECT row, timed, timed AND NOT named AND row % {one_in} = 0 AS compared FROM (
             SELECT "at" <> date_trunc('day', "at") AS timed, row_id IS NOT NULL AS named,
                 hash("at", search, query, product_id, position, shown, clicked, client) AS row FROM events))"""
     ).fetchall()[0]
-    if repeated >= max(_REPEATED * seen, _LEAST_REPEATED):
+    if repeated >= max(_REPEATED * rows, _LEAST_REPEATED):
         about = "" if one_in == 1 else "about "
         problems.add(
             name,
-            f"kept, {about}{repeated / seen:.0%} of its rows repeat another in all that is read: if they were "
+            f"kept, {about}{repeated / rows:.0%} of its rows repeat another in all that is read: if they were "
             "delivered twice, name a column with the id of a row in data.columns.row_id",
             rows=repeated * one_in,
             fatal=False,

@@ -262,7 +262,7 @@ class LogStore:
         min_clients: int,
         scrubber: Scrubber | None,
         connection: duckdb.DuckDBPyConnection,
-        found: Problems,
+        part_problems: Problems,
     ) -> PartAggregates:
         part, target = reading.part, self.folder / "parts" / reading.key
         if _open(target):  # another run may be looking at it
@@ -271,16 +271,16 @@ class LogStore:
         with artifacts.folder_beside(target) as partial:
             try:
                 create_events(connection)
-                part.load(connection, found)
-                if not found.fatal:
+                part.load(connection, part_problems)
+                if not part_problems.fatal:
                     facts = aggregate(
-                        connection, reading, partial, min_clients, scrubber, self.language, self._key, found
+                        connection, reading, partial, min_clients, scrubber, self.language, self._key, part_problems
                     )
                     record = {
                         "name": part.name,
                         "days": reading.days,
                         "facts": facts,
-                        "problems": [problem.to_json() for problem in found],
+                        "problems": [problem.to_json() for problem in part_problems],
                         "files": _sizes(partial),
                     }
                     artifacts.write_json(partial / "part.json", record)
@@ -290,7 +290,7 @@ class LogStore:
             finally:
                 for table in TABLES:
                     connection.execute(f"DROP TABLE IF EXISTS {table}")
-        return PartAggregates(target, part.name, reading.days, facts, list(found))
+        return PartAggregates(target, part.name, reading.days, facts, list(part_problems))
 
     def _find(self, reading: Reading) -> PartAggregates | None:
         """The stored aggregates of a part, unless new parts may resolve searches that were unknown to it."""

@@ -1,4 +1,7 @@
-"""The data profile as one self-contained HTML page that needs no network, and no script to be read."""
+"""The data profile as one self-contained HTML page: what its tables, bars and figures show.
+
+The page needs no network, and no script to be read. `profile_texts` has its labels and sentences.
+"""
 
 from __future__ import annotations
 
@@ -10,66 +13,10 @@ from typing import Any
 from markupsafe import Markup
 
 from distilrank.core.schemas import SIDES, STRATA
+from distilrank.data import profile_texts
+from distilrank.data.profile_texts import share_text
 from distilrank.rendering import figures, inline_script, templating
-from distilrank.rendering.formatting import DASH, format_count, format_percent, format_value, join_words
-
-USES = {
-    "train": "what the teacher learns from, and the student's human term",
-    "dev": "for the choice of checkpoints and for calibration",
-    "test": "for the measures of the report, and nothing else",
-    "hidden": "train queries beyond the budget: their ratings are forgotten, their products join the log",
-    "over_cap": "dev and test queries beyond the cap: used for nothing",
-}
-"""What the judgements are used for, by use."""
-
-PROVENANCES = {
-    "impression": "drawn from what the query's searches showed",
-    "bm25": "the best of BM25",
-    "disagreement": "ranked high by one of BM25 and the embedding retriever, missed by the other",
-    "popular": "the most clicked of the product type that the query finds",
-    "random": "drawn from the whole catalogue",
-}
-"""How candidates were found, by provenance."""
-
-KEPT_ALL = {
-    "configured": "the configuration asks for no least number of clients (prepare.privacy.min_clients)",
-    "unknown_clients": "the log does not tell who searched (data.columns.client)",
-    "made_up": "its shoppers are made up",
-}
-"""Why queries of a single client were kept."""
-
-KINDS = {
-    "email": "e-mail address",
-    "phone": "phone number",
-    "card": "payment card or bank account",
-    "digits": "other long number",
-    "url": "link",
-    "id_number": "identity number",
-    "token": "token or key",
-    "device": "IP or MAC address",
-    "birth_date": "date of birth",
-    "plate": "license plate",
-}
-"""Kinds of personal data as readers know them."""
-
-MERGED = {
-    "products_told_twice": "rows of the catalogue that repeat another one word for word",
-    "spellings": "spellings of a query that are another one's normal form",
-    "identical_judgements": "judgements that repeat another one: same query, product and rating",
-    "judgements_of_other_spellings": "judgements of a pair that was judged under another spelling too",
-    "ratings_averaged_over_spellings": "of the pairs so made, those with several ratings: their mean counts",
-    "repeated_by_a_rater": "further ratings of a pair by a rater who had rated it: a rater counts once",
-}
-"""Reasons why rows became one, by their keys in the profile."""
-
-RULES = {"refuse": "mean", "mean": "mean", "median": "median", "majority": "most frequent rating"}
-"""How a pair's rating follows from those of its raters, by `data.rating_conflicts`."""
-
-RELIABLE, TENTATIVE = 0.8, 0.667
-"""Lowest alpha of reliable ratings, and of tentative conclusions (Krippendorff, Content Analysis)."""
-
-SAMPLES = {"reference": "what drift is measured from", "current": "what is compared with it"}
-"""The samples of traffic, by name."""
+from distilrank.rendering.formatting import format_count, format_percent, format_value
 
 
 def render(summary: Mapping[str, Any]) -> str:
@@ -88,7 +35,7 @@ def render(summary: Mapping[str, Any]) -> str:
         "logged": logged,
         "tiles": _tiles(summary),
         "windows": _windows(summary),
-        "notices": _notices(summary, logged),
+        "notices": profile_texts.list_notices(summary, logged),
         "dropped": summary["dropped"],
         "privacy": _privacy(summary["privacy"]),
         "judgements": _judgements(summary),
@@ -96,7 +43,7 @@ def render(summary: Mapping[str, Any]) -> str:
         "near": _near_duplicates(summary),
         "queries": _queries(summary),
         "traffic": [
-            {"name": name, "what": SAMPLES.get(name, ""), "rows": rows}
+            {"name": name, "what": profile_texts.SAMPLES.get(name, ""), "rows": rows}
             for name, rows in summary["traffic"]["rows"].items()
         ],
         "basis": summary["traffic"]["basis"],
@@ -109,18 +56,6 @@ def render(summary: Mapping[str, Any]) -> str:
         "script": inline_script.load(environment, "frame.js.j2"),
     }
     return environment.get_template("profile.html.j2").render(page)
-
-
-def share_text(part: float, whole: float) -> str:
-    """A part of a whole as a percentage, 0 % and 100 % only where exact; a dash if the whole is 0."""
-    if not whole:
-        return DASH
-    share = part / whole
-    if 0 < share < 0.0005:
-        return "<\u202f0.1\u00a0%"
-    if 0.9995 <= share < 1:
-        return ">\u202f99.9\u00a0%"
-    return format_percent(share)
 
 
 def _tiles(summary: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -156,7 +91,7 @@ def _tiles(summary: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _products(summary: Mapping[str, Any]) -> int:
-    return summary["rows"]["products"] - summary["merged"]["products_told_twice"]
+    return summary["rows"]["products"] - summary["merged"]["repeated_products"]
 
 
 def _windows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -183,111 +118,16 @@ def _windows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     return parts
 
 
-def _notices(summary: Mapping[str, Any], logged: bool) -> list[dict[str, str]]:
-    """The most important findings: a line each, with its tone and the section that has more."""
-    notices = []
-
-    def note(tone: str, section: str, text: str) -> None:
-        notices.append({"tone": tone, "section": section, "text": text})
-
-    dropped = summary["dropped"]
-    if dropped:
-        largest = max(dropped, key=lambda problem: problem["rows"])
-        several = f"{len(dropped)} kinds of rows left out, or odd, the most frequent"
-        kinds = several if len(dropped) > 1 else "Left out, or odd"
-        note(
-            "note",
-            "left-out",
-            f"{kinds}: {largest['what'].removeprefix('left out, ')} ({format_count(largest['rows'], 'row')}).",
-        )
-    else:
-        note("good", "left-out", "Nothing was left out, and nothing looked odd.")
-    privacy = summary["privacy"]
-    if not logged:
-        note("good", "privacy", "There is no log, so no shopper's search was read.")
-    else:
-        found = [KINDS.get(kind, kind) for kind in privacy["scrubbed"]]
-        scrubbed = f"Taken out of queries: {join_words(found)}." if found else "Nothing was taken out of queries."
-        if not privacy["scrub"]:
-            scrubbed = "Personal data in queries was not looked for."
-        if privacy["min_clients"] > 1:
-            rare_queries = format_count(privacy["dropped_queries"], "query", "queries")
-            rare = (
-                f"{rare_queries} of fewer than {privacy['min_clients']} clients dropped, "
-                f"{format_count(privacy['dropped_pair_impressions'], 'impression')} and "
-                f"{format_count(privacy['hidden_clicks'], 'click')} of fewer on a product."
-            )
-            note("note", "privacy", f"{scrubbed} {rare}")
-        else:
-            kind = "good" if privacy["kept_all"] == "made_up" else "warn"
-            note(kind, "privacy", f"{scrubbed} All queries were kept: {KEPT_ALL[privacy['kept_all']]}.")
-    if len(summary["ratings"] or ()) == 1:
-        note(
-            "warn", "judgements", "All judged pairs have one and the same rating: there is nothing to learn from them."
-        )
-    agreement = summary["rater_agreement"]
-    if agreement and agreement["alpha"] is not None and agreement["alpha"] < TENTATIVE:
-        note(
-            "warn",
-            "judgements",
-            f"Raters agree little: Krippendorff's alpha is {agreement['alpha']:.2f}, and below {TENTATIVE} ratings "
-            "support no conclusions. Improve the raters' guidelines, or have more people rate each pair.",
-        )
-    strata = summary["strata"]
-    for side in ("dev", "test") if logged else ():
-        absent = [name for name in STRATA if strata["queries"][name] and not strata[side][name]]
-        if absent:
-            note(
-                "warn",
-                "splits",
-                f"No {' or '.join(absent)} query is on the {side} side: its measures say nothing about them.",
-            )
-    pairs = {uses: count for uses, count in summary["near_duplicates"]["pairs"].items() if count}
-    if pairs:
-        found = [f"{format_value(count)} between {uses}" for uses, count in pairs.items()]
-        note("note", "near-duplicates", f"Queries that nearly repeat one of another side: {join_words(found)}.")
-    else:
-        note("good", "near-duplicates", "No dev or test query nearly repeats a query of another side.")
-    queries = summary["queries"]
-    if queries["newest_traffic"]:
-        new = queries["newest_traffic_not_in_training_window"]
-        newest = format_count(queries["newest_traffic"], "query", "queries")
-        note(
-            "note",
-            "queries",
-            f"{format_value(new)} of {newest} of the newest traffic "
-            f"({share_text(new, queries['newest_traffic'])}) {'was' if new == 1 else 'were'} not seen in the training "
-            "window.",
-        )
-    else:
-        note("note", "queries", f"For drift, {summary['traffic']['basis']}.")
-    return notices
-
-
 def _privacy(privacy: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **privacy,
-        "judged_text": _judged_privacy(privacy),
-        "why_all": KEPT_ALL.get(privacy["kept_all"], ""),
+        "judged_text": profile_texts.describe_judged_privacy(privacy),
+        "why_all": profile_texts.KEPT_ALL.get(privacy["kept_all"], ""),
         "kinds": [
-            {"label": KINDS.get(kind, kind.replace("_", " ")), **counts} for kind, counts in privacy["scrubbed"].items()
+            {"label": profile_texts.KINDS.get(kind, kind.replace("_", " ")), **counts}
+            for kind, counts in privacy["scrubbed"].items()
         ],
     }
-
-
-def _judged_privacy(privacy: Mapping[str, Any]) -> str:
-    """Personal data in judged queries, in a sentence or two."""
-    counts = [f"{KINDS.get(kind, kind)} ({format_value(count)})" for kind, count in privacy["judged"].items()]
-    found = join_words(counts) if counts else ""
-    if privacy["scrub_judgements"]:
-        return f"Taken out of judged queries: {found}." if found else "No judged query held personal data to take out."
-    if found:
-        return (
-            f"Judged queries stay as they were judged; some hold what looks like personal data: {found}. "
-            "prepare.privacy.scrub_judgements takes it out."
-        )
-    inspected = ", and none holds what looks like personal data" if privacy["scrub"] else ""
-    return f"Judged queries stay as they were judged{inspected}."
 
 
 def _judgements(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -305,45 +145,20 @@ def _judgements(summary: Mapping[str, Any]) -> dict[str, Any]:
             f"{format_count(most, 'pair')} ({share_text(most, total)})."
         )
     merged = [
-        {"label": MERGED.get(name, name.replace("_", " ")), "count": count} for name, count in summary["merged"].items()
+        {"label": profile_texts.MERGED.get(name, name.replace("_", " ")), "count": count}
+        for name, count in summary["merged"].items()
     ]
     if same:
-        rule = RULES[summary["source"].get("rating_conflicts", "refuse")]
+        rule = profile_texts.RULES[summary["source"].get("rating_conflicts", "refuse")]
         common = f"{common} Every rating is the {rule} of {format_count(int(raters['max']), 'rater')}.".strip()
     return {
         "rows": summary["rows"]["judgements"],
         "common": common,
         "figure": Markup(figures.plot_ratings(counts)) if counts else "",
         "raters": [] if same else _spreads({"raters of a pair": raters}),
-        "agreement": _agreement_text(summary["rater_agreement"]),
+        "agreement": profile_texts.describe_agreement(summary["rater_agreement"]),
         "merged": merged if any(row["count"] for row in merged) else [],
     }
-
-
-def _agreement_text(agreement: Mapping[str, Any] | None) -> str:
-    """The agreement of the raters, in sentences; empty where pairs have one rating."""
-    if agreement is None:
-        return ""
-    several, people = agreement["pairs"], agreement["raters"]
-    who = "Raters without a name" if people is None else format_count(people, "rater")
-    text = (
-        f"{who} gave {format_count(agreement['ratings'], 'rating')}. {format_count(several, 'pair')} "
-        f"{'has' if several == 1 else 'have'} two or more"
-    )
-    if several:
-        unanimous = agreement["unanimous"]
-        text += f", {format_value(unanimous)} of them ({share_text(unanimous, several)}) all equal"
-    alpha = agreement["alpha"]
-    if alpha is None:
-        return f"{text}."
-    level = (
-        "which counts as reliable"
-        if alpha >= RELIABLE
-        else "enough for tentative conclusions"
-        if alpha >= TENTATIVE
-        else "too little for conclusions"
-    )
-    return f"{text}. Krippendorff's alpha (interval) is {alpha:.2f}, {level}: 1 is full agreement, 0 is chance."
 
 
 def _splits(summary: Mapping[str, Any], logged: bool) -> dict[str, Any]:
@@ -353,10 +168,10 @@ def _splits(summary: Mapping[str, Any], logged: bool) -> dict[str, Any]:
         {
             "name": name,
             "label": name.replace("_", " "),
-            "what": USES.get(name, ""),
+            "what": profile_texts.USES.get(name, ""),
             **counts,
             "share": share_text(counts["pairs"], total),
-            "told": counts["pairs"] > total * (len(name) + 1) / 100,  # a letter takes a hundredth of the page
+            "label_fits": counts["pairs"] > total * (len(name) + 1) / 100,  # a letter takes a hundredth of the page
         }
         for name, counts in splits.items()
     ]
@@ -388,11 +203,11 @@ def _stack(counts: Mapping[str, int]) -> dict[str, Any]:
                 "name": name,
                 "count": counts[name],
                 "share": share_text(counts[name], total),
-                "told": bool(total) and counts[name] / total >= 0.15,
+                "label_fits": bool(total) and counts[name] / total >= 0.15,
             }
             for name in STRATA
         ],
-        "told": ", ".join(f"{name} {share_text(counts[name], total)}" for name in STRATA),
+        "summary": ", ".join(f"{name} {share_text(counts[name], total)}" for name in STRATA),
     }
 
 
@@ -454,7 +269,7 @@ def _candidates(summary: Mapping[str, Any]) -> dict[str, Any]:
         "ways": [
             {
                 "label": name.replace("bm25", "BM25"),
-                "what": PROVENANCES.get(name, ""),
+                "what": profile_texts.PROVENANCES.get(name, ""),
                 "count": count,
                 "share": share_text(count, candidates["pairs"]),
                 "reach": _reach(count, largest),

@@ -80,14 +80,14 @@ def agreement(rule: str, pair: np.ndarray, rating: np.ndarray, pairs: int, seed:
     """
     several = np.bincount(pair, minlength=pairs) > 1
     lowest, highest = extremes(pair, rating, pairs)
-    found = np.flatnonzero(several)
+    rated_pairs = np.flatnonzero(several)
     chosen = several
-    if len(found) > MOST_PAIRS:
+    if len(rated_pairs) > MOST_PAIRS:
         chosen = np.zeros(pairs, bool)
-        chosen[np.random.default_rng(seed).choice(found, MOST_PAIRS, replace=False)] = True
+        chosen[np.random.default_rng(seed).choice(rated_pairs, MOST_PAIRS, replace=False)] = True
     rows = chosen[pair]
     return {
-        "pairs": len(found),
+        "pairs": len(rated_pairs),
         "unanimous": int((lowest == highest)[several].sum()),
         "alpha": None if rule == "refuse" else _alpha(pair[rows], rating[rows]),
     }

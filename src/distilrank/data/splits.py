@@ -41,8 +41,8 @@ def sides(position: np.ndarray, config: Prepare) -> np.ndarray:
     draw takes the stretch of the same length above that of the draw before it, and leaves dev where it is.
     """
     low, high = config.test_fold * config.test_share, (config.test_fold + 1) * config.test_share
-    drawn = (position >= low) & (position < high)
-    return np.where(position >= 1 - config.dev_share, DEV, np.where(drawn, TEST, TRAIN))
+    is_test = (position >= low) & (position < high)
+    return np.where(position >= 1 - config.dev_share, DEV, np.where(is_test, TEST, TRAIN))
 
 
 def strata(impressions: np.ndarray) -> np.ndarray:
@@ -62,30 +62,34 @@ def strata(impressions: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Split:
-    """What the judgements are used for, by use: train, dev, test; `hidden`, train-side pairs whose ratings are
-    forgotten; `over_cap`, dev and test queries beyond the configured number, used for nothing."""
+    """What the judgements are used for, by use.
+
+    The uses are train, dev and test; `unlabeled_train`, train-side pairs beyond the budget, whose ratings are ignored;
+    and `beyond_limit`, dev and test queries beyond the configured number, which are not used at all.
+    """
 
     queries: dict[str, np.ndarray]
-    """Places of the queries."""
+    """Indices of the queries."""
     rows: dict[str, np.ndarray]
-    """Places of the judged pairs."""
+    """Indices of the judged pairs."""
 
 
 def split(pair_query: np.ndarray, position: np.ndarray, config: Prepare) -> Split:
     """Assign the judged pairs to their uses, query by query and in hash order.
 
     Args:
-        pair_query: place of each judged pair's query.
-        position: place in hash order of each query.
-        config: shares, caps and the budget of judged training pairs.
+        pair_query: index of each judged pair's query.
+        position: position in hash order of each query, in [0, 1).
+        config: shares, limits and the budget of judged training pairs.
 
     Raises:
-        InputError: train has no query, or dev or test has none although its share is not 0; says which to change.
+        InputError: train has no query, or dev or test has none although its share is not 0; the message names the
+            setting to change.
     """
-    judged, pairs = np.unique(pair_query, return_counts=True)
-    order = np.argsort(position[judged], kind="stable")
-    judged, pairs = judged[order], pairs[order]
-    side = sides(position[judged], config)
+    judged_queries, pairs = np.unique(pair_query, return_counts=True)
+    order = np.argsort(position[judged_queries], kind="stable")
+    judged_queries, pairs = judged_queries[order], pairs[order]
+    side = sides(position[judged_queries], config)
     masks = {name: side == code for code, name in enumerate(SIDES)}
     shares = {"train": 1.0, "dev": config.dev_share, "test": config.test_share}
     for name, mask in masks.items():
@@ -96,15 +100,16 @@ def split(pair_query: np.ndarray, position: np.ndarray, config: Prepare) -> Spli
                 "test": f"raise prepare.test_share ({config.test_share})",
             }
             raise InputError(
-                f"none of the {len(judged)} judged queries falls into {name}; {remedy[name]} or bring more judgements"
+                f"none of the {len(judged_queries)} judged queries falls into {name}; {remedy[name]} or bring more "
+                "judgements"
             )
-    queries = {name: judged[mask] for name, mask in masks.items()}
+    queries = {name: judged_queries[mask] for name, mask in masks.items()}
     budget = config.judged_pairs
     in_budget = max(int((pairs[masks["train"]].cumsum() <= budget).sum()), 1) if budget else len(queries["train"])
-    queries["train"], queries["hidden"] = np.split(queries["train"], [in_budget])
+    queries["train"], queries["unlabeled_train"] = np.split(queries["train"], [in_budget])
     queries["dev"], dev_rest = np.split(queries["dev"], [config.dev_queries or len(queries["dev"])])
     queries["test"], test_rest = np.split(queries["test"], [config.test_queries or len(queries["test"])])
-    queries["over_cap"] = np.concatenate([dev_rest, test_rest])
+    queries["beyond_limit"] = np.concatenate([dev_rest, test_rest])
     rows = {use: np.flatnonzero(np.isin(pair_query, chosen)) for use, chosen in queries.items()}
     return Split(queries, rows)
 

@@ -69,14 +69,18 @@ class _Part:
         table = self._source.judgements(problems)
         if self.seen is None:
             return table
-        known = pa.array([key in self.seen for key in table["product_id"].to_pylist()], pa.bool_())
-        return table.filter(known)
+        is_known = pa.array([key in self.seen for key in table["product_id"].to_pylist()], pa.bool_())
+        return table.filter(is_known)
 
 
 def _newest(log: Log, data: Any) -> Log:
     """The last file below each path that the configuration names; files are usually named by day."""
-    places = [place for name in ("queries", "events", "logs") if (place := getattr(data, name, ""))]
-    chosen = [part for place in places for part in [part for part in log.parts if part.name.startswith(place)][-1:]]
+    references = [reference for name in ("queries", "events", "logs") if (reference := getattr(data, name, ""))]
+    chosen = [
+        part
+        for reference in references
+        for part in [part for part in log.parts if part.name.startswith(reference)][-1:]
+    ]
     return replace(log, parts=chosen or log.parts[-1:])
 
 

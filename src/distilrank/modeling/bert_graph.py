@@ -72,11 +72,11 @@ def build(folder: Path, config: dict[str, Any], precision: Precision) -> bytes:
         InputError: as `check_weights` does.
     """
     network = _Bert(config, _weight_reader(folder, config))
-    hidden = network.embeddings()
+    hidden_states = network.embeddings()
     mask = network.attention_mask()
     for number in range(config["num_hidden_layers"]):
-        hidden = network.layer(hidden, mask, f"encoder.layer.{number}")
-    model = network.finish(hidden)
+        hidden_states = network.layer(hidden_states, mask, f"encoder.layer.{number}")
+    model = network.finish(hidden_states)
     if precision == "int8":
         quantize(model)
     return model.SerializeToString()

@@ -134,9 +134,11 @@ class Retriever:
             ids[row, : len(tokens)] = tokens.ids
             mask[row, : len(tokens)] = 1
         values = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-        (hidden,) = self._session.run([self._output], {name: values[name] for name in self._inputs})
+        (hidden_states,) = self._session.run([self._output], {name: values[name] for name in self._inputs})
         # The length is normalized away, so that a sum does for a mean.
-        return normalize(hidden[:, 0] if self._pooling == "cls" else (mask[:, None].astype(np.float32) @ hidden)[:, 0])
+        return normalize(
+            hidden_states[:, 0] if self._pooling == "cls" else (mask[:, None].astype(np.float32) @ hidden_states)[:, 0]
+        )
 
 
 def _tokenizer(folder: Path) -> Tokenizer:

@@ -17,7 +17,7 @@ from distilrank.rendering.formatting import format_value, readable_name
 PROFILE_SECTIONS = ("rows", "queries", "impressions", "windows", "candidates", "lengths")
 """The sections of profile.json that the page shows, in this order; profile.html has them all."""
 
-UNUSED_SPLITS = {"hidden": "judged, used as unlabeled", "over_cap": "beyond the limit, not used"}
+UNUSED_SPLITS = {"unlabeled_train": "judged, used as unlabeled", "beyond_limit": "beyond the limit, not used"}
 """Labels of the judged pairs that are in no split, by their key in profile.json."""
 
 

@@ -47,6 +47,6 @@ def parse_json(data: str | bytes, origin: str, kind: type[dict | list] = dict) -
         raise InputError(f"{origin}: not JSON that can be read (nested too deeply)") from None
     if not isinstance(value, kind):
         expected = "object" if kind is dict else "array"
-        seen = data if isinstance(data, str) else data.decode(errors="replace")
-        raise InputError(f"{origin}: holds {seen.strip()[:60]}, expected a JSON {expected}")
+        text = data if isinstance(data, str) else data.decode(errors="replace")
+        raise InputError(f"{origin}: holds {text.strip()[:60]}, expected a JSON {expected}")
     return value

@@ -75,10 +75,10 @@ def verify(folder: Path, only: Sequence[str] | None = None, *, again: bool = Fal
             raise InputError(f"{path}: not listed in {folder / SEAL}")
         if not path.is_file():
             raise InputError(f"{path}: missing, although {folder / SEAL} lists it")
-        seen = _digest_once(path, again)
-        if seen != expected:
+        digest = _digest_once(path, again)
+        if digest != expected:
             raise InputError(
-                f"{path}: digest {seen[:12]} differs from the recorded {expected[:12]}; the file is corrupt"
+                f"{path}: digest {digest[:12]} differs from the recorded {expected[:12]}; the file is corrupt"
             )
     extra = sorted(set(_names(folder)) - set(sealed["files"])) if only is None else []
     if extra:

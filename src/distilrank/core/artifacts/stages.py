@@ -124,8 +124,8 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: differs from the digest that it holds of itself; it was changed or damaged")
     sealed = sealed_digest(folder) if is_sealed(folder) else ""
     if record.get("sealed") != sealed:
-        seen, expected = (str(digest or "no seal")[:12] for digest in (record.get("sealed"), sealed))
-        raise InputError(f"{path}: is the record of other results ({seen}), expected that of {expected}")
+        recorded, expected = (str(digest or "no seal")[:12] for digest in (record.get("sealed"), sealed))
+        raise InputError(f"{path}: is the record of other results ({recorded}), expected that of {expected}")
     return record
 
 
@@ -143,8 +143,8 @@ def check_made_of(folder: Path, expected: Mapping[str, str], verb: str = "made")
     inputs = read_record(folder)["inputs"]
     for name, value in expected.items():
         if inputs.get(name) != value:
-            seen = inputs[name][:13] or "none" if name in inputs else "that its record does not tell"
-            raise InputError(f"{folder}: {verb} with {name} {seen}, expected {value[:13] or 'none'}")
+            recorded = inputs[name][:13] or "none" if name in inputs else "that its record does not tell"
+            raise InputError(f"{folder}: {verb} with {name} {recorded}, expected {value[:13] or 'none'}")
 
 
 def _report_failure(name: str, error: Exception) -> None:

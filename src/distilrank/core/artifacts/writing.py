@@ -129,14 +129,14 @@ def move_into_place(folder: Path, path: Path, *, keep: Callable[[], bool] | None
     sync(path.parent)
 
 
-def _exchange(one: Path, other: Path) -> bool:
-    """Exchange the names of two files or folders in one step, which only Linux can; return whether it was done."""
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange the names of two files or folders in one step, which only Linux supports; return whether that worked."""
     try:
         rename = ctypes.CDLL(None).renameat2
     except (OSError, AttributeError):
         return False
     working_folder, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return rename(working_folder, os.fsencode(one), working_folder, os.fsencode(other), exchange) == 0
+    return rename(working_folder, os.fsencode(first), working_folder, os.fsencode(second), exchange) == 0
 
 
 def settle(folder: Path) -> None:

@@ -134,11 +134,11 @@ def find_devices(text: str) -> Iterator[Span]:
 
 def _is_public(address: str) -> bool:
     try:
-        found = ipaddress.ip_address(address)
+        ip = ipaddress.ip_address(address)
     except ValueError:
         return False
     # Addresses of examples (RFC 5737, RFC 3849) are not assigned to anybody, but nobody sells them either.
-    return found.is_global or any(found in network for network in _EXAMPLE_NETWORKS if network.version == found.version)
+    return ip.is_global or any(ip in network for network in _EXAMPLE_NETWORKS if network.version == ip.version)
 
 
 _EXAMPLE_NETWORKS = [

@@ -90,12 +90,12 @@ def fold(text: str) -> tuple[str, list[int]]:
     return "".join(folded), origins
 
 
-def match_before(pattern: re.Pattern[str], text: str, at: int, floor: int = 0) -> re.Match[str] | None:
-    """The pattern's match that ends at `at`, if it needs no longer a look back than the words we know."""
-    return pattern.search(text, max(floor, at - 40), at)
+def match_before(pattern: re.Pattern[str], text: str, end: int, floor: int = 0) -> re.Match[str] | None:
+    """The pattern's match that ends at `end`, searched for in the 40 characters before it."""
+    return pattern.search(text, max(floor, end - 40), end)
 
 
-def end_of_match(pattern: re.Pattern[str], text: str, at: int) -> int:
-    """Where the pattern's match that starts at `at` ends; `at` if there is none."""
-    match = pattern.match(text, at)
-    return match.end() if match else at
+def end_of_match(pattern: re.Pattern[str], text: str, start: int) -> int:
+    """Where the pattern's match that starts at `start` ends; `start` if there is none."""
+    match = pattern.match(text, start)
+    return match.end() if match else start

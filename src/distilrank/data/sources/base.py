@@ -32,7 +32,7 @@ class Part(Protocol):
         """Rows of each UTC day, by the timestamps alone; None: rows without one."""
 
     def load(self, connection: duckdb.DuckDBPyConnection, problems: Problems) -> None:
-        """Append the part to the table `events` of `connection`, which has the columns of records.EVENTS.
+        """Append the part to the table `events` of `connection`, which has the columns of schemas.EVENTS.
 
         Rows that are left out are added to `problems`, not fatal; what stops the run is.
         """
@@ -83,10 +83,10 @@ class Source(Protocol):
         """Digest of everything that catalogue and judgements depend on."""
 
     def products(self, problems: Problems) -> Iterator[pa.RecordBatch]:
-        """The catalogue, as records.PRODUCTS, texts and repeated ids as they stand in the source."""
+        """The catalogue, as schemas.PRODUCTS, texts and repeated ids as they stand in the source."""
 
     def judgements(self, problems: Problems) -> pa.Table:
-        """The judged pairs, as records.JUDGEMENTS."""
+        """The judged pairs, as schemas.JUDGEMENTS."""
 
     def log(self) -> Log | None:
         """The search log, or None where there is none."""

@@ -139,17 +139,17 @@ class EsciSource:
             for batch in File(file.stored, _PRODUCT).batches(problems, ranges=True):
                 rows = self._of_locale(batch)
                 keys += rows.keep(product_id=self._key(rows))["product_id"].chunks
-        known = pc.is_in(examples["product_id"], value_set=pa.chunked_array(keys, pa.string()))
-        if pc.all(known).as_py():
+        is_known = pc.is_in(examples["product_id"], value_set=pa.chunked_array(keys, pa.string()))
+        if pc.all(is_known).as_py():
             return examples
-        strangers = examples.filter(pc.invert(known))
+        unknown = examples.filter(pc.invert(is_known))
         problems.add(
             self.data.examples,
             f"expected a product of {self.data.products} of that locale",
-            rows=len(strangers),
+            rows=len(unknown),
             examples=[
                 f"row {row['row']}: product_id is {row['product_id']!r}"
-                for row in strangers.slice(0, EXAMPLES).to_pylist()
+                for row in unknown.slice(0, EXAMPLES).to_pylist()
             ],
         )
-        return examples.filter(known)
+        return examples.filter(is_known)

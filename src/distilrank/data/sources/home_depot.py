@@ -59,13 +59,13 @@ class HomeDepotSource:
         return artifacts.digest_json({"data": self.data.model_dump(mode="json"), "files": [content]})
 
     def products(self, problems: Problems) -> Iterator[pa.RecordBatch]:
-        told = [
+        tables = [
             rows.keep(product_id=rows.key("product_id"), title=rows.text("title"))
             for rows in self._file.batches(problems)
         ]
-        if not told:
+        if not tables:
             return
-        wordings = pa.concat_tables(told).group_by(["product_id", "title"], use_threads=False).aggregate([])
+        wordings = pa.concat_tables(tables).group_by(["product_id", "title"], use_threads=False).aggregate([])
         first = wordings.group_by("product_id", use_threads=False).aggregate([("title", "first")])
         twice = pc.value_counts(wordings["product_id"])
         twice = twice.filter(pc.greater(twice.field("counts"), 1)).field("values").slice(0, EXAMPLES).to_pylist()
@@ -84,9 +84,9 @@ class HomeDepotSource:
             return table
         raw = pc.unique(table["query"]).to_pylist()
         keys = {text: normalize.query_id(text) for text in raw}
-        kept = set(sorted(set(keys.values()))[: self.data.queries])
-        wanted = pa.array([text for text in raw if keys[text] in kept], pa.string())
-        return table.filter(pc.is_in(table["query"], value_set=wanted))
+        chosen_keys = set(sorted(set(keys.values()))[: self.data.queries])
+        chosen_texts = pa.array([text for text in raw if keys[text] in chosen_keys], pa.string())
+        return table.filter(pc.is_in(table["query"], value_set=chosen_texts))
 
     def log(self) -> None:
         return None

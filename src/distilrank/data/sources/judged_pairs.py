@@ -1,4 +1,4 @@
-"""Judged pairs as records.JUDGEMENTS, whatever files they come from, and the refusal of pairs with two ratings."""
+"""Judged pairs as schemas.JUDGEMENTS, whatever files they come from, and the refusal of pairs with two ratings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def judgements(
     *,
     conflicts: str | None = None,
 ) -> pa.Table:
-    """The judged pairs of `files` as records.JUDGEMENTS, in file order, gain null; a row per rater may be a pair's.
+    """The judged pairs of `files` as schemas.JUDGEMENTS, in file order, gain null; a row per rater may be a pair's.
 
     Args:
         files: with the columns query, product_id, rating and perhaps rater, raters and locale.
@@ -68,12 +68,12 @@ def one_table(
     fatal: bool = True,
     conflicts: str | None = None,
 ) -> pa.Table:
-    """`parts` as one records.JUDGEMENTS, without the pairs whose rows disagree, unless `conflicts` reconciles them.
+    """`parts` as one schemas.JUDGEMENTS, without the pairs whose rows disagree, unless `conflicts` reconciles them.
 
     The names of raters end here: their numbers in order of appearance take their place.
 
     Args:
-        parts: the columns of records.JUDGEMENTS, rater as text or missing, and of `origin`.
+        parts: the columns of schemas.JUDGEMENTS, rater as text or missing, and of `origin`.
         files, where, problems, conflicts: see `judgements`.
         fatal: whether pairs whose rows disagree stop the run.
     """
@@ -109,20 +109,20 @@ def _without_conflicts(
     rows_by_pair: dict[tuple[str, str], list[dict]] = {}
     for row in table.filter(pa.array(split)).slice(0, 1000).to_pylist():
         rows_by_pair.setdefault((row["query"], row["product_id"]), []).append(row)
-    examples = [text for rows in rows_by_pair.values() for text in _tell_apart(rows, files)]
+    examples = [text for rows in rows_by_pair.values() for text in _describe_conflict(rows, files)]
     what = ("expected one rating" if fatal else "left out, expected one rating") + remedy
     problems.add(where, what, rows=int(split.sum()), examples=examples[:EXAMPLES], fatal=fatal)
     return table.filter(pa.array(~split))
 
 
-def _tell_apart(rows: list[dict], files: Sequence[File]) -> list[str]:
+def _describe_conflict(rows: list[dict], files: Sequence[File]) -> list[str]:
     """One line on the first two rows that rate a pair differently."""
     first = rows[0]
     for other in rows[1:]:
         if other["rating"] != first["rating"]:
-            both = f"rows {first['row']} and {other['row']}"
+            pair = f"rows {first['row']} and {other['row']}"
             if len(files) > 1:
-                both = " and ".join(f"row {row['row']} of {files[row['file']].name}" for row in (first, other))
+                pair = " and ".join(f"row {row['row']} of {files[row['file']].name}" for row in (first, other))
             rated = f"product {first['product_id']!r} for query {first['query']!r}"
-            return [f"{both} rate {rated} {first['rating']:g} and {other['rating']:g}"]
+            return [f"{pair} rate {rated} {first['rating']:g} and {other['rating']:g}"]
     return []

@@ -160,7 +160,7 @@ class File:
         raise InputError(f"{self.name}: is {kind}{packed}, expected CSV in UTF-8 or Parquet{hint}")
 
     def check(self, problems: Problems | None = None) -> bool:
-        """Add to the problems if the file or a wanted column is missing or there twice; reads the header only.
+        """Add to the problems if the file or a required column is missing or there twice; reads the header only.
 
         Returns:
             Whether all is well.
@@ -177,13 +177,13 @@ class File:
         if not names:
             problems.add(self.name, f"empty, expected a header with {', '.join(self.columns.values())}")
             return False
-        wanted = set(self.columns.values())
-        for name in sorted(wanted - set(names)):
+        required = set(self.columns.values())
+        for name in sorted(required - set(names)):
             problems.add(self.name, f"missing column {name!r}; it has {_listed(names)}{self._hint(names)}")
-        twice = [name for name in sorted(wanted) if names.count(name) > 1]
+        twice = [name for name in sorted(required) if names.count(name) > 1]
         for name in twice:
             problems.add(self.name, f"column {name!r} is there {names.count(name)} times, expected once")
-        return not twice and wanted <= set(names)
+        return not twice and required <= set(names)
 
     def check_types(self, problems: Problems) -> None:
         """Add to the problems the wanted columns of Parquet whose values are lists or records; after `check`."""
@@ -193,9 +193,9 @@ class File:
 
     def _hint(self, names: Sequence[str]) -> str:
         """What the header of a CSV file without the expected columns suggests: another delimiter or encoding."""
-        wanted = set(self.columns.values())
+        required = set(self.columns.values())
         for other in _DELIMITERS:
-            if other != self.csv.delimiter and wanted <= set(self.csv.delimiter.join(names).split(other)):
+            if other != self.csv.delimiter and required <= set(self.csv.delimiter.join(names).split(other)):
                 hint = f"; separated by {other!r} it has them all, expected {self.csv.delimiter!r}"
                 return hint + f": set data.csv.delimiter to {other!r}" * self.configurable
         if any("\ufffd" in name for name in names):
@@ -238,12 +238,12 @@ class File:
 
     def _parquet(self, file: BinaryIO | Path, problems: Problems, lenient: Collection[str]) -> Iterator[Rows]:
         start = 1
-        wanted = list(dict.fromkeys(self.columns.values()))
+        names = list(dict.fromkeys(self.columns.values()))
         # Otherwise whole columns of a row group would be held, which may have a million rows.
         with pq.ParquetFile(
             file, pre_buffer=False, buffer_size=_RANGE_BYTES, coerce_int96_timestamp_unit="us"
         ) as parquet:  # nanoseconds would overflow into another time
-            for batch in parquet.iter_batches(BATCH_ROWS, columns=wanted, use_threads=False):
+            for batch in parquet.iter_batches(BATCH_ROWS, columns=names, use_threads=False):
                 yield self._rows(batch, np.arange(start, start + batch.num_rows), problems, lenient)
                 start += batch.num_rows
 
@@ -268,7 +268,7 @@ class File:
                 example = f"row {number}: not readable, its number of values is {actual}"
                 problems.add(self.name, f"expected {expected}", examples=[example])
 
-        wanted = list(dict.fromkeys(self.columns.values()))
+        names = list(dict.fromkeys(self.columns.values()))
         read = 0
         with pa.input_stream(str(path), compression="gzip" if gzipped else None) as stream:
             try:
@@ -282,8 +282,8 @@ class File:
                         delimiter=self.csv.delimiter, newlines_in_values=True, invalid_row_handler=skip
                     ),
                     convert_options=pyarrow.csv.ConvertOptions(
-                        include_columns=wanted,
-                        column_types=dict.fromkeys(wanted, pa.binary()),  # text once it is known to be UTF-8
+                        include_columns=names,
+                        column_types=dict.fromkeys(names, pa.binary()),  # text once it is known to be UTF-8
                         strings_can_be_null=False,
                     ),
                 )
@@ -295,8 +295,8 @@ class File:
                 note()
                 skipped = np.array([number for number, _, _ in odd], np.int64)
                 # The n-th row that was read is the first number with n numbers before it that were not skipped.
-                place = np.arange(read, read + batch.num_rows)
-                numbers = place + 1 + np.searchsorted(skipped - np.arange(len(skipped)) - 1, place, side="right")
+                index = np.arange(read, read + batch.num_rows)
+                numbers = index + 1 + np.searchsorted(skipped - np.arange(len(skipped)) - 1, index, side="right")
                 read += batch.num_rows
                 if self.configurable:
                     batch, numbers = self._without_headers(batch, numbers, problems)
@@ -403,26 +403,26 @@ def files(
     delimiter: str = ",",
 ) -> list[File]:
     """The files that `reference` leads to (see `storage.files`), all with the same columns; the rest as for `File`."""
-    found = storage.files(reference, suffixes, problems)
-    return [File(stored, columns, csv=csv, delimiter=delimiter) for stored in found]
+    stored_files = storage.files(reference, suffixes, problems)
+    return [File(stored, columns, csv=csv, delimiter=delimiter) for stored in stored_files]
 
 
 def check_headers(files: Sequence[File], problems: Problems) -> None:
     """Add to the problems what the headers of `files` lack, in order."""
 
-    def look(file: File) -> Problems:
-        found = Problems(collect=True)
-        if file.check(found) and isinstance(file, File):
-            file.check_types(found)
-        return found
+    def check_header(file: File) -> Problems:
+        file_problems = Problems(collect=True)
+        if file.check(file_problems) and isinstance(file, File):
+            file.check_types(file_problems)
+        return file_problems
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for found in pool.map(look, files):
-            problems.extend(found)
+        for file_problems in pool.map(check_header, files):
+            problems.extend(file_problems)
 
 
 def product_batches(table: pa.Table) -> list[pa.RecordBatch]:
-    """`table` as batches of records.PRODUCTS; product fields that it lacks are null."""
+    """`table` as batches of schemas.PRODUCTS; product fields that it lacks are null."""
     for name in set(schemas.PRODUCTS.names) - set(table.column_names):
         table = table.append_column(name, pa.nulls(len(table), pa.string()))
     return table.select(schemas.PRODUCTS.names).cast(schemas.PRODUCTS).to_batches()

@@ -66,7 +66,7 @@ class Rows:
             if good is not None:
                 self.columns[name] = column
                 hint = " (data.csv.encoding names another)" if self.file.is_csv and self.file.configurable else ""
-                self.require(name, good, f"UTF-8 text{hint}", seen="other bytes")
+                self.require(name, good, f"UTF-8 text{hint}", shown_as="other bytes")
             if self.file.is_csv and self.file.csv.null_values:
                 nulls = pa.array(self.file.csv.null_values, pa.string())
                 column = pc.if_else(pc.is_in(column, value_set=nulls), None, column)
@@ -86,7 +86,9 @@ class Rows:
         """`columns` without the rows that are bad."""
         return pa.table(columns).filter(pa.array(self.good))
 
-    def require(self, name: str, good: pa.Array, expected: str, column: pa.Array | None = None, seen: str = "") -> None:
+    def require(
+        self, name: str, good: pa.Array, expected: str, column: pa.Array | None = None, shown_as: str = ""
+    ) -> None:
         """Note the rows of our column `name` that are not `good` (null is not), unless they were noted for it before.
 
         Args:
@@ -94,7 +96,7 @@ class Rows:
             good: boolean, a value a row.
             expected: what a good value is, in words.
             column: what to show of bad rows; None: the column as it was read.
-            seen: what to show of all of them instead.
+            shown_as: what to show of all of them instead.
         """
         before = self._bad.setdefault(name, np.zeros(len(self), bool))
         bad = ~pc.fill_null(good, False).to_numpy(zero_copy_only=False) & ~before
@@ -106,7 +108,7 @@ class Rows:
         before |= bad
         theirs, values = self.file.columns[name], self.columns[name] if column is None else column
         first = np.flatnonzero(bad)[:EXAMPLES]
-        shown = [seen or _shown(values[row]) for row in first]
+        shown = [shown_as or _shown(values[row]) for row in first]
         if name in PRIVATE:
             shown = [text if text == _EMPTY else "not shown here" for text in shown]
         examples = [f"row {row}: {theirs} is {text}" for row, text in zip(self.numbers[first], shown, strict=True)]
@@ -228,8 +230,8 @@ class Rows:
             return column
         text = pc.utf8_lower(pc.utf8_trim_whitespace(self.text(name)))
         is_true = pc.match_substring_regex(text, r"^(true|1(\.0*)?)$")
-        known = pc.or_(is_true, pc.match_substring_regex(text, r"^(false|0(\.0*)?)$"))
-        self.require(name, pc.or_kleene(text.is_null(), known), "true, false, 1 or 0")
+        is_boolean = pc.or_(is_true, pc.match_substring_regex(text, r"^(false|0(\.0*)?)$"))
+        self.require(name, pc.or_kleene(text.is_null(), is_boolean), "true, false, 1 or 0")
         return pc.if_else(text.is_null(), None, is_true)
 
     def timestamp(self, name: str) -> pa.Array:
@@ -241,17 +243,17 @@ class Rows:
         column = self.columns[name]
         kind = column.type
         if pa.types.is_timestamp(kind):
-            at = _since_1970(column.cast(pa.int64()), _UNITS[kind.unit])  # Arrow keeps zoned times in UTC
+            times = _since_1970(column.cast(pa.int64()), _UNITS[kind.unit])  # Arrow keeps zoned times in UTC
         elif pa.types.is_date32(kind):
-            at = _since_1970(pc.multiply(column.cast(pa.int32()).cast(pa.int64()), 86_400), _UNITS["s"])
+            times = _since_1970(pc.multiply(column.cast(pa.int32()).cast(pa.int64()), 86_400), _UNITS["s"])
         elif pa.types.is_date64(kind):
-            at = _since_1970(column.cast(pa.int64()), _UNITS["ms"])
+            times = _since_1970(column.cast(pa.int64()), _UNITS["ms"])
         elif _is_text(kind):
-            at = self._parse_times(name)
+            times = self._parse_times(name)
         else:
-            at = _since_1970(self._try(name, column, lambda part: part.cast(pa.int64()), _TIME)[0])
-        self.require(name, at.is_valid(), _TIME)
-        return at
+            times = _since_1970(self._try(name, column, lambda part: part.cast(pa.int64()), _TIME)[0])
+        self.require(name, times.is_valid(), _TIME)
+        return times
 
     def _parse_times(self, name: str) -> pa.Array:
         text = pc.utf8_trim_whitespace(self.text(name))
@@ -340,9 +342,9 @@ def _since_1970(numbers: pa.Array, *units: int) -> pa.Array:
         units: how many of them a second has; where there are several, the one that puts a number into that span.
     """
     values = pc.fill_null(numbers, 0).to_numpy(zero_copy_only=False)
-    at, known = np.zeros(len(values), np.int64), np.zeros(len(values), bool)
+    microseconds, is_valid = np.zeros(len(values), np.int64), np.zeros(len(values), bool)
     for unit in units or _UNITS.values():  # no number fits two of them
         fits = (values >= _FROM * unit) & (values < _TO * unit)
-        at[fits] = values[fits] * (10**6 // unit) if unit <= 10**6 else values[fits] // (unit // 10**6)
-        known |= fits
-    return pa.array(at, mask=~known).cast(pa.timestamp("us"))
+        microseconds[fits] = values[fits] * (10**6 // unit) if unit <= 10**6 else values[fits] // (unit // 10**6)
+        is_valid |= fits
+    return pa.array(microseconds, mask=~is_valid).cast(pa.timestamp("us"))

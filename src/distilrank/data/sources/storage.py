@@ -62,40 +62,40 @@ def files(reference: str, suffixes: Sequence[str], problems: Problems | None = N
 
     Args:
         reference: local file, local folder or gs://BUCKET/PREFIX.
-        suffixes: how the names of the wanted files end, in any case (`.csv.gz`).
+        suffixes: suffixes of the files to read, in any case (`.csv.gz`).
         problems: gets what is wrong (nothing there: fatal, and the list is empty) and, not fatal, how many files were
             left out, and which may hold the same rows; None: the first that is fatal is raised.
 
     Raises:
-        InputError: nothing is there, none of it has a wanted name, or it cannot be listed; see `problems`.
+        InputError: nothing is there, no name has one of the suffixes, or it cannot be listed; see `problems`.
     """
     problems = Problems() if problems is None else problems
     try:
         if reference.startswith("gs://"):
-            found, others = _objects(reference, suffixes)
+            stored, others = _objects(reference, suffixes)
         else:
-            found, others = _local(reference, suffixes, problems)
+            stored, others = _local(reference, suffixes, problems)
     except _NotThere as error:
         problems.add(reference, str(error))
         return []
-    wanted = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}" if len(suffixes) > 1 else suffixes[0]
-    if not found:
-        seen = f"it has {', '.join(others[:5])}" + (", ..." if len(others) > 5 else "") if others else "it is empty"
-        problems.add(reference, f"no file whose name ends in {wanted}; {seen}")
+    expected = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}" if len(suffixes) > 1 else suffixes[0]
+    if not stored:
+        content = f"it has {', '.join(others[:5])}" + (", ..." if len(others) > 5 else "") if others else "it is empty"
+        problems.add(reference, f"no file whose name ends in {expected}; {content}")
     else:
-        what = f"left out, files whose name does not end in {wanted}"
+        what = f"left out, files whose name does not end in {expected}"
         problems.add(reference, what, rows=len(others), examples=others, fatal=False, once=True)
-    _note_twins(reference, found, suffixes, problems)
-    return found
+    _note_twins(reference, stored, suffixes, problems)
+    return stored
 
 
-def _note_twins(reference: str, found: Sequence[StoredFile], suffixes: Sequence[str], problems: Problems) -> None:
+def _note_twins(reference: str, stored: Sequence[StoredFile], suffixes: Sequence[str], problems: Problems) -> None:
     """Note the files that differ from another by the ends of their names alone: one table in two formats, perhaps."""
     bare = re.compile(f"({'|'.join(map(re.escape, sorted(suffixes, key=len, reverse=True)))})$", re.IGNORECASE)
     first: dict[str, str] = {}
     twins = [
         f"{PurePosixPath(other).name} beside {PurePosixPath(file.name).name}"
-        for file in found
+        for file in stored
         if (other := first.setdefault(bare.sub("", file.name), file.name)) != file.name
     ]
     what = "files of one name in several formats, expected each row in one of them: all are read"
@@ -185,12 +185,12 @@ def _local(reference: str, suffixes: Sequence[str], problems: Problems) -> tuple
     inside = sorted(_below(path, "", (os.path.realpath(path),)))
     _refuse_table(inside)
     names = [name for name in inside if not _hidden(name)]
-    wanted = _without_links([name for name in names if name.lower().endswith(tuple(suffixes))], path)
-    links = [name for name in names if name.lower().endswith(tuple(suffixes)) and name not in wanted]
+    chosen = _without_links([name for name in names if name.lower().endswith(tuple(suffixes))], path)
+    links = [name for name in names if name.lower().endswith(tuple(suffixes)) and name not in chosen]
     what = "left out, links to files that the folder has anyway"
     problems.add(reference, what, rows=len(links), examples=links, fatal=False, once=True)
-    found: list[StoredFile] = [LocalFile(path / name) for name in names if name in wanted]
-    return found, [name for name in names if not name.lower().endswith(tuple(suffixes))]
+    stored: list[StoredFile] = [LocalFile(path / name) for name in names if name in chosen]
+    return stored, [name for name in names if not name.lower().endswith(tuple(suffixes))]
 
 
 def _below(folder: Path, prefix: str, entered: tuple[str, ...]) -> Iterator[str]:
@@ -309,9 +309,9 @@ def _objects(reference: str, suffixes: Sequence[str]) -> tuple[list[StoredFile],
         raise _NotThere(f"no such object, and no objects below it{pattern}")
     _refuse_table(sorted(inside))
     names = sorted(name for name in inside if not _hidden(name))
-    found: list[StoredFile] = []
+    stored: list[StoredFile] = []
     for name in names:
         if name.lower().endswith(tuple(suffixes)):
             artifacts.check_member(PurePosixPath(name).name, reference)  # it may be downloaded under that name
-            found.append(StoredObject(f"gs://{bucket}/{folder}{name}", inside[name]))
-    return found, [name for name in names if not name.lower().endswith(tuple(suffixes))]
+            stored.append(StoredObject(f"gs://{bucket}/{folder}{name}", inside[name]))
+    return stored, [name for name in names if not name.lower().endswith(tuple(suffixes))]

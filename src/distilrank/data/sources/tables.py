@@ -88,15 +88,15 @@ class JudgedFiles:
 
     def products(self, problems: Problems) -> Iterator[pa.RecordBatch]:
         """See `Source.products`. A product without a title is kept: what is missing is counted in the data profile."""
-        found = False
+        has_rows = False
         for file in self._files(self.data.catalogue, _CATALOGUE, problems):
             for rows in file.batches(problems):
                 fields = {name: rows.text(name) for name in schemas.PRODUCT_FIELDS if name in file.columns}
                 for name in fields:
                     rows.note_null_words(name)
-                found = found or len(rows) > 0
+                has_rows = has_rows or len(rows) > 0
                 yield from reading.product_batches(rows.keep(product_id=rows.key("product_id"), **fields))
-        if not found and not problems.fatal:
+        if not has_rows and not problems.fatal:
             problems.add(self.data.catalogue, "no rows after the header")
 
     def judgements(self, problems: Problems) -> pa.Table:
@@ -184,9 +184,9 @@ class LogFile:
                 f"{left_out} of {read} rows ({left_out / read:.1%}) lack a query, a product id or a time that can be "
                 f"read, expected at most {UNUSABLE:.0%}",
                 examples=[
-                    each
-                    for one in problems
-                    if one.where == self.name and one.what.startswith("left out, expected")
-                    for each in one.examples
+                    example
+                    for problem in problems
+                    if problem.where == self.name and problem.what.startswith("left out, expected")
+                    for example in problem.examples
                 ],
             )

@@ -91,11 +91,11 @@ class UbiSource(tables.JudgedFiles):
 
     def _list(self, problems: Problems) -> list[UbiPart]:
         """The files of `queries`, then those of `events`; a file that both lead to is there once."""
-        found: dict[str, UbiPart] = {}
+        parts: dict[str, UbiPart] = {}
         for reference in filter(None, (self.data.queries, self.data.events)):
             for stored in storage.files(reference, SUFFIXES, problems):
-                found.setdefault(stored.key(), UbiPart(stored, self.data))
-        return list(found.values())
+                parts.setdefault(stored.key(), UbiPart(stored, self.data))
+        return list(parts.values())
 
     @cached_property
     def _parts(self) -> tuple[list[UbiPart], list[Problem]]:
@@ -210,10 +210,10 @@ class UbiPart:
     def _note_records(self, connection: duckdb.DuckDBPyConnection, problems: Problems) -> None:
         def note(what: str, where: str, value: str = "NULL", label: str = "") -> None:
             """Count the records `where` something holds; the first values of `value` are the examples."""
-            rows, seen = _one(
+            rows, values = _one(
                 connection, f"SELECT count(*), min(DISTINCT {value}, {EXAMPLES}) FROM ubi_records WHERE {where}"
             )
-            examples = [f"{label} is {quote(one)}" for one in seen or ()]
+            examples = [f"{label} is {quote(example)}" for example in values or ()]
             problems.add(self.name, what, rows=rows, examples=examples, fatal=False)
 
         note("records with neither user_query nor action_name", "kind = 'neither'")
@@ -279,9 +279,9 @@ class UbiPart:
             rows, shown = _one(
                 connection, "SELECT count(*), count(*) FILTER (shown) FROM ubi_records WHERE kind IN ('event', 'other')"
             )
-            wanted = " or ".join(map(repr, self.data.impression_actions))
+            actions = " or ".join(map(repr, self.data.impression_actions))
             what = (
-                f"{NO_IMPRESSIONS}: no event has action_name {wanted}; name another in data.impression_actions, "
+                f"{NO_IMPRESSIONS}: no event has action_name {actions}; name another in data.impression_actions, "
                 "or set data.impressions: hits"
             )
             examples = [f"action_name is {quote(action)} in {count} events" for action, count in _actions(connection)]

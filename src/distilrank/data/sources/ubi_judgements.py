@@ -69,11 +69,11 @@ class JudgementList(File):
             raise InputError(f"{self.name}: not JSON (a number has too many digits)") from None
         except RecursionError:
             raise InputError(f"{self.name}: not JSON (nested too deeply)") from None
-        found = value.get("judgmentRatings") if isinstance(value, dict) else None
-        if not isinstance(found, list) or not found:
-            seen = list_keys(value) if isinstance(value, dict) else json_type(value)
-            raise InputError(f"{self.name}: has {seen}, expected an object with queries in judgmentRatings")
-        return found
+        queries = value.get("judgmentRatings") if isinstance(value, dict) else None
+        if not isinstance(queries, list) or not queries:
+            content = list_keys(value) if isinstance(value, dict) else json_type(value)
+            raise InputError(f"{self.name}: has {content}, expected an object with queries in judgmentRatings")
+        return queries
 
     def check(self, problems: Problems | None = None) -> bool:
         problems = Problems() if problems is None else problems
@@ -100,9 +100,9 @@ class JudgementList(File):
             if not isinstance(ratings, list):
                 self._complain_of(f"query {number}: ratings", ratings, "a list", problems)
                 continue
-            for place, rated in enumerate(ratings, 1):
+            for rating_number, rated in enumerate(ratings, 1):
                 row += 1
-                where = f"query {number}, rating {place}"
+                where = f"query {number}, rating {rating_number}"
                 product, text = (rated.get("docId"), rated.get("rating")) if isinstance(rated, dict) else (None, None)
                 rating = _number(text)
                 lowest, highest = self.rating_range
@@ -120,12 +120,12 @@ class JudgementList(File):
 
     def _complain_of(self, where: str, value: Any, expected: str, problems: Problems) -> None:
         if value is None or value == "":
-            seen = "empty"
+            content = "empty"
         elif isinstance(value, dict | list):  # as deep as it likes
-            seen = json_type(value)
+            content = json_type(value)
         else:
-            seen = quote(str(value))
-        problems.add(self.name, f"expected {expected}", examples=[f"{where} is {seen}"])
+            content = quote(str(value))
+        problems.add(self.name, f"expected {expected}", examples=[f"{where} is {content}"])
 
 
 def _number(value: Any) -> float | None:

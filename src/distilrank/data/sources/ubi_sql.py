@@ -168,7 +168,7 @@ def select_records(connection: duckdb.DuckDBPyConnection, path: Path, data: Ubi)
 
 
 def select_events(data: Ubi) -> str:
-    """Selects records.EVENTS from the table of `select_records`."""
+    """Selects schemas.EVENTS from the table of `select_records`."""
     first, shown, hits = f"{data.first_position}", "shown::INTEGER", ""
     if data.first_position == "auto":
         first = "CASE WHEN min(ordinal) = 0 THEN 0 ELSE 1 END"

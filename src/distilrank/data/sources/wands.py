@@ -53,8 +53,8 @@ class WandsSource:
         return reading.files(reference, _SUFFIXES, columns, problems, delimiter="\t")
 
     def _all(self, problems: Problems) -> list[File]:
-        wanted = ((self.data.products, _PRODUCTS), (self.data.queries, _QUERIES), (self.data.labels, _LABELS))
-        return [file for reference, columns in wanted for file in self._files(reference, columns, problems)]
+        references = ((self.data.products, _PRODUCTS), (self.data.queries, _QUERIES), (self.data.labels, _LABELS))
+        return [file for reference, columns in references for file in self._files(reference, columns, problems)]
 
     def files(self) -> list[str]:
         return [file.name for file in self._all(Problems())]
@@ -73,14 +73,14 @@ class WandsSource:
                 lines = [
                     "; ".join(f"{name}: {', '.join(values)}" for name, values in each.items()) for each in features
                 ]
-                told = pa.array([line or None for line in lines], pa.string())
+                features = pa.array([line or None for line in lines], pa.string())
                 colors = pa.array([", ".join(each.get(COLOR, ())) or None for each in features], pa.string())
                 table = rows.keep(
                     product_id=rows.key("product_id"),
                     title=rows.text("title"),
                     product_type=pc.replace_substring(rows.text("product_type"), "|", ", "),
                     color=colors,
-                    description=join_lines(rows.text("description"), told),
+                    description=join_lines(rows.text("description"), features),
                 )
                 yield from reading.product_batches(table)
 
@@ -146,9 +146,9 @@ class WandsSource:
 
 def _features(text: str | None) -> dict[str, list[str]]:
     """The distinct values of each feature of `name : value|name:value|...`; those without a name or a value go."""
-    found: dict[str, list[str]] = {}
+    features: dict[str, list[str]] = {}
     for feature in (text or "").split("|"):
         name, _, value = (part.strip() for part in feature.partition(":"))
-        if name and value and value not in found.setdefault(name, []):
-            found[name].append(value)
-    return found
+        if name and value and value not in features.setdefault(name, []):
+            features[name].append(value)
+    return features

@@ -69,11 +69,11 @@ class Shop:
         return artifacts.digest_json({"generator": GENERATOR, **self.config.model_dump(mode="json")})
 
     def products(self, problems: Problems) -> Iterator[pa.RecordBatch]:
-        """The catalogue, as records.PRODUCTS; a new kind's products, if any, come last."""
+        """The catalogue, as schemas.PRODUCTS; a new kind's products, if any, come last."""
         yield from self._catalogue.table.to_batches()
 
     def judgements(self, problems: Problems) -> pa.Table:
-        """The judged pairs, as records.JUDGEMENTS."""
+        """The judged pairs, as schemas.JUDGEMENTS."""
         pairs = self.truth()
         ratings = judgements.rate(
             pairs["grade"].to_numpy(), self.config.raters, self.config.rater_noise, self._draw("ratings")
@@ -91,9 +91,9 @@ class Shop:
     @cached_property
     def _truth(self) -> pa.Table:
         draw = self._draw("judgements")
-        judged = draw.choice(len(self._queries), self.config.judged_queries, replace=False)
+        query_numbers = draw.choice(len(self._queries), self.config.judged_queries, replace=False)
         texts, rows, grades = [], [], []
-        for number in np.sort(judged):
+        for number in np.sort(query_numbers):
             query = self._queries[number]
             truth = queries.grades(query, self._first)
             picked = judgements.pick(truth, self._words(query.text), self.config.judged_per_query, draw)
@@ -116,7 +116,7 @@ class Shop:
         return Log(parts=[GeneratedLog(self)], timed=True, clients=False, settings={}, people=False)
 
     def impressions(self) -> pa.Table:
-        """The search log, as records.IMPRESSIONS, in order of time."""
+        """The search log, as schemas.IMPRESSIONS, in order of time."""
         return self._impressions
 
     @cached_property
@@ -125,17 +125,17 @@ class Shop:
         searched, texts = self._searches(np.flatnonzero(logs.second_period(moments)))
         draw = self._draw("results")
         # Only who asks for the new kind is shown it: what the first period's searches find stays as it is.
-        found = [
+        results = [
             logs.retrieve(self._words(query.text), queries.grades(query, self._first), draw) for query in self._queries
         ]
         if self.config.drift.new_product_type:
             words = _word_match(self._catalogue)
-            found += [
+            results += [
                 logs.retrieve(words(query.text), queries.grades(query, self._catalogue), draw)
                 for query in self._new_queries
             ]
         ids = self._catalogue.table["product_id"].combine_chunks()
-        return logs.show(moments, texts, searched, found, ids, self._draw("shown"))
+        return logs.show(moments, texts, searched, results, ids, self._draw("shown"))
 
     def _searches(self, second: np.ndarray) -> tuple[np.ndarray, pa.Array]:
         """Number and text of each search's query; `second` holds the numbers of the searches of the second period."""
@@ -188,9 +188,11 @@ class Shop:
         taken: set[str] = set()
         # Usual names before slang and plurals, by and large: the order is that of the frequencies.
         ranked = [
-            (draw.random() + 0.25 * place, query) for kind in kinds for place, query in enumerate(queries.head(kind))
+            (draw.random() + 0.25 * position, query)
+            for kind in kinds
+            for position, query in enumerate(queries.head(kind))
         ]
-        names = [query for _, query in sorted(ranked, key=lambda one: one[0])]
+        names = [query for _, query in sorted(ranked, key=lambda entry: entry[0])]
         offered = iter(names)
         head = queries.distinct(lambda: next(offered, names[0]), round(_HEAD_SHARE * config.queries), taken)
         torso = queries.distinct(

@@ -126,23 +126,23 @@ def _fields(product: Product, draw: random.Random) -> dict[str, str | None]:
     """The product as the shop lists it: now and then incomplete or filed in the wrong place."""
     kind, values = product.kind, product.values
     # A seller leaves out of the title about one attribute in seven; the description still tells of it.
-    told = [axis for axis in kind.axes if draw.random() < 0.86]
+    titled = [axis for axis in kind.axes if draw.random() < 0.86]
     aisle = draw.choices((kind.aisle, kind.department, draw.choice(_AISLES.get(kind.department, [kind.aisle])), None),
                          (55, 25, 8, 12))[0]  # fmt: skip
     return {
-        "title": _title(product, told, draw),
+        "title": _title(product, titled, draw),
         "product_type": aisle,
         "brand": product.brand if draw.random() < 0.92 else None,
         "color": _capitalised(product.shade) if product.shade and draw.random() < 0.85 else None,
         "gender": values["gender"] if values["gender"] and draw.random() < 0.75 else None,
-        "description": _description(product, told, draw) if draw.random() < 0.92 else None,
+        "description": _description(product, titled, draw) if draw.random() < 0.92 else None,
     }
 
 
-def _title(product: Product, told: Sequence[str], draw: random.Random) -> str:
+def _title(product: Product, titled: Sequence[str], draw: random.Random) -> str:
     kind, values = product.kind, product.values
-    leading = " ".join(_spelled(values[axis], draw) for axis in told if axis not in TRAILING_AXES)
-    trailing = " ".join(_spelled(values[axis], draw) for axis in told if axis in TRAILING_AXES)
+    leading = " ".join(_spelled(values[axis], draw) for axis in titled if axis not in TRAILING_AXES)
+    trailing = " ".join(_spelled(values[axis], draw) for axis in titled if axis in TRAILING_AXES)
     gender = {"women": "women's", "men": "men's", "unisex": "unisex", "": ""}[values["gender"]]
     gender = gender if draw.random() < 0.9 else ""
     extra = draw.choice(kind.extras)
@@ -171,10 +171,10 @@ def _title(product: Product, told: Sequence[str], draw: random.Random) -> str:
     return words if draw.random() < 0.93 else words.lower()
 
 
-def _description(product: Product, told: Sequence[str], draw: random.Random) -> str:
+def _description(product: Product, titled: Sequence[str], draw: random.Random) -> str:
     """One or two sentences: what the title leaves out, under another name perhaps, and something else to buy."""
     kind, values = product.kind, product.values
-    facts = [values[axis] for axis in kind.axes if axis not in told or draw.random() < 0.3]
+    facts = [values[axis] for axis in kind.axes if axis not in titled or draw.random() < 0.3]
     facts += [f"in {product.shade}"] if product.shade and draw.random() < 0.5 else []
     facts += [f"for {values['gender']}"] if values["gender"] in ("women", "men") and draw.random() < 0.5 else []
     facts += [f"fits the {values['fits']}"] if kind.fitted and draw.random() < 0.5 else []

@@ -25,15 +25,15 @@ def pick(grades: np.ndarray, lexical: np.ndarray, count: int, draw: np.random.Ge
     whim = draw.random(len(grades))
     left = np.ones(len(grades), dtype=bool)
 
-    def take(grade: int, wanted: int) -> None:
-        hard = draw.binomial(wanted, _HARD)
-        for order, number in ((misleading, hard), (whim, wanted - hard)):
+    def take(grade: int, size: int) -> None:
+        hard = draw.binomial(size, _HARD)
+        for order, number in ((misleading, hard), (whim, size - hard)):
             rows = np.flatnonzero(left & (grades == grade))
             left[rows[highest(order[rows], number)]] = False
 
     fewest = np.minimum(_AT_LEAST, count // len(GRADES))
-    for grade, wanted in enumerate(fewest + draw.multinomial(max(count - fewest.sum(), 0), _SHARES)):
-        take(grade, int(wanted))
+    for grade, size in enumerate(fewest + draw.multinomial(max(count - fewest.sum(), 0), _SHARES)):
+        take(grade, int(size))
     take(IRRELEVANT, count - int(np.count_nonzero(~left)))
     return np.flatnonzero(~left)
 

@@ -90,21 +90,21 @@ def show(
     product_ids: pa.Array,
     draw: np.random.Generator,
 ) -> pa.Table:
-    """Play the searches and return the log, as records.IMPRESSIONS, in order of time and position.
+    """Play the searches and return the log, as schemas.IMPRESSIONS, in order of time and position.
 
     Args:
         moments, texts: when each search happened and what was typed.
         searched: number of each search's query in `results`.
     """
     # One rectangle of candidates; what a query has fewer of scores too low to be shown.
-    width = max(len(found.rows) for found in results)
+    width = max(len(result.rows) for result in results)
     rows = np.zeros((len(results), width), dtype=np.int64)
     scores = np.full((len(results), width), -np.inf)
     grades = np.zeros((len(results), width), dtype=np.int8)
-    for number, found in enumerate(results):
-        rows[number, : len(found.rows)] = found.rows
-        scores[number, : len(found.rows)] = found.scores
-        grades[number, : len(found.rows)] = found.grades
+    for number, result in enumerate(results):
+        rows[number, : len(result.rows)] = result.rows
+        scores[number, : len(result.rows)] = result.scores
+        grades[number, : len(result.rows)] = result.grades
 
     looked = 1 / np.arange(1, SHOWN + 1) ** _ETA
     parts = []
@@ -113,15 +113,15 @@ def show(
         ranked = np.argsort(-(scores[query] + draw.gumbel(0, 0.15, (len(query), width))), axis=1)[:, :SHOWN]
         chance = looked[: ranked.shape[1]] * _CLICKS[grades[query[:, None], ranked]]
         clicked = draw.random(ranked.shape) < chance
-        search, place = np.nonzero(np.isfinite(scores[query[:, None], ranked]))
+        search, position = np.nonzero(np.isfinite(scores[query[:, None], ranked]))
         parts.append(
             pa.table(
                 [
                     pa.array(moments[start + search], type=pa.timestamp("s")).cast(pa.timestamp("us", tz="UTC")),
                     texts.take(pa.array(start + search)),
-                    product_ids.take(pa.array(rows[query[:, None], ranked][search, place])),
-                    pa.array((place + 1).astype(np.int32)),
-                    pa.array(clicked[search, place]),
+                    product_ids.take(pa.array(rows[query[:, None], ranked][search, position])),
+                    pa.array((position + 1).astype(np.int32)),
+                    pa.array(clicked[search, position]),
                 ],
                 schema=schemas.IMPRESSIONS,
             )

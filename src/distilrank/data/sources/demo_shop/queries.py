@@ -107,17 +107,17 @@ def tail(product: Product, draw: random.Random) -> Query:
 
 def distinct(make: Callable[[], Query], count: int, taken: set[str]) -> list[Query]:
     """Up to `count` queries from `make` whose texts are not in `taken`, which grows; fewer if they run out."""
-    found: list[Query] = []
+    queries: list[Query] = []
     repeated = 0
-    while len(found) < count and repeated < _PATIENCE:
+    while len(queries) < count and repeated < _PATIENCE:
         query = make()
         if query.text in taken:
             repeated += 1
         else:
             repeated = 0
             taken.add(query.text)
-            found.append(query)
-    return found
+            queries.append(query)
+    return queries
 
 
 def _asks(product: Product, draw: random.Random, wishes: int) -> tuple[tuple[str, str], ...]:
@@ -197,12 +197,12 @@ def _mistyped(text: str) -> str:
         return text
     number = draw.choice(long)
     word = words[number]
-    at = draw.randrange(1, len(word) - 1)
+    index = draw.randrange(1, len(word) - 1)
     words[number] = draw.choice(
         (
-            word[:at] + word[at + 1 :],
-            word[:at] + word[at] + word[at:],
-            word[:at] + word[at + 1] + word[at] + word[at + 2 :],
+            word[:index] + word[index + 1 :],
+            word[:index] + word[index] + word[index:],
+            word[:index] + word[index + 1] + word[index] + word[index + 2 :],
         )
     )
     return " ".join(words)
