@@ -583,7 +583,7 @@ def test_kills_at_random_moments_break_nothing(store: Store, tmp_path: Path) -> 
         part = f"killed-{number}"
         return Folder(tmp_path / part) if is_folder else Bucket(f"{store.prefix}/{part}", tmp_path / "cache")
 
-    result = benchmark.kill(make, tmp_path, kills=3, seed=int(time.time()))
+    result = benchmark.kill(make, tmp_path, count=3, seed=int(time.time()))
     assert (result["kills"], result["broken"]) == (3, 0), result
 
 
