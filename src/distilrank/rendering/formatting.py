@@ -1,7 +1,7 @@
 """Numbers, times and lists as people read them: on pages, in figures, on a terminal, in verdicts and model cards.
 
-`format_plain` and `format_plain_interval` write ASCII, for terminals, logs and files. The other functions write for
-pages: a real minus sign, narrow spaces between groups of digits, and a dash where there is no value.
+The functions whose names begin with `format_plain` write ASCII, for terminals, logs and files. The other functions
+write for pages: a real minus sign, narrow spaces between groups of digits, and a dash where there is no value.
 """
 
 from __future__ import annotations
@@ -33,6 +33,13 @@ def format_plain(value: float | None, places: int = 4, sign: str = "-") -> str:
 def format_plain_interval(low: float, high: float, places: int = 4) -> str:
     """A confidence interval, [-0.0035, 0.0095]."""
     return f"[{format_plain(low, places)}, {format_plain(high, places)}]"
+
+
+def format_plain_value(value: float | str | None) -> str:
+    """A check's value or bound: a number with 4 significant digits, a text as it is, or - where there is none."""
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else f"{value:.4g}"
 
 
 # For pages --------------------------------------------------------------------------------------------------------
