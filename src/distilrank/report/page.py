@@ -74,6 +74,6 @@ def render(config: Report, folders: RunFolders, *, name: str, output: Path) -> N
             "protocol": provenance.setting_rows(metrics.get("protocol", {})),
         }
         artifacts.write_text(output / "report.html", environment.get_template("report.html.j2").render(sections))
-        paths = {key: [given] if isinstance(given, Path) else given for key, given in inputs.items()}
+        paths = {key: [value] if isinstance(value, Path) else value for key, value in inputs.items()}
         artifacts.write_json(output / "inputs.json", {key: list(map(str, paths[key])) for key in paths})
         artifacts.seal(output)
