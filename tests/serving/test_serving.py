@@ -819,7 +819,7 @@ def test_an_internal_failure_reveals_no_details(shop: Shop, caplog: pytest.LogCa
             assert (answer.status_code, answer.json()) == (500, {"error": "internal error, see the log"})
             assert "a path, a password" in caplog.text
             running.cancel()
-            with pytest.raises(asyncio.CanceledError):
+            with pytest.raises(asyncio.CancelledError):
                 await running
             state.tasks = [running]
             assert (await client.get("/healthz")).status_code == 503
