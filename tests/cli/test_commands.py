@@ -260,7 +260,7 @@ def test_score_checks_the_seal_of_a_folder(run: Any, student: Path, pairs: Path,
     (folder / artifacts.SEAL).unlink()  # a person's own folder, or one that a killed run has left
     ran = score()
     assert ran.status == 0 and (tmp_path / "a.csv").exists()
-    assert f"{folder}: has no digest.json, so its files are taken as they are, unchecked" in ran.err
+    assert f"{folder}: has no digest.json, so its files are used without a check" in ran.err
     shutil.copyfile(student / artifacts.SEAL, folder / artifacts.SEAL)
     shutil.copyfile(student / "model.safetensors", weights)
     assert "unchecked" not in score().err

@@ -19,7 +19,8 @@ def by_queries(queries: np.ndarray, each: int, value: np.ndarray) -> dict[str, n
 def one_column(reference: dict[str, np.ndarray], current: dict[str, np.ndarray]) -> columns.Column:
     limits = columns.Limits(0.1, 0.1)
     samples = (reference["value"], current["value"]), (reference["query"], current["query"])
-    return columns.numeric_column("value", "query", limits, *samples)
+    values, queries = samples
+    return columns.numeric_column(columns.ColumnSpec("value", "query", limits, queries), values)
 
 
 def test_equal_distances_are_within_chance() -> None:
@@ -76,8 +77,6 @@ def test_a_new_category_of_many_queries_does_not_drown_in_a_frequent_one() -> No
     before = np.repeat(values, counts)
     values[200:] = "new"
     after = np.repeat(values, counts)
-    column = columns.categorical_column(
-        "type", "product", columns.Limits(0.1, 0.1), (pa.chunked_array([before]), pa.chunked_array([after])),
-        (queries, queries + 500),
-    )  # fmt: skip
+    spec = columns.ColumnSpec("type", "product", columns.Limits(0.1, 0.1), (queries, queries + 500))
+    column = columns.categorical_column(spec, (pa.chunked_array([before]), pa.chunked_array([after])))
     assert columns.noise_bounds([column], 0.05)["type"] < columns.distance(column)

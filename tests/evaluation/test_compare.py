@@ -91,7 +91,7 @@ def test_one_student_is_printed_as_tables(run):
     ("arguments", "words"),
     [
         (["--model", "seed-1", "--model", "seed-1"], "--model: 'seed-1' is named twice"),
-        (["--model", "bm25"], "--model bm25: this name is that of a baseline"),
+        (["--model", "bm25"], "--model bm25: is the name of a baseline"),
         (["--model", "nowhere"], "--model nowhere: no such folder, and"),
         (["--model", "seed-1", "--set", "gate.min_queries=3"], "--set gate: expected evaluate.KEY=VALUE"),
         (["--model", "seed-1", "--set", "evaluate.bootstrap=3"], "bootstrap"),

@@ -286,15 +286,16 @@ def test_details_are_sentences_with_the_numbers() -> None:
         "the lower end must not be below -0.1"
     )
     assert detail(verdict, "drift") == (
-        "25 % of the columns (bm25) have drifted from training window to newest traffic; at most 25 % may"
+        "25 % of the columns (bm25) have drifted from the training window to the newest traffic; "
+        "at most 25 % are allowed"
     )
-    assert detail(verdict, "calibration") == "student calibration error (ECE) is 0.031; it may be 0.2 at most"
+    assert detail(verdict, "calibration") == "the student's calibration error (ECE) is 0.031; it must be at most 0.2"
     assert detail(verdict, "enough_judgements") == (
-        "4,800 pairs are judged in train, dev and test together; it takes 100"
+        "4,800 pairs are judged in train, dev and test together; at least 100 are required"
     )
     assert detail(verdict, "latency") == (
-        "p50 of a request is 12.0 ms, 1.20 times the champion's 10.0 ms; at most 2 times; "
-        "p95 of a request is 20.0 ms, 1.11 times the champion's 18.0 ms; at most 2 times"
+        "the p50 of a request is 12.0 ms, 1.20 times the champion's 10.0 ms; at most 2 times is allowed; "
+        "the p95 of a request is 20.0 ms, 1.11 times the champion's 18.0 ms; at most 2 times is allowed"
     )
     worse = decide(comparisons=with_comparison("champion", -0.02, -0.03, -0.01))
     assert detail(worse, "not_inferior_to_champion").endswith("the lower end must not be below -0.005, but is")
@@ -374,7 +375,7 @@ def test_what_is_missing_may_be_missing_only_where_nothing_is_asked_of_it(off: d
 def test_queries_are_counted_for_the_smallest_comparison() -> None:
     verdict = decide(comparisons=with_comparison("random", 0.2, 0.1, 0.3, queries=29))
     assert failed(verdict) == ["enough_queries"]
-    assert detail(verdict, "enough_queries") == "the decision rests on 29 test queries; it takes at least 30"
+    assert detail(verdict, "enough_queries") == "the decision rests on 29 test queries; at least 30 are required"
 
 
 def test_a_slice_that_became_worse_refuses() -> None:
@@ -384,7 +385,7 @@ def test_a_slice_that_became_worse_refuses() -> None:
     assert find_check(verdict, "slices").value == 2
     assert detail(verdict, "slices") == (
         "significantly worse than the champion on 2 of 3 slices by nDCG@10 (Holm, 5 %): stratum torso by 0.040 on 40 "
-        "queries, stratum tail by 0.031 on 40 queries; none may be; slices of fewer than 20 queries are not tested"
+        "queries, stratum tail by 0.031 on 40 queries; none is allowed; slices of fewer than 20 queries are not tested"
     )
     # At another confidence, another significance.
     assert failed(decide(slices={"min_queries": 20, "rows": rows[1:]}, protocol=PROTOCOL | {"confidence": 0.99})) == []
@@ -413,7 +414,7 @@ def small(column: str, value: str, queries: int) -> dict[str, Any]:
         (
             ["stratum", "script=han"],
             [small("script", "latin", 90), small("script", "han", 7)],
-            "the slice script=han has 7 test queries, fewer than the 20 that are compared",
+            "the slice script=han has 7 test queries, fewer than the 20 that a comparison requires",
         ),
         (["script"], [small("script", "han", 7)], "no slice script of at least 20 test queries was compared"),
     ],
@@ -446,8 +447,9 @@ def test_exported_files_must_rank_as_the_student_does() -> None:
     verdict = decide(parity={"files": files})
     assert failed(verdict) == ["onnx_parity"]
     assert detail(verdict, "onnx_parity") == (
-        "model_qint8_avx512_vnni.onnx loses 0.0031 of dev nDCG@10 to torch, the most of 2 ONNX files; "
-        "at most 0.002 may be lost"
+        "model_qint8_avx512_vnni.onnx loses 0.0031 of dev nDCG@10 compared with torch, the largest loss of 2 ONNX "
+        "files; "
+        "a loss of at most 0.002 is allowed"
     )
     assert not failed(decide(Gate(max_onnx_loss=0.004), parity={"files": files}))
     assert not failed(decide(parity={"files": {"model.onnx": {"ndcg_loss": -0.01}}}))
@@ -464,7 +466,10 @@ def test_latency_is_compared_with_the_champion_of_the_same_run() -> None:
     assert failed(decide(latency=alone)) == ["latency"]
     assert failed(decide(latency=alone, champion=None)) == []
     verdict = decide(Gate(max_p95_ms=39), latency=alone, champion=None)
-    assert (find_check(verdict, "latency").value, detail(verdict, "latency")) == (40.0, "p95 is 40.0 ms, at most 39 ms")
+    assert (find_check(verdict, "latency").value, detail(verdict, "latency")) == (
+        40.0,
+        "the p95 of a request is 40.0 ms; at most 39 ms is allowed",
+    )
 
 
 def test_only_the_candidates_own_drift_counts() -> None:
@@ -475,7 +480,7 @@ def test_only_the_candidates_own_drift_counts() -> None:
     assert failed(decide(drift={"candidate": None, "champion": calm})) == ["drift", "embedding_drift"]
     assert failed(decide(drift={"candidate": calm | {"comparable": False}})) == ["drift"]
     few = calm | {"embedding": None, "note": "Embeddings not compared: fewer than 20 queries in a sample."}
-    assert "not known (Embeddings not compared: fewer than 20" in detail(decide(drift={"candidate": few}), DRIFTED)
+    assert "unknown (Embeddings not compared: fewer than 20" in detail(decide(drift={"candidate": few}), DRIFTED)
 
 
 DRIFTED = "embedding_drift"
@@ -484,7 +489,7 @@ DRIFTED = "embedding_drift"
 def test_traffic_must_be_fresh_where_that_is_asked() -> None:
     policy = Gate(max_traffic_age_days=4)
     assert detail(decide(policy), "freshness") == (
-        "the newest traffic ends 2026-11-16, 4.5 days before this decision; at most 4 are allowed"
+        "the newest traffic ends on 2026-11-16, 4.5 days before this decision; at most 4 days are allowed"
     )
     assert decide(policy, newest_end="2026-11-17T00:00:00").promoted
     assert decide(policy, newest_end="2026-11-21T00:00:00Z").promoted  # a shop's clock may be ahead
@@ -496,7 +501,7 @@ def test_traffic_must_be_fresh_where_that_is_asked() -> None:
 def test_reuse_of_a_test_set_is_a_warning_and_then_refused() -> None:
     assert decide(test_evaluations=9).notes == []
     [note] = decide(test_evaluations=10).notes
-    assert note.startswith("candidates that this test set has evaluated: 10, this one included") and "test_fold" in note
+    assert note.startswith("candidates evaluated on this test set, including this one: 10") and "test_fold" in note
     assert decide(test_evaluations=1000).promoted and decide(test_evaluations=None).promoted
     policy = Gate(max_test_evaluations=11)
     assert decide(policy, test_evaluations=11).promoted
@@ -508,13 +513,13 @@ def test_an_identical_student_has_nothing_to_promote() -> None:
     verdict = decide(champion=SAME)
     assert (verdict.outcome, verdict.promoted, failed(verdict), verdict.notes) == ("unchanged", False, [], [])
     assert not find_check(verdict, "new").passed and verdict.word(find_check(verdict, "new")) == "unchanged"
-    assert "is the champion itself, byte for byte, so there is nothing" in detail(verdict, "new")
+    assert "is byte for byte the champion, so there is nothing" in detail(verdict, "new")
     written = verdict.to_json()
     assert (written["outcome"], written["promoted"], written["override"]) == ("unchanged", False, None)
     assert [check["name"] for check in written["checks"] if not check["passed"]] == ["new"]
     assert checks.failed(written) == []
     by = decide(champion=SAME | {"run": "weekly-1"})
-    assert "byte for byte (promoted by the run weekly-1), so there is nothing" in detail(by, "new")
+    assert "byte for byte the champion (promoted by the run weekly-1), so there is nothing" in detail(by, "new")
 
 
 def test_an_identical_student_is_not_compared_with_itself() -> None:
@@ -534,7 +539,9 @@ def test_what_the_champion_would_fail_today_is_reported_and_refuses_nothing() ->
     assert (verdict.outcome, verdict.promoted) == ("unchanged", False)
     assert failed(verdict) == ["calibration", "freshness"]
     assert [verdict.word(check) for check in verdict.checks if not check.passed] == ["FAILED", "FAILED", "unchanged"]
-    assert verdict.notes == ["the champion stays, though the policy would not promote it today: calibration, freshness"]
+    assert verdict.notes == [
+        "the champion remains in use, although the current policy would not promote it: calibration, freshness"
+    ]
     assert [check["name"] for check in checks.failed(verdict.to_json())] == ["calibration", "freshness"]
 
 
@@ -544,7 +551,7 @@ def test_a_champion_that_was_rolled_back_is_refused_not_unchanged() -> None:
     evidence = Evidence(metrics=metrics(), drift=DRIFT, candidate=candidate, champion=SAME, now=NOW)
     verdict = gate.decide(overriding(), evidence)
     assert (verdict.outcome, failed(verdict)) == ("refused", ["new"])
-    assert verdict.notes == ["the override by J. Doe, until 2026-11-20, cannot excuse new"]
+    assert verdict.notes == ["the override by J. Doe, valid until 2026-11-20, cannot excuse new"]
     assert "Jo rolled it back on 2026-11-19: empty results" in detail(verdict, "new")
 
 
@@ -577,7 +584,9 @@ def test_slices_cannot_be_made_too_small_to_test() -> None:
     none = {"rows": [], "left_out": [small("stratum", "head", 49)]}
     assert decide(slices={"min_queries": 50, **none}).promoted
     verdict = decide(slices={"min_queries": 51, **none})
-    assert failed(verdict) == ["protocol"] and "slices are compared from 51 queries on" in detail(verdict, "protocol")
+    assert failed(verdict) == ["protocol"] and "the smallest number of queries of a compared slice is 51" in detail(
+        verdict, "protocol"
+    )
     assert decide(Gate(slices=False), slices={"min_queries": 51, **none}).promoted
     assert decide(slices={}, champion=None).promoted
 
@@ -618,7 +627,7 @@ def test_whatever_is_looser_than_the_default_is_shown() -> None:
     verdict = decide(policy, protocol=protocol, drift=DRIFT | {"limits": {"numeric": 5, "chance": 0.05}})
     assert verdict.promoted and verdict.to_json()["looser"][0] == {"key": "gate.min_queries", "value": 3, "default": 30}
     assert gate.looser_text(verdict.looser) == (
-        "looser than the default, which is in brackets: gate.min_queries 3 (30), gate.slices false (true), "
+        "looser than the default, which is in parentheses: gate.min_queries 3 (30), gate.slices false (true), "
         "gate.max_ece 1 (0.2), gate.max_latency_ratio 0 (2), gate.warn_after_test_evaluations 0 (9), "
         "evaluate.bootstrap 1000 (2000), evaluate.slices [stratum] ([stratum, query_words, product_type]), "
         "evaluate.bins 2 (10), drift.numeric 5 (0.15)"
@@ -642,7 +651,7 @@ def test_an_override_promotes_in_spite_of_what_was_measured() -> None:
         "until": "2026-11-20",
     }
     assert verdict.notes == [
-        "the override by J. Doe, until 2026-11-20, promotes in spite of the failed checks: "
+        "the override by J. Doe, valid until 2026-11-20, promotes the student despite the failed checks: "
         "the tail is covered by a rule for now"
     ]
 
@@ -655,7 +664,7 @@ def test_an_override_that_is_not_needed_is_not_reported() -> None:
 def test_an_expired_override_changes_nothing() -> None:
     verdict = decide(overriding("2026-11-19", max_ece=0.03))
     assert (verdict.outcome, verdict.to_json()["override"]) == ("refused", None)
-    assert verdict.notes == ["the override by J. Doe, until 2026-11-19, has expired, so it changes nothing"]
+    assert verdict.notes == ["the override by J. Doe, valid until 2026-11-19, has expired, so it has no effect"]
 
 
 def test_an_override_lasts_a_season_at_most() -> None:
@@ -663,7 +672,7 @@ def test_an_override_lasts_a_season_at_most() -> None:
     for day in ("2027-02-19", "9999-12-31"):
         verdict = decide(overriding(day, max_ece=0.03))
         assert verdict.outcome == "refused"
-        note = f"the override by J. Doe, until {day}, reaches more than 90 days ahead, so it changes nothing"
+        note = f"the override by J. Doe, valid until {day}, extends more than 90 days ahead, so it has no effect"
         assert verdict.notes == [note]
 
 
@@ -678,13 +687,15 @@ def test_an_override_lasts_a_season_at_most() -> None:
 def test_an_override_cannot_excuse_what_was_not_measured(changed: dict[str, Any], name: str) -> None:
     verdict = decide(overriding(max_ece=0.03), **changed)
     assert verdict.outcome == "refused" and set(failed(verdict)) == {"calibration", name}
-    assert verdict.notes == [f"the override by J. Doe, until 2026-11-20, cannot excuse {name}"]
+    assert verdict.notes == [f"the override by J. Doe, valid until 2026-11-20, cannot excuse {name}"]
 
 
 def test_an_override_does_not_promote_the_champion_over_itself() -> None:
     verdict = decide(overriding(max_ece=0.03), champion=SAME)
     assert (verdict.outcome, verdict.promoted, verdict.to_json()["override"]) == ("unchanged", False, None)
-    assert verdict.notes == ["the champion stays, though the policy would not promote it today: calibration"]
+    assert verdict.notes == [
+        "the champion remains in use, although the current policy would not promote it: calibration"
+    ]
 
 
 def test_without_slices_the_check_fails_and_too_small_ones_are_reported() -> None:
@@ -692,4 +703,4 @@ def test_without_slices_the_check_fails_and_too_small_ones_are_reported() -> Non
     verdict = decide(slices=none)
     assert failed(verdict) == ["slices"] and detail(verdict, "slices").startswith("the evaluation has no slices")
     small_slices = decide(slices=none | {"left_out": [{"column": "stratum", "value": "head", "queries": 9}]})
-    assert small_slices.promoted and "none of the slices has the 20 queries" in detail(small_slices, "slices")
+    assert small_slices.promoted and "no slice has the 20 queries" in detail(small_slices, "slices")

@@ -246,12 +246,12 @@ def test_an_unchanged_student_is_not_called_refused(tmp_path: Path, config: Regi
     verdict["checks"].append({"name": "new", "passed": False, "value": "v", "bound": "v", "detail": "the same"})
     artifacts.write_json(path, verdict | {"outcome": "unchanged", "promoted": False})
     seal(folders)
-    refuse(config, folders, r"unchanged: v\w{12} is the champion already, so there is nothing to promote")
+    refuse(config, folders, r"unchanged: v\w{12} is already the champion, so there is nothing to promote")
 
 
 def test_a_verdict_on_anything_else_does_not_count(tmp_path: Path, config: Registry) -> None:
     other = stages(tmp_path / "other", "b")["student"]
-    refuse(config, stages(tmp_path / "run") | {"student": other}, "is about v.*, but the student is v")
+    refuse(config, stages(tmp_path / "run") | {"student": other}, "the candidate is v.*, but the student is v")
     folders = stages(tmp_path / "run")
     refuse(config, folders, "compares with no champion, expected v0", champion="v000000000000")
     refuse(config, folders, "compares with no anchor, expected v0", anchor="v000000000000")

@@ -109,7 +109,7 @@ def test_a_folder_without_a_registry_is_named_and_left_unchanged(call: Any, tmp_
             ("rollback", "--reason", "x"),
             ("promote", "champion", "--reason", "x"),
         ):
-            call(*command, "--registry", tmp_path / name).complains(f"{tmp_path / name}: no registry there")
+            call(*command, "--registry", tmp_path / name).complains(f"{tmp_path / name}: there is no registry")
     assert list(tmp_path.rglob("*")) == [tmp_path / "photos"]
 
 
@@ -175,7 +175,7 @@ def test_promote_refuses_bad_arguments(call: Any, versions: list[str], tmp_path:
     stale = call("promote", versions[0], "--expect", versions[1], "--reason", "x")
     stale.complains(f"champion is {versions[2]}, expected {versions[1]}", status=1)
     call("promote", "v000000000000", "--reason", "x").complains("no version 'v000000000000'")
-    call("promote", versions[0], "--alias", "Bad Name", "--reason", "x").complains("'Bad Name' is no alias")
+    call("promote", versions[0], "--alias", "Bad Name", "--reason", "x").complains("'Bad Name' is not an alias")
     call("promote", versions[0], "--expect", "anchor", "--reason", "x").complains(f"expected {versions[0]}", status=1)
     call("promote", versions[0], "--expect", "nobody", "--reason", "x").complains("no alias 'nobody'")
     call("promote", versions[0], "--expect", "v000000000000", "--reason", "x").complains("no version 'v000000000000'")
@@ -277,7 +277,7 @@ def test_a_configuration_names_the_registry(call: Any, versions: list[str], tmp_
     settings = tmp_path / "shop.yaml"
     settings.write_text('{"data": {"source": "demo_shop"}, "registry": {"uri": "registry"}}')
     assert len(call("list", "--config", settings, "--json").json()) == 3
-    call("list", "--config", settings, "--registry", "other").complains("/other: no registry there")
+    call("list", "--config", settings, "--registry", "other").complains("/other: there is no registry")
     call("list", "--config", "absent.yaml").complains("absent.yaml: no such configuration file")
     call("mirror", "--config", settings).complains("no mirror, expected registry.mirror")
 

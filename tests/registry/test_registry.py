@@ -168,7 +168,7 @@ def test_publishing_again_is_a_no_op_and_other_content_an_error(store: Store, tm
     before = store.files()
     backend.publish(tmp_path / "version-a", name)
     other, _ = make(tmp_path, "a", note="other")
-    with pytest.raises(InputError, match=r"manifest\.json: version v\w+ is published already, with other content"):
+    with pytest.raises(InputError, match=r"manifest\.json: version v\w+ is already published with different content"):
         backend.publish(other, name)
     assert store.files() == before
 
@@ -176,9 +176,9 @@ def test_publishing_again_is_a_no_op_and_other_content_an_error(store: Store, tm
 def test_an_id_identifies_the_students_bytes(store: Store, tmp_path: Path) -> None:
     made, name = make(tmp_path, "a")
     backend = registry.connect(store.config)
-    with pytest.raises(InputError, match=f"is version {name}, expected v000000000000"):
+    with pytest.raises(InputError, match=f"is the student of version {name}, expected v000000000000"):
         backend.publish(made, "v000000000000")
-    with pytest.raises(InputError, match="is no version id"):
+    with pytest.raises(InputError, match="is not a version id"):
         backend.publish(made, "../outside")
     assert backend.versions() == []
 
@@ -209,7 +209,9 @@ def test_white_space_is_part_of_the_bytes(store: Store, tmp_path: Path, name: st
     else:
         stored = name
     store.put(stored, store.files()[stored].replace(b"  ", b" \t", 1))
-    with pytest.raises(InputError, match=rf"{os.path.basename(stored)}: damaged, expected .* in which it was written"):
+    with pytest.raises(
+        InputError, match=rf"{os.path.basename(stored)}: damaged, expected .* exactly as it was written"
+    ):
         benchmark._load(store.config.model_copy(update={"cache_dir": str(tmp_path / "fresh")}), stored)
 
 
@@ -256,7 +258,7 @@ def test_evidence_that_was_replaced_under_matching_seals_is_detected(store: Stor
     other.fetch(name)
     for ask in (connect_elsewhere(store, tmp_path / "fresh").fetch, backend.verify):
         with pytest.raises(
-            InputError, match=r"digest\.json: digest \w+ differs from \w+, which champion was pointed to"
+            InputError, match=r"digest\.json: digest \w+ differs from \w+, to which champion was pointed"
         ):
             ask(name)
 
@@ -286,7 +288,7 @@ def test_records_that_were_removed_or_put_back_are_detected(store: Store, tmp_pa
     now = store.files()
 
     store.put("aliases/champion.json", old)
-    with pytest.raises(InputError, match=r"champion\.json: is record 1, but champion has a history of 2"):
+    with pytest.raises(InputError, match=r"champion\.json: is record 1, but the history of champion has 2 records"):
         backend.history()
     store.remove("aliases/champion.json")
     for ask in (backend.history, backend.aliases, lambda: backend.move(CHAMPION, first, "")):
@@ -294,10 +296,10 @@ def test_records_that_were_removed_or_put_back_are_detected(store: Store, tmp_pa
             ask()
     store.put("aliases/champion.json", now["aliases/champion.json"])
     store.remove("history/champion/00000001.json")
-    with pytest.raises(InputError, match=r"00000001\.json: is missing, although 00000002\.json is there"):
+    with pytest.raises(InputError, match=r"00000001\.json: is missing, although 00000002\.json exists"):
         backend.history()
     store.put("history/champion/00000001.json", now["history/champion/00000002.json"])
-    with pytest.raises(InputError, match=r"00000001\.json: holds record 2 .* expected the one that its name says"):
+    with pytest.raises(InputError, match=r"00000001\.json: holds record 2 .* expected the record that its name states"):
         backend.history()
     store.put("history/champion/00000001.json", b"[]\n")
     with pytest.raises(InputError, match=r"00000001\.json: holds \[\], expected a JSON object"):
@@ -312,7 +314,7 @@ def test_a_record_that_does_not_follow_the_one_before_is_detected(store: Store, 
     record = json.loads(store.files()[name]) | {"by": "somebody else"}
     record["digest"] = artifacts.digest_json({key: value for key, value in record.items() if key != "digest"})
     store.put(name, content.encode(record))
-    with pytest.raises(InputError, match=r"00000002\.json: does not follow the record before it"):
+    with pytest.raises(InputError, match=r"00000002\.json: does not follow the previous record"):
         backend.history()
 
 
@@ -350,7 +352,7 @@ def test_aliases_have_names_and_a_history_each(store: Store, tmp_path: Path) -> 
     ]
     assert all("@" in record["by"] for record in history)
     for wrong in ("", "Champion", "../x", "a" * 42, first):
-        with pytest.raises(InputError, match=f"'{wrong}' is no alias, expected"):
+        with pytest.raises(InputError, match=f"'{wrong}' is not an alias, expected"):
             backend.move(wrong, second, "")
     with pytest.raises(
         InputError, match=f"no alias 'none'; it has: anchor, champion, holiday-2026, {min(first, second)}"
@@ -362,7 +364,7 @@ def test_rollback_goes_back_move_by_move(store: Store, tmp_path: Path) -> None:
     backend, [first, second, third] = promoted(store, tmp_path, "a", "b", "c")
     assert backend.rollback(reason="too slow") == second == backend.alias(CHAMPION)
     assert backend.rollback() == first == backend.alias(CHAMPION)
-    with pytest.raises(InputError, match=f"{first} is the first champion, nothing to roll back to"):
+    with pytest.raises(InputError, match=f"{first} is the first champion, so there is nothing to roll back to"):
         backend.rollback()
     backend.move(CHAMPION, third, first)
     assert backend.rollback() == first
@@ -664,7 +666,7 @@ def test_test_evaluations_are_counted_once_per_candidate_and_test_set(store: Sto
         counts = list(pool.map(lambda number: backend.record_test_evaluation("ef" * 32, f"v{number:012x}"), range(4)))
     assert max(counts) == 4 and backend.record_test_evaluation("ef" * 32, f"v{0:012x}") == 4
     for test_set, candidate in (("../x", first), (TEST_SET, "../x")):
-        with pytest.raises(InputError, match=r"'\.\./x' is no (test set|candidate), expected"):
+        with pytest.raises(InputError, match=r"'\.\./x' is not a (test set|candidate), expected"):
             backend.record_test_evaluation(test_set, candidate)
 
 
@@ -883,7 +885,7 @@ def test_a_write_whose_answer_was_lost_is_distinguished_from_a_lost_race(
     [
         (401, "credentials .* run as a service account that has roles/storage.{}"),
         (403, "access is denied .* grant roles/storage.{} on gs://"),
-        (404, "no bucket gs://benchmark, expected one"),
+        (404, "bucket gs://benchmark does not exist"),
     ],
 )
 def test_a_refusal_names_the_role_to_grant(

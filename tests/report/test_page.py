@@ -173,7 +173,7 @@ def test_an_unchanged_student_is_no_refusal(tmp_path: Path) -> None:
         "earlier. There is nothing to promote, and it remains the champion."
     ) in page.text
     assert "✕ failed" not in page.text and "= unchanged" in page.text and "Refused" not in page.text
-    assert "The student is the champion itself, so no check decides and none compares the two." in page.text
+    assert "The student is the champion itself: no check decides, and none compares the two." in page.text
     # Its figures are told once: as the student's.
     assert '<tr class="champion">' not in source and "vs Champion" not in source and "Against BM25" in page.text
     assert "Against the champion" not in page.text and f"<td><code>{ANCHOR}</code>" in source

@@ -497,7 +497,7 @@ def test_a_damaged_version_is_reported_and_the_old_one_keeps_serving(service: Se
         assert "model.safetensors: digest" in service.http.get("/v1/model").json()["problem"]
         figures = metrics(service)
         assert figures["distilrank_reload_failures_total"] > before and figures["distilrank_reload_failing"] == 1
-        assert any("model.safetensors: digest" in line and f"{first} goes on serving" in line for line in service.lines)
+        assert any("model.safetensors: digest" in line and f"{first} is still served" in line for line in service.lines)
         assert str(weights) not in service.http.get("/readyz").text
         shop.move(second)
         wait(lambda: ready(service) == {"ready": True, "reason": None, "version": second, "failing": None})
@@ -558,7 +558,7 @@ def test_a_version_that_scores_differently_than_when_it_was_promoted_is_refused(
     pq.write_table(pa.table({"score": other}), path)
     backend = registry.open(settings.registry)
     backend.publish(folder, name)
-    with pytest.raises(InputError, match=r"are off by 0\.0500 on average .* expected at most 0\.02"):
+    with pytest.raises(InputError, match=r"differ by 0\.0500 on average .* expected at most 0\.02"):
         reloader.load(backend, name, settings)
     assert reloader.load(backend, name, settings.model_copy(update={"tolerance": 0.06})).id == name
 
@@ -641,8 +641,8 @@ def test_from_an_empty_registry_to_the_end(shop: Shop, tmp_path: Path) -> None:
 
         for headers, why in (
             ({}, "got none"),
-            ({"authorization": "Bearer another-token-of-some-length"}, "got another"),
-            ({"authorization": f"Basic {TOKEN}"}, "got another"),
+            ({"authorization": "Bearer another-token-of-some-length"}, "got a different one"),
+            ({"authorization": f"Basic {TOKEN}"}, "got a different one"),
         ):
             for path in ("/v1/score", "/v1/model", "/metrics", "/docs", "/nowhere"):
                 answer = service.http.post(path, headers=headers)
@@ -816,10 +816,10 @@ def test_an_internal_failure_reveals_no_details(shop: Shop, caplog: pytest.LogCa
             version.scorer.score_lists = fail  # type: ignore[method-assign]
             running = asyncio.create_task(state.batcher.run())
             answer = await client.post("/v1/score", json=REQUESTS[0], headers={"x-request-id": "r1"})
-            assert (answer.status_code, answer.json()) == (500, {"error": "internal error, the log tells more"})
+            assert (answer.status_code, answer.json()) == (500, {"error": "internal error, see the log"})
             assert "a path, a password" in caplog.text
             running.cancel()
-            with pytest.raises(asyncio.CanceledError):
+            with pytest.raises(asyncio.CancelledError):
                 await running
             state.tasks = [running]
             assert (await client.get("/healthz")).status_code == 503
@@ -1175,9 +1175,9 @@ def test_settings_come_from_defaults_file_and_command_line(tmp_path: Path) -> No
         ([], "- port\n", "serve.yaml: expected a mapping of settings, got list"),
         (["--config", "absent.yaml"], None, "absent.yaml: not readable as YAML"),
         (["--token-file", "absent"], None, "absent: the tokens cannot be read (No such file or directory)"),
-        (["--host", "nowhere.invalid"], None, "nowhere.invalid, port 8080: cannot be listened on"),
-        (["--host", "a..b"], None, "a..b, port 8080: cannot be listened on ("),
-        (["--host", "a" * 70], None, "a, port 8080: cannot be listened on ("),
+        (["--host", "nowhere.invalid"], None, "nowhere.invalid, port 8080: cannot listen on this address"),
+        (["--host", "a..b"], None, "a..b, port 8080: cannot listen on this address ("),
+        (["--host", "a" * 70], None, "a, port 8080: cannot listen on this address ("),
     ],
 )
 def test_what_cannot_be_served_is_refused_before_anything_listens(
@@ -1202,10 +1202,10 @@ def test_tokens_are_checked_and_never_printed(
     monkeypatch.setenv(TOKEN_VARIABLE, "short")
     expected = f"{TOKEN_VARIABLE}: token 1 has 5 characters, expected at least 16, ASCII without blanks"
     refused(["serve"], expected, capsys)
-    refused(["serve", "--token-file", "x"], f"{TOKEN_VARIABLE} is set and --token-file given", capsys)
+    refused(["serve", "--token-file", "x"], f"{TOKEN_VARIABLE} and --token-file are both set", capsys)
     monkeypatch.delenv(TOKEN_VARIABLE)
     (tmp_path / "tokens").write_text("\n\n")
-    refused(["serve", "--token-file", "tokens"], "tokens: holds no token, expected one a line", capsys)
+    refused(["serve", "--token-file", "tokens"], "tokens: contains no token, expected one per line", capsys)
     (tmp_path / "tokens").write_text(f"{TOKEN}\nsecret secret secret\n")
     refused(["serve", "--token-file", "tokens"], "tokens: token 2 has 20 characters, expected", capsys)
 
@@ -1215,7 +1215,11 @@ def test_a_port_in_use_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        refused(["serve", "--port", str(port)], f"port {port}: cannot be listened on (Address already in use)", capsys)
+        refused(
+            ["serve", "--port", str(port)],
+            f"port {port}: cannot listen on this address (Address already in use)",
+            capsys,
+        )
 
 
 def refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

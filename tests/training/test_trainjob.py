@@ -656,6 +656,8 @@ UNKNOWN = 'TrainJob cannot be handled: strict decoding error: unknown field "spe
         ),
         (refusal(401, "Unauthorized"), "401: Unauthorized"),
         (refusal(422, "spec.trainer: Invalid value"), "422: spec.trainer: Invalid value"),
+        ((400, "[" * 100_000), "refuses to create trainjobs in namespace shop: 400: "),
+        ((200, "[" * 100_000), r"cannot create trainjobs: .* not JSON that can be read \(nested too deeply\)$"),
     ],
 )
 def test_a_refusal_is_bad_input(

@@ -11,6 +11,7 @@ from distilrank import config
 from distilrank.cli.options import Overrides
 from distilrank.core.errors import InputError
 from distilrank.core.terminal import AsJson, console, new_table, print_json
+from distilrank.rendering.formatting import format_plain_value
 
 REFUSED = 3
 """Exit status of `--fail-on-refusal` for a refused student."""
@@ -53,8 +54,8 @@ def gate(
         for heading in ("check", "", "value", "bound", "detail"):
             table.add_column(heading, overflow="fold", no_wrap=heading in ("check", ""))
         for check in verdict.checks:
-            figures = (_figure(value) for value in (check.value, check.bound))
-            table.add_row(check.name, verdict.word(check), *figures, check.detail)
+            values = (format_plain_value(value) for value in (check.value, check.bound))
+            table.add_row(check.name, verdict.word(check), *values, check.detail)
         out.print(table)
         for note in verdict.notes:
             out.print(f"note: {note}")
@@ -62,7 +63,3 @@ def gate(
             out.print(f"note: {stage.looser_text(verdict.looser)}")
     if fail_on_refusal and verdict.outcome == "refused":
         raise typer.Exit(REFUSED)
-
-
-def _figure(value: float | str | None) -> str:
-    return "-" if value is None else value if isinstance(value, str) else f"{value:.4g}"

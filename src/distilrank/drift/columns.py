@@ -80,29 +80,37 @@ class Limits:
     categorical: float
 
 
-def numeric_column(
-    name: str,
-    group: str,
-    limits: Limits,
-    values: tuple[np.ndarray, np.ndarray],
-    queries: tuple[np.ndarray, np.ndarray],
-) -> Column:
+@dataclass(frozen=True)
+class ColumnSpec:
+    """Description of a column, from which `numeric_column` or `categorical_column` prepares it.
+
+    Attributes:
+        group: what the column is about: query, product, clicks or score.
+        limits: smallest distances that count as drift.
+        queries: integer codes of the queries of the reference and of the current sample.
+    """
+
+    name: str
+    group: str
+    limits: Limits
+    queries: tuple[np.ndarray, np.ndarray]
+
+
+def numeric_column(spec: ColumnSpec, values: tuple[np.ndarray, np.ndarray]) -> Column:
     """Prepare a numeric column. A reference without spread has no unit of distance, so it is compared as categories.
 
     Args:
-        name: the column's name.
-        group: what it is about.
-        limits: smallest distances that count as drift.
-        values: of the reference and of the current sample; a value that is not finite is a gap.
-        queries: integer codes of the queries of both.
+        spec: description of the column.
+        values: values of the reference and of the current sample; a value that is not finite is a gap.
     """
+    limits, queries = spec.limits, spec.queries
     is_finite = [np.isfinite(sample) for sample in values]
     reference, current = (sample[mask].astype(np.float64) for sample, mask in zip(values, is_finite, strict=True))
     reference_query, current_query = (codes[mask] for codes, mask in zip(queries, is_finite, strict=True))
     gaps = sum(int(mask.size - mask.sum()) for mask in is_finite)
     note = f"{gaps} rows without a value left out" if gaps else ""
     column = Column(
-        name, group, "numeric", reference, current, reference_query, current_query, limits.numeric, note=note
+        spec.name, spec.group, "numeric", reference, current, reference_query, current_query, limits.numeric, note=note
     )
     if not reference.size and not current.size:
         return replace(column, note="no values, so not counted")
@@ -135,22 +143,14 @@ def _binary_column(
     )
 
 
-def categorical_column(
-    name: str,
-    group: str,
-    limits: Limits,
-    values: tuple[pa.ChunkedArray, pa.ChunkedArray],
-    queries: tuple[np.ndarray, np.ndarray],
-) -> Column:
-    """Prepare a column of texts; null and the empty text together are a category of their own.
+def categorical_column(spec: ColumnSpec, values: tuple[pa.ChunkedArray, pa.ChunkedArray]) -> Column:
+    """Prepare a column of texts; null and the empty text together are a separate category.
 
     Args:
-        name: the column's name.
-        group: what it is about.
-        limits: smallest distances that count as drift.
-        values: of the reference and of the current sample.
-        queries: integer codes of the queries of both.
+        spec: description of the column.
+        values: texts of the reference and of the current sample.
     """
+    name, group, limit = spec.name, spec.group, spec.limits.categorical
     samples = [_fill_missing(sample) for sample in values]
     shares: Counter[str] = Counter()
     for sample in samples:
@@ -159,7 +159,7 @@ def categorical_column(
     if not shares.keys() - {MISSING}:
         empty = np.empty(0)
         note = "no values, so not counted"
-        return Column(name, group, "categorical", empty, empty, empty, empty, limits.categorical, note=note)
+        return Column(name, group, "categorical", empty, empty, empty, empty, limit, note=note)
     frequent = sorted(shares, key=lambda value: (-shares[value], value))[:MAX_CATEGORIES]
     categories = pa.array(frequent, pa.string())
     reference, current = (
@@ -169,7 +169,7 @@ def categorical_column(
     occurring = np.union1d(reference, current)
     names = (*frequent, OTHER)
     note = f"{names[occurring[0]]!r} throughout" if len(occurring) == 1 else ""
-    return Column(name, group, "categorical", reference, current, *queries, limits.categorical, names, note)
+    return Column(name, group, "categorical", reference, current, *spec.queries, limit, names, note)
 
 
 def _fill_missing(column: pa.ChunkedArray) -> pa.ChunkedArray:

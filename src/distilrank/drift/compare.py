@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from distilrank.config import Drift
 from distilrank.core import schemas
 from distilrank.drift import columns, domain, embeddings
-from distilrank.drift.columns import Column, Limits
+from distilrank.drift.columns import Column, ColumnSpec, Limits
 from distilrank.drift.embeddings import Encoder
 
 FEW_QUERIES = 30
@@ -160,10 +160,10 @@ def _prepare_columns(
     for name, group in numeric.items():
         values = _floats(reference[name]), _floats(current[name])
         column_limits = score_limits if group == "score" else limits
-        prepared.append(columns.numeric_column(name, group, column_limits, values, query_codes))
+        prepared.append(columns.numeric_column(ColumnSpec(name, group, column_limits, query_codes), values))
     for name, group in categorical.items():
         texts = reference[name], current[name]
-        prepared.append(columns.categorical_column(name, group, limits, texts, query_codes))
+        prepared.append(columns.categorical_column(ColumnSpec(name, group, limits, query_codes), texts))
     return prepared
 
 

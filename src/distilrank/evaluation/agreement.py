@@ -1,4 +1,4 @@
-"""How closely a student agrees with its teacher, and whether a model's scores separate products at all."""
+"""Agreement of a student with its teacher, and the spread of a model's scores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distilrank.modeling import calibration
 
 
 def agreement(judged: Judged, teacher: System, student: System) -> dict[str, Any]:
-    """Compute how closely two systems agree on the same rows. A figure without a value (equal scores) is None.
+    """Compute how closely two systems agree on the same rows. A value is None if it is undefined (equal scores).
 
     Returns:
         pairs: number of rows.

@@ -1,7 +1,7 @@
 """Comparison of several students on one judged split, with random order and BM25 as baselines.
 
-Students that differ only by their seed show how much a difference between two others is worth: a difference smaller
-than what another seed makes is chance, however many queries it rests on.
+Students that differ only by their seed show the variation between trainings: a difference between two other students
+that is smaller than that is chance, however many queries it rests on.
 """
 
 from __future__ import annotations
@@ -112,10 +112,10 @@ def summarize_spread(figures: Mapping[str, Mapping[str, float | None]]) -> dict[
 def _require_usable_names(models: Sequence[str]) -> None:
     """Check that there are models, each named once and none like a baseline."""
     if not models:
-        raise InputError("--model: none given, expected at least one student")
+        raise InputError("--model: is missing, expected at least one student")
     for index, name in enumerate(models):
         if name in models[:index]:
             raise InputError(f"--model: {name!r} is named twice, expected each student once")
     for name in models:
         if name in BASELINES:
-            raise InputError(f"--model {name}: this name is that of a baseline, expected a folder or a version")
+            raise InputError(f"--model {name}: is the name of a baseline, expected a folder or a version")

@@ -21,7 +21,7 @@ from distilrank.modeling.scorer import Scorer
 
 
 class Evaluation(NamedTuple):
-    """Metrics of the student that the pipeline passes on."""
+    """Metrics of the student that the pipeline logs."""
 
     ndcg_at_10: float
     lift_over_bm25: float
@@ -77,7 +77,7 @@ def evaluate(
         }
         anchor_is_champion = bool(anchor) and anchor == champion
         versions = {"champion": champion, "anchor": "" if anchor_is_champion else anchor}
-        # The students stay loaded for the latency. The teacher, which may be fifty times as large, does not.
+        # The students stay loaded for the latency. The teacher, possibly fifty times as large, does not.
         students = {"student": Scorer.load(student, compute)}
         for name, version in versions.items():
             if version:

@@ -1,4 +1,4 @@
-"""The queries on which a system gains and loses most against a baseline, for people to read."""
+"""Example queries: those on which a system gains and loses most against a baseline."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def extremes(
         judged: the test rows.
         systems: scores by system name.
         by_query: per-query metrics of the ranked queries, by system.
-        system: the one that gains or loses; its first products are under the key `student`.
-        baseline: what it is compared with.
+        system: system that gains or loses; its first products are under the key `student`.
+        baseline: system that it is compared with.
 
     Returns:
         `examples` of metrics.json: at most QUERIES gains and losses, the largest first, ties by query_id.
@@ -65,7 +65,7 @@ def extremes(
 
 
 def _first_rows(judged: Judged, score: np.ndarray, queries: np.ndarray) -> dict[int, np.ndarray]:
-    """Indices of the first PRODUCTS rows of each of `queries`, in the order of `score`."""
+    """Return the indices of the first PRODUCTS rows of each of `queries`, by descending `score`."""
     rows = np.flatnonzero(np.isin(judged.query, queries))
     if not len(rows):
         return {}

@@ -1,4 +1,4 @@
-"""Judged pairs as the arrays that metrics take, and the scores of a system on them."""
+"""Judged pairs as arrays for the metrics, and the scores of a system on them."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class Judged:
 
     @cached_property
     def tie(self) -> np.ndarray:
-        """Rank of each row among equal scores, int64, shape (rows,): the larger comes first."""
+        """Tie-break rank of each row, int64, shape (rows,): among equal scores, the larger rank comes first."""
         return trec.tie_ranks(self.product_ids)
 
     @cached_property
@@ -153,7 +153,7 @@ class Judged:
 
 
 def _encode(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct values of a column of texts, sorted by code point, and the index of each row's value among them."""
+    """Return the distinct texts of a column, sorted by code point, and the index of each row's value among them."""
     encoded = column.combine_chunks().dictionary_encode()
     values = encoded.dictionary
     order = pc.array_sort_indices(values).to_numpy()

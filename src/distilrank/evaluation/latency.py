@@ -17,7 +17,7 @@ MAX_PRODUCTS = 32  # largest number of products in a timed request
 def measure_latency(
     scorers: Mapping[str, Callable[[pa.Table], Any]], judged: Judged, pairs: int
 ) -> dict[str, dict[str, float]]:
-    """Time systems on requests of one query's products each. On each request all take turns, each first equally often.
+    """Time systems on requests with the products of one query. Each system is equally often the first to score one.
 
     Args:
         scorers: by system, the function that scores the rows of a request.
@@ -53,7 +53,7 @@ def measure_latency(
 
 
 def _make_requests(judged: Judged, pairs: int) -> list[pa.Table]:
-    """The rows of one query after another, up to MAX_PRODUCTS each, until there are `pairs` rows."""
+    """Take the rows of one query after another, up to MAX_PRODUCTS each, until there are `pairs` rows."""
     order = np.argsort(judged.query, kind="stable")
     rows_by_query = np.split(order, np.flatnonzero(np.diff(judged.query[order])) + 1)
     requests: list[pa.Table] = []

@@ -28,7 +28,7 @@ def grades(targets: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def rankable(query: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    """Whether a query has products of different gain, bool, shape (queries,). If not, every order is equally good."""
+    """Whether each query has products of different gain, bool, shape (queries,). If not, every order is as good."""
     queries = int(query.max()) + 1
     low, high = np.full(queries, np.inf), np.full(queries, -np.inf)
     np.minimum.at(low, query, gain)
@@ -173,7 +173,7 @@ def mean_ndcg(
         product_ids: product of each row, shape (rows,).
         targets: soft targets in [0, 1], shape (rows,).
         scores: shape (rows,); higher is more relevant.
-        k: rank from which products no longer count.
+        k: number of first products that count.
 
     Raises:
         InputError: no query has products of different gain.
@@ -193,7 +193,7 @@ def mean_ndcg(
 
 
 def judged_ndcg(judged: pa.Table, scores: np.ndarray) -> float:
-    """Mean nDCG@10 of `scores`, shape (rows,), on judged pairs with query_id, product_id and gain; as `mean_ndcg`."""
+    """Compute the mean nDCG@10 of `scores`, shape (rows,), on judged pairs with query_id, product_id and gain."""
     query_ids, product_ids, gains = (judged.column(name).to_numpy() for name in ("query_id", "product_id", "gain"))
     return mean_ndcg(query_ids, product_ids, gains, scores)
 
@@ -275,7 +275,7 @@ def recall_at_precision(hits: np.ndarray, misses: np.ndarray, precision: float) 
     """
     if not hits[-1]:
         return float("nan")
-    # compared without a division, so that 19 of 20 is 0.95
+    # compared without a division, so that 19 of 20 counts as 0.95
     return float(np.max(hits, where=hits >= precision * (hits + misses) - 1e-9, initial=0) / hits[-1])
 
 

@@ -1,4 +1,4 @@
-"""How far the raw scores of a model spread, and whether the model has collapsed."""
+"""Spread of the raw scores of a model, and detection of a collapsed model."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 BIN_WIDTH, HISTOGRAM_LIMIT = 0.25, 16.0
-"""Bins of the histogram of logits; logits beyond the limit count in the outermost bins."""
+"""Bin width and range of the histogram of logits. Logits beyond the limit count in the outermost bins."""
 
 MAX_CHECKED = 1000
-"""Logits among which distinct values are counted: bf16 has few values, so their share falls with the number of rows."""
+"""Number of logits among which distinct values are counted: bf16 has few values, so more rows lower their share."""
 MIN_LOGITS = 20
-"""Fewer logits may be equal by chance: they never count as a collapse."""
+"""Smallest number of logits that can count as a collapse, since fewer may be equal by chance."""
 
 
 def spread(logits: np.ndarray) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def spread(logits: np.ndarray) -> dict[str, Any]:
 
 
 def describe_collapse(logits: np.ndarray, min_deviation: float, min_distinct: float) -> str | None:
-    """Say why a model with these scores no longer separates products; None if it does.
+    """Explain why a model with these scores does not separate products; None if it does.
 
     Args:
         logits: raw scores, shape (n,); fewer than MIN_LOGITS finite ones never count as a collapse.

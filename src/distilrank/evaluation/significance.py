@@ -1,14 +1,14 @@
 """Confidence intervals and p-values of differences between two systems. Queries, not pairs, are the independent draws.
 
-Resamples are drawn in groups of `GROUP`, each group from its own generator, on all cores. The results therefore depend
-neither on the number of cores nor on how much is held in memory at a time.
+Resamples are drawn in groups of `GROUP` on all cores, each group from a separate generator. The results therefore
+depend neither on the number of cores nor on the size of the blocks in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from scipy.special import ndtr, ndtri
@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from distilrank.core import hardware
 
 GROUP = 50  # resamples that share a generator
-BLOCK_DRAWS = 2**18  # draws that a thread holds at a time: what fits a core's own cache
+BLOCK_DRAWS = 2**18  # draws that a thread holds at a time, which fit into the cache of a core
 TIE = 1e-12  # differences closer to 0 are rounding errors of sums in another order
 
 IntervalMethod = Literal["percentile", "bca"]
@@ -32,7 +32,7 @@ class IntervalEstimate(NamedTuple):
 
 
 def tail_levels(confidence: float) -> tuple[float, float]:
-    """Quantile levels of the two ends of a percentile interval: 0.95 gives 0.025 and 0.975."""
+    """Return the quantile levels of the ends of a percentile interval: 0.025 and 0.975 for 0.95."""
     return (1 - confidence) / 2, (1 + confidence) / 2
 
 
@@ -139,6 +139,30 @@ def cluster_interval(
     return IntervalEstimate(*np.array(estimates, np.float64).reshape(-1, 3).T)
 
 
+def comparison_rows(
+    keys: Sequence[tuple[str, str, str]], deltas: np.ndarray, intervals: IntervalEstimate
+) -> list[dict[str, Any]]:
+    """Format comparisons for metrics.json, one row for each key.
+
+    Args:
+        keys: system, baseline and metric of each comparison.
+        deltas: observed difference of each comparison, shape (keys,).
+        intervals: confidence interval and p-value of each comparison.
+    """
+    return [
+        {
+            "system": system,
+            "baseline": baseline,
+            "metric": metric,
+            "delta": float(delta),
+            "ci_low": float(low),
+            "ci_high": float(high),
+            "p_value": float(p_value),
+        }
+        for (system, baseline, metric), delta, low, high, p_value in zip(keys, deltas, *intervals, strict=True)
+    ]
+
+
 def win_tie_loss(deltas: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Count the queries won, tied and lost, int64, each of shape (differences,); `deltas` as in `paired_interval`."""
     wins, losses = (deltas > TIE).sum(axis=0), (deltas < -TIE).sum(axis=0)
@@ -169,7 +193,7 @@ def _draw_in_groups(
 ) -> list[np.ndarray]:
     """Call `draw` with a generator and a number of resamples for each group, and join the results in order."""
     counts = [min(GROUP, resamples - start) for start in range(0, resamples, GROUP)]
-    # BLAS threads would compete with these for the cores.
+    # BLAS threads would compete with these threads for the cores.
     with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(hardware.cores()) as pool:
         return [block for blocks in pool.map(draw, rng.spawn(len(counts)), counts) for block in blocks]
 
@@ -198,14 +222,14 @@ def _sign_flips(rng: np.random.Generator, resamples: int, queries: int) -> Itera
 
 
 def _bca_ends(means: np.ndarray, deltas: np.ndarray, levels: tuple[float, float]) -> np.ndarray:
-    """Ends of the bias-corrected and accelerated interval of a mean, shape (2, differences).
+    """Compute the ends of the bias-corrected and accelerated interval of a mean, shape (2, differences).
 
     The bias counts a resample that equals the observed mean as one half, as scipy.stats.bootstrap does. The jackknife
     of a mean leaves (d - mean) / (n - 1), so the acceleration is the skewness of the deltas themselves.
     """
     observed = deltas.mean(axis=0)
     below = ((means < observed).sum(axis=0) + (means <= observed).sum(axis=0)) / 2
-    # A mean outside all resamples would have infinite bias: half a resample is the most that they can show.
+    # A mean outside all resamples would have infinite bias: half a resample is the smallest share that counts.
     bias = ndtri(np.clip(below, 0.5, len(means) - 0.5) / len(means))
     centered = deltas - observed
     scale = 6 * (centered**2).sum(axis=0) ** 1.5

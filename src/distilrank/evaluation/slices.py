@@ -1,6 +1,7 @@
-"""Slices of the test queries, each measured and compared separately: a mean over all can hide a part that got worse.
+"""Slices of the test queries, each evaluated and compared separately, since a mean can hide a slice that got worse.
 
-A slice is the ranked queries that share a value of a column, either of the judged rows or derived from the query text.
+A slice consists of the ranked queries that share a value of a column, either of the judged rows or derived from the
+query text.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from distilrank.evaluation.judged import Judged
 
 METRICS = ("ndcg_at_10", "pair_accuracy")
 NO_VALUE = "(none)"
-MAX_TOO_SMALL = 20  # slices of a column that are listed as too small; the others become one line
+MAX_TOO_SMALL = 20  # slices of a column that are listed as too small; the others become one row
 RESOLUTION = 5
 """The smallest p-value of a randomization test is about one over its draws. Times the number of slices, it must stay
-this many times below the level; otherwise Holm's correction could never find a single slice that broke."""
+this many times below the level. Otherwise Holm's correction could never detect a single slice that got worse."""
 FAMILY = "all slices of one baseline and metric, Holm"
 
 _MAX_WORDS = 5
@@ -65,7 +66,7 @@ class Slice(NamedTuple):
 
 
 def columns() -> list[str]:
-    """Names of the columns that queries can be sliced by."""
+    """Return the names of the columns by which queries can be sliced."""
     return [*DERIVED, *(name for name in schemas.JUDGED.names if name not in _UNSLICEABLE)]
 
 
@@ -84,7 +85,7 @@ def require_columns(names: Sequence[str]) -> None:
 
 
 def values(judged: Judged, column: str) -> np.ndarray:
-    """Value of each ranked query, str, shape (ranked,); None if it has none.
+    """Return the value of each ranked query in a column, str, shape (ranked,); None if it has none.
 
     If the rows of a query differ, the most frequent value of its relevant rows counts (of all rows, if none is
     relevant); among equally frequent values, the first by code point.
@@ -119,7 +120,7 @@ def compare_slices(
         config: slice columns, smallest slice, resamples, confidence, seed.
 
     Returns:
-        `slices` of metrics.json: the rows; and what was left out, as too small or without a value.
+        `slices` of metrics.json: the rows, and the slices that were left out as too small or without a value.
 
     Raises:
         InputError: a slice column does not exist.
@@ -164,7 +165,7 @@ def compare_slices(
 def _split_by_column(
     judged: Judged, column: str, number: int, config: Evaluate
 ) -> tuple[list[Slice], list[dict[str, Any]]]:
-    """The slices of a column that are large enough, and the entries of `left_out` for the others."""
+    """Split the ranked queries by a column into slices, and into entries of `left_out` for those too small."""
     value = values(judged, column)
     with_value = np.flatnonzero([text is not None for text in value])
     names, codes, counts = np.unique(value[with_value].astype(str), return_inverse=True, return_counts=True)
@@ -180,7 +181,7 @@ def _split_by_column(
 def _too_small(
     column: str, names: np.ndarray, counts: np.ndarray, without_value: int, min_queries: int
 ) -> list[dict[str, Any]]:
-    """Entries of `left_out` of a column: the largest of the slices that are too small, the rest, and no value."""
+    """List the `left_out` entries of a column: the largest slices that are too small, the rest, and no value."""
     small = np.flatnonzero(counts < min_queries)
     small = small[np.argsort(-counts[small], kind="stable")]
     entries = [
@@ -206,17 +207,4 @@ def _compare(
     intervals = significance.paired_interval(
         deltas, resamples=resamples, confidence=config.confidence, rng=rng, interval=config.interval
     )
-    return [
-        {
-            "system": system,
-            "baseline": baseline,
-            "metric": metric,
-            "delta": float(delta),
-            "ci_low": float(low),
-            "ci_high": float(high),
-            "p_value": float(p_value),
-        }
-        for (system, baseline, metric), delta, low, high, p_value in zip(
-            keys, deltas.mean(axis=0), *intervals, strict=True
-        )
-    ]
+    return significance.comparison_rows(keys, deltas.mean(axis=0), intervals)

@@ -13,7 +13,6 @@ from distilrank.core import progress
 from distilrank.core.errors import RunStopped
 from distilrank.evaluation import agreement, examples, metrics, significance, slices
 from distilrank.evaluation.judged import Judged, System
-from distilrank.evaluation.significance import IntervalEstimate
 from distilrank.modeling.scorer import Scorer
 
 COMPARISONS = (
@@ -157,7 +156,7 @@ def _per_query_metrics(judged: Judged, system: System) -> dict[str, np.ndarray]:
 def _system_metrics(
     judged: Judged, system: System, per_query: PerQueryMetrics, diagram: list[dict[str, Any]] | None
 ) -> dict[str, float | None]:
-    """All metrics of a system; None if a metric has no value or needs a probability that the system does not have."""
+    """Compute all metrics of a system; None if one has no value or needs a probability that the system lacks."""
     counts = metrics.ThresholdCurve(judged.relevant, system.score).counts()
     return {
         **{metric: float(values.mean()) for metric, values in per_query.items()},
@@ -220,9 +219,9 @@ def _compare_per_query(
         rng=np.random.default_rng([config.seed, 1]),
         interval=config.interval,
     )
-    rows = _comparison_rows(keys, deltas.mean(axis=0), intervals, len(deltas))
+    rows = significance.comparison_rows(keys, deltas.mean(axis=0), intervals)
     for row, wins, ties, losses in zip(rows, *significance.win_tie_loss(deltas), strict=True):
-        row |= {"wins": int(wins), "ties": int(ties), "losses": int(losses)}
+        row |= {"queries": len(deltas), "wins": int(wins), "ties": int(ties), "losses": int(losses)}
     return rows
 
 
@@ -262,23 +261,5 @@ def _compare_auc(
         confidence=config.confidence,
         rng=np.random.default_rng([config.seed, 2]),
     )
-    return _comparison_rows(keys, auc_differences(np.ones(queries)), intervals, queries)
-
-
-def _comparison_rows(
-    keys: Sequence[tuple[str, str, str]], deltas: np.ndarray, intervals: IntervalEstimate, queries: int
-) -> list[dict[str, Any]]:
-    """Rows of `comparisons` in metrics.json, one for each key (system, baseline, metric)."""
-    return [
-        {
-            "system": system,
-            "baseline": baseline,
-            "metric": metric,
-            "delta": float(delta),
-            "ci_low": float(low),
-            "ci_high": float(high),
-            "p_value": float(p_value),
-            "queries": queries,
-        }
-        for (system, baseline, metric), delta, low, high, p_value in zip(keys, deltas, *intervals, strict=True)
-    ]
+    rows = significance.comparison_rows(keys, auc_differences(np.ones(queries)), intervals)
+    return [row | {"queries": queries} for row in rows]

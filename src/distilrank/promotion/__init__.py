@@ -1,1 +1,1 @@
-"""The stages `gate` and `promote`."""
+"""The stages `gate` and `promote`: decide on a student, and publish it as the champion."""

@@ -1,6 +1,6 @@
-"""The decision whether a student is good enough to replace what is in use.
+"""The `gate` stage: decide whether a student is good enough to replace the champion.
 
-What it is held to is the policy, the configuration's section `gate`; the checks are in `distilrank.promotion.checks`.
+The section `gate` of the configuration is the policy. The checks that it sets are in `distilrank.promotion.checks`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from distilrank.promotion.checks import Check, Evidence, counts_as_failed, exami
 from distilrank.student.model_card import PARITY
 
 Outcome = Literal["promoted", "cold_start", "overridden", "refused", "unchanged"]
-"""`unchanged`: the candidate is the champion, byte for byte, which is neither a promotion nor a refusal."""
+"""`unchanged` means that the candidate is byte for byte the champion. It is neither promoted nor refused."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome, the checks that it rests on, and the policy that they enforce."""
+    """Outcome of the gate, with its checks, evidence and policy."""
 
     outcome: Outcome
     checks: tuple[Check, ...]
@@ -34,16 +34,16 @@ class Verdict:
 
     @property
     def promoted(self) -> bool:
-        """Whether the candidate becomes the champion."""
+        """Whether the candidate is to become the champion."""
         return self.outcome not in ("refused", "unchanged")
 
     @property
     def failed(self) -> list[Check]:
-        """The checks that failed, by `checks.counts_as_failed`."""
+        """Checks that count as failed (see `checks.counts_as_failed`)."""
         return [check for check in self.checks if counts_as_failed(check.name, check.passed, self.outcome)]
 
     def word(self, check: Check) -> str:
-        """The word for a check in logs and tables: passed, FAILED or, where it decided nothing, unchanged."""
+        """Return the result of a check for logs and tables: passed, FAILED or, if it decided nothing, unchanged."""
         return "passed" if check.passed else "FAILED" if check in self.failed else "unchanged"
 
     @property
@@ -53,35 +53,35 @@ class Verdict:
 
     @property
     def notes(self) -> list[str]:
-        """Notes for people, beside the checks."""
+        """Remarks on the decision that no check contains."""
         notes, override, count = [], self.policy.override, self.evidence.test_evaluations
         if self.failed and self.outcome == "unchanged":
             names = ", ".join(check.name for check in self.failed)
-            notes.append(f"the champion stays, though the policy would not promote it today: {names}")
+            notes.append(f"the champion remains in use, although the current policy would not promote it: {names}")
         elif self.failed and override.by:
-            word = f"the override by {override.by}, until {override.until}"
+            subject = f"the override by {override.by}, valid until {override.until},"
             fixed = ", ".join(check.name for check in self.failed if not check.excusable)
             if self.outcome == "overridden":
-                notes.append(f"{word}, promotes in spite of the failed checks: {override.reason}")
+                notes.append(f"{subject} promotes the student despite the failed checks: {override.reason}")
             elif not _in_force(self.policy, self.evidence.now):
-                late = override.last_day is not None and override.last_day > _today(self.evidence.now)
-                fault = f"reaches more than {OVERRIDE_DAYS} days ahead" if late else "has expired"
-                notes.append(f"{word}, {fault}, so it changes nothing")
+                is_too_long = override.last_day is not None and override.last_day > _today(self.evidence.now)
+                fault = f"extends more than {OVERRIDE_DAYS} days ahead" if is_too_long else "has expired"
+                notes.append(f"{subject} {fault}, so it has no effect")
             else:
-                notes.append(f"{word}, cannot excuse {fixed}")
+                notes.append(f"{subject} cannot excuse {fixed}")
         limit = self.policy.warn_after_test_evaluations
         if count is not None and 0 < limit < count:
             notes.append(
-                f"candidates that this test set has evaluated: {count}, this one included; with each one it becomes "
-                "likelier that a student passes by luck, so draw a fresh set (prepare.test_fold) or add judgements"
+                f"candidates evaluated on this test set, including this one: {count}; each makes it more likely that a "
+                "student passes by chance, so draw a new test set (prepare.test_fold) or add judgements"
             )
         return notes
 
     @property
     def looser(self) -> list[dict[str, Any]]:
-        """By which settings less was asked than by default: of the policy, and of how was measured and compared.
+        """Settings of the policy, the evaluation and the drift comparison that require less than the defaults.
 
-        Each has `key`, `value` and `default`. None is forbidden; whoever reads the verdict should know them.
+        Each has `key`, `value` and `default`. None is forbidden, but readers of the verdict should know them.
         """
         return [
             *looser_settings("gate", parameters(self.policy)),
@@ -90,7 +90,7 @@ class Verdict:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `verdict.json`."""
+        """Return the content of `verdict.json`."""
         evidence = self.evidence
         return {
             "outcome": self.outcome,
@@ -112,22 +112,24 @@ class Verdict:
 
 
 def looser_text(entries: Iterable[Mapping[str, Any]]) -> str:
-    """Return the entries of `Verdict.looser` in one line."""
-    said = (f"{one['key']} {_plain(one['value'])} ({_plain(one['default'])})" for one in entries)
-    return f"looser than the default, which is in brackets: {', '.join(said)}"
+    """Format the entries of `Verdict.looser` as one line."""
+    settings = (
+        f"{entry['key']} {_format_setting(entry['value'])} ({_format_setting(entry['default'])})" for entry in entries
+    )
+    return f"looser than the default, which is in parentheses: {', '.join(settings)}"
 
 
-def _plain(value: Any) -> str:
+def _format_setting(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f"[{', '.join(value)}]" if isinstance(value, list | tuple) else f"{value:g}"
 
 
 def decide(policy: Gate, evidence: Evidence) -> Verdict:
-    """Compare a candidate with the policy; a pure function of its arguments.
+    """Decide on a candidate by the policy; a pure function of its arguments.
 
-    An override in force excuses checks that were measured and failed, not what was not measured. A candidate that is
-    the champion is `unchanged`, whatever the checks say, and is not compared with itself.
+    An override in force excuses failed checks, but not values that were not measured. A candidate that is the champion
+    is `unchanged` whatever the checks say, and is not compared with itself.
     """
     checks = examine(policy, evidence)
     failed = [check for check in checks if not check.passed]
@@ -141,9 +143,9 @@ def decide(policy: Gate, evidence: Evidence) -> Verdict:
 
 
 def _in_force(policy: Gate, now: datetime) -> bool:
-    """Whether the policy has an override that has not expired, and does so in reasonable time."""
-    last, today = policy.override.last_day, _today(now)
-    return last is not None and today <= last <= today + timedelta(days=OVERRIDE_DAYS)
+    """Whether the policy has an override that has not expired and that expires within OVERRIDE_DAYS."""
+    last_day, today = policy.override.last_day, _today(now)
+    return last_day is not None and today <= last_day <= today + timedelta(days=OVERRIDE_DAYS)
 
 
 def _today(now: datetime) -> date:
@@ -160,24 +162,24 @@ def gate(
     newest_end: str,
     output: Path,
 ) -> bool:
-    """Decide on a student, count this evaluation of its test set, and write `verdict.json`.
+    """Decide on a student, record the evaluation of its test set, and write `verdict.json`.
 
     Args:
         config: the policy.
-        registry: where champion and anchor are, and where the evaluations of each test set are counted.
-        folders: `student`, whose digest gives the id of the version that it would become, `judgements`, and
-            `evaluation` and `drift` of that student.
-        champion: id of the version that the evaluation compared with; empty: there was none.
-        anchor: likewise.
-        newest_end: ISO 8601 end of the newest traffic; empty: the log has no times.
+        registry: contains the champion, the anchor and the record of test evaluations.
+        folders: `student`, whose digest determines the id of its version, `judgements`, and `evaluation` and `drift`
+            of that student.
+        champion: id of the version that the evaluation compared the student with; empty if there was none.
+        anchor: id of the anchor that the evaluation compared the student with; empty if there was none.
+        newest_end: end of the newest traffic, ISO 8601; empty if the log has no times.
         output: folder for `verdict.json`.
 
     Returns:
         Whether the student is to be promoted.
 
     Raises:
-        InputError: a file is missing or damaged, evaluation or drift is of something else or does not tell of what, or
-            the registry has no such champion or anchor.
+        InputError: a file is missing or damaged, the evaluation or the drift comparison has other inputs or does not
+            record them, or the registry has no such champion or anchor.
     """
     inputs = folders.select("evaluation", "drift", "student", "judgements")
     with artifacts.stage("gate", output, config=config, inputs=inputs) as record:
@@ -201,7 +203,7 @@ def gate(
 
 
 def _require_same_inputs(folders: RunFolders, inputs: Mapping[str, str]) -> None:
-    """Refuse an evaluation or a drift comparison of other inputs than those of this decision."""
+    """Check that the evaluation and the drift comparison have the same inputs as this decision."""
     names = ("judgements", "student", "champion", "anchor")
     artifacts.check_made_of(folders.evaluation, {name: inputs[name] for name in names}, "evaluated")
     traffic = artifacts.read_record(folders.evaluation)["inputs"].get("traffic", "")
@@ -212,7 +214,7 @@ def _require_same_inputs(folders: RunFolders, inputs: Mapping[str, str]) -> None
 def _collect_evidence(
     folders: RunFolders, backend: registries.Backend, student_digest: str, champion: str, anchor: str, newest_end: str
 ) -> Evidence:
-    """Read what the gate decides on, and record in the registry that the test set evaluated this candidate."""
+    """Read the evidence, and record in the registry that this candidate was evaluated on its test set."""
     metrics = artifacts.read_json(folders.evaluation / "metrics.json")
     candidate: dict[str, Any] = {"id": registries.version_id(student_digest), "digest": student_digest}
     rollback = registries.rolled_back(backend.history(), candidate["id"])
@@ -236,7 +238,7 @@ def _collect_evidence(
 
 
 def _log(verdict: Verdict) -> None:
-    """Report every check and note, and the outcome once more for programs."""
+    """Log every check and note, and the outcome again as JSON for programs."""
     for check in verdict.checks:
         progress.log_event("gate", "note", verdict.word(check), check.name, check.detail)
     for note in verdict.notes:
@@ -256,13 +258,14 @@ def _log(verdict: Verdict) -> None:
 
 
 def reconsider(run: Path, policy: Gate) -> Verdict:
-    """What `policy` would have said of a finished run; nothing is written, counted or promoted.
+    """Decide on a finished run by another policy; nothing is written, recorded or promoted.
 
     Args:
-        run: folder of a local run, with its `metrics.json`, `drift.json`, `profile.json`, `verdict.json`, `student/`.
+        run: folder of a local run with `metrics.json`, `drift.json`, `profile.json`, `verdict.json` and `student/`.
+        policy: the policy to apply.
 
     Raises:
-        InputError: there is no such run, or it did not come to a verdict.
+        InputError: there is no such run, or it has no verdict.
     """
     verdict = artifacts.read_json(run / "verdict.json")
     decided = verdict.get("decided")
@@ -281,7 +284,7 @@ def reconsider(run: Path, policy: Gate) -> Verdict:
 
 
 def _describe_version(backend: registries.Backend, version: str) -> dict[str, Any] | None:
-    """Id, age and run of a version for `verdict.json`; None: there is no version."""
+    """Return id, creation time and run of a version for `verdict.json`; None if `version` is empty."""
     if not version:
         return None
     manifest = backend.manifest(version)
@@ -290,7 +293,7 @@ def _describe_version(backend: registries.Backend, version: str) -> dict[str, An
 
 
 def _read_parity(student: Path) -> dict[str, Any] | None:
-    """The comparison of the student's ONNX files with torch; None: it was not exported."""
+    """Read the comparison of the student's ONNX files with torch; None if the student was not exported."""
     if PARITY.as_posix() not in artifacts.read_json(student / artifacts.SEAL)["files"]:
         return None
     artifacts.verify(student, only=[PARITY.as_posix()])

@@ -1,4 +1,4 @@
-"""Promotion: a student that passed the gate becomes an immutable version of the registry, and its champion."""
+"""The `promote` stage: publish a student that passed the gate as an immutable version and make it the champion."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from distilrank.promotion import checks
 from distilrank.student import model_card
 
 LINEAGE = ("name", "data", "code", "images")
-"""What only the wiring knows of a run, and what every version must tell: its name, digests, and where it ran."""
+"""Required keys of `lineage`, which only the pipeline or the local run knows: name, digests and images of the run."""
 SECTIONS = ("data", "window", "preflight", "compute")
-"""Of the configuration that preflight records; each other section is in the record of its own stage."""
-KNOWN = ("champion", "anchor", "data_digest", "code_digest")
-"""Of what preflight resolved: it comes by another way."""
+"""Sections that are taken from preflight's record; each other section is in the record of its own stage."""
+RECORDED_ELSEWHERE = ("champion", "anchor", "data_digest", "code_digest")
+"""Values resolved by preflight that the manifest records under other keys."""
 
 EVIDENCE = {
     "evaluation": ("student", "teacher", "traffic", "champion", "anchor"),
@@ -31,7 +31,7 @@ EVIDENCE = {
     "verdict": ("evaluation", "drift", "student", "champion", "anchor"),
     "report": ("teacher", "student", "evaluation", "drift", "verdict"),
 }
-"""What the stages that say why a version is promoted must have been given: the inputs that they share with this one."""
+"""Inputs of each stage that must equal the inputs of the promotion, by stage."""
 
 
 def promote(
@@ -44,26 +44,28 @@ def promote(
     lineage: Mapping[str, Any],
     output: Path,
 ) -> str:
-    """Publish the student with its evidence and make it the champion; repeating a promotion changes nothing.
+    """Publish the student with its evidence and make it the champion. Repeating a promotion changes nothing.
 
-    A student that is published already (its promotion was killed half-way, or another run made the same one) is not
-    published again: the version keeps the evidence of its first time. The first to be promoted becomes the anchor too.
+    A student that is already published, because its promotion was interrupted or another run trained the same one, is
+    not published again: the version keeps the evidence of its first publication. The first champion also becomes the
+    anchor.
 
     Args:
-        folders: all but `judgements`, `candidates` and `labels`.
-        label: the section of the configuration; that stage's shards have no folder here.
-        champion: the version that the verdict compared with and that the alias must still name; empty: none.
-        anchor: the version that the verdict also compared with; empty: none.
-        lineage: `name` of the run, `data` and `code`, the digests that the preflight gave, `images`, the reference
-            of each image, and what else is worth keeping.
+        config: the registry to publish to.
+        folders: all folders of the run except `judgements`, `candidates` and `labels`.
+        label: section `label` of the configuration, which has no record of its own here.
+        champion: version that the verdict compared with and that the alias must still name; empty if there was none.
+        anchor: anchor that the verdict compared with; empty if there was none.
+        lineage: `name` of the run, the digests `data` and `code` from preflight, `images` (reference of each image),
+            and any further keys, which the manifest keeps.
         output: folder for `promotion.json`.
 
     Returns:
-        The version's id.
+        Id of the version.
 
     Raises:
-        RunStopped: the verdict does not promote this very student over these versions, the alias has moved, or the
-            student was in use and was rolled back.
+        RunStopped: the verdict does not promote this student over these versions, the alias has moved, or the student
+            was the champion and was rolled back.
         InputError: an input is damaged or incomplete, or the registry cannot be written.
     """
     sealed = folders.select("teacher", "student", "evaluation", "drift", "traffic")
@@ -72,9 +74,9 @@ def promote(
     with artifacts.stage("promote", output, config=config, inputs=inputs, only=read) as record:
         digests = {name: artifacts.verify(folder, read.get(name)) for name, folder in sealed.items()}
         record.inputs |= {**digests, "champion": champion, "anchor": anchor}
-        lacking = [name for name in LINEAGE if not lineage.get(name)]
-        if lacking:
-            raise InputError(f"lineage: {lacking[0]!r} is missing; it has {', '.join(sorted(lineage)) or 'nothing'}")
+        missing = [name for name in LINEAGE if not lineage.get(name)]
+        if missing:
+            raise InputError(f"lineage: {missing[0]!r} is missing; it has {', '.join(sorted(lineage)) or 'nothing'}")
         version = registries.version_id(digests["student"])
         verdict = folders.verdict / "verdict.json"
         decision = artifacts.read_json(verdict)
@@ -82,16 +84,16 @@ def promote(
         _check_evidence({**record.inputs, "verdict": artifacts.digest_file(verdict)}, inputs)
 
         backend = registries.connect(config)
-        taken_back = registries.rolled_back(backend.history(), version)
-        if taken_back is not None:
+        rollback = registries.rolled_back(backend.history(), version)
+        if rollback is not None:
             raise RunStopped(
-                f"registry {backend.uri}: {version} was the champion and was rolled back on {taken_back['since']} by "
-                f"{taken_back['by']} ({taken_back['reason'] or 'no reason given'}), so no run promotes it again; "
-                f"`distilrank registry promote {version} --reason TEXT` does"
+                f"registry {backend.uri}: {version} was the champion and was rolled back on {rollback['since']} by "
+                f"{rollback['by']} ({rollback['reason'] or 'no reason given'}), so no run promotes it again; to put it "
+                f"back, run `distilrank registry promote {version} --reason TEXT`"
             )
         published_now = version not in backend.versions()
         if published_now:
-            pages = sorted(path.name for path in folders.drift.glob("*.html"))  # that the report links to
+            pages = sorted(path.name for path in folders.drift.glob("*.html"))  # the report links to them
             recorded = {
                 "preflight": folders.resolved,
                 "prepare": folders.profile,
@@ -103,9 +105,9 @@ def promote(
                 "report": folders.report,
             }
             stages = {name: _record(folder) for name, folder in recorded.items()}
-            given = stages["preflight"]["config"]
+            sections = stages["preflight"]["config"]
             resolved = artifacts.read_record(folders.resolved)["facts"]
-            stages["preflight"]["config"] = {name: given[name] for name in SECTIONS if name in given}
+            stages["preflight"]["config"] = {name: sections[name] for name in SECTIONS if name in sections}
             stages["label"] = {"config": dict(label), "inputs": {"teacher": digests["teacher"]}}
             metrics = artifacts.read_json(folders.evaluation / "metrics.json")
             models = {
@@ -132,7 +134,9 @@ def promote(
                     evaluation=metrics,
                     verdict=decision,
                 )
-                artifacts.write_text(content / model_card.FILE, card)  # that of the student itself knows dev only
+                artifacts.write_text(
+                    content / model_card.FILE, card
+                )  # replaces the student's own card, which has dev metrics only
                 manifest = {
                     "id": version,
                     "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -150,7 +154,7 @@ def promote(
                         **lineage,
                         "release": __version__,
                         "parents": {"champion": champion, "anchor": anchor},
-                        "resolved": {name: value for name, value in resolved.items() if name not in KNOWN},
+                        "resolved": {name: value for name, value in resolved.items() if name not in RECORDED_ELSEWHERE},
                         "stages": stages,
                     },
                     "files": _files(content),
@@ -158,13 +162,13 @@ def promote(
                 artifacts.write_json(content / "manifest.json", manifest)
                 try:
                     backend.publish(content, version)
-                except InputError:  # another run may have published the same student, with evidence of its own
+                except InputError:  # another run may have published the same student with different evidence
                     published_now = version not in backend.versions()
                     if published_now:
                         raise
         if not published_now:
             backend.verify(version)
-            progress.log_event("promote", "note", f"{version} is in the registry already and stays as it was published")
+            progress.log_event("promote", "note", f"{version} is already in the registry and is not changed")
         backend.move(registries.CHAMPION, version, expected=champion, reason=_reason(decision))
         _set_anchor(backend, version)
         artifacts.write_json(
@@ -184,26 +188,26 @@ def promote(
 
 
 def _set_anchor(backend: registries.Backend, version: str) -> None:
-    """Make the first champion the anchor, which later ones are compared with however many promotions lie between."""
+    """Make the first champion the anchor, with which every later candidate is compared."""
     if backend.alias(registries.ANCHOR):
         return
     try:
         backend.move(registries.ANCHOR, version, expected="", reason="the first champion")
-    except RunStopped as error:  # someone set one in the meantime, which is as good
+    except RunStopped as error:  # another promoter has set an anchor meanwhile, which is as good
         progress.log_event("promote", "note", str(error))
 
 
 def _require_matching_verdict(
     decision: Mapping[str, Any], version: str, champion: str, anchor: str, path: Path
 ) -> None:
-    """Stop unless `decision` is to promote `version` over `champion` and `anchor`."""
+    """Stop the run unless the verdict promotes `version` over `champion` and `anchor`."""
     if decision["outcome"] == "unchanged":
-        raise RunStopped(f"{path}: unchanged: {version} is the champion already, so there is nothing to promote")
+        raise RunStopped(f"{path}: unchanged: {version} is already the champion, so there is nothing to promote")
     if not decision["promoted"]:
         failed = ", ".join(check["name"] for check in checks.failed(decision))
         raise RunStopped(f"{path}: {decision['outcome']} (failed: {failed}), so there is nothing to promote")
     if decision["candidate"]["id"] != version:
-        raise RunStopped(f"{path}: is about {decision['candidate']['id']}, but the student is {version}")
+        raise RunStopped(f"{path}: the candidate is {decision['candidate']['id']}, but the student is {version}")
     for name, expected in (("champion", champion), ("anchor", anchor)):
         judged = decision[name]["id"] if decision.get(name) else ""
         if judged != expected:
@@ -211,18 +215,21 @@ def _require_matching_verdict(
 
 
 def _check_evidence(made_of: Mapping[str, str], folders: Mapping[str, Path]) -> None:
-    """Refuse evidence on another student than the one to promote, or in comparison with other versions.
+    """Check that the evidence is about the student to promote, compared with the expected versions.
 
     Args:
-        made_of: digest or id of each input that stages may have in common, by name.
-        folders: the folders of the stages, by name.
+        made_of: digest or id of each shared input, by name.
+        folders: folder of each stage, by name.
+
+    Raises:
+        InputError: a stage had other inputs.
     """
     for name, shared in EVIDENCE.items():
         artifacts.check_made_of(folders[name], {key: made_of[key] for key in shared})
 
 
 def _reason(decision: Mapping[str, Any]) -> str:
-    """What the registry's history says of a promotion: nothing, or who set which checks aside."""
+    """Return the reason for the registry's history: empty, or the override and the failed checks that it excuses."""
     override = decision.get("override")
     if not override:
         return ""
@@ -231,25 +238,25 @@ def _reason(decision: Mapping[str, Any]) -> str:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    """What a stage was given, from its own record."""
+    """Return configuration and inputs of a stage from its record."""
     record = artifacts.read_record(folder)
     return {"config": record["config"], "inputs": record["inputs"]}
 
 
 def _files(content: Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of each file of a version, so that two versions can be compared without their bytes."""
+    """Return size and SHA-256 of each file of a version, so that versions can be compared without reading them."""
     student = artifacts.read_json(content / "student" / artifacts.SEAL)["files"]
-    known = {f"student/{name}": digest for name, digest in student.items()}
+    student_digests = {f"student/{name}": digest for name, digest in student.items()}
     paths = sorted(path for path in content.rglob("*") if path.is_file())
     names = {path.relative_to(content).as_posix(): path for path in paths}
     return {
-        name: {"bytes": path.stat().st_size, "digest": known.get(name) or artifacts.digest_file(path)}
+        name: {"bytes": path.stat().st_size, "digest": student_digests.get(name) or artifacts.digest_file(path)}
         for name, path in names.items()
     }
 
 
 def _link(source: Path, target: Path) -> None:
-    """Put a file, or the files of a sealed folder, at `target` as links, so that the bytes are copied only once."""
+    """Link a file, or the files of a sealed folder, to `target`, so that the bytes are copied only once."""
     if source.is_dir():
         for name in [*artifacts.read_json(source / artifacts.SEAL)["files"], artifacts.SEAL]:
             _link(source / name, target / name)

@@ -1,9 +1,9 @@
-"""Where promoted students live: immutable versions, and aliases such as `champion` that name those in use.
+"""Registry of promoted students: immutable versions, and aliases such as `champion` that point to versions.
 
-A version is a folder: `student/` (what was promoted), `metrics.json`, `verdict.json`, `report.html`, the pages on drift
-(why), `traffic/reference.parquet` with `traffic/reference_scores.parquet` (what monitoring compares with),
-`manifest.json` (what it was made from) and `digest.json` (the SHA-256 of every file). Its id comes from the student's
-bytes. Every move of an alias is a record; the records of an alias form a chain.
+A version is a folder with the student (`student/`), the evidence for its promotion (`metrics.json`, `verdict.json`,
+`report.html` and the drift pages), the reference for monitoring (`traffic/reference.parquet` and
+`traffic/reference_scores.parquet`), its origin (`manifest.json`) and the SHA-256 of every file (`digest.json`). Its id
+is derived from the student's bytes. Every move of an alias is recorded, and the records of an alias form a chain.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ __all__ = [
 
 
 def open(uri: str) -> Backend:
-    """Return the registry at `uri`: a local folder, as a path or `file://`, or `gs://BUCKET/PREFIX`.
+    """Open the registry at `uri`: a local folder, as a path or `file://`, or `gs://BUCKET/PREFIX`.
 
-    Nothing is read yet.
+    This reads nothing yet.
 
     Raises:
         InputError: there is no backend for the URI's scheme.
@@ -54,7 +54,7 @@ def open(uri: str) -> Backend:
 
 
 def connect(config: Registry) -> Backend:
-    """Return the registry that `config` describes, with its mirror if it has one. Nothing is read yet.
+    """Open the registry that `config` describes, with its mirror if it has one. This reads nothing yet.
 
     Raises:
         InputError: as `open`.
@@ -66,7 +66,7 @@ def connect(config: Registry) -> Backend:
 def locate(model: str, registry: str) -> Path:
     """Return the folder of a student.
 
-    A folder without a seal was written by no stage. Its files cannot be checked, which is reported.
+    A folder without a seal was not written by a stage. Its files cannot be checked, and a note in the log says so.
 
     Args:
         model: a folder, or an alias or the id of a version in the registry.
@@ -78,7 +78,7 @@ def locate(model: str, registry: str) -> Path:
     folder = Path(model)
     if folder.is_dir():
         if not artifacts.is_sealed(folder):
-            unchecked = f"{folder}: has no {artifacts.SEAL}, so its files are taken as they are, unchecked"
+            unchecked = f"{folder}: has no {artifacts.SEAL}, so its files are used without a check"
             progress.log_event("model", "note", unchecked)
         return folder
     backend = open(registry)
@@ -93,7 +93,7 @@ def _open(config: Registry) -> Backend:
     if scheme in ("", "file"):
         return local.open(config)
     if scheme == "gs":
-        from distilrank.registry import gcs  # Cloud Storage's client takes more than a second to import
+        from distilrank.registry import gcs  # the client of Cloud Storage takes more than a second to import
 
         return gcs.open(config)
     raise InputError(

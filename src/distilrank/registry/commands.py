@@ -1,4 +1,4 @@
-"""`distilrank registry`: what people do with promoted students."""
+"""`distilrank registry`: list, compare, verify, promote and roll back versions."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ from distilrank.registry.mirror import Mirrored
 from distilrank.rendering.formatting import format_plain
 from distilrank.rendering.labels import METRICS, metric_label
 
-HELP = """Promoted students: what there is, what changed, and which one is in use.
+HELP = """Manage promoted students: list and compare versions, and choose the one in use.
 
-A version never changes; aliases such as `champion` point to one, and every move of an alias is kept with its reason.
+A version never changes. An alias such as `champion` points to a version, and the history has every move with its
+reason.
 
-    # What was promoted, and which one is in use; why, and made from what
+    # List the versions and their aliases; show evidence and origin of the version in use
     distilrank registry list
     distilrank registry show champion
-    # What is different between two of them
+    # Show the differences between two versions
     distilrank registry diff anchor champion
 
-    # Back to the one before
+    # Go back to the previous version
     distilrank registry rollback --reason "empty results for sofas"
-    # Put a version in use on purpose
+    # Put a version in use by hand
     distilrank registry promote v3f2a91c07be4 --reason "the sofa index is repaired"
 
-A registry in a bucket is one more option, `--registry gs://shop-models/ranker`. A cache, a promoter's account or a
-mirror stand in the section `registry` of a configuration: `--config shop.yaml`.
+For a registry in a bucket, add `--registry gs://shop-models/ranker`. For a cache, a promoter account or a mirror, add a
+configuration with a section `registry`: `--config shop.yaml`.
 """
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help=HELP)
@@ -46,21 +47,21 @@ Uri = Annotated[
     typer.Option(
         "--registry",
         metavar="URI",
-        help="A folder or gs://BUCKET/PREFIX; stronger than the configuration.",
+        help="A folder or gs://BUCKET/PREFIX; overrides the configuration.",
         show_default=config.Registry().uri,
     ),
 ]
 Settings = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="A run's configuration; its section `registry` counts."),
+    typer.Option("--config", metavar="FILE", help="Configuration of a run; only its section `registry` is used."),
 ]
-Version = Annotated[str, typer.Argument(metavar="VERSION", help="A version's id, or an alias.")]
-Alias = Annotated[str, typer.Option(metavar="NAME", help="`champion` is in use, `anchor` compared with for good.")]
+Version = Annotated[str, typer.Argument(metavar="VERSION", help="Id of a version, or an alias.")]
+Alias = Annotated[str, typer.Option(metavar="NAME", help="`champion` is in use; `anchor` is the fixed baseline.")]
 Expected = Annotated[
     str,
-    typer.Option("--expect", metavar="VERSION", help="Move only from this version; without it, from what it is now."),
+    typer.Option("--expect", metavar="VERSION", help="Fail unless the alias points to this version."),
 ]
-Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why, for the history.")]
+Reason = Annotated[str, typer.Option(metavar="TEXT", help="Reason for the history.")]
 
 MIB = 2**20
 
@@ -78,21 +79,21 @@ def list_versions(registry: Uri = "", settings: Settings = None, as_json: AsJson
         print_json([_summary(manifest) | {"aliases": _naming(aliases, manifest["id"])} for manifest in manifests])
         return
     if not manifests:
-        print(f"registry {backend.uri}: no version yet; a run that passes the gate publishes one")
+        print(f"registry {backend.uri}: no version yet; a run that passes the gate publishes the first")
         return
     headings = ("version", "", "created", METRICS["ndcg_at_10"].label, METRICS["ece"].label, "outcome", "in place of")
     table = new_table(*headings, title=f"registry {backend.uri}")
     for manifest in manifests:
-        replaced, named = manifest["verdict"]["champion"], _naming(aliases, manifest["id"])
+        replaced, names = manifest["verdict"]["champion"], _naming(aliases, manifest["id"])
         table.add_row(
             manifest["id"],
-            ", ".join(named),
+            ", ".join(names),
             manifest["created"],
             format_plain(manifest["metrics"].get("ndcg_at_10")),
             format_plain(manifest["metrics"].get("ece")),
             manifest["verdict"]["outcome"].replace("_", " "),
             replaced["id"] if replaced else "-",
-            style="bold" if registries.CHAMPION in named else None,
+            style="bold" if registries.CHAMPION in names else None,
         )
     console().print(table)
 
@@ -101,23 +102,23 @@ def list_versions(registry: Uri = "", settings: Settings = None, as_json: AsJson
 def show_version(
     version: Version = registries.CHAMPION, registry: Uri = "", settings: Settings = None, as_json: AsJson = False
 ) -> None:
-    """Show one version: its measures, every check, who set which aside, what it was made from, and its history.
+    """Show one version: metrics, checks, override, origin and history.
 
     Example: `distilrank registry show champion`
     """
     backend = _connect(registry, settings)
     manifest = backend.manifest(registries.resolve(backend, version))
-    named = _naming(backend.aliases(), manifest["id"])
+    names = _naming(backend.aliases(), manifest["id"])
     past = [record for record in backend.history() if manifest["id"] in (record["version"], record["previous"])]
     if as_json:
-        print_json({**manifest, "aliases": named, "history": past})
+        print_json({**manifest, "aliases": names, "history": past})
         return
     out = console()
-    out.print(", ".join([manifest["id"], *named, f"created {manifest['created']}"]), style="bold")
-    measures = new_table("metric", "student", title="On the test queries")
+    out.print(", ".join([manifest["id"], *names, f"created {manifest['created']}"]), style="bold")
+    metrics = new_table("metric", "student", title="On the test queries")
     for name, value in manifest["metrics"].items():
-        measures.add_row(metric_label(name), format_plain(value))
-    out.print(measures)
+        metrics.add_row(metric_label(name), format_plain(value))
+    out.print(metrics)
     verdict = manifest["verdict"]
     checks = new_table("check", "", "detail", title=f"Verdict: {verdict['outcome'].replace('_', ' ')}")
     for check in verdict["checks"]:
@@ -125,11 +126,11 @@ def show_version(
     out.print(checks)
     if override := verdict.get("override"):
         out.print(f"overridden by {override['by']} until {override['until']}: {override['reason']}")
-    origins = new_table("made from", "what", title="Origin")
+    origins = new_table("property", "value", title="Origin")
     for name, value in _origins(manifest).items():
         origins.add_row(name, value)
     out.print(origins)
-    moves = new_table("when", "alias", "what", "version", "in place of", "by", "reason", title="History")
+    moves = new_table("time", "alias", "action", "version", "in place of", "by", "reason", title="History")
     for record in past:
         cells = (record[key] for key in ("since", "alias", "action", "version", "previous", "by", "reason"))
         moves.add_row(*(cell or "-" for cell in cells))
@@ -138,41 +139,41 @@ def show_version(
 
 @app.command("diff")
 def compare(
-    before: Annotated[str, typer.Argument(metavar="A", help="A version's id, or an alias.")],
-    after: Annotated[str, typer.Argument(metavar="B", help="Likewise; differences are B minus A.")],
+    before: Annotated[str, typer.Argument(metavar="A", help="Id of a version, or an alias.")],
+    after: Annotated[str, typer.Argument(metavar="B", help="Id of a version, or an alias; differences are B minus A.")],
     registry: Uri = "",
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what is different between two versions: measures, settings, inputs, files.
+    """Show the differences between two versions: metrics, settings, origin and files.
 
-    Measures of two versions may stem from different test queries: the digest `test set` tells.
+    The metrics of two versions are comparable only if both were evaluated on the same test set: compare its digest.
 
     Example: `distilrank registry diff anchor champion`
     """
     backend = _connect(registry, settings)
     left, right = (backend.manifest(registries.resolve(backend, name)) for name in (before, after))
-    found = diff(left, right)
+    differences = diff(left, right)
     if as_json:
-        print_json(found)
+        print_json(differences)
         return
     out, ids = console(), (left["id"], right["id"])
-    measures = new_table("metric", *ids, "difference", title="Metrics on the test queries")
-    for row in found["measures"]:
+    metrics = new_table("metric", *ids, "difference", title="Metrics on the test queries")
+    for row in differences["measures"]:
         values = format_plain(row["a"]), format_plain(row["b"]), format_plain(row["difference"], sign="+")
-        measures.add_row(metric_label(row["name"]), *values)
-    out.print(measures)
-    for title, rows in (("Settings", found["settings"]), ("Origin", found["origin"])):
+        metrics.add_row(metric_label(row["name"]), *values)
+    out.print(metrics)
+    for title, rows in (("Settings", differences["settings"]), ("Origin", differences["origin"])):
         table = new_table(title=f"{title} that differ")
-        for heading in ("what", *ids):
+        for heading in ("name", *ids):
             table.add_column(heading, overflow="fold")
         for row in rows:
             table.add_row(row["name"], *("-" if row[side] is None else str(row[side]) for side in ("a", "b")))
         out.print(table if rows else f"{title}: no difference")
-    files = new_table("file", *(f"{one}, bytes" for one in ids), title="Files that differ")
-    for row in found["files"]:
+    files = new_table("file", *(f"{version}, bytes" for version in ids), title="Files that differ")
+    for row in differences["files"]:
         files.add_row(row["name"], *("-" if row[side] is None else f"{row[side]:,}" for side in ("a", "b")))
-    out.print(files if found["files"] else "Files: no difference")
+    out.print(files if differences["files"] else "Files: no difference")
 
 
 @app.command("promote")
@@ -185,19 +186,20 @@ def promote(
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Point an alias to a version that is there already, on purpose: no gate is asked.
+    """Point an alias to an existing version by hand, without the gate.
 
-    Every byte of the version is checked first. If someone else moves the alias meanwhile, theirs stands.
+    Every byte of the version is checked first. If someone else moves the alias in the meantime, their move stands.
 
     Example: `distilrank registry promote champion --alias anchor --reason "yearly review"`
     """
     backend = _connect(registry, settings)
     target = registries.resolve(backend, version)
     current = backend.alias(alias)
-    expected, said = registries.resolve(backend, expect) if expect else current, _said(reason)
-    with _progress_aside():
+    expected = registries.resolve(backend, expect) if expect else current
+    checked_reason = _check_reason(reason)
+    with _progress_on_stderr():
         backend.verify(target)
-        backend.move(alias, target, expected, action="move", reason=said)
+        backend.move(alias, target, expected, action="move", reason=checked_reason)
     _print_move(backend, alias, "was already" if current == target else "", as_json)
 
 
@@ -210,46 +212,48 @@ def roll_back(
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take back the latest move of an alias; no version is lost, and a second rollback goes one further.
+    """Undo the latest move of an alias. No version is removed, and a second rollback undoes one more move.
 
-    With `--expect`, the version that is to be taken back, it may be repeated, by you or by someone else: the first one
-    does it. No run makes that version the champion again; `distilrank registry promote` does.
+    With `--expect`, the version to roll back from, the command can be repeated safely: only the first one has an
+    effect. No run promotes that version again; to put it back, use `distilrank registry promote`.
 
     Example: `distilrank registry rollback --expect v3f2a91c07be4 --reason "empty results for sofas"`
     """
     backend = _connect(registry, settings)
     current, expected = backend.alias(alias), registries.resolve(backend, expect) if expect else ""
-    with _progress_aside():
-        version = backend.rollback(alias, _said(reason), expected)
+    with _progress_on_stderr():
+        version = backend.rollback(alias, _check_reason(reason), expected)
     _print_move(backend, alias, "was already" if current == version else "", as_json)
 
 
 @app.command("verify")
 def verify_versions(
-    version: Annotated[str, typer.Argument(metavar="[VERSION]", help="An id or an alias; empty: all.")] = "",
+    version: Annotated[
+        str, typer.Argument(metavar="[VERSION]", help="Id of a version, or an alias; all versions if omitted.")
+    ] = "",
     registry: Uri = "",
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check every byte against its digest, the history of every alias, and that each names a version.
+    """Check every byte against its digest, the history of every alias, and that every alias points to a version.
 
     Example: `distilrank registry verify champion`
     """
     backend = _connect(registry, settings)
-    backend.history()  # or every version would seem damaged where only the history is
+    backend.history()  # otherwise a damaged history would make every version appear damaged
     versions = [registries.resolve(backend, version)] if version else backend.versions()
     problems: dict[str, str] = {}
-    for one in versions:
+    for name in versions:
         try:
-            backend.verify(one)
+            backend.verify(name)
         except InputError as error:
-            problems[one] = str(error)
+            problems[name] = str(error)
     if as_json:
-        print_json([{"id": one, "problem": problems.get(one)} for one in versions])
+        print_json([{"id": name, "problem": problems.get(name)} for name in versions])
     else:
         table = new_table("version", "state", title=f"registry {backend.uri}")
-        for one in versions:
-            table.add_row(one, problems.get(one, "every digest matches"))
+        for name in versions:
+            table.add_row(name, problems.get(name, "every digest matches"))
         console().print(table)
     if problems:
         damaged = ", ".join(problems)
@@ -261,38 +265,42 @@ def verify_versions(
 
 @app.command("gc")
 def collect(
-    keep: Annotated[int, typer.Option(metavar="N", help="Keep what an alias named in its last N records.", min=1)],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing, tell what would go.")] = False,
+    keep: Annotated[
+        int, typer.Option(metavar="N", help="Keep the versions in the last N records of each alias.", min=1)
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be removed, without removing it.")
+    ] = False,
     registry: Uri = "",
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove versions that no alias names, or has named lately; history and test evaluations stay.
+    """Remove versions that no alias names or has named recently. History and test evaluations stay.
 
-    What was published less than a day ago stays too: a run may be about to promote it.
+    Versions published less than a day ago stay too, since a run may be about to promote them.
 
     Example: `distilrank registry gc --keep 10 --dry-run`
     """
     backend = _connect(registry, settings)
     sizes = {version: _bytes(backend, version) for version in backend.collect(keep, dry_run=True)}
-    with _progress_aside():
+    with _progress_on_stderr():
         removed = list(sizes) if dry_run else backend.collect(keep, dry_run=False)
     rows = [{"id": version, "bytes": sizes.get(version, 0)} for version in removed]
     total = sum(sizes.get(version, 0) for version in removed)
     if as_json:
         print_json({"removed": rows, "bytes": total, "dry_run": dry_run})
         return
-    word = "would be removed" if dry_run else "removed"
+    action = "would be removed" if dry_run else "removed"
     for version in removed:
-        print(f"{version}: {word}, {sizes.get(version, 0) / MIB:.1f} MiB")
-    print(f"registry {backend.uri}: {len(removed)} {word}, {total / MIB:.1f} MiB in all")
+        print(f"{version}: {action}, {sizes.get(version, 0) / MIB:.1f} MiB")
+    print(f"registry {backend.uri}: {len(removed)} {action}, {total / MIB:.1f} MiB in total")
 
 
 @app.command("mirror")
 def mirror(settings: Settings = None, registry: Uri = "", as_json: AsJson = False) -> None:
     """Bring the Kubeflow Model Registry of `registry.mirror` up to date.
 
-    Every promotion and rollback does so by itself; this is for when the mirror was down, or is new.
+    Every promotion and rollback does so automatically. Use this command for a new mirror, or after an outage.
 
     Example: `distilrank registry mirror --config shop.yaml`
     """
@@ -309,22 +317,22 @@ def mirror(settings: Settings = None, registry: Uri = "", as_json: AsJson = Fals
 
 
 def diff(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
-    """What two manifests say differently.
+    """Compare two manifests.
 
     Returns:
-        `measures`: all of them, with `difference`, b minus a; `settings` and `origin`: those that differ, by `name`;
-        `files`: bytes of those whose content differs; None: it has no such file.
+        `measures`: all metrics, with `difference` (b minus a); `settings` and `origin`: the entries that differ, by
+        `name`; `files`: sizes in bytes of the files that differ, None for a version without the file.
     """
-    measures = []
+    metrics = []
     for name in left["metrics"] | right["metrics"]:
         a, b = left["metrics"].get(name), right["metrics"].get(name)
-        measures.append({"name": name, "a": a, "b": b, "difference": None if a is None or b is None else b - a})
+        metrics.append({"name": name, "a": a, "b": b, "difference": None if a is None or b is None else b - a})
     ours, theirs = left["files"], right["files"]
     changed = [name for name in sorted(ours | theirs) if _digest(ours, name) != _digest(theirs, name)]
     return {
         "a": left["id"],
         "b": right["id"],
-        "measures": measures,
+        "measures": metrics,
         "settings": _differing(_settings(left), _settings(right)),
         "origin": _differing(_origins(left), _origins(right)),
         "files": [
@@ -342,13 +350,13 @@ def _differing(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[dict[s
 
 
 def _settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return every setting that the version was made with, by its key in a configuration file."""
+    """Return every setting of the version's run by its key in a configuration file."""
     stages = {name: stage["config"] for name, stage in manifest["lineage"]["stages"].items()}
     return flatten(stages.pop("preflight") | stages)
 
 
 def _origins(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """What the version was made from and where, beyond settings."""
+    """Return the origin of a version apart from settings: run, images, models, test set and digests."""
     lineage, verdict = manifest["lineage"], manifest["verdict"]
     test_set = verdict.get("test_set") or {}
     return {
@@ -378,23 +386,23 @@ def _connect(registry: str, settings: Path | None) -> registries.Backend:
     section = config.load(settings).registry if settings else config.Registry()
     backend = registries.connect(section.model_copy(update={"uri": registry}) if registry else section)
     if not backend.exists():
-        raise InputError(f"registry {backend.uri}: no registry there; a run that passes the gate makes one")
+        raise InputError(f"registry {backend.uri}: there is no registry; a run that passes the gate creates it")
     return backend
 
 
 @contextlib.contextmanager
-def _progress_aside() -> Iterator[None]:
-    """Standard output is for results; what the registry says meanwhile (a mirror that is down) goes beside it."""
+def _progress_on_stderr() -> Iterator[None]:
+    """Send progress messages to standard error, since standard output is for results."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
 
 
-def _said(reason: str) -> str:
+def _check_reason(reason: str) -> str:
     if not reason.strip():
-        raise InputError("--reason: is empty, expected why this is done; it stays in the history")
+        raise InputError("--reason: is empty, expected a reason, which the history keeps")
     try:
         reason.encode()
-    except UnicodeEncodeError:  # a shell hands over bytes
+    except UnicodeEncodeError:  # the shell passed bytes that are not UTF-8
         raise InputError(f"--reason: is not UTF-8, got {reason[:60]!a}") from None
     return " ".join(reason.split())
 

@@ -1,4 +1,4 @@
-"""The bytes of a version: sealed, and checked to the last one."""
+"""The content of a version: its files are sealed, and every byte is verified."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ MANIFEST = "manifest.json"
 
 
 def encode(value: dict[str, Any]) -> bytes:
-    """The one form in which the registry writes `value`: a byte that differs shows, be it white space."""
+    """Serialize `value` in the only form that the registry accepts, so that any changed byte is detected."""
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def decode(data: bytes, place: str) -> dict[str, Any]:
+def decode(data: bytes, source: str) -> dict[str, Any]:
     """Read what `encode` wrote.
 
     Raises:
-        InputError: naming `place`; it is something else, or not in that form.
+        InputError: `source` is not a JSON object in that form.
     """
-    value = parse(data, place)
+    value = parse(data, source)
     try:
-        same = encode(value) == data
-    except (ValueError, RecursionError):  # a surrogate, no number, or brackets within brackets
-        same = False
-    if not same:
-        raise InputError(f"{place}: damaged, expected a JSON object in the form in which it was written")
+        is_canonical = encode(value) == data
+    except (ValueError, RecursionError):  # a surrogate, NaN, or deeply nested brackets
+        is_canonical = False
+    if not is_canonical:
+        raise InputError(f"{source}: damaged, expected a JSON object exactly as it was written")
     return value
 
 
-def parse(data: bytes, place: str) -> dict[str, Any]:
+def parse(data: bytes, source: str) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        InputError: naming `place`; it is something else.
+        InputError: `source` is not a JSON object.
     """
-    return artifacts.parse_json(data, place)
+    return artifacts.parse_json(data, source)
 
 
 def seal(folder: Path) -> str:
-    """Write the digests of all files of a version into it, and return the digest of them all."""
-    (folder / artifacts.RECORD).unlink(missing_ok=True)  # no seal covers a stage's record
+    """Write the digests of all files of a version into its folder, and return the digest of the whole version."""
+    (folder / artifacts.RECORD).unlink(missing_ok=True)  # a seal does not cover the record of a stage
     return artifacts.seal(folder)
 
 
 def read_seal(folder: Path) -> dict[str, Any]:
-    """The seal of a version, itself intact: `digest` and, by name, `files`.
+    """Read the seal of a version and check its own digest. It has `digest` and, by name, `files`.
 
     Raises:
         InputError: it is missing or damaged.
@@ -62,34 +62,34 @@ def read_seal(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such file") from None
 
 
-def parse_seal(data: bytes, place: str) -> dict[str, Any]:
-    """See read_seal."""
-    sealed = decode(data, place)
+def parse_seal(data: bytes, source: str) -> dict[str, Any]:
+    """Parse the bytes of a seal (see `read_seal`)."""
+    sealed = decode(data, source)
     if not isinstance(sealed.get("files"), dict) or artifacts.digest_json(sealed["files"]) != sealed.get("digest"):
-        raise InputError(f"{place}: damaged, its digest does not match its own list of files")
+        raise InputError(f"{source}: damaged, its digest does not match its own list of files")
     for name in sealed["files"]:
-        artifacts.check_member(name, place)
+        artifacts.check_member(name, source)
     return sealed
 
 
 def verify(folder: Path, version: str) -> str:
-    """Check every byte of a version, and that its student is the one that its id stands for; return its digest.
+    """Check every byte of a version and that its id belongs to its student; return its digest.
 
-    What this process has hashed before is hashed again: a server may load a version weeks after it did so before.
+    Files that this process has hashed before are hashed again, since a server may reload a version weeks later.
 
     Raises:
-        InputError: naming the file that is damaged, missing or too many.
+        InputError: a file is damaged, missing or not listed.
     """
     read_seal(folder)
     if (folder / artifacts.RECORD).exists():
         raise InputError(f"{folder / artifacts.RECORD}: not listed in the version's {artifacts.SEAL}; it was added")
     digest = artifacts.verify(folder, again=True)
-    student = artifacts.verify(folder / "student")  # of which each file has just been hashed
+    student = artifacts.verify(folder / "student")  # each of these files has just been hashed
     if version_id(student) != version:
-        raise InputError(f"{folder / 'student'}: is version {version_id(student)}, expected {version}")
+        raise InputError(f"{folder / 'student'}: is the student of version {version_id(student)}, expected {version}")
     return digest
 
 
 def differing(ours: dict[str, str], theirs: dict[str, str]) -> str | None:
-    """The first file whose digest differs between two versions, or None."""
+    """Return the first file whose digest differs between two versions; None if there is none."""
     return next((name for name in sorted(ours | theirs) if ours.get(name) != theirs.get(name)), None)

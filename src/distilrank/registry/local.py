@@ -1,11 +1,11 @@
 """A registry in a folder, which may be a volume that several machines mount.
 
-    versions/<id>/      immutable; renamed into place whole, so what is there is complete
+    versions/<id>/      immutable and complete: a version is renamed into place as a whole
     aliases/, history/, looks/      see ledger
-    .lock               held while anything of the above changes
+    .lock               held while any of these changes
 
-Files and folders are on the disk before they take their name. Whoever is killed leaves at most a hidden `*.partial`,
-which nobody reads and a later publish removes.
+Files and folders are synced to disk before they are renamed into place. A killed process leaves at most a hidden
+`*.partial`, which is never read and which the next publication removes.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ FOLDERS = "versions", "aliases", "history", TEST_EVALUATIONS
 
 
 def open(config: Registry) -> Backend:
-    """The registry in the folder `config.uri`.
+    """Open the registry in the folder `config.uri`.
 
     Raises:
-        InputError: it names no folder.
+        InputError: the URI has no folder.
     """
     path = config.uri.removeprefix("file://")
     if not path.strip():
@@ -44,11 +44,11 @@ def open(config: Registry) -> Backend:
 
 
 class Local(Ledger):
-    """See registry.Backend for the contract."""
+    """Registry in a folder. `registry.Backend` describes the methods."""
 
     _repair = (
-        "; two writers were at it at once, so there are no working locks (flock) between their machines: move the "
-        "registry to a volume that has them, and copy the newest file of the alias's history over the alias's own"
+        "; two writers changed it at the same time, so file locks (flock) do not work between their machines: move the "
+        "registry to a volume that supports them, and copy the newest file of the alias's history over the alias's file"
     )
 
     def __init__(self, root: Path) -> None:
@@ -56,7 +56,7 @@ class Local(Ledger):
         self._versions = root / "versions"
 
     def exists(self) -> bool:
-        with self._storage():
+        with self._translating_errors():
             return any((self.root / folder).is_dir() for folder in FOLDERS)
 
     # Versions -----------------------------------------------------------------------------------------------------
@@ -84,9 +84,11 @@ class Local(Ledger):
 
     def publish(self, folder: Path, version: str) -> None:
         if not is_version_id(version):
-            raise InputError(f"registry {self.uri}: {version!r} is no version id, expected v and 12 hexadecimal digits")
+            raise InputError(
+                f"registry {self.uri}: {version!r} is not a version id, expected v and 12 hexadecimal digits"
+            )
         target = self._versions / version
-        with self._storage():
+        with self._translating_errors():
             _make(self._versions)
             self._remove_stale()
             with artifacts.folder_beside(target) as copy:
@@ -98,16 +100,16 @@ class Local(Ledger):
                     if not target.exists():
                         artifacts.move_into_place(copy, target)
                         return
-                    ours, theirs = (content.read_seal(one)["files"] for one in (copy, target))
+                    ours, theirs = (content.read_seal(folder)["files"] for folder in (copy, target))
                     if (name := content.differing(ours, theirs)) is not None:
                         raise InputError(
-                            f"{target / name}: version {version} is published already, with other content; "
+                            f"{target / name}: version {version} is already published with different content; "
                             f"versions never change"
                         )
                     self._claim(version)
 
     def check(self) -> None:
-        with self._storage():
+        with self._translating_errors():
             _make(self._versions)
             probe = artifacts.temporary_name(self._versions / "writable")
             probe.write_text("writable\n", encoding="utf-8")
@@ -118,13 +120,13 @@ class Local(Ledger):
                 probe.unlink()
         self.alias(CHAMPION)
 
-    # What the ledger asks for -------------------------------------------------------------------------------------
+    # Storage operations of the ledger -----------------------------------------------------------------------------
 
-    def _place(self, name: str) -> str:
+    def _full_path(self, name: str) -> str:
         return str(self.root / name)
 
     def _read(self, name: str) -> tuple[bytes, Any] | None:
-        with self._storage():
+        with self._translating_errors():
             try:
                 data = (self.root / name).read_bytes()
             except FileNotFoundError:
@@ -133,10 +135,10 @@ class Local(Ledger):
 
     def _write(self, name: str, data: bytes, token: Any) -> bool:
         path = self.root / name
-        found = self._read(name)  # nobody else writes: _changing keeps them out
-        if (found[1] if found else None) != token:
+        file = self._read(name)  # there is no other writer while `_changing` holds the lock
+        if (file[1] if file else None) != token:
             return False
-        with self._storage():
+        with self._translating_errors():
             _make(path.parent)
             with artifacts.replacing(path) as handle:
                 handle.write(data)
@@ -144,7 +146,7 @@ class Local(Ledger):
         return True
 
     def _names(self, folder: str) -> list[str]:
-        with self._storage():
+        with self._translating_errors():
             try:
                 return sorted(path.name for path in (self.root / folder).iterdir() if not path.name.startswith("."))
             except FileNotFoundError:
@@ -152,7 +154,7 @@ class Local(Ledger):
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
-        with self._storage():
+        with self._translating_errors():
             _make(self.root)
             with volume.locked(self.root / ".lock"):
                 yield
@@ -166,28 +168,28 @@ class Local(Ledger):
     def _ages(self) -> dict[str, tuple[float, Any]]:
         now = time.time()
         seals = {version: self._versions / version / artifacts.SEAL for version in self.versions()}
-        # A version without a seal is damaged: somebody should see it.
+        # A version without a seal is damaged. Its age of 0 keeps it from being collected before someone has seen it.
         return {
             version: (now - seal.stat().st_mtime if seal.exists() else 0.0, None) for version, seal in seals.items()
         }
 
-    def _remove(self, version: str, known: Any) -> bool:
+    def _remove(self, version: str, token: Any) -> bool:
         partial = artifacts.temporary_name(self._versions / version)
         (self._versions / version).rename(partial)
         artifacts.sync(self._versions)
-        shutil.rmtree(partial, ignore_errors=True)  # it looks stale already, so a publisher may be at it too
+        shutil.rmtree(partial, ignore_errors=True)  # a concurrent publisher may remove it too, as stale
         return True
 
     def _sweep(self) -> None:
         self._remove_stale()
 
-    # Parts --------------------------------------------------------------------------------------------------------
+    # Internals ----------------------------------------------------------------------------------------------------
 
     def _folder(self, version: str) -> Path:
         folder = self._versions / version
         if not is_version_id(version) or not folder.is_dir():
-            known = ", ".join(self.versions()) or "none"
-            raise InputError(f"registry {self.uri}: no version {version!r}; it has: {known}")
+            available = ", ".join(self.versions()) or "none"
+            raise InputError(f"registry {self.uri}: no version {version!r}; it has: {available}")
         return folder
 
     def _remove_stale(self) -> None:
@@ -196,17 +198,17 @@ class Local(Ledger):
                 artifacts.remove_stale(folder)
 
     @contextlib.contextmanager
-    def _storage(self) -> Iterator[None]:
-        """Turn what the file system refuses into one line."""
+    def _translating_errors(self) -> Iterator[None]:
+        """Translate errors of the file system to one line."""
         try:
             yield
         except OSError as error:
-            place, reason = error.filename or self.root, error.strerror or one_line(error)
-            raise InputError(f"registry {self.root}: cannot use {place} ({reason})") from error
+            path, reason = error.filename or self.root, error.strerror or one_line(error)
+            raise InputError(f"registry {self.root}: cannot use {path} ({reason})") from error
 
 
 def _make(folder: Path) -> None:
-    """Make a folder whose name is on the disk when this returns."""
+    """Create a folder and sync its parents, so that it survives a crash."""
     if not folder.is_dir():
         _make(folder.parent)
         folder.mkdir(exist_ok=True)

@@ -1,7 +1,8 @@
-"""A registry whose versions and aliases a Kubeflow Model Registry shows too.
+"""Mirror of a registry's versions and aliases in a Kubeflow Model Registry.
 
-The folder or bucket alone decides and holds the bytes. The mirror is brought up to date after every change and never
-fails one: where it is down, that is said in one line, and the next change or `distilrank registry mirror` repairs it.
+The folder or bucket remains the source of truth and holds the files. The mirror is updated after every change and never
+makes a change fail: if it is unreachable, one line of the log says so, and the next change or
+`distilrank registry mirror` brings it up to date.
 """
 
 from __future__ import annotations
@@ -17,31 +18,31 @@ from distilrank.registry.base import CHAMPION, Backend
 
 
 def open(backend: Backend, config: Registry) -> Backend:
-    """`backend` with the mirror that `config` names. Nothing is asked yet."""
+    """Wrap `backend` with the mirror that `config` describes. This sends no request yet."""
     mirror = Mirror(config.mirror, config.mirror_name, config.mirror_token_file, config.mirror_ca_file)
     return cast(Backend, Mirrored(backend, mirror))
 
 
 @dataclass(frozen=True)
 class Mirror:
-    """Where the mirror is; empty paths: no token, the system's certificates."""
+    """Address and credentials of a mirror. Empty paths mean no token and the system's certificates."""
 
     url: str
     name: str
-    """Of the registered model, which belongs to one registry alone."""
+    """Name of the registered model, which belongs to a single registry."""
     token_file: str = ""
     ca_file: str = ""
 
     def token(self) -> str:
-        """The bearer token, read anew each time since a pod's is renewed; empty: none.
+        """Read the bearer token; empty if there is none. It is read each time, since the token of a pod is renewed.
 
         Raises:
-            InputError: its file cannot be read.
+            InputError: the file cannot be read.
         """
         return _read(self.token_file, "registry.mirror_token_file").strip() if self.token_file else ""
 
     def check(self) -> None:
-        """Make sure that the mirror could be written to, as far as this machine knows: it is not asked.
+        """Check the local requirements of the mirror. This sends no request.
 
         Raises:
             InputError: a file is missing, or the client is not installed.
@@ -52,17 +53,17 @@ class Mirror:
         _client()
 
     def sync(self, backend: Backend) -> list[str]:
-        """Write what the mirror lacks of `backend`, in words; none: it was up to date.
+        """Bring the mirror up to date with `backend`, and return a description of each change.
 
         Raises:
-            InputError: the mirror does not answer, refuses, or shows another registry under this name.
+            InputError: the mirror does not answer, refuses, or already shows another registry under this name.
         """
         self.check()
         return _client().sync(backend, self.url, self.name, token=self.token(), ca_file=self.ca_file)
 
 
 class Mirrored:
-    """A backend that shows each of its changes in a mirror; whatever is only read comes from the backend itself."""
+    """A backend that updates a mirror after each change. Reads go to the backend itself."""
 
     def __init__(self, backend: Backend, mirror: Mirror) -> None:
         self.backend, self.mirror = backend, mirror
@@ -72,32 +73,32 @@ class Mirrored:
 
     def publish(self, folder: Path, version: str) -> None:
         self.backend.publish(folder, version)
-        self._show()
+        self._sync()
 
     def move(self, alias: str, version: str, expected: str, *, action: str = "promote", reason: str = "") -> None:
         self.backend.move(alias, version, expected, action=action, reason=reason)
-        self._show()
+        self._sync()
 
     def rollback(self, alias: str = CHAMPION, reason: str = "", expected: str = "") -> str:
         version = self.backend.rollback(alias, reason, expected)
-        self._show()
+        self._sync()
         return version
 
     def collect(self, keep: int, *, dry_run: bool) -> list[str]:
         removed = self.backend.collect(keep, dry_run=dry_run)
         if not dry_run:
-            self._show()
+            self._sync()
         return removed
 
     def check(self) -> None:
         self.backend.check()
         self.mirror.check()
 
-    def _show(self) -> None:
+    def _sync(self) -> None:
         try:
             self.mirror.sync(self.backend)
         except InputError as error:
-            progress.log_event("registry", "note", f"warning: {error}; the mirror lags until the next change")
+            progress.log_event("registry", "note", f"warning: {error}; the mirror is out of date until the next change")
 
 
 def _client() -> Any:
@@ -105,7 +106,7 @@ def _client() -> Any:
         from distilrank.registry import model_registry
     except ModuleNotFoundError as error:
         raise InputError(
-            f"registry.mirror: this Python has no {error.name!r}, expected what `pip install distilrank[ops]` brings"
+            f"registry.mirror: this Python has no {error.name!r}, install it with `pip install distilrank[ops]`"
         ) from None
     return model_registry
 

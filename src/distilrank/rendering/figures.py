@@ -39,7 +39,7 @@ VARIABLES = {
     COLORS["student"]: "--student", COLORS["champion"]: "--champion", COLORS["anchor"]: "--anchor",
     COLORS["random"]: "--random",
 }  # fmt: skip
-"""The variable of templates/style.css.j2 that stands for each color: this one on light pages, another on dark ones."""
+"""Variable of templates/style.css.j2 for each color, whose value differs between light and dark pages."""
 
 PIXELS_PER_INCH = 102.5  # 9.6 inches fill the page's 984 pixels
 
@@ -83,7 +83,7 @@ STYLE: dict[Any, Any] = {
 
 
 def _new_figure(width: float, height: float, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
-    """An empty figure, width and height in inches, with its axes side by side."""
+    """Create an empty figure with axes side by side; width and height are in inches."""
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.05, hspace=0.08)
     figure = Figure(figsize=(width, height), layout=layout)
     axes = figure.subplots(1, columns, squeeze=False, **options)
@@ -91,7 +91,7 @@ def _new_figure(width: float, height: float, columns: int = 1, **options: Any) -
 
 
 def _to_svg(figure: Figure, name: str, title: str, description: str = "") -> str:
-    """The figure as an SVG element.
+    """Render a figure as an SVG element.
 
     Args:
         figure: what is drawn.
@@ -125,12 +125,12 @@ def _to_svg(figure: Figure, name: str, title: str, description: str = "") -> str
 
 
 def _variable(color: str) -> str:
-    """The color as CSS that follows the page's color scheme."""
+    """Return a color as CSS that follows the page's color scheme."""
     return f"var({VARIABLES[color]})" if color in VARIABLES else color
 
 
 def _side_by_side(plots: Sequence[str], min_width: int = 290) -> str:
-    """The plots in a row, stacked where each would be narrower than `min_width` pixels."""
+    """Arrange plots in a row, stacked if each would be narrower than `min_width` pixels."""
     return f'<div class="panels" style="--least:{min_width}px">{"".join(plots)}</div>'
 
 
@@ -147,7 +147,7 @@ def _format_count_tick(value: float, _: float) -> str:
 
 
 def _fill(color: str) -> tuple[float, ...]:
-    """The color as the fill of a histogram that others may overlap."""
+    """Return a color as the fill of a histogram that may overlap others."""
     return (*matplotlib.colors.to_rgb(color), 0.22)
 
 
@@ -155,7 +155,7 @@ def _fill(color: str) -> tuple[float, ...]:
 
 
 def plot_deltas(comparisons: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> str:
-    """The student's differences from each baseline with their intervals: a panel per metric, a row per baseline.
+    """Plot the student's differences from each baseline with their intervals: a panel per metric, a row per baseline.
 
     Args:
         comparisons: entries of metrics.json whose system is the student.
@@ -199,7 +199,7 @@ def plot_deltas(comparisons: Sequence[Mapping[str, Any]], metrics: Sequence[str]
 
 
 def plot_learning_curves(models: Mapping[str, Mapping[str, Any]]) -> str:
-    """Dev nDCG@10 and training loss by step: a column per model, with a ring around the checkpoint that was kept.
+    """Plot dev nDCG@10 and training loss by step: a column per model, with a ring around the chosen checkpoint.
 
     Args:
         models: metrics.json of the teacher and of the student, by key.
@@ -256,7 +256,7 @@ def plot_reliability(
     titles: Mapping[str, str] = SYSTEMS,
     name: str = "reliability",
 ) -> str:
-    """Reliability diagrams: mean judgement against mean probability per bin, the area of a point its number of pairs.
+    """Plot reliability diagrams: mean judgement by mean probability per bin; the area of a point is its pair count.
 
     Args:
         diagrams: bins with mean_probability, mean_target and count, by system.
@@ -288,7 +288,7 @@ def plot_reliability(
 
 
 def plot_score_histograms(scores: Mapping[str, tuple[np.ndarray, np.ndarray]], label: str) -> str:
-    """Histograms of the scores of relevant and of other pairs: a panel per system.
+    """Plot histograms of the scores of relevant and of other pairs: a panel per system.
 
     Args:
         scores: by system, those of the relevant pairs and those of the others, shape (pairs,) each.
@@ -327,7 +327,7 @@ def plot_score_histograms(scores: Mapping[str, tuple[np.ndarray, np.ndarray]], l
 
 
 def plot_latency(timings: Mapping[str, Mapping[str, float]]) -> str:
-    """Response times: a row per system, with marks at the median and at the 95th and 99th percentiles.
+    """Plot the latency: a row per system, with marks at the median and at the 95th and 99th percentiles.
 
     Args:
         timings: p50_ms, p95_ms and p99_ms, by system; without p99_ms the line ends at p95_ms.
@@ -359,7 +359,7 @@ def plot_latency(timings: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def plot_logits(histograms: Mapping[str, Mapping[str, Any]], colors: Mapping[str, str]) -> str:
-    """Distributions of the teacher's logits on one axis, each as shares of its own pairs.
+    """Plot distributions of the teacher's logits on one axis, each as shares of its own pairs.
 
     Args:
         histograms: by label, `counts` of bins of `width` from `low` upwards.
@@ -384,7 +384,7 @@ def plot_logits(histograms: Mapping[str, Mapping[str, Any]], colors: Mapping[str
 
 
 def plot_query_deltas(deltas: np.ndarray, baseline: str) -> str:
-    """Histogram of the differences in nDCG@10 by query, student minus the baseline of that label, shape (queries,)."""
+    """Plot a histogram of the differences in nDCG@10 by query, shape (queries,), student minus baseline."""
     limit = max(float(np.abs(deltas).max()), 0.01)
     edges = np.linspace(-limit, limit, 42)  # an odd number of bins, so that the middle one holds the ties
     counts, _ = np.histogram(deltas, edges)
@@ -407,7 +407,7 @@ def plot_query_deltas(deltas: np.ndarray, baseline: str) -> str:
 
 
 def plot_targets(targets: np.ndarray, relevant_from: float | None) -> str:
-    """Histogram of the judgements' soft targets in [0, 1], shape (pairs,), with the threshold of relevance."""
+    """Plot a histogram of soft targets in [0, 1], shape (pairs,), with the threshold of relevance."""
     edges = np.linspace(-0.025, 1.025, 22)
     counts, _ = np.histogram(targets, edges)
     centers = (edges[1:] + edges[:-1]) / 2
@@ -434,7 +434,7 @@ def plot_targets(targets: np.ndarray, relevant_from: float | None) -> str:
 
 
 def plot_frequency(curve: Sequence[Mapping[str, float]], torso_from: float, tail_from: float) -> str:
-    """Impressions of the query at each rank, and the cumulative share of all impressions; ranks on a log scale.
+    """Plot the impressions of the query at each rank, and their cumulative share; ranks are on a log scale.
 
     Args:
         curve: entries with rank, impressions and share, in ascending order of rank.
@@ -468,7 +468,7 @@ def plot_frequency(curve: Sequence[Mapping[str, float]], torso_from: float, tail
 
 
 def plot_ratings(counts: Mapping[str, int]) -> str:
-    """Judged pairs by rating, as bars: labeled one by one if there are few ratings, else on a numeric axis.
+    """Plot judged pairs by rating, as bars: labeled separately if there are few ratings, otherwise on a numeric axis.
 
     Args:
         counts: pairs by rating (a number as text), in ascending order.
@@ -497,7 +497,7 @@ def plot_ratings(counts: Mapping[str, int]) -> str:
 
 
 def plot_targets_by_side(sides: Mapping[str, Mapping[str, Any]]) -> str:
-    """Soft targets of the judged pairs in each tenth of [0, 1]: a panel per side of the split.
+    """Plot the soft targets of judged pairs in each tenth of [0, 1]: a panel per side of the split.
 
     Args:
         sides: `mean` and `tenths`, the number of pairs in each tenth, by side.

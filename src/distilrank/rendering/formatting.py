@@ -1,7 +1,7 @@
-"""Numbers, times and lists as people read them: on pages, in figures, on a terminal, in verdicts and model cards.
+"""Formatting of numbers, times and lists for pages, figures, terminals, verdicts and model cards.
 
-`format_plain` and `format_plain_interval` write ASCII, for terminals, logs and files. The other functions write for
-pages: a real minus sign, narrow spaces between groups of digits, and a dash where there is no value.
+The functions whose names begin with `format_plain` write ASCII, for terminals, logs and files. The other functions
+write for pages: a real minus sign, narrow spaces between groups of digits, and a dash where there is no value.
 """
 
 from __future__ import annotations
@@ -20,48 +20,55 @@ _ISO_TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d(?:Z|\+00:00)")
 
 
 def format_plain(value: float | None, places: int = 4, sign: str = "-") -> str:
-    """A number with a fixed number of decimals, 0.9314, or - where there is none.
+    """Format a number with a fixed number of decimals (0.9314); - if there is none.
 
     Args:
-        value: what to print; a value that rounds to zero never has a minus sign.
-        places: decimals.
+        value: the number; one that rounds to zero has no minus sign.
+        places: number of decimals.
         sign: "+" prints the sign of positive numbers too.
     """
     return "-" if value is None else f"{value:{sign}z.{places}f}"
 
 
 def format_plain_interval(low: float, high: float, places: int = 4) -> str:
-    """A confidence interval, [-0.0035, 0.0095]."""
+    """Format a confidence interval: [-0.0035, 0.0095]."""
     return f"[{format_plain(low, places)}, {format_plain(high, places)}]"
+
+
+def format_plain_value(value: float | str | None) -> str:
+    """Format the value or bound of a check: numbers with 4 significant digits, texts unchanged; - if there is none."""
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else f"{value:.4g}"
 
 
 # For pages --------------------------------------------------------------------------------------------------------
 
 
 def format_metric(value: float | None, places: int = 3) -> str:
-    """A metric, a probability or a p-value, 0.931, or a dash."""
+    """Format a metric, a probability or a p-value: 0.931, or a dash."""
     return DASH if value is None else _typeset(format_plain(value, places))
 
 
 def format_delta(value: float | None, places: int = 4) -> str:
-    """A difference with its sign, +0.0131, or a dash."""
+    """Format a difference with its sign: +0.0131, or a dash."""
     return DASH if value is None else _typeset(format_plain(value, places, "+"))
 
 
 def format_interval(low: float | None, high: float | None, places: int = 4) -> str:
-    """A confidence interval, [−0.0035, 0.0095], or a dash."""
+    """Format a confidence interval: [−0.0035, 0.0095], or a dash."""
     return DASH if low is None or high is None else _typeset(format_plain_interval(low, high, places))
 
 
 def format_bound(value: Any, digits: int = 4) -> str:
-    """A check's value or bound: numbers with significant digits; a dash for a version's id, which its detail names."""
+    """Format the value or bound of a check: numbers with significant digits; a dash for a text, e.g. a version id."""
     if isinstance(value, str) or value is None:
         return DASH
     return _typeset(f"{value:.{digits}g}") if isinstance(value, float) else format_value(value)
 
 
 def format_value(value: Any) -> str:
-    """Any value: whole numbers in groups of three digits, others with 4 significant digits, times without seconds."""
+    """Format any value: integers in groups of three digits, others with 4 significant digits, times without seconds."""
     if value is None or value == "":
         return DASH
     if isinstance(value, bool):
@@ -76,12 +83,12 @@ def format_value(value: Any) -> str:
 
 
 def format_count(number: int, singular: str, plural: str = "") -> str:
-    """A number and what it counts, `1 query`, `2 queries`; `plural` if that is not `singular` with an s."""
+    """Format a count with its noun: `1 query`, `2 queries`; `plural` is needed unless it is `singular` with an s."""
     return f"{format_value(number)} {singular if number == 1 else plural or singular + 's'}"
 
 
 def format_percent(share: float | None) -> str:
-    """A share in [0, 1] as a percentage with up to 3 digits, 11.8 %, or a dash."""
+    """Format a share in [0, 1] as a percentage with up to 3 digits: 11.8 %, or a dash."""
     if share is None:
         return DASH
     percentage = 100 * share
@@ -90,7 +97,7 @@ def format_percent(share: float | None) -> str:
 
 
 def format_duration(seconds: float | None) -> str:
-    """A duration: 4.2 s, 3 min 20 s or 1 h 5 min, or a dash."""
+    """Format a duration: 4.2 s, 3 min 20 s or 1 h 5 min, or a dash."""
     if seconds is None:
         return DASH
     if seconds < 100:
@@ -100,17 +107,17 @@ def format_duration(seconds: float | None) -> str:
 
 
 def format_milliseconds(value: float | None) -> str:
-    """A duration with 3 significant digits, 6.93 ms, or a dash."""
+    """Format milliseconds with 3 significant digits: 6.93 ms, or a dash."""
     return DASH if value is None else f"{value:.3g} ms"
 
 
 def join_words(words: Sequence[str]) -> str:
-    """An enumeration: commas, and `and` before the last word; at least one word."""
+    """Join at least one word with commas, and `and` before the last."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def readable_name(key: str) -> str:
-    """A key of a file or of the configuration as words: `new_query_share` is `new query share`."""
+    """Format a key of a file or of the configuration as words: `new_query_share` is `new query share`."""
     return key.replace("_", " ")
 
 

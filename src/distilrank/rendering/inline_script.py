@@ -1,4 +1,4 @@
-"""The only script of a page, and the hash by which the page's Content-Security-Policy allows it and no other."""
+"""Inline script of a page, with the hash by which the page's Content-Security-Policy allows only this script."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from markupsafe import Markup
 
 @dataclass(frozen=True)
 class InlineScript:
-    """A script as it is written between the tags."""
+    """Text of a script between its tags."""
 
     text: Markup
 
     @property
     def source(self) -> str:
-        """The source that `script-src` of the Content-Security-Policy allows."""
+        """Source expression for `script-src` of the Content-Security-Policy."""
         return f"sha256-{base64.b64encode(hashlib.sha256(self.text.encode()).digest()).decode()}"
 
 
 def load(environment: jinja2.Environment, *names: str) -> InlineScript:
-    """The templates of these names, concatenated, as one script."""
+    """Render templates and concatenate them to one script."""
     return InlineScript(Markup("".join(environment.get_template(name).render() + "\n" for name in names)))

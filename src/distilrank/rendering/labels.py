@@ -1,4 +1,4 @@
-"""What people read in place of the keys of metrics and systems, in every page, figure, table and message."""
+"""Labels of metrics and systems on every page, figure and table, and in messages."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Metric:
 
     label: str
     meaning: str
-    """One line for those who do not know the label."""
+    """Explanation in one line."""
     is_within_queries: bool
-    """True: a mean over queries. False: of all pairs together, so it compares products of different queries."""
+    """True for a mean over queries; False for a metric of all pairs, which compares products across queries."""
     higher_is_better: bool = True
 
 
@@ -55,7 +55,7 @@ SYSTEMS = {
     "champion": "Champion",
     "student": "Student",
 }
-"""Headings of the systems that a run compares, in the order of tables."""
+"""Headings of the systems that a run compares, in table order."""
 
 BASELINES = {
     "random": "random order",
@@ -64,9 +64,9 @@ BASELINES = {
     "anchor": "the anchor",
     "champion": "the champion",
 }
-"""What a sentence on the student calls the systems that it is compared with."""
+"""Names of the baselines in sentences about the student."""
 
 
 def metric_label(key: str) -> str:
-    """The label of a metric; of one that the table lacks, its key as words."""
+    """Return the label of a metric; if METRICS lacks it, its key as words."""
     return METRICS[key].label if key in METRICS else readable_name(key)

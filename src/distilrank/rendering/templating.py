@@ -1,4 +1,4 @@
-"""The one Jinja environment in which every page is rendered."""
+"""The Jinja environment of all pages."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ FILTERS = {
     "milliseconds": formatting.format_milliseconds,
     "words": formatting.readable_name,
 }
-"""What templates may call to write numbers, by name."""
+"""Formatting functions that templates can use as filters, by name."""
 
 
 def environment() -> jinja2.Environment:
-    """The environment of the pages: every value is escaped, and an undefined name is an error."""
+    """Create the environment: every value is escaped, and an undefined name is an error."""
     pages = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,  # queries and titles are other people's text
+        autoescape=True,  # queries and titles are untrusted text
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -1,3 +1,3 @@
-"""The report stage: everything that a run found, as one page."""
+"""The `report` stage: all results of a run as one page."""
 
 from distilrank.report.page import render as render

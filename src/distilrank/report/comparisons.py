@@ -1,4 +1,4 @@
-"""Which systems and differences of metrics.json the report shows."""
+"""Selection of the systems and comparisons of metrics.json that the report shows."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from typing import Any
 
 
 def drop_duplicates(metrics: dict[str, Any], verdict: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics without systems that another one repeats: an anchor that is the champion, a champion that is the
-    student.
+    """Remove systems that duplicate another one: an anchor that is the champion, or a champion that is the student.
 
     Args:
-        metrics: content of metrics.json of the evaluate stage; it is not changed.
-        verdict: content of verdict.json, which says which versions the systems are.
+        metrics: content of metrics.json of the evaluate stage, which is not modified.
+        verdict: content of verdict.json, which has the versions of the systems.
     """
     champion, anchor = ((verdict.get(key) or {}).get("id") for key in ("champion", "anchor"))
     duplicates = {"anchor"} if anchor is not None and anchor == champion else set()
@@ -28,7 +27,7 @@ def drop_duplicates(metrics: dict[str, Any], verdict: Mapping[str, Any]) -> dict
 
 
 def find_comparison(metrics: Mapping[str, Any], baseline: str, metric: str) -> dict[str, Any] | None:
-    """The comparison of the student with a baseline by a metric; None: it was not made."""
+    """Find the comparison of the student with a baseline by a metric; None if there is none."""
     for entry in metrics.get("comparisons", []):
         if (entry["system"], entry["baseline"], entry["metric"]) == ("student", baseline, metric):
             return entry

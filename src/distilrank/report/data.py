@@ -1,4 +1,4 @@
-"""The data of a run: judgements by split, labels, and the counts of the data profile."""
+"""Section on the data of a run: judgements by split, labels, and the counts of the data profile."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from distilrank.rendering import figures
 from distilrank.rendering.formatting import format_value, readable_name
 
 PROFILE_SECTIONS = ("rows", "queries", "impressions", "windows", "candidates", "lengths")
-"""The sections of profile.json that the page shows, in this order; profile.html has them all."""
+"""Sections of profile.json that the page shows, in this order; profile.html has all of them."""
 
 UNUSED_SPLITS = {"unlabeled_train": "judged, used as unlabeled", "beyond_limit": "beyond the limit, not used"}
 """Labels of the judged pairs that are in no split, by their key in profile.json."""
 
 
 def data_section(profile: Path, judgements: Path, labels: Mapping[str, Any]) -> dict[str, Any]:
-    """What the models were trained and tested on.
+    """Build the section on the data that the models were trained and tested on.
 
     Args:
         profile: folder with profile.json.
@@ -50,7 +50,7 @@ def data_section(profile: Path, judgements: Path, labels: Mapping[str, Any]) -> 
 
 
 def _split_rows(tables: Mapping[str, pa.Table], profiled: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]]:
-    """Pairs, queries and mean target of each split, and of the judged pairs that are in none."""
+    """Count pairs and queries and average the targets of each split, and of the judged pairs that are in no split."""
     rows = [
         {
             "name": name,
@@ -72,9 +72,9 @@ def _count_queries(table: pa.Table) -> int:
 
 
 def profile_table(key: str, section: Mapping[str, Any]) -> dict[str, Any]:
-    """A section of the profile as a table.
+    """Format a section of the profile as a table.
 
-    Where the section's values are mappings with the same keys, those keys are the columns; values that are no mappings
+    Where the section's values are mappings with the same keys, those keys are the columns; other values
     then go into the note. Otherwise every value is one cell.
     """
     mappings = [value for value in section.values() if isinstance(value, dict)]

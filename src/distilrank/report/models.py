@@ -1,4 +1,4 @@
-"""What the models of a run are like: training, calibration, the teacher's quality and labels, response times."""
+"""Sections on the models of a run: training, calibration, quality and labels of the teacher, latency."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from distilrank.rendering.labels import SYSTEMS
 STRATA = ("head", "torso", "tail")
 CALIBRATIONS = {"platt": "a sigmoid (Platt)", "isotonic": "a monotone curve (isotonic)"}
 JUDGED_SYSTEMS = ("random", "bm25", "teacher")
-"""Systems that quality.json compares with people's judgements."""
+"""Systems that quality.json compares with the judgements of people."""
 
 
 def training_section(models: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Which checkpoints were kept, and the learning curves.
+    """Build the section on training: the chosen checkpoints and the learning curves.
 
     Args:
         models: metrics.json of the teacher and of the student, by key.
@@ -49,7 +49,7 @@ def _checkpoint_text(name: str, curve: Sequence[Mapping[str, Any]]) -> str:
 
 
 def calibration_section(metrics: Mapping[str, Any], evaluation: Path) -> dict[str, Any]:
-    """How far probabilities can be trusted, and how well scores separate relevant pairs from the others.
+    """Build the section on calibration, and on how well scores separate relevant pairs from the others.
 
     Args:
         metrics: content of metrics.json of the evaluate stage.
@@ -82,9 +82,10 @@ def calibration_section(metrics: Mapping[str, Any], evaluation: Path) -> dict[st
 def _scores_by_relevance(
     evaluation: Path, systems: Sequence[str], column: str, relevant_from: float
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Scores of the relevant pairs and of the others, by system; systems that lack a score are left out.
+    """Split the scores of each system into those of relevant pairs and of the others.
 
-    Relevance follows from the target: gains are on another scale, 1, 0.1, 0.01 and 0 in ESCI.
+    Systems that lack a score are left out. Relevance follows from the target, since gains may have another scale
+    (1, 0.1, 0.01 and 0 in ESCI).
     """
     table = schemas.read(evaluation / "pair_scores.parquet", schemas.PAIR_SCORES)
     scores = {}
@@ -101,10 +102,10 @@ def _scores_by_relevance(
 
 
 def teacher_section(folder: Path, labels: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """How good the teacher is by held-out judgements, what its labels took, and how closely the student follows it.
+    """Build the section on the teacher: its quality on held-out judgements, its labels, and the student's agreement.
 
     Args:
-        folder: of the teacher; without quality.json in it, only the labels are described.
+        folder: folder of the teacher; without quality.json in it, only the labels are described.
         labels: the combined manifest of all shards.
         metrics: content of metrics.json of the evaluate stage.
     """
@@ -125,7 +126,7 @@ def teacher_section(folder: Path, labels: Mapping[str, Any], metrics: Mapping[st
 
 
 def _quality_section(quality: Mapping[str, Any]) -> dict[str, Any]:
-    """The teacher against people's judgements of the dev queries."""
+    """Compare the teacher with the judgements of people on the dev queries."""
     calibration = quality["calibration"]
     diagram = Markup(
         figures.plot_reliability({"teacher": calibration["reliability"]}, {"teacher": "Teacher on dev"}, "teacher-dev")
@@ -142,7 +143,7 @@ def _quality_section(quality: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stratum_rows(quality: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Agreement with the judgements by stratum, and over all queries in the last row."""
+    """List the agreement with the judgements by stratum; the last row is that of all queries."""
     strata = quality["agreement"]
     order = [name for name in STRATA if name in strata] + sorted(set(strata) - {*STRATA, "all"})
     rows = []
@@ -159,7 +160,7 @@ def _stratum_rows(quality: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def calibration_text(calibration: Mapping[str, Any]) -> str:
-    """How the teacher's logits become probabilities, and why that method was chosen."""
+    """Describe how the teacher's logits are mapped to probabilities, and why that method was chosen."""
     method, choice = calibration["method"], calibration.get("chosen_by")
     if method == "none":
         return "The teacher is not calibrated: its probabilities are the sigmoid of its logits."
@@ -180,10 +181,10 @@ def calibration_text(calibration: Mapping[str, Any]) -> str:
 
 
 def sum_histograms(histograms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The sum of histograms whose bins lie on one grid, each over its own range.
+    """Add histograms whose bins lie on one grid and whose ranges may differ.
 
     Args:
-        histograms: `counts` of bins of `width` from `low` upwards; the width is that of all.
+        histograms: each with `counts` of bins of `width` from `low` upwards; all have the same width.
     """
     width = histograms[0]["width"]
     starts = [round(histogram["low"] / width) for histogram in histograms]
@@ -195,7 +196,7 @@ def sum_histograms(histograms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _label_tiles(labels: Mapping[str, Any]) -> list[dict[str, str]]:
-    """How many labels there are, and what they took."""
+    """Show the number of labels and the cost of computing them, as tiles."""
     shards = format_count(len(labels["shards"]), "shard")
     note = f"pairs of {format_value(labels['queries'])} queries, in {shards}"
     tiles = [{"label": "Labels", "value": format_value(labels["rows"]), "note": note}]
@@ -217,7 +218,7 @@ def _label_tiles(labels: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _agreement_section(agreement: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """How closely the student follows its teacher on the test pairs."""
+    """Show the agreement of the student with its teacher on the test pairs, as tiles."""
     if agreement is None:
         return None
     tiles = [
@@ -233,11 +234,11 @@ def _agreement_section(agreement: Mapping[str, Any] | None) -> dict[str, Any] | 
     }
 
 
-# Response times ---------------------------------------------------------------------------------------------------
+# Latency ----------------------------------------------------------------------------------------------------------
 
 
 def latency_section(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Response times of the models; None where no requests were timed."""
+    """Build the section on latency; None if it was not measured."""
     timings = {name: metrics.get("latency", {}).get(name) for name in ("student", "champion", "anchor")}
     timings = {name: values for name, values in timings.items() if values}
     if not timings:

@@ -1,4 +1,4 @@
-"""The report stage: everything that a run found, as one self-contained page that needs no network.
+"""The `report` stage: all results of a run as one self-contained page that needs no network.
 
 The page can be read fully without its only script, which sorts tables and repairs links in a frame. The page's
 Content-Security-Policy allows that script by its hash, and no other.
@@ -21,8 +21,10 @@ def render(config: Report, folders: RunFolders, *, name: str, output: Path) -> N
     """Write `report.html`, which links to a `drift.html` beside it, and `inputs.json`: the folders that it is based on.
 
     Args:
-        folders: all but `resolved`, `candidates`, `traffic` and `report`.
-        name: the run's name, which is the heading unless `config.title` gives another.
+        config: title of the page.
+        folders: all folders of the run except `resolved`, `candidates`, `traffic` and `report`.
+        name: name of the run, which is the heading unless `config.title` is set.
+        output: folder for the files.
 
     Metrics, a champion or a calibration that a run does not have are shown as missing. Of a teacher without
     `quality.json`, only the labels are described.
@@ -74,6 +76,6 @@ def render(config: Report, folders: RunFolders, *, name: str, output: Path) -> N
             "protocol": provenance.setting_rows(metrics.get("protocol", {})),
         }
         artifacts.write_text(output / "report.html", environment.get_template("report.html.j2").render(sections))
-        paths = {key: [given] if isinstance(given, Path) else given for key, given in inputs.items()}
+        paths = {key: [value] if isinstance(value, Path) else value for key, value in inputs.items()}
         artifacts.write_json(output / "inputs.json", {key: list(map(str, paths[key])) for key in paths})
         artifacts.seal(output)

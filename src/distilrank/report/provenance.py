@@ -1,4 +1,4 @@
-"""The end of the report: which tasks ran, on which inputs and settings, and how the numbers were measured."""
+"""Sections on the origin of the results: tasks with their inputs and settings, lineage, and protocol."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distilrank.rendering.formatting import format_value, readable_name
 
 
 def tasks_section(folders: Sequence[Path]) -> dict[str, Any]:
-    """What each task took, used and was configured with, from the record in its folder."""
+    """List duration, memory, inputs and settings of each task, from the record in its folder."""
     rows = []
     for folder in folders:
         record = artifacts.read_record(folder)
@@ -36,18 +36,18 @@ def tasks_section(folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def lineage_rows(verdict: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The versions that the verdict names and the digests of all inputs of the page, as name and value."""
+    """List the versions that the verdict names and the digests of all inputs of the page, as name and value."""
     versions = {key: (verdict.get(key) or {}).get("id", "") for key in ("candidate", "champion", "anchor")}
     return [(name, value) for name, value in (*versions.items(), *inputs.items()) if value]
 
 
 def setting_rows(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Settings as name and value, however deeply they are nested."""
+    """Flatten nested settings to pairs of name and value."""
     return list(_flatten(settings))
 
 
 def format_setting(value: Any) -> str:
-    """A setting's value; an empty list or mapping is `none`."""
+    """Format the value of a setting; an empty list or mapping is `none`."""
     return "none" if value in ([], {}) else format_value(value)
 
 

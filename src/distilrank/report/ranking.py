@@ -1,4 +1,4 @@
-"""How well the student ranks: against every system, by slice of queries, and query by query."""
+"""Sections on relevance: the student against every system, by slice of queries, and query by query."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from distilrank.rendering.labels import BASELINES, METRICS, SYSTEMS, metric_labe
 from distilrank.report.comparisons import find_comparison
 
 PLOTTED_METRICS = ("ndcg_at_10", "pair_accuracy", "roc_auc")
-"""Metrics whose differences are plotted; the table has those of all."""
+"""Metrics whose differences are plotted; the table has all metrics."""
 
 SLICE_COLUMNS = {
     "stratum": "Search frequency",
     "query_words": "Words in the query",
     "query_characters": "Characters in the query",
 }
-"""Labels of the columns that slices are made by; others are shown by their own names."""
+"""Labels of slice columns; other columns are shown by their names."""
 
 MAX_NAMED_SLICES = 4
-"""Slices that a sentence names."""
+"""Largest number of slices that a sentence names."""
 
 
 def relevance_section(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Every system by every metric, and the student's differences from each baseline."""
+    """Build the section with every system by every metric, and the student's difference from each baseline."""
     systems = {name: metrics["systems"][name] for name in SYSTEMS if name in metrics["systems"]}
     columns = []
     for key, metric in METRICS.items():
@@ -64,7 +64,7 @@ def relevance_section(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _standing_text(metrics: Mapping[str, Any]) -> str:
-    """Which baselines the student is better than, on par with or worse than by nDCG@10; empty without comparisons."""
+    """Say which baselines the student is better than, on par with or worse than by nDCG@10; empty if none."""
     standings: dict[str, list[str]] = {}
     for baseline, label in BASELINES.items():
         entry = find_comparison(metrics, baseline, "ndcg_at_10")
@@ -83,7 +83,7 @@ def _standing_text(metrics: Mapping[str, Any]) -> str:
 
 
 def slices_section(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The student against each baseline by slice of queries, as forest plots; None where slices were not measured."""
+    """Build forest plots of the student against each baseline by slice; None if no slice was compared."""
     slices = metrics.get("slices", {})
     if not slices.get("rows"):
         return None
@@ -111,7 +111,7 @@ def slices_section(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _forest_rank(key: tuple[str, str]) -> tuple[int, bool, str, str]:
-    """Sorts the most important comparison first: with the champion, by nDCG@10."""
+    """Return the sort key that puts the most important comparison, with the champion by nDCG@10, first."""
     baseline, metric = key
     order = ("champion", "bm25", "anchor")
     return order.index(baseline) if baseline in order else len(order), metric != "ndcg_at_10", baseline, metric
@@ -124,7 +124,7 @@ def _slice_label(column: str) -> str:
 def _forest_rows(
     slice_rows: Sequence[Mapping[str, Any]], baseline: str, metric: str, significance_level: float
 ) -> list[dict[str, Any]]:
-    """One row per slice; `tone` is `better` or `worse` where the difference is significant after Holm's correction."""
+    """List one row per slice; `tone` is `better` or `worse` if the difference is significant by Holm's correction."""
     rows = []
     for row in slice_rows:
         for entry in row["comparisons"]:
@@ -147,7 +147,7 @@ def _forest_rows(
 
 
 def _add_positions(rows: list[dict[str, Any]]) -> float:
-    """Add to each row where its interval lies, in percent of the plot's width; return the plot's limit (at 100 %)."""
+    """Add the position of its interval to each row, in percent of the plot's width; return the limit at 100 %."""
     limit = 1.08 * max((abs(row[key]) for row in rows for key in ("ci_low", "ci_high")), default=0) or 0.01
     for row in rows:
         for key in ("ci_low", "delta", "ci_high"):
@@ -156,7 +156,7 @@ def _add_positions(rows: list[dict[str, Any]]) -> float:
 
 
 def _slices_text(rows: Sequence[Mapping[str, Any]], baseline: str, metric: str) -> str:
-    """The slices in which the student is significantly worse or better than the baseline."""
+    """Name the slices on which the student is significantly worse or better than the baseline."""
     clauses = []
     for tone in ("worse", "better"):
         slices = [
@@ -177,14 +177,14 @@ def _slices_text(rows: Sequence[Mapping[str, Any]], baseline: str, metric: str) 
 
 
 def queries_section(evaluation: Path, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Where the student wins and loses, query by query; None where student or baseline was not measured.
+    """Build the section on wins and losses by query; None if student or baseline was not measured.
 
     Args:
         evaluation: folder of the evaluate stage, with per_query.parquet.
         metrics: content of its metrics.json.
     """
     examples = metrics.get("examples") or {}
-    if examples.get("baseline", "bm25") not in metrics["systems"]:  # the champion, which is the student
+    if examples.get("baseline", "bm25") not in metrics["systems"]:  # the baseline is the champion, which is the student
         examples = {}
     baseline = examples.get("baseline") or ("champion" if "champion" in metrics["systems"] else "bm25")
     table = schemas.read(evaluation / "per_query.parquet", schemas.PER_QUERY)
@@ -204,7 +204,7 @@ def queries_section(evaluation: Path, metrics: Mapping[str, Any]) -> dict[str, A
 
 
 def _example(query: Mapping[str, Any], baseline: str) -> dict[str, Any]:
-    """One query with the top products of the student and of the baseline."""
+    """Format a query with the top products of the student and of the baseline."""
     systems = {"student": "student", "baseline": baseline}
     lists = [{"label": SYSTEMS[system], "products": query[key]} for key, system in systems.items()]
     return {"query": query["query"], "delta": query["delta"], "lists": lists}

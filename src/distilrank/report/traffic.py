@@ -1,4 +1,4 @@
-"""How far the newest traffic has drifted from the candidate's training data and from the champion's reference."""
+"""Section on drift of the newest traffic from the candidate's training data and from the champion's reference."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ GROUPS = {
     "score": "Scores",
     "embedding": "Texts, by their embeddings",
 }
-"""Labels of the groups of columns, in the page's order."""
+"""Labels of the groups of columns, in the order of the page."""
 
 CHANCE = 0.5
 """ROC-AUC of a classifier that cannot tell two samples apart."""
 
 
 def drift_section(drift: Mapping[str, Any], *, has_summary: bool) -> dict[str, Any]:
-    """Every compared column of both comparisons, with its distance and its limit.
+    """Build the section with every column of both comparisons, its distance and its limit.
 
     Args:
         drift: content of drift.json.
@@ -46,7 +46,7 @@ def _comparison(comparison: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _column_groups(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The columns by group; within each, those nearest to their limits first."""
+    """Group the columns; within each group, those with the largest share of their limit come first."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for column in comparison["columns"]:
         groups.setdefault(column.get("group", ""), []).append(_column_row(column))
@@ -61,7 +61,7 @@ def _column_groups(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _column_row(column: Mapping[str, Any]) -> dict[str, Any]:
-    """A column in the table; `bar_percent` is -1 where it was not compared."""
+    """Format a column for the table; `bar_percent` is -1 if it was not compared."""
     value, limit = column["value"], column["threshold"]
     # The limit is in the bar's middle; its left end is the value that two samples of one distribution would have.
     no_drift = CHANCE if column.get("group") == "embedding" else 0.0

@@ -1,4 +1,4 @@
-"""The top of the report: what was decided and why, every check, and the student beside the versions in use."""
+"""Sections at the top of the report: the decision with its reasons, all checks, and the versions in use."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OUTCOMES = {
     "refused": ("bad", "Refused"),
     "unchanged": ("good", "Unchanged"),
 }
-"""The tone and the heading of the banner, by outcome."""
+"""Tone and heading of the banner, by outcome."""
 
 CHECKS = {
     "enough_queries": ("Enough test queries", "too few test queries support the decision"),
@@ -36,7 +36,7 @@ CHECKS = {
     "lift_over_random": ("Better than random order", "it is not clearly better than random order"),
     "teacher_margin": ("Close to its teacher", "it may be too far behind its teacher"),
     "calibration": ("Calibrated probabilities", "its probabilities are poorly calibrated"),
-    "score_collapse": ("Scores tell products apart", "its scores barely tell products apart"),
+    "score_collapse": ("Scores distinguish products", "its scores barely distinguish products"),
     "onnx_parity": ("ONNX files rank like the model", "its ONNX files rank differently from the model"),
     "latency": ("Fast enough", "it is too slow"),
     "drift": ("Trained on traffic like today's", "the newest traffic differs too much from its training data"),
@@ -58,20 +58,20 @@ CHECKS = {
     "test_set": ("Test set not overused", "its test set has been used too often"),
     "new": ("Differs from the champion", "there is nothing new to promote"),
 }
-"""What a check asks for, and the reason that it gives when it fails, by its name."""
+"""Label of each check, and the reason shown if it fails, by check name."""
 
 STRICT_CHECKS = ("above_chance", "lift_over_bm25", "lift_over_random", "superior_to_champion")
 """Checks whose value must be above the bound; for the others it may equal the bound."""
 
 MINIMUM = "minimum_"
-"""Prefix of the checks that a metric is high enough; the metric's key follows."""
+"""Prefix of the names of checks for a minimum; the key of the metric follows."""
 
 MAX_REASONS = 2
-"""Failed checks that the banner's sentence names; the list below it has them all."""
+"""Largest number of failed checks that the banner's sentence names; the list below it has all."""
 
 
 def verdict_section(verdict: Mapping[str, Any], metrics: Mapping[str, Any], run_name: str) -> dict[str, Any]:
-    """The banner, the table of checks and the policy.
+    """Build the banner, the table of checks and the policy.
 
     Args:
         verdict: content of verdict.json.
@@ -124,7 +124,7 @@ def _banner_text(
 
 
 def _origin_text(verdict: Mapping[str, Any], run_name: str) -> str:
-    """The run that promoted the champion, as the end of a clause; a repeated run may meet its own promotion."""
+    """Name the run that promoted the champion, as the end of a clause; a repeated run may have promoted it itself."""
     run = (verdict.get("champion") or {}).get("run")
     if not run:
         return ""
@@ -132,7 +132,7 @@ def _origin_text(verdict: Mapping[str, Any], run_name: str) -> str:
 
 
 def _gain_text(metrics: Mapping[str, Any], baseline: str) -> str:
-    """How much better or worse the student is than the baseline, as the end of a sentence."""
+    """Say how much better or worse the student is than the baseline, as the end of a sentence."""
     entry = find_comparison(metrics, baseline, "ndcg_at_10")
     if not entry:
         return ""
@@ -147,11 +147,11 @@ def _confidence_text(metrics: Mapping[str, Any]) -> str:
 
 
 def check_row(check: Mapping[str, Any]) -> dict[str, str]:
-    """A check in the table.
+    """Format a check for the table.
 
     Returns:
-        `label`: what it asks for; `shown_value` and `shown_bound`; `reason`: what is wrong and by how much, if it
-        failed, to stand after "because".
+        `label`: requirement of the check; `shown_value` and `shown_bound`; `reason`: why it failed, if it did, to
+        follow "because".
     """
     name, value, bound = check["name"], check["value"], check["bound"]
     if name.startswith(MINIMUM):
@@ -170,7 +170,7 @@ def check_row(check: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _format_pair(value: Any, bound: Any) -> tuple[str, str]:
-    """Value and bound with as many digits as it takes to tell them apart."""
+    """Format value and bound with enough digits to distinguish them."""
     pairs = ((format_bound(value, digits), format_bound(bound, digits)) for digits in range(4, 17))
     return next(
         (pair for pair in pairs if value == bound or pair[0] != pair[1]), (format_bound(value), format_bound(bound))
@@ -178,7 +178,7 @@ def _format_pair(value: Any, bound: Any) -> tuple[str, str]:
 
 
 def _reasons_text(failed: Sequence[Mapping[str, Any]]) -> str:
-    """Why the checks failed, to stand after "because"."""
+    """Join the reasons of failed checks, to follow "because"."""
     reasons = [check["reason"] for check in failed[:MAX_REASONS]]
     if len(failed) > MAX_REASONS:
         more = len(failed) - MAX_REASONS
@@ -187,7 +187,7 @@ def _reasons_text(failed: Sequence[Mapping[str, Any]]) -> str:
 
 
 def incumbent_rows(verdict: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The champion and the anchor beside the student: one row for each that exists and is not the student."""
+    """List champion and anchor for comparison with the student, if they exist and are not the student."""
     champion, anchor = ((verdict.get(key) or {}).get("id", "") for key in ("champion", "anchor"))
     versions = {
         "champion": "" if verdict.get("outcome") == "unchanged" else champion,
@@ -209,7 +209,7 @@ def incumbent_rows(verdict: Mapping[str, Any], metrics: Mapping[str, Any]) -> li
 
 
 def headline_tiles(metrics: Mapping[str, Any], drift: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The few numbers that most readers look for, as tiles of a label, a value and a note."""
+    """Build the tiles with the key results, each with a label, a value and a note."""
     systems, timings = metrics["systems"], metrics.get("latency", {})
     others = [
         f"{SYSTEMS[name]}\N{NO-BREAK SPACE}{format_metric(systems[name]['ndcg_at_10'])}"
@@ -246,7 +246,7 @@ def headline_tiles(metrics: Mapping[str, Any], drift: Mapping[str, Any]) -> list
 
 
 def test_set_section(metrics: Mapping[str, Any], verdict: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The judged test pairs, and how many candidates have been evaluated on them; None where neither is known."""
+    """Describe the test set and the number of candidates evaluated on it; None if neither is known."""
     facts = {**metrics.get("test_set", {}), **(verdict.get("test_set") or {})}
     if not facts:
         return None

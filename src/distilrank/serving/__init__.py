@@ -1,1 +1,1 @@
-"""The HTTP service that scores with the registry's champion, and follows it when it changes."""
+"""HTTP service that scores products with the registry's champion, and reloads it when it changes."""

@@ -1,4 +1,4 @@
-"""The endpoints."""
+"""HTTP endpoints of the service, as a FastAPI application."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from distilrank.serving.state import State
 
 NOT_LOADED_RETRY = "5"  # seconds
 INLINE_BYTES = 64 * 1024
-"""Most bytes of a body that is parsed between other requests, in a millisecond or two; larger ones have a thread."""
+"""Largest body that is parsed on the event loop, in a millisecond or two. Larger ones are parsed in a thread."""
 FIELDS = (*messages.Request.model_fields, *messages.Product.model_fields)
 
-DESCRIPTION = """Scores products for a query with the registry's champion, and follows it when another is promoted.
+DESCRIPTION = """Scores products for a query with the registry's champion, and switches to a newly promoted one.
 
-Requests that arrive together are scored together. All scores of an answer are those of the version that it names.
-Whatever is refused is told by one line: `{"error": "products[3].title: missing"}`."""
+Requests that arrive together are scored together. All scores of a response come from the version that it names.
+An error response has one line: `{"error": "products[3].title: missing"}`."""
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": messages.Error, "description": text}
@@ -46,19 +46,19 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         401: "The token is missing or wrong.",
         408: "The body did not arrive in time.",
         413: "Too many products, or too many bytes.",
-        415: "The body is said to be something else than JSON.",
-        422: "A field is missing, unknown, empty or of another type, or the query is too long.",
-        503: "Too much waits already, or no version is loaded; Retry-After tells when to try again.",
-        504: "It was not scored in time.",
+        415: "The content type of the body is not JSON.",
+        422: "A field is missing, unknown, empty or of the wrong type, or the query is too long.",
+        503: "The queue is full, or no version is loaded; Retry-After says when to try again.",
+        504: "The request was not scored in time.",
     }.items()
 }
 
 
 class _Body(Request):
-    """A request whose body is bounded while it is read, and is a message of the route's type when it has been read.
+    """A request whose body is limited in size while it is read, and parsed as a message of the route's type.
 
     Args:
-        message: type of what is in the body.
+        message: type of the message in the body.
     """
 
     def __init__(self, scope: Scope, receive: Receive, message: type[messages.Request]) -> None:
@@ -66,13 +66,13 @@ class _Body(Request):
         self.message = message
 
     async def body(self) -> bytes:
-        """What makes FastAPI call `json`: the body itself is not kept beside what is in it."""
+        """Check the headers and return a placeholder, so that FastAPI calls `json` and keeps no copy of the body."""
         state: State = self.app.state.service
         if state.in_flight > state.settings.max_requests:
             raise HTTPException(503, f"{state.in_flight} requests are in flight", {"Retry-After": "1"})
-        kind = self.headers.get("content-type", "")
-        if kind.partition(";")[0].strip().lower() != "application/json":
-            raise HTTPException(415, f"content-type: got {kind!r}, expected application/json")
+        content_type = self.headers.get("content-type", "")
+        if content_type.partition(";")[0].strip().lower() != "application/json":
+            raise HTTPException(415, f"content-type: got {content_type!r}, expected application/json")
         if coding := self.headers.get("content-encoding"):
             raise HTTPException(415, f"content-encoding: got {coding!r}, expected none")
         return b"{}"
@@ -87,8 +87,8 @@ class _Body(Request):
             raise HTTPException(408, f"body: did not arrive in {seconds:g} s", {"Connection": "close"}) from None
         except ClientDisconnect:
             state.metrics.abandoned.labels("gone").inc()
-            raise HTTPException(GONE, "the client has gone") from None
-        self.state.version = version = _current(state)  # cut for it, and so scored by it
+            raise HTTPException(GONE, "the client disconnected") from None
+        self.state.version = version = _current(state)  # products are truncated for this version, so it must score them
         arguments = self.message, body, state.settings, version.scorer
         if len(body) <= INLINE_BYTES:
             return _parse(*arguments)
@@ -108,10 +108,10 @@ class _Body(Request):
 
 
 def _parse(message: type[messages.Request], body: bytes, settings: Serving, scorer: Scorer) -> messages.Request:
-    """A body's message, its products cut to what the scorer reads of them.
+    """Parse a body, and reduce its products to the text that the scorer reads.
 
     Raises:
-        HTTPException: it is not such a message.
+        HTTPException: the body is not a message of this type.
     """
     if not body:
         raise HTTPException(400, "body: is empty, expected JSON")
@@ -123,7 +123,7 @@ def _parse(message: type[messages.Request], body: bytes, settings: Serving, scor
         content = pydantic_core.from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise HTTPException(400, f"body: not JSON ({error})") from None
-    # Before the products are looked at one by one: of too many, not even that is done.
+    # Checked first, so that a list with too many products is refused before they are validated.
     products = content.get("products") if isinstance(content, dict) else None
     if isinstance(products, list) and len(products) > settings.max_products:
         raise HTTPException(413, f"products: got {len(products)}, expected at most {settings.max_products}")
@@ -131,10 +131,10 @@ def _parse(message: type[messages.Request], body: bytes, settings: Serving, scor
         request = message.model_validate(content)
     except ValidationError as error:
         raise HTTPException(422, messages.describe(error.errors(include_url=False), FIELDS)) from None
-    # A request waits with what the model is shown alone: any other field, or a title, may be as long as the body.
-    unseen = dict.fromkeys(schemas.PRODUCT_FIELDS, "")
-    shown = [one.model_copy(update=unseen | scorer.cut(one.model_dump())) for one in request.products]
-    return request.model_copy(update={"products": shown})
+    # A waiting request keeps only the text that the model reads, since every other field may be as long as the body.
+    empty = dict.fromkeys(schemas.PRODUCT_FIELDS, "")
+    products = [product.model_copy(update=empty | scorer.cut(product.model_dump())) for product in request.products]
+    return request.model_copy(update={"products": products})
 
 
 class _BoundedRoute(APIRoute):
@@ -151,11 +151,11 @@ class _BoundedRoute(APIRoute):
 
 
 def create(state: State, tokens: tuple[str, ...]) -> ASGIApp:
-    """The service as an ASGI application; its lifespan loads versions and scores.
+    """Create the service as an ASGI application; its lifespan runs the reloader and the batcher.
 
     Args:
-        state: what it serves.
-        tokens: any of them opens it; none: it is open.
+        state: state of the service.
+        tokens: accepted tokens; empty if no token is required.
     """
 
     @contextlib.asynccontextmanager
@@ -184,8 +184,8 @@ def create(state: State, tokens: tuple[str, ...]) -> ASGIApp:
 def _add_scoring(app: FastAPI, state: State) -> None:
     @app.post("/v1/score", summary="Score products", responses=REFUSALS)
     async def score(request: Request, body: messages.Request) -> messages.Scores:
-        """Scores in the order of the products; a product's `id` is not needed."""
-        version, logits, probabilities = await _scored(state, request, body)
+        """Return scores in the order of the products, whose `id` is optional."""
+        version, logits, probabilities = await _score_request(state, request, body)
         return messages.Scores(
             version=version.id,
             alias=state.reloader.alias,
@@ -195,33 +195,33 @@ def _add_scoring(app: FastAPI, state: State) -> None:
 
     @app.post("/v1/rank", summary="Rank products", responses=REFUSALS)
     async def rank(request: Request, body: messages.RankRequest) -> messages.Ranking:
-        """The products, the most relevant first. Each needs an `id` of its own; of equal scores, the larger id
+        """Return the products by descending relevance. Each needs a unique `id`; among equal scores, the larger id
         (as bytes) comes first, as in the evaluation."""
-        places: dict[str, int] = {}
-        for at, product in enumerate(body.products):
-            if places.setdefault(product.id, at) < at:
-                raise HTTPException(422, f"products[{at}].id: got {product.id[: messages.SHOWN]!r} a second time")
-        names = list(places)
-        version, logits, probabilities = await _scored(state, request, body)
-        order = np.lexsort((-trec.tie_ranks(names), -logits))
+        positions: dict[str, int] = {}
+        for index, product in enumerate(body.products):
+            if positions.setdefault(product.id, index) < index:
+                raise HTTPException(422, f"products[{index}].id: got {product.id[: messages.SHOWN]!r} a second time")
+        ids = list(positions)
+        version, logits, probabilities = await _score_request(state, request, body)
+        order = np.lexsort((-trec.tie_ranks(ids), -logits))
         return messages.Ranking(
             version=version.id,
             alias=state.reloader.alias,
             ranking=[
                 messages.Ranked(
-                    id=names[at],
-                    score=float(logits[at]),
-                    probability=None if probabilities is None else float(probabilities[at]),
+                    id=ids[index],
+                    score=float(logits[index]),
+                    probability=None if probabilities is None else float(probabilities[index]),
                 )
-                for at in order
+                for index in order
             ],
         )
 
 
 def _add_operation(app: FastAPI, state: State) -> None:
-    @app.get("/v1/model", summary="What is served", responses={503: REFUSALS[503]})
+    @app.get("/v1/model", summary="Served version", responses={503: REFUSALS[503]})
     async def model() -> messages.Model:
-        """The version, and what it was made from."""
+        """Return the version that is served, and its origin."""
         version = _current(state)
         manifest = version.manifest
         return messages.Model(
@@ -240,20 +240,20 @@ def _add_operation(app: FastAPI, state: State) -> None:
 
     @app.get("/healthz", summary="Live", responses={503: {"model": messages.Liveness}})
     async def health(response: Response) -> messages.Liveness:
-        """200 unless only a new process would help; needs no token."""
+        """Return 200 unless the process must be restarted. No token is required."""
         response.status_code = 200 if state.live else 503
         return messages.Liveness(live=state.live)
 
     @app.get("/readyz", summary="Ready", responses={503: {"model": messages.Readiness}})
     async def ready(response: Response) -> messages.Readiness:
-        """200 while requests should be sent here: a version is loaded, and no shutdown has begun; needs no token."""
+        """Return 200 while a version is loaded and no shutdown has begun. No token is required."""
         readiness = state.readiness()
         response.status_code = 200 if readiness.ready else 503
         return readiness
 
     @app.get("/metrics", summary="Metrics", response_class=Response)
     async def metrics() -> Response:
-        """For Prometheus, in its text format."""
+        """Return the metrics in the text format of Prometheus."""
         text = prometheus_client.generate_latest(state.metrics.registry)
         return Response(text, media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
@@ -264,10 +264,10 @@ def _current(state: State) -> Version:
     return state.reloader.current
 
 
-async def _scored(
+async def _score_request(
     state: State, request: Request, body: messages.Request
 ) -> tuple[Version, np.ndarray, np.ndarray | None]:
-    """One version's logits of the request's products, and their probabilities if asked for."""
+    """Score the request's products; return the version, their logits and, if requested, their probabilities."""
     settings = state.settings
     if len(body.query) > settings.max_query_characters:
         raise HTTPException(
@@ -279,15 +279,15 @@ async def _scored(
         job = state.batcher.submit(version, body.query, body.model_dump(include={"products"})["products"])
     except Full as error:
         raise HTTPException(503, str(error), {"Retry-After": str(error.retry)}) from None
-    gone = asyncio.ensure_future(_gone(request))
-    either: set[asyncio.Future[Any]] = {job.scored, gone}
+    disconnected = asyncio.ensure_future(_wait_for_disconnect(request))
+    events: set[asyncio.Future[Any]] = {job.scored, disconnected}
     try:
-        await asyncio.wait(either, timeout=settings.timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(events, timeout=settings.timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
         if job.scored.done():
             logits = job.scored.result()
-        elif gone.done():
+        elif disconnected.done():
             state.metrics.abandoned.labels("gone").inc()
-            raise HTTPException(GONE, "the client has gone")
+            raise HTTPException(GONE, "the client disconnected")
         else:
             state.metrics.abandoned.labels("timeout").inc()
             raise HTTPException(504, f"not scored in {settings.timeout_seconds:g} s")
@@ -295,11 +295,11 @@ async def _scored(
         raise HTTPException(422, str(error)) from None
     finally:
         state.batcher.drop(job)
-        gone.cancel()
+        disconnected.cancel()
     return version, logits, version.scorer.probability(logits) if body.probability else None
 
 
-async def _gone(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -316,4 +316,4 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def failed(*_: Any) -> Response:
-        return refusal(500, "internal error, the log tells more")
+        return refusal(500, "internal error, see the log")

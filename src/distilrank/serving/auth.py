@@ -1,4 +1,4 @@
-"""Middleware of every request: its id, the bearer token, metrics, the access log, and an answer where it failed."""
+"""Middleware of every request: request id, bearer token, metrics, access log, and the response to an error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPEN = ("/healthz", "/readyz")
 SCORING = ("/v1/rank", "/v1/score")
 ENDPOINTS = (*OPEN, "/metrics", "/v1/model", *SCORING)
 GONE = 499
-"""Status, as nginx has it, of a request whose client did not wait for the answer."""
+"""Status of a request whose client disconnected before the response, as in nginx."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -28,15 +28,15 @@ log = logging.getLogger("distilrank.access")
 
 
 def refusal(status: int, error: str, headers: dict[str, str] | None = None) -> Response:
-    """Return a response whose body is one line of JSON with the error."""
+    """Create an error response whose body is one line of JSON."""
     content = json.dumps({"error": " ".join(error.split())}, ensure_ascii=False) + "\n"
     return Response(content, status, headers, media_type="application/json")
 
 
 class AuthMiddleware:
-    """ASGI middleware that checks the token of a request, measures and logs it.
+    """ASGI middleware that checks the token of a request, and measures and logs the request.
 
-    An endpoint adds fields to its line of the log in `scope["state"]["facts"]`.
+    An endpoint adds fields to its log line through `scope["state"]["facts"]`.
     """
 
     def __init__(self, app: ASGIApp, state: State, tokens: tuple[str, ...]) -> None:
@@ -64,7 +64,7 @@ class AuthMiddleware:
         async def answer(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                leave()  # a client that does not read its answer must not keep others out
+                leave()  # a client that does not read its response must not block others
                 status = message["status"]
                 sent = MutableHeaders(raw=message["headers"])
                 sent["x-request-id"] = request_id
@@ -75,15 +75,15 @@ class AuthMiddleware:
 
         try:
             if scope["path"] not in self.open_paths and not self._has_token(headers):
-                reason = "got another" if "authorization" in headers else "got none"
-                line = f"token: {reason}, expected Authorization: Bearer TOKEN"
+                state = "got a different one" if "authorization" in headers else "got none"
+                line = f"token: {state}, expected Authorization: Bearer TOKEN"
                 await refusal(401, line, {"WWW-Authenticate": "Bearer"})(scope, receive, answer)
             else:
-                # Neither probes nor metrics count: they are answered while the service is full.
+                # Probes and metrics do not count, so that they are answered even if the queue is full.
                 in_flight = scope["path"] in SCORING
                 self.state.in_flight += in_flight
                 await self.app(scope, receive, answer)
-        except Exception:  # answered by now, as the application answers what it does not expect
+        except Exception:  # the application has already sent the response to an unexpected error
             log.exception("request %s failed", request_id)
         finally:
             leave()
@@ -98,12 +98,12 @@ class AuthMiddleware:
 
     def _record(self, scope: Scope, request_id: str, status: int, seconds: float, facts: dict[str, Any]) -> None:
         is_known = scope["path"] in ENDPOINTS
-        endpoint = scope["path"] if is_known else "other"  # a label must have few values, whatever the path
+        endpoint = scope["path"] if is_known else "other"  # a label must have few values
         self.state.metrics.requests.labels(endpoint, str(status)).inc()
         self.state.metrics.seconds.labels(endpoint).observe(seconds)
-        if endpoint in (*OPEN, "/metrics") and status in (200, 503):  # asked for every few seconds
+        if endpoint in (*OPEN, "/metrics") and status in (200, 503):  # requested every few seconds
             return
-        # Neither query nor products: what people search for stays out of the logs.
+        # Query and products are not logged, so that searches of people stay private.
         line = {
             "method": scope["method"],
             "path": scope["path"] if is_known else scope.get("raw_path", b"").decode("latin-1")[:100],

@@ -1,7 +1,7 @@
-"""Requests that wait are scored together, one call to the scorer at a time, in a separate thread.
+"""Batching: waiting requests are scored together, by one call to the scorer at a time in a separate thread.
 
-A request is accepted only if it can be scored in time: its cost is estimated in tokens and compared with the speed of
-the last batches.
+A request is accepted only if it can be scored in time. Its cost is estimated in tokens, and the time from the speed of
+the latest batches.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from distilrank.serving.metrics import Metrics
 from distilrank.serving.reloader import Version
 from distilrank.serving.settings import Serving
 
-LONGEST_RETRY = 60  # seconds that a refused client is asked to wait at most
+LONGEST_RETRY = 60  # longest Retry-After in seconds
 ACCEPTED = 0.4
-"""Part of `timeout_seconds` in which what is accepted could be scored at full speed. Half of the speed is certain for
-either queue, and a fifth of the time is left for the batch in progress and the estimate's error."""
-BATCH = 0.1  # of `timeout_seconds` that a batch takes at most, where `batch_pairs` would take longer
-HORIZON = 2.0  # seconds of scoring by which what a batch says of the speed has lost two thirds of its weight
+"""Share of `timeout_seconds` in which all accepted requests could be scored at full speed. Each queue is certain of
+half the speed, and a fifth of the time is reserved for the batch in progress and the error of the estimate."""
+BATCH = 0.1  # largest share of `timeout_seconds` that a batch may take
+HORIZON = 2.0  # time constant in seconds of the moving average of the speed
 
 log = logging.getLogger(__name__)
 
 
 class Full(Exception):
-    """More waits than may wait; `retry` is the seconds after which there should be room."""
+    """The queue is full; `retry` is the number of seconds after which it should have room."""
 
     def __init__(self, reason: str, retry: float) -> None:
         super().__init__(reason)
@@ -42,20 +42,20 @@ class Full(Exception):
 
 @dataclass(eq=False)
 class Job:
-    """A request's pairs, all of them for one version."""
+    """The pairs of a request, all to be scored by one version."""
 
     version: Version
     query: str
     products: Sequence[Mapping[str, str | None]]
     scored: asyncio.Future[np.ndarray]
-    """Its logits, float32, shape (products,), or why there are none: InputError, where the query is to blame."""
+    """Logits, float32, shape (products,), or an exception: InputError if the query causes it."""
     tokens: int
-    """Estimated tokens of all its pairs."""
+    """Estimated number of tokens of all pairs."""
     arrived: float = field(default_factory=time.monotonic)
     logits: list[np.ndarray] = field(default_factory=list)
-    """Of the products that are scored."""
+    """Logits of the products that have been scored so far."""
     taken: int = 0
-    """Products that are scored or in a batch."""
+    """Number of products that have been scored or are in a batch."""
 
     @property
     def left(self) -> int:
@@ -66,7 +66,7 @@ class Job:
         return self.tokens / len(self.products)
 
     def take(self, count: int) -> Turn:
-        """Put up to `count` of the pairs that wait into a batch."""
+        """Take up to `count` of the waiting pairs for a batch."""
         turn = Turn(self, self.products[self.taken : self.taken + count])
         self.taken += len(turn.products)
         return turn
@@ -74,7 +74,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Turn:
-    """A job's products in a batch."""
+    """The products of a job that are in a batch."""
 
     job: Job
     products: Sequence[Mapping[str, str | None]]
@@ -86,25 +86,25 @@ class Turn:
 
 @dataclass(eq=False)
 class Queue:
-    """Jobs in order of arrival; one stays at the front until its last product is in a batch."""
+    """Jobs in order of arrival. A job stays at the front until its last product is in a batch."""
 
     jobs: deque[Job] = field(default_factory=deque)
     served: float = 0.0
-    """Estimated tokens of all batches so far, by which two queues share the time."""
+    """Estimated tokens of all batches so far, by which the two queues share the time."""
 
     @property
     def tokens(self) -> float:
-        """Estimated tokens of the pairs that wait."""
+        """Estimated tokens of the waiting pairs."""
         return sum(job.tokens_per_pair * job.left for job in self.jobs)
 
 
 class Batcher:
     """Two bounded queues in front of the scorer: requests that fit into one batch, and larger ones.
 
-    Each is served in order of arrival. While both wait they take turns so that either has half of the time: a small
-    request waits for one batch of a large one at most, and of many large ones the first are complete in time instead
-    of all being late together. A request is accepted if half of the speed suffices to score it within
-    `timeout_seconds`; while nothing waits in its queue, it always is.
+    Each is served in order of arrival. While both have jobs they take turns, so that each has half of the time. A small
+    request therefore waits for at most one batch of a large one, and of many large requests the first are completed in
+    time instead of all being late. A request is accepted if half of the speed suffices to score it within
+    `timeout_seconds`, or if its queue is empty.
     """
 
     def __init__(self, settings: Serving, metrics: Metrics) -> None:
@@ -112,30 +112,30 @@ class Batcher:
         self._small, self._large = Queue(), Queue()
         self._arrived, self._full = asyncio.Event(), asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch")
-        self._tokens = self._seconds = 0.0  # of the last batches, older ones with less weight
+        self._tokens = self._seconds = 0.0  # of the latest batches, older ones with less weight
         self._in_batch = 0.0  # tokens that are being scored
         metrics.waiting_pairs.set_function(self.waiting)
 
     @property
     def _queues(self) -> tuple[Queue, Queue]:
-        """The one that is to be served first, and the other one."""
+        """Both queues, the one to serve next first."""
         small_first = self._small.served <= self._large.served
         return (self._small, self._large) if small_first else (self._large, self._small)
 
     def waiting(self) -> int:
-        """Pairs in the queues; those that are being scored do not count."""
+        """Return the number of pairs in the queues, without those that are being scored."""
         return sum(job.left for queue in self._queues for job in queue.jobs)
 
     def submit(self, version: Version, query: str, products: Sequence[Mapping[str, str | None]]) -> Job:
         """Queue a request's pairs.
 
         Args:
-            version: scores them.
-            query: as typed.
-            products: as `Scorer.cut` gives them.
+            version: version that scores them.
+            query: the query as typed.
+            products: products as returned by `Scorer.cut`.
 
         Raises:
-            Full: too many wait, or it could not be scored in time.
+            Full: too many pairs wait, or the request could not be scored in time.
         """
         tokens = version.scorer.estimate_tokens(query, products)
         queue = self._small if len(products) <= self.settings.batch_pairs else self._large
@@ -145,7 +145,7 @@ class Batcher:
             raise Full(f"{waiting} pairs are waiting", max(late, queue.tokens / speed / 2))
         if queue.jobs and late > 0:
             raise Full(f"{waiting} pairs are waiting, too many to score this request in time", late)
-        if not queue.jobs:  # what it did not use before is not made up for
+        if not queue.jobs:  # time that an empty queue did not use is not made up for
             queue.served = max(self._small.served, self._large.served)
         job = Job(version, query, products, asyncio.get_running_loop().create_future(), tokens)
         queue.jobs.append(job)
@@ -155,18 +155,18 @@ class Batcher:
         return job
 
     def _speed(self, version: Version) -> float:
-        """Estimated tokens that are scored in a second."""
+        """Return the estimated number of tokens scored per second."""
         return self._tokens / self._seconds if self._seconds else version.tokens_per_second
 
     def drop(self, job: Job) -> None:
-        """Give a job up if it is not done, so that nothing more is scored for it."""
+        """Cancel a job that is not done, so that no more of its pairs are scored."""
         job.scored.cancel()
         for queue in self._queues:
             if job in queue.jobs:
                 queue.jobs.remove(job)
 
     async def run(self) -> None:
-        """Score what is queued until canceled."""
+        """Score the queued jobs until canceled."""
         loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
@@ -184,7 +184,7 @@ class Batcher:
                 self._arrived.clear()
 
     async def _gather(self) -> None:
-        """Wait for others to go with the first that arrived, until it has waited long enough or they are many."""
+        """Wait for more jobs until the oldest has waited `batch_milliseconds` or a batch is full."""
         self._full.clear()
         first = min((queue.jobs[0].arrived for queue in self._queues if queue.jobs), default=None)
         if first is None or self.waiting() >= self.settings.batch_pairs:
@@ -198,7 +198,7 @@ class Batcher:
                 pass
 
     def _take(self) -> list[Turn]:
-        """The next batch: jobs of one version, up to `batch_pairs` of their pairs."""
+        """Take the next batch: up to `batch_pairs` pairs of jobs of one version."""
         batch: list[Turn] = []
         pairs, tokens = self.settings.batch_pairs, 0.0
         for queue in self._queues:
@@ -230,27 +230,30 @@ class Batcher:
         self.metrics.batch_pairs.observe(pairs)
         self.metrics.batch_requests.observe(len(batch))
         self.metrics.scoring_seconds.observe(seconds)
-        for turn, found in zip(batch, scores, strict=True):
+        for turn, result in zip(batch, scores, strict=True):
             job = turn.job
-            if job.scored.done():  # given up meanwhile
+            if job.scored.done():  # canceled meanwhile
                 continue
-            if isinstance(found, Exception):
-                job.scored.set_exception(found)
+            if isinstance(result, Exception):
+                job.scored.set_exception(result)
                 self.drop(job)
                 continue
-            job.logits.append(found)
+            job.logits.append(result)
             if not job.left:
                 job.scored.set_result(np.concatenate(job.logits))
 
 
 def _score(version: Version, batch: Sequence[Turn]) -> list[np.ndarray | Exception]:
-    """Logits of each turn's products; where a batch fails, each turn by itself, so that only who is to blame fails."""
+    """Score a batch; return logits or an exception for each turn.
+
+    If the batch fails, each turn is scored separately, so that only the request that causes the error fails.
+    """
     try:
         scores = version.scorer.score_lists([turn.job.query for turn in batch], [turn.products for turn in batch])
         return list(scores)
     except Exception as error:
         if len(batch) > 1:
-            return [found for turn in batch for found in _score(version, [turn])]
+            return [result for turn in batch for result in _score(version, [turn])]
         if not isinstance(error, InputError):
             log.exception("a request of %d products cannot be scored", len(batch[0].job.products))
         return [error]

@@ -1,8 +1,8 @@
-"""A client's connection: how much it may send before a request is complete, how long that and an answer may take.
+"""Limits of a client's connection: size of a request, and time for a request to arrive and a response to be read.
 
-uvicorn bounds none of this: its parser keeps a header that does not end in memory and copies it with each piece that
-arrives, its time-out between requests ends with the first byte of the next one, and a client that does not read its
-answer is waited for indefinitely.
+uvicorn limits none of this. Its parser buffers a header without an end and copies it with each piece that arrives, its
+keep-alive timeout ends with the first byte of the next request, and it waits indefinitely for a client that does not
+read its response.
 """
 
 from __future__ import annotations
@@ -18,57 +18,57 @@ from distilrank.serving.metrics import Metrics
 from distilrank.serving.settings import Serving
 
 HEAD_BYTES = 16 * 1024
-"""Most bytes of a request's first line and headers; as many may stand around its body in chunks and trailers."""
+"""Largest size of a request line with its headers, and of the chunk framing and trailers of a body."""
 HEADERS = 100
-"""Most headers of a request, its trailers included."""
+"""Largest number of headers of a request, including trailers."""
 FRAMING_PER_BYTE = 8
-"""Most bytes around each byte of a body: a chunk of one byte has five."""
-PIECE = 4 * 1024  # bytes that the parser gets before the bounds are checked again
+"""Largest number of framing bytes per byte of a body: a chunk of one byte has five."""
+PIECE = 4 * 1024  # bytes that are parsed before the limits are checked again
 
 
 class Connections:
     """The open connections of a process: at most `settings.max_connections`.
 
-    Beyond that, a new connection replaces the one that has waited longest for its client: for a request, or for an
-    answer to be read. So a probe always gets in. Requests that are read or scored are not dropped; there are at most
-    `max_requests` of them.
+    Beyond that, a new connection replaces the one that has waited longest for its client, either for a request or for
+    a response to be read. A probe is therefore always accepted. Connections whose request is being read or scored are
+    not dropped; there are at most `max_requests` of them.
     """
 
     def __init__(self, settings: Serving, metrics: Metrics) -> None:
         self.settings, self.metrics = settings, metrics
         self.waiting: OrderedDict[Connection, None] = OrderedDict()
-        """Those that wait for their client, the longest first."""
+        """Connections that wait for their client, the longest wait first."""
         self.opened = 0
         metrics.connections.set_function(lambda: self.opened)
 
     def add(self, connection: Connection) -> None:
-        """Take a new connection in, and drop another one if there are too many."""
+        """Add a new connection, and drop another one if there are too many."""
         self.opened += 1
         if self.opened > self.settings.max_connections and self.waiting:
             next(iter(self.waiting)).drop("crowd")
         self.wait(connection)
 
     def wait(self, connection: Connection) -> None:
-        """Note that it waits for its client from now on."""
+        """Mark a connection as waiting for its client."""
         self.waiting[connection] = None
         self.waiting.move_to_end(connection)
 
     def resume(self, connection: Connection) -> None:
-        """Note that the service works for it."""
+        """Mark a connection as busy: the service works on its request."""
         self.waiting.pop(connection, None)
 
     def remove(self, connection: Connection) -> None:
-        """Forget a closed one."""
+        """Remove a closed connection."""
         self.waiting.pop(connection, None)
         self.opened -= 1
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1 connection within bounds.
+    """uvicorn's HTTP/1.1 connection with limits.
 
     Args:
-        connections: all of the process.
-        arguments: what uvicorn constructs its own protocol with.
+        connections: all connections of the process.
+        arguments: arguments with which uvicorn constructs its own protocol.
     """
 
     def __init__(self, connections: Connections, **arguments: Any) -> None:
@@ -76,11 +76,11 @@ class Connection(HttpToolsProtocol):
         self.shared = connections
         self.seconds = connections.settings.timeout_seconds
         self._fault: tuple[int, str] | None = None
-        """Status and reason to refuse the request with, where uvicorn's parser fails because of a bound."""
+        """Status and reason of the refusal if a limit made uvicorn's parser fail."""
         self._reading: Literal["", "head", "body"] = ""
-        """What of a request is arriving."""
-        self._deaf = False  # nothing more is read: the client did not wait for an answer
-        self._framing = 0  # bytes of the request that are not its body
+        """Part of a request that is arriving."""
+        self._ignores_input = False  # set when the client did not wait for a response
+        self._framing = 0  # bytes of the request outside its body
         self._body = 0  # bytes of its body
         self._arrival: asyncio.TimerHandle | None = None
         self._delivery: asyncio.TimerHandle | None = None
@@ -93,13 +93,13 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # Any byte that the client does not take pauses writing: below a mark above zero nothing would be timed.
+        # Any unread byte pauses writing, which starts the timer; below a mark above zero no timer would run.
         transport.set_write_buffer_limits(high=0)
         self.shared.add(self)
         self._expect(self.seconds)
 
     def data_received(self, data: bytes) -> None:
-        if self._deaf:
+        if self._ignores_input:
             return
         if self._arrival is None and self._answered:
             self._expect(self.seconds)  # the first bytes of another request
@@ -107,7 +107,7 @@ class Connection(HttpToolsProtocol):
             piece = data[start : start + PIECE]
             self._framing += len(piece)
             super().data_received(piece)
-            if self._deaf or self.transport.is_closing():
+            if self._ignores_input or self.transport.is_closing():
                 return
             if self._framing > HEAD_BYTES + FRAMING_PER_BYTE * self._body:
                 self._fault = 431, f"headers: more than {HEAD_BYTES} bytes"
@@ -115,9 +115,9 @@ class Connection(HttpToolsProtocol):
                 return
 
     def on_message_begin(self) -> None:
-        if not self._answered:  # uvicorn would queue any number of them; clients send what is unanswered again
-            self._deaf, self.cycle.keep_alive = True, False
-            raise ValueError("another request before the answer")
+        if not self._answered:  # uvicorn would queue any number of them; clients repeat unanswered requests
+            self._ignores_input, self.cycle.keep_alive = True, False
+            raise ValueError("another request before the response")
         super().on_message_begin()
         self._reading, self._body = "head", 0
 
@@ -154,7 +154,7 @@ class Connection(HttpToolsProtocol):
             self.send_400_response("")
         elif self._reading and self.cycle.response_started:
             self.drop("late")
-        elif self._reading:  # the service itself answers a late body; this is for what comes after an answer
+        elif self._reading:  # the service itself handles a late body; this covers input after a response
             self._expect(self.seconds)
         else:  # nothing was sent
             self.transport.close()
@@ -162,11 +162,11 @@ class Connection(HttpToolsProtocol):
     # Writing ------------------------------------------------------------------------------------------------------
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no request by one line, as all else, and close; `msg` is uvicorn's.
+        """Refuse input that is not a request with one line of JSON, and close; uvicorn's `msg` is not used.
 
-        What has an answer under way gets no second one.
+        If a response is already being sent, no second one is.
         """
-        if self._deaf:
+        if self._ignores_input:
             return
         if not self.cycle.response_started if self._reading == "body" else self._answered:
             status, reason = self._fault or (400, "request: not HTTP/1.1")
@@ -197,7 +197,7 @@ class Connection(HttpToolsProtocol):
     # Closing ------------------------------------------------------------------------------------------------------
 
     def drop(self, reason: str) -> None:
-        """Close at once, whatever has not been read or written."""
+        """Close immediately, without reading or writing the rest."""
         self.shared.metrics.dropped.labels(reason).inc()
         self.shared.resume(self)
         self.transport.abort()

@@ -1,4 +1,4 @@
-"""What goes over the wire: the requests that are taken, the answers, and the one line that tells what is wrong."""
+"""Schemas of requests and responses, and the one-line messages of invalid requests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from distilrank.core import normalize
 
-SHOWN = 60  # characters of a refused value that its message repeats
+SHOWN = 60  # characters of an invalid value that the error message quotes
 
 EXAMPLE: dict[str, Any] = {
     "query": "cordless drill",
@@ -35,14 +35,14 @@ Text = Annotated[str, Field(min_length=1), AfterValidator(_not_blank)]
 
 
 class Message(BaseModel):
-    """Base of all requests: of the declared types, and an unknown field is an error."""
+    """Base of all requests. Types are strict, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     @model_validator(mode="before")
     @classmethod
     def _only_known(cls, values: Any) -> Any:
-        # pydantic would make an error of each unknown field, and a body has room for a million of them
+        # pydantic would create an error for each unknown field, and a body can contain a million of them
         for name in values if isinstance(values, dict) else ():
             if name not in cls.model_fields:
                 raise PydanticCustomError("unknown_field", "unknown field", {"name": _cut(name)})
@@ -50,35 +50,35 @@ class Message(BaseModel):
 
 
 class Product(Message):
-    """A product as the catalogue has it; the model is shown those of the fields that it was trained with."""
+    """A product of the catalogue. The model reads only the fields that it was trained with."""
 
-    id: str | None = Field(None, min_length=1, description="Your key of the product; it has no influence on the score.")
+    id: str | None = Field(None, min_length=1, description="Your id of the product; it does not affect the score.")
     title: Text = Field(description="The product's title.")
     product_type: str | None = Field(None, description="The product's type.")
     brand: str | None = Field(None, description="The product's brand.")
     color: str | None = Field(None, description="The product's color.")
-    gender: str | None = Field(None, description="Whom the product is for.")
-    description: str | None = Field(None, description="The long description; most models are not shown it.")
+    gender: str | None = Field(None, description="Target group of the product.")
+    description: str | None = Field(None, description="The long description; most models do not read it.")
 
 
 class Request(Message):
-    """A query, and the products to score for it."""
+    """A query and the products to score for it."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     query: Text = Field(description="The query as it was typed.")
     products: Annotated[list[Product], Field(min_length=1)] = Field(description="The products, in any order.")
-    probability: bool = Field(False, description="Tell the calibrated probabilities of relevance too.")
+    probability: bool = Field(False, description="Return calibrated probabilities of relevance too.")
 
 
 class IdentifiedProduct(Product):
-    """A product of a ranking, which needs a key."""
+    """A product of a ranking, which requires an id."""
 
-    id: str = Field(min_length=1, description="Your key of the product, different from those of all others.")
+    id: str = Field(min_length=1, description="Your id of the product, unique within the request.")
 
 
 class RankRequest(Request):
-    """A query, and the products to rank for it."""
+    """A query and the products to rank for it."""
 
     products: Annotated[list[IdentifiedProduct], Field(min_length=1)] = Field(  # type: ignore[assignment]
         description="The products, in any order."
@@ -86,10 +86,10 @@ class RankRequest(Request):
 
 
 class Answer(BaseModel):
-    """What all answers tell: by which version every score of theirs was made."""
+    """Fields of all responses: the version that computed the scores."""
 
-    version: str = Field(description="Id of the version that made all of these scores.")
-    alias: str | None = Field(description="The alias that pointed to it; null where the service stays at a version.")
+    version: str = Field(description="Id of the version that computed all of these scores.")
+    alias: str | None = Field(description="The alias that pointed to it; null if the service has a fixed version.")
 
 
 class Scores(Answer):
@@ -104,25 +104,24 @@ class Scores(Answer):
     )
 
     scores: list[float] = Field(
-        description="Raw scores (logits); a higher one is more relevant. Comparable among products of one query and "
-        "version."
+        description="Raw scores (logits); higher is more relevant. Comparable only within one query and version."
     )
     probabilities: list[float] | None = Field(
         None,
-        description="Probabilities of relevance in [0, 1], if asked for; null where the version has no calibration.",
+        description="Probabilities of relevance in [0, 1], if requested; null if the version has no calibration.",
     )
 
 
 class Ranked(BaseModel):
     """One product of a ranking."""
 
-    id: str = Field(description="The product's key.")
+    id: str = Field(description="The product's id.")
     score: float = Field(description="Raw score (logit).")
     probability: float | None = Field(None, description="Probability of relevance, as in /v1/score.")
 
 
 class Ranking(Answer):
-    """The request's products, the most relevant first."""
+    """The products of a request by descending relevance."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -139,21 +138,23 @@ class Ranking(Answer):
         }
     )
 
-    ranking: list[Ranked] = Field(description="By descending score; of equal scores, the larger id comes first.")
+    ranking: list[Ranked] = Field(
+        description="Products by descending score; among equal scores, the larger id comes first."
+    )
 
 
 class Model(Answer):
-    """What is served, and what it was made from."""
+    """The served version and its origin."""
 
     created: str = Field(description="When it was promoted (ISO 8601).")
     loaded: str = Field(description="When it was loaded here (ISO 8601).")
-    backend: str = Field(description="What computes the scores.")
-    calibrated: bool = Field(description="Whether it can tell probabilities.")
-    digests: dict[str, str] = Field(description="SHA-256 of the student and of what it was made from.")
-    models: dict[str, str] = Field(description="The pretrained models that student and teacher began as.")
-    metrics: dict[str, float | None] = Field(description="The student on the test queries, when it was promoted.")
-    outcome: str = Field(description="What the gate said.")
-    problem: str | None = Field(description="Why the version that the alias points to is not the one served.")
+    backend: str = Field(description="Backend that computes the scores.")
+    calibrated: bool = Field(description="Whether the version has calibrated probabilities.")
+    digests: dict[str, str] = Field(description="SHA-256 of the student and of its inputs.")
+    models: dict[str, str] = Field(description="Pretrained models of student and teacher.")
+    metrics: dict[str, float | None] = Field(description="Metrics of the student on the test queries at its promotion.")
+    outcome: str = Field(description="Outcome of the gate.")
+    problem: str | None = Field(description="Reason why the version that the alias points to is not served.")
 
 
 class Liveness(BaseModel):
@@ -163,25 +164,27 @@ class Liveness(BaseModel):
 
 
 class Failing(BaseModel):
-    """A reload that does not succeed."""
+    """A reload that keeps failing."""
 
-    version: str | None = Field(description="The version that cannot be loaded; null: the registry cannot be read.")
-    attempts: int = Field(description="How often it was tried; the log and /v1/model tell why it failed.")
+    version: str | None = Field(description="Version that cannot be loaded; null if the registry cannot be read.")
+    attempts: int = Field(description="Number of attempts; the log and /v1/model give the reason.")
 
 
 class Readiness(BaseModel):
     """Whether requests should be sent here."""
 
     ready: bool
-    reason: str | None = Field(description="Why not.")
-    version: str | None = Field(description="What is served.")
-    failing: Failing | None = Field(description="A version that should be served and cannot; the old one still is.")
+    reason: str | None = Field(description="Reason why it is not ready.")
+    version: str | None = Field(description="Version that is served.")
+    failing: Failing | None = Field(
+        description="Version that should be served but cannot be loaded; the previous one is still served."
+    )
 
 
 class Error(BaseModel):
-    """Why there is no other answer."""
+    """Response to a request that failed or was refused."""
 
-    error: str = Field(description="One line: the field, the value seen, what was expected.")
+    error: str = Field(description="One line: the field, its value and the expected value.")
 
 
 EXPECTED = {
@@ -191,7 +194,7 @@ EXPECTED = {
     "model_type": "an object",
     "model_attributes_type": "an object",
 }
-"""What pydantic's errors mean in JSON's words."""
+"""Expected values of pydantic's error types, in terms of JSON."""
 
 
 def _cut(text: str) -> str:
@@ -199,18 +202,18 @@ def _cut(text: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A refused value as it was written, if it is short."""
+    """Format an invalid value as JSON, truncated if it is long."""
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
     return _cut(json.dumps(value, ensure_ascii=False))
 
 
-def describe(errors: Sequence[Any], known: Sequence[str]) -> str:
-    """The first of pydantic's errors about a body as one line, and how many more there are.
+def describe(errors: Sequence[Any], field_names: Sequence[str]) -> str:
+    """Format the first of pydantic's errors about a body as one line, with the number of further errors.
 
     Args:
-        errors: as `ValidationError.errors()` gives them, with or without the leading `body`.
-        known: names of the fields that there are, for a hint at a misspelt one.
+        errors: result of `ValidationError.errors()`, with or without the leading `body`.
+        field_names: names of all fields, for a hint at a misspelled one.
     """
     first = errors[0]
     kind, bounds = first["type"], first.get("ctx", {})
@@ -221,7 +224,7 @@ def describe(errors: Sequence[Any], known: Sequence[str]) -> str:
     if kind == "missing":
         what = "missing"
     elif kind == "unknown_field":
-        close = difflib.get_close_matches(bounds["name"], known, n=1)
+        close = difflib.get_close_matches(bounds["name"], field_names, n=1)
         what = "unknown field" + (f", did you mean {close[0]!r}?" if close else "")
     elif kind in ("string_too_short", "value_error"):
         what = "is empty, expected text"

@@ -1,4 +1,4 @@
-"""What the service tells Prometheus."""
+"""Prometheus metrics of the service."""
 
 from __future__ import annotations
 
@@ -17,32 +17,38 @@ REQUESTS = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-    """The metrics of one service, in a registry of its own; all names begin with `distilrank_`."""
+    """The metrics of one service, in a separate Prometheus registry; all names begin with `distilrank_`."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a series for each label that says when it was first seen
+        disable_created_metrics()  # removes the extra series with the creation time of each label
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.requests = self._counter("requests", "Requests answered.", "endpoint", "status")
-        self.seconds = self._histogram("request_seconds", "From a request's head to its answer.", SECONDS, "endpoint")
-        self.in_flight = self._gauge("in_flight_requests", "Scoring requests that are being read, wait or are scored.")
+        self.seconds = self._histogram(
+            "request_seconds", "From a request's headers to its response.", SECONDS, "endpoint"
+        )
+        self.in_flight = self._gauge("in_flight_requests", "Scoring requests that are being read, queued or scored.")
         self.connections = self._gauge("connections", "Open connections.")
         self.dropped = self._counter("dropped_connections", "Connections closed because of their client.", "reason")
-        self.waiting_pairs = self._gauge("waiting_pairs", "Pairs that wait to be scored.")
+        self.waiting_pairs = self._gauge("waiting_pairs", "Pairs waiting to be scored.")
         self.queue_seconds = self._histogram("queue_seconds", "From a request's arrival to its first batch.", SECONDS)
         self.scoring_seconds = self._histogram("scoring_seconds", "Scoring of one batch.", SECONDS)
         self.batch_pairs = self._histogram("batch_pairs", "Pairs of one batch.", PAIRS)
-        self.batch_requests = self._histogram("batch_requests", "Requests of which one batch holds pairs.", REQUESTS)
+        self.batch_requests = self._histogram("batch_requests", "Requests with pairs in one batch.", REQUESTS)
         self.pairs = self._counter("pairs", "Pairs scored.")
-        self.cache_hits = self._counter("product_cache_hits", "Products whose tokens were kept from before.")
+        self.cache_hits = self._counter("product_cache_hits", "Products whose tokens were in the cache.")
         self.cache_misses = self._counter("product_cache_misses", "Products that had to be tokenized.")
-        self.abandoned = self._counter("abandoned", "Requests given up before they were scored.", "reason")
+        self.abandoned = self._counter("abandoned", "Requests abandoned before they were scored.", "reason")
         self.model = self._gauge("model_info", "The version that is served, as labels; always 1.", "version", "alias")
-        self.loaded = self._gauge("model_loaded_timestamp_seconds", "When it was loaded, seconds since 1970.")
-        self.reloads = self._counter("reloads", "Versions that took over, the first one included.")
+        self.loaded = self._gauge(
+            "model_loaded_timestamp_seconds", "When the served version was loaded, in seconds since 1970."
+        )
+        self.reloads = self._counter("reloads", "Versions that were loaded and served, including the first.")
         self.reload_failures = self._counter("reload_failures", "Attempts to follow the alias that failed.")
-        self.reload_failing = self._gauge("reload_failing", "1 while the version that should be served cannot be.")
-        self.ready = self._gauge("ready", "1 while /readyz says so.")
+        self.reload_failing = self._gauge(
+            "reload_failing", "1 while the version that should be served cannot be loaded."
+        )
+        self.ready = self._gauge("ready", "1 while /readyz returns 200.")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"distilrank_{name}", text, labels, registry=self.registry)

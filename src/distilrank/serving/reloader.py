@@ -1,4 +1,4 @@
-"""Loads the version that is served, checks it, and replaces it when the alias moves."""
+"""Loading of the served version: it is checked, and replaced when the alias moves."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from distilrank.modeling.scorer import Scorer
 from distilrank.serving.metrics import Metrics
 from distilrank.serving.settings import Serving
 
-REHEARSED = 64  # rows of a version's traffic that are scored before it serves
+REHEARSAL_ROWS = 64  # rows of a version's traffic that are scored before it is served
 BUILT_IN = ("cordless drill", "red leather sofa", "phone case", "garden hose 50 ft", "kids running shoes")
-"""Queries, each with all of them as titles, that a version without traffic is rehearsed on."""
-LONGEST_PAUSE = 300.0  # seconds between two attempts at a version that cannot be loaded
+"""Queries for the rehearsal of a version without traffic; each is paired with all of them as titles."""
+LONGEST_PAUSE = 300.0  # longest pause in seconds before a failed version is tried again
 
 log = logging.getLogger(__name__)
 
@@ -36,17 +36,17 @@ class Version:
     manifest: dict[str, Any]
     scorer: Scorer
     tokens_per_second: float
-    """Estimated tokens, of its rehearsal: the speed that is assumed before the first batch."""
+    """Estimated tokens per second in the rehearsal: the assumed speed before the first batch."""
     loaded: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
 def load(backend: registries.Backend, name: str, settings: Serving) -> Version:
     """Load a version, verify every byte, and compare its scores with those at its promotion.
 
-    Scores are computed on the processor in fp32, so that a version scores the same wherever it is served.
+    Scores are computed on the CPU in fp32, so that a version gives the same scores on every machine.
 
     Raises:
-        InputError: it is damaged, cannot be computed here, or its scores differ.
+        InputError: the version is damaged, cannot be run on this machine, or gives different scores.
     """
     folder = backend.fetch(name)
     scorer = Scorer.load(
@@ -60,30 +60,30 @@ def load(backend: registries.Backend, name: str, settings: Serving) -> Version:
 
 
 def _rehearse(scorer: Scorer, traffic: Path, tolerance: float) -> float:
-    """Score some of the version's own traffic, which warms the scorer, and compare with what it was promoted with.
+    """Warm up a scorer on the version's own traffic, and compare its scores with those at the promotion.
 
-    The scores in the registry are those of the network in torch: a faulty export, or a processor on which 8-bit
-    products overflow, shows here. A version that was promoted without traffic has no such scores: it has to tell
-    built-in pairs apart.
+    The scores in the registry come from the torch model, so that a faulty export, or a CPU on which 8-bit products
+    overflow, is detected here. A version that was promoted without traffic has no such scores, and must give built-in
+    pairs different scores.
 
     Returns:
-        Estimated tokens that it scores in a second.
+        Estimated tokens scored per second.
     """
     rows = schemas.read(traffic / "reference.parquet", schemas.TRAFFIC, ["query", *schemas.PRODUCT_FIELDS])
     expected = schemas.read(traffic / "reference_scores.parquet", schemas.TRAFFIC_SCORES)
     if len(rows) != len(expected):
-        raise InputError(f"{traffic}: {len(rows)} rows of traffic and {len(expected)} scores, expected as many")
+        raise InputError(f"{traffic}: {len(rows)} rows of traffic and {len(expected)} scores, expected the same number")
     if len(rows):
-        rows = rows.slice(0, REHEARSED)
+        rows = rows.slice(0, REHEARSAL_ROWS)
         queries = rows.column("query").to_pylist()
         products = [[product] for product in rows.select(schemas.PRODUCT_FIELDS).to_pylist()]
     else:
         log.warning("%s: no traffic to compare with, rehearsed on %d built-in pairs", traffic, len(BUILT_IN))
         queries = list(BUILT_IN)
         products = [[{"title": title} for title in BUILT_IN]] * len(queries)
-    began = time.perf_counter()
+    started = time.perf_counter()
     logits = np.concatenate(scorer.score_lists(queries, products))
-    speed = sum(map(scorer.estimate_tokens, queries, products)) / (time.perf_counter() - began)
+    speed = sum(map(scorer.estimate_tokens, queries, products)) / (time.perf_counter() - started)
     if not len(rows):
         if np.ptp(logits) == 0:
             raise InputError(
@@ -91,11 +91,11 @@ def _rehearse(scorer: Scorer, traffic: Path, tolerance: float) -> float:
                 f"{logits[0]:g}, expected different ones"
             )
     else:
-        off = np.abs(scorer.estimate(logits) - expected.column("score").to_numpy()[: len(rows)]).mean()
-        if not off <= tolerance:  # nor is what is no number
+        error = np.abs(scorer.estimate(logits) - expected.column("score").to_numpy()[: len(rows)]).mean()
+        if not error <= tolerance:  # also true of NaN
             raise InputError(
-                f"{traffic}: probabilities by {scorer.backend.describe()} are off by {off:.4f} on average from those "
-                f"that the version was promoted with, expected at most {tolerance}"
+                f"{traffic}: probabilities by {scorer.backend.describe()} differ by {error:.4f} on average from those "
+                f"at the promotion of the version, expected at most {tolerance}"
             )
     return speed
 
@@ -105,11 +105,11 @@ class Failure:
     """Consecutive failed attempts to load a version."""
 
     version: str | None
-    """None: the registry cannot be read, so the target version is unknown."""
+    """Target version; None if it is unknown because the registry cannot be read."""
     problem: str
     attempts: int
     again: float
-    """When the version is tried again, by time.monotonic()."""
+    """Time of the next attempt, by time.monotonic()."""
 
 
 class Reloader:
@@ -126,22 +126,22 @@ class Reloader:
 
     @property
     def failure(self) -> Failure | None:
-        """Why the target version is not served; None: it is."""
+        """Failure to serve the target version; None if it is served."""
         return self._unread or self._unloaded
 
     @property
     def problem(self) -> str | None:
-        """Why, in words."""
+        """Message of the failure; None if the target version is served."""
         return self.failure.problem if self.failure else None
 
     @property
     def failing(self) -> str | None:
-        """Id of the version that cannot be loaded; None: there is none, or the registry cannot be read."""
+        """Id of the version that cannot be loaded; None if there is none or the registry cannot be read."""
         return self.failure.version if self.failure else None
 
     @property
     def attempts(self) -> int:
-        """Number of consecutive failed attempts; 0: nothing fails."""
+        """Number of consecutive failed attempts; 0 without a failure."""
         return self.failure.attempts if self.failure else 0
 
     async def run(self) -> None:
@@ -165,7 +165,7 @@ class Reloader:
             self.metrics.reload_failing.set(0)
         except InputError as error:
             self._fail(target, str(error))
-        except Exception as error:  # whatever error a version causes in a library, the old one must continue to serve
+        except Exception as error:  # any error of a library: the previous version must stay in service
             log.exception("version %s cannot be loaded", target)
             self._fail(target, f"{type(error).__name__}, see the log")
 
@@ -193,8 +193,8 @@ class Reloader:
         self.metrics.reload_failures.inc()
         self.metrics.reload_failing.set(1)
         if problem != self.problem:
-            still = f"{self.current.id} goes on serving" if self.current else "nothing is served yet"
-            log.error("%s; %s", problem, still)
+            effect = f"{self.current.id} is still served" if self.current else "no version is served yet"
+            log.error("%s; %s", problem, effect)
         if version:
             self._unloaded = failure
         else:

@@ -1,4 +1,4 @@
-"""The process: its socket, its log, its signals."""
+"""Server process: socket, log format and signals."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from distilrank.serving.settings import Serving, read_tokens
 from distilrank.serving.state import State
 
 OTHER_FILES = 128
-"""Open files beside connections: the model's, the registry's, and connections that are being closed."""
+"""Open files besides connections: of the model, the registry, and connections that are being closed."""
 
 log = logging.getLogger(__name__)
 
 
 def serve(settings: Serving) -> None:
-    """Serve until SIGTERM or SIGINT, then answer what has begun, and return.
+    """Serve until SIGTERM or SIGINT, complete the requests in progress, and return.
 
     Raises:
-        InputError: the registry, a token or the address cannot be used; nothing is listening then.
+        InputError: the registry, a token or the address cannot be used; the service does not listen.
     """
     tokens = read_tokens(settings)
     _require_files(settings)
     state = State(settings)
     listening = _listen(settings.host, settings.port)
-    _log_as(settings.log_format)
+    _configure_logging(settings.log_format)
     if not tokens:
-        log.warning("no token is set: open to all who reach it")
+        log.warning("no token is set: the service is open to every client")
     config = uvicorn.Config(
         create(state, tokens),
         http=functools.partial(Connection, state.connections),  # type: ignore[arg-type]
@@ -54,7 +54,7 @@ def serve(settings: Serving) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Goes on serving for a while after a signal, and ends with status 0."""
+    """uvicorn server that keeps serving for `drain_seconds` after a signal, and exits with status 0."""
 
     def __init__(self, config: uvicorn.Config, state: State) -> None:
         super().__init__(config)
@@ -62,8 +62,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        for one in sockets or []:
-            host, port = one.getsockname()[:2]
+        for listener in sockets or []:
+            host, port = listener.getsockname()[:2]
             log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -74,7 +74,7 @@ class _Server(uvicorn.Server):
 
 
 def _require_files(settings: Serving) -> None:
-    """Refuse more connections than the process may have open files: beyond them not even a probe gets in."""
+    """Check that the limit of open files suffices for all connections, since otherwise even probes would fail."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit != resource.RLIM_INFINITY and settings.max_connections > limit - OTHER_FILES:
         raise InputError(
@@ -89,17 +89,17 @@ def _listen(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
-    except (OSError, UnicodeError) as error:  # UnicodeError: what no host name can be, such as a..b
+    except (OSError, UnicodeError) as error:  # UnicodeError: an invalid host name such as a..b
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{host}, port {port}: cannot be listened on ({reason})") from None
+        raise InputError(f"{host}, port {port}: cannot listen on this address ({reason})") from None
     return listening
 
 
-def _log_as(form: str) -> None:
+def _configure_logging(log_format: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json() if form == "json" else _Text())
+    handler.setFormatter(_Json() if log_format == "json" else _Text())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    for name in ("uvicorn", "uvicorn.error"):  # what it says of its start and end is said here
+    for name in ("uvicorn", "uvicorn.error"):  # this module logs start and end itself
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
@@ -108,7 +108,7 @@ def _time(record: logging.LogRecord) -> str:
 
 
 class _Json(logging.Formatter):
-    """A line of JSON: time, level, event, and what else is known of it."""
+    """Log format with one JSON object a line: time, level, event and further fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {"time": _time(record), "level": record.levelname.lower(), "event": record.getMessage()}
@@ -119,7 +119,7 @@ class _Json(logging.Formatter):
 
 
 class _Text(logging.Formatter):
-    """The same for people."""
+    """Log format for people: time, level, event and further fields as text."""
 
     def format(self, record: logging.LogRecord) -> str:
         facts = " ".join(f"{name}={value}" for name, value in getattr(record, "facts", {}).items())

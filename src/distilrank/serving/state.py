@@ -23,11 +23,11 @@ class State:
         self.batcher = Batcher(settings, self.metrics)
         self.connections = Connections(settings, self.metrics)
         self.parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
-        """Large bodies, one after the other, so that the objects of one of them are in memory at a time."""
+        """Thread that parses large bodies one after another, so that only one is expanded in memory at a time."""
         self.in_flight = 0
-        """Scoring requests that have begun and are not answered yet."""
+        """Number of scoring requests that have not been answered yet."""
         self.tasks: list[asyncio.Task[None]] = []
-        """Background tasks that run as long as the service."""
+        """Background tasks that run as long as the service does."""
         self._ends = float("inf")
         self.metrics.in_flight.set_function(lambda: self.in_flight)
         self.metrics.ready.set_function(lambda: self.readiness().ready)
@@ -48,11 +48,11 @@ class State:
         return time.monotonic() >= self._ends
 
     def drain(self) -> None:
-        """Begin the shutdown; a second call shuts down at once."""
+        """Begin the shutdown; a second call shuts down immediately."""
         self._ends = time.monotonic() + (0.0 if self.draining else self.settings.drain_seconds)
 
     def readiness(self) -> Readiness:
-        """Return whether requests should be sent to this replica, and if not, why."""
+        """Return whether requests can be sent to this replica, with the reason if not."""
         current, failing = self.reloader.current, self.reloader.attempts
         reason = "shutting down" if self.draining else None if current else "no version is loaded yet"
         return Readiness(

@@ -123,13 +123,11 @@ class Cluster:
             return None
         reason = f"the run is in namespace {self.own_namespace}"
         if self.namespace == self.own_namespace:
-            selector = f"metadata.name={pod}"  # the right to list pods is needed in any case
-            answer = self._try(
-                "list", "pods", self._core.list_namespaced_pod, self.own_namespace, field_selector=selector
-            )
-            if answer is None:
+            # The right to list pods is needed in any case.
+            pods = self._list_pods(self.own_namespace, field_selector=f"metadata.name={pod}")
+            if pods is None:
                 return None  # `_try` has reported it
-            for item in json.loads(answer)["items"]:
+            for item in pods:
                 for owner in item["metadata"].get("ownerReferences", []):
                     if owner["kind"] == "Workflow":
                         return {key: owner[key] for key in ("apiVersion", "kind", "name", "uid")}
@@ -185,9 +183,17 @@ class Cluster:
 
     def pods(self, name: str) -> list[Pod] | None:
         """The TrainJob's pods, sorted by name; None if they cannot be listed."""
-        selector = f"jobset.sigs.k8s.io/jobset-name={name}"
-        answer = self._try("list", "pods", self._core.list_namespaced_pod, self.namespace, label_selector=selector)
-        return sorted(json.loads(answer)["items"], key=lambda pod: pod["metadata"]["name"]) if answer else None
+        pods = self._list_pods(self.namespace, label_selector=f"jobset.sigs.k8s.io/jobset-name={name}")
+        return None if pods is None else sorted(pods, key=lambda pod: pod["metadata"]["name"])
+
+    def _list_pods(self, namespace: str, **selector: str) -> list[Pod] | None:
+        """List the pods of a selector; None if they cannot be listed.
+
+        Raises:
+            InputError: the answer is not JSON that can be read.
+        """
+        answer = self._try("list", "pods", self._core.list_namespaced_pod, namespace, **selector)
+        return artifacts.parse_json(answer, "list of pods from the Kubernetes API")["items"] if answer else None
 
     def note_failures(self, pods: list[Pod] | None) -> None:
         """Keep the end of the log of failed nodes: it is lost once the node is restarted or its pod removed."""
@@ -282,6 +288,11 @@ class Cluster:
                 problem = f"{error.status}: {message or error.reason}"
             except HTTPError as error:
                 problem = f"{type(error).__name__}: {error}"
+            except RecursionError:
+                raise InputError(
+                    f"cannot {verb} {resource}: the answer of the Kubernetes API is not JSON that can be read "
+                    "(nested too deeply)"
+                ) from None
             if monotonic() + pause > deadline:
                 raise RunStopped(f"cannot {verb} {resource}: the Kubernetes API is unavailable, {problem}")
             if pause == 1.0:
@@ -310,5 +321,5 @@ def _message(error: ApiException) -> str:
     """The message of an API server's refusal; empty if something else answered, or the server knows no such path."""
     try:
         return str(json.loads(error.body)["message"])
-    except (TypeError, ValueError, KeyError):
+    except (TypeError, ValueError, KeyError, RecursionError):
         return ""
