@@ -246,9 +246,9 @@ def test_no_client_id_leaves_the_stage(shop: Shop, tmp_path: Path) -> None:
 
 def test_a_log_without_client_ids(shop: Shop, tmp_path: Path) -> None:
     out = Prepared(tmp_path / "out", shop.data(), WINDOW, privacy={"min_clients": 3})
-    (note,) = (row for row in out.profile["dropped"] if "does not tell who searched" in row["what"])
+    (note,) = (row for row in out.profile["dropped"] if "has no client ids" in row["what"])
     assert "data.columns.client" in note["what"] and out.profile["privacy"]["min_clients"] == 1
-    with pytest.raises(InputError, match=r"min_clients is 3, but the log does not tell who searched: name the column"):
+    with pytest.raises(InputError, match=r"min_clients is 3, but the log has no client ids: name the column"):
         Prepared(tmp_path / "refused", shop.data(), WINDOW, privacy={"min_clients": 3, "unknown_clients": "refuse"})
 
 

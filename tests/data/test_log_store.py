@@ -215,7 +215,7 @@ def test_what_is_no_query_is_left_out_by_reason(tmp_path: Path) -> None:
     ]
     parts, problems = ingest(tmp_path, Rows("a", rows))
     assert {problem.what: problem.rows for problem in problems} == {
-        "rows of a search that no query record tells of": 1,
+        "rows of a search without a query record": 1,
         "rows whose query is blank or consists of personal data only": 2,
         "rows whose query has more than 500 characters": 2,
     }
@@ -301,7 +301,7 @@ def test_searches_are_known_across_parts_and_midnight(tmp_path: Path) -> None:
                          (DAY + timedelta(days=1), "s2", None, "p2", 1, 1, 0, "c")])  # fmt: skip
     parts, problems = ingest(tmp_path, evening, morning)
     assert [row["product_id"] for row in content(parts, "pairs")] == ["p1"]
-    assert [(p.where, p.rows, p.what) for p in problems] == [("2", 1, "rows of a search that no query record tells of")]
+    assert [(p.where, p.rows, p.what) for p in problems] == [("2", 1, "rows of a search without a query record")]
     # The file that tells of the other search comes late: the rows that waited for it are found again.
     late = Rows("0", [(DAY, "s2", "red rug", None, None, 0, 0, "c")])
     parts, problems = ingest(tmp_path, late, evening, morning)

@@ -579,7 +579,7 @@ def test_unknown_products_and_other_times_are_counted(shop: Shop, tmp_path: Path
     dropped = {row["what"]: (row["rows"], row["examples"]) for row in out.profile["dropped"]}
     assert dropped == {
         "impressions of products that are not in the catalogue": (1, ["product 'gone'"]),
-        "rows outside the log window, in files that reach into it": (2, []),
+        "rows outside the log window, in files that overlap it": (2, []),
     }
     impressions = out.profile["impressions"]["training_window"] + out.profile["impressions"]["newest_traffic"]
     assert impressions == len(shop.log["when"]) - 3

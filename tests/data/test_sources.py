@@ -453,7 +453,7 @@ def test_ids_are_text_whatever_their_type(shop, tmp_path: Path, ids: pa.Array, e
     assert table["product_id"].to_pylist() == expected
     lossy = pa.types.is_floating(ids.type) or pa.types.is_decimal(ids.type)
     assert [(problem.rows, problem.fatal) for problem in problems] == [(3, False)] * lossy
-    assert all("leading zeros, if there were any, are lost" in problem.what for problem in problems)
+    assert all("leading zeros, if any, are lost" in problem.what for problem in problems)
 
 
 @pytest.mark.parametrize(
@@ -652,7 +652,7 @@ def test_a_bucket_is_read_like_a_folder(shop, tmp_path: Path, monkeypatch) -> No
             ("gs://shop/tables", r"holds a Delta Lake table \(delta/_delta_log/0\.json\)"),
             ("gs://shop/tables/delta/dt=1", "holds a Delta Lake table"),
             ("gs://shop/tables/delta/dt=1/0.csv", "holds a Delta Lake table"),
-            ("gs://shop/logs/\\*.csv", "no such object, and no objects below it; a pattern is taken as it stands"),
+            ("gs://shop/logs/\\*.csv", "no such object, and no objects below it; patterns are not expanded"),
             ("gs://shop/absent", "no such object, and no objects below it"),
             ("gs://shop/logs/README.md/", "no such object"),
             ("gs://nobody/logs", "cannot be listed"),
@@ -683,7 +683,7 @@ def test_home_depot_in_either_encoding(tmp_path: Path, encoding: str) -> None:
     sold = products(source, problems)
     assert sold.column("title").to_pylist() == ["Angle 90° bracket", "Shower"]
     assert [problem.line() for problem in problems] == [
-        f"{path}: product '100', left out, other wordings of a product's title; the first one stands"
+        f"{path}: product '100', left out, other wordings of a product's title; the first one is used"
     ]
 
 
@@ -954,7 +954,7 @@ def test_wands_pairs_with_two_labels_are_left_out_and_counted(tmp_path: Path) ->
         (2, False, ("rows 1 and 5 rate product '0' for query 'coffee table' 1 and 0.5",))
     ]
     twice = open_wands(tmp_path, queries=WANDS_QUERIES + "0\tsofa\tSofas\n")
-    with pytest.raises(InputError, match=r"queries\.csv: query_id '0' is there twice, expected one query"):
+    with pytest.raises(InputError, match=r"queries\.csv: query_id '0' occurs twice, expected one query"):
         judgements(twice)
 
 

@@ -212,7 +212,7 @@ def test_marks_of_missing_values(make) -> None:
         (1, ("row 4: title is 'None'",), False),
         (2, ("row 3: brand is 'nan'", "row 4: brand is 'None'"), False),
     ]
-    assert all("name them in data.csv.null_values" in problem.what for problem in problems)
+    assert all("list them in data.csv.null_values" in problem.what for problem in problems)
     source = make(catalogue=catalogue, form={"null_values": ["nan"]})
     assert products(source)["brand"].to_pylist() == ["\\N", "NULL", None, "None", "Nuvo"]
     assert source.digest() != make(catalogue=catalogue).digest()
@@ -224,8 +224,8 @@ def test_marks_of_missing_values(make) -> None:
 def test_a_header_that_comes_again_is_no_row(make, tmp_path: Path) -> None:
     problems = Problems()
     assert len(products(make(catalogue=CATALOGUE + CATALOGUE.replace("p1", "p9")), problems)) == 6
-    assert [(line.split("csv: ")[1], fatal) for line, _, fatal in describe(problems) if "header again" in line] == [
-        ("row 4, left out, the header again", False)
+    assert [(line.split("csv: ")[1], fatal) for line, _, fatal in describe(problems) if "repeated header" in line] == [
+        ("row 4, left out, repeated header", False)
     ]
     assert judgements(make(JUDGEMENTS + JUDGEMENTS)).num_rows == 6
     (part,) = make(log=LOG * 3).log().parts
@@ -325,9 +325,9 @@ def test_links_to_folders_are_followed(tmp_path: Path) -> None:
     problems = Problems()
     assert names(root, problems) == ["4.csv", "a/2.csv", "b/1.csv"]
     storage.files(str(root), SUFFIXES, problems)
-    assert describe(problems) == [
-        (f"{root}: latest/1.csv, left out, links to files that the folder has anyway", 1, False)
-    ], "told once, however often it is listed"
+    assert describe(problems) == [(f"{root}: latest/1.csv, left out, links to other files of the folder", 1, False)], (
+        "told once, however often it is listed"
+    )
     (root / "gone.csv").symlink_to(tmp_path / "nothing.csv")
     with pytest.raises(InputError, match=r"gone\.csv: no such file"):
         storage.files(str(root), SUFFIXES)[-1].key()
@@ -388,13 +388,13 @@ def test_other_files_in_the_folder_of_a_log_are_reported_in_a_run(make, tmp_path
     [
         (
             "s3://bucket/logs",
-            r"; s3:// is not read, expected a local path or gs://BUCKET/PREFIX: copy it, or mount it$",
+            r"; s3:// is not supported, expected a local path or gs://BUCKET/PREFIX: copy or mount it$",
         ),
-        ("https://shop.example/log.csv", "; https:// is not read, expected"),
-        ("~/logs", r"; ~ is taken as it stands, expected /.+/logs$"),
-        ("$HOME/logs", "; variables are taken as they stand"),
-        ("logs/2026-*/x.csv", "; a pattern is taken as it stands, expected a file, or a folder: logs$"),
-        ("*.csv", r"; a pattern is taken as it stands, expected a file, or a folder: \.$"),
+        ("https://shop.example/log.csv", "; https:// is not supported, expected"),
+        ("~/logs", r"; ~ is not expanded, expected /.+/logs$"),
+        ("$HOME/logs", "; variables are not expanded"),
+        ("logs/2026-*/x.csv", "; patterns are not expanded, expected a file, or a folder: logs$"),
+        ("*.csv", r"; patterns are not expanded, expected a file, or a folder: \.$"),
         ("logs/today.csv", "no such file or folder$"),
     ],
 )
@@ -421,7 +421,7 @@ def test_paths_of_other_programs_are_refused_with_what_is_expected(
     [
         (
             "red sofa,p1,2026-03-01T12:00:00Z,1,true,\n",
-            r"no impressions in the training window, expected some; left out: rows without a client: of no weight for "
+            r"no impressions in the training window, expected some; left out: rows without a client: not counted for "
             r"prepare\.privacy\.min_clients \(3 rows\); impressions of queries with fewer than 2 clients \(3 rows\)$",
         ),
         (
@@ -431,8 +431,8 @@ def test_paths_of_other_programs_are_refused_with_what_is_expected(
         ),
         (
             "jo@shop.example,p1,2026-03-01T12:00:00Z,1,true,c{}\n",
-            r"no impressions among its 3 rows, expected some; left out: rows whose query is blank, or nothing but "
-            r"personal data \(3 rows\)$",
+            r"no impressions among its 3 rows, expected some; left out: rows whose query is blank or consists of "
+            r"personal data only \(3 rows\)$",
         ),
         ("red sofa,p1,2025-03-01T12:00:00Z,1,true,c{}\n", "no impressions in the training window, .*; see `window`"),
     ],

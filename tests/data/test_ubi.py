@@ -190,7 +190,7 @@ def test_every_row_of_the_real_sample_is_as_plain_python_reads_it(make, impressi
     for record in sorted(queries, key=lambda record: utc(record["timestamp"])):
         if record["user_query"]:
             first.setdefault(record["query_id"], record["user_query"])
-    expected["query records whose query_id had another user_query: events without one get the first"] = sum(
+    expected["query records whose query_id has several user_query values: events without one get the first"] = sum(
         record["user_query"] not in ("", first.get(record["query_id"])) for record in queries
     )
     if hits:
@@ -526,7 +526,7 @@ def test_attributes_of_other_shapes_are_counted_by_reason(make, tmp_path: Path) 
         "events without event_attributes.object.object_id": len(odd),
         "events with neither user_query nor query_id": 2,
         "records with neither user_query nor action_name": 1,
-        "records without client_id: of no weight for prepare.privacy.min_clients": 1,
+        "records without client_id: not counted for prepare.privacy.min_clients": 1,
     }
 
 
@@ -540,7 +540,7 @@ def test_ranks(make, tmp_path: Path) -> None:
     ranks = {row["product_id"]: row["position"] for row in events}
     assert [ranks[str(number)] for number in range(5)] == [1, 2, 3, 4, 2147483646]
     assert {ranks[f"odd {number}"] for number in range(len(odd))} == {None} and ranks["bare"] is None
-    assert left_out == {"events whose position stays unknown, expected a whole number from 0": len(odd) - 1}
+    assert left_out == {"events with unknown position, expected a whole number from 0": len(odd) - 1}
 
 
 def test_each_application_numbers_its_ranks_in_its_own_way(make, tmp_path: Path) -> None:
@@ -554,7 +554,7 @@ def test_each_application_numbers_its_ranks_in_its_own_way(make, tmp_path: Path)
     assert {row["product_id"]: row["position"] for row in events} == {
         "a 0": None, "a 1": 1, "a 2": 2, "b 1": 1, "b 2": 2, "none 1": 1
     }  # fmt: skip
-    assert left_out["events whose position stays unknown, expected a whole number from 1"] == 1
+    assert left_out["events with unknown position, expected a whole number from 1"] == 1
 
 
 # Searches, actions, hits ------------------------------------------------------------------------------------------
@@ -580,7 +580,7 @@ def test_hits_are_what_was_shown(make, tmp_path: Path) -> None:
     assert left_out == {
         "impression events: not used, as data.impressions is hits": 1,
         "query records without a list query_response_hit_ids": 2,
-        "query records with hits that are no ids": 1,
+        "query records with hits that are not ids": 1,
         "records without a time, expected ISO 8601 or epoch milliseconds, from 2000 to 2100": 1,
     }
 
@@ -601,7 +601,7 @@ def test_two_texts_of_one_search(make, tmp_path: Path) -> None:
         ("sofa", "p1"),
         ("sofas", "p2"),
     }
-    assert left_out["query records whose query_id had another user_query: events without one get the first"] == 1
+    assert left_out["query records whose query_id has several user_query values: events without one get the first"] == 1
 
 
 def test_actions_that_are_not_used_are_named(make, tmp_path: Path) -> None:
@@ -807,7 +807,7 @@ def test_every_line_is_read_or_counted(make, tmp_path: Path, rows: list[dict[str
     [
         ("events.ndjson", lines({"foo": 1, "bar": 2}), "no query_id, action_name or user_query .*'foo', 'bar'"),
         ("events.ndjson", lines({"_index": "ubi_events", "_source": happened()}), "without _index and _source"),
-        ("events.ndjson", b"query,product\nsofa,p1\n", "line 1: not JSON .*expected one JSON object a line"),
+        ("events.ndjson", b"query,product\nsofa,p1\n", "line 1: not JSON .*expected one JSON object per line"),
         ("events.ndjson", json.dumps([happened()], indent=2).encode(), "line 1: not JSON .*expected one JSON object"),
         ("events.ndjson", gzip.compress(b"nothing", mtime=0), "line 1: not JSON"),
         ("events.ndjson", b"\x1f\x8bnothing", "not readable"),

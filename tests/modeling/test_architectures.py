@@ -181,7 +181,9 @@ def test_layers_are_left_out_of_what_is_listed_by_layer_too(folders: dict[str, P
     assert config.num_hidden_layers == 2 and config.layer_types == ["full_attention", "sliding_attention"]
 
 
-@pytest.mark.parametrize(("layers", "message"), [(1, "but the 2 .* are not separate modules"), (3, "but the model has 2")])
+@pytest.mark.parametrize(
+    ("layers", "message"), [(1, "but the 2 .* are not separate modules"), (3, "but the model has 2")]
+)
 def test_a_choice_of_missing_layers_is_refused(
     folders: dict[str, Path], labeled: Path, layers: int, message: str
 ) -> None:
@@ -312,7 +314,7 @@ def test_a_head_with_another_number_of_labels_is_replaced(
     model = torch_backend.load_model(tmp_path, CPU)
     heads = [module for module in model.classifier.modules() if getattr(module, "out_features", 0) == 1]
     assert len(heads) == 1 and heads[0].weight.std() > 0 and model.config.num_labels == 1
-    assert "its head has 3 labels: a new one of 1 logit is learned" in capsys.readouterr().out
+    assert "its head has 3 labels: a new head with 1 logit is trained" in capsys.readouterr().out
     base, expected = model.base_model.state_dict(), three.base_model.state_dict()
     assert all(torch.equal(base[key], expected[key]) for key in expected)
     with pytest.raises(InputError, match=r"have another shape \(classifier\S* is \[3\], expected \[1\]\)"):

@@ -97,7 +97,7 @@ def test_every_pair_sees_its_own_tokens_in_order_and_no_others(groups) -> None:
     ids, positions = batch.ids[0].numpy(), batch.positions[0].numpy()
     assert len(ids) <= tokens.lengths.sum(), "common tokens stand once"
     for number, row in enumerate(rows):
-        segment, inside = divmod(int(batch.places[batch.read[number]]), batch.queries.shape[1])
+        segment, inside = divmod(int(batch.slots[batch.read[number]]), batch.queries.shape[1])
         attended = batch.keys[segment][batch.mask[segment, 0, inside] == 0].numpy()
         assert ids[attended].tolist() == tokens.row(row).tolist()
         assert positions[attended].tolist() == list(range(tokens.lengths[row]))

@@ -173,7 +173,7 @@ def test_a_part_changed_by_hand_is_not_used(what: str, tmp_path: Path, capsys: p
         del account["digest"]
     pq.write_table(table.replace_schema_metadata({label_parts.METADATA: json.dumps(account)}), path)
     assert parts.take(3, rows) is None
-    assert f"{path} is damaged, or of other rows: scoring its rows again" in capsys.readouterr().out
+    assert f"{path} is damaged or has other rows: scoring its rows again" in capsys.readouterr().out
     assert parts.take(4, rows) is None and not capsys.readouterr().out, "what is not there yet is no damage"
 
 

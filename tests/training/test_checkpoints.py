@@ -25,7 +25,7 @@ def test_checkpoints_are_whole_pruned_and_run_no_code(tmp_path: Path, capsys: py
     newest = files[1]
     newest.write_bytes(newest.read_bytes()[:-200])
     assert checkpoints.load("teacher")["step"] == 3
-    assert f"{newest} is damaged, taking the one before (digest" in capsys.readouterr().out
+    assert f"{newest} is damaged, using the previous one (digest" in capsys.readouterr().out
     (tmp_path / "c" / "step-00000005.new").touch()  # killed before it had a name
     assert checkpoints.load("teacher")["step"] == 3 and sorted((tmp_path / "c").iterdir()) == files[:1]
 
@@ -53,4 +53,4 @@ def test_no_bit_of_a_checkpoint_may_flip(tmp_path: Path, capsys: pytest.CaptureF
         assert (state["step"], state["losses"]) == (1, [0.5]) and torch.equal(state["weights"]["w"], torch.arange(40.0))
     older.write_bytes(whole)
     assert checkpoints.load("teacher") is None and not list(tmp_path.iterdir())
-    assert "no checkpoint is whole: starts again from the first step" in capsys.readouterr().out
+    assert "no checkpoint is intact: starts again from the first step" in capsys.readouterr().out

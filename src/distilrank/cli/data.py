@@ -56,7 +56,7 @@ def check_data(
         for heading in ("where", "", "rows", "problem", "examples"):
             table.add_column(heading, overflow="fold")
         for problem in sorted(problems, key=lambda problem: not problem.fatal):
-            mark = "stops a run" if problem.fatal else "left out or odd"
+            mark = "stops a run" if problem.fatal else "left out or unusual"
             table.add_row(problem.where, mark, f"{problem.rows:,}", problem.what, "\n".join(problem.examples))
         if problems:
             out.print(table)

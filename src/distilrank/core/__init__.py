@@ -1,1 +1,1 @@
-"""What everything else rests on: errors, progress, artifacts and their seals, rows' schemas, text, this machine."""
+"""Basis of all other packages: errors, progress, sealed artifacts, table schemas, text and hardware."""

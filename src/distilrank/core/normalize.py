@@ -1,7 +1,7 @@
-"""When two spellings are one query, and what a word is.
+"""Normal form of queries, and their division into words.
 
-The normal form decides on which side of the split a query falls, so a change here is a change of test set: never
-between runs that are to be compared.
+The normal form decides on which side of the split a query falls, so a change of this module changes the test set:
+never change it between runs that are compared.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import unicodedata
 
 _PLAIN = {
-    **dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u00b4\u02bc\u05f3", "'"),  # also acute accent, Hebrew geresh
+    **dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u00b4\u02bc\u05f3", "'"),  # also acute accent and Hebrew geresh
     **dict.fromkeys("\u201c\u201d\u201e\u201f\u2033\u05f4", '"'),
     **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"),
     "\u2044": "/",  # the bar that NFKC leaves of a vulgar fraction
@@ -53,8 +53,8 @@ INVISIBLE = re.compile(f"[{_INVISIBLE}{_JOINERS}]")
 """A character that has neither width nor shape: format characters, variation selectors, tags, halves of surrogates."""
 _VISIBLE = re.compile(rf"[^\s\x00-\x1f\x7f-\x9f\u2800{_INVISIBLE}{_JOINERS}]")
 SEEN = r"[^\P{L}\x{115f}\x{1160}\x{3164}\x{ffa0}]|\p{N}"
-"""In RE2's syntax, for Arrow: a letter or digit that outlives `normal_form`, as fillers of Hangul do not. A text that
-has one is not blank; others need a closer look."""
+"""In RE2's syntax, for Arrow: a letter or digit that `normal_form` keeps, so not a filler of Hangul. A text with one
+is not blank; `is_blank` decides on the others."""
 DOTLESS = ("az", "tr")
 """Languages in which the capital of the dotless i is I, and that of i is \u0130."""
 
@@ -62,10 +62,11 @@ DOTLESS = ("az", "tr")
 def normal_form(query: str, language: str = "") -> str:
     """The form in which two spellings of one query agree; empty only for a blank query.
 
-    Unicode NFKC, case folded, runs of white space and control characters made one blank, typographic quotes and dashes
-    made plain. What nobody sees goes: format characters, variation selectors, tags. A zero-width non-joiner between
-    Arabic letters is a blank, since Persian is typed with either; elsewhere it goes, as joiners do. Of the punctuation
-    only `. , ; : ! ?` at the end of a word goes. All else stays, since it tells products apart: `3.5 in` from `35 in`,
+    Unicode NFKC, case folded, runs of white space and control characters collapsed, typographic quotes and dashes made
+    plain. Invisible characters are removed: format characters, variation selectors, tags. A zero-width non-joiner
+    between Arabic letters becomes a blank, since Persian is typed with either; elsewhere it is removed, like joiners.
+    Of the punctuation, only `. , ; : ! ?` at the end of a word is removed. The rest is kept, since it distinguishes
+    products: `3.5 in` from `35 in`,
     `6"` from `6'`, `#8` from `8`, `c++` from `c`. Idempotent.
 
     Args:
@@ -91,14 +92,15 @@ def normal_form(query: str, language: str = "") -> str:
 
 
 def is_blank(text: str) -> bool:
-    """Whether there is nothing to see, so that the normal form is empty."""
+    """Whether the text has no visible character, so that its normal form is empty."""
     return not _VISIBLE.search(text)
 
 
 def compatible(text: str) -> str:
-    """`text` in Unicode NFKC with plain quotes and dashes, without what nobody sees; case and white space stay.
+    """Return `text` in Unicode NFKC with plain quotes and dashes and without invisible characters.
 
-    `1½` becomes `1 1/2`, full-width letters become plain ones. Joiners stay: they shape letters and emoji.
+    Case and white space are kept. `1½` becomes `1 1/2`, full-width letters become plain ones. Joiners are kept:
+    they shape letters and emoji.
     """
     if text.isascii():
         return text
@@ -113,12 +115,12 @@ def _plain(text: str) -> str:
 
 
 def split_key(query: str, plurals: str, language: str = "") -> str:
-    """What decides on the side of the split: `query_id`, or, with `plurals` together, that of the singular form."""
+    """Return the key of a query's split: `query_id` or, with `plurals` together, that of the singular form."""
     return query_id(query if plurals == "apart" else singular(normal_form(query, language)), language)
 
 
 def singular(text: str) -> str:
-    """`text` with the plural endings of English words taken off (the S stemmer of Harman, JASIS 42(1), 1991)."""
+    """Return `text` without the plural endings of English words (the S stemmer of Harman, JASIS 42(1), 1991)."""
     return " ".join(map(_singular, text.split()))
 
 
@@ -168,7 +170,7 @@ def words(text: str, language: str = "") -> list[str]:
 
 
 def terms(text: str, language: str = "") -> list[str]:
-    """What a text is found by: its `words`, and of Han and Hangul each character too.
+    """Return the index terms of a text: its `words`, and each character of Han and Hangul.
 
     Pairs alone would not find `\u5973\u58eb\u8fd0\u52a8\u978b` (women's trainers) for `\u5973\u978b` (women's shoes).
     """
@@ -176,7 +178,7 @@ def terms(text: str, language: str = "") -> list[str]:
 
 
 def runs(text: str, language: str = "") -> list[str]:
-    """`words`, but letters of scripts that do not separate words are left together."""
+    """`words`, but with letters of scripts that do not separate words kept together."""
     text = normal_form(text, language)
     return (_WORD if text.isascii() else _ANY_WORD).findall(text)
 

@@ -26,7 +26,7 @@ from distilrank.data.sources.base import NO_IMPRESSIONS, Log, Source
 from distilrank.data.splits import TAIL, hash_position, sides, strata
 from distilrank.data.window import LogWindow
 
-_UNKNOWN_CLIENTS = "does not tell who searched"
+_UNKNOWN_CLIENTS = "has no client ids"
 _NOT_LEFT_OUT = (_UNKNOWN_CLIENTS, "kept, ")
 _NAMED_REASONS = 3
 

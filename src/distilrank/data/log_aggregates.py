@@ -1,4 +1,4 @@
-"""A part of a search log as day aggregates: scrubbing, resolving searches and counting, in DuckDB.
+"""Aggregate a part of a search log by day in DuckDB: scrub queries, resolve searches, count.
 
 `log_store` documents the tables that are written.
 """
@@ -24,16 +24,16 @@ UNTIMED = "none"
 """The day of rows without a time."""
 
 TABLES = ("events", "mapped", "found", "searches", "resolved", "people", "who", "clients", "elsewhere", "row_ids")
-"""The tables that reading a part may leave in the database."""
+"""Tables that reading a part may leave in the database."""
 
 _REPEATED = 0.1
-"""Share of rows equal to another one that is reported: people seldom do the same thing in the same second."""
-_LEAST_REPEATED = 10  # rows; fewer prove nothing
-_COMPARED = 1 << 20  # rows, about, that are compared with one another
-_MAX_POSITION = 1000  # deeper ones count as this one
-_LONGEST = 500  # characters of a query; what is longer was pasted by accident, and takes long to scrub
+"""Share of duplicate rows from which they are reported: people seldom do the same thing twice in one second."""
+_LEAST_REPEATED = 10  # rows; fewer are no evidence
+_COMPARED = 1 << 20  # approximate number of rows that are compared with one another
+_MAX_POSITION = 1000  # deeper ranks count as this one
+_LONGEST = 500  # characters of a query; longer ones were pasted by accident, and are slow to scrub
 _LEFT_OUT = {
-    "unknown": "rows of a search that no query record tells of",
+    "unknown": "rows of a search without a query record",
     "blank": "rows whose query is blank or consists of personal data only",
     "long": f"rows whose query has more than {_LONGEST} characters",
 }
@@ -48,11 +48,11 @@ class PartAggregates:
     days: dict[str, int]
     """Rows read of each day."""
     facts: dict[str, Any]
-    """Counts: what was scrubbed, what became of searches."""
+    """Counts of what was scrubbed and of how searches were resolved."""
     problems: list[Problem]
 
     def files(self, table: str, start: str, end: str) -> list[str]:
-        """The Parquet files of `table` with the days from `start` to before `end`; all days if both are empty."""
+        """Return the Parquet files of `table` for the days from `start`, before `end`; all days if both are empty."""
         paths: list[str] = []
         for folder in sorted((self.folder / table).glob("day=*")):
             day = folder.name.removeprefix("day=")
@@ -62,25 +62,25 @@ class PartAggregates:
 
 
 class Reading:
-    """A part that is being read, in parallel with others."""
+    """A part that is being read concurrently with others."""
 
     def __init__(self, part: Part, key: str, days: dict[str, int], near: list[Reading], before: list[Reading]) -> None:
         self.part, self.key, self.days, self.near, self.before = part, key, days, near, before
         self.searches: Future[int] = Future()
-        """How many searches the part has query records of; set long before the part is done."""
+        """Number of searches with query records in the part; set long before the part is done."""
         self.done: Future[tuple[PartAggregates, Problems]]
 
     def names(self) -> list[str]:
-        """The earlier parts around the same days."""
+        """Earlier parts with the same or adjacent days."""
         return sorted(other.key for other in self.near)
 
     def searches_nearby(self) -> list[str]:
-        """The files of searches of these parts; waits for the parts that have some."""
+        """Return the files of searches of the nearby parts; waits for those that have any."""
         with_searches = [other for other in self.near if other.searches.result()]
         return [str(other.done.result()[0].folder / "searches.parquet") for other in with_searches]
 
     def rows_before(self) -> list[str]:
-        """The files of hashes of row ids of the earlier parts that may have delivered a row of this one; waits."""
+        """Return the row-id files of the earlier parts that may contain rows of this one; waits for them."""
         files = [other.done.result()[0].folder / "rows.parquet" for other in self.before]
         return [str(file) for file in files if file.exists()]
 
@@ -99,13 +99,13 @@ def aggregate(
 
     Args:
         connection: with the table `events`, which is dropped.
-        reading: the part, and those that it may have to wait for.
+        reading: the part, and the parts that it may wait for.
         folder: an empty folder for the tables.
-        min_clients: how many clients of a query and of a pair are kept.
-        scrubber: removes personal data from queries; None: they stay as typed.
-        language: `prepare.language`, if it decides on normal forms.
-        key: of the hashes of clients, searches and rows.
-        problems: gets what was left out.
+        min_clients: largest number of clients to store per query and per pair.
+        scrubber: removes personal data from queries; None: queries are stored as typed.
+        language: `prepare.language`, if it affects normal forms.
+        key: key of the hashes of clients, searches and rows.
+        problems: receives what was left out.
 
     Returns:
         Counts: what was scrubbed, what became of searches.
@@ -142,12 +142,12 @@ def aggregate(
 
 
 def _hash_of(value: str) -> str:
-    """The keyed hash of a search, as SQL."""
+    """SQL expression of the keyed hash of a search."""
     return _number(f"keyed('search' || {value})", "UBIGINT")
 
 
 def _write_searches(connection: duckdb.DuckDBPyConnection, folder: Path) -> int:
-    """Create `searches`, the first query of each search of the part, and write it; return how many there are."""
+    """Create and write `searches`, the first query of each search of the part; return their number."""
     connection.execute(
         """CREATE TEMP TABLE searches AS SELECT search, first.id AS id, first."at" AS "at" FROM (
             SELECT e.search, min({'blank': m.text IS NULL, 'at': coalesce(e."at", TIMESTAMP '1970-01-01'),
@@ -165,7 +165,7 @@ def _write_searches(connection: duckdb.DuckDBPyConnection, folder: Path) -> int:
 
 
 def _find_searches_elsewhere(connection: duckdb.DuckDBPyConnection, reading: Reading) -> None:
-    """Add to `searches` and `mapped` the searches of events that only other parts have the query of."""
+    """Add to `searches` and `mapped` the searches whose query is only in other parts."""
     (waiting,) = connection.execute(
         """SELECT count(*) FROM events e ANTI JOIN searches s USING (search)
         WHERE e.query IS NULL AND e.search IS NOT NULL"""
@@ -188,7 +188,7 @@ def _find_searches_elsewhere(connection: duckdb.DuckDBPyConnection, reading: Rea
 
 
 def _count_left_out(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
-    """Rows of `resolved` without a query, by reason: a key of _LEFT_OUT."""
+    """Count the rows of `resolved` without a query by reason, a key of _LEFT_OUT."""
     return dict(
         connection.execute(
             """SELECT CASE WHEN r.id IS NULL THEN 'unknown' ELSE m.why END AS reason, count(*)
@@ -199,7 +199,7 @@ def _count_left_out(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
 
 
 def _write_tables(connection: duckdb.DuckDBPyConnection, folder: Path, min_clients: int) -> None:
-    """Write the tables of the part, a folder each, by day."""
+    """Write each table of the part to a folder, by day."""
     day = f"coalesce(strftime(day, '%Y-%m-%d'), '{UNTIMED}') AS day"
     selections = {
         "pairs": f"""SELECT {day}, query_id, product_id, position, sum(shown)::INTEGER AS shown,
@@ -213,7 +213,7 @@ def _write_tables(connection: duckdb.DuckDBPyConnection, folder: Path, min_clien
         "clients": f"SELECT {day}, query_id, client FROM clients",
         "pair_clients": f"SELECT {day}, query_id, product_id, client, clicked FROM ({_pair_clients(min_clients)})",
     }
-    if min_clients == 1:  # nothing asks for them
+    if min_clients == 1:  # they are never read
         del selections["pair_clients"]
     for table, selection in selections.items():
         (folder / table).mkdir()
@@ -226,7 +226,7 @@ def _write_tables(connection: duckdb.DuckDBPyConnection, folder: Path, min_clien
 def _leave_out_repeated(
     connection: duckdb.DuckDBPyConnection, reading: Reading, folder: Path, problems: Problems
 ) -> None:
-    """Delete the events whose row id an earlier event has, in this part or before it; keep hashes of the ids."""
+    """Delete events that repeat the row id of an earlier event, in this or an earlier part; store hashes of the ids."""
     if not connection.execute("SELECT count(row_id) FROM events").fetchall()[0][0]:
         return
     connection.execute(
@@ -249,27 +249,27 @@ def _leave_out_repeated(
 
 
 def _compare_rows(connection: duckdb.DuckDBPyConnection, name: str, problems: Problems) -> str:
-    """Note it if many events repeat another; return a checksum of them all, in any order.
+    """Report many duplicate events; return a checksum of all events that does not depend on their order.
 
-    Of events that tell their time of day, and have no id, alone: without it many a row is like another.
+    Only events with a time of day and without an id are compared; without a time, many rows are equal.
 
     Returns:
-        The checksum; empty where an event has no time, or where there are too few for it to mean much.
+        The checksum; empty if an event has no time, or if there are too few events for it to be meaningful.
     """
     (rows,) = connection.execute("SELECT count(*) FROM events").fetchall()[0]
-    one_in = max(rows // _COMPARED, 1)  # by their hashes, which repeated rows share
-    timed, total, rows, repeated = connection.execute(
+    one_in = max(rows // _COMPARED, 1)  # by hash, which duplicate rows share
+    timed, total, compared, repeated = connection.execute(
         f"""SELECT count(*) FILTER (timed), sum(row), count(row) FILTER (compared),
             count(row) FILTER (compared) - count(DISTINCT row) FILTER (compared)
         FROM (SELECT row, timed, timed AND NOT named AND row % {one_in} = 0 AS compared FROM (
             SELECT "at" <> date_trunc('day', "at") AS timed, row_id IS NOT NULL AS named,
                 hash("at", search, query, product_id, position, shown, clicked, client) AS row FROM events))"""
     ).fetchall()[0]
-    if repeated >= max(_REPEATED * rows, _LEAST_REPEATED):
+    if repeated >= max(_REPEATED * compared, _LEAST_REPEATED):
         about = "" if one_in == 1 else "about "
         problems.add(
             name,
-            f"kept, {about}{repeated / rows:.0%} of its rows repeat another in all that is read: if they were "
+            f"kept, {about}{repeated / compared:.0%} of its rows repeat another one in all columns read: if they were "
             "delivered twice, name a column with the id of a row in data.columns.row_id",
             rows=repeated * one_in,
             fatal=False,
@@ -278,7 +278,7 @@ def _compare_rows(connection: duckdb.DuckDBPyConnection, name: str, problems: Pr
 
 
 def _define_keyed(connection: duckdb.DuckDBPyConnection, key: bytes) -> None:
-    """Make the macro `keyed(text)`: HMAC-SHA256 under the key, in hexadecimal (RFC 2104)."""
+    """Create the macro `keyed(text)`: HMAC-SHA256 under the key, in hexadecimal (RFC 2104)."""
     block = hashlib.sha256(key).digest().ljust(64, b"\0")
     inner, outer = ("".join(f"\\x{byte ^ pad:02X}" for byte in block) for pad in (0x36, 0x5C))
     connection.execute(
@@ -288,15 +288,15 @@ def _define_keyed(connection: duckdb.DuckDBPyConnection, key: bytes) -> None:
 
 
 def _number(digest: str, type_name: str) -> str:
-    """The first digits of a hexadecimal digest as a number."""
+    """SQL expression of the first digits of a hexadecimal digest as a number."""
     digits = {"UBIGINT": 16, "UINTEGER": 8}[type_name]
     return f"('0x' || left({digest}, {digits}))::{type_name}"
 
 
 def _pair_clients(min_clients: int) -> str:
-    """For each day, query and product the smallest hashes of those to whom it was shown and of those who clicked.
+    """Select, for each day, query and product, the smallest hashes of the clients who saw it and of those who clicked.
 
-    At most `min_clients` of both kinds. 32 bits are enough to tell a handful apart, and are nobody's id.
+    At most `min_clients` of either kind are kept. 32 bits distinguish a handful of clients, and identify nobody.
     """
     hashed = _number("sha256(person || query_id || product_id)", "UINTEGER")
     return f"""SELECT * FROM (
@@ -309,16 +309,16 @@ def _pair_clients(min_clients: int) -> str:
 
 
 def _keep_clients(connection: duckdb.DuckDBPyConnection, min_clients: int) -> None:
-    """Make `clients`: for each day and query the smallest hashes of those who typed it, at most `min_clients`.
+    """Create `clients`: for each day and query, the smallest hashes of at most `min_clients` clients who typed it.
 
-    As many as the bound asks for prove that it is reached, on this day and in any window around it. The query is part
-    of what is hashed, so that nobody's searches can be put together.
+    That many hashes prove that the minimum is reached, on this day and in any window around it. The query is part of
+    the hashed text, so that the searches of one client cannot be linked.
     """
     connection.execute(
         """CREATE TEMP TABLE people AS SELECT client, keyed('client' || client) AS person
         FROM (SELECT DISTINCT client FROM resolved WHERE client IS NOT NULL)"""
     )
-    # What is derived from a keyed hash needs no key: `person` is as secret, and as long.
+    # A hash derived from a keyed hash needs no key: `person` is just as secret and as long.
     connection.execute(
         f"""CREATE TEMP TABLE who AS SELECT DISTINCT day, query_id,
             {_number("sha256(person || query_id)", "UBIGINT")} AS client
@@ -328,7 +328,7 @@ def _keep_clients(connection: duckdb.DuckDBPyConnection, min_clients: int) -> No
     connection.execute(
         "CREATE TEMP TABLE clients AS SELECT day, query_id, min(client) AS client FROM who GROUP BY day, query_id"
     )
-    # One pass for each hash: an aggregate of the smallest several does not spill.
+    # One pass per hash, since DuckDB's aggregate of the n smallest values does not spill.
     for _ in range(min_clients - 1):
         connection.execute(
             """INSERT INTO clients SELECT w.day, w.query_id, min(w.client) FROM who w
@@ -339,11 +339,15 @@ def _keep_clients(connection: duckdb.DuckDBPyConnection, min_clients: int) -> No
 
 
 def _map_queries(connection: duckdb.DuckDBPyConnection, scrubber: Scrubber | None, language: str) -> None:
-    """Make `mapped` (query as typed, a number, query_id and text as kept, or why nothing is) and `found` (kinds)."""
+    """Create `mapped` and `found`.
+
+    `mapped` has each query as typed, its number, its query_id and text as stored, or the reason why it is left out.
+    `found` counts the rows with each kind of personal data.
+    """
     connection.execute("CREATE TABLE mapped (query VARCHAR, id BIGINT, query_id VARCHAR, text VARCHAR, why VARCHAR)")
     connection.execute("CREATE TABLE found (kind VARCHAR, rows BIGINT)")
     typed = "SELECT query, count(*) FROM events WHERE query IS NOT NULL GROUP BY query"
-    reader = connection.cursor().sql(typed).to_arrow_reader(1 << 16)  # a cursor: the loop inserts meanwhile
+    reader = connection.cursor().sql(typed).to_arrow_reader(1 << 16)  # a separate cursor, since the loop inserts
     count = 0
     for batch in reader:
         queries, rows = (column.to_pylist() for column in batch.columns)
@@ -360,7 +364,7 @@ def _map_queries(connection: duckdb.DuckDBPyConnection, scrubber: Scrubber | Non
                 kinds += [(kind, often) for kind in sorted(set(scrubbed.kinds))]
             text = " ".join(text.split())
             if normalize.is_blank(text):
-                text = ""  # nothing but characters that nobody sees
+                text = ""  # invisible characters only
             texts.append(text or None)
             reasons.append(None if text else why or "blank")
         keys = [normalize.query_id(text, language) if text else None for text in texts]

@@ -1,15 +1,15 @@
-"""Store of a search log as day aggregates: each part is read, scrubbed and counted once; windows add up days.
+"""Store of a search log as daily aggregates: each part is read, scrubbed and counted once; windows sum up days.
 
-The aggregates of a part, all by UTC day: how often each product was shown and clicked at each rank for each query, how
+The aggregates of a part, by UTC day, are: how often each product was shown and clicked at each rank for each query, how
 each query was typed, and up to `min_clients` keyed hashes of the clients behind each query and each of its products.
-Personal data in queries and ids of clients and searches are not stored. DuckDB does the work and spills to disk, so
+Personal data in queries and ids of clients and searches are not stored. DuckDB computes them and spills to disk, so
 memory does not grow with the log.
 
 Hashes of clients and searches are HMAC-SHA256 under a key from a Secret (`CLIENT_KEY`), so that a reader of the store
-cannot try ids on it; without a Secret the key is the file `salt` beside them.
+cannot test guessed ids; without a Secret, the key is in the file `salt` beside them.
 
 A store is a folder:
-    salt                    random key of the hashes, unless CLIENT_KEY is set
+    salt random key of the hashes, unless CLIENT_KEY is set
     key.json                proof that a key is the one that the hashes were made with
     files/NAME.json         digest and days of a part, valid until it changes
     parts/KEY/              aggregates of one part under one reading; part.json is written last
@@ -50,30 +50,30 @@ from distilrank.data.privacy import Scrubber
 from distilrank.data.sources.base import Log, Part
 
 FORMAT = 3
-"""Increase it with any change of what is kept of the same part, scrubbing included."""
+"""Version of the store; increase it whenever the same part would be stored differently, scrubbing included."""
 
 READING_CODE = (
     Path(str(normalize.__file__)),
     *sorted(Path(str(scrubbing.__file__)).parent.glob("*.py")),
 )
-"""The files whose code decides what is kept of a query: a change of their bytes reads every part again."""
+"""The files whose code decides how a query is stored: if their bytes change, every part is read again."""
 
 MEMORY_MIB = 160
-"""What a database may hold before it spills; more made nothing faster."""
+"""Memory of a database before it spills to disk; more memory was not faster."""
 
 CLIENT_KEY = "DISTILRANK_CLIENT_KEY"
 """The environment variable that holds the key of the hashes; of pods, from a Secret in `cluster.secrets`."""
 _KEY_CHARACTERS = 32  # at least: 128 bits in hexadecimal
-_MOST_WORKERS = 4  # each holds MEMORY_MIB, and scrubbing keeps no more busy
+_MOST_WORKERS = 4  # each uses MEMORY_MIB, and scrubbing does not keep more of them busy
 
 
 @contextlib.contextmanager
 def connect(base: Path, share: int = 1) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A DuckDB database in a file of its own below `base`, deleted afterwards, with bounded memory.
+    """Open a DuckDB database with bounded memory in a separate file below `base`, which is deleted afterwards.
 
     Args:
-        base: a scratch folder (`scratch.scratch_folder`): DuckDB writes what it holds there in the clear.
-        share: how many such databases work at once; each gets its part of the threads.
+        base: a scratch folder (`scratch.scratch_folder`): DuckDB writes its data there unencrypted.
+        share: number of such databases that work concurrently; each gets its share of the threads.
 
     Raises:
         InputError: as for `check_path`.
@@ -95,13 +95,13 @@ def connect(base: Path, share: int = 1) -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def check_path(folder: Path) -> None:
-    """Refuse a folder in which DuckDB cannot keep a database, whatever the file system takes.
+    """Refuse a folder whose path DuckDB cannot open, even if the file system can.
 
     Raises:
         InputError: its path holds a question mark or a backslash.
     """
     for character in "?\\":
-        if character in str(folder.absolute()):  # DuckDB makes a path absolute itself
+        if character in str(folder.absolute()):  # DuckDB makes paths absolute itself
             raise InputError(
                 f"{folder}: a {character!r} in the path of a folder for work files, which DuckDB cannot open: run "
                 "from another folder, and name others in prepare.log_cache_dir and TMPDIR"
@@ -109,7 +109,7 @@ def check_path(folder: Path) -> None:
 
 
 def create_events(connection: duckdb.DuckDBPyConnection) -> None:
-    """Make the empty table `events` that parts append to."""
+    """Create the empty table `events` that parts append to."""
     types = {
         pa.timestamp("us"): "TIMESTAMP",
         pa.string(): "VARCHAR",
@@ -120,21 +120,23 @@ def create_events(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 class LogStore:
-    """A store in `folder`, made if missing."""
+    """A store in `folder`, which is created if missing."""
 
     def __init__(self, folder: Path, language: str = "") -> None:
         check_path(folder)
         self.folder = folder
-        self.language = language if language in normalize.DOTLESS else ""  # for others a query has the same key
+        self.language = language if language in normalize.DOTLESS else ""  # other languages do not change a query's key
         for name in ("files", "parts"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         artifacts.remove_stale(folder / "parts")
         self._key = self._read_key()
 
     def _read_key(self) -> bytes:
-        """The key of the hashes: another one than before would make two clients of one."""
+        """Return the key of the hashes; with another key than before, one client would count as two."""
         path, proof = self.folder / "salt", self.folder / "key.json"
-        used = proof.exists() or any((self.folder / "parts").iterdir())  # before `path`: another run may make all three
+        used = proof.exists() or any(
+            (self.folder / "parts").iterdir()
+        )  # before `path`: another run may be creating all three
         remedy = f"restore it, or delete {self.folder}, which is made again from the log"
         key, origin = os.environ.get(CLIENT_KEY), CLIENT_KEY
         if key is None:
@@ -145,7 +147,7 @@ class LogStore:
                     f"came from there, {remedy}"
                 )
             if not path.exists():
-                with artifacts.replacing(path, mode=0o600, keep_existing=True) as handle:  # of two runs, one makes it
+                with artifacts.replacing(path, mode=0o600, keep_existing=True) as handle:  # of two runs, one creates it
                     handle.write(secrets.token_hex(32).encode())
             key = path.read_text(encoding="utf-8", errors="replace")
         key = key.strip()
@@ -163,10 +165,10 @@ class LogStore:
         return key.encode()
 
     def summary(self, part: Part, settings: Any) -> dict[str, Any]:
-        """Digest and days of `part`, stored until it changes: {"key", "digest", "days": {day: rows}}.
+        """Return digest and days of `part`, which are stored until it changes: {"key", "digest", "days": {day: rows}}.
 
         Args:
-            settings: those of its log, which decide what is a time.
+            settings: settings of its log, which decide what counts as a time.
         """
         path = self.folder / "files" / f"{artifacts.digest_bytes(part.name.encode())[:32]}.json"
         key = artifacts.digest_json([FORMAT, settings, part.key()])
@@ -180,25 +182,25 @@ class LogStore:
         return summary
 
     def summaries(self, log: Log) -> list[dict[str, Any]]:
-        """`summary` of each part of `log`."""
+        """Return the `summary` of each part of `log`."""
         with ThreadPoolExecutor(hardware.cores()) as pool:
             return list(pool.map(lambda part: self.summary(part, log.settings), log.parts))
 
     def digests(self, log: Log, start: str, end: str) -> list[str]:
-        """Digests of the parts that `ingest` reads, in their order."""
+        """Return the digests of the parts that `ingest` reads, in their order."""
         return [summary["digest"] for summary in self.summaries(log) if _matters(summary["days"], start, end)]
 
     def ingest(self, log: Log, privacy: Privacy, start: str, end: str, problems: Problems) -> list[PartAggregates]:
-        """Read the parts of `log` that matter to the window and that the store does not have yet; return them all.
+        """Read the parts of `log` that matter to the window and are not stored yet; return all that matter.
 
-        Those of the day before the window are read too, for the searches that its first clicks belong to. Parts with
-        the same content, or the same rows in two formats, count once, as do rows with the id of an earlier one.
+        Parts of the day before the window are read too, since its first clicks may belong to searches of that day.
+        Parts with the same content, or the same rows in two formats, count once, as do rows that repeat an id.
 
         Args:
-            log: its parts in an order in which those that tell of searches come first.
-            privacy: what of a query is kept.
+            log: the log, with parts that hold searches before parts that hold events.
+            privacy: what is scrubbed from queries, and how many clients a query needs.
             start, end: days (YYYY-MM-DD), the end exclusive; both empty: everything.
-            problems: gets what the parts' rows were left out for, also those of parts read earlier.
+            problems: receives the reasons for which rows were left out, also of parts that were read earlier.
         """
         matching = [
             (part, summary)
@@ -207,7 +209,7 @@ class LogStore:
         ]
         total = sum(sum(summary["days"].values()) for _, summary in matching)
         counter = progress.Counter("prepare", total, "log rows")
-        reading_code = [duckdb.__version__]  # its hashes tell rows apart
+        reading_code = [duckdb.__version__]  # its hashes identify rows
         reading_code += map(artifacts.digest_file, READING_CODE)
         min_clients = privacy.min_clients if log.people and log.clients else 1
         options = [min_clients, privacy.scrub, *privacy.phone_regions, self.language]
@@ -221,7 +223,8 @@ class LogStore:
                 problems.add(part.name, what, rows=sum(days.values()), fatal=False)
                 continue
             near = [earlier for earlier in readings.values() if _near(earlier.days, days)]
-            # A row comes again with its time, so in a part with the same day; what is kept then depends on both.
+            # A repeated row has the same time, so it is in a part with the same day; what is kept depends on both
+            # parts.
             before = [earlier for earlier in near if log.row_ids and earlier.days.keys() & days.keys()]
             key = artifacts.digest_json([*content, [earlier.key for earlier in before]] if before else content)[:32]
             readings[digest] = Reading(part, key, days, near, before)
@@ -238,13 +241,13 @@ class LogStore:
                 new = Problems(collect=problems.collect)
                 return self._read(reading, min_clients, scrubber, workers.connection(), new), new
 
-            # A part waits for earlier ones only; those are begun first, so that no two wait for each other.
+            # A part waits only for earlier parts, which are started first, so there is no deadlock.
             for reading in readings.values():
                 reading.done = workers.submit(_settle, reading, read)
             for reading in readings.values():
                 aggregates, new = reading.done.result()
                 counter.add(sum(reading.days.values()))
-                if new.fatal:  # a part that a run would stop at is not kept
+                if new.fatal:  # a part that stops a run is not stored
                     problems.extend(new)
                     continue
                 rows = aggregates.facts["rows"], str(aggregates.days)
@@ -265,7 +268,7 @@ class LogStore:
         part_problems: Problems,
     ) -> PartAggregates:
         part, target = reading.part, self.folder / "parts" / reading.key
-        if _open(target):  # another run may be looking at it
+        if _open(target):  # another run may be reading it
             target = target.with_name(f"{reading.key}-{artifacts.digest_json(reading.names())[:8]}")
         facts: dict[str, Any] = {}
         with artifacts.folder_beside(target) as partial:
@@ -285,7 +288,7 @@ class LogStore:
                     }
                     artifacts.write_json(partial / "part.json", record)
                     artifacts.settle(partial)
-                    # Another run may have been faster.
+                    # Another run may have stored the part first.
                     artifacts.move_into_place(partial, target, keep=lambda: _open(target) is not None)
             finally:
                 for table in TABLES:
@@ -293,7 +296,7 @@ class LogStore:
         return PartAggregates(target, part.name, reading.days, facts, list(part_problems))
 
     def _find(self, reading: Reading) -> PartAggregates | None:
-        """The stored aggregates of a part, unless new parts may resolve searches that were unknown to it."""
+        """Return the stored aggregates of a part, unless new parts may resolve its unknown searches."""
         for folder in sorted((self.folder / "parts").glob(f"{reading.key}*")):
             stored = _open(folder)
             if stored is None:
@@ -307,7 +310,7 @@ class LogStore:
 def _settle(
     reading: Reading, read: Callable[[Reading], tuple[PartAggregates, Problems]]
 ) -> tuple[PartAggregates, Problems]:
-    """Read a part; if that fails, the parts that wait for its searches go on without."""
+    """Read a part; if that fails, the parts that wait for its searches continue without them."""
     try:
         return read(reading)
     finally:
@@ -316,11 +319,11 @@ def _settle(
 
 
 class _Workers:
-    """Threads that read parts, each with a separate database: a file of one day is too small to keep two cores busy.
+    """Threads that read parts, each with a separate database, since one day's file does not keep two cores busy.
 
     Args:
         scratch: folder for the databases.
-        most: how many parts there are.
+        most: number of parts.
     """
 
     def __init__(self, scratch: Path, most: int) -> None:
@@ -350,7 +353,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def _open(folder: Path) -> PartAggregates | None:
-    """The aggregates in `folder`; None if they are missing, or not as they were written."""
+    """Return the aggregates in `folder`; None if they are missing or were changed since they were written."""
     if not (folder / "part.json").exists():
         return None
     stored = artifacts.read_json(folder / "part.json")
@@ -361,10 +364,10 @@ def _open(folder: Path) -> PartAggregates | None:
 
 
 def make_scrubber(privacy: Privacy) -> Scrubber:
-    """The scrubber that the configuration describes, whether or not it asks for it.
+    """Return the scrubber for these settings, whether or not scrubbing is switched on.
 
     Raises:
-        InputError: a phone region that nobody knows.
+        InputError: a phone region is unknown.
     """
     try:
         return Scrubber(privacy.phone_regions)
@@ -373,7 +376,7 @@ def make_scrubber(privacy: Privacy) -> Scrubber:
 
 
 def _matters(days: dict[str, int], start: str, end: str) -> bool:
-    """Whether a part has rows in the window or on the day before it, or no time at all, which must be reported."""
+    """Whether a part has rows in the window or on the day before it, or no times at all, which must be reported."""
     if not end or not days.keys() - {UNTIMED}:
         return True
     before = date.fromordinal(date.fromisoformat(start).toordinal() - 1).isoformat()
@@ -385,7 +388,7 @@ def _day(day: date | None) -> str:
 
 
 def _near(left: Iterable[str], right: Iterable[str]) -> bool:
-    """Whether two sets of days touch: a search late in the evening is clicked on after midnight."""
+    """Whether two sets of days overlap or are adjacent: a search before midnight may be clicked after midnight."""
     ordinals = [[date.fromisoformat(day).toordinal() for day in days if day != UNTIMED] for days in (left, right)]
     if not all(ordinals):
         return True

@@ -1,6 +1,6 @@
-"""The impressions of a log that may be used, from the day aggregates of its parts, as tables of a DuckDB database.
+"""Usable impressions of a log as DuckDB tables, computed from the daily aggregates of its parts.
 
-What is left out (rare queries, products shown or clicked by too few clients, unknown products) is counted.
+Rows that are left out (rare queries, products shown to or clicked by too few clients, unknown products) are counted.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _COUNTS = """SELECT count(DISTINCT query_id), count(DISTINCT (query_id, product_
 
 
 def required_clients(log: Log, config: Prepare) -> int:
-    """How many clients must have typed a query for it to be kept; 1 where the log has no clients.
+    """Return the minimum number of clients of a query; 1 if the log has no clients.
 
     Raises:
-        InputError: the log has no clients, and the configuration refuses such logs.
+        InputError: the log has no client ids, and the configuration refuses such logs.
     """
     privacy = config.privacy
     if log.people and not log.clients and privacy.min_clients > 1 and privacy.unknown_clients == "refuse":
         raise InputError(
-            f"prepare.privacy.min_clients is {privacy.min_clients}, but the log does not tell who searched: name the "
+            f"prepare.privacy.min_clients is {privacy.min_clients}, but the log has no client ids: name the "
             "column in data.columns.client, or set prepare.privacy.unknown_clients to keep"
         )
     return privacy.min_clients if log.people and log.clients else 1
@@ -52,9 +52,9 @@ def create_tables(
     config: Prepare,
     problems: Problems,
 ) -> dict[str, Any]:
-    """Create the tables of the queries as typed and of the impressions that may be used.
+    """Create the tables of queries as typed and of usable impressions.
 
-    `typed`: query_id, text, typed (how often). `usable`: query_id, product (place in the catalogue), position, shown,
+    `typed`: query_id, text, typed (how often). `usable`: query_id, product (index in the catalogue), position, shown,
     clicked, newest (whether in the newest traffic). Without a log both are empty.
 
     Args:
@@ -62,12 +62,12 @@ def create_tables(
         parts: the aggregates of the log's parts.
         log: the log; None: there is none.
         window: the windows to keep.
-        catalogue: the products; impressions of others are left out.
-        config: how many clients a query and a product must have.
-        problems: gets what was left out, not fatal.
+        catalogue: the products; impressions of other products are left out.
+        config: minimum number of clients of a query and of a product.
+        problems: receives what was left out, not fatal.
 
     Returns:
-        What privacy costs, in counts, as in the profile's `privacy`.
+        Counts of what was left out for privacy, as in the profile's `privacy`.
     """
     min_clients = required_clients(log, config) if log is not None else 1
     _load(connection, parts, window)
@@ -78,7 +78,7 @@ def create_tables(
     connection.execute("CREATE TABLE allowed AS SELECT * FROM in_window ANTI JOIN rare USING (query_id)")
     connection.execute("DROP TABLE in_window")
     few_pairs, few_rows, hidden_clicks = _drop_rare_pairs(connection, min_clients) if min_clients > 1 else (0, 0, 0)
-    # Not every click has its impression in the log, and not always at the same rank: who clicked has seen.
+    # A click may lack its impression in the log, or have it at another rank; a clicked product was seen.
     connection.execute(
         """INSERT INTO allowed SELECT query_id, product_id, NULL, (sum(clicked) - sum(shown))::INTEGER, 0, newest
         FROM allowed GROUP BY query_id, product_id, newest HAVING sum(clicked) > sum(shown)"""
@@ -105,16 +105,16 @@ def create_tables(
 
 
 def _scan(parts: list[PartAggregates], window: LogWindow, table: str, empty: str) -> str:
-    """The rows of a table of all parts within the windows, with their `day`, as a subquery.
+    """Return a subquery of a table's rows in all parts within the windows, with their `day`.
 
     Args:
-        table: folder of the parts that holds it.
-        empty: its columns as values of their types, for where no part has a file.
+        table: name of the table's folder in each part.
+        empty: its columns as typed values, for the case that no part has a file.
     """
     files = [path for part in parts for path in part.files(table, window.first_day, window.end_day)]
     if not files:
         return f"(SELECT {empty} WHERE false)"
-    # DuckDB would take a `day=` from anywhere in the path, above the store too.
+    # DuckDB would accept a `day=` anywhere in the path, even above the store.
     day = "regexp_extract(filename, '/day=([^/]*)/[^/]*$', 1)"
     rows = f"read_parquet({sql.file_list(files)}, filename = true, hive_partitioning = false)"
     return f"(SELECT *, {day} AS day FROM {rows})"
@@ -136,7 +136,7 @@ def _load(connection: duckdb.DuckDBPyConnection, parts: list[PartAggregates], wi
 def _find_rare(
     connection: duckdb.DuckDBPyConnection, parts: list[PartAggregates], window: LogWindow, min_clients: int
 ) -> None:
-    """Create `rare`, the queries of too few clients, and `crowd`, the pairs of enough, with how many clicked."""
+    """Create `rare`, the queries of too few clients, and `crowd`, the pairs of enough clients, with their clicks."""
     clients = _scan(parts, window, "clients", "'' AS day, '' AS query_id, 1 AS client")
     connection.execute(
         f"""CREATE TABLE rare AS SELECT DISTINCT query_id FROM typed ANTI JOIN (
@@ -153,13 +153,13 @@ def _find_rare(
 
 
 def _drop_rare_pairs(connection: duckdb.DuckDBPyConnection, min_clients: int) -> tuple[int, int, int]:
-    """Take out of `allowed` the pairs that are not in `crowd`, and of the others the clicks of too few clients.
+    """Remove from `allowed` the pairs that are not in `crowd`, and the clicks of too few clients on the others.
 
-    A pair's clients are counted over both windows, as a query's are: with a bound for each window the shorter one would
-    lose more clicks and more of the low ranks, which would look like drift.
+    The clients of a pair are counted over both windows, like those of a query: with a minimum per window, the shorter
+    window would lose more clicks and more low ranks, which would look like drift.
 
     Returns:
-        Pairs, their impressions, and clicks that were taken out.
+        The removed pairs, their impressions, and the removed clicks.
     """
     (_, pairs, rows) = connection.execute(
         _COUNTS.format("allowed ANTI JOIN crowd USING (query_id, product_id)")
@@ -181,7 +181,7 @@ def _drop_rare_pairs(connection: duckdb.DuckDBPyConnection, min_clients: int) ->
 
 
 def _drop_unknown_products(connection: duckdb.DuckDBPyConnection, catalogue: Catalogue, problems: Problems) -> None:
-    """Make `usable` of `allowed`: products by their places, those that the catalogue lacks left out."""
+    """Create `usable` from `allowed`: products by index, without those that the catalogue lacks."""
     connection.register("products", pa.table({"product_id": catalogue.keys, "product": np.arange(len(catalogue))}))
     unknown = connection.sql(
         """SELECT product_id, sum(shown)::BIGINT AS shown FROM allowed ANTI JOIN products USING (product_id)
@@ -204,15 +204,15 @@ def _drop_unknown_products(connection: duckdb.DuckDBPyConnection, catalogue: Cat
 
 
 def _note_outside(parts: list[PartAggregates], window: LogWindow, problems: Problems) -> None:
-    """Note the rows outside the windows, of parts that reach into them."""
-    # A part of the day before alone was read for its searches.
+    """Report the rows outside the windows in parts that overlap them."""
+    # A part that has only the day before was read for its searches.
     reaching = [part for part in parts if not all(day < window.first_day for day in part.days)]
     outside = sum(rows for part in reaching for day, rows in part.days.items() if not window.has_day(day))
-    problems.add("log", "rows outside the log window, in files that reach into it", rows=outside, fatal=False)
+    problems.add("log", "rows outside the log window, in files that overlap it", rows=outside, fatal=False)
 
 
 def _sum_scrubbed(parts: list[PartAggregates]) -> dict[str, dict[str, int]]:
-    """Rows and queries that held personal data, by its kind."""
+    """Count the rows and queries with personal data, by kind."""
     totals: dict[str, Counter[str]] = {}
     for part in parts:
         for kind, counts in part.facts["scrubbed"].items():
@@ -221,7 +221,7 @@ def _sum_scrubbed(parts: list[PartAggregates]) -> dict[str, dict[str, int]]:
 
 
 def _why_all_are_kept(log: Log | None, config: Prepare) -> str:
-    """Why queries of a single client are kept; empty if they are not."""
+    """Return why queries of a single client are kept; empty if they are not."""
     if log is None:
         return "no_log"
     if not log.people:

@@ -1,7 +1,7 @@
 """The prepare stage: from judgements, catalogue and log to splits, candidates, shards, traffic and a data profile.
 
-Queries of the dev and test sides never become candidates, not even those without a judgement: a student that had
-learned from their products in the log would be tested on what it has seen. Memory grows with the catalogue's short
+Queries of the dev and test sides never become candidates, not even those without a judgement: otherwise the student
+would be tested on products that it was trained on for the same query. Memory grows with the catalogue's short
 fields, the judged pairs and the distinct queries, not with the rows of the log.
 """
 
@@ -61,7 +61,7 @@ class _Clock:
 
 @dataclass(frozen=True)
 class _Preparation:
-    """What every phase of one run of the stage works on."""
+    """Shared state of the phases of one run of the stage."""
 
     config: Prepare
     data: Data
@@ -90,15 +90,15 @@ def prepare(
 ) -> list[str]:
     """Write the judgements by split, the candidates by shard, both samples of traffic and the data profile.
 
-    Dev and test keep the `dev_queries` and `test_queries` that come first in hash order, train the whole queries that
-    come first in hash order within `judged_pairs` pairs (always one); the pairs of its other queries join the log
-    without rating, time or click. A judged train query that the log has too stays among both judgements and
-    candidates: its ratings teach by the student's supervised loss, its other products by the teacher's scores.
+    Dev and test keep the first `dev_queries` and `test_queries` queries in hash order. Train keeps the first queries
+    in hash order whose pairs fit into `judged_pairs` (at least one query); the pairs of its other queries join the log
+    without rating, time or click. A judged train query that is also in the log is among both judgements and
+    candidates: its ratings train the student by the supervised loss, its other products by the teacher's scores.
 
     Args:
         config: settings of the stage.
-        data: where the data comes from.
-        window: the windows to read of the log.
+        data: source of the data.
+        window: windows of the log to read.
         judgements: folder for train.parquet, dev.parquet, test.parquet and protocol.json.
         candidates: folder for shard-00000.parquet and so on.
         traffic: folder for reference.parquet and current.parquet.
@@ -108,7 +108,7 @@ def prepare(
         Names of the shards, without suffix.
 
     Raises:
-        InputError: the data is unusable; a split, a window or the candidates are empty.
+        InputError: the data is unusable, or a split, a window or the candidates are empty.
         RunStopped: a query is on two sides.
     """
     clock = _Clock()
@@ -149,16 +149,16 @@ def prepare(
 
 
 def sample_newest(config: Prepare, data: Data, window: LogWindow, *, traffic: Path) -> int:
-    """Write the sample of the newest traffic that `prepare` would, and nothing else: the input of monitoring.
+    """Write only the sample of the newest traffic, as `prepare` would: the input of monitoring.
 
     Args:
         config: settings of the stage.
-        data: where the data comes from.
-        window: the windows to read of the log, which must have times.
+        data: source of the data.
+        window: windows of the log, which must have times.
         traffic: folder for current.parquet.
 
     Returns:
-        How many rows it has.
+        Number of its rows.
 
     Raises:
         InputError: the data is unusable, or a window is empty.
@@ -195,7 +195,7 @@ def _read(
     with clock.phase("read"):
         corpus = read(source, config, window, connection=connection, scratch=scratch, problems=problems)
     for problem in problems:
-        progress.log_event(STAGE, "note", f"left out or odd: {problem.line()}")
+        progress.log_event(STAGE, "note", f"left out or unusual: {problem.line()}")
     split = splits.split(corpus.judged.query, corpus.position, config)
     with progress.timed(STAGE, f"indexed {len(corpus.catalogue)} products"), clock.phase("index"):
         index = _index(corpus)
@@ -216,7 +216,7 @@ def _product_texts(corpus: Corpus) -> Iterator[str]:
 
 
 def _embed(corpus: Corpus, config: Prepare, scratch: Path) -> Embedded | None:
-    """Embed the catalogue, unless `log_cache_dir` has its vectors; None where no candidate is found by embeddings."""
+    """Embed the catalogue, unless its vectors are in `log_cache_dir`; None if no candidates are mined by embeddings."""
     if not config.from_disagreement:
         return None
     settings = config.retriever
@@ -236,7 +236,7 @@ def _embed(corpus: Corpus, config: Prepare, scratch: Path) -> Embedded | None:
 
 
 def _write_vectors(corpus: Corpus, retriever: Retriever, path: Path) -> None:
-    """Write the vector of each product as a row of a float16 array of numpy's format."""
+    """Write the products' vectors as the rows of a float16 array in NumPy's format."""
     count, dtype = len(corpus.catalogue), np.dtype(np.float16)
     header = {"descr": dtype.str, "fortran_order": False, "shape": (count, retriever.dimension)}
     counter = progress.Counter(STAGE, count, "products embedded")
@@ -249,7 +249,7 @@ def _write_vectors(corpus: Corpus, retriever: Retriever, path: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what an earlier attempt left: its seal first, so that no half-written folder looks complete."""
+    """Remove the output of an earlier attempt, its seal first, so that no half-written folder looks complete."""
     (folder / artifacts.SEAL).unlink(missing_ok=True)
     for path in (*folder.glob("*.parquet"), *folder.glob(artifacts.PARTIAL)):
         path.unlink()
@@ -296,7 +296,7 @@ def _write_side(run: _Preparation, rows: np.ndarray, path: Path) -> None:
 
 
 def _protocol(run: _Preparation, basis: str) -> dict[str, Any]:
-    """How the judgements were split and are to be evaluated, as JSON values."""
+    """How the judgements were split and must be evaluated, as JSON values."""
     config, corpus, source = run.config, run.corpus, run.source
     has_own_gains = not np.array_equal(corpus.gains, corpus.targets)
     stems = "English" if run.index.languages == ("en",) else ", ".join(sorted(run.index.languages))
@@ -322,7 +322,7 @@ def _protocol(run: _Preparation, basis: str) -> dict[str, Any]:
 
 
 def _write_candidates(run: _Preparation, miner: Miner, folder: Path) -> tuple[list[dict[str, Any]], CandidateStats]:
-    """Write the shards; return what each holds, and counts of the candidates."""
+    """Write the shards; return their descriptions, and counts of the candidates."""
     splits.check_leaks({"candidates": run.corpus.texts(miner.queries)}, run.config)
     stats = CandidateStats(len(run.corpus.catalogue))
     written = shards.write(run.corpus, miner, run.tokens, run.config.shards, folder, stats)

@@ -18,14 +18,14 @@ from distilrank.data.corpus import Corpus
 from distilrank.data.splits import CUT, Split
 from distilrank.modeling.bi_encoder import TokenCounter
 
-_SAMPLED_TEXTS = 5_000  # texts whose tokens are counted, drawn at random: enough for the percentiles that are shown
+_SAMPLED_TEXTS = 5_000  # random texts whose tokens are counted: enough for the percentiles shown
 
 
 class CandidateStats:
     """Counts candidates as they are mined.
 
     Args:
-        products: in the catalogue.
+        products: number of products in the catalogue.
     """
 
     def __init__(self, products: int) -> None:
@@ -36,7 +36,7 @@ class CandidateStats:
         self.products = np.zeros(products, bool)
 
     def add(self, mined: Mined) -> None:
-        """Count some queries' candidates; no query twice."""
+        """Count the candidates of some queries; no query may be added twice."""
         self.pairs += len(mined.query)
         queries, counts = np.unique(mined.query, return_counts=True)
         self.queries.append(queries)
@@ -54,7 +54,7 @@ def describe(
     problems: Problems,
     config: Prepare,
 ) -> dict[str, Any]:
-    """The profile, as JSON values."""
+    """Compute the profile, as JSON values."""
     catalogue = corpus.catalogue
     queries = np.arange(len(corpus.query_ids))
     judged = np.unique(corpus.judged.query)
@@ -137,7 +137,7 @@ def _words(texts: Sequence[str]) -> np.ndarray:
 
 
 def _curve(impressions: np.ndarray) -> list[dict[str, float]]:
-    """Impressions of the query at ranks 1, 2, 5, 10..., and the share of all impressions down to that rank."""
+    """Impressions of the query at ranks 1, 2, 5, 10..., and the cumulative share of all impressions."""
     counts = np.sort(impressions[impressions > 0])[::-1]
     if not len(counts):
         return []
@@ -154,7 +154,7 @@ def _tally(codes: np.ndarray, names: Sequence[str]) -> dict[str, int]:
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:
-    """Least, median, 95th percentile, largest and mean; all 0 without any value."""
+    """Minimum, median, 95th percentile, maximum and mean; all 0 if there are no values."""
     if not len(values):
         return dict.fromkeys(("min", "p50", "p95", "max", "mean"), 0.0)
     least, median, high, largest = np.percentile(values, [0, 50, 95, 100]).tolist()
@@ -162,6 +162,6 @@ def _spread(values: np.ndarray) -> dict[str, float]:
 
 
 def _distribution(targets: np.ndarray) -> dict[str, Any]:
-    """Mean of soft targets, and how many lie in each tenth of [0, 1]."""
+    """Mean of soft targets, and their counts in each tenth of [0, 1]."""
     mean = round(float(targets.mean()), 4) if len(targets) else 0.0
     return {"mean": mean, "tenths": np.histogram(targets, 10, (0, 1))[0].tolist()}

@@ -1,6 +1,6 @@
 """The data profile as one self-contained HTML page: what its tables, bars and figures show.
 
-The page needs no network, and no script to be read. `profile_texts` has its labels and sentences.
+The page needs no network, and is readable without scripts. `profile_texts` has its labels and sentences.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def _splits(summary: Mapping[str, Any], logged: bool) -> dict[str, Any]:
             "what": profile_texts.USES.get(name, ""),
             **counts,
             "share": share_text(counts["pairs"], total),
-            "label_fits": counts["pairs"] > total * (len(name) + 1) / 100,  # a letter takes a hundredth of the page
+            "label_fits": counts["pairs"] > total * (len(name) + 1) / 100,  # a letter is about 1 % of the page wide
         }
         for name, counts in splits.items()
     ]
@@ -195,7 +195,7 @@ def _splits(summary: Mapping[str, Any], logged: bool) -> dict[str, Any]:
 
 
 def _stack(counts: Mapping[str, int]) -> dict[str, Any]:
-    """A stacked bar of the strata; parts that are wide enough have their share written on them."""
+    """A stacked bar of the strata; parts show their share where they are wide enough."""
     total = sum(counts.values())
     return {
         "parts": [
@@ -294,7 +294,7 @@ def _shards(shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _reach(part: float, largest: float) -> float:
-    """Length of a bar in percent; any amount above 0 is visible."""
+    """Length of a bar in percent; any value above 0 is visible."""
     return max(round(100 * part / largest, 2), 0.5) if part and largest else 0
 
 
@@ -319,7 +319,7 @@ def _spreads(rows: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
 
 
 def _flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings by dotted key, as the configuration spells them."""
+    """Yield settings by dotted key, as in the configuration."""
     for key, value in settings.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{before}{key}.")

@@ -1,4 +1,4 @@
-"""Several ratings of one judged pair: how they become one, and how far the raters agree."""
+"""Several ratings of one judged pair: combine them, and measure the agreement of the raters."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import Any
 import numpy as np
 
 MOST_PAIRS = 20_000
-"""Pairs that alpha is computed on, drawn at random where there are more: its standard error is some 0.003 by then."""
+"""Most pairs on which alpha is computed, drawn at random; its standard error is then about 0.003."""
 
-_MOST_RATINGS = 1000  # different ones; finer ones are rounded, since alpha's cost grows with their square
+_MOST_RATINGS = 1000  # distinct ratings; finer ones are rounded, since the cost of alpha grows with their square
 
 
 def reduce_ratings(rule: str, group: np.ndarray, rating: np.ndarray, weight: np.ndarray, groups: int) -> np.ndarray:
-    """One rating per group, float64, shape (groups,).
+    """Combine ratings into one per group, float64, shape (groups,).
 
     Args:
-        rule: `data.rating_conflicts`. mean (also for refuse, where spellings of a query are all that can differ) is
-            weighted; median is the mean of the middle two where their number is even; majority is the most frequent
-            rating, of equally frequent ones their median.
-        group: number of each rating's group, 0 to groups - 1, each with a rating, shape (ratings,).
+        rule: `data.rating_conflicts`. mean is weighted, and also used for refuse, where only the spellings of a query
+            can differ; median is the mean of the middle two of an even number; majority is the most frequent rating,
+            or the median of equally frequent ones.
+        group: index of each rating's group, 0 to groups - 1, none of them empty, shape (ratings,).
         rating: on the source's scale, shape (ratings,).
-        weight: how many raters each rating stands for, shape (ratings,); median and majority take it for 1.
-        groups: how many there are.
+        weight: number of raters behind each rating, shape (ratings,); ignored by median and majority.
+        groups: number of groups.
     """
     if rule == "median":
         return _median(group, rating, groups)
@@ -30,7 +30,7 @@ def reduce_ratings(rule: str, group: np.ndarray, rating: np.ndarray, weight: np.
         return _majority(group, rating, groups)
     lowest, highest = extremes(group, rating, groups)
     mean = np.bincount(group, rating * weight, groups) / np.maximum(np.bincount(group, weight, groups), 1)
-    return np.where(lowest == highest, lowest, mean)  # a mean of equal numbers need not be that number
+    return np.where(lowest == highest, lowest, mean)  # a rounded mean of equal numbers may differ from them
 
 
 def extremes(group: np.ndarray, rating: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
@@ -58,23 +58,22 @@ def _majority(group: np.ndarray, rating: np.ndarray, groups: int) -> np.ndarray:
 
 
 def agreement(rule: str, pair: np.ndarray, rating: np.ndarray, pairs: int, seed: int) -> dict[str, Any]:
-    """How far the raters of the same pairs agree, as JSON values.
+    """Measure the agreement of raters of the same pairs, as JSON values.
 
-    Krippendorff's alpha takes any number of raters, known by name or not, and pairs that some of them did not rate. Its
-    interval form weighs a disagreement by its square, as a quadratic kappa does, which suits soft targets: they are
-    linear in the rating.
+    Krippendorff's alpha handles any number of raters, named or anonymous, and pairs that some of them did not rate.
+    Its interval form weighs a disagreement by its square, like quadratic kappa, which suits soft targets, since they
+    are linear in the rating.
 
     Args:
         rule: `data.rating_conflicts`.
-        pair: number of each rating's pair, 0 to pairs - 1, shape (ratings,); no rater's twice.
-        rating: of a single rater, shape (ratings,).
-        pairs: how many there are.
-        seed: of the draw of MOST_PAIRS.
+        pair: index of each rating's pair, 0 to pairs - 1, shape (ratings,); a rater rates a pair once.
+        rating: rating of a single rater, shape (ratings,).
+        pairs: number of pairs.
+        seed: seed of the sample of MOST_PAIRS.
 
     Returns:
-        pairs, those with two ratings or more; unanimous, how many of these have equal ratings; alpha, 1 for full
-        agreement and 0 for chance, None where no pair has two ratings, all ratings are equal, or unequal ones are
-        refused.
+        `pairs`: pairs with two or more ratings; `unanimous`: those of them with equal ratings; `alpha`: 1 for full
+        agreement, 0 for chance, None if no pair has two ratings, all ratings are equal, or unequal ones are refused.
 
     Source: Krippendorff, Content Analysis, 4th edition (2019), chapter 12.
     """
@@ -100,7 +99,7 @@ def _alpha(pair: np.ndarray, rating: np.ndarray) -> float | None:
     if len(values) > _MOST_RATINGS:
         step = (values[-1] - values[0]) / _MOST_RATINGS
         rating = np.rint(rating / step) * step
-    # Its package takes seconds to load, and most judgements have one rating per pair.
+    # The package takes seconds to import, and most judgements have one rating per pair.
     from nltk.metrics.agreement import AnnotationTask
     from nltk.metrics.distance import interval_distance
 

@@ -1,4 +1,4 @@
-"""The candidates on disk: written to shards that cost about the same to label."""
+"""Write the candidates to shards of about equal labeling cost."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from distilrank.data.profile import CandidateStats
 from distilrank.modeling.bi_encoder import TokenCounter
 
 ROWS_AT_ONCE = 1 << 14
-"""Pairs that are written at a time, with their descriptions."""
+"""Number of pairs that are written at a time, with their descriptions."""
 
-_MAX_DESCRIPTION_TOKENS = 256  # of a description, what any teacher reads of it at most
-_MAX_DESCRIPTION_BYTES = 4 * _MAX_DESCRIPTION_TOKENS  # a token has four or so
-_SAMPLED_PRODUCTS = 1000  # whose tokens are counted to learn how many characters a token has
+_MAX_DESCRIPTION_TOKENS = 256  # largest part of a description that any teacher reads
+_MAX_DESCRIPTION_BYTES = 4 * _MAX_DESCRIPTION_TOKENS  # a token has about four
+_SAMPLED_PRODUCTS = 1000  # sample on which characters per token are estimated
 
 
 def write(
@@ -32,12 +32,12 @@ def write(
     """Mine the candidates and write them, each query to the shard with the fewest tokens so far.
 
     Args:
-        corpus: what the candidates are pairs of.
-        miner: finds them.
-        tokens: counts tokens, by which the cost of a shard is estimated.
-        max_shards: how many shards to write; fewer, if fewer queries have candidates.
-        folder: for NAME.parquet of each shard.
-        stats: counts the candidates on their way.
+        corpus: the queries and products of the candidates.
+        miner: mines the candidates.
+        tokens: counts tokens, the estimate of a shard's cost.
+        max_shards: number of shards; fewer are written if fewer queries have candidates.
+        folder: folder for NAME.parquet of each shard.
+        stats: counts the candidates.
 
     Returns:
         name, rows, queries and tokens of each shard.
@@ -73,7 +73,7 @@ def write(
 
 
 def to_names(codes: np.ndarray, names: tuple[str, ...]) -> pa.Array:
-    """The name that each code stands for."""
+    """The name of each code."""
     return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), list(names)).cast(pa.string())
 
 
@@ -91,10 +91,10 @@ def _to_table(corpus: Corpus, mined: Mined, rows: np.ndarray) -> pa.Table:
 
 
 class TokenEstimate:
-    """Tokens of pairs, estimated from their characters.
+    """Estimates the tokens of pairs from their characters.
 
-    Counting the tokens of every text takes longer than finding the candidates, so characters are counted, and how many
-    of them make a token is learned from a sample of the products.
+    Tokenizing every text takes longer than mining the candidates. So characters are counted, and the number of
+    characters per token is estimated on a sample of the products.
     """
 
     def __init__(self, corpus: Corpus, tokens: TokenCounter) -> None:
@@ -106,13 +106,13 @@ class TokenEstimate:
         in_titles = tokens.count(corpus.catalogue.texts(sample))
         total = (in_titles + np.minimum(in_descriptions, _MAX_DESCRIPTION_TOKENS)).sum()
         self._per_character = float(total / max(self._count_characters(sample).sum(), 1))
-        self._characters = np.full(count, -1, np.int32)  # of each product; -1: not counted yet
+        self._characters = np.full(count, -1, np.int32)  # per product; -1: not counted yet
 
     def _count_characters(self, products: np.ndarray) -> np.ndarray:
         return self.corpus.catalogue.characters(products, longest=_MAX_DESCRIPTION_BYTES)
 
     def count(self, pairs: Pairs) -> np.ndarray:
-        """TokenCounter of query and product of each pair, int64, shape (pairs,)."""
+        """Estimated tokens of query and product of each pair, int64, shape (pairs,)."""
         new = np.unique(pairs.product[self._characters[pairs.product] < 0])
         self._characters[new] = self._count_characters(new)
         queries, query = np.unique(pairs.query, return_inverse=True)
@@ -121,17 +121,17 @@ class TokenEstimate:
 
 
 class ShardBalancer:
-    """Assigns queries to shards: each to the one with the fewest tokens so far."""
+    """Assigns each query to the shard with the fewest tokens so far."""
 
     def __init__(self, shards: int) -> None:
         self.tokens = np.zeros(shards, np.int64)
 
     def assign(self, query: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """The shard of each row; rows of one query stand together and stay together.
+        """Return the shard of each row; rows of one query are adjacent and stay together.
 
         Args:
-            query: of each row, grouped.
-            tokens: of each row.
+            query: query of each row, grouped.
+            tokens: tokens of each row.
         """
         starts = np.flatnonzero(np.diff(query, prepend=-1))
         totals = np.add.reduceat(tokens, starts) if len(starts) else tokens

@@ -1,6 +1,6 @@
-"""The split of queries into train, dev and test, and into strata of frequency.
+"""Split of queries into train, dev and test, and into strata by frequency.
 
-A query's side is a function of its text and a salt alone, so new judgements and new logs move no query.
+A query's side depends only on its text and a salt, so new judgements and new logs do not move a query.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CUT = (
 
 
 def hash_position(query_id: str, salt: str) -> float:
-    """Position of a query in hash order, uniform in [0, 1): a function of the query and the salt alone."""
+    """Position of a query in hash order, uniform in [0, 1): it depends only on the query and the salt."""
     digest = hashlib.sha256(f"{salt}:{query_id}".encode()).digest()
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
 
@@ -38,7 +38,7 @@ def sides(position: np.ndarray, config: Prepare) -> np.ndarray:
     """TRAIN, DEV or TEST for each position in hash order.
 
     Test takes the low end and dev the high end, so that changing one share moves no query of the other. Each further
-    draw takes the stretch of the same length above that of the draw before it, and leaves dev where it is.
+    test fold takes the next interval of the same length and leaves dev unchanged.
     """
     low, high = config.test_fold * config.test_share, (config.test_fold + 1) * config.test_share
     is_test = (position >= low) & (position < high)
@@ -46,10 +46,10 @@ def sides(position: np.ndarray, config: Prepare) -> np.ndarray:
 
 
 def strata(impressions: np.ndarray) -> np.ndarray:
-    """Index in STRATA of each query, from how often it was searched.
+    """Index in STRATA of each query, by its number of impressions.
 
-    What counts is the share of impressions that goes to more frequent queries: less than a third, than two thirds, or
-    more. Queries seen equally often share a stratum; on average, half of the others among them come first.
+    The stratum follows from the share of impressions of all more frequent queries: less than one third, less than two
+    thirds, or more. Equally frequent queries share a stratum; half of them are counted as more frequent.
     """
     often, group = np.unique(impressions, return_inverse=True)
     queries = np.bincount(group)
@@ -115,19 +115,19 @@ def split(pair_query: np.ndarray, position: np.ndarray, config: Prepare) -> Spli
 
 
 def near_duplicates(texts: Mapping[str, Sequence[str]], stem: Callable[[str], str]) -> dict[str, Any]:
-    """Queries on different sides that differ in word order, number or spacing alone.
+    """Find queries on different sides that differ only in word order, grammatical number or spacing.
 
     Two queries are near duplicates if their words have the same set of stems, or the same letters and digits
-    in the same order. They are reported and left where they are: moving them would move queries from run to run.
+    in the same order. They are reported but not moved, since moving them would change the splits from run to run.
 
     Args:
-        texts: queries by use: some of train, dev, test, candidates; dev and test are held against the others and each
-            other.
-        stem: gives the stem of a word.
+        texts: queries by use: any of train, dev, test, candidates; dev and test are compared with the others and with
+            each other.
+        stem: returns the stem of a word.
 
     Returns:
-        `pairs`: for each pair of uses how many queries of the first have a near duplicate in the second;
-        `examples`: some of them, first come first.
+        `pairs`: for each pair of uses, the number of queries of the first with a near duplicate in the second;
+        `examples`: the first of them.
     """
     forms: dict[str, dict[str, str]] = {}
     pairs: dict[str, int] = {}
@@ -156,7 +156,7 @@ def near_duplicates(texts: Mapping[str, Sequence[str]], stem: Callable[[str], st
 
 def _forms(query: str, stem: Callable[[str], str]) -> tuple[str, str]:
     words = normalize.words(query)
-    # Numbers have an order of their own: 2 x 4 is not 4 x 2.
+    # The order of numbers matters: 2 x 4 is not 4 x 2.
     order = [word for word in words if word[0].isdigit()]
     return " ".join([*sorted({stem(word) for word in words}), *order]), "".join(normalize.runs(query))
 
@@ -169,7 +169,7 @@ def check_leaks(queries: Mapping[str, Iterable[str]], config: Prepare) -> None:
         config: the split.
 
     Raises:
-        RunStopped: a query's side is not that of its use (candidates are for the train side).
+        RunStopped: a query is not on the side of its use (candidates belong to the train side).
     """
     for use, texts in queries.items():
         allowed = "train" if use == "candidates" else use

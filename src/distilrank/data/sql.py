@@ -11,6 +11,6 @@ def quoted(value: object) -> str:
 
 
 def file_list(paths: Iterable[object]) -> str:
-    """A list literal that names exactly these files: DuckDB takes a file name for a pattern."""
+    """A list literal of exactly these files, escaped since DuckDB treats file names as patterns."""
     names = ("".join(f"[{letter}]" if letter in "*?[" else letter for letter in str(path)) for path in paths)
     return f"[{', '.join(map(quoted, names))}]"

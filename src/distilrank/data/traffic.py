@@ -1,4 +1,4 @@
-"""The two samples of traffic that drift is measured between, with the features that it is measured on."""
+"""The two samples of traffic between which drift is measured, with the features to measure it on."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ HELD_OUT = "held-out queries (dev and test side) stand in for the newest traffic
 
 @dataclass(frozen=True)
 class Traffic:
-    """Two samples of impressions: what drift is measured from, and what is compared with it."""
+    """Two samples of impressions: the reference of drift, and the current one that is compared with it."""
 
     reference: Impressions
     current: Impressions
     basis: str
-    """What the samples are, in one line."""
+    """One line that describes the samples."""
 
     @property
     def samples(self) -> dict[str, Impressions]:
@@ -37,7 +37,7 @@ class Traffic:
 
 
 def sample(corpus: Corpus, config: Prepare) -> Traffic:
-    """Draw both samples: of the two windows, or, where the log has no time, of the train side and the held-out sides.
+    """Draw both samples: from the two windows or, if the log has no times, from the train side and the held-out sides.
 
     Raises:
         InputError: a window of the log is empty.
@@ -58,7 +58,7 @@ def _sample_windows(corpus: Corpus, size: int, generator: np.random.Generator) -
 
 
 def _sample_sides(corpus: Corpus, size: int, generator: np.random.Generator) -> Traffic:
-    """Two samples of one kind of pair, impressions or judged pairs: these differ from each other without any drift."""
+    """Two samples of the same kind of pair, impressions or judged pairs, which differ even without drift."""
     is_held_out = corpus.side != TRAIN
     has_impressions = corpus.impressions > 0
     sides = (~is_held_out, is_held_out)
@@ -72,7 +72,7 @@ def _sample_sides(corpus: Corpus, size: int, generator: np.random.Generator) -> 
 
 
 def _sample_judged(corpus: Corpus, side: np.ndarray, size: int, generator: np.random.Generator) -> Impressions:
-    """Judged pairs of the queries of a side, of unknown rank and click."""
+    """Judged pairs of the queries of a side, with unknown rank and clicks."""
     rows = np.flatnonzero(side[corpus.judged.query])
     pairs = corpus.judged.take(rows[systematic_sample(len(rows), size, generator)])
     unknown = np.full(len(pairs.query), np.nan, np.float32)

@@ -22,33 +22,33 @@ from distilrank.data.sources.base import Log, Source
 from distilrank.data.window import LogWindow, count_rows_by_day, resolve_window
 
 SAMPLE = 100_000
-"""Products that a check of a sample reads at most."""
+"""Most products that a check of a sample reads."""
 FEW = 3
-"""Up to this many files of a log are read in full: a file of searches and one of events belong together."""
+"""Logs of at most this many files are read in full, since a file of searches and one of events belong together."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check found."""
+    """Result of a check."""
 
     problems: Problems
     facts: dict[str, Any]
-    """Counts, and what a sample left unseen, as JSON values."""
+    """Counts, and what a sample did not read, as JSON values."""
 
 
 class _Part:
     """A part of a source: the first products, its judgements of them, and some files of its log.
 
     Args:
-        source: the whole.
+        source: the complete source.
         log: the files to read, instead of the whole log.
-        most: products; 0: all.
+        most: most products to read; 0: all.
     """
 
     def __init__(self, source: Source, log: Log | None, most: int) -> None:
         self._source, self._log, self._most = source, log, most
         self.seen: set[str] | None = None
-        """The products that were read, if not all were."""
+        """The products that were read, unless all were."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)
@@ -74,7 +74,7 @@ class _Part:
 
 
 def _newest(log: Log, data: Any) -> Log:
-    """The last file below each path that the configuration names; files are usually named by day."""
+    """The log with only the last file below each configured path; files are usually named by day."""
     references = [reference for name in ("queries", "events", "logs") if (reference := getattr(data, name, ""))]
     chosen = [
         part
@@ -85,7 +85,7 @@ def _newest(log: Log, data: Any) -> Log:
 
 
 def _readable(log: Log, store: log_store.LogStore, problems: Problems) -> Log:
-    """The log without the files that cannot be read, which become problems."""
+    """The log without unreadable files, which are reported as problems."""
     good = []
     for part in log.parts:
         try:
@@ -97,11 +97,11 @@ def _readable(log: Log, store: log_store.LogStore, problems: Problems) -> Log:
 
 
 def check(config: Config, *, full: bool, schedule_time: str = "") -> Checked:
-    """Run every validation of the data and collect what it finds.
+    """Run all validations of the data and collect the problems.
 
     Args:
         config: the whole configuration; only `data`, `window` and `prepare` matter.
-        full: read everything; else the first products and the newest files of the log, which takes seconds.
+        full: read everything, instead of the first products and the newest files of the log, which takes seconds.
         schedule_time: as for a run.
     """
     problems = Problems(collect=True)
@@ -123,7 +123,7 @@ def _check(
     source: Any = sources.open(config.data)
     source.check(problems)
     if problems.fatal:
-        return  # a file or a column is missing: nothing that could be read would tell more
+        return  # a file or a column is missing, so reading on would report nothing new
     prepare = config.prepare
     log_window = LogWindow()
     log = source.log()
@@ -145,7 +145,7 @@ def _check(
         facts["log_days"] = {"first": str(first), "last": str(last), "days": len(days), "rows": sum(days.values())}
         if whole_log:
             log_window = resolve_window(config.window, schedule_time, days)
-        else:  # the days of these files are all that there is to see
+        else:  # only the days of these files were read
             log_window = LogWindow.of_days(first, last, last + timedelta(days=1))
     source = _Part(source, log, 0 if full else SAMPLE)
     with log_store.connect(folder) as connection:

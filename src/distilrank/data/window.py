@@ -1,4 +1,4 @@
-"""The days of a log, and the two windows of it that a run reads."""
+"""The days of a log, and its two windows that a run reads."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LogWindow:
     newest_start: str = ""
     newest_end: str = ""
     data_digest: str = ""
-    """Digest of all outside data that the windows lead to; empty where it is not recorded."""
+    """Digest of all input data of the windows; empty if it was not recorded."""
 
     @classmethod
     def of_days(cls, reference: date, newest: date, end: date) -> LogWindow:
@@ -50,21 +50,21 @@ class LogWindow:
 
     @property
     def newest_day(self) -> str:
-        """First day of the newest traffic, likewise."""
+        """First day of the newest traffic, YYYY-MM-DD; empty without times."""
         return self.newest_start[:10]
 
     @property
     def end_day(self) -> str:
-        """The day after the last one, likewise."""
+        """Day after the last day of the newest traffic, YYYY-MM-DD; empty without times."""
         return self.newest_end[:10]
 
     def has_day(self, day: str) -> bool:
-        """Whether a day (YYYY-MM-DD) lies in one of the windows; every day does without times."""
+        """Whether a day (YYYY-MM-DD) lies in one of the windows; without times, every day does."""
         return not self.end_day or self.first_day <= day < self.end_day
 
 
 def count_rows_by_day(store: LogStore, log: Log) -> dict[date, int]:
-    """Rows of each day of the log.
+    """Number of rows of each day of the log.
 
     Raises:
         InputError: no row has a time.
@@ -76,13 +76,14 @@ def count_rows_by_day(store: LogStore, log: Log) -> dict[date, int]:
                 rows_by_day[date.fromisoformat(day)] += rows
     if not rows_by_day:
         raise InputError(
-            f"log: none of its {len(log.parts)} files has a row with a time, expected some{_why_untimed(store, log)}"
+            f"log: none of its {len(log.parts)} files has a row with a time, expected at least one"
+            f"{_why_untimed(store, log)}"
         )
     return dict(rows_by_day)
 
 
 def _why_untimed(store: LogStore, log: Log) -> str:
-    """The most frequent problem of the first file that has rows, to be appended to a message."""
+    """The most frequent problem of the first file that has rows, to append to a message."""
     for part, summary in zip(log.parts, store.summaries(log), strict=True):
         if summary["days"]:
             problems = Problems(collect=True)
@@ -96,13 +97,13 @@ def _why_untimed(store: LogStore, log: Log) -> str:
 
 
 def resolve_window(window: Window, schedule_time: str, days: Collection[date]) -> LogWindow:
-    """The windows that a run reads of a log.
+    """Return the windows of a log that a run reads.
 
     Args:
-        window: the configuration. Its `end` is `latest` (the newest day of the log is the last), `schedule` (the day
-            before the schedule time is the last, since that of the schedule time is not over) or a time.
+        window: the configuration. Its `end` is `latest` (the newest day of the log is the last), `schedule` (the last
+            complete day before the schedule time is the last) or a time.
         schedule_time: ISO 8601; empty: now.
-        days: the days of which the log has rows.
+        days: number of rows of each day of the log.
 
     Raises:
         InputError: a window holds no day of the log, or a time is not ISO 8601.
@@ -113,7 +114,7 @@ def resolve_window(window: Window, schedule_time: str, days: Collection[date]) -
         reference_start = newest_start - timedelta(days=window.days)
     except OverflowError:
         raise InputError(
-            f"window: {window.days} and {window.newest_days} days before {end} begin before the calendar does"
+            f"window: {window.days} and {window.newest_days} days before {end} begin before year 1"
         ) from None
     last = _last_plausible_day(days) if window.end == "latest" else max(days)
     spans = {"training window": (reference_start, newest_start), "newest traffic": (newest_start, end)}
@@ -133,7 +134,7 @@ def resolve_window(window: Window, schedule_time: str, days: Collection[date]) -
 
 
 def _resolve_end(end: str, schedule_time: str, days: Collection[date]) -> date:
-    """The day after the last one of the newest traffic."""
+    """The day after the last day of the newest traffic."""
     if end == "latest":
         last = _last_plausible_day(days)
         if max(days) > last:
@@ -148,17 +149,17 @@ def _resolve_end(end: str, schedule_time: str, days: Collection[date]) -> date:
 
 
 def _last_plausible_day(days: Collection[date]) -> date:
-    """The last day up to tomorrow: a shop's clock may be some hours ahead, but a row of next year is a mistake."""
+    """The last day up to tomorrow: a shop's clock may be hours ahead, but a row from next year is an error."""
     tomorrow = datetime.now(UTC).date() + timedelta(days=1)
     return max((day for day in days if day <= tomorrow), default=max(days))
 
 
 def parse_time(text: str, what: str) -> datetime:
-    """A time in ISO 8601, in UTC where it names no zone.
+    """Parse a time in ISO 8601; without a zone, it is UTC.
 
     Args:
         text: the time.
-        what: its name in the message.
+        what: name of the time in the message.
 
     Raises:
         InputError: the text is not a time.

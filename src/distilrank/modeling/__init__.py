@@ -1,1 +1,1 @@
-"""Models as they are read, encoded, run, quantized and scored with."""
+"""Models: loading, encoding, inference, quantization and scoring."""

@@ -1,12 +1,11 @@
 """Low-rank adapters that are folded into the weights once per step, so that they hardly slow a training step.
 
 peft makes, saves and loads the adapters; only the arithmetic of its layers is replaced. A plain LoRA layer computes
-x W^T + s (x A^T) B^T: three matrix products and two additions, the small ones far from what the hardware can do. Here
-W' = W + s B A is made once after each step of the optimizer, and a layer is one product with W'. Going back, the
-gradients of A and B come from four thin products, and never from a dense gradient of W.
-
-The forward pass is that of the merged model to the last bit, so what is trained is what will score. Head and pooler
-train as a whole, in fp32, and are saved so.
+x W^T + s (x A^T) B^T: three matrix products and two additions, of which the small ones use the hardware poorly. Here
+W' = W + s B A is computed once after each optimizer step, and a layer is one product with W'. In the backward pass,
+the gradients of A and B come from four thin products, never from a dense gradient of W. The forward pass is bitwise
+that of the merged model, so the trained model is the one that scores. Head and pooler are trained and saved
+completely, in fp32.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class _FoldedProduct(torch.autograd.Function):
 
 
 class _FoldedLinear(nn.Module):
-    """Stands in for one of peft's layers, and owns its parts."""
+    """Replaces one of peft's layers, and owns its parts."""
 
     folded: Tensor
 
@@ -70,28 +69,28 @@ class _FoldedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.factors
-        # as a matrix: of more dimensions `linear` makes a view, which no model may change in place, as DeBERTa does
+        # as a matrix: with more dimensions, `linear` returns a view, which DeBERTa must not change in place
         rows = _FoldedProduct.apply(x.flatten(0, -2), self.folded, self.layer.base_layer.bias, a, b, self.scale)
         return rows.unflatten(0, x.shape[:-1])
 
 
 def _head(model: PreTrainedModel) -> list[str]:
-    """The modules of head and pooler, which train as a whole: a base without them has random ones to adapt."""
+    """The modules of head and pooler, which are trained completely: a base without them gets random ones."""
     names = [name for name, _ in model.named_parameters() if is_head(model, name)]
     paths = [name[: match.end() - 1] if (match := POOLER.search(name)) else name.partition(".")[0] for name in names]
     return list(dict.fromkeys(paths))
 
 
 class Adapted:
-    """A model whose weights are frozen but for its adapters and its head; or, at rank 0, one that trains as a whole.
+    """A model in which only adapters and head are trained or, at rank 0, all weights.
 
-    `model` is what trains. Call `fold` after each step of the optimizer, and `merged` at the end.
+    `model` is the module to train. Call `fold` after each step of the optimizer, and `merged` at the end.
     """
 
     def __init__(self, model: PreTrainedModel, lora: Lora) -> None:
         """
         Args:
-            model: loaded in the precision that its frozen weights shall have; adapters and head are fp32.
+            model: model in the precision of its frozen weights; adapters and head are fp32.
             lora: rank, scale, targets, variant.
         """
         self.lora = lora
@@ -118,9 +117,9 @@ class Adapted:
             raise InputError(f"teacher.lora.targets {lora.targets!r}: peft cannot adapt them ({reason})") from error
         for parameter in self.model.parameters():
             if parameter.requires_grad:
-                parameter.data = parameter.data.float()  # bf16 would lose the small steps of the optimizer
+                parameter.data = parameter.data.float()  # bf16 would lose small optimizer steps
         layers = {name: layer for name, layer in self.model.named_modules() if isinstance(layer, BaseTunerLayer)}
-        # those of embeddings are others, and GPT-2's Conv1D holds its weights the other way round
+        # embeddings have other adapters, and GPT-2's Conv1D has transposed weights
         linear = all(
             type(layer) is LoraLinear and isinstance(layer.get_base_layer(), nn.Linear) for layer in layers.values()
         )
@@ -131,7 +130,7 @@ class Adapted:
 
     @property
     def folds(self) -> bool:
-        """Whether adapters are folded: then the forward pass needs no autocast."""
+        """Whether adapters are folded; the forward pass then needs no autocast."""
         return bool(self._folded)
 
     def _replace(self, name: str, module: nn.Module) -> None:
@@ -140,19 +139,19 @@ class Adapted:
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Bring the folded weights up to date with the adapters."""
+        """Update the folded weights from the adapters."""
         for layer in self._folded.values():
             layer.fold()
 
     def trained(self) -> dict[str, Tensor]:
-        """The weights that train, by name."""
+        """The trained weights by name."""
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
     def merged(self, adapter: Path | None) -> PreTrainedModel:
-        """The plain model with its adapters in its weights; they are saved to `adapter` first, as peft loads them.
+        """Return the plain model with merged adapters, which are first saved to `adapter` in peft's format.
 
-        Folded weights are used as they are, so that the merged model is the one that trained, to the last bit. The
-        object must not be used after it.
+        Folded weights are used unchanged, so the merged model is bitwise the trained one. Do not use the object
+        afterwards.
         """
         if not isinstance(self.model, PeftModel):
             return self.model
@@ -160,7 +159,7 @@ class Adapted:
             self._replace(name, folded.layer)
         if adapter is not None:
             self.model.save_pretrained(adapter, safe_serialization=True)
-            config = artifacts.read_json(adapter / "adapter_config.json")  # peft keeps the names in a set
+            config = artifacts.read_json(adapter / "adapter_config.json")  # peft stores the names as a set
             if isinstance(config["target_modules"], list):  # a regular expression is one string
                 config["target_modules"] = sorted(config["target_modules"])
             artifacts.write_json(adapter / "adapter_config.json", config)

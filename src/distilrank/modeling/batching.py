@@ -1,4 +1,4 @@
-"""Batches by token budget; units of similar length share a batch, so that there is little padding."""
+"""Batches by token budget; units of similar length share a batch, which keeps padding low."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-CHUNK = 64  # batches whose units are sorted together when training: wide enough to save padding, random enough to learn
+CHUNK = 64  # batches whose units are sorted together in training: a trade-off of padding and randomness
 
 
 def pack_by_tokens(order: np.ndarray, lengths: np.ndarray, rows: np.ndarray, budget: int) -> list[np.ndarray]:
@@ -59,7 +59,7 @@ def random_batches(
     Args:
         lengths: tokens of each row, shape (n,).
         budget: most tokens of a batch.
-        groups: rows of the same number stay together, shape (n,); None: each row is drawn separately.
+        groups: rows with the same number stay together, shape (n,); None: each row is drawn separately.
     """
     order = rng.permutation(len(lengths))
     if groups is not None and len(order):
@@ -68,7 +68,7 @@ def random_batches(
 
 
 def by_length(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Batches of single rows, longest first (a batch that does not fit into memory shows at once)."""
+    """Batches of single rows, longest first (so that a batch that does not fit into memory fails early)."""
     order = np.argsort(-lengths, kind="stable")
     return pack_by_tokens(order, lengths, np.ones_like(lengths), budget)
 

@@ -21,7 +21,7 @@ from distilrank.modeling.neighbors import normalize
 
 CHUNK = 8192  # texts tokenized, and sorted by length, at a time
 BATCH_TOKENS = 2048  # of one call of the network, padding included; larger batches leave the processor's cache
-MODULES = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers; others, such as Dense, change vectors
+MODULES = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers; others, such as Dense, change the vectors
 POOLINGS = {"mean": "mean", "pooling_mode_mean_tokens": "mean", "cls": "cls", "pooling_mode_cls_token": "cls"}
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -64,7 +64,7 @@ class Retriever:
         dimension: of the vectors.
 
     Raises:
-        InputError: no such model, not a BERT, no tokenizer.json, or something in it that is not supported.
+        InputError: no such model, not a BERT, no tokenizer.json, or an unsupported setting.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Retriever:
             mask[row, : len(tokens)] = 1
         values = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
         (hidden_states,) = self._session.run([self._output], {name: values[name] for name in self._inputs})
-        # The length is normalized away, so that a sum does for a mean.
+        # Vectors are normalized, so the sum is as good as the mean.
         return normalize(
             hidden_states[:, 0] if self._pooling == "cls" else (mask[:, None].astype(np.float32) @ hidden_states)[:, 0]
         )

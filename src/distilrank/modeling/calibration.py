@@ -1,6 +1,6 @@
-"""From a model's raw logit to a probability of relevance, fitted on held-out judgements.
+"""Calibration: maps a model's raw logit to a probability of relevance, fitted on held-out judgements.
 
-Only fitting needs scipy and scikit-learn, which are imported there: a service applies what was fitted without them.
+Only fitting imports scipy and scikit-learn; applying a fitted calibration does not need them.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from distilrank.core import artifacts
 EDGE = 1e-3  # a probability of exactly 0 or 1 has no finite logit
 FOLDS = 5
 MIN_QUERIES, MIN_ROWS = 20, 200
-"""With less than either, `auto` does not compare: a curve of steps would fit noise, and so would the comparison."""
+"""With less than either, `auto` does not compare, since a step curve and the comparison would fit noise."""
 TAIL = 0.1
 """Slope of an isotonic curve beyond its outer blocks, as a share of the sigmoid's."""
 
 
 def fit(method: str, logits: np.ndarray, targets: np.ndarray, groups: np.ndarray | None = None) -> dict[str, Any]:
-    """Fit a calibration, as a JSON value that `probability` takes.
+    """Fit a calibration as a JSON value for `probability`.
 
     `auto` takes isotonic only where its log loss on queries left out of the fit is lower than Platt's by more than one
     standard error of that difference over queries (the rule of Breiman et al. 1984), since Platt has two parameters.
-    The log loss, unlike Brier, feels an error near 0 and 1 as strongly as the logits that a student learns from. What
-    it saw is in `chosen_by`: rows and queries and, if there were enough of them, the measures of both methods.
+    The log loss, unlike Brier, feels an error near 0 and 1 as strongly as the logits that a student learns from.
+    `chosen_by` records rows and queries and, if there are enough of them, the metrics of both methods.
 
     Args:
         method: `platt` (a sigmoid of a line; Platt 1999), `isotonic` (a monotone curve through block centers), `auto`
             or `none`.
         logits: raw scores, shape (n,).
         targets: soft targets in [0, 1], shape (n,).
-        groups: what is left out together, shape (n,): the query of each row; None: each row separately.
+        groups: rows that are left out together, shape (n,), such as the query of each row; None: each row separately.
     """
     if method == "none":
         return {"method": "none"}
@@ -47,9 +47,9 @@ def fit(method: str, logits: np.ndarray, targets: np.ndarray, groups: np.ndarray
 def out_of_fold(method: str, logits: np.ndarray, targets: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
     """Probabilities of rows by calibrations that were fitted without their query, float64, shape (n,).
 
-    Measured on the rows that it was fitted on, a calibration looks too good, a flexible one most of all. The five folds
-    follow from the digest of the group, so they do not depend on the row order. A single group cannot be left out, and
-    is predicted by its own fit.
+    On the rows of its fit, a calibration looks too good, especially a flexible one. The five folds are derived from
+    the digest of the group, so they do not depend on row order. A single group cannot be left out, so its rows are in
+    its own fit.
 
     Args: as for `fit`.
     """
@@ -82,7 +82,7 @@ def probability(calibration: dict[str, Any], logits: np.ndarray) -> np.ndarray:
 
 
 def calibrated_logit(calibration: dict[str, Any], logits: np.ndarray) -> np.ndarray:
-    """The logit of the calibrated probability, within +-6.9 (probabilities from .001 to .999)."""
+    """The logit of the calibrated probability, within +-6.9 (probabilities from 0.001 to 0.999)."""
     return _logit(np.clip(probability(calibration, logits), EDGE, 1 - EDGE))
 
 
@@ -97,10 +97,10 @@ def _logit(probability: np.ndarray) -> np.ndarray:
 def _platt(logits: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
     from sklearn.linear_model import LogisticRegression
 
-    # Platt's own priors: without them, logits that tell all targets apart would have an infinite slope.
+    # Platt's priors: without them, perfectly separating logits would have an infinite slope.
     positive, negative = targets.sum(), (1 - targets).sum()
     targets = targets * (positive + 1) / (positive + 2) + (1 - targets) / (negative + 2)
-    # A soft target y is y positives and 1 - y negatives: scikit-learn takes classes with weights.
+    # scikit-learn takes weighted classes, so a soft target y is a positive of weight y and a negative of weight 1 - y.
     rows = np.concatenate([logits, logits])[:, None]
     classes = np.repeat([1, 0], len(logits))
     weights = np.concatenate([targets, 1 - targets])
@@ -109,12 +109,12 @@ def _platt(logits: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
 
 
 def _isotonic(logits: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
-    """Centred isotonic regression (Oron, Flournoy 2017): straight lines between the centers of the pooled blocks.
+    """Centered isotonic regression (Oron, Flournoy 2017): straight lines between the centers of the pooled blocks.
 
     The usual curve is flat on each block, where it would wipe out the teacher's margins. This one rises everywhere
     within one range of the logits beyond either end of them: past the outer centers by a tenth of Platt's slope, since
     judgements show no slope there, but candidates differ. Half a judgement at either end speaks against it, so that a
-    few zeros are not taken for a probability of 0; what remains is squeezed into [.002, .998].
+    few zeros are not taken for a probability of 0; what remains is squeezed into [0.002, 0.998].
     """
     from scipy.optimize import isotonic_regression
 
@@ -124,7 +124,7 @@ def _isotonic(logits: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
     total[0] += 0.5
     pooled = isotonic_regression(total / weight, weights=weight)
     starts = pooled.blocks[:-1]
-    starts = starts[np.diff(pooled.x[starts], prepend=-1) > 1e-9]  # equal means may differ by a rounding
+    starts = starts[np.diff(pooled.x[starts], prepend=-1) > 1e-9]  # equal means may differ by rounding
     rows = np.add.reduceat(weight, starts)
     x, y = np.add.reduceat(values * weight, starts) / rows, np.add.reduceat(total, starts) / rows
     y = 2 * EDGE + (1 - 4 * EDGE) * y
@@ -149,7 +149,7 @@ def _folds(groups: np.ndarray) -> np.ndarray:
 
 
 def _compare(logits: np.ndarray, targets: np.ndarray, groups: np.ndarray | None) -> dict[str, Any]:
-    """Platt and isotonic on queries left out of their fit, and how sure the difference in log loss is."""
+    """Compare Platt and isotonic on queries left out of the fit, with the standard error of the difference."""
     groups = _groups(groups, len(logits))
     _, query = np.unique(groups, return_inverse=True)
     queries = int(query.max()) + 1
@@ -159,7 +159,7 @@ def _compare(logits: np.ndarray, targets: np.ndarray, groups: np.ndarray | None)
     held_out = {method: out_of_fold(method, logits, targets, groups) for method in ("platt", "isotonic")}
     losses = {}
     for method, estimate in held_out.items():
-        estimate = np.clip(estimate, EDGE, 1 - EDGE)  # as a student is shown them
+        estimate = np.clip(estimate, EDGE, 1 - EDGE)  # as student targets
         losses[method] = -targets * np.log(estimate) - (1 - targets) * np.log(1 - estimate)
     gains = losses["platt"] - losses["isotonic"]
     by_query = np.bincount(query, gains - gains.mean())  # rows of one query are not independent draws

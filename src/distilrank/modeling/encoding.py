@@ -25,18 +25,18 @@ from distilrank.core import artifacts
 from distilrank.core.errors import InputError, one_line
 
 NESTED_POSITIONS = 8192
-"""Tokens that a model with a nested configuration takes where that leaves them out, as it may: all take more."""
+"""Maximum length of a model whose nested configuration omits it; all such models accept more."""
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 """Names of a model's inputs, the last one for models with segments only."""
-MIN_PRODUCT_TOKENS = 8  # kept of a product if its query alone fills `max_tokens`
+MIN_PRODUCT_TOKENS = 8  # tokens of a product to keep if its query alone fills `max_tokens`
 CHARACTERS_PER_TOKEN = 32
-"""Most characters of a text that are tokenized for each token that the model may read of it.
+"""Most characters of a text to tokenize per token that the model may read of it.
 
-Ordinary text has two to five characters a token and no wordpiece of BERT has more than eighteen. The margin is for what
-a normalizer drops (control characters, accents) and for unknown words, which are one token however long they are.
+Ordinary text has two to five characters per token, and no wordpiece of BERT has more than eighteen. The margin covers
+characters that a normalizer drops (control characters, accents) and unknown words, which are one token of any length.
 """
 TOKENIZED_CHARACTERS = 2**18
-"""Characters that are tokenized in one call: the library takes about 140 bytes for each until its result is copied."""
+"""Characters to tokenize in one call: the library needs about 140 bytes per character until its result is copied."""
 
 ENCODERS = frozenset(
     "albert bert big_bird camembert convbert data2vec-text deberta deberta-v2 distilbert electra ernie eurobert "
@@ -44,17 +44,17 @@ ENCODERS = frozenset(
     "nystromformer rembert roberta roberta-prelayernorm roformer squeezebert xlm xlm-roberta xlm-roberta-xl xmod "
     "yoso".split()
 )
-"""Values of `model_type` in config.json that are encoders of text; all others are taken for decoders."""
+"""Values of `model_type` in config.json that are encoders of text; all others are treated as decoders."""
 OFFSET_POSITIONS = frozenset(
     "camembert data2vec-text ibert longformer luke mpnet roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl "
     "xmod".split()
 )
-"""Those whose first token has the position pad_token_id + 1, so that the positions before it are lost."""
+"""Encoders whose first token has the position pad_token_id + 1, so that earlier positions are unused."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens of pairs, one after the other without padding: four bytes a token where Python's lists take forty."""
+    """Tokens of pairs, concatenated without padding: four bytes per token, instead of forty in Python lists."""
 
     ids: np.ndarray
     """int32, shape (tokens,)"""
@@ -75,7 +75,7 @@ class Tokens:
         types: Sequence[Sequence[int]] | None = None,
         truncated: int = 0,
     ) -> Tokens:
-        """Tokens of one sequence a pair, and the pair's query."""
+        """Build from one sequence of token ids per pair, and the pair's query."""
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         starts = np.concatenate([[0], np.cumsum(lengths)])
 
@@ -104,7 +104,7 @@ class Tokens:
         return Tokens(self.ids[source], starts, self.queries[pairs], types)
 
     def padded(self, pairs: np.ndarray, pad_token: int) -> dict[str, np.ndarray]:
-        """The pairs padded on the right to their longest, under the names that models know.
+        """Pad the pairs on the right to the longest; keys are the models' input names.
 
         Returns:
             `input_ids`, `attention_mask` and, for models with segments, `token_type_ids`: int64, shape
@@ -147,7 +147,7 @@ def is_encoder(folder: Path) -> bool:
 
 
 def require_encoder(folder: Path) -> None:
-    """Refuse a student that is no encoder.
+    """Refuse a student that is not an encoder.
 
     Raises:
         InputError: naming the model's type.
@@ -165,10 +165,10 @@ ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is known of a model's inputs beside tokenizer.json.
+    """Properties of a model's inputs that are not in tokenizer.json.
 
-    Of a folder that a stage of ours saved, `read` finds all of it in the folder's JSON. Of any other model's folder,
-    the JSON leaves out what is the default in transformers, see `pretrained.inputs`.
+    For a folder that a stage saved, `read` finds all of them in the folder's JSON. The JSON of other models omits
+    defaults of transformers, see `pretrained.inputs`.
     """
 
     config: Mapping[str, Any]
@@ -176,11 +176,11 @@ class Inputs:
     special_tokens: Mapping[str, str]
     """The tokenizer's special tokens by role, one of ROLES."""
     names: tuple[str, ...] | None = None
-    """Names of the arrays that the model gets; None: all that it takes."""
+    """Names of the arrays passed to the model; None: all that it accepts."""
 
     @classmethod
     def read(cls, folder: Path) -> Inputs:
-        """What the JSON files of `folder` say; older models keep special tokens in a file of their own."""
+        """Read the JSON files of `folder`; older models store special tokens in a separate file."""
         paths = [folder / name for name in ("special_tokens_map.json", "tokenizer_config.json")]
         settings = {
             name: value
@@ -199,7 +199,7 @@ def load_tokenizer(folder: Path, special_tokens: Iterable[str] = ()) -> Tokenize
     """The tokenizer in `folder`, which neither pads nor truncates.
 
     Args:
-        special_tokens: those that a base model's tokenizer.json need not list; transformers adds them, too.
+        special_tokens: tokens that a base model's tokenizer.json may omit; transformers adds them too.
 
     Raises:
         InputError: no tokenizer.json, or it cannot be read.
@@ -209,7 +209,7 @@ def load_tokenizer(folder: Path, special_tokens: Iterable[str] = ()) -> Tokenize
         raise InputError(f"{path}: no such file, expected the tokenizer beside the model (tokenizers' own format)")
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises no narrower one
+    except Exception as error:  # the library raises nothing narrower
         raise InputError(f"{path}: not a tokenizer ({one_line(error)})") from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -220,7 +220,7 @@ def load_tokenizer(folder: Path, special_tokens: Iterable[str] = ()) -> Tokenize
 
 
 def _pad_token_id(folder: Path, tokenizer: Tokenizer, inputs: Inputs) -> int:
-    """What to pad with: the pad token, or the end token where there is none."""
+    """Return the padding token: the pad token or, without one, the end token."""
     token = inputs.special_tokens.get("pad_token", inputs.special_tokens.get("eos_token"))
     token_id = inputs.config.get("pad_token_id") if token is None else tokenizer.token_to_id(token)
     if not isinstance(token_id, int) or token_id < 0 or tokenizer.id_to_token(token_id) is None:
@@ -235,7 +235,7 @@ def text_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _positions(path: Path, config: Mapping[str, Any]) -> int:
-    """Most tokens that the model of `config` takes."""
+    """Most tokens that the model of `config` accepts."""
     positions = config.get("max_position_embeddings", config.get("n_positions"))
     if not isinstance(positions, int) or positions < 1:
         raise InputError(
@@ -252,7 +252,7 @@ def _positions(path: Path, config: Mapping[str, Any]) -> int:
 def special_tokens(tokenizer: Tokenizer) -> re.Pattern[str]:
     """A pattern that finds the tokenizer's special tokens in raw text."""
     special = (token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special)
-    # a token of one character has no inside to put a blank into
+    # a token of one character cannot be split by a blank
     tokens = sorted((token for token in special if len(token) > 1), key=len, reverse=True)
     return re.compile("|".join(re.escape(token) for token in tokens) or r"(?!)")
 
@@ -265,7 +265,7 @@ def neutralize(text: str, special: re.Pattern[str]) -> str:
         'sofa [ SEP] red'
     """
     previous = None
-    while previous != text:  # a blank may have brought another token together, in theory
+    while previous != text:  # in theory, a blank may form another token
         previous, text = text, special.sub(lambda match: match[0][0] + " " + match[0][1:], text)
     return text
 
@@ -276,10 +276,10 @@ class Encoder(ABC):
     Args:
         folder: `config.json` and `tokenizer.json` are read, and the tokenizer's settings if there are any.
         text: how a pair is shown to the model.
-        inputs: None: as the folder's JSON says.
+        inputs: properties of the inputs; None: read from the folder's JSON.
 
     Raises:
-        InputError: one of them is missing or unreadable, the two do not fit each other, there is nothing to pad with,
+        InputError: one of them is missing or unreadable, they do not fit each other, there is no padding token,
             or `text` leaves no room for a query.
     """
 
@@ -296,7 +296,8 @@ class Encoder(ABC):
             inputs.names is None or "token_type_ids" in inputs.names
         )
         self._vocabulary_size = config.get("vocab_size")
-        # No text has a special token that is neutralized in it: <image_soft_token> of Gemma 3 has no embedding.
+        # Neutralized texts contain no special token, so Gemma 3's <image_soft_token>, which has no embedding, is
+        # harmless.
         added = self.tokenizer.get_added_tokens_decoder()
         absent = {number for number, token in added.items() if self.special.fullmatch(token.content)}
         self._require_embeddings(set(self.tokenizer.get_vocab().values()) - absent)
@@ -323,10 +324,10 @@ class Encoder(ABC):
         """
 
     def render(self, columns: Mapping[str, Sequence[str | None]]) -> list[str]:
-        """One string a product: its non-empty fields in order, neutralized, within budget, joined by the separator.
+        """Render one string per product: its non-empty fields in order, neutralized, within budget, and joined.
 
         Args:
-            columns: values by field, each of shape (n,); fields that `text` does not name are not looked at.
+            columns: values by field, each of shape (n,); fields that `text` does not name are ignored.
         """
         shown = []
         for name in self.text.fields:
@@ -336,10 +337,10 @@ class Encoder(ABC):
         return [self.text.separator.join(filter(None, row)) for row in zip(*shown, strict=True)]
 
     def cut(self, field: ProductField, value: str | None) -> str:
-        """The part of a field that the model can read at most, its runs of white space made one blank.
+        """Shorten a field to the part that the model can read at most, with runs of white space collapsed.
 
-        The rest costs time and memory to tokenize and is dropped after it. Idempotent; scores of the cut value are
-        those of `value` while its tokens have at most CHARACTERS_PER_TOKEN characters on average.
+        Tokenizing the rest would cost time and memory for tokens that are dropped. Idempotent; scores of the cut value
+        are those of `value` while its tokens have at most CHARACTERS_PER_TOKEN characters on average.
         """
         if not value:
             return ""
@@ -349,7 +350,7 @@ class Encoder(ABC):
 
     def _within(self, values: list[str], budget: int) -> list[str]:
         """Each text cut after its first `budget` tokens."""
-        long = [row for row, value in enumerate(values) if len(value) > budget]  # no token is shorter than a character
+        long = [row for row, value in enumerate(values) if len(value) > budget]  # a token has at least one character
         shortened = list(values)
         encodings = self.tokenizer.encode_batch([values[row] for row in long], add_special_tokens=False)
         for row, encoding in zip(long, encodings, strict=True):
@@ -381,8 +382,8 @@ class Encoder(ABC):
 class PairEncoder(Encoder):
     """(query, product) as two segments, for encoders.
 
-    Both are tokenized apart, so that the tokens of either can be kept, and joined as the tokenizer itself does it: by
-    what its post-processor puts before, between and after them.
+    They are tokenized separately, so that tokens can be reused, and joined as by the tokenizer: with the tokens that
+    its post-processor puts before, between and after them.
     """
 
     def __init__(self, folder: Path, text: Text, inputs: Inputs | None = None) -> None:
@@ -397,7 +398,7 @@ class PairEncoder(Encoder):
         probe = self.tokenizer.encode("red sofa", "blue lamp")
         segment = [-1 if index is None else index for index in probe.sequence_ids]
         if 0 not in segment or 1 not in segment:
-            raise InputError(f"{path}: gives no tokens for 'red sofa' and 'blue lamp', expected some for each")
+            raise InputError(f"{path}: returns no tokens for 'red sofa' or 'blue lamp', expected some for each")
         ends = [end for index in (0, 1) for end in (segment.index(index), len(segment) - segment[::-1].index(index))]
         if ends != sorted(ends):
             raise InputError(f"{path}: puts the product before the query, expected a pair in its order")
@@ -409,7 +410,7 @@ class PairEncoder(Encoder):
         """Token ids of texts by themselves, without special tokens of the model's own: int32 each."""
         ends = np.cumsum([len(text) for text in texts])
         ids: list[np.ndarray] = []
-        while len(ids) < len(texts):  # each call takes at least one text, however long
+        while len(ids) < len(texts):  # each call takes at least one text, of any length
             first = len(ids)
             end = int(np.searchsorted(ends, (ends[first - 1] if first else 0) + TOKENIZED_CHARACTERS, side="right"))
             part = list(texts[first : max(end, first + 1)])
@@ -424,7 +425,7 @@ class PairEncoder(Encoder):
     def join(
         self, queries: Sequence[str], query_of: np.ndarray, products: Sequence[np.ndarray], product_of: np.ndarray
     ) -> Tokens:
-        """Tokens of pairs whose products are tokenized.
+        """Tokens of pairs with tokenized products.
 
         Args:
             queries: distinct queries, neutralized.
@@ -476,7 +477,7 @@ class PromptEncoder(Encoder):
         (prompt,) = self._tokenize([self._prompt("red sofa", "blue lamp")])
         special = [number for number, token in self.tokenizer.get_added_tokens_decoder().items() if token.special]
         for number in (self.pad_token_id, *special):
-            # one of a single character may be the end of a query
+            # a token of a single character may be the end of a query
             if number != prompt[-1] and len(str(self.tokenizer.id_to_token(number))) > 1:
                 return number
         raise InputError(
@@ -504,7 +505,7 @@ class PromptEncoder(Encoder):
         ends = [end for _, end in self.tokenizer.encode(product, add_special_tokens=False).offsets]
         keep = len(ends)
         while True:
-            # cutting at a token's end may change how the rest is split, hence the loop
+            # cutting at the end of a token may change the tokenization of the rest, hence the loop
             keep = max(keep - max(tokens - self.max_tokens, 1), min(MIN_PRODUCT_TOKENS, len(ends)))
             (ids,) = self._tokenize([self._prompt(query, product[: ends[keep - 1]] if keep else "")])
             tokens = len(ids)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-BLOCK = 1 << 24  # numbers of vectors, and of scores, that a search holds at a time: 64 MiB each
+BLOCK = 1 << 24  # numbers in a block of vectors and in a block of scores: 64 MiB each
 SLACK = 1e-5  # above the error of a float32 dot product of unit vectors, about 1e-6 for a thousand dimensions
 
 

@@ -15,8 +15,10 @@ from distilrank.modeling import batching
 from distilrank.modeling.encoding import INPUTS, Tokens
 
 FILES = {"onnx": "onnx/model.onnx", "onnx-int8": "onnx/model_qint8_avx512_vnni.onnx"}
-"""What each backend reads of a student's folder, by sentence-transformers' names. onnxruntime fuses operators itself
-when it loads a graph; one that was fused beforehand is no faster on processors."""
+"""File that each backend reads in a student's folder, by sentence-transformers' names.
+
+onnxruntime fuses operators when it loads a graph; a graph that is already fused is no faster on CPUs.
+"""
 BATCH_TOKENS = 512
 """Most tokens of a batch: the activations of a layer then fit into a core's cache; larger batches are slower."""
 MIN_BATCH_TOKENS = 128
@@ -44,7 +46,7 @@ class OnnxBackend:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors only, which are raised anyway
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.enable_mem_pattern = False  # otherwise one is kept for every shape that occurs
+        options.enable_mem_pattern = False  # otherwise a memory pattern is kept for every shape
         if not path.is_file():
             raise InputError(
                 f"{path}: no such file, which the backend {name} reads; the student stage exports it, and "
@@ -52,7 +54,7 @@ class OnnxBackend:
             )
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's own exceptions have no common base but this
+        except Exception as error:  # onnxruntime's exceptions have no narrower common base
             raise InputError(f"{path}: not a readable ONNX model ({one_line(error)})") from None
         self._inputs = [item.name for item in self._session.get_inputs()]
         outputs = self._session.get_outputs()
@@ -92,5 +94,5 @@ class OnnxBackend:
         return logits
 
     def describe(self) -> str:
-        """One line for people."""
+        """A readable description in one line."""
         return f"onnxruntime {onnxruntime.__version__} on cpu, {self.path.name}, {self.threads} threads"

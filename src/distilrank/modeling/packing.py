@@ -45,7 +45,7 @@ class Packed:
     mask: Tensor
     """0 where a token may see a key, else -inf: float32, shape (segments, 1, longest, longest with shared), or with 1
     for longest where all tokens of a segment see the same."""
-    places: Tensor
+    slots: Tensor
     """Index of each token among the positions of all segments, int64, shape (tokens,)."""
     read: Tensor
     """The token of each pair whose state is its result, the last one of a decoder and the first one of an encoder:
@@ -79,7 +79,7 @@ def pack_encoder_batch(tokens: Tokens, rows: np.ndarray) -> Packed:
         queries=token,
         keys=token,
         mask=torch.from_numpy(mask)[:, None, None],
-        places=torch.from_numpy(pair * longest + inside),
+        slots=torch.from_numpy(pair * longest + inside),
         read=torch.from_numpy(offset[:-1]),
         types=None if tokens.types is None else torch.from_numpy(tokens.types[source].astype(np.int64))[None],
     )
@@ -93,9 +93,9 @@ def pack_decoder_batch(tokens: Tokens, rows: np.ndarray) -> Packed:
     order = np.argsort(tokens.queries[rows], kind="stable")
     begins, lengths = tokens.starts[rows][order], tokens.lengths[rows][order]
     shared = _shared_prefixes(tokens, rows[order])
-    heads = np.flatnonzero(shared.first & (shared.length > 0))  # a separate segment for what the others share
+    heads = np.flatnonzero(shared.first & (shared.length > 0))  # a separate segment for each shared prefix
 
-    # segments: first all shared beginnings, then the rest of each pair
+    # segments: first all shared prefixes, then the rest of each pair
     parent = np.where(shared.length > 0, np.searchsorted(heads, shared.leader), -1)
     start = np.concatenate([begins[heads], begins + shared.length])
     length = np.concatenate([shared.length[heads], lengths - shared.length])
@@ -111,7 +111,7 @@ def pack_decoder_batch(tokens: Tokens, rows: np.ndarray) -> Packed:
     queries = offset[:-1, None] + np.minimum(column, length[:, None] - 1)
     own = np.clip(key - before[:, None], 0, length[:, None] - 1)
     keys = np.where(key < before[:, None], offset[parent][:, None] + key, offset[:-1, None] + own)
-    # places beyond a segment's end see what its last token sees: their results are never read
+    # positions beyond a segment's end attend like its last token; their results are never read
     visible = before[:, None] + np.minimum(column, length[:, None] - 1)
     last = np.empty(len(rows), np.int64)
     last[order] = (offset[1:] - 1)[len(heads) :]
@@ -121,7 +121,7 @@ def pack_decoder_batch(tokens: Tokens, rows: np.ndarray) -> Packed:
         queries=torch.from_numpy(queries),
         keys=torch.from_numpy(keys),
         mask=torch.from_numpy(np.where(key[None] <= visible[:, :, None], np.float32(0), -np.float32(np.inf)))[:, None],
-        places=torch.from_numpy(segment * longest + inside),
+        slots=torch.from_numpy(segment * longest + inside),
         read=torch.from_numpy(last),
     )
 
@@ -131,11 +131,11 @@ class _SharedPrefixes:
     """For each of a batch's pairs, sorted by query."""
 
     length: np.ndarray
-    """How many tokens it has in common with all pairs of its query; 0 where it is alone."""
+    """Number of tokens that it shares with all pairs of its query; 0 if it is alone."""
     leader: np.ndarray
     """The first pair of its query."""
     first: np.ndarray
-    """Whether it is that itself."""
+    """Whether it is itself the first pair of its query."""
 
 
 def _shared_prefixes(tokens: Tokens, rows: np.ndarray) -> _SharedPrefixes:
@@ -168,7 +168,7 @@ def attend(
 
     Args:
         query: shape (1, heads, tokens, width); `key` and `value`: (1, key heads, tokens, width).
-        kwargs: `queries`, `keys`, `mask` and `places` of a Packed among them.
+        kwargs: `queries`, `keys`, `mask` and `slots` of a Packed among them.
     """
     window = kwargs.get("sliding_window")
     keys, queries, mask = kwargs["keys"], kwargs["queries"], kwargs["mask"]
@@ -193,12 +193,12 @@ def attend(
         weights = weights.view(segments, key_heads, -1, k.shape[2])
         out = torch.matmul(weights, v).view(segments, key_heads, per_key, longest, width).permute(0, 3, 1, 2, 4)
     flat = out.reshape(segments * longest, heads, width)
-    return flat.index_select(0, kwargs["places"])[None], None
+    return flat.index_select(0, kwargs["slots"])[None], None
 
 
 def _take(states: Tensor, token: Tensor) -> Tensor:
-    """States of shape (1, heads, tokens, width) at tokens of shape (segments, places), in the shape of `at` and on."""
-    # index_select's backward adds whole rows, that of plain indexing sorts every index first
+    """Select states at token indices of shape (segments, longest) from an array of shape (1, heads, tokens, width)."""
+    # the backward of index_select adds whole rows, that of plain indexing sorts all indices first
     return states[0].transpose(0, 1).index_select(0, token.flatten()).unflatten(0, token.shape)
 
 
@@ -228,8 +228,8 @@ def logits(model: nn.Module, tokens: Tokens, rows: np.ndarray, device: torch.dev
 
 
 def _segments(batch: Packed, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What `attend` takes beside the states."""
-    return {"queries": batch.queries, "keys": batch.keys, "mask": batch.mask.to(dtype), "places": batch.places}
+    """Arguments of `attend` besides the states."""
+    return {"queries": batch.queries, "keys": batch.keys, "mask": batch.mask.to(dtype), "slots": batch.slots}
 
 
 def _encode(classifier: nn.Module, batch: Packed) -> Tensor:

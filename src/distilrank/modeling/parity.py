@@ -1,4 +1,4 @@
-"""Proof, on every run, that a saved model scores as the trained one did: here, in onnxruntime, in plain transformers.
+"""Checks on every run that a saved model scores like the trained one: here, in onnxruntime and in plain transformers.
 
 Tokens are compared before anything is trained, scores once the model is saved. Pairs of the dev split are mixed with
 text that libraries read in different ways: case, accents, symbols that Unicode normalization rewrites, other scripts,
@@ -50,7 +50,7 @@ TEXTS = (
 def sample(encoder: PairEncoder, dev: pa.Table) -> pa.Table:
     """Pairs to compare on: the first ones of `dev` and odd text, with the columns that the encoder reads.
 
-    Without queries that take more than half of the tokens: other libraries shorten those, too, and leave fewer than
+    Queries of more than half of the tokens are left out: other libraries shorten them too, and leave fewer than
     MIN_PRODUCT_TOKENS of a product.
     """
     fields = encoder.text.fields
@@ -69,13 +69,13 @@ def sample(encoder: PairEncoder, dev: pa.Table) -> pa.Table:
 
 
 def check(encoder: PairEncoder, model: PreTrainedModel, dev: pa.Table) -> None:
-    """Check, before a training, the part of the agreement that does not depend on it.
+    """Check, before training, the part of the agreement that does not depend on it.
 
-    Transformers has to read from the tokenizer, as it will be saved, the tokens that `encoder` gives; and in fp32 the
-    score of a pair must not depend on what else is in its batch, as it does where a model looks at padding.
+    The saved tokenizer must give the same tokens in transformers as in `encoder`. In fp32, the score of a pair must
+    not depend on the rest of its batch, as it would if the model attended to padding.
 
     Raises:
-        InputError: either does not hold.
+        InputError: one of these does not hold.
     """
     table = sample(encoder, dev)
     tokens, pairs = encode_table(encoder, table, encoder.text), _pairs(encoder, table)
@@ -114,13 +114,13 @@ def prove(
 
     Args:
         folder: with ONNX files if they were exported.
-        model: what was trained, still in memory, with weights in fp32; it is moved to the CPU.
-        encoder: with which it was trained.
-        dev: pairs to compare on, beside odd text.
+        model: the trained model in memory, with fp32 weights; it is moved to the CPU.
+        encoder: encoder of the training.
+        dev: pairs to compare on, besides unusual text.
         compute: threads.
 
     Returns:
-        What parity.json holds: the largest difference of each way to score.
+        Content of parity.json: the largest difference of each way to score.
 
     Raises:
         RunStopped: a difference is above BOUND.
@@ -173,7 +173,7 @@ def _pairs(encoder: PairEncoder, table: pa.Table) -> list[tuple[str, str]]:
 
 
 def _transformers(folder: Path, pairs: list[tuple[str, str]]) -> np.ndarray:
-    """Logits of pairs, the longest last, by nothing but transformers."""
+    """Logits of pairs, the longest last, by transformers alone."""
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
     model.eval()
@@ -191,7 +191,7 @@ def _differ(folder: Path, way: str, scores: np.ndarray, trained: np.ndarray, pai
     """The largest difference of `scores` from those of the trained network; refused above BOUND."""
     difference = np.abs(scores - trained) / np.maximum(np.abs(trained), 1)
     worst = int(difference.argmax())
-    if not difference[worst] <= BOUND:  # nor is what is not a number
+    if not difference[worst] <= BOUND:  # NaN is refused too
         raise RunStopped(
             f"{folder}: {way} gives the pair {_shown(pairs[worst])} the logit {scores[worst]:.5f}, the trained network "
             f"{trained[worst]:.5f}; expected a difference of at most {BOUND:g}"

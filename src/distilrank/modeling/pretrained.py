@@ -23,21 +23,21 @@ from distilrank.core import progress
 from distilrank.core.errors import InputError, one_line
 from distilrank.modeling import encoding, references, weights
 
-# Its bars and its report of a head that we train anew tell our users nothing.
+# Its progress bars, and its warning about the new head, are of no use to users.
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
 POOLER = re.compile(r"(?:^|\.)pooler\.")
 LANGUAGE = re.compile(r"^(?:model\.)?language_model\.(?:model\.)?")
-"""What stands before the names of the text model's tensors in a model that reads images too."""
+"""Prefix of the text model's tensors in a model that also reads images."""
 UNLOADABLE = (OSError, ValueError, RuntimeError, AttributeError, KeyError, SafetensorError, StrictDataclassError)
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
-    """The configuration of the model in `folder`; of one that reads images too, that of its text model.
+    """Read the configuration of the model in `folder`, or of its text model if it also reads images.
 
     Raises:
-        InputError: it brings its own code, or no architecture that transformers knows.
+        InputError: the model brings its own code, or its architecture is unknown to transformers.
     """
     references.refuse_code(str(folder), folder)
     try:
@@ -52,16 +52,16 @@ def read_config(folder: Path) -> PreTrainedConfig:
 
 
 def values_by_layer(config: PreTrainedConfig) -> dict[str, list]:
-    """Settings that a configuration lists by layer, by key, for example whether attention is local."""
+    """Settings that a configuration lists per layer, for example whether attention is local."""
     lists = {name: value for name, value in config.to_dict().items() if isinstance(value, list | tuple)}
     return {name: list(value) for name, value in lists.items() if len(value) == config.num_hidden_layers}
 
 
 def keep_layers(config: PreTrainedConfig, layers: Sequence[int]) -> None:
-    """Make `config` that of a model with these of its layers.
+    """Reduce `config` to these layers of the model.
 
     Raises:
-        NotImplementedError: of some architectures the number of layers follows from something else.
+        NotImplementedError: the architecture derives its number of layers from other settings.
     """
     by_layer = values_by_layer(config)
     config.num_hidden_layers = len(layers)
@@ -80,7 +80,7 @@ def is_head(model: PreTrainedModel, name: str) -> bool:
 
 
 def inputs(folder: Path, model: PreTrainedModel) -> encoding.Inputs:
-    """What `Encoder` needs to know of the base model in `folder`, with transformers' defaults for what its JSON omits.
+    """Read what `Encoder` needs of the base model in `folder`, with transformers' defaults for omitted settings.
 
     Raises:
         InputError: the model brings its own code, or its tokenizer.json is missing or unreadable.
@@ -104,12 +104,12 @@ def load(folder: Path, *, whole: bool = False, num_labels: int | None = None, **
 
     Args:
         folder: a model folder.
-        whole: not even the head may be missing, as in a folder that a stage of ours saved.
-        num_labels: outputs of the head; a head with another number of them is replaced by a new one. None: as stored.
+        whole: whether a missing head is an error, as in a folder that a stage saved.
+        num_labels: outputs of the head; a head with another number is replaced by a new one. None: as stored.
         settings: further arguments of transformers' `from_pretrained`.
 
     Raises:
-        InputError: no model of a known architecture, one with its own code, or weights that are not all there.
+        InputError: unknown architecture, a model with its own code, or incomplete weights.
     """
     config = read_config(folder)
     if num_labels is not None:
@@ -123,7 +123,7 @@ def load(folder: Path, *, whole: bool = False, num_labels: int | None = None, **
             folder,
             config=config,
             key_mapping=renamed or None,
-            ignore_mismatched_sizes=True,  # reported, and refused below by name
+            ignore_mismatched_sizes=True,  # reported and refused below by name
             output_loading_info=True,
             use_safetensors=True,
             trust_remote_code=False,
@@ -142,7 +142,7 @@ def load(folder: Path, *, whole: bool = False, num_labels: int | None = None, **
 
 
 def check(folder: Path, **settings: Any) -> None:
-    """Check as `load` does, reading no weights.
+    """Check like `load`, without reading weights.
 
     Raises:
         InputError: as `load` does.
@@ -164,7 +164,7 @@ def _refuse_incomplete(folder: Path, model: PreTrainedModel, report: dict[str, A
     labels = {stored[0] for stored, expected in heads.values() if stored[1:] == expected[1:]}
     if labels:
         progress.log_event(
-            "model", "note", f"{folder}: its head has {max(labels)} labels: a new one of 1 logit is learned"
+            "model", "note", f"{folder}: its head has {max(labels)} labels: a new head with 1 logit is trained"
         )
     weights.refuse(
         str(folder),

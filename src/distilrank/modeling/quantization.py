@@ -14,13 +14,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-CONTRIBUTED = "com.microsoft"  # the domain of onnxruntime's own operators
-ZERO = 128  # what stands for 0 among unsigned bytes
+CONTRIBUTED = "com.microsoft"  # domain of onnxruntime's operators
+ZERO = 128  # zero point of unsigned bytes
 STEPS = 127  # of a byte to either side of it
 SIGNED_STEPS = 64
 """The same of signed weights. x86 processors without VNNI add two products in 16 bits (VPMADDUBSW): 2 x 255 x 64 fits,
 2 x 255 x 127 would be cut off, and scores be wrong there without an error."""
-SMALLEST = np.float32(1e-12)  # unit of what is zero throughout
+SMALLEST = np.float32(1e-12)  # scale of a vector of zeros
 
 
 def quantize(model: onnx.ModelProto, *, signed: bool = True) -> None:

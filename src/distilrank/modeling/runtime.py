@@ -14,7 +14,7 @@ from distilrank.core.errors import InputError
 
 @dataclass(frozen=True)
 class Runtime:
-    """What a process computes with."""
+    """Device, precision and threads of a process."""
 
     device: torch.device
     dtype: torch.dtype
@@ -25,7 +25,7 @@ class Runtime:
         return self.dtype == torch.bfloat16
 
     def describe(self) -> str:
-        """One line for people: `cpu, bf16 (the processor has avx512_bf16), 2 threads`."""
+        """A readable description in one line: `cpu, bf16 (the processor has avx512_bf16), 2 threads`."""
         name = "bf16" if self.bf16 else "fp32"
         return f"{self.device.type}, {name} ({self.reason}), {torch.get_num_threads()} threads"
 
@@ -34,17 +34,17 @@ def setup_runtime(compute: Compute) -> Runtime:
     """Choose device and precision, and set the number of threads.
 
     Raises:
-        InputError: the configured device is not there.
+        InputError: the configured device is not available.
     """
     torch.set_num_threads(compute.threads or hardware.cores())
     if compute.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it on first use
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     best = next(name for name, is_available in available.items() if is_available)
     name = best if compute.device == "auto" else compute.device
-    if name == "cuda" and available["cuda"]:  # of the processes that train together, each has a GPU
+    if name == "cuda" and available["cuda"]:  # each of the processes that train together has a GPU
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not available[name]:
         raise InputError(

@@ -1,6 +1,6 @@
 """Scores (query, product) pairs with a model folder that the teacher or the student stage wrote.
 
-Neither torch nor transformers is imported here: the one module that a backend needs is, when it is loaded.
+Neither torch nor transformers is imported here: a backend imports the module that it needs when it is loaded.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from distilrank.modeling.cache import Cache
 
 DESCRIPTION = "distilrank.json"
 METRICS = "metrics.json"
-CHUNK_ROWS = 20_000  # rows whose tokens are held at a time, while those of the next ones are made
+CHUNK_ROWS = 20_000  # rows whose tokens are in memory at a time, while the next ones are tokenized
 BYTES_PER_TOKEN = 4  # UTF-8, in ordinary text: a word in English, a character or two in Chinese
 BACKENDS = ("auto", "torch", "onnx", "onnx-int8")
 AUTOMATIC = Compute()
 CACHED_PRODUCTS = 50_000
-"""Products whose tokens are kept: 25 MB where each has 50 tokens, 120 MB where it has 512."""
+"""Products whose tokens are cached: 25 MB with 50 tokens each, 120 MB with 512."""
 
 
 class Backend(Protocol):
-    """What computes the logits."""
+    """Computes logits."""
 
     @property
     def name(self) -> str:
@@ -43,13 +43,13 @@ class Backend(Protocol):
         """Raw logits of pairs, float32, shape (n,), in the order given; a batch has at most `budget` tokens."""
 
     def describe(self) -> str:
-        """One line for people: what runs where."""
+        """A readable description in one line."""
 
 
 def load_encoder(
     folder: Path, text: Text, kind: str = "auto", inputs: encoding.Inputs | None = None
 ) -> encoding.Encoder:
-    """The way in which the model of `folder` is shown pairs; its tokenizer pads with eos where it has no pad token."""
+    """Text settings of the model in `folder`; its tokenizer pads with eos if it has no pad token."""
     if kind == "encoder" or (kind == "auto" and encoding.is_encoder(folder)):
         return encoding.PairEncoder(folder, text, inputs)
     if not isinstance(text, TeacherText):
@@ -87,11 +87,11 @@ class Scorer:
     ) -> None:
         self.backend, self.encoder, self.tokens = backend, encoder, tokens
         self.description = description
-        """What `distilrank.json` says: role, text, calibration."""
+        """Content of `distilrank.json`: role, text, calibration."""
         self._calibration: dict[str, Any] = description.get("calibration", {"method": "none"})
         self.text = encoder.text
         self.products: Cache[bytes, np.ndarray] = Cache(cached)
-        """Tokens of the products that `score_lists` has seen, by the text's digest, with counts of hits and misses."""
+        """Cache of the tokens of products that `score_lists` has scored, by digest of the text."""
 
     @classmethod
     def load(
@@ -107,11 +107,11 @@ class Scorer:
 
         Args:
             folder: holds the weights, the tokenizer and `distilrank.json`; every byte is checked against its seal. A
-                folder without one (a person's own, or one that is being made) is taken as it is.
+                folder without a seal (the user's, or one being written) is not checked.
             compute: device, precision and threads; the backends of onnxruntime are for processors.
-            backend: `torch`; `onnx`, the exported network; `onnx-int8`, the same in eight bits; `auto`: torch where it
-                is installed, else onnx.
-            tokens: most tokens of one forward pass; 0: as the folder says.
+            backend: `torch`; `onnx`, the exported network; `onnx-int8`, the same in 8 bits; `auto`: torch if it is
+                installed, otherwise onnx.
+            tokens: most tokens of one forward pass; 0: the folder's setting.
             cached_products: most products whose tokens `score_lists` keeps.
 
         Raises:
@@ -136,11 +136,11 @@ class Scorer:
         )
 
     def render(self, table: pa.Table) -> list[str]:
-        """Each row's product as the one string that the model is shown: pair it with the query anywhere else."""
+        """Each row's product as the single string that the model reads, for use with other libraries."""
         return self.encoder.render(encoding.columns(table, self.text))
 
     def pairs(self, table: pa.Table) -> list[tuple[str, str]]:
-        """Each row's query and product as the two strings that the model is shown, for any other library."""
+        """Each row's query and product as the two strings that the model reads, for use with other libraries."""
         queries = [encoding.neutralize(query, self.encoder.special) for query in table.column("query").to_pylist()]
         return list(zip(queries, self.render(table), strict=True))
 
@@ -221,7 +221,7 @@ class Scorer:
         return np.split(logits, ends[:-1])
 
     def cut(self, product: Mapping[str, str | None]) -> dict[str, str]:
-        """Of a product what the model is shown, in as many characters as it can read: its score stays as it is."""
+        """Return the fields that the model reads, shortened to what it can read, which does not change the score."""
         return {name: text for name in self.text.fields if (text := self.encoder.cut(name, product.get(name)))}
 
     def estimate_tokens(self, query: str, products: Sequence[Mapping[str, str | None]]) -> int:
@@ -236,9 +236,9 @@ class Scorer:
         return self.encoder.render(dict(zip(self.text.fields, zip(*field_values, strict=True), strict=True)))
 
     def _tokens_of(self, distinct_values: Sequence[tuple[str | None, ...]]) -> list[np.ndarray]:
-        """Tokens of different products, kept or new."""
+        """Tokens of distinct products, cached or new."""
         encoder = cast(encoding.PairEncoder, self.encoder)
-        # Kept by digest: a text may be a thousand times as large as the tokens that the model takes of it.
+        # By digest: a text may be a thousand times as large as the tokens that the model reads of it.
         by_digest = {
             hashlib.blake2b(repr(values).encode(), digest_size=16).digest(): values for values in distinct_values
         }
@@ -251,7 +251,7 @@ class Scorer:
         return self.products.get(list(by_digest), tokenize)
 
     def probability(self, logits: np.ndarray) -> np.ndarray | None:
-        """Calibrated probability of relevance, or None where the model was not calibrated."""
+        """Calibrated probability of relevance; None if the model is not calibrated."""
         return None if self._calibration["method"] == "none" else self.estimate(logits)
 
     def estimate(self, logits: np.ndarray) -> np.ndarray:
@@ -269,7 +269,7 @@ def _require_finite(logits: np.ndarray, name: Callable[[int], str]) -> None:
 
 
 def describe(folder: Path, *, role: str, encoder: encoding.Encoder, text: Text, tokens: int, base: str) -> None:
-    """Write what `Scorer.load` needs beyond what transformers saves; the model is not calibrated yet."""
+    """Write the settings that `Scorer.load` needs besides transformers' files; the model is not calibrated yet."""
     artifacts.write_json(
         folder / DESCRIPTION,
         {
@@ -284,9 +284,9 @@ def describe(folder: Path, *, role: str, encoder: encoding.Encoder, text: Text, 
 
 
 def calibrate(folder: Path, dev: pa.Table, method: str, compute_config: Compute) -> np.ndarray:
-    """Fit the calibration of the model saved in `folder` on judged pairs, keep it there, and return their raw logits.
+    """Fit the calibration of the model saved in `folder` on judged pairs, save it there, and return their raw logits.
 
-    What was saved is what is measured: the folder is loaded as any reader will load it.
+    The saved model is measured: the folder is loaded as its users will load it.
     """
     logits = Scorer.load(folder, compute_config).score(dev)
     fitted = calibration.fit(method, logits, dev.column("target").to_numpy(), dev.column("query_id").to_numpy())

@@ -1,4 +1,4 @@
-"""The network's forward pass in torch: the one path on which models train and score."""
+"""The network's forward pass in torch, shared by training and scoring."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def collate(tokens: Tokens, rows: np.ndarray, pad_token: int, device: torch.devi
 
 
 def forward(model: torch.nn.Module, tokens: Tokens, rows: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Raw logits of the pairs `rows`, shape (rows,): packed where the model can be, else padded."""
+    """Raw logits of the pairs `rows`, shape (rows,): packed if the model supports it, otherwise padded."""
     if packing.is_packed(model):
         return packing.logits(model, tokens, rows, device)
     return model(**collate(tokens, rows, model.config.pad_token_id, device)).logits[:, 0]
@@ -67,7 +67,7 @@ def load_model(
 
 
 def _widen_head(model: PreTrainedModel, folder: Path) -> None:
-    """Let head and pooler compute in fp32, with weights as they are stored: a logit in bf16 has two digits."""
+    """Make head and pooler compute in fp32 with their stored weights, since a logit in bf16 has two digits."""
     stored = weights.headers(folder, model.base_model_prefix)
     for name, parameter in model.named_parameters():
         if pretrained.is_head(model, name) and parameter.dtype != torch.float32:
@@ -81,14 +81,14 @@ def _widen_head(model: PreTrainedModel, folder: Path) -> None:
 
 
 def narrow_base(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Round all weights to `dtype` in place but those of head and pooler, as `load_model` takes them."""
+    """Round all weights except those of head and pooler to `dtype` in place, as `load_model` does."""
     for name, parameter in model.named_parameters():
         if not pretrained.is_head(model, name):
             parameter.data = parameter.data.to(dtype)
 
 
 class _Head(torch.nn.Linear):
-    """Computes in its weights' precision, whatever its input has and autocast wants."""
+    """Computes in the precision of its weights, regardless of its input and of autocast."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         with torch.autocast(input.device.type, enabled=False):
@@ -131,7 +131,7 @@ def score_encoded(
 
 
 def _within_memory(model: torch.nn.Module, tokens: Tokens, rows: np.ndarray, device: torch.device) -> torch.Tensor:
-    """`forward`, in halves where the device has too little memory for the whole."""
+    """Run `forward`, in halves if the device has too little memory for the batch."""
     try:
         return forward(model, tokens, rows, device)
     except torch.OutOfMemoryError as error:
@@ -156,28 +156,28 @@ class TorchBackend:
 
     @classmethod
     def load(cls, folder: Path, compute_config: Compute) -> TorchBackend:
-        """Load the model in `folder` to the device and precision that the configuration asks for.
+        """Load the model in `folder` with the configured device and precision.
 
         Raises:
-            InputError: as `load_model`, or the device is not there.
+            InputError: as `load_model`, or the device is not available.
         """
         runtime = setup_runtime(compute_config)
         return cls(load_model(folder, runtime, whole=True), runtime)
 
     def score(self, tokens: Tokens, budget: int, counter: progress.Counter | None = None) -> np.ndarray:
-        """As `score_encoded`."""
+        """Apply `score_encoded`."""
         return score_encoded(self.model, tokens, self.runtime.device, budget, counter)
 
     def describe(self) -> str:
-        """One line for people."""
+        """A readable description in one line."""
         return f"torch on {self.runtime.describe()}"
 
 
 def save_tokenizer(encoder: Encoder, target: Path) -> None:
-    """Write the tokenizer of `encoder` to `target`, so that transformers and sentence-transformers use this very one.
+    """Write the tokenizer of `encoder` to `target` for transformers and sentence-transformers.
 
-    The class of the base's tokenizer would not do: transformers lets most classes make a tokenizer of their own from
-    the vocabulary and their settings, whatever else tokenizer.json says. The generic class takes the file as it is.
+    It is saved with the generic class, which uses tokenizer.json unchanged. Most specific classes of transformers
+    rebuild the tokenizer from the vocabulary and their settings, and ignore the rest of the file.
     """
     names = [name for name in INPUTS if name != "token_type_ids" or encoder.has_types]
     tokenizer = PreTrainedTokenizerFast(
@@ -189,5 +189,5 @@ def save_tokenizer(encoder: Encoder, target: Path) -> None:
         **{**encoder.special_tokens, "pad_token": encoder.pad_token},
     )
     tokenizer.save_pretrained(target)
-    path = target / "tokenizer_config.json"  # transformers 4 does not know the name that transformers 5 gives the class
+    path = target / "tokenizer_config.json"  # transformers 4 does not know the class name of transformers 5
     artifacts.write_json(path, artifacts.read_json(path) | {"tokenizer_class": "PreTrainedTokenizerFast"})

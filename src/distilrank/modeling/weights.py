@@ -1,7 +1,7 @@
 """Names and shapes of the tensors in a model folder, from the headers of its safetensors: no weights, no torch.
 
-Training frameworks save a model under the name that they hold it by (`_orig_mod.encoder...`). Those prefixes are known
-and stripped; any other difference between the weights and the architecture leaves random tensors, and is refused.
+Training frameworks save tensors with prefixes (`_orig_mod.encoder...`). Known prefixes are stripped; any other
+difference between weights and architecture would leave random tensors, and is refused.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from distilrank.core import artifacts
 from distilrank.core.errors import InputError, one_line
 
 INSIDE = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""What torch.compile, FSDP and activation checkpointing add wherever they wrap a module."""
+"""Prefixes that torch.compile, FSDP and activation checkpointing add wherever they wrap a module."""
 OUTSIDE = re.compile(r"^(?:model\.)?(?:module|0\.auto_model|0\.model|auto_model)\.")
-"""What DataParallel and the modules of sentence-transformers add before all other names."""
+"""Prefixes that DataParallel and the modules of sentence-transformers add before all other names."""
 LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-SHOWN = 3  # names in a message
+SHOWN = 3  # most names in a message
 
 
 class Header(NamedTuple):
-    """A tensor's place in the files of a model folder."""
+    """Location of a tensor in the files of a model folder."""
 
     file: Path
     name: str
     """As stored."""
     shape: tuple[int, ...]
     dtype: str
-    """In the words of safetensors: F32, BF16, ..."""
+    """Name in safetensors: F32, BF16, ..."""
 
 
 def files(folder: Path) -> list[Path]:
-    """The files that hold the weights of the model in `folder`, as transformers chooses them.
+    """Return the weight files of the model in `folder`, as transformers chooses them.
 
     Raises:
-        InputError: there are none, or the index names a file that is missing.
+        InputError: there are none, or a file named by the index is missing.
     """
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if whole.is_file():
@@ -59,12 +59,12 @@ def files(folder: Path) -> list[Path]:
 
 
 def are_in(folder: Path) -> bool:
-    """Whether weights are in `folder`, and not its settings alone."""
+    """Whether `folder` has weights, not only settings."""
     return any(folder.glob("*.safetensors"))
 
 
 def headers(folder: Path, base_prefix: str) -> dict[str, Header]:
-    """The tensors of the model in `folder`, by their names without the prefixes of training frameworks.
+    """Return the tensors of the model in `folder` by name, without the prefixes of training frameworks.
 
     Args:
         folder: holds safetensors.
@@ -92,13 +92,13 @@ def unwrapped(name: str, base_prefix: str) -> str:
     name = INSIDE.sub("", name)
     while (shorter := OUTSIDE.sub("", name)) != name:
         name = shorter
-    # A LightningModule holds the network as `model`, which is also the own prefix of most decoders.
+    # A LightningModule holds the network as `model`, which is also the base prefix of most decoders.
     wrapper = "model.model." if base_prefix == "model" else "model."
     return name.removeprefix("model.") if name.startswith(wrapper) else name
 
 
 def check_depth(folder: Path) -> None:
-    """Check that the weights hold as many layers as config.json says; needs no torch, and knows no architecture.
+    """Check that the weights have the number of layers in config.json; independent of torch and architecture.
 
     Raises:
         InputError: layers are missing or too many, or the weights are unreadable.
@@ -124,15 +124,15 @@ def refuse(
     reshaped: Mapping[str, tuple[tuple[int, ...], tuple[int | None, ...]]] | None = None,
     whole: bool = False,
 ) -> None:
-    """Refuse weights that are not those of the architecture.
+    """Refuse weights that do not fit the architecture.
 
     Args:
         model: the folder or reference, for the message.
         expected: number of tensors of the architecture.
-        missing: names of the architecture that the weights lack and must not.
-        unexpected: names in the weights that the architecture does not know.
+        missing: required tensors that the weights lack.
+        unexpected: tensors in the weights that the architecture does not have.
         reshaped: by name, the shape in the weights and the expected one.
-        whole: not even the head may be missing.
+        whole: whether a missing head is an error.
 
     Raises:
         InputError: any of them is not empty.

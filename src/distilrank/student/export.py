@@ -1,11 +1,11 @@
-"""Export of a student to ONNX, in the files that sentence-transformers looks for, each held to the network in torch.
+"""Export of a student to ONNX, under sentence-transformers' file names, each compared with the network in torch.
 
     onnx/model.onnx                     fp32, standard operators only
     onnx/model_O2.onnx                  fp32 with onnxruntime's fused operators: the same scores
     onnx/model_O4.onnx                  fp16 with GELU approximated, for GPUs
     onnx/model_qint8_avx512_vnni.onnx   linear layers in 8 bits, weights signed: for processors with VNNI
     onnx/model_quint8_avx2.onnx         the same with unsigned weights: signed ones overflow in processors without VNNI
-    onnx/parity.json                    how far each is from torch in fp32 on judged pairs, and what was left out
+    onnx/parity.json                    difference of each file from torch in fp32 on judged pairs, and left-out files
 
 The inputs are `input_ids`, `attention_mask` and, for models with segments, `token_type_ids`: int64, shape (batch,
 sequence), both free. The output is `logits`: raw logits, float32, shape (batch, 1).
@@ -84,7 +84,7 @@ def export(
         Content of `parity.json`.
 
     Raises:
-        InputError: `folder` is not one of ours, or no query of `judged` has products of different rating.
+        InputError: `folder` was not saved by a stage, or no query of `judged` has products of different rating.
         RunStopped: the network cannot be exported, or `model.onnx` disagrees with torch.
     """
     reference = _Reference(folder, _whole_queries(judged, pairs))
@@ -203,7 +203,7 @@ AttentionInterface.register(ATTENTION, _attention)
 
 
 class _Network(torch.nn.Module):
-    """The network from tokens to logits, without what transformers wraps them in."""
+    """The network from tokens to logits, without transformers' output object."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -305,7 +305,7 @@ def _split_mask(graph: onnx.GraphProto) -> None:
 def _fuse(source: Path, target: Path, config: PretrainedConfig, half: bool = False) -> None:
     """Write the graph with onnxruntime's fused operators; `half`: in fp16, with GELU by tanh."""
     options = FusionOptions("bert")
-    options.attention_mask_format = AttentionMaskFormat.AttentionMask  # wherever the padding stands
+    options.attention_mask_format = AttentionMaskFormat.AttentionMask  # regardless of the position of padding
     options.enable_gelu_approximation = half
     with _quiet():
         fused = optimizer.optimize_model(
@@ -314,7 +314,7 @@ def _fuse(source: Path, target: Path, config: PretrainedConfig, half: bool = Fal
             num_heads=config.num_attention_heads,
             hidden_size=config.hidden_size,
             optimization_options=options,
-            opt_level=0,  # onnxruntime's own level 1 and 2 would write for the processor at hand
+            opt_level=0,  # onnxruntime's levels 1 and 2 would optimize for the current processor
         )
         if half:
             fused.convert_float_to_float16(keep_io_types=True)
@@ -347,9 +347,9 @@ def _quiet() -> Iterator[None]:
 
 
 def _save(model: onnx.ModelProto, path: Path) -> None:
-    """Write the model without what differs from machine to machine (file names in stack traces) and is not needed.
+    """Write the model without unneeded parts that differ between machines (file names in stack traces).
 
-    Weights beyond `LARGEST` go to a file of their own, `model.onnx_data` for `model.onnx`.
+    Weights beyond `LARGEST` go to a separate file, `model.onnx_data` for `model.onnx`.
     """
     graph = model.graph
     del model.metadata_props[:], graph.metadata_props[:], graph.value_info[:]

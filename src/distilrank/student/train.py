@@ -268,7 +268,7 @@ def train(
         model, encoder = _load(config, pretrained_folder, runtime)
         parity.check(encoder, model, dev)
         token_folder = output / f"{TOKEN_FOLDER}{os.environ.get('RANK', '0')}"
-        shutil.rmtree(token_folder, ignore_errors=True)  # what a killed attempt left
+        shutil.rmtree(token_folder, ignore_errors=True)  # left by a killed attempt
         chunks = _training_chunks(labeled_tables, judged if config.judged_weight else None, teacher, encoder, config)
         dataset = ListwiseDataset(prefetch(chunks), token_folder)
         _require_signal(dataset, config)

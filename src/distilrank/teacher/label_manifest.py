@@ -19,10 +19,10 @@ def write(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The manifest of one shard's labels.
+    """Read the manifest of one shard's labels.
 
     Raises:
-        InputError: it is missing, or not as it was written.
+        InputError: it is missing, or was changed since it was written.
     """
     path = folder / artifacts.MANIFEST
     manifest = artifacts.read_json(path)
@@ -32,7 +32,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def _read_all(folders: list[Path]) -> list[dict[str, Any]]:
-    """The manifests of all shards, in order, of one teacher and of one folder each."""
+    """Read the manifests of all shards in order; check that each shard occurs once, with the same teacher."""
     shards = sorted((read(folder) for folder in folders), key=lambda manifest: manifest["shard"])
     if not shards:
         raise InputError("labels of no shard, expected at least one")
@@ -50,7 +50,7 @@ def combine(folders: list[Path]) -> dict[str, Any]:
     """One manifest of all shards, in order; `work` is their sum, seconds and hours over all devices.
 
     Raises:
-        InputError: a manifest that was changed, a shard twice, or shards that were labeled by different teachers.
+        InputError: a changed manifest, a duplicate shard, or shards labeled by different teachers.
     """
     shards = _read_all(folders)
     work_items = [manifest["work"] for manifest in shards]
@@ -74,7 +74,7 @@ def combine(folders: list[Path]) -> dict[str, Any]:
 
 
 def identity(folders: list[Path]) -> str:
-    """Digest of what the labels are, whatever they took: the same after any number of kills.
+    """Digest of the labels without their cost: the same after any number of kills.
 
     Raises:
         InputError: as `combine` does.

@@ -1,7 +1,7 @@
 """Labeling in parts: after any kill, no row is lost, doubled, or scored with other inputs.
 
-A shard is cut into windows of so many rows, wherever its row groups end. The logits of a window are a part: a file of
-its own that appears complete or not at all, says what it was made from, and is never changed. Needs no torch.
+A shard is cut into windows of a fixed number of rows, regardless of its row groups. The logits of a window are a part:
+an immutable file that is written atomically and records its inputs. This module does not need torch.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from distilrank.core.prefetch import prefetch
 from distilrank.evaluation import score_spread
 
 INPUTS = "inputs.json"
-METADATA = b"distilrank"  # key of a part's own account in its Parquet schema
+METADATA = b"distilrank"  # key of a part's record in its Parquet schema
 IDS = ("query_id", "product_id")
-GROUP_ROWS = 1 << 16  # rows of a row group of the labels, so that their bytes depend on nothing but their rows
-BUFFER_BYTES = 1 << 20  # of a column, read at a time: a row group may be as large as the shard
-EXAMPLES = 3  # rows that are named when logits are broken
+GROUP_ROWS = 1 << 16  # rows per row group of the labels, so that their bytes depend only on their rows
+BUFFER_BYTES = 1 << 20  # of a column to read at a time: a row group may be as large as the shard
+EXAMPLES = 3  # rows to name if logits are broken
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,15 @@ class Teacher(Protocol):
     """Scores the rows of a window."""
 
     def encode(self, rows: pa.Table) -> Any:
-        """What `score` takes; called in another thread, while earlier rows are scored."""
+        """Prepare the argument of `score`; called in another thread, while earlier rows are scored."""
 
     def score(self, encoded: Any, counter: progress.Counter) -> Scored:
-        """Logits of those rows; `counter` is advanced after each batch."""
+        """Return the logits of these rows; `counter` is advanced after each batch."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """Work that scoring took, summed over attempts."""
+    """Work of scoring, summed over attempts."""
 
     pairs: int = 0
     tokens: int = 0
@@ -83,7 +83,7 @@ class Device:
     """0: not known."""
 
     def cost_summary(self, work: Work) -> dict[str, Any]:
-        """`work` as the manifest has it; `price` is None where the price of an hour is not known."""
+        """`work` as in the manifest; `price` is None if the price per hour is unknown."""
         hours = work.seconds / 3600
         return {
             **asdict(work),
@@ -95,7 +95,7 @@ class Device:
         }
 
     def format(self, work: Work) -> str:
-        """`work` in a line of the log."""
+        """`work` in one line for the log."""
         hours = work.seconds / 3600
         time = f"{hours:,.1f} hours" if hours >= 1 else f"{work.seconds:.0f} s"
         price = f", price {hours * self.price_per_hour:,.2f}" if self.price_per_hour else ""
@@ -104,13 +104,13 @@ class Device:
 
 @dataclass(frozen=True)
 class Labeled:
-    """A shard that is labeled completely."""
+    """A completely labeled shard."""
 
     logits: np.ndarray
     queries: int
     work: Work
     resumed: int
-    """Rows that an earlier attempt had scored."""
+    """Number of rows scored by earlier attempts."""
 
     @property
     def rows(self) -> int:
@@ -121,7 +121,7 @@ class Labeled:
 
 
 def windows(shard: Path, columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
-    """The shard in order, so many rows at a time (fewer only at its end), with these columns of schemas.CANDIDATES.
+    """Yield the shard in order, in tables of `rows` rows (the last may have fewer), with these columns.
 
     Raises:
         InputError: the file is damaged, or a column does not fit.
@@ -140,7 +140,7 @@ def windows(shard: Path, columns: Sequence[str], rows: int) -> Iterator[pa.Table
 
 
 def check_shard(shard: Path) -> int:
-    """Rows of a shard whose columns are those of schemas.CANDIDATES.
+    """Count the rows of a shard, after checking its columns against schemas.CANDIDATES.
 
     Raises:
         InputError: the file is damaged, a column is unknown or missing, or there are no rows.
@@ -173,7 +173,7 @@ class LabelCheckpoints:
     """The finished windows of a shard, in a folder that successive or concurrent attempts share.
 
     Args:
-        folder: created if missing; may be removed when nobody works on the shard.
+        folder: created if missing; may be removed when no attempt works on the shard.
         inputs: everything that determines the logits, by name: digests and settings, as JSON values.
 
     Raises:
@@ -187,7 +187,7 @@ class LabelCheckpoints:
         if path.exists():
             try:
                 existing = artifacts.read_json(path)
-            except InputError as error:  # each part says what it was made from
+            except InputError as error:  # each part records its inputs
                 progress.log_event("label", "note", f"{error}; writing it again")
         if existing is not None:
             self._refuse_others(path, existing, inputs)
@@ -208,7 +208,7 @@ class LabelCheckpoints:
 
     @staticmethod
     def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
-        # Another attempt removes the folder when it has finished; this one still has its logits in memory.
+        # Another attempt removes the folder once it has finished; this one still has its logits in memory.
         with contextlib.suppress(FileNotFoundError), artifacts.replacing(path) as handle:
             write(handle)
 
@@ -216,7 +216,7 @@ class LabelCheckpoints:
         return self.folder / f"part-{number:05d}.parquet"
 
     def take(self, number: int, rows: pa.Table) -> tuple[np.ndarray, Work] | None:
-        """Saved logits of these rows and the work that they took; None if missing, or damaged, which is reported.
+        """Load the logits of these rows and their work; None if they are missing or damaged, which is reported.
 
         Raises:
             InputError: the part was made from other inputs.
@@ -227,13 +227,13 @@ class LabelCheckpoints:
                 metadata = artifacts.parse_json(file.schema_arrow.metadata[METADATA], str(path))
                 part = schemas.conform(file.read(), schemas.LABELS, str(path))
             digest, inputs, work = metadata.pop("digest"), metadata["inputs"], Work(**metadata["work"])
-            is_whole = digest == _digest(part, metadata)  # of ids that may be no text any more
+            is_whole = digest == _digest(part, metadata)  # of ids that may be corrupt text
         except FileNotFoundError:
             return None
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
             is_whole = False
         if not is_whole or not all(part.column(name).equals(rows.column(name)) for name in IDS):
-            progress.log_event("label", "note", f"{path} is damaged, or of other rows: scoring its rows again")
+            progress.log_event("label", "note", f"{path} is damaged or has other rows: scoring its rows again")
             return None
         if inputs != self.inputs:
             raise InputError(
@@ -297,13 +297,13 @@ def label_rows(
     device: Device,
     output: Path,
 ) -> Labeled:
-    """Score the rows of `shard` that no part has yet, and write the labels of all of them.
+    """Score the rows of `shard` that are in no part yet, and write the labels of all rows.
 
     Args:
-        name: the stage, for the log.
-        fields: product fields that the teacher is shown beside the query.
-        load: makes the teacher; called once, if any row is left to score.
-        output: gets schemas.LABELS in the shard's order, with the same bytes however often labeling was killed.
+        name: name of the stage, for the log.
+        fields: product fields that the teacher reads besides the query.
+        load: loads the teacher; called once, if rows remain to score.
+        output: file for schemas.LABELS in the shard's order, bitwise the same after any number of kills.
 
     Raises:
         InputError: a damaged shard or parts of other inputs; the storage refuses (finished parts stay).
@@ -319,8 +319,8 @@ def label_rows(
 
     counter = _Counter(name, len(logits), "pairs")
     total_work, end_of_previous, is_checked = Work(), 0, False
-    # While a window is scored, the next one is read and encoded, and the one before is written: volumes that pods share
-    # are slow to say that they have it.
+    # While a window is scored, the next is read and encoded and the previous is written, since shared volumes are
+    # slow.
     with ThreadPoolExecutor(1) as writer:
         written: Future[None] | None = None
         for number, rows, finished, encoded in prefetch(prepare_windows()):
@@ -328,7 +328,7 @@ def label_rows(
                 counter.skip(rows.num_rows)
             else:
                 if written is None:
-                    counter.started = time.monotonic()  # neither resuming nor loading is scoring
+                    counter.started = time.monotonic()  # resuming and loading do not count as scoring
                 started = time.perf_counter()
                 scored = teacher().score(encoded, counter)
                 work = Work(rows.num_rows, scored.tokens, scored.truncated, time.perf_counter() - started)
@@ -341,7 +341,9 @@ def label_rows(
             logits[end_of_previous:end], end_of_previous = finished[0], end
             total_work += finished[1]
             counter.estimate = f"{device.format(total_work.scaled(len(logits)))} in all"
-            if not is_checked and end_of_previous >= score_spread.MIN_LOGITS:  # of many hours, the first minute
+            if (
+                not is_checked and end_of_previous >= score_spread.MIN_LOGITS
+            ):  # a failure in the first minute of many hours
                 _refuse_collapsed(shard.stem, logits[:end_of_previous], config)
                 is_checked = True
     _refuse_collapsed(shard.stem, logits, config)
@@ -349,8 +351,8 @@ def label_rows(
 
 
 def _write(shard: Path, logits: np.ndarray, output: Path) -> int:
-    """Write the labels of a shard; return how many queries there are."""
-    for stale in output.parent.glob(f".{output.name}.*.partial"):  # of a killed attempt
+    """Write the labels of a shard; return the number of queries."""
+    for stale in output.parent.glob(f".{output.name}.*.partial"):  # left by a killed attempt
         stale.unlink(missing_ok=True)
     queries: set[str] = set()
     start = 0

@@ -38,8 +38,9 @@ def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teac
         teacher: sealed folder of the teacher stage.
         output: gets `labels.parquet` (raw logits, in the shard's order) and `manifest.json`, and is sealed last.
 
-    Parts of `config.part_rows` rows are kept in `compute.checkpoint_dir` under a key of all that decides the logits, so
-    that a later attempt reuses them and other inputs never mix with them. They are removed when the shard is complete.
+    Parts of `config.part_rows` rows are kept in `compute.checkpoint_dir` under a key of everything that determines the
+    logits, so that a later attempt reuses them and other inputs never mix with them. They are removed when the shard is
+    complete.
 
     Raises:
         InputError: a shard or teacher whose bytes do not match their digest; columns that are not those of candidates;
@@ -97,7 +98,7 @@ def label(config: Label, compute: Compute, *, shard: str, candidates: Path, teac
                 "work": device.cost_summary(labeled.work),
             },
         )
-        artifacts.seal(output, only=[LABELS, artifacts.MANIFEST])  # not the parts, which go
+        artifacts.seal(output, only=[LABELS, artifacts.MANIFEST])  # not the parts, which are deleted
         record.facts |= {"runtime": runtime.describe(), "pairs": labeled.rows, "resumed": labeled.resumed}
         progress.log_event(name, "note", f"{labeled.rows} pairs took {device.format(labeled.work)}")
     # Last, so that a kill before this line costs nothing.
@@ -122,7 +123,7 @@ class _Teacher:
 
 
 def _load(name: str, teacher: Path, config: Label, compute: Compute, pairs: int) -> _Teacher:
-    """The teacher, compiled if the whole shard is worth it: the bits must not depend on how many rows remain."""
+    """Load the teacher, compiled if the whole shard is large enough, regardless of how many rows remain."""
     scorer = Scorer.load(teacher, compute, backend="torch", tokens=config.score_tokens)
     network = cast(TorchBackend, scorer.backend)
     tokens = pairs * artifacts.read_json(teacher / METRICS)["tokens_per_pair"]
@@ -135,7 +136,7 @@ def _load(name: str, teacher: Path, config: Label, compute: Compute, pairs: int)
 def read(folders: list[Path], candidates: Path, teacher: Path, rows: int = CHUNK_ROWS) -> Iterator[pa.Table]:
     """Candidates with the teacher's logits, at most `rows` at a time: schemas.CANDIDATES and a column `logit`.
 
-    Every digest is checked before the first table comes.
+    All digests are checked before the first table.
 
     Raises:
         InputError: a shard without labels or with two, labels of another teacher or of other candidates, or damaged

@@ -1,4 +1,4 @@
-"""Quality of a teacher on held-out judgements: how far its labels can be trusted."""
+"""Quality of a teacher on held-out judgements: how reliable its labels are."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUALITY = "quality.json"
 """File that `assess` writes to the teacher's folder."""
 
 MIN_SUPPORT = 20
-"""Ranked queries below which a mean over them says little; such strata are shown as too small."""
+"""Ranked queries below which a mean over them says little; such strata are marked as too small."""
 
 CURVE_BINS, BIN_ROWS, PRIOR_ROWS = 10, 50, 50
 """Of the curve of expected errors: most bins, fewest rows of a bin (roughly), and rows of average error in each."""
@@ -44,7 +44,7 @@ class Quality(NamedTuple):
     figures: dict[str, Any]
     """JSON value, as the report reads it."""
     disagreements: pa.Table
-    """As `disagreements` gives them."""
+    """As `disagreements` returns them."""
 
     def write(self, folder: Path) -> None:
         """Write `quality.json` and `disagreements.csv`."""

@@ -21,7 +21,7 @@ from distilrank.teacher import quality
 from distilrank.training import launch, loop, losses
 from distilrank.training.checkpoints import Checkpoints
 
-MIN_DISTINCT = Label().min_distinct  # so that a teacher which labeling would refuse is refused earlier
+MIN_DISTINCT = Label().min_distinct  # so that a teacher that labeling would refuse is refused earlier
 
 
 class TeacherResult(NamedTuple):

@@ -1,1 +1,1 @@
-"""The training loop, its losses and checkpoints, and its processes and nodes."""
+"""Training: the loop, losses, checkpoints, and launch of processes and nodes."""

@@ -17,22 +17,22 @@ import torch
 
 from distilrank.core import artifacts, progress
 
-KEPT = 2  # if power fails while the newest is written, the previous one is intact
+KEPT = 2  # after a power failure during the newest write, the previous one is intact
 
 
 class Checkpoints:
-    """The checkpoints of one training, in a folder named by all that decides its course."""
+    """The checkpoints of one training, in a folder whose name depends on everything that determines its result."""
 
     def __init__(self, folder: Path | None) -> None:
         """
         Args:
-            folder: created at the first save; other inputs need another folder. None: nothing is saved, for tasks
-                without storage that outlives them.
+            folder: folder, created at the first save; other inputs need another folder. None: nothing is saved, for
+                tasks without persistent storage.
         """
         self.folder = folder
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Save `state` (tensors, numbers, strings, lists and dicts of them) as that of `step`; remove older ones."""
+        """Save `state` (tensors, numbers, strings, lists and dicts of them) of `step`; remove older checkpoints."""
         if self.folder is None:
             return
         path = self.folder / f"step-{step:08d}.new"
@@ -42,7 +42,7 @@ class Checkpoints:
                 writer = _DigestingWriter(handle)
                 try:
                     torch.save(state, writer)
-                except RuntimeError as error:  # torch hides what the storage said
+                except RuntimeError as error:  # torch hides the error of the storage
                     if isinstance(error.__context__, OSError):
                         raise error.__context__ from error
                     raise
@@ -51,13 +51,13 @@ class Checkpoints:
             old.unlink(missing_ok=True)
 
     def load(self, stage: str) -> dict[str, Any] | None:
-        """The newest undamaged state, on the CPU; None if there is none.
+        """Load the newest undamaged state to the CPU; None if there is none.
 
         A damaged checkpoint is reported in a line of `stage` and removed.
         """
         if self.folder is not None:
             for pattern in (".step-*.partial", "step-*.new"):
-                for stale in self.folder.glob(pattern):  # of a killed attempt
+                for stale in self.folder.glob(pattern):  # left by a killed attempt
                     stale.unlink(missing_ok=True)
         saved = self._saved()
         for path in reversed(saved):
@@ -70,14 +70,14 @@ class Checkpoints:
                 continue
             except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
                 problem = str(error)
-            progress.log_event(stage, "note", f"{path} is damaged, taking the one before ({problem})")
+            progress.log_event(stage, "note", f"{path} is damaged, using the previous one ({problem})")
             path.unlink(missing_ok=True)
         if saved:
-            progress.log_event(stage, "note", "no checkpoint is whole: starts again from the first step")
+            progress.log_event(stage, "note", "no checkpoint is intact: starts again from the first step")
         return None
 
     def clear(self) -> None:
-        """Remove all checkpoints, once the result of the training is saved."""
+        """Remove all checkpoints after the result of the training is saved."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 

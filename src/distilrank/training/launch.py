@@ -1,8 +1,8 @@
-"""Training in several processes: by torchrun on this machine, or by a TrainJob on several; each runs the stage.
+"""Runs a training stage in several processes: by torchrun on this machine, or by a TrainJob on several.
 
     torchrun --nproc-per-node 4 -m distilrank.training.launch TASK.json
 
-The processes find one another by torchrun's environment, and accelerate takes it from there.
+The processes find one another by torchrun's environment, which accelerate reads.
 """
 
 from __future__ import annotations
@@ -34,30 +34,30 @@ HEARTBEAT = "heartbeat"
 Folders = Path | list[Path]
 ENDS: dict[str, type[Exception]] = {"InputError": InputError, "RunStopped": RunStopped}
 STAGES = {"teacher": ("distilrank.teacher.train", "Teacher"), "student": ("distilrank.student.train", "Student")}
-"""Stages that may train in several processes: the module of each, and its section of the configuration."""
+"""Stages that may train in several processes: their modules, and their sections of the configuration."""
 
 
 def processes(compute: Compute) -> int:
-    """Processes of this machine that train together."""
+    """Number of processes of this machine that train together."""
     if compute.processes or compute.device == "cpu":
         return compute.processes or 1
     return max(_gpus(), 1)
 
 
 def _gpus() -> int:
-    import torch  # only where a GPU may be
+    import torch  # only if there may be a GPU
 
     return torch.cuda.device_count()
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel end this process by SIGTERM when `parent`, which has just forked it, is gone; Linux alone can.
+    """Make the kernel terminate this process when `parent`, which has just forked it, ends; Linux only.
 
-    Runs between fork and exec, where other threads' locks may never be released: it loads no library.
+    It runs between fork and exec, where locks of other threads may stay locked, so it loads no library.
     """
     with contextlib.suppress(AttributeError):
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it ended before the kernel was asked
+        if os.getppid() != parent:  # the parent ended before the call
             os._exit(128 + signal.SIGTERM)
 
 
@@ -67,12 +67,12 @@ def is_worker() -> bool:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes: the first of those that train together, or the only one."""
+    """Whether this process writes the output: the first of those that train together, or the only one."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def is_distributed(compute: Compute) -> bool:
-    """Whether a stage has to be launched in several processes before it can train."""
+    """Whether a stage must be launched in several processes."""
     return not is_worker() and (compute.nodes > 1 or processes(compute) > 1)
 
 
@@ -84,14 +84,14 @@ def run(
     Args:
         stage: one of STAGES.
         config: its section.
-        compute: how many processes and nodes.
+        compute: number of processes and nodes.
         folders: the stage's input folders, by the name of its argument.
         values: its other arguments.
-        output: gets what the stage writes.
+        output: folder for the stage's output.
 
     Raises:
         InputError, RunStopped: as the stage raised them.
-        RuntimeError: a process failed otherwise; its output tells.
+        RuntimeError: a process failed otherwise; its output has the reason.
     """
     if compute.nodes > 1:
         manifest.check(compute)
@@ -101,11 +101,11 @@ def run(
         )
         decides = [stage, config.model_dump(mode="json"), contents, values, settings, artifacts.code_digest()]
         key = artifacts.digest_json(decides)[:16]
-        # pods share nothing but the volume
+        # pods share only the volume
         workspace = Path(compute.checkpoint_dir) / f"{stage}-nodes-{key}"
         folders = {name: _copied(paths, workspace / name) for name, paths in folders.items()}
         task = _Task(stage, config, compute, folders, values, output=workspace / "output", folder=workspace)
-        if not task.is_done():  # an earlier attempt may have finished it
+        if not task.is_done():  # an earlier attempt may have finished
             command = ["torchrun", "-m", "distilrank.training.launch", str(task.write())]
             try:
                 runner.run(manifest.job_name(stage, key), command, compute, stage, heartbeat=workspace / HEARTBEAT)
@@ -115,18 +115,18 @@ def run(
                 raise
         result = task.result()
         artifacts.copy_tree(workspace / "output", output)
-        artifacts.verify(output)  # before the only other copy goes
-        shutil.rmtree(workspace, ignore_errors=True)  # network volumes keep files that are open
+        artifacts.verify(output)  # before the only other copy is deleted
+        shutil.rmtree(workspace, ignore_errors=True)  # network volumes keep open files
         return result
     count = processes(compute)
     if compute.device != "cpu" and 0 < _gpus() < count:
-        raise InputError(f"compute.processes is {count}, expected at most {_gpus()}, one a GPU of this machine")
+        raise InputError(f"compute.processes is {count}, expected at most {_gpus()}, one per GPU of this machine")
     threads = compute.threads or max(hardware.cores() // count, 1)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     with tempfile.TemporaryDirectory() as scratch:
         task = _Task(stage, config, compute, folders, values, output=output, folder=Path(scratch))
         command = [*torchrun, "-m", "distilrank.training.launch", str(task.write())]
-        # Two trainings must not write to one folder.
+        # Two trainings must not write to the same folder.
         die = functools.partial(die_with_parent, os.getpid())
         subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=False, preexec_fn=die)
         return task.result()
@@ -174,9 +174,7 @@ class _Task:
 
     def result(self) -> dict[str, Any]:
         if not self.outcome.exists():
-            raise RuntimeError(
-                f"{self.stage}: the processes that trained together ended without a result; their output tells"
-            )
+            raise RuntimeError(f"{self.stage}: the processes ended without a result; their output has the reason")
         outcome = artifacts.read_json(self.outcome)
         if outcome["error"]:
             raise ENDS.get(outcome["error"], RuntimeError)(outcome["message"])
@@ -195,7 +193,7 @@ def _content(folder: Path) -> str:
 
 def _copied(folders: Folders, target: Path) -> Folders:
     if not isinstance(folders, list):
-        if not target.exists():  # copies appear whole
+        if not target.exists():  # copies are atomic
             artifacts.copy_tree(folders, target)
         return target
     for number, folder in enumerate(folders):
@@ -222,7 +220,7 @@ def work(path: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(task["output"]) if is_main() else Path(scratch)
         if not is_main():
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - all processes print the same lines
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - since all processes print the same lines
         try:
             result = stage.train(section(**task["config"]), compute, **folders, **task["values"], output=output)
             report["result"] = result._asdict()
@@ -234,14 +232,14 @@ def work(path: Path) -> None:
             raise
         finally:
             outcome = Path(task["outcome"])
-            cause = report["error"] in ENDS  # rather than the broken connections that follow from it elsewhere
+            cause = report["error"] in ENDS  # rather than the broken connections that it causes in other processes
             if (is_main() or cause) and (cause or not outcome.exists()):
                 with artifacts.replacing(outcome) as handle:
                     handle.write(json.dumps(report).encode())
 
 
 def main() -> None:
-    """Run a task; a stage that stops itself reports it by its outcome, not by a traceback."""
+    """Run a task; a stage that ends on purpose reports an outcome instead of a traceback."""
     try:
         work(Path(sys.argv[1]))
     except (InputError, RunStopped):

@@ -1,15 +1,15 @@
-"""Losses over a flat batch of whole queries: one row per product; `query` says which rows belong together.
+"""Losses over a flat batch of whole queries: one row per product; `query` groups the rows.
 
 | loss | what the student learns | teacher | student | of a query |
 | --- | --- | --- | --- | --- |
 | margin_loss | all differences of scores, squared error | logit or probability | the same | two products or more |
 | ranknet_loss | which of two products is preferred, cross-entropy | preference of each pair | logit | two or more |
-| listwise_loss | how the query's relevance is shared out, divergence | logit or probability | the same | two or more |
+| listwise_loss | distribution of the query's relevance, divergence | logit or probability | the same | two or more |
 | pointwise_loss | each score, squared error | logit or probability | the same | one or more |
 | pointwise_cross_entropy | each probability, cross-entropy | probability | logit | one or more |
 
-A row whose `query` is negative is padding and counts for nothing. Weights are not negative, of shape (rows,); only
-their ratios matter, and None is a weight of 1 for every row. In the losses above every query counts alike.
+A row whose `query` is negative is padding and is ignored. Weights are not negative, of shape (rows,); only
+their ratios matter, and None is a weight of 1 for every row. In these losses, all queries have equal weight.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def margin_loss(student: Tensor, teacher: Tensor, query: Tensor, weight: Tensor 
 
     For a query of n products, 2/(n(n-1)) * sum_{i<j} ((t_i - t_j) - (s_i - s_j))^2 (arXiv 2505.07105). With the
     residuals r = t - s that is 2/(n-1) * sum_i (r_i - mean(r))^2, twice their unbiased variance: all n(n-1)/2 margins
-    for O(n) arithmetic. It does not see a shift per query.
+    for O(n) arithmetic. It is invariant to a shift per query.
 
     With weights a margin counts w_i w_j: sum_{i<j} w_i w_j (r_i - r_j)^2 / sum_{i<j} w_i w_j, which with W = sum(w) and
     the weighted mean m of r is 2 * sum_i w_i (r_i - m)^2 / sum_i w_i (1 - w_i / W). For w_i one over the variance of
@@ -51,7 +51,7 @@ def margin_loss(student: Tensor, teacher: Tensor, query: Tensor, weight: Tensor 
         student: scores, shape (rows,), any float type.
         teacher: scores on the same scale, shape (rows,).
         query: integer that rows of one query share, shape (rows,), in any order; negative: padding.
-        weight: weight of each row; queries count alike, whatever their weights add up to.
+        weight: weight of each row; queries have equal weight, whatever the sum of their rows' weights.
 
     Returns:
         Scalar in fp32; 0 where no query has two products.
@@ -131,8 +131,8 @@ def ranknet_loss(
     """Mean over queries of the mean cross-entropy of all pairwise preferences (RankNet; Burges et al., ICML 2005).
 
     With P_ij the probability that product i is preferred to j: -P_ij log sigmoid(s_i - s_j) - (1 - P_ij) log
-    sigmoid(s_j - s_i), a pair counting w_i w_j. Only its order matters to a pair once it is far apart, so unlike
-    `margin_loss` it does not chase large margins.
+    sigmoid(s_j - s_i), a pair counting w_i w_j. Once a pair is far apart, only its order matters, so unlike
+    `margin_loss` it does not fit large margins.
 
     Args:
         student: logits, shape (rows,).
@@ -165,7 +165,7 @@ def prefer_by_logit(first: Tensor, second: Tensor) -> Tensor:
 
 
 def prefer_by_probability(first: Tensor, second: Tensor) -> Tensor:
-    """(1 + p_i - p_j) / 2: i relevant and j not, or a fair coin where both are or neither, judged independently."""
+    """(1 + p_i - p_j) / 2: probability that i is relevant and j is not, plus half of that of a tie, if independent."""
     return (1 + first - second) / 2
 
 
@@ -179,8 +179,8 @@ def listwise_loss(
         student: scores, shape (rows,).
         teacher: scores on the same scale, shape (rows,).
         query: as in `margin_loss`.
-        weight: a row counts as so many copies of it, in both distributions.
-        temperature: T; a higher one weighs the lower ranks more.
+        weight: number of copies that a row counts as, in both distributions.
+        temperature: T; a higher one gives lower ranks more weight.
 
     Example:
         >>> scores = torch.tensor([2.0, 1.0])

@@ -1,9 +1,9 @@
-"""Scrubbing: finds personal data in a search query and returns the query without it.
+"""Scrubbing: removes personal data from search queries.
 
-People paste the wrong clipboard into a search box: an address, a card, a reset link. None of that may reach a disk,
-while the numbers of a shop (parts, barcodes, sizes) must. So a rule is a shape with a proof, such as a check digit, a
-numbering plan, or a word before it that says what it is. Where the proof is weak, a long number is taken for a person's
-and a short one for a product's. Names and street addresses have no shape and are not looked for.
+People paste the wrong text into a search box: an address, a card, a reset link. None of it may be stored, while the
+numbers of a shop (parts, barcodes, sizes) must be kept. So each rule combines a form with evidence, such as a check
+digit, a numbering plan, or a preceding word that names it. Where the evidence is weak, a long number counts as
+personal and a short one as a product's. Names and street addresses have no fixed form and are not detected.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ from distilrank.data.privacy.numbers import (
 from distilrank.data.privacy.phones import DEVICE, DIAL, FILLER, PhoneDetector
 from distilrank.data.privacy.spans import UNFOLDED, Span, fold, is_suspect, match_before
 
-# `digits` are account, order and tracking numbers, `id_number` a social security number or an IBAN, `url` a link that
-# carries more than a page's name, `token` a key, a hash or a session, `device` an IP or MAC address, `plate` a car's.
+# `digits` are account, order and tracking numbers, `id_number` a social security number or an IBAN, `url` a link with
+# more than the name of a page, `token` a key, a hash or a session, `device` an IP or MAC address, `plate` a car's.
 KINDS = ("email", "phone", "card", "digits", "url", "id_number", "token", "device", "birth_date", "plate")
 
 
 @dataclass(frozen=True, slots=True)
 class Scrubbed:
-    """A query without its personal data, and the kind of each span that went, in order of appearance.
+    """A query without its personal data, and the kind of each removed span, in order of appearance.
 
-    `text` is the query itself where nothing went, and empty where nothing is left. Spans that showed only once another
-    was gone come last in `kinds`.
+    `text` is the query itself if nothing was removed, and empty if nothing is left. Spans that became visible only
+    after others were removed come last in `kinds`.
     """
 
     text: str
     kinds: tuple[str, ...]
 
 
-# Words that mean nothing once the span is gone. Those that are products too go only with their colon.
+# Words without meaning once the span is removed. Those that also name products are removed only with a colon.
 _LEAD = re.compile(
     rf"(?<![A-Za-z])(?:(?:mailto|e-?mail|iban|ssn|{DIAL}){FILLER}(?: address)?[ .:#=]*"
     rf"|(?:account|acct|api key|card|id|key|link|order|ref|token|tracking|url|{DEVICE}){FILLER} ?[:#=]+ ?)\Z",
@@ -69,7 +69,7 @@ _JOINT_BEHIND = re.compile(r"\A(?:[\s,;:/|]|[.!?]+(?=\s|\Z)|[-\u2013](?=\s|\Z))+
 
 
 def _widen(text: str, span: Span, floor: int) -> Span:
-    """The span with the brackets around it and the words before it that mean nothing alone, from `floor` on."""
+    """Extend a span, not beyond `floor`, by brackets around it and by words before it that only introduce it."""
     start, end = span.start, span.end
     while True:
         if start > floor and end < len(text) and _BRACKETS.get(text[start - 1]) == text[end]:
@@ -82,7 +82,7 @@ def _widen(text: str, span: Span, floor: int) -> Span:
 
 
 def _remove(text: str, spans: Iterable[Span]) -> str:
-    """The text without the spans and the punctuation that joined them to their neighbors; empty if no word is left."""
+    """Remove spans, and the punctuation that joined them to their neighbors; empty if no word is left."""
     pieces, end = [], 0
     for span in spans:
         pieces.append(_JOINT_BEFORE.sub("", text[end : span.start]))
@@ -111,8 +111,8 @@ class Scrubber:
     A query in which nothing is found is returned as it is; scrubbing the result finds nothing more.
 
     Args:
-        regions: where customers live, ISO 3166-1 alpha-2. Phone numbers in international form are found whatever the
-            country, national ones for these regions alone: ten bare digits that a region's numbering plan allows are
+        regions: where customers live, ISO 3166-1 alpha-2. Phone numbers in international form are found for every
+            country, national ones only for these regions: ten bare digits that a region's numbering plan allows are
             a phone number, so name only regions with customers.
 
     Raises:
@@ -130,13 +130,13 @@ class Scrubber:
         if not (is_suspect(query) or (not query.isascii() and UNFOLDED(query))):
             return Scrubbed(query, ())
         text, kinds = query, []
-        while spans := self._spans(text):  # what is left may meet over a gap: a card around an address
+        while spans := self._spans(text):  # the remaining parts may form another span, such as a card around an address
             kinds += [span.kind for span in spans]
             text = _remove(text, spans)
         return Scrubbed(text, tuple(kinds))
 
     def _spans(self, text: str) -> list[Span]:
-        """The spans of the text with what goes with them, in order, none over another."""
+        """The spans of the text, extended by `_widen`, in order and without overlaps."""
         folded, origins = fold(text)
         if not is_suspect(folded):
             return []
@@ -150,7 +150,7 @@ class Scrubber:
         return urls + self._find_in_words(text)
 
     def _find_in_words(self, text: str) -> list[Span]:
-        """The spans other than links, the most specific first: each detector hides what it finds from the next."""
+        """Find spans other than links, the most specific first: each detector hides its spans from the next."""
         spans: list[Span] = []
         for detect in _BEFORE_BARCODES:
             claimed, text = _claim(text, detect)
@@ -158,7 +158,7 @@ class Scrubber:
         text = blank_barcodes(text)
         for detect in (
             partial(find_cards, groupings=printed_groups),
-            # A phone number before a careless card, which could begin in the middle of one.
+            # Phone numbers before loosely grouped cards, which could begin in the middle of one.
             self._phones.find,
             partial(find_cards, groupings=careless_groups),
             find_customer_numbers,
@@ -169,7 +169,7 @@ class Scrubber:
         return spans
 
     def _find_urls(self, text: str) -> Iterator[Span]:
-        """Links that lead to one person's data; `www.shop.com/garden` is an ordinary search."""
+        """Find links to personal data; `www.shop.com/garden` is an ordinary search."""
         for match in URL.finditer(text):
             url = match[0].rstrip(URL_END)
             if (
@@ -181,7 +181,7 @@ class Scrubber:
 
 
 def _claim(text: str, detect: Callable[[str], Iterable[Span]]) -> tuple[list[Span], str]:
-    """The spans that a detector finds, and the text with line ends, which no pattern crosses, in their place."""
+    """Return the spans of a detector, and the text with them replaced by line breaks, which no pattern crosses."""
     spans: list[Span] = []
     for span in detect(text):
         if not any(span.start < other.end and other.start < span.end for other in spans):

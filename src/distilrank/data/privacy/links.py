@@ -30,7 +30,7 @@ def _mixes_letters_and_digits(run: str) -> bool:
 def is_opaque(segment: str) -> bool:
     """Whether a segment of a path is a token: 16 characters or more that mix letters and digits.
 
-    Of a name made of parts (`cordless-drill-20v-dcd771c2`) three quarters must be in parts that do.
+    In a hyphenated name (`cordless-drill-20v-dcd771c2`), three quarters must be in parts that mix them.
     """
     runs = _ALNUM_RUN.findall(segment)
     mixed = [len(run) for run in runs if _mixes_letters_and_digits(run)]
@@ -110,7 +110,7 @@ def find_secrets(text: str) -> Iterator[Span]:
 
 _IPV4 = re.compile(r"(?<![\w.-])((?:[0-9]{1,3}\.){3}[0-9]{1,3})(?::[0-9]{1,5})?(?![\w-]|\.[0-9])")
 _IPV6 = re.compile(r"(?<![\w:.])(?=[0-9a-f]{0,4}:)[0-9a-f:]{4,39}(?![\w:]|\.[0-9])", re.IGNORECASE)
-# IEEE 802: six bytes; with hyphens a row of sizes looks alike, but for its letters.
+# IEEE 802: six bytes; with hyphens, a row of sizes looks the same except for the letters.
 _MAC = re.compile(
     r"(?<![\w:-])(?:[0-9a-f]{2}(?::[0-9a-f]{2}){5}|(?=[0-9-]*[a-f])[0-9a-f]{2}(?:-[0-9a-f]{2}){5})(?![\w:-])",
     re.IGNORECASE,
@@ -119,7 +119,7 @@ _MIN_IPV4_DIGITS = 7  # digits; with fewer, a version number such as 1.2.10.1 is
 
 
 def find_devices(text: str) -> Iterator[Span]:
-    """Public IP addresses, and MAC addresses; private ones (192.168.1.1) are what people look for routers by."""
+    """Find public IP addresses and MAC addresses; private IP addresses (192.168.1.1) are searches for routers."""
     if text.count(".") >= 3:
         for match in _IPV4.finditer(text):
             if sum(map(str.isdigit, match[1])) >= _MIN_IPV4_DIGITS and _is_public(match[1]):
@@ -137,7 +137,7 @@ def _is_public(address: str) -> bool:
         ip = ipaddress.ip_address(address)
     except ValueError:
         return False
-    # Addresses of examples (RFC 5737, RFC 3849) are not assigned to anybody, but nobody sells them either.
+    # Addresses of examples (RFC 5737, RFC 3849) are not assigned to anyone, but are not products either.
     return ip.is_global or any(ip in network for network in _EXAMPLE_NETWORKS if network.version == ip.version)
 
 

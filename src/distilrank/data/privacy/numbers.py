@@ -1,4 +1,4 @@
-"""Detectors of numbers that lead to a person: by the words before them, by check digits, or by their length."""
+"""Detectors of numbers that identify a person: by preceding words, check digits or length."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BIRTH_DATE = re.compile(
     [ .:=#-]*(?:is[ ])?{_DATE}(?![0-9])""",
     re.IGNORECASE | re.VERBOSE,
 )
-# National shapes: Britain; Germany; France and Italy; Spain; the United States.
+# National formats: Britain; Germany; France and Italy; Spain; the United States.
 _PLATE = re.compile(
     r"""(?<![A-Za-z])(?:(?:licen[cs]e|number|registration|reg)[ ]plates?|(?:vehicle|car)[ ]reg(?:istration)?|vrm|rego
       |reg(?:istration)?[ ](?:no|number)|kennzeichen|immatriculation|matr[ií]cula|targa)
@@ -91,7 +91,7 @@ def find_id_numbers(text: str) -> Iterator[Span]:
         start, limit = match.span(1)
         ends = [end.start() for end in _WORD_END.finditer(text, start, limit + 1) if end.start() <= limit]
         for end in reversed(ends):
-            # stdnum's further checks of single countries' banks would let a slip of the pen through.
+            # stdnum's checks of national bank codes are skipped, since they would miss an IBAN with a typo.
             if end - start >= 15 and iban.is_valid(text[start:end], check_country=False):
                 yield Span(start, end, "id_number")
                 break
@@ -107,7 +107,7 @@ _SHORT_CARD = re.compile(
     r"4[0-9]{12} | 3(?:0[0-59]|[689][0-9])[0-9]{11} | (?:5018|5020|5038|5893|6304|6759|676[1-3])[0-9]+", re.VERBOSE
 )
 _YEAR = re.compile(r"(?:19|20)[0-9]{2}")
-# What is typed after a card is as secret.
+# Expiry date and security code after a card are just as secret.
 _EXPIRY = re.compile(
     r"""(?:,?[ ]?(?:exp[a-z]*[.:]*[ ]?)?(?:0[1-9]|1[0-2])[ ]?/[ ]?(?:20)?[0-9]{2}(?![0-9]))?
     (?:,?[ ]?(?:cvv|cvc)2?[: ]*[0-9]{3,4}(?![0-9]))?""",
@@ -131,12 +131,12 @@ def _is_card(text: str, groups: Sequence[tuple[int, int]]) -> bool:
 
 
 def printed_groups(lengths: Sequence[int]) -> list[int]:
-    """Of how many groups a card may be, written as it is printed or in one."""
+    """Possible numbers of groups of a card, written as printed or without separators."""
     return [len(shape) for shape in _CARD_GROUPS if tuple(lengths[: len(shape)]) == shape] + [1]
 
 
 def careless_groups(lengths: Sequence[int]) -> list[int]:
-    """Of how many groups a card may be, written anyhow: of 4 digits or more, the last of 3."""
+    """Possible numbers of groups of a loosely grouped card: groups of 4 digits or more, the last of 3 or more."""
     counts = range(len(lengths), 1, -1)
     return [count for count in counts if min(lengths[: count - 1]) >= 4 and lengths[count - 1] >= 3]
 
@@ -188,7 +188,7 @@ _PRINTED_BARCODE = re.compile(
 
 
 def is_product_number(text: str, start: int, end: int) -> bool:
-    """Whether the digits are a barcode (GTIN-12, -13, -14) or said to be a product's, and not said to be a person's."""
+    """Whether the digits are a barcode (GTIN-12, -13, -14) or announced as a product's, and not as a person's."""
     if end - start > 14 or match_before(_CUSTOMER_WORD, text, start):
         return False
     return (end - start >= 12 and ean.is_valid(text[start:end])) or match_before(_PRODUCT_WORD, text, start) is not None

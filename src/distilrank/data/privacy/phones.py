@@ -34,7 +34,7 @@ _MAX_DIGITS = 17
 
 
 def _is_number(written: str, region: str | None, leniency: int) -> bool:
-    """Whether phonenumbers takes all of the text for a number of the region (None: in international form)."""
+    """Whether phonenumbers accepts the whole text as a number of the region (None: in international form)."""
     written = re.sub(r"\+[ .-]", "+", written)
     return any(
         match.end - match.start == len(written)
@@ -49,7 +49,7 @@ def _is_part_number(text: str, start: int, end: int) -> bool:
 
 
 def _without_unclosed_bracket(written: str) -> str:
-    """The number without a bracket before it that closes only behind it."""
+    """Strip an opening bracket that closes only after the number."""
     return written[1:] if written[0] == "(" and written.count("(") > written.count(")") else written
 
 
@@ -58,7 +58,7 @@ def _phone_span(text: str, written: str, end: int) -> Span:
 
 
 def _phone_ends(text: str, groups: list[tuple[int, int]], first: int, is_international: bool) -> list[int]:
-    """Where a phone number that starts at group `first` may end, farthest first."""
+    """Possible ends of a phone number that starts at group `first`, farthest first."""
     ends, digits = [], 0
     for position, (start, end) in enumerate(groups[first:]):
         digits += end - start
@@ -90,7 +90,7 @@ class PhoneDetector:
         self._north_american = any(phonenumbers.country_code_for_region(region) == 1 for region in regions)
 
     def find(self, text: str) -> Iterator[Span]:
-        """The phone numbers of a folded text, none over another."""
+        """Find the phone numbers of a folded text, without overlaps."""
         for run in _PHONE_RUN.finditer(text):
             groups = [match.span() for match in DIGITS.finditer(text, *run.span())]
             end_of_last = 0
@@ -111,7 +111,7 @@ class PhoneDetector:
         ends = _phone_ends(
             text, groups, first, is_international="+" in text[opening:start] or text.startswith("00", start)
         )
-        # First what the numbering plans allow, then what is dialled in spite of them: they change, and people slip.
+        # First by the numbering plans, then by announced numbers outside of them: plans change, and people mistype.
         for end in ends:
             written = _without_unclosed_bracket(text[opening:end])
             if self._is_valid(written, is_announced) and not (
@@ -125,7 +125,7 @@ class PhoneDetector:
         return None
 
     def _is_valid(self, written: str, is_announced: bool) -> bool:
-        """Whether a numbering plan has the number; `is_announced`: a word before it says that it is one."""
+        """Whether a numbering plan has the number; `is_announced`: a preceding word announces it."""
         if "+" in written:
             return _is_number(written, None, Leniency.VALID)
         is_bare = written.isdigit()
@@ -140,7 +140,7 @@ class PhoneDetector:
         return any(_is_number(written, region, leniency) for region in self.regions)
 
     def _is_possible(self, written: str, is_dialed: bool) -> bool:
-        """Whether it is written as a phone number, assigned or not; `is_dialed`: a word before it asks to dial it."""
+        """Whether it is written as a phone number, assigned or not; `is_dialed`: a preceding word asks to dial it."""
         if "+" in written:
             return sum(map(str.isdigit, written)) >= _BARE_DIGITS and _is_number(written, None, Leniency.POSSIBLE)
         if self._north_american and _NORTH_AMERICAN.fullmatch(written):

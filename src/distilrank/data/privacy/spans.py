@@ -1,4 +1,4 @@
-"""What the detectors of personal data share: spans, the text that patterns read, and which texts to inspect."""
+"""Shared parts of the detectors of personal data: spans, folded texts, and a fast test of which texts to inspect."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from distilrank.core import normalize
 
 
 class Span(NamedTuple):
-    """A stretch of a text that is personal data of one of privacy.KINDS."""
+    """A range of a text that is personal data of one of privacy.KINDS."""
 
     start: int
     end: int
     kind: str
 
 
-# A query in which none of these is found holds no span: nearly all queries cost no more than these searches.
-_SEVEN_DIGITS = re.compile(r"[0-9](?:[^0-9A-Za-z]{0,4}[0-9]){6}").search  # shorter spans have a word before
+# A query without any of these has no span, so nearly all queries cost only these searches.
+_SEVEN_DIGITS = re.compile(r"[0-9](?:[^0-9A-Za-z]{0,4}[0-9]){6}").search  # shorter spans have a preceding word
 MARK = re.compile(
     r"[@:.(\[{%](?:(?<=@)|(?<=:)(?://|[0-9A-Fa-f]{0,4}:)|(?<=\.)[^\W\d_]{2}| ?[Aa][Tt] ?[)\]}]|(?<=%)40)"
 ).search
@@ -61,10 +61,11 @@ def is_suspect(text: str) -> bool:
 
 
 def fold(text: str) -> tuple[str, list[int]]:
-    """The text as the patterns read it, and where each of its characters stood.
+    """Fold a text for the patterns; return it, and the original index of each of its characters.
 
-    White space is a blank, dashes are hyphens, the digits of any script and full-width letters are ASCII, and what
-    has no width (`normalize.INVISIBLE`, the marks of keycap emoji) is gone. Superscripts stay: 10² is not 102.
+    White space is a blank, dashes are hyphens, the digits of any script and full-width letters are ASCII, and
+    characters without width (`normalize.INVISIBLE`, the marks of keycap emoji) are removed. Superscripts are kept: 10²
+    is not 102.
     """
     folded, origins = [], []
     for origin, character in enumerate(text):
@@ -91,11 +92,11 @@ def fold(text: str) -> tuple[str, list[int]]:
 
 
 def match_before(pattern: re.Pattern[str], text: str, end: int, floor: int = 0) -> re.Match[str] | None:
-    """The pattern's match that ends at `end`, searched for in the 40 characters before it."""
+    """The pattern's match in the 40 characters before `end`; the pattern must end at its position."""
     return pattern.search(text, max(floor, end - 40), end)
 
 
 def end_of_match(pattern: re.Pattern[str], text: str, start: int) -> int:
-    """Where the pattern's match that starts at `start` ends; `start` if there is none."""
+    """End of the pattern's match at `start`; `start` if there is none."""
     match = pattern.match(text, start)
     return match.end() if match else start

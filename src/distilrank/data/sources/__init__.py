@@ -1,4 +1,4 @@
-"""One module per input format; each gives the same catalogue, judgements and log."""
+"""Sources of data: one module per input format, each with the same catalogue, judgements and log."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _MODULES: dict[str, Any] = {
 
 
 def module_of(data: Section) -> Any:
-    """The module of the source that the configuration names."""
+    """Return the module of the configured source."""
     return _MODULES[data.source]  # type: ignore[attr-defined]
 
 
 def open(data: Section) -> Source:
-    """The source that the configuration names; nothing is read yet."""
+    """Return the source that the configuration names, without reading it."""
     return module_of(data).open(data)

@@ -1,4 +1,4 @@
-"""Shopping Queries Dataset (ESCI): real Amazon searches of three locales, each with judged products; no log.
+"""Shopping Queries Dataset (ESCI): real Amazon searches in three locales with judged products; no log.
 
 A label is E (exact), S (substitute), C (complement) or I (irrelevant). https://github.com/amazon-science/esci-data
 """
@@ -33,7 +33,7 @@ _TEXTS = {
 
 
 def gain_mappings() -> dict[str, dict[str, float]]:
-    """The two mappings of labels to gains under which figures are published."""
+    """The two mappings from labels to gains that published results use."""
     return {
         "paper": {"E": 1.0, "S": 0.1, "C": 0.01, "I": 0.0},
         "official script": {"E": 1.0, "S": 0.01, "C": 0.1, "I": 0.0},
@@ -41,15 +41,15 @@ def gain_mappings() -> dict[str, dict[str, float]]:
 
 
 def open(data: Esci) -> EsciSource:
-    """The source over the files that `data` names; nothing is read yet."""
+    """Return the source of the files that `data` names, without reading them."""
     return EsciSource(data)
 
 
 class EsciSource:
     """Two Parquet files; see `sources.base.Source`.
 
-    A rating is the label's soft target. The query's text is its key: neither the data set's query_id nor its split is
-    used. Locales share product ids, so with all of them a product's key is LOCALE:ID.
+    A rating is the label's soft target. A query is identified by its text; the data set's query_id and split are not
+    used. Locales share product ids, so with several locales a product's key is LOCALE:ID.
     """
 
     rating_range = (0.0, 1.0)
@@ -82,7 +82,7 @@ class EsciSource:
             for batch in file.batches(problems):
                 rows = self._of_locale(batch)
                 texts = {name: rows.text(name) for name in _TEXTS}
-                # Bullets first: they hold the facts, most products have some, and models see a text's beginning.
+                # Bullets first: they hold the facts, most products have them, and models read the beginning of a text.
                 texts["description"] = join_lines(texts.pop("bullets"), texts.pop("description"))
                 yield from reading.product_batches(rows.keep(product_id=self._key(rows), **texts))
 
@@ -133,7 +133,7 @@ class EsciSource:
         return product if self.data.locale != "all" else pc.binary_join_element_wise(rows.text("locale"), product, ":")
 
     def _of_known_products(self, examples: pa.Table, problems: Problems) -> pa.Table:
-        """`examples` without those whose product the products file lacks, which are problems."""
+        """Keep the examples of products in the products file; report the others as a problem."""
         keys = []
         for file in self._products(problems):
             for batch in File(file.stored, _PRODUCT).batches(problems, ranges=True):

@@ -1,4 +1,4 @@
-"""Home Depot product search relevance: human-judged (query, product title) pairs, no catalogue beside them, no log.
+"""Home Depot product search relevance: human-judged (query, product title) pairs, without a catalogue or a log.
 
 Each rating is the mean of at least three raters on 1 to 3 (irrelevant, partially or somewhat relevant, perfect
 match). https://www.kaggle.com/c/home-depot-product-search-relevance
@@ -25,15 +25,15 @@ RATERS = 3
 
 
 def open(data: HomeDepot) -> HomeDepotSource:
-    """The source over the file that `data` names; nothing is read yet."""
+    """Return the source of the file that `data` names, without reading it."""
     return HomeDepotSource(data)
 
 
 class HomeDepotSource:
-    """One file; see `Source` in this package. The catalogue is every product of the file, also with `queries` set.
+    """One file; see `Source` in this package. The catalogue has every product of the file, even if `queries` is set.
 
-    The competition's own file is Latin-1, copies of it are often UTF-8: what is not valid UTF-8 is read as Latin-1.
-    A few products come with two wordings of the title; the first one stands.
+    The competition's own file is Latin-1, copies are often UTF-8: a file that is not valid UTF-8 is read as Latin-1. A
+    few products have two wordings of the title; the first one is used.
     """
 
     rating_range = (1.0, 3.0)
@@ -71,7 +71,7 @@ class HomeDepotSource:
         twice = twice.filter(pc.greater(twice.field("counts"), 1)).field("values").slice(0, EXAMPLES).to_pylist()
         problems.add(
             self._file.name,
-            "left out, other wordings of a product's title; the first one stands",
+            "left out, other wordings of a product's title; the first one is used",
             rows=len(wordings) - len(first),
             examples=[f"product {product!r}" for product in twice],
             fatal=False,

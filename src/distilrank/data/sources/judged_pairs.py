@@ -1,4 +1,4 @@
-"""Judged pairs as schemas.JUDGEMENTS, whatever files they come from, and the refusal of pairs with two ratings."""
+"""Reads judged pairs of any files as schemas.JUDGEMENTS, and refuses pairs with two ratings."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def judgements(
     *,
     conflicts: str | None = None,
 ) -> pa.Table:
-    """The judged pairs of `files` as schemas.JUDGEMENTS, in file order, gain null; a row per rater may be a pair's.
+    """Read the judged pairs of `files` as schemas.JUDGEMENTS, in file order, one row per rating, without gains.
 
     Args:
-        files: with the columns query, product_id, rating and perhaps rater, raters and locale.
-        where: what to call them all in problems.
+        files: files with the columns query, product_id, rating and optionally rater, raters and locale.
+        where: name of all files together in problems.
         rating_range: lowest and highest rating.
-        raters: how many raters a rating is the mean of where the files do not say.
-        problems: gets blank queries, ratings outside the scale, and pairs with two ratings where they are refused.
+        raters: number of raters behind a rating if the files do not say.
+        problems: receives blank queries, ratings outside the scale, and pairs with two ratings if they are refused.
         conflicts: `data.rating_conflicts`; None: the source has no such setting, and pairs have one rating.
     """
     parts = []
@@ -55,7 +55,7 @@ def judgements(
 
 
 def origin(rows: Rows, file: int) -> dict[str, pa.Array]:
-    """The columns file (place in a list of files) and row that `one_table` needs."""
+    """The columns file (index in a list of files) and row that `one_table` needs."""
     return {"file": pa.array(np.full(len(rows), file)), "row": pa.array(rows.numbers)}
 
 
@@ -68,9 +68,9 @@ def one_table(
     fatal: bool = True,
     conflicts: str | None = None,
 ) -> pa.Table:
-    """`parts` as one schemas.JUDGEMENTS, without the pairs whose rows disagree, unless `conflicts` reconciles them.
+    """Concatenate `parts` as schemas.JUDGEMENTS, without pairs whose rows disagree unless `conflicts` resolves them.
 
-    The names of raters end here: their numbers in order of appearance take their place.
+    Names of raters go no further: they are replaced by numbers in order of appearance.
 
     Args:
         parts: the columns of schemas.JUDGEMENTS, rater as text or missing, and of `origin`.
@@ -97,7 +97,7 @@ def _number_raters(table: pa.Table) -> pa.Table:
 def _without_conflicts(
     table: pa.Table, files: Sequence[File], where: str, problems: Problems, fatal: bool, remedy: str
 ) -> pa.Table:
-    # Places of strings instead of the strings: a tenth of the memory.
+    # Indices of strings instead of strings take a tenth of the memory.
     query, product = (table[name].dictionary_encode().combine_chunks() for name in ("query", "product_id"))
     pair = query.indices.to_numpy().astype(np.int64) * len(product.dictionary) + product.indices.to_numpy()
     order = np.argsort(pair, kind="stable")

@@ -1,4 +1,4 @@
-"""Reading of outside CSV and Parquet files: no row is lost silently, and problems name file, row and column.
+"""Reads external CSV and Parquet files: no row is lost silently, and problems name file, row and column.
 
 CSV is UTF-8 (RFC 4180, comma or another delimiter, double quotes), gzipped or not, and all of it is read as text
 first. Rows are counted from 1 after the header; blank lines are not rows. The format follows from the file's first
@@ -33,17 +33,17 @@ from distilrank.data.sources.rows import Rows
 from distilrank.data.sources.storage import LocalFile, StoredFile
 
 BATCH_ROWS = 1 << 14
-"""Rows of a batch of Parquet."""
+"""Rows per batch of Parquet."""
 
-_BLOCK_BYTES = 1 << 24  # of CSV; longer than any row
+_BLOCK_BYTES = 1 << 24  # of CSV; a block must be longer than any row
 
 _UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error, pa.ArrowException)
-csv.field_size_limit(_BLOCK_BYTES)  # Python's own, 128 KiB, is shorter than some descriptions
+csv.field_size_limit(_BLOCK_BYTES)  # Python's default, 128 KiB, is shorter than some descriptions
 
 _GZIP, _UTF_16 = b"\x1f\x8b", "UTF-16 text"
 _OTHER_FORMATS = {
     b"PK\x03\x04": "a zip archive or a spreadsheet",
-    b"\xd0\xcf\x11\xe0": "a spreadsheet of old",
+    b"\xd0\xcf\x11\xe0": "an old spreadsheet",
     b"\xff\xfe": _UTF_16,
     b"\xfe\xff": _UTF_16,
     b"PAR1": "Parquet",
@@ -58,25 +58,25 @@ _OTHER_FORMATS = {
     b"SQLite format 3": "an SQLite database",
     b"%PDF": "a PDF",
 }
-"""What files that are neither CSV nor Parquet begin with, unpacked."""
+"""First bytes, uncompressed, of files that are neither CSV nor Parquet."""
 _HEAD_BYTES = 1 << 12
 _LISTED = 500  # characters of names of columns in a message
 _DELIMITERS = ";\t|,"
 
 _RANGE_BYTES = 1 << 20  # of a column of Parquet, read at once
-_AT_ONCE = 8  # headers that are looked at side by side; far away, each takes its time
+_AT_ONCE = 8  # headers that are read concurrently, since each request to remote storage takes time
 
 
 class File:
     """A CSV or Parquet file and the columns to read of it.
 
     Args:
-        file: found by `storage.files`, or the path of a local one.
-        columns: our name of each wanted column -> its name in the file.
-        csv: how CSV is written, as the configuration says; None: as the two below say, with no marks of missing values
-            and no repeated header.
-        encoding: of CSV text.
-        delimiter: what separates the values of CSV.
+        file: file from `storage.files`, or a local path.
+        columns: our name of each column to read -> its name in the file.
+        csv: CSV format from the configuration; None: the two arguments below, without null values and repeated
+            headers.
+        encoding: encoding of CSV text.
+        delimiter: delimiter of CSV values.
     """
 
     def __init__(
@@ -94,13 +94,13 @@ class File:
         self.csv = csv or Csv(encoding=encoding, delimiter=delimiter, null_values=())
         self.configurable = csv is not None
         self.is_csv = False
-        """Whether the rows come from CSV; known once some were read."""
-        self._schema = pa.schema([])  # of Parquet, once its header was read
+        """Whether the file is CSV; known once rows were read."""
+        self._schema = pa.schema([])  # of Parquet, once its header is read
         self._whole: list[Rows] | None = None
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
-        """Turn errors of the body into an InputError about this file."""
+        """Turn errors of the body into an InputError that names this file."""
         try:
             yield
         except FileNotFoundError:
@@ -116,7 +116,7 @@ class File:
         return io.TextIOWrapper(data, encoding=encoding, errors=errors, newline="")
 
     def is_utf8(self) -> bool:
-        """Whether all of a CSV file is valid UTF-8."""
+        """Whether a whole CSV file is valid UTF-8."""
         with self._readable(), self.stored.open_local() as path, path.open("rb") as handle:
             try:
                 with self._lines(handle, _magic(handle), "utf-8") as lines:
@@ -127,7 +127,7 @@ class File:
         return True
 
     def names(self) -> list[str]:
-        """The names of all columns that the file has, from its header.
+        """Return the names of all columns of the file, from its header.
 
         Raises:
             InputError: the file is missing, or neither CSV nor Parquet.
@@ -149,7 +149,7 @@ class File:
         start = data.read(_HEAD_BYTES)
         handle.seek(0)
         kind = next((kind for mark, kind in _OTHER_FORMATS.items() if start.startswith(mark)), "")
-        if not kind and b"\0" in start.partition(b"\n")[0]:  # values may hold one, names of columns not
+        if not kind and b"\0" in start.partition(b"\n")[0]:  # values may contain one, column names may not
             kind = "a binary file"
         if not kind:
             return
@@ -160,10 +160,10 @@ class File:
         raise InputError(f"{self.name}: is {kind}{packed}, expected CSV in UTF-8 or Parquet{hint}")
 
     def check(self, problems: Problems | None = None) -> bool:
-        """Add to the problems if the file or a required column is missing or there twice; reads the header only.
+        """Report a missing file, and required columns that are missing or duplicated; reads only the header.
 
         Returns:
-            Whether all is well.
+            Whether there is no problem.
 
         Raises:
             InputError: at the first problem, unless `problems` collects them.
@@ -186,13 +186,13 @@ class File:
         return not twice and required <= set(names)
 
     def check_types(self, problems: Problems) -> None:
-        """Add to the problems the wanted columns of Parquet whose values are lists or records; after `check`."""
+        """Report required columns of Parquet whose values are lists or records; call it after `check`."""
         for field in self._schema:
             if field.name in self.columns.values() and pa.types.is_nested(field.type):
                 problems.add(self.name, f"column {field.name!r} is {field.type}, expected text, numbers or times")
 
     def _hint(self, names: Sequence[str]) -> str:
-        """What the header of a CSV file without the expected columns suggests: another delimiter or encoding."""
+        """Return a hint if the header of a CSV file suggests another delimiter or encoding."""
         required = set(self.columns.values())
         for other in _DELIMITERS:
             if other != self.csv.delimiter and required <= set(self.csv.delimiter.join(names).split(other)):
@@ -207,13 +207,13 @@ class File:
         problems.add(self.name, str(error).removeprefix(f"{self.name}: "))
 
     def batches(self, problems: Problems, *, lenient: Collection[str] = (), ranges: bool = False) -> Iterator[Rows]:
-        """The rows in order, batch by batch; after a problem with the file as a whole there are no more.
+        """Yield the rows in order, in batches; a problem with the whole file ends the iteration.
 
         Args:
-            problems: gets what is wrong, and raises an InputError at the first that is fatal unless it collects.
+            problems: receives problems, and raises an InputError at the first fatal one unless it collects them.
             lenient: our names of columns whose bad values are not fatal; their rows are left out and counted.
-            ranges: fetch the wanted columns alone of Parquet that lies far away, rather than the whole file; what
-                comes is then not checked against the store's checksum.
+            ranges: fetch only the required columns of remote Parquet instead of the whole file; the data is then not
+                checked against the store's checksum.
         """
         if not self.check(problems):
             return
@@ -239,10 +239,10 @@ class File:
     def _parquet(self, file: BinaryIO | Path, problems: Problems, lenient: Collection[str]) -> Iterator[Rows]:
         start = 1
         names = list(dict.fromkeys(self.columns.values()))
-        # Otherwise whole columns of a row group would be held, which may have a million rows.
+        # Otherwise whole columns of a row group, which may have a million rows, would be in memory.
         with pq.ParquetFile(
             file, pre_buffer=False, buffer_size=_RANGE_BYTES, coerce_int96_timestamp_unit="us"
-        ) as parquet:  # nanoseconds would overflow into another time
+        ) as parquet:  # nanoseconds would overflow to a wrong time
             for batch in parquet.iter_batches(BATCH_ROWS, columns=names, use_threads=False):
                 yield self._rows(batch, np.arange(start, start + batch.num_rows), problems, lenient)
                 start += batch.num_rows
@@ -254,11 +254,11 @@ class File:
         with path.open("rb") as handle:
             gzipped = _magic(handle)[:2] == _GZIP
         self.is_csv = True
-        odd: list[tuple[int, int, int]] = []  # row, values that it has, values that it should have
+        odd: list[tuple[int, int, int]] = []  # row, number of its values, expected number
         noted = 0
 
         def skip(row: pyarrow.csv.InvalidRow) -> str:
-            odd.append((row.number - 1, row.actual_columns, row.expected_columns))  # Arrow counts the header
+            odd.append((row.number - 1, row.actual_columns, row.expected_columns))  # Arrow counts the header as a row
             return "skip"
 
         def note() -> None:
@@ -274,7 +274,7 @@ class File:
             try:
                 reader = pyarrow.csv.open_csv(
                     stream,
-                    # One thread, because only then does Arrow number the rows that it skips.
+                    # One thread, since Arrow numbers skipped rows only then.
                     read_options=pyarrow.csv.ReadOptions(
                         use_threads=False, block_size=_BLOCK_BYTES, encoding=self.csv.encoding.replace("-8", "8")
                     ),
@@ -283,18 +283,18 @@ class File:
                     ),
                     convert_options=pyarrow.csv.ConvertOptions(
                         include_columns=names,
-                        column_types=dict.fromkeys(names, pa.binary()),  # text once it is known to be UTF-8
+                        column_types=dict.fromkeys(names, pa.binary()),  # text once it is validated as UTF-8
                         strings_can_be_null=False,
                     ),
                 )
             except pa.ArrowInvalid as error:
-                if "Empty CSV file" in str(error):  # a header without a line feed
+                if "Empty CSV file" in str(error):  # a header without a line break
                     return
                 raise
             for batch in reader:
                 note()
                 skipped = np.array([number for number, _, _ in odd], np.int64)
-                # The n-th row that was read is the first number with n numbers before it that were not skipped.
+                # Row numbers count skipped rows too, so the skipped rows before each row are added to its index.
                 index = np.arange(read, read + batch.num_rows)
                 numbers = index + 1 + np.searchsorted(skipped - np.arange(len(skipped)) - 1, index, side="right")
                 read += batch.num_rows
@@ -308,7 +308,7 @@ class File:
     def _without_headers(
         self, batch: pa.RecordBatch, numbers: np.ndarray, problems: Problems
     ) -> tuple[pa.RecordBatch, np.ndarray]:
-        """The rows that are not the header again, which stands inside a file that was put together from several."""
+        """Leave out repeated headers, which occur in files that were concatenated."""
         header = np.ones(len(numbers), bool)
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             written = pa.array([name.encode(), codecs.BOM_UTF8 + name.encode()], column.type)
@@ -316,17 +316,17 @@ class File:
         if not header.any():
             return batch, numbers
         examples = [f"row {number}" for number in numbers[header]]
-        what = "left out, the header again"
+        what = "left out, repeated header"
         problems.add(self.name, what, rows=len(examples), examples=examples, fatal=False)
         return batch.filter(pa.array(~header)), numbers[~header]
 
     def _count_rows(self, path: Path, problems: Problems) -> int | None:
-        """Count the rows strictly: after a stray quote Arrow swallows line after line without an error.
+        """Count the rows strictly: after a stray quote, Arrow merges lines without an error.
 
         Returns:
-            -1 where no quote is in the file, None where they are wrong.
+            -1 if the file has no quotes; None if they are malformed.
         """
-        # Only the structure matters, and latin-1 decodes every byte.
+        # Only the structure matters, and Latin-1 decodes every byte.
         encoding = "latin-1" if self.csv.encoding == "utf-8" else self.csv.encoding
         with path.open("rb") as handle, self._lines(handle, _magic(handle), encoding) as lines:
             if not any('"' in part for part in iter(lambda: lines.read(1 << 20), "")):
@@ -337,7 +337,7 @@ class File:
                 for row in csv.reader(lines, delimiter=self.csv.delimiter, strict=True):
                     rows += bool(row)
             except csv.Error as error:
-                what = "quote a value that holds a quote, and double the quote"
+                what = "quote a value that contains a quote, and double the quote"
                 reason = str(error).replace(chr(9), "a tab")
                 if reason.startswith("field larger than"):
                     what = "expected shorter values, or the end of a quoted one"
@@ -360,7 +360,7 @@ class File:
         return self._whole
 
     def table(self) -> pa.Table:
-        """All rows, the wanted columns under our names: text from CSV, the file's own types from Parquet.
+        """Read all rows, with the columns under our names: as text from CSV, with the file's types from Parquet.
 
         Raises:
             InputError: as for `batches`, or there are no rows.
@@ -368,15 +368,15 @@ class File:
         return pa.concat_tables([pa.table(rows.columns) for rows in self._all()], promote_options="permissive")
 
     def text(self, name: str) -> pa.ChunkedArray:
-        """As `Rows.text`, of all rows."""
+        """`Rows.text` of all rows."""
         return pa.chunked_array([rows.text(name) for rows in self._all()], pa.string())
 
     def key(self, name: str) -> pa.ChunkedArray:
-        """As `Rows.key`, of all rows."""
+        """`Rows.key` of all rows."""
         return pa.chunked_array([rows.key(name) for rows in self._all()], pa.string())
 
     def query(self, name: str) -> pa.ChunkedArray:
-        """As `Rows.query`, of all rows."""
+        """`Rows.query` of all rows."""
         return pa.chunked_array([rows.query(name) for rows in self._all()], pa.string())
 
 
@@ -387,7 +387,7 @@ def _magic(handle: BinaryIO) -> bytes:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """The columns of a file, as far as a line takes them."""
+    """The column names of a file, shortened to fit a line."""
     text = ", ".join(names)
     text = text if text.isprintable() else repr(text)[1:-1]
     return text if len(text) <= _LISTED else f"{text[:_LISTED]}... ({len(names)} columns)"
@@ -402,13 +402,13 @@ def files(
     csv: Csv | None = None,
     delimiter: str = ",",
 ) -> list[File]:
-    """The files that `reference` leads to (see `storage.files`), all with the same columns; the rest as for `File`."""
+    """The files of `reference` (see `storage.files`), all with the same columns; other arguments as for `File`."""
     stored_files = storage.files(reference, suffixes, problems)
     return [File(stored, columns, csv=csv, delimiter=delimiter) for stored in stored_files]
 
 
 def check_headers(files: Sequence[File], problems: Problems) -> None:
-    """Add to the problems what the headers of `files` lack, in order."""
+    """Report what the headers of `files` lack, in order."""
 
     def check_header(file: File) -> Problems:
         file_problems = Problems(collect=True)
@@ -422,14 +422,14 @@ def check_headers(files: Sequence[File], problems: Problems) -> None:
 
 
 def product_batches(table: pa.Table) -> list[pa.RecordBatch]:
-    """`table` as batches of schemas.PRODUCTS; product fields that it lacks are null."""
+    """Return `table` as batches of schemas.PRODUCTS; missing product fields are null."""
     for name in set(schemas.PRODUCTS.names) - set(table.column_names):
         table = table.append_column(name, pa.nulls(len(table), pa.string()))
     return table.select(schemas.PRODUCTS.names).cast(schemas.PRODUCTS).to_batches()
 
 
 def expect_rows(where: str, read: int, expected: int, problems: Problems) -> None:
-    """Add to the problems that `where` had another number of rows than `expected`; 0: any will do."""
+    """Report a number of rows other than `expected`; 0: any number is accepted."""
     if expected and 0 < read != expected:
         what = f"{read} rows, expected {expected} (data.expected_rows); the download may be incomplete"
         problems.add(where, what)

@@ -1,4 +1,4 @@
-"""Columns of outside files as checked values: text, ids, numbers, booleans and times, and which rows are good."""
+"""Convert columns of external files to checked values: text, ids, numbers, booleans and times."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from distilrank.core import normalize
 from distilrank.core.problems import EXAMPLES, Problems
 
 PRIVATE = ("client", "rater", "row_id")
-"""Our names of columns that lead to people: their values go into no message."""
+"""Our names of columns that identify people: their values appear in no message."""
 
 _NULL_WORDS = ("nan", "NaN", "None", "none", "null", "Null", "N/A", "n/a", "NA", "<NA>")
 _EMPTY = "empty"
@@ -25,11 +25,11 @@ _ZONED = r"[T ].*(Z|[+-]\d\d(:?\d\d)?)$"
 _FROM, _TO = 946_684_800, 4_102_444_800  # 2000-01-01 and 2100-01-01 in seconds since 1970
 _TIME = "a time from 2000 to 2100: ISO 8601 such as 2026-03-31T12:00:00Z, or whole seconds or milliseconds since 1970"
 _UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-_EXACT = 2**53  # whole numbers below it survive as 64-bit floats
+_EXACT = 2**53  # whole numbers below it are exact as 64-bit floats
 
 
 class Origin(Protocol):
-    """The file that rows come from, as far as messages and conversions depend on it."""
+    """Properties of a file on which messages and conversions depend."""
 
     name: str
     columns: dict[str, str]
@@ -40,10 +40,10 @@ class Origin(Protocol):
 
 
 class Rows:
-    """A batch of rows of a file, and which of them are good so far.
+    """A batch of rows of a file, and whether each is valid so far.
 
-    The methods named after a kind of value check a column and return it, a value a row, null where it is blank or bad.
-    Bad ones are added to the problems, and `keep` leaves their rows out.
+    The methods named after a kind of value check a column and return it with one value per row, null where blank or
+    invalid. Invalid values are added to the problems, and `keep` leaves their rows out.
     """
 
     def __init__(self, file: Origin, numbers: np.ndarray, problems: Problems, lenient: Collection[str] = ()) -> None:
@@ -52,20 +52,20 @@ class Rows:
         self.good = np.ones(len(numbers), bool)
         self._bad: dict[str, np.ndarray] = {}
         self.left_out = 0
-        """Rows that are not good for a column whose bad values are not fatal."""
+        """Number of rows left out for invalid values that are not fatal."""
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def set_column(self, name: str, column: pa.Array) -> None:
-        """Take `column` as our column `name`; text that is no UTF-8 is bad."""
+        """Store `column` as our column `name`; text that is not UTF-8 is invalid."""
         column = _plain(column)
         if _is_text(column.type):
-            # Arrow checks the bytes of binary columns only.
+            # Arrow validates only the bytes of binary columns.
             column, good = self._try(name, column.cast(pa.binary()), lambda part: part.cast(pa.string()), "text")
             if good is not None:
                 self.columns[name] = column
-                hint = " (data.csv.encoding names another)" if self.file.is_csv and self.file.configurable else ""
+                hint = " (data.csv.encoding sets another)" if self.file.is_csv and self.file.configurable else ""
                 self.require(name, good, f"UTF-8 text{hint}", shown_as="other bytes")
             if self.file.is_csv and self.file.csv.null_values:
                 nulls = pa.array(self.file.csv.null_values, pa.string())
@@ -73,36 +73,36 @@ class Rows:
         self.columns[name] = column
 
     def where(self, chosen: pa.Array) -> Rows:
-        """The rows for which `chosen` is true; what is wrong with the others no longer matters."""
+        """The rows for which `chosen` is true; problems of the other rows no longer count."""
         mask = pc.fill_null(chosen, False)
-        places = mask.to_numpy(zero_copy_only=False)
-        rows = Rows(self.file, self.numbers[places], self.problems, self.lenient)
-        rows.good = self.good[places]
-        rows._bad = {name: bad[places] for name, bad in self._bad.items()}
+        selected = mask.to_numpy(zero_copy_only=False)
+        rows = Rows(self.file, self.numbers[selected], self.problems, self.lenient)
+        rows.good = self.good[selected]
+        rows._bad = {name: bad[selected] for name, bad in self._bad.items()}
         rows.columns = {name: column.filter(mask) for name, column in self.columns.items()}
         return rows
 
     def keep(self, **columns: pa.Array) -> pa.Table:
-        """`columns` without the rows that are bad."""
+        """The columns without the invalid rows."""
         return pa.table(columns).filter(pa.array(self.good))
 
     def require(
         self, name: str, good: pa.Array, expected: str, column: pa.Array | None = None, shown_as: str = ""
     ) -> None:
-        """Note the rows of our column `name` that are not `good` (null is not), unless they were noted for it before.
+        """Report the rows of our column `name` that are not `good` (null is not), once per column.
 
         Args:
             name: our column.
-            good: boolean, a value a row.
-            expected: what a good value is, in words.
-            column: what to show of bad rows; None: the column as it was read.
-            shown_as: what to show of all of them instead.
+            good: boolean, one value per row.
+            expected: description of a valid value.
+            column: values to show in examples; None: the column as it was read.
+            shown_as: text to show instead of every value.
         """
         before = self._bad.setdefault(name, np.zeros(len(self), bool))
         bad = ~pc.fill_null(good, False).to_numpy(zero_copy_only=False) & ~before
         fatal = name not in self.lenient
         if not fatal:
-            bad &= self.good  # one row is left out for one reason
+            bad &= self.good  # a row is left out for one reason only
         if not bad.any():
             return
         before |= bad
@@ -123,7 +123,7 @@ class Rows:
     def _try(
         self, name: str, column: pa.Array, convert: Callable[[pa.Array], pa.Array], expected: str
     ) -> tuple[pa.Array, pa.Array | None]:
-        """`column` converted, null where that fails, and where it does not; None: it never does."""
+        """Convert `column`, with null where that fails; return it and the mask of valid rows, None if all are."""
         try:
             return convert(column), None
         except pa.ArrowNotImplementedError:
@@ -143,7 +143,7 @@ class Rows:
         return converted
 
     def text(self, name: str) -> pa.Array:
-        """A column as text, as it stands; blank values are null."""
+        """A column as unchanged text; blank values are null."""
         column = self.columns[name]
         if pa.types.is_floating(column.type):
             column = pc.if_else(pc.is_nan(column), None, column)
@@ -153,7 +153,7 @@ class Rows:
         return pc.if_else(pc.equal(pc.utf8_trim_whitespace(column), ""), None, column)
 
     def identifier(self, name: str) -> pa.Array:
-        """A column of ids as text, as it stands; whole numbers become their digits; blank values are null."""
+        """A column of ids as unchanged text; whole numbers become their digits; blank values are null."""
         column = self.columns[name]
         if pa.types.is_decimal(column.type):
             ids, expected = _digits(column), "an id as text, or a whole number"
@@ -168,14 +168,14 @@ class Rows:
         self.require(name, pc.fill_null(whole, True), expected)
         self.problems.add(
             self.file.name,
-            f"column {self.file.columns[name]} holds ids as {column.type}: leading zeros, if there were any, are lost",
+            f"column {self.file.columns[name]} holds ids as {column.type}: leading zeros, if any, are lost",
             rows=whole.is_valid().true_count,
             fatal=False,
         )
         return pc.if_else(whole, ids, None)
 
     def key(self, name: str) -> pa.Array:
-        """A column of ids of which each row must have one."""
+        """A column of ids, none of them blank."""
         column = self.identifier(name)
         self.require(name, column.is_valid(), "a value in each row")
         return column
@@ -194,7 +194,7 @@ class Rows:
     def number(
         self, name: str, lowest: float, highest: float = math.inf, *, whole: bool = False, required: bool = False
     ) -> pa.Array:
-        """A column of numbers from `lowest` to `highest`, float64; blank values are null, and bad if `required`."""
+        """A column of numbers from `lowest` to `highest`, float64; blank values are null, and invalid if `required`."""
         kind = "a whole number" if whole else "a number"
         expected = f"{kind} from {lowest:g}" + (f" to {highest:g}" if highest < math.inf else "")
         column = self.columns[name]
@@ -211,7 +211,7 @@ class Rows:
         return pc.if_else(good, column, None)
 
     def note_null_words(self, name: str) -> None:
-        """Note values of a CSV column that other programs write for a missing value, but that may be literal."""
+        """Report values of a CSV column that other programs write for missing values, but that may be literal."""
         if not self.file.is_csv:
             return
         doubtful = pc.fill_null(pc.is_in(self.columns[name], value_set=pa.array(_NULL_WORDS)), False)
@@ -220,7 +220,7 @@ class Rows:
             f"row {self.numbers[row]}: {theirs} is {_shown(self.columns[name][row])}"
             for row in np.flatnonzero(doubtful)[:EXAMPLES]
         ]
-        what = f"kept; if these values of column {theirs} stand for none, name them in data.csv.null_values"
+        what = f"kept; if these values of column {theirs} mean no value, list them in data.csv.null_values"
         self.problems.add(self.file.name, what, rows=doubtful.true_count, examples=examples, fatal=False)
 
     def boolean(self, name: str) -> pa.Array:
@@ -235,10 +235,10 @@ class Rows:
         return pc.if_else(text.is_null(), None, is_true)
 
     def timestamp(self, name: str) -> pa.Array:
-        """A column of times in UTC, microseconds, without a zone; a time that names no zone is taken as UTC.
+        """A column of times in UTC, microseconds, without a zone; a time without a zone is UTC.
 
-        What lies before 2000 or from 2100 on is no time of a log but a mistake, and may be no date of Python's. Whole
-        numbers are seconds, milli-, micro- or nanoseconds since 1970, whichever lies within those years.
+        A time before 2000 or from 2100 on is an error, and Python may be unable to represent it. Whole numbers are
+        seconds, milli-, micro- or nanoseconds since 1970, whichever unit gives a time within those years.
         """
         column = self.columns[name]
         kind = column.type
@@ -276,7 +276,7 @@ class Rows:
 
 
 def join_lines(first: pa.Array, second: pa.Array) -> pa.Array:
-    """Two texts of a row as one, a line each; null where both are."""
+    """Join two texts of each row, one per line; null where both are null."""
     return pc.coalesce(pc.binary_join_element_wise(first, second, "\n"), first, second)
 
 
@@ -286,7 +286,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _plain(column: pa.Array) -> pa.Array:
-    """`column` as a type that can be converted: a UUID as its text, bytes of any kind as binary."""
+    """Return `column` as a type that can be converted: a UUID as text, bytes of any kind as binary."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if isinstance(column.type, pa.UuidType):
@@ -299,7 +299,7 @@ def _plain(column: pa.Array) -> pa.Array:
 
 
 def _digits(column: pa.Array) -> pa.Array:
-    """Decimals as text without trailing zeros: as floats, 15.000000000 and 30.000000000 are no whole numbers."""
+    """Decimals as text without trailing zeros, so that 15.000000000 is a whole number."""
     text = pc.replace_substring_regex(column.cast(pa.string()), r"^-?0E-\d+$", "0")
     return pc.replace_substring_regex(pc.replace_substring_regex(text, r"(\.\d*?)0+$", r"\1"), r"\.$", "")
 
@@ -307,7 +307,7 @@ def _digits(column: pa.Array) -> pa.Array:
 def _shown(scalar: pa.Scalar) -> str:
     try:
         value = scalar.as_py()
-    except (OverflowError, ValueError):  # a time that Python has none for
+    except (OverflowError, ValueError):  # a time that Python cannot represent
         return f"{scalar.value} as {scalar.type}"
     if isinstance(value, Decimal):
         return f"{value.normalize():f}"
@@ -318,7 +318,7 @@ def _shown(scalar: pa.Scalar) -> str:
 
 
 def _convertible(column: pa.Array, convert: Callable[[pa.Array], pa.Array]) -> np.ndarray:
-    """Which rows `convert` takes: halves that it refuses are halved again."""
+    """Return which rows `convert` accepts, by bisection."""
     good = np.ones(len(column), bool)
     pending = [(0, len(column))]
     while pending:
@@ -335,15 +335,15 @@ def _convertible(column: pa.Array, convert: Callable[[pa.Array], pa.Array]) -> n
 
 
 def _since_1970(numbers: pa.Array, *units: int) -> pa.Array:
-    """Whole numbers as times in microseconds, null unless they lie between 2000 and 2100.
+    """Convert whole numbers to times in microseconds; null unless between 2000 and 2100.
 
     Args:
-        numbers: int64, since 1970.
-        units: how many of them a second has; where there are several, the one that puts a number into that span.
+        numbers: int64, units since 1970.
+        units: units per second; of several, the one that puts a number into that range.
     """
     values = pc.fill_null(numbers, 0).to_numpy(zero_copy_only=False)
     microseconds, is_valid = np.zeros(len(values), np.int64), np.zeros(len(values), bool)
-    for unit in units or _UNITS.values():  # no number fits two of them
+    for unit in units or _UNITS.values():  # no number fits two units
         fits = (values >= _FROM * unit) & (values < _TO * unit)
         microseconds[fits] = values[fits] * (10**6 // unit) if unit <= 10**6 else values[fits] // (unit // 10**6)
         is_valid |= fits

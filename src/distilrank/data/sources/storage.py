@@ -1,7 +1,7 @@
-"""Where outside files lie: a local file, a folder of them, or a prefix in Google Cloud Storage (`gs://BUCKET/PREFIX`).
+"""Access to external files: a local file, a folder, or a prefix in Google Cloud Storage (`gs://BUCKET/PREFIX`).
 
-A folder, or a prefix, is read with all folders below it (`dt=2026-11-01/` and the like), links to folders included, in
-order of names. Names that begin with a dot or an underscore are never data: `_SUCCESS`, `_temporary/`, `.part-0.crc`.
+A folder or prefix is read recursively (`dt=2026-11-01/` and the like), links to folders included, in order of names.
+Names that begin with a dot or an underscore are not data: `_SUCCESS`, `_temporary/`, `.part-0.crc`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from distilrank.core.problems import Problems
 from distilrank.core.scratch import scratch_folder
 
 _RANGE_BYTES = 1 << 20
-"""What one request for a part of an object fetches at least."""
+"""Smallest range of an object that one request fetches."""
 
 _TABLES = {
     "a Delta Lake table": (r"(.*/)?_delta_log/.*", "COPY (FROM delta_scan('TABLE')) TO 'table.parquet' in DuckDB"),
@@ -30,7 +30,7 @@ _TABLES = {
     ),
     "a Hudi table": (r"(.*/)?\.hoodie/.*", "df.write.parquet('FOLDER') in Spark"),
 }
-"""Formats that keep files of rows long deleted: by which names they are known, and an example of an export."""
+"""Table formats whose folders keep files of deleted rows: patterns of file names, and an example of an export."""
 
 
 class StoredFile(Protocol):
@@ -41,33 +41,34 @@ class StoredFile(Protocol):
         """Path or URI."""
 
     def key(self) -> str:
-        """What tells without reading it whether it has changed: path, size and time, or an object's generation."""
+        """Key that changes with the file, computed without reading it: path, size and time, or a generation."""
 
     def digest(self) -> str:
-        """Digest of the content: SHA-256 of a local file, for an object that of the checksum that the store reports."""
+        """Digest of the content: SHA-256 of a local file, or of the checksum that the store reports for an object."""
 
     def open_local(self, folder: Path | None = None) -> AbstractContextManager[Path]:
-        """Give the content as a local file.
+        """Provide the content as a local file.
 
         Args:
-            folder: where an object is downloaded to for the while; None: the system's folder for temporary files.
+            folder: where an object is downloaded to temporarily; None: the system's folder for temporary files.
         """
 
     def open_ranges(self) -> AbstractContextManager[BinaryIO]:
-        """Give the content as a seekable stream that fetches what is read and little more."""
+        """Provide the content as a seekable stream that fetches little more than what is read."""
 
 
 def files(reference: str, suffixes: Sequence[str], problems: Problems | None = None) -> list[StoredFile]:
-    """The files that `reference` leads to, sorted by name; a file or object that it names itself whatever its suffix.
+    """List the files of `reference`, sorted by name; a single file or object may have any suffix.
 
     Args:
         reference: local file, local folder or gs://BUCKET/PREFIX.
         suffixes: suffixes of the files to read, in any case (`.csv.gz`).
-        problems: gets what is wrong (nothing there: fatal, and the list is empty) and, not fatal, how many files were
-            left out, and which may hold the same rows; None: the first that is fatal is raised.
+        problems: receives a missing reference (fatal; the list is empty) and, not fatal, the number of files left out
+            and files that may hold the same rows; None: the first fatal problem is raised.
 
     Raises:
-        InputError: nothing is there, no name has one of the suffixes, or it cannot be listed; see `problems`.
+        InputError: the reference does not exist, has no file with one of the suffixes, or cannot be listed; see
+            `problems`.
     """
     problems = Problems() if problems is None else problems
     try:
@@ -90,7 +91,7 @@ def files(reference: str, suffixes: Sequence[str], problems: Problems | None = N
 
 
 def _note_twins(reference: str, stored: Sequence[StoredFile], suffixes: Sequence[str], problems: Problems) -> None:
-    """Note the files that differ from another by the ends of their names alone: one table in two formats, perhaps."""
+    """Report files whose names differ only by suffix, which may be one table in two formats."""
     bare = re.compile(f"({'|'.join(map(re.escape, sorted(suffixes, key=len, reverse=True)))})$", re.IGNORECASE)
     first: dict[str, str] = {}
     twins = [
@@ -98,12 +99,12 @@ def _note_twins(reference: str, stored: Sequence[StoredFile], suffixes: Sequence
         for file in stored
         if (other := first.setdefault(bare.sub("", file.name), file.name)) != file.name
     ]
-    what = "files of one name in several formats, expected each row in one of them: all are read"
+    what = "files with the same name in several formats, expected each row in only one: all are read"
     problems.add(reference, what, rows=len(twins), examples=twins, fatal=False, once=True)
 
 
 def _refuse_table(names: Iterable[str]) -> None:
-    """Raise _NotThere if files of these names, folders ending in a slash, are the parts of a table with a log."""
+    """Raise _NotThere if these names (folders end in a slash) belong to a table with a transaction log."""
     for name in names:
         for kind, (pattern, example) in _TABLES.items():
             if re.fullmatch(pattern, name):
@@ -114,22 +115,22 @@ def _refuse_table(names: Iterable[str]) -> None:
 
 
 def hint(reference: str) -> str:
-    """A hint on a missing path that is written as other programs accept it; begins with `; `, or empty."""
+    """Return a hint on a missing path in a notation that other programs accept; begins with `; `, or is empty."""
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", reference)
     if scheme:
-        return f"; {scheme[1]}:// is not read, expected a local path or gs://BUCKET/PREFIX: copy it, or mount it"
+        return f"; {scheme[1]}:// is not supported, expected a local path or gs://BUCKET/PREFIX: copy or mount it"
     if reference.startswith("~"):
-        return f"; ~ is taken as it stands, expected {os.path.expanduser(reference)}"
+        return f"; ~ is not expanded, expected {os.path.expanduser(reference)}"
     if "$" in reference:
-        return "; variables are taken as they stand, expected a path without"
+        return "; variables are not expanded, expected a path without them"
     if set(reference) & set("*?["):
         folder = re.split(r"[*?\[]", reference, maxsplit=1)[0].rpartition("/")[0]
-        return f"; a pattern is taken as it stands, expected a file, or a folder: {folder or '.'}"
+        return f"; patterns are not expanded, expected a file, or a folder: {folder or '.'}"
     return ""
 
 
 class _NotThere(Exception):
-    """In words, without the reference."""
+    """Why a reference cannot be read, without naming it."""
 
 
 def _hidden(name: str) -> bool:
@@ -187,18 +188,18 @@ def _local(reference: str, suffixes: Sequence[str], problems: Problems) -> tuple
     names = [name for name in inside if not _hidden(name)]
     chosen = _without_links([name for name in names if name.lower().endswith(tuple(suffixes))], path)
     links = [name for name in names if name.lower().endswith(tuple(suffixes)) and name not in chosen]
-    what = "left out, links to files that the folder has anyway"
+    what = "left out, links to other files of the folder"
     problems.add(reference, what, rows=len(links), examples=links, fatal=False, once=True)
     stored: list[StoredFile] = [LocalFile(path / name) for name in names if name in chosen]
     return stored, [name for name in names if not name.lower().endswith(tuple(suffixes))]
 
 
 def _below(folder: Path, prefix: str, entered: tuple[str, ...]) -> Iterator[str]:
-    """The names of all files below a folder, through links too, and of hidden folders, which end in a slash.
+    """Yield the names of all files below a folder, following links, and of hidden folders, which end in a slash.
 
     Args:
-        prefix: of the names.
-        entered: this folder and those around it, without links: none of them is entered again.
+        prefix: prefix of the names.
+        entered: real paths of this folder and its parents, which are not entered again.
     """
     try:
         entries = list(os.scandir(folder))
@@ -207,7 +208,7 @@ def _below(folder: Path, prefix: str, entered: tuple[str, ...]) -> Iterator[str]
     for entry in entries:
         name = f"{prefix}{entry.name}"
         if not entry.is_dir():
-            if entry.is_file() or entry.is_symlink():  # a link to nothing, too: it is named when it is opened
+            if entry.is_file() or entry.is_symlink():  # broken links too: opening one reports its name
                 yield name
         elif _hidden(entry.name):
             yield f"{name}/"
@@ -216,7 +217,7 @@ def _below(folder: Path, prefix: str, entered: tuple[str, ...]) -> Iterator[str]
 
 
 def _without_links(names: Sequence[str], root: Path) -> set[str]:
-    """Of the names that lead to one file the one that is no link, or the first."""
+    """Keep one name per file: the one that is not a link, or the first."""
     base, chosen = os.path.realpath(root), dict[str, str]()
     for name in names:
         real = os.path.realpath(root / name)
@@ -227,7 +228,7 @@ def _without_links(names: Sequence[str], root: Path) -> set[str]:
 
 
 def _refuse_part_of_table(path: Path) -> None:
-    """As `_refuse_table`, for a file or folder that is a part of one, a partition perhaps."""
+    """Apply `_refuse_table` to a file or folder that may be part of a table, such as a partition."""
     for folder in path.parents:
         logs = [mark for mark in ("_delta_log", ".hoodie") if (folder / mark).is_dir()]
         metadata = (folder / "metadata").glob("*.metadata.json") if path.is_relative_to(folder / "data") else ()
@@ -253,7 +254,7 @@ class StoredObject:
     def open_local(self, folder: Path | None = None) -> Iterator[Path]:
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
-        with scratch_folder(folder) as made:  # it may hold queries and ids of clients
+        with scratch_folder(folder) as made:  # it may contain queries and client ids
             path = made / PurePosixPath(self.name).name
             with _reachable(self.name, "downloaded"):
                 self.blob.download_to_filename(path, checksum="auto", if_generation_match=self.blob.generation)
@@ -293,7 +294,7 @@ def _objects(reference: str, suffixes: Sequence[str]) -> tuple[list[StoredFile],
     try:
         client = storage.Client()
         itself = client.bucket(bucket).get_blob(path) if path and not path.endswith("/") else None
-        for parent in PurePosixPath(path).parents[:-1]:  # may the reference be a part of a table?
+        for parent in PurePosixPath(path).parents[:-1]:  # the reference may be part of a table
             marks = ["_delta_log/", ".hoodie/", *["metadata/"] * PurePosixPath(path).is_relative_to(parent / "data")]
             for mark in marks:
                 _refuse_table(blob.name for blob in client.list_blobs(bucket, prefix=f"{parent}/{mark}", max_results=9))
@@ -302,16 +303,16 @@ def _objects(reference: str, suffixes: Sequence[str]) -> tuple[list[StoredFile],
         blobs = list(client.list_blobs(bucket, prefix=folder))
     except (GoogleAPIError, GoogleAuthError, OSError) as error:
         raise _NotThere(f"cannot be listed ({one_line(error)})") from None
-    # Consoles make an empty object, its name ending in a slash, for each folder.
+    # Consoles create an empty object for each folder, whose name ends in a slash.
     inside = {blob.name.removeprefix(folder): blob for blob in blobs if not blob.name.endswith("/")}
     if not inside:
-        pattern = "; a pattern is taken as it stands, expected a prefix" if set(path) & set("*?[") else ""
+        pattern = "; patterns are not expanded, expected a prefix" if set(path) & set("*?[") else ""
         raise _NotThere(f"no such object, and no objects below it{pattern}")
     _refuse_table(sorted(inside))
     names = sorted(name for name in inside if not _hidden(name))
     stored: list[StoredFile] = []
     for name in names:
         if name.lower().endswith(tuple(suffixes)):
-            artifacts.check_member(PurePosixPath(name).name, reference)  # it may be downloaded under that name
+            artifacts.check_member(PurePosixPath(name).name, reference)  # it may be downloaded under this name
             stored.append(StoredObject(f"gs://{bucket}/{folder}{name}", inside[name]))
     return stored, [name for name in names if not name.lower().endswith(tuple(suffixes))]

@@ -1,7 +1,7 @@
 """Your own judgements, catalogue and search log, as CSV (gzipped or not) or Parquet.
 
 Each is a file, a folder of files, or a gs:// prefix. A folder is read file by file, so that neither disk nor memory
-need hold all of it.
+must hold all of it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from distilrank.data.sources.reading import File
 from distilrank.data.sources.storage import StoredFile
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
-"""How the names of the files in a folder end."""
+"""Suffixes of the files in a folder."""
 
 UNUSABLE = 0.01
-"""Share of a log file's rows without a query, a product id or a readable time from which on something is wrong."""
+"""Share of log rows without a query, product id or readable time at which a file is refused."""
 
 READING = 2
-"""Goes up with any change of what a log file gives."""
+"""Version of the log reader; increase it whenever the same log file would give other rows."""
 
 _JUDGEMENTS = ("query", "product_id", "rating", "rater", "raters", "locale")
 _CATALOGUE = ("product_id", *schemas.PRODUCT_FIELDS)
@@ -37,14 +37,14 @@ _LENIENT = ("query", "product_id", "timestamp")
 
 
 def open(data: Tables) -> TablesSource:
-    """The source over the files that `data` names; nothing is read yet."""
+    """Return the source of the files that `data` names, without reading them."""
     return TablesSource(data)
 
 
 class JudgedFiles:
-    """Judgements and catalogue in files of one's own; the part of a source that more than one format needs.
+    """Judgements and catalogue in the user's files; base class of sources with different log formats.
 
-    Column names that `data.columns` leaves empty are not looked for.
+    Columns whose name in `data.columns` is empty are not read.
     """
 
     def __init__(self, data: Judged) -> None:
@@ -87,7 +87,7 @@ class JudgedFiles:
         )
 
     def products(self, problems: Problems) -> Iterator[pa.RecordBatch]:
-        """See `Source.products`. A product without a title is kept: what is missing is counted in the data profile."""
+        """See `Source.products`. A product without a title is kept; the data profile counts missing fields."""
         has_rows = False
         for file in self._files(self.data.catalogue, _CATALOGUE, problems):
             for rows in file.batches(problems):
@@ -108,7 +108,7 @@ class JudgedFiles:
 
 
 class TablesSource(JudgedFiles):
-    """Judgements, catalogue and perhaps a log; see `sources.base.Source`."""
+    """Judgements, catalogue and an optional log; see `sources.base.Source`."""
 
     def __init__(self, data: Tables) -> None:
         super().__init__(data)
@@ -134,7 +134,7 @@ class TablesSource(JudgedFiles):
 
 
 class LogFile:
-    """A file of a log, a row an impression; see `sources.base.Part`."""
+    """A log file with one row per impression; see `sources.base.Part`."""
 
     def __init__(self, stored: StoredFile, columns: dict[str, str], csv: Csv) -> None:
         self.name, self.stored, self.columns, self.csv = stored.name, stored, columns, csv
@@ -176,7 +176,7 @@ class LogFile:
                 values["row_id"] = rows.identifier("row_id")
             connection.from_arrow(rows.keep(**values)).insert_into("events")
             read, left_out = read + len(rows), left_out + rows.left_out
-        what = "rows without a client: of no weight for prepare.privacy.min_clients"
+        what = "rows without a client: not counted for prepare.privacy.min_clients"
         problems.add(self.name, what, rows=unknown, fatal=False)
         if left_out > UNUSABLE * read:
             problems.add(

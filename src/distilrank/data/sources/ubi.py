@@ -1,7 +1,7 @@
-"""Search logs in OpenSearch's User Behavior Insights (UBI) schema, beside your own judgements and catalogue.
+"""Search logs in OpenSearch's User Behavior Insights (UBI) schema, with your own judgements and catalogue.
 
-A log is lines of JSON (NDJSON, gzipped or not, also in the form of a bulk request) or Parquet. DuckDB reads it
-(`ubi_sql`); here are the source and its parts, and what is said of lines and records that are left out.
+A log is NDJSON (gzipped or not, also as a bulk request) or Parquet. DuckDB reads it (`ubi_sql`). This module has the
+source and its parts, and reports lines and records that are left out.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ from distilrank.data.sources.ubi_sql import (
 )
 
 SUFFIXES = (".ndjson", ".ndjson.gz", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
-"""How the names of log files end."""
+"""Suffixes of log files."""
 
 READING = 2
-"""Goes up with any change of what a log file gives."""
+"""Version of the log reader; increase it whenever the same log file would give other rows."""
 
 _DAMAGED = (
     OSError,
@@ -60,20 +60,20 @@ _DAMAGED = (
     pa.ArrowException,
     duckdb.IOException,
     duckdb.InvalidInputException,
-    duckdb.ConversionException,  # a time of Parquet too far away for a TIMESTAMP
+    duckdb.ConversionException,  # a Parquet time outside the range of TIMESTAMP
 )
 _NAMED_ACTIONS = 20
 
 
 def open(data: Ubi) -> UbiSource:
-    """The source over the files that `data` names; nothing is read yet."""
+    """Return the source of the files that `data` names, without reading them."""
     return UbiSource(data)
 
 
 class UbiSource(tables.JudgedFiles):
     """Judgements, catalogue and UBI logs; see `sources.base.Source`.
 
-    Judgements may also be lists of OpenSearch's Search Relevance Workbench, told by their name or first character.
+    Judgements may also be lists of OpenSearch's Search Relevance Workbench, recognized by name or first character.
     """
 
     data: Ubi
@@ -90,7 +90,7 @@ class UbiSource(tables.JudgedFiles):
         ]
 
     def _list(self, problems: Problems) -> list[UbiPart]:
-        """The files of `queries`, then those of `events`; a file that both lead to is there once."""
+        """The files of `queries`, then those of `events`; a file of both is listed once."""
         parts: dict[str, UbiPart] = {}
         for reference in filter(None, (self.data.queries, self.data.events)):
             for stored in storage.files(reference, SUFFIXES, problems):
@@ -135,7 +135,7 @@ class UbiPart:
 
     @contextlib.contextmanager
     def _reading(self, problems: Problems | None = None) -> Iterator[None]:
-        """Turn errors of reading the file into a fatal problem; without `problems`, into an InputError."""
+        """Turn errors while reading the file into a fatal problem or, without `problems`, into an InputError."""
         try:
             yield
             return
@@ -144,11 +144,11 @@ class UbiPart:
         except InputError as error:
             reason = str(error).removeprefix(f"{self.name}: ")
         except (*_DAMAGED, duckdb.Error) as error:
-            # Damaged Parquet is an Error of no kind; other kinds are our own faults, or too little memory.
+            # Damaged Parquet raises a plain Error; subclasses are our bugs, or a lack of memory.
             if isinstance(error, duckdb.Error) and not (isinstance(error, _DAMAGED) or type(error) is duckdb.Error):
                 raise
             detail = (str(error).strip() or type(error).__name__).splitlines()[0]
-            if "Invalid string encoding" in detail:  # the value follows, which may be the id of a client
+            if "Invalid string encoding" in detail:  # the value follows, which may be a client id
                 detail = "text that is not UTF-8, or ids as bytes; write them as text"
             reason = f"damaged or not readable ({detail})"
         if problems is None:
@@ -156,7 +156,7 @@ class UbiPart:
         problems.add(self.name, reason)
 
     def check(self, problems: Problems) -> None:
-        """Check from the head of the file that it is UBI."""
+        """Check by the beginning of the file that it is UBI."""
         with self._reading(problems), self.stored.open_ranges() as handle:
             head = handle.read(HEAD_BYTES)
             if head.startswith(PARQUET):
@@ -209,7 +209,7 @@ class UbiPart:
 
     def _note_records(self, connection: duckdb.DuckDBPyConnection, problems: Problems) -> None:
         def note(what: str, where: str, value: str = "NULL", label: str = "") -> None:
-            """Count the records `where` something holds; the first values of `value` are the examples."""
+            """Report the records that match `where`, with the first values of `value` as examples."""
             rows, values = _one(
                 connection, f"SELECT count(*), min(DISTINCT {value}, {EXAMPLES}) FROM ubi_records WHERE {where}"
             )
@@ -241,19 +241,19 @@ class UbiPart:
         note("events with neither user_query nor query_id", "left_out = 'query'")
         lowest = self.data.first_position if isinstance(self.data.first_position, int) else 0
         note(
-            f"events whose position stays unknown, expected a whole number from {lowest}",
+            f"events with unknown position, expected a whole number from {lowest}",
             f"kind = 'event' AND left_out IS NULL AND place IS NOT NULL AND (ordinal IS NULL OR ordinal < {lowest})",
             "place",
             "event_attributes.position.ordinal",
         )
         note(
-            "records without client_id: of no weight for prepare.privacy.min_clients",
+            "records without client_id: not counted for prepare.privacy.min_clients",
             "left_out IS NULL AND client IS NULL",
         )
         if self.data.impressions == "hits":
             note("query records without a list query_response_hit_ids", "kind = 'query' AND hits IS NULL")
             note(
-                "query records with hits that are no ids",
+                "query records with hits that are not ids",
                 f"""kind = 'query' AND left_out IS NULL
                 AND len(list_filter(hits, lambda hit: {id_or_null("json_extract_string(hit, '$')")} IS NULL)) > 0""",
             )
@@ -264,11 +264,11 @@ class UbiPart:
                 FROM ubi_records WHERE kind = 'query' AND left_out IS NULL AND search IS NOT NULL
             ) WHERE other""",
         )
-        what = "query records whose query_id had another user_query: events without one get the first"
+        what = "query records whose query_id has several user_query values: events without one get the first"
         problems.add(self.name, what, rows=others, fatal=False)
 
     def _note_no_impressions(self, connection: duckdb.DuckDBPyConnection, problems: Problems) -> None:
-        """Note a part without impressions, and what it has instead; not fatal, since other parts may have some."""
+        """Report a part without impressions, and what it has instead; not fatal, since other parts may have some."""
         examples: list[str] = []
         if self.data.impressions == "hits":
             rows, shown = _one(
@@ -291,7 +291,7 @@ class UbiPart:
 
 @cache
 def _memory() -> duckdb.DuckDBPyConnection:
-    """A database for scans that keep nothing; opening one takes longer than scanning a small file."""
+    """A shared database for scans without results in tables; opening one takes longer than scanning a small file."""
     return duckdb.connect()
 
 
@@ -300,7 +300,7 @@ def _one(connection: duckdb.DuckDBPyConnection, statement: str, values: Sequence
 
 
 def _actions(connection: duckdb.DuckDBPyConnection, where: str = "kind IN ('event', 'other')") -> list[tuple[str, int]]:
-    """Each action_name and how many events have it, the most frequent first."""
+    """Return each action_name with its number of events, most frequent first."""
     return connection.execute(
         f"SELECT action, count(*) AS rows FROM ubi_records WHERE {where} GROUP BY action ORDER BY rows DESC, action"
     ).fetchall()

@@ -22,7 +22,7 @@ from distilrank.data.sources.storage import StoredFile
 from distilrank.data.sources.ubi_lines import GZIP, json_type, list_keys, quote
 
 LIST_SUFFIXES = (".json", ".json.gz")
-"""How the names of judgement lists end."""
+"""Suffixes of judgement lists."""
 
 
 def is_judgement_list(stored: StoredFile) -> bool:
@@ -37,7 +37,7 @@ def is_judgement_list(stored: StoredFile) -> bool:
 
 
 class JudgementList(File):
-    """A judgement list of the Search Relevance Workbench, a row a rating, counted from 1 over all of its queries.
+    """A judgement list of the Search Relevance Workbench; each rating is a row, numbered from 1 over all queries.
 
     It is one JSON value: {"judgmentRatings": [{"query": "...", "ratings": [{"docId": "...", "rating": "100.000"}]}]}.
     """
@@ -47,10 +47,10 @@ class JudgementList(File):
         self.rating_range = rating_range
 
     def _queries(self) -> list[Any]:
-        """What the list holds of each query, unchecked.
+        """The entries of the list, one per query, unchecked.
 
         Raises:
-            InputError: it is not such a list.
+            InputError: the file is not such a list.
         """
         with self._readable(), self.stored.open_local() as path:
             text = path.read_bytes()
@@ -65,7 +65,7 @@ class JudgementList(File):
             raise InputError(f"{self.name}: not JSON (half of a surrogate pair)") from None
         except json.JSONDecodeError as error:
             raise InputError(f"{self.name}: not JSON ({error})") from None
-        except ValueError:  # Python reads no number of more than 4300 digits
+        except ValueError:  # Python refuses numbers of more than 4300 digits
             raise InputError(f"{self.name}: not JSON (a number has too many digits)") from None
         except RecursionError:
             raise InputError(f"{self.name}: not JSON (nested too deeply)") from None
@@ -129,7 +129,7 @@ class JudgementList(File):
 
 
 def _number(value: Any) -> float | None:
-    """A finite number, as such or as text."""
+    """Parse a finite number, given as a number or as text."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     with contextlib.suppress(ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""Lines and columns of a UBI log, looked at one by one: whether a file is UBI, and what is wrong with a line."""
+"""Inspect lines and columns of a UBI log: whether a file is UBI, and what is wrong with a line."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from distilrank.core.errors import InputError
 from distilrank.core.problems import EXAMPLES
 
 GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
-"""What such files begin with."""
+"""First bytes of these file types."""
 
 KEY_FIELDS = ("query_id", "action_name", "user_query")
-"""Fields of which each record of UBI has one."""
+"""Fields of which each UBI record has at least one."""
 FIELDS = (*KEY_FIELDS, "client_id", "timestamp", "application", "event_attributes", "query_response_hit_ids")
 """The fields that are read."""
 NESTED_FIELDS = ("event_attributes", "query_response_hit_ids")
@@ -34,13 +34,13 @@ _JSON_TYPES = {dict: "object", list: "array", str: "string", bool: "boolean", ty
 
 
 def read_magic(path: Path) -> bytes:
-    """The first bytes of a file, which tell gzip and Parquet from text."""
+    """Read the first bytes of a file, which distinguish gzip and Parquet from text."""
     with path.open("rb") as handle:
         return handle.read(len(PARQUET))
 
 
 def verify_gzip(path: Path) -> None:
-    """Raise OSError if a gzipped file does not match its checksum, at which DuckDB does not look."""
+    """Raise OSError if a gzipped file does not match its checksum, which DuckDB ignores."""
     if read_magic(path).startswith(GZIP):
         with gzip.open(path, "rb") as handle:
             while handle.read(HEAD_BYTES):
@@ -48,7 +48,7 @@ def verify_gzip(path: Path) -> None:
 
 
 def quote(value: str) -> str:
-    """A value as a message shows it: in quotes, and cut if it is long."""
+    """Quote a value for a message, and shorten it if it is long."""
     return repr(value if len(value) <= _QUOTED_CHARACTERS else value[: _QUOTED_CHARACTERS - 1] + "…")
 
 
@@ -66,11 +66,11 @@ def check_columns(names: list[str]) -> None:
 
 
 def complete_lines(head: bytes, *, whole: bool) -> bytes:
-    """The complete lines among the first bytes of a file, which may be gzipped.
+    """Return the complete lines in the first bytes of a file, which may be gzipped.
 
     Args:
         head: the first bytes.
-        whole: whether they are all of the file, whose last line need not end.
+        whole: whether these are all bytes of the file; its last line then needs no line break.
     """
     if head.startswith(GZIP):
         unzip = zlib.decompressobj(31)
@@ -88,7 +88,7 @@ def check_lines(text: bytes) -> None:
         if not fault:
             keys |= dict.fromkeys(json.loads(line))
         elif line.strip():
-            faults.append(f"line {number}: {fault}, expected one JSON object a line")
+            faults.append(f"line {number}: {fault}, expected one JSON object per line")
     if not keys and faults:
         raise InputError(faults[0])
     if keys and not keys.keys() & KEY_FIELDS:
@@ -97,7 +97,7 @@ def check_lines(text: bytes) -> None:
 
 
 def find_fault(line: bytes) -> str | None:
-    """Why a line is no JSON object, without quoting from it."""
+    """Describe why a line is not a JSON object, without quoting it."""
     try:
         text = line.rstrip().decode("utf-8")
         record = json.loads(text)
@@ -110,7 +110,7 @@ def find_fault(line: bytes) -> str | None:
     except json.JSONDecodeError as error:
         what = error.msg.removesuffix(" at").removesuffix(" starting")
         return f"not JSON ({what[:1].lower()}{what[1:]} at column {error.colno})"
-    except ValueError:  # Python reads no number of more than 4300 digits
+    except ValueError:  # Python refuses numbers of more than 4300 digits
         return "not JSON (a number has too many digits)"
     except RecursionError:
         return "not JSON (nested too deeply)"
@@ -118,18 +118,18 @@ def find_fault(line: bytes) -> str | None:
 
 
 def json_type(value: Any) -> str:
-    """What a JSON value is, for a message: `a JSON array`."""
+    """Name the type of a JSON value for a message: `a JSON array`."""
     return f"a JSON {_JSON_TYPES.get(type(value), 'number')}"
 
 
 def list_keys(keys: Iterable[str]) -> str:
-    """The first of the keys of a JSON object, for a message."""
+    """List the first keys of a JSON object for a message."""
     quoted = [quote(key) for key in itertools.islice(keys, EXAMPLES + 1)]
     return ", ".join([*quoted[:EXAMPLES], "..."] if len(quoted) > EXAMPLES else quoted)
 
 
 def find_malformed(connection: duckdb.DuckDBPyConnection, path: Path) -> Iterator[str]:
-    """Number and fault of each line in which DuckDB found no field, without quoting values."""
+    """Yield number and fault of each line in which DuckDB found no field, without quoting values."""
     opener: Any = gzip.open if read_magic(path).startswith(GZIP) else Path.open
     with opener(path, "rb") as handle:
         for number, line in enumerate(handle, 1):

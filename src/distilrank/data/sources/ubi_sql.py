@@ -22,7 +22,7 @@ from distilrank.data.sources.ubi_lines import (
     read_magic,
 )
 
-_LONGEST_LINE = 1 << 21  # bytes; each thread's buffer is twice as long
+_LONGEST_LINE = 1 << 21  # bytes; the buffer of each thread is twice as long
 _CLOCK = (
     r"^\s*(\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?)?)"
     r"\s*(?:Z|UTC|([+-])([01]\d):?([0-5]\d)?)?\s*$"
@@ -30,32 +30,32 @@ _CLOCK = (
 
 
 def text_or_null(value: str) -> str:
-    """A text, null if blank, or if it is an object or an array, which DuckDB hands over as JSON."""
+    """A text; null if it is blank, or an object or array, which DuckDB returns as JSON."""
     first = f"ord({value})"  # of an empty text it is 0
     return f"""CASE WHEN {first} > 32 THEN CASE WHEN {first} NOT IN ({ord("{")}, {ord("[")}) THEN {value} END
         WHEN {first} > 0 AND regexp_matches({value}, '\\S') THEN {value} END"""
 
 
 def id_or_null(value: str) -> str:
-    """A text or a number as text; 3.0 and 3.000000000, as some exports write a 3, are 3."""
+    """A text or number as text; 3.0 and 3.000000000, as some exports write 3, become 3."""
     return f"""CASE WHEN suffix({value}, '0') AND regexp_matches({value}, '^-?[0-9]+\\.0+$')
         THEN regexp_replace({value}, '\\.0+$', '') ELSE {text_or_null(value)} END"""
 
 
 def parse_nested(value: str) -> str:
-    """A JSON value that some exports write as a string with JSON in it."""
+    """A JSON value, which some exports write as a string that contains JSON."""
     return f"""CASE WHEN starts_with({value}, '"') THEN try_cast(json_extract_string({value}, '$') AS JSON)
         ELSE {value} END"""
 
 
 def split_time(text: str) -> str:
-    """The parts of an ISO 8601 time, null for one that `to_utc` reads at once."""
+    """The parts of an ISO 8601 time; null for a time that `to_utc` casts directly."""
     parts = f"regexp_extract({text}, {sql.quoted(_CLOCK)}, ['local', 'sign', 'hours', 'minutes'])"
     return f"CASE WHEN NOT {is_plain_time(text)} THEN {parts} END"
 
 
 def is_plain_time(text: str) -> str:
-    """Whether a time has the one form that nearly all have: 2026-03-31T12:00:00.000Z."""
+    """Whether a time has the usual form: 2026-03-31T12:00:00.000Z."""
     return f"(suffix({text}, 'Z') AND strlen({text}) BETWEEN 20 AND 27)"
 
 
@@ -81,7 +81,7 @@ def to_utc(text: str) -> str:
 
 
 def between_2000_and_2100(utc: str) -> str:
-    """A TIMESTAMP, null unless it lies between 2000 and 2100; Python has no dates for all that DuckDB has."""
+    """A TIMESTAMP, null unless between 2000 and 2100; Python cannot represent all dates of DuckDB."""
     return f"CASE WHEN {utc} >= TIMESTAMP '2000-01-01' AND {utc} < TIMESTAMP '2100-01-01' THEN {utc} END"
 
 
@@ -180,7 +180,7 @@ def select_events(data: Ubi) -> str:
                     generate_subscripts(hits, 1) AS position
                 {searches}
             ) WHERE {id_or_null("hit")} IS NOT NULL"""
-    # Applications that share a file number their ranks each in its own way.
+    # Applications that share a file may number their ranks differently.
     return f"""
         SELECT utc AS "at", search, query, product_id,
             CASE WHEN ordinal >= first THEN ordinal - first + 1 END AS position,

@@ -20,7 +20,7 @@ from distilrank.data.sources.rows import join_lines
 
 LABELS = ("Exact", "Partial", "Irrelevant")
 COLOR = "color"
-"""The feature that names the color of the product as a whole; `basecolor` and the like tell of parts."""
+"""The feature with the color of the whole product; `basecolor` and the like are colors of parts."""
 
 _SUFFIXES = (".csv", ".tsv")
 _PRODUCTS = {
@@ -35,12 +35,12 @@ _LABELS = {"query_id": "query_id", "product_id": "product_id", "label": "label"}
 
 
 def open(data: Wands) -> WandsSource:
-    """The source over the files that `data` names; nothing is read yet."""
+    """Return the source of the files that `data` names, without reading them."""
     return WandsSource(data)
 
 
 class WandsSource:
-    """Three files; see `sources.base.Source`. The query's text is its key, query_id only joins the files."""
+    """Three files; see `sources.base.Source`. A query is identified by its text; query_id only joins the files."""
 
     rating_range = (0.0, 1.0)
     rating_conflicts = "refuse"
@@ -73,14 +73,14 @@ class WandsSource:
                 lines = [
                     "; ".join(f"{name}: {', '.join(values)}" for name, values in each.items()) for each in features
                 ]
-                features = pa.array([line or None for line in lines], pa.string())
+                feature_lines = pa.array([line or None for line in lines], pa.string())
                 colors = pa.array([", ".join(each.get(COLOR, ())) or None for each in features], pa.string())
                 table = rows.keep(
                     product_id=rows.key("product_id"),
                     title=rows.text("title"),
                     product_type=pc.replace_substring(rows.text("product_type"), "|", ", "),
                     color=colors,
-                    description=join_lines(rows.text("description"), features),
+                    description=join_lines(rows.text("description"), feature_lines),
                 )
                 yield from reading.product_batches(table)
 
@@ -109,7 +109,7 @@ class WandsSource:
                 }
                 parts.append(rows.keep(**columns, **judged_pairs.origin(rows, number)))
         reading.expect_rows(self.data.labels, read, self.data.expected_rows, problems)
-        # The file is not ours to mend.
+        # The file cannot be corrected by the user.
         return judged_pairs.one_table(parts, files, self.data.labels, problems, fatal=False)
 
     def log(self) -> None:
@@ -128,9 +128,9 @@ class WandsSource:
         twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
         problems.add(
             self.data.queries,
-            "expected one query for a query_id",
+            "expected one query per query_id",
             rows=len(twice),
-            examples=[f"query_id {key!r} is there twice" for key in twice.to_pylist()],
+            examples=[f"query_id {key!r} occurs twice" for key in twice.to_pylist()],
         )
         return table["query_id"].combine_chunks(), table["query"].combine_chunks()
 
@@ -145,7 +145,7 @@ class WandsSource:
 
 
 def _features(text: str | None) -> dict[str, list[str]]:
-    """The distinct values of each feature of `name : value|name:value|...`; those without a name or a value go."""
+    """The distinct values of each feature of `name : value|name:value|...`; incomplete entries are left out."""
     features: dict[str, list[str]] = {}
     for feature in (text or "").split("|"):
         name, _, value = (part.strip() for part in feature.partition(":"))

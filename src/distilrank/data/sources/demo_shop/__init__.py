@@ -1,8 +1,8 @@
 """The built-in demo shop: a seeded catalogue, judgements and search log whose ground truth is known.
 
-It is made so that words alone do not solve it, as in a real shop: accessories name the product that they belong to
-("case for Nuvo X2 smartphone"), the right products are often called otherwise ("couch" for "sofa"), a product of the
-right kind may have the wrong material, size or gender, and the shop's own product types are coarse, at times wrong.
+As in a real shop, word matching does not solve it: accessories name the product that they belong to ("case for Nuvo X2
+smartphone"), relevant products often have another name ("couch" for "sofa"), a product of the right kind may have the
+wrong material, size or gender, and the shop's product types are coarse and sometimes wrong.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from distilrank.data.sources.demo_shop.queries import GRADES, Query
 from distilrank.data.sources.demo_shop.vocabulary import KINDS, NEW_KIND, SEASONAL
 
 GENERATOR = 1
-"""Goes up with any change of what the generator makes from the same configuration."""
+"""Version of the generator; increase it whenever the same configuration would give other data."""
 
 _HEAD_SHARE, _TORSO_SHARE = 0.2, 0.35
 _ZIPF = 0.8
-"""A query's frequency falls with its rank to this power."""
+"""Exponent of the decrease of a query's frequency with its rank."""
 _NEVER_SEARCHED = 0.1
-"""Share of the torso and tail queries that no log has; raters may still have judged them."""
+"""Share of torso and tail queries that are never searched; raters may still have judged them."""
 
 _EXPORTED = """\
 # Three CSV files in the form that your own data may have: replace them, and name your columns below.
@@ -47,11 +47,11 @@ _EXPORTED = """\
 
 
 class Shop:
-    """The demo shop as a source; everything is made when first asked for, from the seed alone."""
+    """The demo shop as a source; all data is generated from the seed when it is first needed."""
 
     rating_range = (0.0, float(len(GRADES) - 1))
     rating_conflicts = "refuse"
-    # A substitute (2) is something to buy instead, a complement (1) is not: a mean of 2 is something that serves.
+    # A substitute (2) can be bought instead, a complement (1) cannot, so a mean of 2 is relevant.
     relevant_from = 2.0
 
     def __init__(self, config: DemoShop) -> None:
@@ -69,7 +69,7 @@ class Shop:
         return artifacts.digest_json({"generator": GENERATOR, **self.config.model_dump(mode="json")})
 
     def products(self, problems: Problems) -> Iterator[pa.RecordBatch]:
-        """The catalogue, as schemas.PRODUCTS; a new kind's products, if any, come last."""
+        """The catalogue, as schemas.PRODUCTS; products of the new kind, if any, come last."""
         yield from self._catalogue.table.to_batches()
 
     def judgements(self, problems: Problems) -> pa.Table:
@@ -104,12 +104,12 @@ class Shop:
         return pa.table({"query": pa.array(texts), "product_id": ids, "grade": pa.array(np.concatenate(grades))})
 
     def grade(self, query: str, product_id: str) -> int:
-        """The ground truth of any query of the judgements or the log and any product: a number of GRADES.
+        """The true grade, an index into GRADES, of a query of the judgements or the log and a product.
 
         Raises:
             KeyError: the shop does not know the query or the product.
         """
-        return int(queries.grades(self._wanted(query), self._catalogue)[self._rows[product_id]])
+        return int(queries.grades(self._find_query(query), self._catalogue)[self._rows[product_id]])
 
     def log(self) -> Log:
         """The search log in one part, without clients."""
@@ -124,7 +124,7 @@ class Shop:
         moments = logs.times(self.config.searches, self.config.days, self._draw("times"))
         searched, texts = self._searches(np.flatnonzero(logs.second_period(moments)))
         draw = self._draw("results")
-        # Only who asks for the new kind is shown it: what the first period's searches find stays as it is.
+        # Only searches for the new kind show it, so the results of the other searches do not change.
         results = [
             logs.retrieve(self._words(query.text), queries.grades(query, self._first), draw) for query in self._queries
         ]
@@ -138,13 +138,13 @@ class Shop:
         return logs.show(moments, texts, searched, results, ids, self._draw("shown"))
 
     def _searches(self, second: np.ndarray) -> tuple[np.ndarray, pa.Array]:
-        """Number and text of each search's query; `second` holds the numbers of the searches of the second period."""
+        """Index and text of each search's query; `second` holds the indices of the searches of the second period."""
         drift, config = self.config.drift, self.config
         everything = [*self._queries, *self._new_queries]
         strata = np.array([query.stratum for query in self._queries])
         searched = self._draw("searches").choice(len(self._queries), config.searches, p=self._frequencies)
 
-        # One stream for each way to differ, so that none changes what the others do.
+        # A separate random stream for each kind of drift, so that they do not affect one another.
         draw = self._draw("query mix")
         heads = draw.permutation(second[strata[searched[second]] == "head"])[: round(drift.query_mix * len(second))]
         searched[heads] = draw.choice(np.flatnonzero(strata == "tail"), len(heads))
@@ -160,17 +160,17 @@ class Shop:
         return searched, pa.array(texts, type=pa.string())
 
     def _draw(self, stream: str) -> np.random.Generator:
-        """A generator of its own for each purpose, so that more of one thing does not change another."""
+        """A separate random generator for each purpose, so that changing one amount does not change other data."""
         return np.random.default_rng([self.config.seed, *stream.encode()])
 
     @cached_property
     def _first(self) -> Catalogue:
-        """What the shop sells in the first period, and the raters judged."""
+        """The products of the first period, which the raters judged."""
         return catalogue.make(KINDS, self.config.products, f"{self.config.seed}/products", 1)
 
     @cached_property
     def _new(self) -> Catalogue:
-        """The new kind's products, made whether or not the shop takes them up."""
+        """The products of the new kind, generated even if the shop does not sell them."""
         count = max(logs.SHOWN, self.config.products // len(KINDS))
         return catalogue.make([NEW_KIND], count, f"{self.config.seed}/new", self.config.products + 1)
 
@@ -180,13 +180,13 @@ class Shop:
 
     @cached_property
     def _queries(self) -> list[Query]:
-        """All queries but those for the new kind: head, torso, tail."""
+        """All queries except those for the new kind: head, torso, tail."""
         config = self.config
         draw = random.Random(f"{config.seed}/queries")
         sold = self._first.products
         kinds = [kind for kind in KINDS if kind.name in self._first.members]
         taken: set[str] = set()
-        # Usual names before slang and plurals, by and large: the order is that of the frequencies.
+        # Usual names tend to precede slang and plurals, since the order is that of frequency.
         ranked = [
             (draw.random() + 0.25 * position, query)
             for kind in kinds
@@ -216,10 +216,10 @@ class Shop:
 
     @cached_property
     def _frequencies(self) -> np.ndarray:
-        """Each query's share of the searches; heads come first among the queries, so ranks follow their order."""
+        """Each query's share of the searches; queries are in the order of their ranks, heads first."""
         weights = 1 / np.arange(1, len(self._queries) + 1) ** _ZIPF
         rare = np.array([query.stratum != "head" for query in self._queries])
-        rare[0] = False  # however few there are, one is searched
+        rare[0] = False  # at least one query is searched
         weights[rare & (self._draw("never searched").random(len(rare)) < _NEVER_SEARCHED)] = 0
         return weights / weights.sum()
 
@@ -235,8 +235,8 @@ class Shop:
     def _by_text(self) -> dict[str, Query]:
         return {query.text: query for query in [*self._queries, *self._new_queries]}
 
-    def _wanted(self, text: str) -> Query:
-        """The query that `text` is, or is with the season around it."""
+    def _find_query(self, text: str) -> Query:
+        """The query of `text`, with or without seasonal words around it."""
         for form in ("{}", *SEASONAL):
             before, after = form.split("{}")
             if text.startswith(before) and text.endswith(after):
@@ -285,7 +285,7 @@ def _word_match(sold: Catalogue) -> logs.WordMatch:
 
 
 def open(data: DemoShop) -> Shop:
-    """The shop that the configuration describes."""
+    """Return the configured shop."""
     return Shop(data)
 
 
@@ -316,6 +316,6 @@ def export(shop: Shop, folder: Path) -> None:
         "relevant_from": shop.relevant_from,
         "columns": {column: column for table in tables.values() for column in table.column_names},
     }
-    # The shop's log does not tell who searched.
+    # The shop's log has no client ids.
     values = {"data": data, "prepare": {"privacy": {"min_clients": 1}}}
     artifacts.write_text(folder / "config.yaml", _EXPORTED + yaml.safe_dump(values, sort_keys=False))

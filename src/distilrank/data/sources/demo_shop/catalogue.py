@@ -1,4 +1,4 @@
-"""The demo shop's products: what each one is, and what its title, fields and description tell of it."""
+"""The demo shop's products: their true attributes, and the titles, fields and descriptions that show some of them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Product:
 
 
 class Catalogue:
-    """Products with their attributes as arrays, so that a query's ground truth is a few array operations."""
+    """Products with their attributes as arrays, so that a query's grades take a few array operations."""
 
     def __init__(self, products: Sequence[Product], table: pa.Table) -> None:
         self.products, self.table = products, table
@@ -63,13 +63,13 @@ class Catalogue:
 
     @cached_property
     def values(self) -> dict[str, np.ndarray]:
-        """Each attribute of all products; empty strings where a product has none of it."""
+        """Each attribute of all products; empty strings where a product lacks it."""
         names = sorted({name for product in self.products for name in product.values})
         return {name: np.array([product.values.get(name, "") for product in self.products]) for name in names}
 
 
 def make(kinds: Sequence[Kind], count: int, seed: str, first_id: int) -> Catalogue:
-    """Make `count` products, as evenly over `kinds` as it goes; their ids count up from `first_id`."""
+    """Generate `count` products, spread evenly over `kinds`, with consecutive ids from `first_id`."""
     draw = random.Random(seed)
     order = [kinds[number % len(kinds)] for number in range(count)]
     draw.shuffle(order)
@@ -81,14 +81,14 @@ def make(kinds: Sequence[Kind], count: int, seed: str, first_id: int) -> Catalog
 
 
 def join(first: Catalogue, second: Catalogue) -> Catalogue:
-    """Both shops' products, the first's before the second's."""
+    """Concatenate two catalogues."""
     return Catalogue([*first.products, *second.products], pa.concat_tables([first.table, second.table]))
 
 
 def _brand_and_model(kind: Kind, draw: random.Random) -> tuple[str, str]:
     brands = BRANDS[kind.brands]
     number = draw.randrange(len(brands))
-    # Every brand has names of its own, as in life: no two makers sell an X2.
+    # Every brand has separate model names, as in reality: no two makers sell an X2.
     models = MODELS[kind.models][number :: len(brands)] if kind.models else ("",)
     return brands[number], draw.choice(models)
 
@@ -123,9 +123,9 @@ def _capitalised(text: str) -> str:
 
 
 def _fields(product: Product, draw: random.Random) -> dict[str, str | None]:
-    """The product as the shop lists it: now and then incomplete or filed in the wrong place."""
+    """The product as the shop lists it, sometimes incomplete or with a wrong product type."""
     kind, values = product.kind, product.values
-    # A seller leaves out of the title about one attribute in seven; the description still tells of it.
+    # Titles omit about one attribute in seven; the description has it.
     titled = [axis for axis in kind.axes if draw.random() < 0.86]
     aisle = draw.choices((kind.aisle, kind.department, draw.choice(_AISLES.get(kind.department, [kind.aisle])), None),
                          (55, 25, 8, 12))[0]  # fmt: skip
@@ -153,7 +153,7 @@ def _title(product: Product, titled: Sequence[str], draw: random.Random) -> str:
         if draw.random() < 0.6:
             noun = kind.short
         noun += f" {draw.choice(_FITTING)} {values['fits']} {draw.choice(host.nouns)}"
-    elif draw.random() < 0.12:  # the keyword stuffer
+    elif draw.random() < 0.12:  # keyword stuffing
         noun += " " + draw.choice([other for other in kind.nouns if other not in noun and noun not in other] or [""])
     style = draw.random()
     if style < 0.5:
@@ -172,7 +172,7 @@ def _title(product: Product, titled: Sequence[str], draw: random.Random) -> str:
 
 
 def _description(product: Product, titled: Sequence[str], draw: random.Random) -> str:
-    """One or two sentences: what the title leaves out, under another name perhaps, and something else to buy."""
+    """One or two sentences: attributes that the title omits, perhaps under another name, and another product."""
     kind, values = product.kind, product.values
     facts = [values[axis] for axis in kind.axes if axis not in titled or draw.random() < 0.3]
     facts += [f"in {product.shade}"] if product.shade and draw.random() < 0.5 else []

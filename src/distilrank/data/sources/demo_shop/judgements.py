@@ -1,4 +1,4 @@
-"""What raters of the demo shop were shown, and what they said."""
+"""Judgements of the demo shop: the pairs that raters see, and their ratings."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from distilrank.data.sources.demo_shop.queries import GRADES, IRRELEVANT, SUBSTI
 
 _AT_LEAST = (2, 1, 1, 1)
 _SHARES = (0.4, 0.2, 0.2, 0.2)
-"""Of the products picked for a query: fewest of each grade, irrelevant to exact, and shares of what is left."""
+"""Products judged per query: minimum of each grade, irrelevant to exact, and shares of the remainder."""
 _HARD = 0.9
-"""Share of them that a word match tends to order wrongly: those that a judgement tells most about."""
+"""Share of products that word matching tends to rank wrongly, whose judgements are most informative."""
 
 
 def pick(grades: np.ndarray, lexical: np.ndarray, count: int, draw: np.random.Generator) -> np.ndarray:
-    """Rows of `count` products for the raters, ascending; all grades are among them as far as the catalogue goes.
+    """Rows of `count` products for the raters, ascending; all grades occur as far as the catalogue has them.
 
     Args:
         grades: ground truth of every product for the query.
@@ -39,14 +39,14 @@ def pick(grades: np.ndarray, lexical: np.ndarray, count: int, draw: np.random.Ge
 
 
 def highest(values: np.ndarray, count: int) -> np.ndarray:
-    """Places of the `count` highest values, in no order; all of them where there are fewer."""
+    """Indices of the `count` highest values, unordered; all indices if there are fewer."""
     if count >= len(values):
         return np.arange(len(values))
     return np.argpartition(values, len(values) - max(count, 1))[len(values) - count :]
 
 
 def rate(grades: np.ndarray, raters: int, noise: float, draw: np.random.Generator) -> np.ndarray:
-    """The mean of `raters` ratings per pair; each is off by one level, up or down, with chance `noise`."""
+    """The mean of `raters` ratings per pair; each is off by one level, up or down, with probability `noise`."""
     shape = (len(grades), raters)
     slips = np.where(draw.random(shape) < noise, draw.choice([-1, 1], shape), 0)
     return np.clip(grades[:, None] + slips, 0, len(GRADES) - 1).mean(axis=1)

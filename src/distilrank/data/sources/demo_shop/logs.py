@@ -1,4 +1,4 @@
-"""A search log of the demo shop: a mediocre retrieval, and shoppers who click what they see and like."""
+"""Search log of the demo shop: mediocre retrieval, and shoppers who click relevant products that they see."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from distilrank.data.sources.demo_shop.judgements import highest
 from distilrank.data.sources.demo_shop.vocabulary import SEASONAL
 
 SHOWN = 10
-"""Products on a result page."""
+"""Number of products on a result page."""
 SECOND_PERIOD_DAYS = 7
 END = np.datetime64("2025-12-01T00:00:00", "s")
 """The end of the log, exclusive, UTC."""
 
 _POOL_BY_WORDS, _POOL_BY_WORTH, _POOL_AT_RANDOM = 18, 4, 6
 _CLICKS = np.array([0.02, 0.06, 0.18, 0.40])
-"""Chance of a click on a product that was looked at, by its grade."""
+"""Probability of a click on an examined product, by grade."""
 _ETA = 0.9
-"""A result at position p is looked at with chance 1/p^eta (Joachims, Swaminathan and Schnabel, WSDM 2017)."""
+"""A result at position p is examined with probability 1/p^eta (Joachims, Swaminathan and Schnabel, WSDM 2017)."""
 _CHUNK = 50_000
 
 
 class WordMatch:
-    """The share of a query's words, weighted by their rarity, that a product's text holds."""
+    """Computes the share of a query's words, weighted by rarity, that occur in a product's text."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         postings: dict[str, list[int]] = {}
@@ -53,7 +53,7 @@ class WordMatch:
 
 @dataclass(frozen=True)
 class Results:
-    """What the shop's retrieval can find for a query: rows of the catalogue, their scores and true grades."""
+    """Retrieval results of a query: rows of the catalogue, their scores and true grades."""
 
     rows: np.ndarray
     scores: np.ndarray
@@ -61,7 +61,7 @@ class Results:
 
 
 def retrieve(lexical: np.ndarray, grades: np.ndarray, draw: np.random.Generator) -> Results:
-    """Candidates by words mostly, some that another retrieval would find for their worth, some for no reason."""
+    """Retrieve products mostly by words, some by relevance, and some at random."""
     noise = draw.random((2, len(grades)))
     by_words = highest(lexical + 0.05 * noise[0], _POOL_BY_WORDS)
     by_worth = highest(grades + 2.0 * noise[1], _POOL_BY_WORTH)
@@ -71,14 +71,14 @@ def retrieve(lexical: np.ndarray, grades: np.ndarray, draw: np.random.Generator)
 
 
 def times(searches: int, days: int, draw: np.random.Generator) -> np.ndarray:
-    """When the searches happen: sorted datetime64[s], any day alike, evenings busier than mornings."""
+    """Draw the times of the searches: sorted datetime64[s], uniform over days, more in the evening."""
     day = draw.integers(1, days + 1, searches)
     second = (draw.normal(19.0, 4.5, searches) % 24 * 3600).astype(np.int64)
     return np.sort(END - day.astype("timedelta64[D]") + second.astype("timedelta64[s]"))
 
 
 def second_period(moments: np.ndarray) -> np.ndarray:
-    """Which of the times fall into the last days."""
+    """Whether each time is in the second period, the last days of the log."""
     return moments >= END - np.timedelta64(SECOND_PERIOD_DAYS, "D")
 
 
@@ -90,13 +90,13 @@ def show(
     product_ids: pa.Array,
     draw: np.random.Generator,
 ) -> pa.Table:
-    """Play the searches and return the log, as schemas.IMPRESSIONS, in order of time and position.
+    """Simulate the searches and return the log as schemas.IMPRESSIONS, in order of time and position.
 
     Args:
         moments, texts: when each search happened and what was typed.
         searched: number of each search's query in `results`.
     """
-    # One rectangle of candidates; what a query has fewer of scores too low to be shown.
+    # One rectangular array of results; padding has scores too low to be shown.
     width = max(len(result.rows) for result in results)
     rows = np.zeros((len(results), width), dtype=np.int64)
     scores = np.full((len(results), width), -np.inf)
@@ -130,7 +130,7 @@ def show(
 
 
 def seasonal(text: str, draw: np.random.Generator) -> str:
-    """The text as somebody types it who has the season in mind."""
+    """Add seasonal words to a query."""
     return SEASONAL[draw.integers(len(SEASONAL))].format(text)
 
 

@@ -1,4 +1,4 @@
-"""What shoppers of the demo shop want, how they type it, and which products serve them."""
+"""Queries of the demo shop: what shoppers ask for, how they type it, and the grade of each product."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from distilrank.data.sources.demo_shop.catalogue import Catalogue, Product
 from distilrank.data.sources.demo_shop.vocabulary import GENDERS, KINDS, NEW_KIND, SPELLINGS, TRAILING_AXES, Kind
 
 GRADES = ("irrelevant", "complement", "substitute", "exact")
-"""Grades by their value, 0 to 3: also the raters' scale."""
+"""Grades by value, 0 to 3, which is also the raters' scale."""
 IRRELEVANT, COMPLEMENT, SUBSTITUTE, EXACT = range(4)
 
 _BY_NAME = {kind.name: kind for kind in (*KINDS, NEW_KIND)}
 _MISSES = {"gender": 2, "fits": 3}
-"""How much a wrong value weighs; any other attribute weighs 1. A case for another phone serves nobody."""
+"""Weight of a wrong value; other attributes have weight 1. A case for another phone is useless."""
 
 _PATIENCE = 500
-"""So many repetitions in a row say that there are hardly any new queries left."""
+"""Number of consecutive repetitions after which no new queries are expected."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """A text, and what it asks for: a kind of product and values of attributes, as (name, value)."""
+    """A text and its meaning: a kind of product, and attributes as (name, value)."""
 
     text: str
     stratum: str
@@ -36,7 +36,7 @@ class Query:
 
 @cache
 def _related(name: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Kinds that may do instead of `name`, kinds that are accessories of it, and kinds that it is an accessory of."""
+    """Substitutes of `name`, its accessories, and the kinds that it is an accessory of."""
     kind = _BY_NAME[name]
     instead = {*kind.substitutes, *(other.name for other in KINDS if name in other.substitutes)}
     accessories = {other.name for other in KINDS if name in other.hosts}
@@ -82,21 +82,21 @@ def grades(query: Query, catalogue: Catalogue) -> np.ndarray:
 
 
 def head(kind: Kind) -> list[Query]:
-    """The bare names of a kind, the most common first: as its titles have them, slang, some plurals."""
+    """The names of a kind, most common first: those of titles, slang, some plurals."""
     names = [noun.lower() for noun in (*kind.nouns, *kind.slang)]
     texts = dict.fromkeys(names + [_plural(name) for name in names[:2]])
     return [Query(text, "head", kind.name) for text in texts]
 
 
 def torso(product: Product, draw: random.Random) -> Query:
-    """A name and one wish; the product is one that fulfils it."""
+    """A name and one attribute of `product`."""
     if draw.random() < 0.15:
         return _for_use(product, draw, (), "torso")
     return _phrase(product, draw, _asks(product, draw, 1), "torso")
 
 
 def tail(product: Product, draw: random.Random) -> Query:
-    """Two or three wishes, often clumsily typed; the product is one that fulfils them."""
+    """Two or three attributes of `product`, often clumsily typed."""
     wishes = draw.choices((1, 2, 3), (15, 50, 35))[0]
     asks = _asks(product, draw, wishes)
     phrase = _for_use if draw.random() < 0.15 else _phrase
@@ -106,7 +106,7 @@ def tail(product: Product, draw: random.Random) -> Query:
 
 
 def distinct(make: Callable[[], Query], count: int, taken: set[str]) -> list[Query]:
-    """Up to `count` queries from `make` whose texts are not in `taken`, which grows; fewer if they run out."""
+    """Up to `count` queries from `make` whose texts are not in `taken`, which grows; fewer if no new ones come."""
     queries: list[Query] = []
     repeated = 0
     while len(queries) < count and repeated < _PATIENCE:
@@ -122,13 +122,13 @@ def distinct(make: Callable[[], Query], count: int, taken: set[str]) -> list[Que
 
 def _asks(product: Product, draw: random.Random, wishes: int) -> tuple[tuple[str, str], ...]:
     kind, values = product.kind, product.values
-    names = [*kind.axes, *kind.axes, "brand"]  # a use or a material is asked for more often than a maker
+    names = [*kind.axes, *kind.axes, "brand"]  # uses and materials are asked for more often than brands
     names += ["color", "color"] if values["color"] else []
     names += ["gender"] * 3 if values["gender"] in ("women", "men") else []
     names += ["fits"] * 4 if kind.fitted else ["fits"] if kind.name == "smartphone" else []
     draw.shuffle(names)
     chosen = list(dict.fromkeys(names))
-    if "fits" in chosen and not kind.fitted:  # `nuvo x2` says both; asking for either is enough
+    if "fits" in chosen and not kind.fitted:  # `nuvo x2` names both; one of them is enough
         chosen.remove(draw.choice(("fits", "brand")))
     return tuple((name, values[name]) for name in chosen[:wishes])
 
@@ -177,7 +177,7 @@ def _phrase(product: Product, draw: random.Random, asks: tuple[tuple[str, str], 
 
 
 def _for_use(product: Product, draw: random.Random, asks: tuple[tuple[str, str], ...], stratum: str) -> Query:
-    """`slipcover for settee`, `red desk for gaming`: the words behind `for` lead a word match astray."""
+    """`slipcover for settee`, `red desk for gaming`: the words after `for` mislead word matching."""
     kind = product.kind
     asks = tuple(ask for ask in asks if ask[0] != "fits")[:1]
     typed = [_typed(name, value, draw).removeprefix("for ") for name, value in asks]
@@ -190,7 +190,7 @@ def _for_use(product: Product, draw: random.Random, asks: tuple[tuple[str, str],
 
 
 def _mistyped(text: str) -> str:
-    draw = random.Random(text)  # one slip a text, so that slips do not multiply the queries
+    draw = random.Random(text)  # one typo per text, so that typos do not multiply the queries
     words = text.split()
     long = [number for number, word in enumerate(words) if len(word) >= 5 and word.isalpha()]
     if not long:

@@ -1,4 +1,4 @@
-"""What the demo shop sells and how people call it: data only, read by the generator.
+"""Vocabulary of the demo shop: its kinds of products and their names; data only.
 
 All brands and models are invented. Words in lower case are as shoppers type them; titles capitalise them.
 """
@@ -131,45 +131,45 @@ SPELLINGS = {
     "floor length": ("maxi",),
     "high waisted": ("high waist",),
 }
-"""Other ways to say an attribute, in queries and in some titles."""
+"""Other spellings of an attribute, in queries and some titles."""
 
 SEASONAL = ("christmas {}", "{} christmas gift", "{} gift", "{} gift for her", "{} gift for him", "black friday {}",
             "xmas {} deals", "{} stocking filler")  # fmt: skip
-"""How the season shows in queries."""
+"""Seasonal forms of queries."""
 
 TRAILING_AXES = ("size", "storage", "pack")
-"""Attributes that titles put behind the noun."""
+"""Attributes that follow the noun in titles."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of product; the ground truth knows kinds, the shop's `product_type` field mostly does not."""
+    """A kind of product; grades depend on kinds, which the shop's `product_type` field mostly hides."""
 
     name: str
     department: str
     aisle: str
     brands: str
     models: str
-    """Key of MODELS; empty: its products have no name of their own."""
+    """Key of MODELS; empty: its products have no model names."""
     nouns: tuple[str, ...]
-    """How titles and queries call it, most common first."""
+    """Names in titles and queries, most common first."""
     slang: tuple[str, ...] = ()
-    """How queries call it and no title does."""
+    """Names in queries only."""
     palette: str = "none"
     gendered: bool = False
     axes: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Attributes that shoppers ask for, with the values that exist."""
+    """Attributes that shoppers ask for, with their values."""
     extras: tuple[str, ...] = ()
-    """What titles like to add; some mention an accessory."""
+    """Additions to titles; some mention an accessory."""
     uses: tuple[str, ...] = ()
     substitutes: tuple[str, ...] = ()
-    """Kinds that may do instead; the relation holds both ways."""
+    """Substitutes; the relation is symmetric."""
     hosts: tuple[str, ...] = ()
     """Kinds that this one is an accessory of."""
     short: str = ""
     """The accessory's noun in front of `for ...`; empty: its titles name no host."""
     fitted: bool = False
-    """Whether it fits one model of its host only."""
+    """Whether it fits only one model of its host."""
 
 
 SHOE_SIZES = ("size 6", "size 7", "size 8", "size 9", "size 10")
