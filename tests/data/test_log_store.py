@@ -21,10 +21,9 @@ import pytest
 
 import distilrank
 from distilrank.config import Privacy
-from distilrank.core import artifacts, schemas, volume
+from distilrank.core import artifacts, schemas
 from distilrank.core.errors import InputError
 from distilrank.core.problems import Problems
-from distilrank.core.scratch import PREFIX, scratch_folder
 from distilrank.data import log_store
 from distilrank.data.log_aggregates import PartAggregates
 from distilrank.data.sources.base import Log
@@ -347,17 +346,6 @@ SLOWLY = """
 """
 
 
-def test_without_working_locks_nothing_is_taken_for_left_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with scratch_folder(tmp_path) as alive:
-        with scratch_folder(tmp_path):
-            assert alive.exists()
-        monkeypatch.setattr(volume.fcntl, "flock", lambda *_: None)
-        with scratch_folder(tmp_path):
-            assert alive.exists()
-
-
 def test_a_killed_reading_leaves_no_half_part_and_no_raw_query(tmp_path: Path) -> None:
     root, temporary, store = Path(__file__).parents[2], tmp_path / "tmp", tmp_path / "store"
     temporary.mkdir()
@@ -389,18 +377,6 @@ def test_a_killed_reading_leaves_no_half_part_and_no_raw_query(tmp_path: Path) -
     assert part.loads == 1 and len(content(parts, "pairs")) == 1
     whole, _ = ingest(tmp_path / "whole", Rows("a", part.rows))
     assert content(parts, "pairs") == content(whole, "pairs") and content(parts, "queries") == content(whole, "queries")
-
-
-def test_a_scratch_folder_goes_with_its_run_or_before_the_next(tmp_path: Path) -> None:
-    dead = tmp_path / f"{PREFIX}dead"  # a whole node went down: nobody was left to delete it
-    dead.mkdir()
-    (dead / "lock").touch()
-    with scratch_folder(tmp_path) as folder:
-        assert not dead.exists() and folder.parent == tmp_path
-        assert folder.stat().st_mode & 0o777 == 0o700
-        with scratch_folder(tmp_path) as other:
-            assert folder.exists() and other != folder, "another run is at work"
-    assert not list(tmp_path.iterdir())
 
 
 def test_summaries_are_remembered_until_the_part_changes(tmp_path: Path) -> None:

@@ -258,9 +258,9 @@ REFUSED = [
     ({"query": "sofa", "products": [{"title": ""}, {}]}, 422, "products[0].title: is empty, expected text; and 1 more"),
     ({"query": "sofa", "products": [{"title": "x", "brand": 5}]}, 422, "products[0].brand: got 5, expected text"),
     (
-        {"query": "sofa", "products": [{"title": "x", "color": "red"}]},
+        {"query": "sofa", "products": [{"title": "x", "colour": "red"}]},
         422,
-        "products[0].color: unknown field, did you mean 'color'?",
+        "products[0].colour: unknown field, did you mean 'color'?",
     ),
     ({"query": "sofa", "products": ONE, "top": 5}, 422, "top: unknown field"),
     ({"query": "sofa", "products": ONE, "probability": 1}, 422, "probability: got 1, expected true or false"),

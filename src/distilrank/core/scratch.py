@@ -28,11 +28,12 @@ _SWEEP = 'read -r _; rm -rf -- "$0"'
 def sweep(base: Path) -> None:
     """Delete the scratch folders in `base` whose processes have died."""
     for left in base.glob(f"{PREFIX}*"):
-        if left.lstat().st_uid != os.getuid():  # another user's folder or link
-            continue
-        # Fails while the owner lives, and where locks do not work, since the owner may live.
-        with contextlib.suppress(OSError, InputError), volume.locked(left / "lock", wait=False):
-            shutil.rmtree(left, ignore_errors=True)
+        # Fails while the owner lives, where locks do not work, since the owner may live, and if the folder has gone.
+        with contextlib.suppress(OSError, InputError):
+            if left.lstat().st_uid != os.getuid():  # another user's folder or link
+                continue
+            with volume.locked(left / "lock", wait=False):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 @contextlib.contextmanager
