@@ -22,6 +22,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Count the functions too: a parametrized test is many cases of one."""
+    nodes = {
+        report.nodeid for reports in terminalreporter.stats.values() for report in reports if hasattr(report, "when")
+    }
+    functions = {node.split("[")[0] for node in nodes}
+    if functions:
+        terminalreporter.write_line(f"{len(functions)} test functions with {len(nodes)} cases")
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `decoder` (Llama, BPE) and `encoder` (BERT, WordPiece), both of a few thousand random weights."""
