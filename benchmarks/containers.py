@@ -104,7 +104,7 @@ def _build(tree: Path, base: str, *options: str) -> float:
 
 
 def _rebuild(docker: str, base: str) -> float:
-    """Seconds to build all images anew after a change of the library, from a copy of the tree."""
+    """Seconds to rebuild all images after a change of the library, from a copy of the tree."""
     with tempfile.TemporaryDirectory() as scratch:
         tree = Path(scratch) / "tree"
         shutil.copytree(ROOT, tree, ignore=lambda folder, names: _left_out(Path(folder), names))

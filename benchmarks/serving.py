@@ -114,7 +114,7 @@ def make_student(base: Path, seed: int, pairs: pa.Table, folder: Path, backend: 
     text = Text()
     torch.manual_seed(seed)
     model = torch_backend.load_model(base, setup_runtime(Compute(device="cpu", precision="fp32")))
-    # A head as it is made anew would say nearly the same of all pairs; and heads apart tell every score's version.
+    # A freshly initialized head scores all pairs nearly alike, and different heads show which version a score is from.
     torch.nn.init.normal_(model.classifier.weight, std=1.0)
     torch.nn.init.constant_(model.classifier.bias, 6 * (seed - 1.5))
     encoder = scorer.load_encoder(base, text)

@@ -256,7 +256,7 @@ def measure_training(
     figures["times_peer"] = round(sum(seconds["peer"]) / sum(seconds["ours"]), 2)
     per_step = sum(seconds["ours"]) / steps
 
-    say("both anew, for the same time")
+    say("both from the start, for the same time")
     whole = train.slice(0, size * scale.rounds)
     peer, ours = Peer(base, folder, runtime.bf16, rendered), Ours(base, folder, runtime)
     taken_by_peer = _timed(lambda: peer.train(whole))

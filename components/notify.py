@@ -5,7 +5,7 @@ from components.stage import ops_stage
 
 @ops_stage
 def report_outcome(status: PipelineTaskFinalStatus, name: str, config: dict, registry: dict):
-    """Tell how the run ended to whoever the configuration names."""
+    """Notify the configured recipients of how the run ended."""
     from distilrank import notify as stage
     from distilrank.config import Notify, Registry
 

@@ -5,7 +5,7 @@ from components.stage import ops_stage
 
 @ops_stage
 def push_drift_snapshot(drift: Input[Artifact], name: str, newest_end: str, config: dict, registry: dict):
-    """Add the run's drift to the Evidently workspace, if one is configured; a failure is a warning, the run goes on."""
+    """Add the run's drift to the Evidently workspace, if one is configured; a failure is only a warning."""
     from pathlib import Path
 
     from distilrank.drift import workspace as stage

@@ -120,10 +120,10 @@ def distill(
             registry=registry,
         )
         configure_task(drifted, "drift")
-        kept = push_drift_snapshot(
+        pushed = push_drift_snapshot(
             drift=drifted.outputs["drift"], name=run_name(name), newest_end=newest_end, config=drift, registry=registry
         )
-        configure_task(kept, "snapshot", cacheable=False)
+        configure_task(pushed, "snapshot", cacheable=False)
 
         decided = decide(
             evaluation=evaluated.outputs["evaluation"],

@@ -25,7 +25,7 @@ RECURRING = ONE_OFF | {
     "{{$.pipeline_job_resource_name}}": "rec-1-3254976706",
     "{{$.pipeline_job_schedule_time_utc}}": "2026-11-30T20:10:00Z",  # the tick
 }
-"""Likewise of a run that a recurring run with a pinned version started."""
+"""The same for a run that a recurring run with a pinned version started."""
 
 
 @dataclass(frozen=True)

@@ -185,7 +185,7 @@ class Store:
         self.scheduled_workflows: dict[str, str] = {}
         """Name by id of the recurring runs whose ScheduledWorkflow is in Kubernetes, listed by the API or not."""
         self.created_workflows: dict[str, str] = {}
-        """Likewise of the runs whose Workflow is in Kubernetes."""
+        """The same for the runs whose Workflow is in Kubernetes."""
         self.requests: list[str] = []
         self.writes: list[str] = []
         self.problems: list[str] = []

@@ -314,7 +314,7 @@ class Worker:
         warnings.filterwarnings("ignore", module=r"kfp\.local")
         pipeline = self.load()
         io.IOStore = PathStore
-        # This one goes on with tasks that depend on nothing that failed, as Argo ends what it has started.
+        # This one continues with tasks that depend on nothing that failed, as Argo ends what it has started.
         dag_orchestrator.run_dag = enhanced_dag_orchestrator.run_enhanced_dag
         enhanced_dag_orchestrator.execute_task = _with_path(enhanced_dag_orchestrator.execute_task)
         parallel = enhanced_dag_orchestrator.ParallelExecutor

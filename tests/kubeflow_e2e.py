@@ -317,7 +317,7 @@ def a_recurring_run_promotes(session: Session) -> None:
 
 
 def a_deleted_pod_is_started_again(session: Session) -> None:
-    """A pod that is deleted while it trains is started again, and goes on from its checkpoint."""
+    """A pod that is deleted while it trains is started again and resumes from its checkpoint."""
     core = None if session.is_stub else session.kubernetes()
     run = session.start("resumed", **_slow_teacher(session), cluster={"stages": {"teacher": {"retries": 2}}})
     pod = session.wait_for("a checkpoint of the teacher", lambda: _trains(session, run), 15)
@@ -332,7 +332,7 @@ def a_deleted_pod_is_started_again(session: Session) -> None:
 
 
 def a_terminated_run_is_retried(session: Session) -> None:
-    """A run that somebody terminates is said to be stopped by a person; a retry goes on from its checkpoint."""
+    """A run that somebody terminates is reported as stopped by a person; a retry resumes from its checkpoint."""
     run = session.start("stopped", **_slow_teacher(session, rate=6e-4), student=_student("stopped"))
     session.wait_for("a checkpoint of the teacher", lambda: _trains(session, run), 15)
     session.kubeflow.terminate(run)

@@ -147,7 +147,7 @@ def kill_at_random(scratch: str, number: int, seed: int) -> dict[str, Any]:
 
 
 def kill_careless(scratch: str, number: int) -> dict[str, Any]:
-    """Kill what does not survive it: one that begins anew in what it left, and one that takes it for complete."""
+    """Kill what does not survive it: one that starts again in its leftovers, and one that takes it for complete."""
 
     def write(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -165,7 +165,7 @@ def kill_careless(scratch: str, number: int) -> dict[str, Any]:
 
     victims = [
         kills.Victim(name, make, lambda folder: artifacts.digest_file(folder / "rows"), rows)
-        for name, make in (("anew", write), ("trusting", trusting))
+        for name, make in (("restarting", write), ("trusting", trusting))
     ]
     return kills.kill(victims, number, Path(scratch), seed=1)
 

@@ -124,9 +124,9 @@ def test_labeling_is_measured_and_the_last_line_is_the_result() -> None:
 
 def test_what_does_not_survive_kills_is_detected(tmp_path: Path) -> None:
     result = measure(label_victims.kill_careless, str(tmp_path), 9, scratch=tmp_path).result
-    assert (result["anew"]["kills"], result["trusting"]["kills"]) == (5, 4)
-    assert result["anew"]["doubled"] > 0 and result["trusting"]["lost"] > 0
-    assert result["anew"]["different"] > 0 and result["trusting"]["different"] > 0
+    assert (result["restarting"]["kills"], result["trusting"]["kills"]) == (5, 4)
+    assert result["restarting"]["doubled"] > 0 and result["trusting"]["lost"] > 0
+    assert result["restarting"]["different"] > 0 and result["trusting"]["different"] > 0
 
 
 def test_a_kill_before_each_change_is_survived_or_detected(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ if os.geteuid() == 0:
     os.setuid(10001)
 cli.main()
 """
-"""Imports first: that user need not be able to read the folders of whoever runs the tests."""
+"""Imports first: that user may be unable to read the folders of the user who runs the tests."""
 
 
 def _volume(verb: str, root: Path, *folders: str) -> subprocess.CompletedProcess[str]:

@@ -197,9 +197,9 @@ def test_an_adapter_contains_what_its_base_lacks(name: str, tmp_path: Path) -> N
     trained = torch_backend.score_encoded(adapter.model, tokens, CPU, 10_000)
     adapter.merged(tmp_path / "adapter")
     seed_everything(9)  # another pooler and head than those that were adapted
-    anew = torch_backend.load_model(base, Runtime(CPU, torch.float32, "test"))
-    assert np.abs(torch_backend.score_encoded(anew, tokens, CPU, 10_000) - trained).max() > 0.1
-    loaded = PeftModel.from_pretrained(anew, tmp_path / "adapter")
+    base_model = torch_backend.load_model(base, Runtime(CPU, torch.float32, "test"))
+    assert np.abs(torch_backend.score_encoded(base_model, tokens, CPU, 10_000) - trained).max() > 0.1
+    loaded = PeftModel.from_pretrained(base_model, tmp_path / "adapter")
     np.testing.assert_allclose(torch_backend.score_encoded(loaded, tokens, CPU, 10_000), trained, atol=1e-4)
 
 

@@ -51,7 +51,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> str:
 
 def is_at_work(process: psutil.Process) -> bool:
     try:
-        return process.status() != psutil.STATUS_ZOMBIE  # whoever adopts orphans may leave them unreaped
+        return process.status() != psutil.STATUS_ZOMBIE  # the process that adopts orphans may leave them unreaped
     except psutil.NoSuchProcess:
         return False
 

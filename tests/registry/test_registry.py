@@ -944,7 +944,7 @@ def test_without_credentials_the_error_says_whose_are_needed(monkeypatch: Any, t
 
 
 def test_the_promoter_is_another_identity(monkeypatch: Any, tmp_path: Path) -> None:
-    """Whoever runs this reads; what is written is written as the promoter."""
+    """The current user reads; writes are made as the promoter."""
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     credentials = {"type": "authorized_user", "client_id": "x", "client_secret": "y", "refresh_token": "z"}
     artifacts.write_json(tmp_path / "key.json", credentials)

@@ -126,8 +126,8 @@ def test_a_killed_teacher_resumes_and_other_inputs_start_from_scratch(
     # Another template, another part size: not a row is taken over, and nothing of the first is touched.
     other = _teacher(models, tmp_path / "other", TeacherText(template="{product} for {query}"))
     for config, teacher in ((Label(part_rows=10), other), (Label(part_rows=9), taught)):
-        labeling.label(config, resuming, **shared, teacher=teacher, output=tmp_path / "anew")
-        assert artifacts.read_json(tmp_path / "anew" / "stage.json")["facts"]["resumed"] == 0
+        labeling.label(config, resuming, **shared, teacher=teacher, output=tmp_path / "again")
+        assert artifacts.read_json(tmp_path / "again" / "stage.json")["facts"]["resumed"] == 0
     assert list((tmp_path / "checkpoints").iterdir()) == [parts]
 
     finished[0].write_bytes(finished[0].read_bytes()[:50])  # what a failing disk may leave
