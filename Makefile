@@ -22,7 +22,7 @@ IMAGE_OPTIONS ?=
 # Further options of tests/kubeflow_e2e.py.
 E2E_OPTIONS ?=
 
-.PHONY: demo demo-refusals test lint types compile check clean docs evidently-ui chart images base-image e2e e2e-kubeflow help
+.PHONY: demo demo-refusals test test-quick lint types compile check clean docs evidently-ui chart images base-image e2e e2e-kubeflow help
 
 help: ## Say what there is
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,9 @@ LEFT_BEHIND = --set name=demo-left-behind --set student.optimizer.seed=99 \
 
 test: $(DEV) $(VENV)/onnx-backend/.ready $(HELM) ## Run the tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-quick: $(DEV) ## Run the tests that take milliseconds each, those of tests/quick.txt: for the inner loop
+	@$(BIN)/python -m pytest -n 2 @tests/quick.txt
 
 lint: $(DEV) ## Check style, format and the layers of the packages
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache --no-logo \
